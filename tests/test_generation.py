@@ -329,7 +329,7 @@ def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path
 @pytest.mark.parametrize("name", ["base.bin", "manifest.json", "derivation.json", "golden"])
 def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
     kept, heard = {**llama.genai.companions("model.onnx"), name: b"{}"}, Heard()
-    with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
+    with pytest.raises(BaseModelError, match=rf"{name}: has a file with a reserved name"):
         build_bundle(
             llama.genai.model,
             [llama.adapters["a"]],

@@ -1,1 +1,1 @@
-"""Bundles: built, changed, proved."""
+"""Build, change and prove bundles."""

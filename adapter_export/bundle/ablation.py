@@ -1,8 +1,8 @@
-"""The changes that each adapter makes: to the outputs of the base, and to the value that it replaces at each site.
+"""Measure the effect of each adapter: on the outputs of the base, and on the value it replaces at each site.
 
-An adapter whose up projections are zero, or whose scale is, passes every comparison with a reference, for it does what
-it was told to: nothing. Golden vectors of the base and of the adapter stand side by side, so the effect on outputs
-costs no run. At a site, the NumPy meaning of the graph is computed on drawn values.
+An adapter with zero up-projections or zero scale passes every comparison with a reference, because it correctly
+computes nothing. The effect on outputs costs no run: golden vectors of the base and of the adapter are compared. The
+effect at a site is computed by NumPy on random values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMED = 6
 
 
 def effects(bundle: OpenedBundle, names: Collection[str]) -> tuple[EffectRecord, ...]:
-    """Return what each of these adapters changes; one that is a head alone has no effect to look for.
+    """Return the effect of each of these adapters; adapters that are only a head are skipped.
 
     Raises:
         FileError, FormatError: golden vectors or an adapter cannot be read.
@@ -53,9 +53,9 @@ def _effect(bundle: OpenedBundle, name: str, adapter: Adapter, norms: Mapping[st
 
 
 def _output_changes(bundle: OpenedBundle, name: str) -> Iterator[tuple[str, tuple[float, bool]]]:
-    """Each output of the base that is made of floats: ‖with adapter − base‖ / ‖base‖, and whether more than rounding.
+    """Yield for each float output of the base ‖with adapter − base‖ / ‖base‖, and whether that exceeds rounding.
 
-    What the rounding of float32 explains is the measure in a base of 8 bits, too: both sides come from one reference.
+    Float32 rounding is the threshold even for an 8-bit base, because one reference computes both sides.
     """
     base, own = bundle.golden(None), bundle.golden(name)
     of_base = {case.name: outputs for case, outputs in zip(base.cases, base.outputs, strict=True)}
@@ -82,7 +82,7 @@ def _relative(changed: Array, before: Array) -> float:
 
 
 def site_change(adapter: Adapter, site: str, norm: Norm | None = None) -> tuple[float, bool]:
-    """Return ‖result − replaced‖ / ‖replaced‖ at a site on drawn values, and whether that is more than rounding.
+    """Return ‖result − replaced‖ / ‖replaced‖ at a site on random values, and whether that exceeds rounding.
 
     The values are standard normal; the block's output `y` is the base's norm of their sum.
     """
@@ -102,7 +102,7 @@ def site_change(adapter: Adapter, site: str, norm: Norm | None = None) -> tuple[
 
 
 def _whole(values: Mapping[str, Array], norm: Norm | None, width: int) -> Array:
-    """The block's output: the norm of the residual sum, or the sum itself where there is none or it is unknown."""
+    """Return the block's output: the norm of the residual sum, or the sum if the norm is absent or unknown."""
     chain = Chain("h")
     chain.op("add", "sum", "x")
     if norm is not None and norm.kind != "unknown":
@@ -112,14 +112,14 @@ def _whole(values: Mapping[str, Array], norm: Norm | None, width: int) -> Array:
 
 
 def note_of(effect: EffectRecord) -> str | None:
-    """Return a note on an adapter that changes nothing, or nothing at some sites; `None` for any other."""
+    """Return a note on an adapter without effect, overall or at some sites; `None` for any other."""
     idle = [f"`{site}`" for site in effect.idle[:_NAMED]]
     more = f" and {len(effect.idle) - _NAMED} more" if len(effect.idle) > _NAMED else ""
     if len(effect.idle) == len(effect.sites):
-        return f"adapter `{effect.adapter}` changes nothing at all: at each of its sites it gives what it replaces"
+        return f"adapter `{effect.adapter}` has no effect: at each of its sites its result equals the replaced value"
     if not effect.beyond_rounding:
-        part = f"by {effect.change:.1e} of its size, which rounding explains"
-        return f"adapter `{effect.adapter}` changes nothing at all: it moves `{effect.output}` {part}"
+        part = f"by {effect.change:.1e}, which is within rounding"
+        return f"adapter `{effect.adapter}` has no effect: it changes `{effect.output}` {part}"
     if idle:
-        return f"adapter `{effect.adapter}` changes nothing at {', '.join(idle)}{more}"
+        return f"adapter `{effect.adapter}` has no effect at {', '.join(idle)}{more}"
     return None

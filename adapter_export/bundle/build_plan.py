@@ -68,14 +68,14 @@ Pairs = Sequence[tuple[Adapter, Golden]]
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """The graphs of a bundle.
+    """Graphs of a bundle.
 
     Attributes:
-        variants: the graphs beside the one with slots; `None` writes those that are standard, as far as they can be.
-        bake: the adapters that get a graph in which they are constant.
-        reserved: graphs of adapters that will be added, which get slots beside those of the adapters.
-        checksums: whether graphs show which tensors they received.
-        copy_weights: whether the base's weights are copied instead of hard-linked.
+        variants: graphs to add to the one with slots; `None` writes the standard ones that the base allows.
+        bake: adapters that get a graph in which they are constant.
+        reserved: graphs of future adapters, which get slots besides those of the adapters.
+        checksums: whether graphs output checksums of the tensors they received.
+        copy_weights: whether to copy the base's weights instead of hard-linking them.
     """
 
     variants: Sequence[VariantName] | None = None
@@ -87,17 +87,17 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts about a model that its graph does not hold.
+    """Facts about a model that its graph does not contain.
 
     Attributes:
-        base_head: the adapter that is the base head.
+        base_head: the adapter made from the base head.
         tokenizer: the text of its `tokenizer.json`.
-        max_tokens: the longest text to take; by default as long as the base takes.
-        texts: what its own library makes of golden texts.
-        media: what its processor does with images or audio.
+        max_tokens: maximum text length; default: the maximum of the base.
+        texts: golden texts encoded by its own library.
+        media: preprocessing of images or audio.
         companions: further files for other programs, by name.
-        generation: how it writes texts; `None` if it writes none.
-        origin: what the base was made of; by default the constants of its graph.
+        generation: generation settings; `None` if it does not generate text.
+        origin: origin of the base; default: the constants of its graph.
     """
 
     base_head: str | None = None
@@ -112,18 +112,17 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """A bundle to build.
+    """Plan of a bundle.
 
     Attributes:
-        base: the base as it goes into the bundle.
-        adapters: the adapters; those in `precisions` are rounded to what their files hold, and everything is computed
-            with what is left of them.
+        base: the base to store in the bundle.
+        adapters: the adapters; those in `precisions` are rounded to their file precision before anything is computed.
         references: computes golden data; never the exported graph.
-        cases: the inputs of golden vectors.
-        graphs: the graphs to write.
-        model: the facts about the model that its graph does not hold.
-        precisions: how the files of adapters store them, by name; default: float32.
-        allow_base_mismatch: take adapters that were trained on other weights.
+        cases: inputs of golden vectors.
+        graphs: graphs to write.
+        model: facts about the model that its graph does not contain.
+        precisions: storage precision of the adapter files, by name; default: float32.
+        allow_base_mismatch: whether to accept adapters trained on other weights.
     """
 
     base: OnnxBase
@@ -136,28 +135,28 @@ class BuildPlan:
     allow_base_mismatch: bool = False
 
     def run(self, output: Output, reporter: Reporter = SILENT) -> Manifest:
-        """Build the bundle, and verify it against its golden data in ONNX Runtime before it takes its place.
+        """Build the bundle, and verify it against its golden data in ONNX Runtime before it replaces an existing one.
 
         Args:
-            output: the folder to make.
-            reporter: receives each step, and notes of graphs that cannot be and of adapters that change nothing.
+            output: the folder to create.
+            reporter: receives each step, and notes on graphs that cannot be written and adapters without effect.
 
         Raises:
             UsageError: there are no adapters, a tokenizer for a base of unknown lengths without `max_tokens`, or an
                 unknown name in `bake`.
-            AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
+            AdapterError: two adapters have the same name, or an adapter does not fit; `BaseMismatchError` is one.
             NotNeutralError: an adapter cannot share a graph with others.
             BaseModelError: the base cannot be exported.
-            ParityError: the results of the exported graph differ from the reference.
+            ParityError: the exported graph does not match the reference.
             OutputExistsError: the output exists and may not be replaced.
-            WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
+            WriteError: the operating system refused a write. No files are left after this or any other error.
         """
         self._check()
         with output.folder() as folder, ThreadPoolExecutor(1) as pool:
             build = _Build(self, folder, reporter)
             build.write_graphs()
             weights = folder / WEIGHTS_FILE
-            hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
+            hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # a large base takes seconds
             base, pairs = build.golden_vectors()
             bundle = build.open(base, pairs)
             build.write_golden_sets(bundle, base, pairs)
@@ -166,15 +165,15 @@ class BuildPlan:
 
     @cached_property
     def lengths(self) -> Mapping[str, Lengths]:
-        """The lengths that the bundle takes, by the name of an axis.
+        """Lengths that the bundle accepts, by axis name.
 
         Raises:
-            UsageError: the base does not take texts as short as `max_tokens`.
+            UsageError: the base does not accept texts as short as `max_tokens`.
         """
         lengths = narrowed(self.base.inputs, self.base.lengths, self.model.max_tokens)
         if lengths is None:
             raise UsageError(
-                "fewer tokens than the base takes",
+                "fewer tokens than the base accepts",
                 where=argument("max_tokens"),
                 found=self.model.max_tokens,
                 expected=str(token_lengths(self.base.inputs, self.base.lengths)),
@@ -183,27 +182,25 @@ class BuildPlan:
 
     @property
     def tokens(self) -> Lengths:
-        """The number of tokens that a text may have."""
+        """Number of tokens that a text may have."""
         return token_lengths(self.base.inputs, self.lengths)
 
     def _check(self) -> None:
-        """Refuse what can be refused before anything is written."""
+        """Raise errors that can be found before anything is written."""
         names, tokenizer, most = [adapter.name for adapter in self.adapters], self.model.tokenizer, self.tokens.maximum
         if not names:
             raise UsageError(
-                "there is nothing to build",
+                "nothing to build",
                 found="no adapters given, and the base has no head",
                 expected="at least one of these",
-                fix=f"give some as {argument('adapters')}",
+                fix=f"pass {argument('adapters')}",
             )
         if tokenizer is not None and most is None:
-            raise UsageError("`max_tokens` is required with a tokenizer", fix="give `max_tokens`")
+            raise UsageError("`max_tokens` is required with a tokenizer", fix="pass `max_tokens`")
         check_names(names)
         unknown = quoted(name for name in self.graphs.bake if name not in names)
         if unknown:
-            raise UsageError(
-                "no adapter of this name is built", where=argument("bake"), found=unknown, expected=quoted(names)
-            )
+            raise UsageError("no adapter has this name", where=argument("bake"), found=unknown, expected=quoted(names))
         check_bases(self.adapters, self.base.fingerprint, allow_mismatch=self.allow_base_mismatch)
         if tokenizer is not None and most is not None:
             check_texts(self.adapters, tokenizer_digest(tokenizer), most)
@@ -212,7 +209,7 @@ class BuildPlan:
 
 
 class _Build:
-    """The work on one bundle: what its steps have made so far."""
+    """State of one build between its steps."""
 
     def __init__(self, plan: BuildPlan, folder: Path, reporter: Reporter) -> None:
         self.plan, self.folder, self.reporter = plan, folder, reporter
@@ -224,9 +221,9 @@ class _Build:
         self.draft = self._with_slots(slots)
 
     def _with_slots(self, slots: SlotPlan) -> GraphDraft:
-        """Put the slots into the base's graph, and checksums if the bundle has them."""
+        """Insert the slots into the base's graph, and checksums if the bundle has them."""
         base, options = self.plan.base, self.plan.graphs
-        self.reporter.step(f"putting {len(slots.slots)} slots into the graph")
+        self.reporter.step(f"inserting {len(slots.slots)} slots into the graph")
         model, checksums = insert_slots(base, slots), None
         if options.checksums:
             taken = [*self.outputs, *(head.output for head in self.writer.heads)]
@@ -238,11 +235,11 @@ class _Build:
         )
 
     def write_graphs(self) -> None:
-        """Write every variant that is wanted, and the model's own files; a note names each one left out.
+        """Write every requested variant, and the model's files; a note names each variant that is skipped.
 
         Raises:
-            AdapterError: the adapters cannot share a graph that was named.
-            BaseModelError: the base cannot have one that was named, or a file of the model has the name of another.
+            AdapterError: the adapters cannot share a requested graph.
+            BaseModelError: the base does not allow a requested graph, or a file of the model has a reserved name.
         """
         options = self.plan.graphs
         for variant in VARIANTS.values():
@@ -254,7 +251,7 @@ class _Build:
             except (AdapterError, BaseModelError) as error:
                 if options.variants is not None or not variant.optional:
                     raise
-                self.reporter.note(f"without the variant `{variant.name}`: {error.message}")
+                self.reporter.note(f"skipped the variant `{variant.name}`: {error.message}")
         self._write_model_files()
 
     def _write_model_files(self) -> None:
@@ -264,19 +261,19 @@ class _Build:
         _keep(model.companions, self.folder, later)
         if model.media is not None:
             (self.folder / model.media.record.processor).write_text(model.media.processor, "utf-8", newline="")
-        if model.tokenizer is not None:  # it replaces a companion of this name, which says the same
+        if model.tokenizer is not None:  # overwrites a companion of this name, which has the same content
             (self.folder / TOKENIZER_FILE).write_text(model.tokenizer, "utf-8", newline="")
 
     def golden_vectors(self) -> tuple[Golden, Pairs]:
         """Return the golden vectors of the base, and of each adapter."""
         pairs = [(adapter, self.golden_data.of_adapter(adapter)) for adapter in self.adapters]
-        headed = next((golden for adapter, golden in pairs if not adapter.placements), None)  # the base, and a head
+        headed = next((golden for adapter, golden in pairs if not adapter.placements), None)  # base and head
         base = self.golden_data.of_adapter(None) if headed is None else self.golden_data.vectors.of_base(headed)
         return base, pairs
 
     @cached_property
     def golden_data(self) -> GoldenDataMaker:
-        """The maker of golden data."""
+        """Maker of golden data."""
         plan = self.plan
         cases = [case_of(case.name, case.arrays, plan.base.inputs) for case in plan.cases]
         allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).precision.activations)
@@ -286,12 +283,12 @@ class _Build:
 
     @cached_property
     def extent(self) -> Extent:
-        """The products of the graph with slots; those of checksums do not round."""
+        """Products of the graph with slots; those of checksums do not round."""
         model, checksums = self.draft.model, self.draft.checksums
         return extent(flow_graph(model if checksums is None else without_checksums(model, checksums.output)))
 
     def open(self, base: Golden, pairs: Pairs) -> OpenedBundle:
-        """Write the files of adapters, and open the bundle with a manifest that says what rows and padding change."""
+        """Write the adapter files, and open the bundle with the measured effect of rows and padding in its manifest."""
         plan, draft, writer = self.plan, self.draft, self.writer
         of_base = writer.golden(base)
         records = [
@@ -308,7 +305,7 @@ class _Build:
         return bundle
 
     def _manifest(self, golden: GoldenRecord, adapters: Sequence[AdapterRecord]) -> Manifest:
-        """Return the manifest without what runs of the bundle will show."""
+        """Return the manifest without facts that are measured by running the bundle."""
         plan, draft, heads, files = self.plan, self.draft, self.writer.heads, dict[str, str]()
         base, model, facts = plan.base, draft.model, plan.model
         added = {head.output for head in heads} | ({draft.checksums.output} if draft.checksums else set())
@@ -350,7 +347,7 @@ class _Build:
         )
 
     def write_golden_sets(self, bundle: OpenedBundle, base: Golden, pairs: Pairs) -> None:
-        """Write golden texts, media and batches, as far as the bundle can have them."""
+        """Write golden texts, media and batches, if they apply to the bundle."""
         data, facts, manifest = self.golden_data, self.plan.model, bundle.manifest
         pads, texts, media = padding_by_name(manifest, self.draft.plan, self.adapters), None, None
         if facts.tokenizer is not None and manifest.max_tokens is not None:
@@ -364,15 +361,13 @@ class _Build:
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:
-    """Write files of the base's own, but none with a name that is there or comes `later`; the tokenizer is replaced.
+    """Write files of the base that do not collide with existing or `later` files; the tokenizer is replaced.
 
     Raises:
-        BaseModelError: one has the name of a file of the bundle.
+        BaseModelError: a file has the name of a file of the bundle.
     """
     for name, content in files.items():
         path = folder / name
         if name in later or path.exists():
-            raise BaseModelError(
-                "has a file with a name that the bundle needs", where=name, fix="rename it in the base's folder"
-            )
+            raise BaseModelError("has a file with a reserved name", where=name, fix="rename it in the base's folder")
         path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))

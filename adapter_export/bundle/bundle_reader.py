@@ -1,4 +1,4 @@
-"""An opened bundle: each of its files is hashed once, each graph is read once and has one session per level."""
+"""An opened bundle: hashes each file once, reads each graph once, and keeps one session per graph and level."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ from adapter_export.runtime.session import Session
 from adapter_export.text import Tokenizer
 
 LEVEL: Optimization = "all"
-"""The optimization level that clients have if they do not ask for another."""
+"""Default optimization level of clients."""
 
 Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
-"""The data inputs of one run, and the adapter of each row; `None` is the base. Only the graph of the bank mixes
+"""Data inputs of one run, and the adapter of each row; `None` is the base. Only the graph of the bank mixes
 adapters: the others use the first for all rows."""
 
 _TRIED_TOKENS = 5
 _SAME_SHAPE = 2e-5
-"""Allowed difference of two runs of one shape in any precision, relative to the largest value: kernels that do not
-depend on the words of other rows give equal bits."""
+"""Allowed difference of two runs of one shape in any precision, relative to the largest value: kernels whose rows
+are independent give equal bits."""
 
 _RESULT_BYTES = 2**26
-"""Bytes of results in memory at a time where a graph runs piece by piece."""
+"""Maximum bytes of results in memory when a graph runs piece by piece."""
 
 
 class OpenedBundle:
-    """A bundle and what was read of it so far, on top of what the runtime does with it.
+    """A bundle, its runtime and everything read from it so far.
 
-    A staged one is being made: its manifest need not be written, and its files are not listed yet. A graph with many
-    weights then runs piece by piece, so that they are not in memory all at once.
+    A staged bundle is being built: its manifest need not exist yet, and does not list its files. Graphs with many
+        weights then run piece by piece, so that not all weights are in memory at once.
 
     Attributes:
-        bundle: the bundle, as the Python runtime opens and runs it.
-        staged: whether it is being made.
+        bundle: the bundle in the Python runtime.
+        staged: whether it is being built.
     """
 
     def __init__(self, bundle: Bundle, *, staged: bool = False) -> None:
@@ -84,27 +84,27 @@ class OpenedBundle:
 
     @classmethod
     def open(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> OpenedBundle:
-        """Open a bundle with all of its files; arguments and errors as of `Bundle.open_to_check`."""
+        """Open a bundle with all of its files; arguments and errors as for `Bundle.open_to_check`."""
         return cls(Bundle.open_to_check(folder, expect=expect, copy=copy))
 
     @classmethod
     def being_made(cls, folder: Path, manifest: Manifest) -> OpenedBundle:
-        """Return the bundle that a folder will hold."""
+        """Return the bundle that is being built in a folder."""
         return cls(Bundle(folder, manifest, verified=False), staged=True)
 
     @property
     def folder(self) -> Path:
-        """The folder of the bundle; messages and reports name it."""
+        """Folder of the bundle, for messages and reports."""
         return self.bundle.folder
 
     @property
     def home(self) -> Path:
-        """The folder from which its files are read: a private copy, or `folder` itself."""
+        """Folder that files are read from: a private copy, or `folder`."""
         return self.bundle.home
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest; one that is being made gets what its runs show."""
+        """The manifest; during a build, measured facts are added to it."""
         return self.bundle.manifest
 
     @manifest.setter
@@ -113,45 +113,45 @@ class OpenedBundle:
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """The base, which is none, and the adapters."""
+        """The base (`None`) and the adapters."""
         return (None, *(record.name for record in self.manifest.adapters))
 
     @property
     def base_outputs(self) -> tuple[str, ...]:
-        """The names of the base's outputs."""
+        """Names of the base's outputs."""
         return tuple(record.name for record in self.manifest.base_outputs)
 
     @property
     def common_outputs(self) -> tuple[str, ...]:
-        """The names of the outputs that are compared whatever the adapter: those of the base, and the checksums."""
+        """Names of the outputs that are compared for every adapter: those of the base, and the checksums."""
         return (*self.base_outputs, *filter(None, (self.manifest.checksums,)))
 
     @cached_property
     def checksums(self) -> SlotChecksums | None:
-        """The checksums that its graphs must give; `None` where they give none."""
+        """Expected checksums of its graphs; `None` if they have none."""
         name = self.manifest.checksums
         return None if name is None else SlotChecksums(name, self.plan, self.manifest.inputs)
 
     @cached_property
     def plan(self) -> SlotPlan:
-        """The plan of the slots of its graphs."""
+        """Slot plan of its graphs."""
         return read_plan(self.slots_model, self.folder)
 
     @cached_property
     def numerics(self) -> Numerics:
-        """The numerics of the graph with slots."""
+        """Numerics of the graph with slots."""
         return numerics(self.slots_model)
 
     @cached_property
     def batch_invariant(self) -> bool:
-        """True if rows do not depend on each other: by the base's operators, and in a trial run."""
+        """True if rows are independent: according to the base's operators, and in a test run."""
         return self.numerics.batch_invariant and _rows_are_apart(self.manifest, self.run_slots)
 
     def run_slots(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
-        """Run the graph with slots on inputs, and on tensors of slots that are not neutral.
+        """Run the graph with slots on inputs and on slot tensors that are not neutral.
 
         Raises:
-            RequestError: it cannot compute them.
+            RequestError: the graph cannot compute them.
         """
         if self.staged and weights_are_many(self.slots_model):
             return Pieces(self.slots_model, self.home).run_all(requests)
@@ -160,21 +160,21 @@ class OpenedBundle:
 
     @cached_property
     def extent(self) -> Extent:
-        """The products of the graph with slots; those of checksums do not round."""
+        """Products of the graph with slots; those of checksums do not round."""
         checksums, model = self.manifest.checksums, self.slots_model
         return extent(flow_graph(model if checksums is None else without_checksums(model, checksums)))
 
     def allowance(self, cases: Iterable[Case]) -> Allowance:
-        """Return what decides the budgets of the graph with slots for some inputs."""
+        """Return the sizes that determine the budgets of the graph with slots for some inputs."""
         return Allowance.of(self.extent, cases, self.numerics.precision.activations)
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the manifest, which has those of all other files; of one that is staged as it will be."""
+        """SHA-256 of the manifest, which contains those of all other files; of a staged bundle, its future value."""
         return hashlib.sha256(canonical_json(asdict(self.manifest))).hexdigest()
 
     def files_of(self, variant: VariantName) -> tuple[str, ...]:
-        """Return the graphs of a variant: one, or one for each adapter that is baked in."""
+        """Return the graphs of a variant: one, or one per baked adapter."""
         return VARIANTS[variant].files(self.manifest)
 
     @property
@@ -183,14 +183,14 @@ class OpenedBundle:
         return self.model(self.manifest.graphs["slots"])
 
     def model(self, file: str) -> ir.Model:
-        """Return a graph; its external data are not read.
+        """Return a graph without its external data.
 
         Raises:
             FormatError: it is not an ONNX model.
         """
 
         def refusal(reason: str) -> FormatError:
-            fix = "build the bundle again, or copy it again as a whole"
+            fix = "rebuild the bundle, or copy it again completely"
             return FormatError("is not an ONNX model", where=self.folder / file, found=reason, fix=fix)
 
         if file not in self._models:
@@ -198,11 +198,11 @@ class OpenedBundle:
         return self._models[file]
 
     def record(self, name: str) -> AdapterRecord:
-        """Return what the manifest says of an adapter."""
+        """Return the manifest's record of an adapter."""
         return next(record for record in self.manifest.adapters if record.name == name)
 
     def tensors(self, name: str | None) -> Weights:
-        """Return a tensor for every slot, from the file for all programs; for the base what its default is."""
+        """Return a tensor for every slot, from the `.safetensors` file; for the base, the defaults."""
         if name not in self._tensors:
             with self.bundle.named():
                 self._tensors[name] = (
@@ -216,7 +216,7 @@ class OpenedBundle:
         """Return the golden vectors of the base or of an adapter.
 
         Raises:
-            FileError, FormatError: as `read_golden`.
+            FileError, FormatError: as for `read_golden`.
         """
         if name not in self._golden:
             record = self.manifest.golden if name is None else self.record(name).golden
@@ -225,29 +225,29 @@ class OpenedBundle:
         return self._golden[name]
 
     def parts(self, name: str) -> GoldenParts | None:
-        """Return the golden parts of an adapter; `None` where its golden vectors tell every fault.
+        """Return the golden parts of an adapter; `None` if its golden vectors expose every fault.
 
         Raises:
-            FileError, FormatError: as `read_parts`.
+            FileError, FormatError: as for `read_parts`.
         """
         record = self.record(name).golden.parts
         with self.bundle.named():
             return None if record is None else read_parts(self.home, name, record, self.manifest.inputs)
 
     def source(self, name: str) -> Adapter:
-        """Return an adapter as it was given to the build; errors as `read_source`."""
+        """Return the bundle's copy of an adapter; errors as for `read_source`."""
         if name not in self._sources:
             with self.bundle.named():
                 self._sources[name] = read_source(self.home, self.record(name))
         return self._sources[name]
 
     def with_output(self, name: str | None) -> tuple[Adapter | None, str | None]:
-        """Return an adapter as `source` gives it, with the output of its head; neither for the base."""
+        """Return an adapter and the output of its head; `None` for both for the base."""
         return (None, None) if name is None else (self.source(name), self.record(name).output)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, of a bundle that has one; errors as of `Bundle.tokenizer`."""
+        """Tokenizer of a bundle that has one; errors as for `Bundle.tokenizer`."""
         return self.bundle.tokenizer()
 
     def texts(self) -> GoldenTexts | None:
@@ -261,7 +261,7 @@ class OpenedBundle:
             return None if path is None else read_golden_texts(self.home / path)
 
     def batches(self) -> GoldenBatches | None:
-        """Return the golden batches; `None` for a bundle without any.
+        """Return the golden batches, or `None` for a bundle without any.
 
         Raises:
             FileError, FormatError: they cannot be read.
@@ -291,31 +291,32 @@ class OpenedBundle:
             return None if path is None else read_derivation(self.home / path)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
-        """Return the one session of a graph at a level.
+        """Return the session of a graph at a level; it is created once.
 
         Raises:
-            FormatError: ONNX Runtime cannot open it.
+            FormatError: ONNX Runtime cannot open the graph.
         """
         if (file, level) not in self._sessions:
             self._sessions[file, level] = self.bundle.open_graph(file, optimization=level, threads=self._threads)
         return self._sessions[file, level]
 
     def with_threads(self, threads: int) -> OpenedBundle:
-        """Return the bundle with sessions of its own, in which one operation may use `threads` threads."""
+        """Return the bundle with separate sessions that use `threads` threads per operation."""
         other = OpenedBundle(self.bundle, staged=self.staged)
         other._threads, other._tensors, other._golden = threads, self._tensors, self._golden
         return other
 
     def close_runtime(self, level: Optimization = LEVEL) -> None:
-        """Forget the session of the Python runtime.
+        """Close the session of the Python runtime.
 
-        It opens graphs by this object: as a cycle, both would stay in memory until the garbage collector comes.
+        It opens graphs through this object: the reference cycle would keep both in memory until the next garbage
+            collection.
         """
         for checksums in {None, self.manifest.checksums}:
             self._runtimes.pop((level, checksums), None)
 
     def close(self, file: str, level: Optimization) -> None:
-        """Give back the memory of a session, and of the one below it."""
+        """Release the memory of a session, and of the session below it."""
         self._sessions.pop((file, level), None)
         if file == self.manifest.graphs.get("fanout") and self.manifest.fanout is not None:
             self._sessions.pop((self.manifest.fanout.prefix, level), None)
@@ -325,13 +326,13 @@ class OpenedBundle:
     def runtime_session(
         self, level: Optimization = LEVEL, only: Collection[str] | None = None, *, checksums: bool = False
     ) -> Session:
-        """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
+        """Return a session of the Python runtime with all adapters loaded, sharing the session of each graph.
 
-        `only` names the graphs that it may run; default: all. With `checksums`, it also returns those of the slots, so
-        that what it feeds is compared.
+        `only` names the graphs it may run; default: all. With `checksums`, it also returns the slot checksums, so that
+        the fed tensors are compared.
 
         Raises:
-            FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
+            FormatError: an adapter does not fit the graph; `VersionError`, a subclass: ONNX Runtime is too old.
         """
         if not self.staged:
             check_release(self.manifest, self.folder)
@@ -343,7 +344,7 @@ class OpenedBundle:
             fanout = self.manifest.fanout if "fanout" in kept else None
             manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
             return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
-        # where a manifest does not tell checksums apart, they are an output of the base
+        # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
         key = level, manifest.checksums
         if key not in self._runtimes:
@@ -355,36 +356,36 @@ class OpenedBundle:
         """Run the graph with slots with an adapter that ONNX Runtime itself loads and activates."""
         adapter, options = ort.LoraAdapter(), ort.RunOptions()
         adapter.Load(str(self.home / self.record(name).onnx_adapter))
-        options.add_active_adapter(adapter)  # which must outlive the run: `options` does not keep it
+        options.add_active_adapter(adapter)  # must outlive the run: `options` does not keep a reference
         return run_session(self.session(self.manifest.graphs["slots"]), arrays, options=options)
 
 
 def read_source(folder: Path, record: AdapterRecord) -> Adapter:
-    """Read an adapter as it was given to the build.
+    """Read the bundle's copy of an adapter.
 
     Raises:
         FileError, FormatError: it cannot be read.
-        AdapterError: it is not the one that the manifest describes.
+        AdapterError: it does not match the manifest.
     """
     adapter = read_adapter(folder / record.source)
     facts: list[tuple[str, object, object]] = [("base", adapter.base, record.base)]
     facts += task_facts(adapter.task, record.task)
-    if record.mix is not None:  # which column weighs which member: no number would tell
+    if record.mix is not None:  # the order of columns: a mix-up would leave shapes unchanged
         facts.append(("order of members", weighted_members(adapter), record.mix.members))
     for what, found, expected in facts:
         if found != expected:
             raise AdapterError(
-                f"has another {what} than the manifest says",
+                f"has a {what} that does not match the manifest",
                 where=folder / record.source,
                 found=found,
                 expected=expected,
-                fix="build the bundle again",
+                fix="rebuild the bundle",
             )
     return adapter
 
 
 def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, object, object]]:
-    """Return what two task records say, key by key, where both are there; else the two themselves."""
+    """Return the differing facts of two task records by key if both exist; otherwise the records."""
     if found is None or expected is None:
         return [("task", found, expected)]
     names = {field.name: "labels" if field.name == "labels" else f"{field.name} in its task" for field in fields(Task)}
@@ -392,9 +393,9 @@ def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, obj
 
 
 def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.ndarray]]], list[Arrays]]) -> bool:
-    """Return whether each of two rows gives the same beside a copy of itself; true of a base that does not take two.
+    """Return whether each of two rows gives the same result next to a copy of itself; true if the base takes one row.
 
-    All runs have one shape, so that kernels add up in one order: even in 8 bits no rounding tells them apart.
+    All runs have one shape, so kernels sum in the same order: rounding is equal even in 8 bits.
     """
     rows = {record.axes[0] for record in manifest.inputs if record.axes}
     free = axis_names(manifest.inputs)
@@ -406,7 +407,7 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
     alike = [{name: array[[row, row]] if name in own else array for name, array in arrays.items()} for row in (0, 1)]
     try:
         mixed, *found = run([arrays, *alike])
-    except RequestError:  # a base that does not take this shape
+    except RequestError:  # the base does not accept this shape
         return True
     outputs = [record.name for record in manifest.base_outputs if record.axes and record.axes[0] in rows]
     return all(
@@ -418,7 +419,7 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph of a bundle at one optimization level, fed as a client feeds it."""
+    """One graph of a bundle at one optimization level, fed the way a client feeds it."""
 
     bundle: OpenedBundle
     variant: VariantName
@@ -427,21 +428,21 @@ class Graph:
 
     @property
     def by_row(self) -> bool:
-        """True if each row of a batch chooses an adapter of the bank."""
+        """True if each row of a batch selects an adapter of the bank."""
         return VARIANTS[self.variant].by_row
 
     @property
     def adapters(self) -> tuple[str | None, ...]:
-        """The adapters that it can run; `None` is the base."""
+        """Adapters that the graph can run; `None` is the base."""
         return VARIANTS[self.variant].adapters(self.bundle.manifest, self.file)
 
     @property
     def pieces(self) -> bool:
-        """True if it runs piece by piece."""
+        """True if the graph runs piece by piece."""
         return self.bundle.staged and weights_are_many(self.bundle.model(self.file))
 
     def run(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return the outputs of the base and those of the heads of the chosen adapters, of those that the graph has.
+        """Return the outputs of the base and of the heads of the chosen adapters, as far as the graph has them.
 
         Raises:
             RequestError: ONNX Runtime cannot compute these inputs.
@@ -454,17 +455,17 @@ class Graph:
         return run_session(session, self.feeds(arrays, chosen), outputs)
 
     def run_all(self, requests: Sequence[Request], result_bytes: int) -> Iterator[Arrays]:
-        """Run any number of times; `result_bytes` is the size of the results of one run.
+        """Run all requests; `result_bytes` is the size of the results of one run.
 
         Raises:
-            RequestError: as `run`.
+            RequestError: as for `run`.
             BaseModelError: the graph cannot be opened.
         """
         if not self.pieces:
             yield from (self.run(arrays, chosen) for arrays, chosen in requests)
             return
         model, count = self.bundle.model(self.file), max(1, _RESULT_BYTES // max(1, result_bytes))
-        open_session(model, self.bundle.home)  # that the whole can be opened is not seen from its pieces
+        open_session(model, self.bundle.home)  # pieces that open do not prove that the whole graph does
         for start in range(0, len(requests), count):
             some = requests[start : start + count]
             results = Pieces(model, self.bundle.home).run_all([self.feeds(*request) for request in some])
@@ -472,7 +473,7 @@ class Graph:
                 yield {name: found[name] for name in self._outputs(chosen, found)}
 
     def feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return what its inputs are, tensors of slots among them."""
+        """Return the feeds of the graph, including slot tensors."""
         return VARIANTS[self.variant].feeds(self, arrays, chosen)
 
     def compute(self, file: str, feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Add adapters to a bundle and remove them, without its base: the graph with slots and the weights stay as they are."""
+"""Add and remove adapters of a bundle without its base: the graph with slots and the weights do not change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adapter_export.runtime.bundle import Bundle
 from adapter_export.safe_io.output import changed_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
-"""Files that describe the bundle as it was before."""
+"""Files that describe the previous version of the bundle."""
 
 
 def add_adapters(
@@ -43,23 +43,23 @@ def add_adapters(
     precision: AdapterPrecision = "float32",
     reporter: Reporter = SILENT,
 ) -> Manifest:
-    """Add adapters to a bundle; it stays as it was if that fails, also if the process is killed.
+    """Add adapters to a bundle. It is unchanged after an error or if the process is killed.
 
     Args:
         bundle: the bundle, or its folder.
         adapters: their topologies must be among those that the bundle was built with.
         references: computes golden data in the precision of the bundle; never the exported graph.
-        site_map: the digest of the site map that the base was opened with.
-        allow_base_mismatch: take adapters that were trained on other weights.
-        precision: how their files store them; they are rounded to it.
-        reporter: receives each step, and notes of adapters that change nothing and of a signature that is gone.
+        site_map: digest of the site map that the base was opened with.
+        allow_base_mismatch: whether to accept adapters trained on other weights.
+        precision: storage precision of the adapter files; the adapters are rounded to it.
+        reporter: receives each step, and notes on adapters without effect and on a removed signature.
 
     Raises:
-        AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
-            bank with the others; `BaseMismatchError` is a kind of it.
-        BaseModelError: the site map is another than that of the bundle.
-        ParityError: the bundle with the new adapters does not compute what the reference computes.
-        InputError: the bundle cannot be read, or its files are not those that were written.
+        AdapterError: a name is in use, the graph has no slots for an adapter, or it cannot share a bank with
+            the others; `BaseMismatchError` is a subclass.
+        BaseModelError: the site map does not match the bundle's.
+        ParityError: the bundle with the new adapters does not match the reference.
+        InputError: the bundle cannot be read, or its files do not match their SHA-256.
         WriteError: the operating system refused a write.
     """
     old, writer = _opened(bundle, reporter)
@@ -85,13 +85,13 @@ def add_adapters(
 
 
 def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = SILENT) -> Manifest:
-    """Remove adapters from a bundle; it stays as it was if that fails, also if the process is killed.
+    """Remove adapters from a bundle. It is unchanged after an error or if the process is killed.
 
-    The slots stay, so that adapters of the same topology can be added later.
+    The slots remain, so that adapters of the same topology can be added later.
 
     Raises:
-        AdapterError: there is no adapter of a name, or none would be left.
-        InputError, WriteError, ParityError: as `add_adapters`.
+        AdapterError: an adapter does not exist, or none would be left.
+        InputError, WriteError, ParityError: as for `add_adapters`.
     """
     old, writer = _opened(bundle, reporter)
     records = old.manifest.adapters
@@ -100,15 +100,15 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
     unknown = [name for name in names if name not in known]
     if unknown:
         raise AdapterError(
-            "the bundle has no adapter of this name",
+            "the bundle has no adapter with this name",
             found=quoted(unknown),
             expected=f"one of {quoted(known)}",
-            fix="check the name for a typing error",
+            fix="check the spelling",
         )
     if not kept:
         raise AdapterError(
-            "a bundle has at least one adapter",
-            found=f"{quoted(names)}, and no other",
+            "a bundle needs at least one adapter",
+            found=f"only {quoted(names)}",
             fix="add another one first, or delete the bundle",
         )
     sets = _without_removed(old, names)
@@ -123,14 +123,14 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
 
 
 def _check_fit(adapters: Sequence[Adapter], old: OpenedBundle, writer: BundleWriter, site_map: str | None) -> None:
-    """Refuse adapters for which the graph has no slots, or that read other texts or media than the bundle."""
+    """Reject adapters for which the graph has no slots, or whose texts or media differ from the bundle's."""
     manifest = old.manifest
     if model_version_of(manifest.base, writer.plan, site_map) != writer.model_version:
         raise BaseModelError(
-            "was built with another site map, or without one",
+            "was built with a different site map, or without one",
             where=old.folder,
             found=site_map or "no site map",
-            fix=f"give the site map that it was built with: {argument('site_map', words='FILE')}",
+            fix=f"pass the site map that it was built with: {argument('site_map', words='FILE')}",
         )
     for adapter in adapters:
         _check_slots(adapter, writer.plan, manifest)
@@ -143,7 +143,7 @@ def _check_fit(adapters: Sequence[Adapter], old: OpenedBundle, writer: BundleWri
 def _with_added(
     old: OpenedBundle, data: GoldenDataMaker, pairs: Sequence[tuple[Adapter, Golden]], pads: Mapping[str, bool]
 ) -> GoldenSets:
-    """Return the golden sets of a bundle with those of new adapters."""
+    """Return the golden sets of a bundle, extended by those of new adapters."""
     texts, media, record = old.texts(), old.media(), old.manifest.media
     if texts is not None:
         new = data.texts(old.tokenizer, None, pairs, pads).sets[1:]
@@ -167,42 +167,42 @@ def _without_removed(old: OpenedBundle, names: Sequence[str]) -> GoldenSets:
 
 
 def _opened(bundle: Path | OpenedBundle, reporter: Reporter) -> tuple[OpenedBundle, BundleWriter]:
-    """Open a bundle that is to be changed, and return what writes into it."""
+    """Open a bundle for a change, and return it with its writer."""
     if isinstance(bundle, Path):
-        reporter.step("comparing the files of the bundle with their hashes")
+        reporter.step("verifying the SHA-256 of the bundle's files")
         bundle = OpenedBundle.open(bundle, copy=False)
     heads = head_sums(bundle.plan, bundle.base_outputs)
     return bundle, BundleWriter(bundle.folder, bundle.plan, heads, bundle.manifest.model_version)
 
 
 def _rewritten(manifest: Manifest) -> set[str]:
-    """The files that are written anew in any case."""
+    """Return the files that every change rewrites."""
     media = None if manifest.media is None else manifest.media.golden
     golden = {path for path in (manifest.golden_texts, manifest.golden_batches, media) if path is not None}
     return golden.union(*(variant.refilled(manifest) for variant in VARIANTS.values()))
 
 
 def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest) -> None:
-    """Write the `.onnx_adapter` file of a whole adapter for a bundle, which stays as it is.
+    """Write the `.onnx_adapter` file of a complete adapter for a bundle, which is not changed.
 
-    Nothing is compared with a reference, as `add_adapters` does it.
+    Unlike `add_adapters`, it compares nothing with a reference.
 
     Args:
-        adapter: for which the graph has slots.
-        path: of the new file.
-        folder: with the graphs of the bundle.
-        manifest: of the bundle.
+        adapter: an adapter for which the graph has slots.
+        path: path of the new file.
+        folder: the folder with the bundle's graphs.
+        manifest: the bundle's manifest.
 
     Raises:
-        AdapterError: it does something for which the graph has no slots; `BaseMismatchError` is a kind of it.
-        BaseModelError: the bundle was built with a site map, of which an adapter does not tell.
+        AdapterError: the graph has no slots for the adapter; `BaseMismatchError` is a subclass.
+        BaseModelError: the bundle was built with a site map, which adapters do not record.
         WriteError: the operating system refused a write.
     """
     check_bases([adapter], manifest.base, allow_mismatch=False)
     plan = OpenedBundle(Bundle(folder, manifest, verified=False)).plan
     if model_version_of(manifest.base, plan, None) != manifest.model_version:
         fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
-        raise BaseModelError("was built with a site map, which adapters do not name", where=folder, fix=fix)
+        raise BaseModelError("was built with a site map, which adapters do not record", where=folder, fix=fix)
     _check_slots(adapter, plan, manifest)
     if manifest.text is not None:
         check_texts([adapter], manifest.text.digest, manifest.max_tokens or 0)
@@ -210,16 +210,16 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
 
 
 def _note_unsigned(folder: Path, reporter: Reporter) -> None:
-    """Say that what was made from the old manifest goes with it."""
+    """Note which files of the previous version are removed."""
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
-        reporter.note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
+        reporter.note(f"removed the signature, which this change invalidates; sign the bundle again with {sign}")
     if is_card(folder / CARD_FILE):
-        reporter.note(f"`{CARD_FILE}`, the model card of the earlier bundle, is gone; `push` makes a new one")
+        reporter.note(f"removed `{CARD_FILE}`, the outdated model card; `push` writes a new one")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:
-    """The files that belong to one adapter alone."""
+    """Return the files that belong to one adapter only."""
     source = (f"{record.source}/adapter_graph.json", f"{record.source}/weights.safetensors")
     baked = () if record.baked is None else (record.baked,)
     return (record.onnx_adapter, record.safetensors, *record.golden.files, *source, *baked)
@@ -233,10 +233,10 @@ def _finish(
     references: Runner | None,
     reporter: Reporter,
 ) -> Manifest:
-    """Write the graphs that hold adapters and the manifest, and verify the bundle.
+    """Write the graphs that contain adapters, and the manifest, and verify the bundle.
 
     Raises:
-        FileError: somebody else changed the bundle meanwhile; that would be lost.
+        FileError: another process changed the bundle in the meantime; that change would be lost.
     """
     draft = GraphDraft(writer.folder, writer.plan, writer.heads, _in_bank(old, manifest, added), old.slots_model)
     for variant in VARIANTS.values():
@@ -253,42 +253,42 @@ def _finish(
 
 
 def _tried_out(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
-    """Return the manifest with what rows and padding change, as it is tried out: earlier releases tried less."""
+    """Return the manifest with the effect of rows and padding measured again: earlier releases measured less."""
     said = bundle.manifest
     found = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
     for name in ("batch_invariant", "padding_neutral", "counts_padding"):
         before, after = getattr(said, name), getattr(found, name)
         if before != after:
-            reporter.note(f"the manifest said `{name}` is {before}; tried out, it is {after}")
+            reporter.note(f"`{name}` is {after} as measured now; the manifest said {before}")
     return found
 
 
 def _check_unchanged(old: OpenedBundle) -> None:
-    """Raise `FileError` if the bundle was exchanged since it was opened, before its lock was held."""
+    """Raise `FileError` if the bundle was replaced after it was opened and before its lock was acquired."""
     if read_manifest(old.folder) != old.manifest:
-        raise FileError("was changed by another process meanwhile", where=old.folder, fix="run the command again")
+        raise FileError("was changed by another process in the meantime", where=old.folder, fix="run the command again")
 
 
 def _in_bank(old: OpenedBundle, manifest: Manifest, added: Sequence[Adapter]) -> list[Adapter]:
-    """Return the adapters of the bank as it will be: those that stay in the order of its rows, then new ones."""
+    """Return the adapters of the future bank: remaining ones in the order of its rows, then new ones."""
     rows, known = old.manifest.bank, {record.name for record in manifest.adapters}
     stay = () if rows is None else rows.rows
     return [*(old.source(name) for name in stay if name is not None and name in known), *added]
 
 
 def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:
-    """Raise an `AdapterError` for an adapter that has no place in the graph."""
+    """Raise an `AdapterError` for an adapter without slots in the graph."""
     tensors = slot_tensors(plan, adapter)
     faults = [
-        f"`{slot.name}` {list(tensors[slot.name].shape)}, not {list(slot.axes)}"
+        f"`{slot.name}` {list(tensors[slot.name].shape)}, expected {list(slot.axes)}"
         for slot in manifest.slots
         for axis, size in zip(slot.axes, tensors[slot.name].shape, strict=True)
         if isinstance(axis, int) and axis != size and tensors[slot.name].shape != slot.neutral
     ]
     if faults:
         raise AdapterError(
-            "is of other widths than the base",
+            "has widths that do not match the base",
             where=f"adapter `{adapter.name}`",
             found="; ".join(faults),
-            fix="give an adapter that was trained on this base",
+            fix="use an adapter trained on this base",
         )

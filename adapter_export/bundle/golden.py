@@ -1,6 +1,6 @@
-"""Golden vectors: inputs, the outputs that a reference gives for them, and how far a program may be off.
+"""Golden vectors: inputs, the reference's outputs for them, and the budget of each output.
 
-A bundle stores them, so that any program, in any language, can prove itself; a check computes more of them.
+A bundle stores golden vectors so that a program in any language can verify itself; a check computes more of them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotCh
 from adapter_export.reporting import SILENT, Reporter
 
 SEED = 20
-"""Another seed than that of the golden vectors, so that the two look at different inputs."""
+"""Seed that differs from that of the golden vectors, so that a check sees other inputs."""
 
 _SHOWN = 5
-"""Maximum number of wrong tensors that a message names."""
+"""Maximum number of wrong tensors named in a message."""
 
 
 _Value = TypeVar("_Value")
@@ -45,9 +45,9 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs with a name, the length of each dynamic axis, and which tokens are real, [batch, tokens].
+    """Named inputs, the length of each dynamic axis, and the mask of real tokens, [batch, tokens].
 
-    `real` is `None` if all are, or if the base reads no mask. `core` ones are tried in every graph at every level.
+    `real` is `None` if all tokens are real or the base has no mask. `core` cases run in every graph at every level.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Case:
 
     @property
     def batch(self) -> int:
-        """The length of the first axis of the inputs."""
+        """Length of the first axis of the inputs."""
         return max((len(array) for array in self.arrays.values() if array.ndim), default=1)
 
     def parts(self, shape: Sequence[int]) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
-        """Split an output of that shape into what is compared on its own, each with its elements.
+        """Split an output of this shape into parts that are compared separately, each with its elements.
 
-        An output with a row of numbers per token is split into real tokens and padding. Both are compared: what stands
-        at the padding is the base's own doing, and the bundle must do it too.
+        An output with a row per token is split into real tokens and padding. Both are compared: the bundle must match
+        the base even at padding.
         """
         if self.real is None or not has_rows_per_token(shape, self.real):
             yield "all", None
@@ -76,7 +76,7 @@ class Case:
 
 
 def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord]) -> Case:
-    """Return a case, its axes and its padding read off the arrays."""
+    """Return a case whose axes and padding are read from the arrays."""
     axes: dict[str, int] = {}
     for record in inputs:
         lengths = zip(record.axes, arrays[record.name].shape, strict=True)
@@ -85,9 +85,9 @@ def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputR
 
 
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
-    """Return shapes for a bundle: every pair of a batch, a length and a kind of padding, then the edges of its lengths.
+    """Return shapes for a bundle: every pair of a batch, a length and a kind of padding, then its length limits.
 
-    Where the manifest does not say how long a text may be, none is longer than the longest of the `known` cases.
+    Without a maximum length in the manifest, no case is longer than the longest of the `known` cases.
     """
     longest: int | None = None
     if manifest.max_tokens is None:
@@ -99,24 +99,24 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
     there = {case.name for case in cases}
     for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
         case = case_of(one.name, one.arrays, manifest.inputs)
-        if one.name not in there:  # long ones cost as much as all others
+        if one.name not in there:  # skip duplicates: a long case costs as much as all others
             made.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
     return tuple(replace(case, core=core) for core, case in made)
 
 
 def named(manifest: Manifest, name: str) -> Case | None:
-    """Return the case that a name such as `batch2_tokens4` describes; `None` if the bundle has no such shape."""
+    """Return the case named, for example, `batch2_tokens4`; `None` if the bundle has no such shape."""
     made = named_case(manifest.inputs, name, manifest.lengths, seed=SEED)
     return None if made is None else case_of(made.name, made.arrays, manifest.inputs)
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Expected outputs of the base, or of one adapter on it, for each case, and how far each output may be off.
+    """Expected outputs of the base, or of one adapter, for each case, and the budget of each output.
 
-    `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check. `undefined`
-    are, case by case and output, the positions of the padding that the reference does not define, [batch, tokens], and
-    of outputs without a row per token the rows that follow from such positions, [batch].
+    `against` is `golden` for stored vectors and `reference` for outputs computed during a check. `undefined` contains,
+    by case and output, the padding positions that the reference leaves undefined, [batch, tokens], or for outputs
+    without a row per token the rows that depend on such positions, [batch].
     """
 
     adapter: str | None
@@ -128,17 +128,17 @@ class Golden:
     undefined: Sequence[Undefined] = ()
 
     def only(self, names: Sequence[str]) -> Golden:
-        """Return those of some cases; of all cases if no name is given."""
+        """Return the named cases; all cases if no name is given."""
         kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
         return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
 
     def without(self, output: str | None) -> Golden:
-        """Return those of all outputs but one."""
+        """Return all outputs except one."""
         others = [{name: value for name, value in found.items() if name != output} for found in self.outputs]
         return replace(self, outputs=others)
 
     def of_base(self, outputs: Collection[str]) -> Golden:
-        """Return those of the base, from those of an adapter that leaves all of the base's `outputs` as they are."""
+        """Return the vectors of the base, from those of an adapter that leaves the base's `outputs` unchanged."""
 
         def own(found: Mapping[str, _Value]) -> dict[str, _Value]:
             return {name: value for name, value in found.items() if name in outputs}
@@ -152,13 +152,13 @@ class Golden:
         )
 
     def parts(self, at: int, output: str) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
-        """Split an output of a case as `Case.parts` does, without what is not defined."""
+        """Split an output of a case as `Case.parts` does, without undefined elements."""
         shape = self.outputs[at][output].shape
         vague = self.undefined[at].get(output) if self.undefined else None
         for part, elements in self.cases[at].parts(shape):
             if vague is not None and elements is not None:
                 elements = elements & ~vague.reshape(elements.shape)
-            elif vague is not None:  # of a row as a whole
+            elif vague is not None:  # [batch]: whole rows
                 elements = ~vague.reshape(-1, *(1,) * (len(shape) - 1))
             yield part, elements
 
@@ -168,27 +168,27 @@ def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs:
 
     Raises:
         FileError, FormatError: the file cannot be read.
-        TensorError: it lacks an input or an output of a case, or holds something else.
+        TensorError: it lacks an input or an output of a case, or contains other tensors.
     """
     tensors = read_tensors(folder / record.path)
     keys = [f"input.{one.name}" for one in inputs] + [f"output.{name}" for name in record.absolute]
     wrong = {f"{case}.{key}" for case in record.cases for key in keys} ^ tensors.keys()
     if wrong:
         raise TensorError(
-            "the golden vectors are not complete, or more than those of their cases",
+            "the golden vectors do not match their cases",
             where=folder / record.path,
             found=", ".join(sorted(wrong)[:_SHOWN]),
             expected=f"all inputs and outputs of {quoted(record.cases)}",
-            fix="build the bundle again",
+            fix="rebuild the bundle",
         )
     for case, one in ((case, one) for case in record.cases for one in inputs):
         if tensors[f"{case}.input.{one.name}"].ndim != len(one.axes):
             raise TensorError(
-                "a golden input has another number of axes than the input of the graph",
+                "a golden input and the graph's input differ in their number of axes",
                 where=folder / record.path,
                 found=f"`{case}.input.{one.name}` {list(tensors[f'{case}.input.{one.name}'].shape)}",
                 expected=f"{len(one.axes)} axes",
-                fix="build the bundle again",
+                fix="rebuild the bundle",
             )
     cases = [
         case_of(case, {i.name: tensors[f"{case}.input.{i.name}"] for i in inputs}, inputs) for case in record.cases
@@ -199,7 +199,7 @@ def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs:
 
 
 def write_golden(golden: Golden, folder: Path, path: str) -> GoldenRecord:
-    """Write golden vectors to a file of a bundle, and return what the manifest says of them.
+    """Write golden vectors to a file of a bundle, and return their record for the manifest.
 
     Raises:
         WriteError: the operating system refused.
@@ -222,9 +222,9 @@ def _stored_budget(record: GoldenRecord, output: str) -> Budget:
 
 @dataclass(frozen=True)
 class Allowance:
-    """The sizes from which the budgets of all outputs of a graph follow.
+    """Sizes that determine the budgets of all outputs of a graph.
 
-    `inner` is the length of the longest dot product, `depth` how many products follow each other, and `stored` the
+    `inner` is the length of the longest dot product, `depth` the number of consecutive products, and `stored` the
     coarsest type that the base rounds its activations to.
     """
 
@@ -234,21 +234,21 @@ class Allowance:
 
     @classmethod
     def of(cls, extent: Extent, cases: Iterable[Case], stored: Stored = "float32") -> Allowance:
-        """Return that of a graph for some inputs: attention and pooling add up as many terms as there are tokens."""
+        """Return the allowance of a graph for some inputs: attention and pooling sum over the number of tokens."""
         lengths = [size for case in cases for array in case.arrays.values() for size in array.shape]
         return cls(max([extent.inner, *lengths]), extent.depth, stored)
 
     def error(self, runner: Runner) -> float | None:
-        """Return the relative errors that a reference also runs with; `None` if their effect is not measured.
+        """Return the relative errors to disturb a reference with; `None` if their effect is not measured.
 
-        Errors of a coarser type than float32 are the size of the outputs, and a base that does not stay in memory takes
-        too long.
+        Errors of a type coarser than float32 are as large as the outputs, and a base that does not stay in memory is
+        too slow.
         """
         measured = runner.keeps_weights and self.stored == "float32"
         return product_error("float32", inner=self.inner) if measured else None
 
     def budget(self, *expected: np.ndarray, moved: float = 0.0) -> Budget:
-        """Return the budget of an output from its expected values, case by case; `error` moves it by `moved`."""
+        """Return the budget of an output from its expected values, case by case; `error` changes it by `moved`."""
         dtype = expected[0].dtype.name
         if dtype not in FLOAT_TYPES:
             return EXACT
@@ -257,13 +257,13 @@ class Allowance:
 
 
 def scale(values: np.ndarray) -> float:
-    """Return the largest absolute value of the finite elements, 0 if there are none."""
+    """Return the largest absolute value of the finite elements; 0 if there are none."""
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The budgets of outputs that are compared with each other and not with a reference.
+    """Budgets for comparing two outputs of the bundle with each other instead of with a reference.
 
     `known` has budgets by adapter (`None` is the base) and output, widened by the measured needs of the reference.
     """
@@ -273,7 +273,7 @@ class Tolerance:
 
     @classmethod
     def of(cls, allowance: Allowance, manifest: Manifest, computed: Iterable[Golden]) -> Tolerance:
-        """Return that of a bundle: what golden vectors allow, or what a reference has just been seen to need."""
+        """Return the tolerance of a bundle: its golden budgets, or a reference's measured needs."""
         records: dict[str | None, GoldenRecord] = {None: manifest.golden}
         records |= {record.name: record.golden for record in manifest.adapters}
         known = {
@@ -283,15 +283,15 @@ class Tolerance:
         return cls(allowance, known)
 
     def __call__(self, adapter: str | None, output: str, expected: np.ndarray) -> Budget:
-        """Return the budget of an output, from what is expected of it; no less than what is known of it."""
+        """Return the budget of an output from its expected values; at least its known budget."""
         found = self.allowance.budget(expected)
         return max(self.known.get((adapter, output), found), found, key=lambda budget: budget.absolute)
 
 
 def to_disturb(cases: Sequence[Case]) -> list[Case]:
-    """Return core cases to measure how rounding moves a reference: the smallest of those that differ in batch alone.
+    """Return core cases for measuring the effect of rounding: the smallest of those that differ in batch only.
 
-    Rows of one length are as many chances for an error to grow in one batch as in another.
+    An error is as likely to grow in rows of a small batch as in a larger one of the same length.
     """
     found: dict[object, Case] = {}
     for case in sorted([case for case in cases if case.core] or cases, key=lambda case: case.batch):
@@ -302,9 +302,9 @@ def to_disturb(cases: Sequence[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class GoldenMaker:
-    """Lets a reference, never the graph itself, compute what a graph must give; `outputs` are those of the base.
+    """Computes a graph's expected outputs with a reference, never with the graph; `outputs` are those of the base.
 
-    With `checksums`, those of the slots are added: no reference has slots.
+    With `checksums`, expected slot checksums are added: references have no slots.
     """
 
     references: Runner
@@ -317,10 +317,10 @@ class GoldenMaker:
     def compute(
         self, adapter: Adapter | None, output: str | None, *, name: str | None = None, reporter: Reporter = SILENT
     ) -> Golden:
-        """Return what the reference gives, whatever that is; an output has one budget for all cases.
+        """Run the reference on every case; each output has one budget for all cases.
 
-        `output` is the output of the graph that holds the result of the adapter's head; `name` is what the bundle calls
-        the adapter, if not by its own name.
+        `output` is the graph's output for the adapter's head; `name` is the adapter's name in the bundle, if it differs
+        from the adapter's name.
         """
         known = name if adapter is None or name is not None else adapter.name
         outputs, vague = [], list[Undefined]()
@@ -335,7 +335,7 @@ class GoldenMaker:
         return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
 
     def measured(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
-        """Return one case of what was computed, with budgets that allow for how far errors move the reference there."""
+        """Return one computed case, with budgets widened by the measured effect of rounding on it."""
         moved = self._moved([golden.cases[at]], adapter, output, lambda: None)
         wider = self._budgets(golden.outputs, moved)
         budgets = {
@@ -354,7 +354,7 @@ class GoldenMaker:
         return {} if self.checksums is None else self.checksums.expected(adapter, case.arrays)
 
     def of_base(self, golden: Golden) -> Golden:
-        """Return what `make` or `compute` gives for the base, from that of an adapter that acts at no site."""
+        """Return the base's vectors, derived from those of an adapter that acts at no site."""
         plain = golden.of_base(self.outputs)
         if self.checksums is None:
             return plain
@@ -367,7 +367,7 @@ class GoldenMaker:
     def _moved(
         self, cases: Sequence[Case], adapter: Adapter | None, output: str | None, on_run: Callable[[], None]
     ) -> Mapping[str, float]:
-        """Return how far rounding moves each output of the reference in some cases; empty where it is not measured."""
+        """Return the effect of rounding on each output of the reference in some cases; empty if it is not measured."""
         step = self.allowance.error(self.references)
         if step is None:
             return {}
@@ -381,12 +381,12 @@ class GoldenMaker:
         return moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
 
     def _undefined(self, case: Case, adapter: Adapter | None, output: str | None) -> Undefined:
-        """Return what is not defined: positions of the padding, and whole rows of outputs that are made of them.
+        """Return undefined elements: positions of the padding, and whole rows of outputs that depend on them.
 
-        Real tokens are compared in any case.
+        Real tokens are always compared.
         """
         real = case.real
-        assert real is not None  # as asked
+        assert real is not None  # the caller checks it
         vague: Undefined = {}
         for name, each in undefined(self.references, case.arrays, adapter, self.outputs, output).items():
             if has_rows_per_token(each.shape, real):
@@ -399,19 +399,19 @@ class GoldenMaker:
         """Return golden vectors that can be stored.
 
         Raises:
-            BaseModelError: the reference lacks an output of the base, or gives NaN or Inf.
+            BaseModelError: the reference lacks an output of the base, or returns NaN or Inf.
             NothingComparedError: there are no cases.
         """
         if not self.cases:
-            raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
+            raise NothingComparedError("no golden vectors: there are no inputs")
         added = None if self.checksums is None else self.checksums.output
         found, names = self.compute(adapter, output), [*self.outputs, *filter(None, (output, added))]
         for case, outputs in zip(self.cases, found.outputs, strict=True):
-            faults = [f"no output `{name}`" for name in names if name not in outputs]
+            faults = [f"missing output `{name}`" for name in names if name not in outputs]
             faults += [f"NaN or Inf in `{name}`" for name in names if not np.isfinite(outputs.get(name, 0)).all()]
             if faults:
                 raise BaseModelError(
-                    "the reference gives no golden vectors",
+                    "the reference cannot compute golden vectors",
                     where=f"`{self.references.description}`, case `{case.name}`",
                     found="; ".join(faults),
                     expected=quoted(names),
@@ -423,10 +423,10 @@ class GoldenMaker:
 
 
 def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
-    """Check that what a cache is in the next call begins with what it was: only their order pairs outputs with caches.
+    """Check that each returned cache begins with the cache that was fed: outputs and caches are paired only by order.
 
     Raises:
-        BaseModelError: an output is not the cache that it seems to be.
+        BaseModelError: an output does not extend the cache it is paired with.
     """
     for record in inputs:
         for case, outputs in zip(golden.cases, golden.outputs, strict=True):
@@ -434,8 +434,8 @@ def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
             start = past if record.next is None else outputs[record.next][tuple(map(slice, past.shape))]
             if not np.array_equal(start, past):
                 raise BaseModelError(
-                    "an output is not the cache that it seems to be",
+                    "an output does not extend the cache it is paired with",
                     where=f"output `{record.next}`",
-                    expected=f"what is given as `{record.name}`, and then the new tokens",
-                    fix="export the base with the caches among its outputs in the order of its inputs",
+                    expected=f"the input `{record.name}`, followed by the new tokens",
+                    fix="export the base with its cache outputs in the order of its cache inputs",
                 )

@@ -1,7 +1,7 @@
-"""Golden batches of a bundle: rows whose lone answers the reference computes, replayed as a client puts rows together.
+"""Golden batches of a bundle: rows with answers computed one by one by the reference, replayed in shared calls.
 
-Rows are drawn until the usual mistakes of a client change their answers: padding before the tokens, padding where it
-counts, token types of 0, a span outside of its context, mixed-up rows.
+Rows are drawn until the usual mistakes of a client change their answers: left padding, padding that affects results,
+token types of 0, a span outside its context, mixed-up rows.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ from adapter_export.runtime.answerer import Answerer, Row
 from adapter_export.runtime.session import Session
 
 CHECK = "golden batches"
-"""The name of the check in reports."""
+"""Name of the check in reports."""
 
 _TOKENS = (5, 6, 7)
-"""Lengths of an adapter's rows, close to each other: a client that weighs padding against calls puts them together."""
+"""Lengths of an adapter's rows: similar, so that a client which limits padding still batches them."""
 
 _FEW_TOKENS = (3, 2, 3)
 """Lengths of rows without a task, whose answer is every output."""
 
 _SHARED = 1
-"""The row whose tokens all adapters answer: only the adapter tells these rows apart."""
+"""Index of the row whose tokens all adapters answer: only the adapter distinguishes these rows."""
 
 _ADAPTERS = 6
-"""Adapters of one batch, with all of their rows."""
+"""Maximum adapters per batch, each with all of its rows."""
 
 _DRAWS = 3
-"""Maximum draws of a row until it shows every mistake."""
+"""Maximum draws of a row until it exposes every mistake."""
 
 _MORE_TOKENS = 4
-"""Tokens of padding that a row gets to see what padding changes."""
+"""Tokens of padding added to a row to measure the effect of padding."""
 
 _LABELS = 8
-"""Maximum rows of an adapter that are there because of the label that they are given."""
+"""Maximum number of an adapter's rows that are included because of their label."""
 
 _LABEL_TOKENS = 4
-"""Tokens of these rows: the fewer, the more their answers differ."""
+"""Tokens of these rows: answers of short rows differ most."""
 
 _DRAWN_TOKENS = 2**10
-"""Tokens of all rows among which they are looked for."""
+"""Total tokens of the rows that are searched for labels."""
 
 _ROW_NUMBERS, _ALL_NUMBERS = 2**14, 2**15
-"""The most numbers in the answer of one row, and in all answers: a client parses them as JSON."""
+"""Maximum numbers in the answer of one row, and in all answers: clients parse them as JSON."""
 
 _TYPES = "token_type_ids"
 
 
 def padding_by_name(manifest: Manifest, plan: SlotPlan, adapters: Sequence[Adapter]) -> dict[str, bool]:
-    """Return for each adapter, by its name, whether padding leaves its results as they are.
+    """Return for each adapter, by name, whether padding leaves its results unchanged.
 
     Args:
-        manifest: says what padding changes.
-        plan: the slots that the adapters fill.
+        manifest: records the effect of padding.
+        plan: slots that the adapters fill.
         adapters: the adapters.
     """
     slots = [slot for slot in manifest.slots if slot.graph in manifest.counts_padding]
@@ -94,8 +94,8 @@ class _Asked:
 
     Attributes:
         adapter: the adapter; `None` is the base.
-        output: the output that holds the result of its head.
-        golden: its golden vectors, whose budgets are the least that is allowed.
+        output: the output of its head.
+        golden: its golden vectors, whose budgets are the minimum.
         pads: whether its rows may be padded.
     """
 
@@ -110,7 +110,7 @@ class _Asked:
 
     @property
     def task(self) -> Task | None:
-        """Its task, if its head answers by it."""
+        """Task of the head, if it has one."""
         return None if self.adapter is None or self.output is None else self.adapter.task
 
 
@@ -119,11 +119,11 @@ class BatchMaker:
     """Makes golden batches.
 
     Attributes:
-        manifest: that of the bundle, with what padding changes.
+        manifest: the bundle's manifest, with the effect of padding.
         references: computes the answers; never the exported graph.
-        allowance: decides how far answers may be off.
+        allowance: determines the budgets of answers.
         pads: whether rows may be padded, by the name of their adapter.
-        graph: a bundle whose graph with slots shows which inputs get which labels; no answer is taken from it.
+        graph: bundle whose graph with slots shows which inputs get which labels; no answer comes from it.
     """
 
     manifest: Manifest
@@ -135,15 +135,15 @@ class BatchMaker:
     def make(
         self, base: Golden, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
     ) -> GoldenBatches | None:
-        """Return batches with rows of every adapter, and of the base if it has no head of its own that answers.
+        """Return batches with rows of every adapter, and of the base unless a base head answers for it.
 
         Args:
-            base: the golden vectors of the base.
+            base: golden vectors of the base.
             adapters: each adapter with its golden vectors.
-            heads: the outputs that heads fill.
+            heads: the outputs of heads.
 
         Returns:
-            `None` if an input is no integer or is a cache, or if every answer is too large.
+            `None` if an input is not an integer or is a cache, or if every answer is too large.
         """
         asked = self._asked(adapters, heads)
         if self.manifest.head is None:
@@ -153,12 +153,12 @@ class BatchMaker:
     def add(
         self, old: GoldenBatches | None, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
     ) -> GoldenBatches | None:
-        """Return the batches of a bundle with rows of new adapters, as `make` makes them of all.
+        """Return the batches of a bundle with added rows of new adapters.
 
         Args:
-            old: the batches of the bundle, if it has any.
+            old: batches of the bundle, if any.
             adapters: each new adapter with its golden vectors.
-            heads: the outputs that heads fill.
+            heads: the outputs of heads.
         """
         rows = [row for one in self._asked(adapters, heads) for row in self._rows(one)]
         described = self.references.description
@@ -174,7 +174,7 @@ class BatchMaker:
         ]
 
     def _takes_integers(self) -> bool:
-        """Return whether a row is arrays of integers with one axis of the batch in common, and no cache."""
+        """Return whether all inputs are integer arrays with a batch axis, without caches."""
         inputs = self.manifest.inputs
         first = {record.axes[0] if record.axes else None for record in inputs}
         axes = {axis for record in inputs for axis in record.axes if isinstance(axis, str)}
@@ -186,9 +186,9 @@ class BatchMaker:
         )
 
     def _rows(self, asked: _Asked) -> list[GoldenBatchRow]:
-        """Return the rows of one adapter. They do not depend on the other adapters: these may come and go."""
+        """Return the rows of one adapter, independent of the other adapters: these may be added and removed."""
         rows: list[GoldenBatchRow] = []
-        turns = len(_TOKENS) if self.references.keeps_weights else 1  # where a run takes seconds
+        turns = len(_TOKENS) if self.references.keeps_weights else 1  # a run takes seconds if weights are not kept
         for turn in range(turns) if self._takes_integers() and self._has_rows(asked) else ():
             row = self._row(asked, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
@@ -198,9 +198,9 @@ class BatchMaker:
         return rows
 
     def _rows_of_labels(self, asked: _Asked, rows: Sequence[GoldenBatchRow]) -> Iterator[GoldenBatchRow]:
-        """Yield rows whose answers name labels that look alike in others: exchanged, these would go unnoticed.
+        """Yield rows for labels that could be swapped unnoticed, because their numbers are close in other rows.
 
-        In 8 bits, numbers may be off by more than two unlikely labels differ. Of two labels one is enough.
+        In 8 bits, the budget may exceed the difference of two unlikely labels. One of the two labels is enough.
         """
         alike = _alike(rows)
         if len(alike) < 2:
@@ -224,15 +224,15 @@ class BatchMaker:
         rng = np.random.default_rng(crc32(str(asked.name).encode()))
         first = self._draw(asked, _LABEL_TOKENS, 0, rng)
         count = max(1, _DRAWN_TOKENS // max(array.size for array in first.values()))
-        count = count if self._batch_is_free() else min(count, _LABELS)  # or else each is a run of its own
+        count = count if self._batch_is_free() else min(count, _LABELS)  # otherwise each row needs a separate run
         return [first, *(self._draw(asked, _LABEL_TOKENS, 0, rng) for _ in range(count - 1))]
 
     def _batch_is_free(self) -> bool:
         return all(isinstance(record.axes[0], str) for record in self.manifest.inputs)
 
     def _results(self, asked: _Asked, rows: Sequence[Arrays]) -> np.ndarray:
-        """Return what the graph gives for the head of an adapter, [rows, classes]."""
-        assert asked.adapter is not None  # as only these have a task
+        """Return the graph's output for the head of an adapter, [rows, classes]."""
+        assert asked.adapter is not None  # only adapters have a task
         tensors = slot_tensors(self.graph.plan, asked.adapter)
         together = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         requests = [together] if self._batch_is_free() else rows
@@ -240,7 +240,7 @@ class BatchMaker:
         return np.concatenate([outputs[str(asked.output)] for outputs in found])
 
     def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
-        """Return the first of some drawn rows that can tell everything, or the one that can tell most."""
+        """Return the first drawn row that exposes every mistake, or the one that exposes the most."""
         number = crc32(str(asked.name).encode())
         is_last = turn == len(_TOKENS) - 1 or not self.references.keeps_weights
         tokens = _FEW_TOKENS[turn] if asked.task is None else _TOKENS[turn] + (number % 2 if is_last else 0)
@@ -251,11 +251,11 @@ class BatchMaker:
             arrays = self._draw(asked, tokens, turn, np.random.default_rng(seed))
             try:
                 row = self._answered(asked, arrays)
-            except RequestError:  # the reference gives NaN, or does not take these inputs
+            except RequestError:  # the reference returns NaN, or rejects these inputs
                 continue
             missed = [not row.decided, *(not _tells(row, other) for other in others)]
             missed += [not tells for tells in self._told(asked, row, arrays)] if draws > 1 else []
-            # what two draws miss, this base does not show: padding before the tokens where positions are relative
+            # mistakes missed in two draws have no effect on this base, such as left padding with relative positions
             is_final = not any(missed) or (best is not None and missed == best[0])
             if best is None or sum(missed) < sum(best[0]):
                 best = missed, row
@@ -264,14 +264,14 @@ class BatchMaker:
         return None if best is None else best[1]
 
     def _draw(self, asked: _Asked, tokens: int, turn: int, rng: np.random.Generator) -> Arrays:
-        """Draw the inputs of a row, [1, ...], of a length that the base takes, without padding.
+        """Draw the inputs of a row, [1, ...], of a length that the base accepts, without padding.
 
-        A base that takes lengths in steps gets one of the two smallest.
+        A base that accepts lengths in steps gets one of the two smallest.
         """
         most = None if asked.task is None else asked.task.max_tokens
         sizes: dict[Axis, int] = {}
         axes = dict.fromkeys(axis for record in self.manifest.inputs for axis in record.axes[1:])
-        for at, axis in enumerate(axes):  # of different lengths, so that they are not mixed up
+        for at, axis in enumerate(axes):  # different lengths expose mixed-up axes
             lengths = axis_lengths(axis, self.manifest.lengths)
             near = lengths.near(tokens + at if lengths.unbroken else 1)
             near = near if lengths.unbroken or turn == 0 else lengths.at_least(near + 1) or near
@@ -283,7 +283,7 @@ class BatchMaker:
             if record.role == "mask":
                 array[:] = 1
             elif record.name == _TYPES and (record.limit or 0) > 1:
-                array[:, shape[1] // 2 :] = 1  # two texts, as a tokenizer says it
+                array[:, shape[1] // 2 :] = 1  # two segments, as tokenizers mark them
             elif record.role == "ids" and record.limit is not None:
                 array = rng.integers(0, record.limit, shape).astype(record.dtype)
             arrays[record.name] = array
@@ -303,9 +303,9 @@ class BatchMaker:
         return GoldenBatchRow(asked.name, inputs, context, _document(asked, outputs, context), absolute, decided)
 
     def _run(self, asked: _Asked, arrays: Arrays, kept: Mapping[Axis, slice] | None = None) -> Arrays:
-        """Return what the reference gives for one row: its head's result, or without a task all outputs.
+        """Return the reference's results for one row: its head's output, or all outputs if it has no task.
 
-        `kept` are the tokens that are no padding, along the axes that have some.
+        `kept` are the non-padding tokens along each padded axis.
         """
         found = run(self.references, arrays, asked.adapter, self._base_outputs(), asked.output)
         return {
@@ -314,7 +314,7 @@ class BatchMaker:
         }
 
     def _outputs(self, asked: _Asked) -> list[OutputRecord]:
-        """Return the outputs that answer a row: that of its head, or without a task all."""
+        """Return the outputs that answer a row: its head's, or all if it has no task."""
         own = {asked.output} if asked.task is not None else {asked.output, *self._base_outputs()}
         return [record for record in self.manifest.outputs if record.name in own]
 
@@ -322,17 +322,17 @@ class BatchMaker:
         return [record.name for record in self.manifest.base_outputs]
 
     def _has_rows(self, asked: _Asked) -> bool:
-        """Return whether the outputs have a row for each row of the inputs."""
+        """Return whether each output has one row per row of the inputs."""
         (batch,) = {record.axes[0] for record in self.manifest.inputs}
         return all(record.axes[:1] == (batch,) for record in self._outputs(asked))
 
     def _padded_axes(self) -> list[Axis]:
-        """Return the axes along which a mask says what is padding."""
+        """Return the axes that have a padding mask."""
         masks = [record for record in self.manifest.inputs if record.role == "mask" and len(record.axes) == 2]
         return list(dict.fromkeys(record.axes[1] for record in masks))
 
     def _told(self, asked: _Asked, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
-        """Yield for each mistake that a client could make of a row whether it would change the answer."""
+        """Yield for each possible mistake of a client whether it changes the answer of a row."""
 
         def tells(changed: Arrays, kept: Mapping[Axis, slice] | None = None) -> bool:
             try:
@@ -365,7 +365,7 @@ class BatchMaker:
 
 
 def _alike(rows: Sequence[GoldenBatchRow]) -> set[str]:
-    """Return labels that could be exchanged with another unseen: no row has either, and their numbers are too near."""
+    """Return labels that could be swapped unnoticed: no row has them, and their numbers are too close."""
     labels = list(rows[0].answer["probabilities"])
     shares = np.array([[row.answer["probabilities"][label] for label in labels] for row in rows])
     near = np.ones((len(labels), len(labels)), bool)
@@ -378,7 +378,7 @@ def _alike(rows: Sequence[GoldenBatchRow]) -> set[str]:
 
 
 def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:
-    """Return rows as batches: all rows of some adapters together, as many adapters as there is room for."""
+    """Return rows as batches: all rows of some adapters together, as many adapters as fit."""
     groups: dict[str | None, list[GoldenBatchRow]] = {}
     for row in rows:
         groups.setdefault(row.adapter, []).append(row)
@@ -387,7 +387,7 @@ def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | No
         numbers += sum(_count(row.answer) for row in group)
         if numbers <= _ALL_NUMBERS:
             kept.append(group)
-    # one row of each adapter, then the next one: neighbours are of different adapters
+    # interleave adapters, so that adjacent rows use different ones
     batches = [_in_turn(kept[at : at + _ADAPTERS]) for at in range(0, len(kept), _ADAPTERS)]
     named = tuple(GoldenBatch(f"batch {at}", tuple(some)) for at, some in enumerate(batches, 1))
     return GoldenBatches(GOLDEN_BATCHES_VERSION, reference, named) if named else None
@@ -406,32 +406,32 @@ def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | 
 def replay_batches(
     bundle: OpenedBundle, batches: GoldenBatches, names: Sequence[str | None], variants: Collection[str]
 ) -> Finding:
-    """Answer golden batches as a client does, and compare each row with its lone answer.
+    """Answer golden batches the way a client does, and compare each row with its separate answer.
 
     Args:
         bundle: the bundle.
         batches: its golden batches.
-        names: the adapters whose rows are compared; all rows of a batch run.
-        variants: the graphs that may run; nothing runs without `slots`.
+        names: adapters whose rows are compared; all rows of a batch run.
+        variants: graphs that may run; nothing runs without `slots`.
     """
     rows = sum(row.adapter in names for batch in batches.batches for row in batch.rows)
     if "slots" not in variants:
         return Finding.tested(CHECK, "bundle", True, f"{rows} rows, not run")
     session = bundle.runtime_session(only=variants)
     faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
-    detail = f"{rows} rows in {len(batches.batches)} requests, each as the reference answers it alone"
+    detail = f"{rows} rows in {len(batches.batches)} requests, each matches the reference's separate answer"
     if faults:
         detail = f"{len(faults)} of {rows} rows differ; {faults[0]}"
     return Finding.tested(CHECK, "bundle", not faults, detail)
 
 
 def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Sequence[str | None]) -> Iterator[str]:
-    """Yield how each row of a batch differs from its lone answer."""
+    """Yield the differences of a batch's rows from their separate answers."""
     try:
         asked = [_asked_row(manifest, row, f"`{batch.name}`, row {at}") for at, row in enumerate(batch.rows)]
         answered = list(Answerer(session).answer(asked))
     except RequestError as error:
-        yield f"`{batch.name}` is refused: {error}"
+        yield f"`{batch.name}` is rejected: {error}"
         return
     for at, (row, found) in enumerate(zip(batch.rows, answered, strict=True)):
         if row.adapter not in names:
@@ -458,7 +458,7 @@ def _asked_row(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
 
 
 def _document(asked: _Asked, outputs: Arrays, context: tuple[int, int] | None) -> Mapping[str, Any]:
-    """Return the keys of a row's answer from the outputs of that row."""
+    """Return the fields of a row's answer from the outputs of that row."""
     if asked.task is None:
         return {"outputs": {name: _listed(value) for name, value in outputs.items()}}
     result = outputs[str(asked.output)]
@@ -467,7 +467,7 @@ def _document(asked: _Asked, outputs: Arrays, context: tuple[int, int] | None) -
 
 
 def _listed(values: np.ndarray) -> list[Any]:
-    """Return an array as nested lists; float32 numbers have the fewest digits that are read as the same float32."""
+    """Return an array as nested lists; float32 numbers get the fewest digits that read back as the same float32."""
     if not np.isfinite(values).all():
         raise RequestError("an output is NaN or infinite")
     if values.dtype != np.float32:
@@ -483,7 +483,7 @@ def _within(context: tuple[int, int] | None, result: np.ndarray) -> npt.NDArray[
 
 
 def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]:
-    """Return tokens that may be the answer such that the best span of all tokens lies outside, if there are such."""
+    """Return context tokens such that the best span lies outside them, if possible."""
     count, free = len(result), task.answer(result).document()
     ends = sorted({0, 1, count // 2, count, free["first_token"], free["last_token"] + 1})
     contexts = [pair for pair in combinations(ends, 2) if pair[1] - pair[0] > 1] or [(0, count)]
@@ -497,22 +497,22 @@ def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]
 
 
 def _differ(found: Mapping[str, Any], row: GoldenBatchRow) -> bool:
-    """Return whether an answer differs so much that a client that is off by all it may be still shows it."""
+    """Return whether an answer differs by more than twice the budget, so that a client within budget still differs."""
     return any(answer_faults(found, row.answer, 2 * row.absolute, decided=row.decided))
 
 
 def _moves(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two spans are at different places."""
+    """Return whether two spans have different positions."""
     return any(one[place] != other[place] for place in ("first_token", "last_token"))
 
 
 def _tells(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:
-    """Return whether two rows that a client mixes up have different answers, for both of them."""
+    """Return whether two rows have different answers in both directions, so that a mix-up is visible."""
     return _differ(row.answer, other) and _differ(other.answer, row)
 
 
 def _count(value: object) -> int:
-    """Return how many numbers there are in an answer."""
+    """Return the number of numbers in an answer."""
     if isinstance(value, Mapping):
         return sum(map(_count, value.values()))
     return sum(map(_count, value)) if isinstance(value, list | tuple) else 1

@@ -1,4 +1,4 @@
-"""Golden data of adapters, made by a reference: vectors, texts, media and batches, for `build` and `add` alike."""
+"""Golden data of adapters, computed by a reference: vectors, texts, media and batches, for `build` and `add`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from adapter_export.text import Tokenizer
 
 @dataclass(frozen=True)
 class GoldenSets:
-    """The golden data of a bundle that several adapters share a file of; each is `None` where there are none."""
+    """Golden data in files that several adapters share; each is `None` if absent."""
 
     texts: GoldenTexts | None = None
     batches: GoldenBatches | None = None
     media: GoldenMedia | None = None
 
     def write(self, writer: BundleWriter, manifest: Manifest) -> Manifest:
-        """Write them into a bundle, replacing earlier ones, and return the manifest that names their files."""
+        """Write them into a bundle, replacing earlier ones, and return the manifest with their files."""
         if self.media is not None:
             writer.media(self.media)
         texts = manifest.golden_texts if self.texts is None else writer.texts(self.texts)
@@ -51,9 +51,9 @@ class GoldenDataMaker:
     """Makes golden data of adapters.
 
     Attributes:
-        vectors: makes golden vectors; has the reference, the cases and what decides how far outputs may be off.
-        heads: the outputs that heads fill.
-        inputs: the data inputs of the base.
+        vectors: makes golden vectors; has the reference, the cases and the allowance.
+        heads: the outputs of heads.
+        inputs: data inputs of the base.
         reporter: receives each step.
     """
 
@@ -64,14 +64,14 @@ class GoldenDataMaker:
 
     @property
     def references(self) -> Runner:
-        """The reference, which is never the exported graph."""
+        """Reference, which is never the exported graph."""
         return self.vectors.references
 
     def of_adapter(self, adapter: Adapter | None) -> Golden:
         """Return the golden vectors of an adapter; `None` is the base.
 
         Raises:
-            BaseModelError: the reference gives NaN or Inf, or an output is not the cache that it seems to be.
+            BaseModelError: the reference returns NaN or Inf, or an output does not extend the cache it is paired with.
         """
         self._step(f"golden vectors of `{BASE if adapter is None else adapter.name}`")
         golden = self.vectors.make(adapter, adapter_output(self.heads, adapter))
@@ -88,10 +88,10 @@ class GoldenDataMaker:
         """Return golden texts of the base and of adapters.
 
         Args:
-            tokenizer: that of the bundle.
-            own: the ids that the model's own library makes of the texts, if they are known.
-            pairs: the adapters with their golden vectors.
-            pads: whether rows of an adapter may be padded, by its name.
+            tokenizer: tokenizer of the bundle.
+            own: ids of the texts from the model's own library, if known.
+            pairs: adapters with their golden vectors.
+            pads: whether rows of an adapter may be padded, by name.
         """
         self._step("golden texts")
         maker = TextMaker(
@@ -100,13 +100,13 @@ class GoldenDataMaker:
         return maker.all(pairs, self.heads)
 
     def media(self, record: MediaRecord, known: GoldenMedia, pairs: Sequence[tuple[Adapter, Golden]]) -> GoldenMedia:
-        """Return golden media with the answers of further adapters."""
+        """Return golden media with the answers of additional adapters."""
         self._step("golden media")
         maker = MediaMaker(record, self.vectors.outputs, self.references, self.vectors.allowance)
         return maker.sets(known, pairs, self.heads)
 
     def batch_maker(self, manifest: Manifest, pads: Mapping[str, bool], graph: OpenedBundle) -> BatchMaker:
-        """Return what makes golden batches, from a manifest that says what padding changes."""
+        """Return the maker of golden batches, for a manifest with the effect of padding."""
         self._step("golden batches")
         return BatchMaker(manifest, self.references, self.vectors.allowance, pads, graph)
 
@@ -115,11 +115,11 @@ class GoldenDataMaker:
 
 
 _MOST_WRITTEN = 12
-"""The number of tokens of a golden text that has not ended before."""
+"""Maximum number of tokens in a golden text."""
 
 
 class _Reference:
-    """A reference in place of a session; `logits` are those of the last call, [rows, words]."""
+    """A reference with the interface of a session; `logits` are those of the last call, [rows, words]."""
 
     def __init__(self, runner: Runner, adapters: Iterable[Adapter]) -> None:
         self._runner, self._adapters = runner, {adapter.name: adapter for adapter in adapters}
@@ -127,7 +127,7 @@ class _Reference:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the adapters."""
         return tuple(self._adapters)
 
     def may_mix(self, adapters: Collection[str | None], /) -> bool:
@@ -140,8 +140,8 @@ class _Reference:
         adapter: str | None = None,
         /,
         *,
-        adapters: object = None,  # noqa: ARG002 — one text is written at a time
-        allow_padding: bool = False,  # noqa: ARG002 — so there is none
+        adapters: object = None,  # noqa: ARG002 — one text is generated at a time
+        allow_padding: bool = False,  # noqa: ARG002 — a single text has no padding
     ) -> Arrays:
         """Compute the outputs with an adapter."""
         outputs = self._runner.run(inputs, None if adapter is None else self._adapters[adapter])
@@ -150,7 +150,7 @@ class _Reference:
 
 
 def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool) -> Manifest:
-    """Return a manifest with golden texts of adapters, and those of the `base`, if its base writes texts."""
+    """Return a manifest with generated golden texts of adapters and the `base`, if the base generates text."""
     if manifest.generation is None:
         return manifest
     reference = _Reference(references, adapters)
@@ -158,7 +158,7 @@ def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adap
     reference.output = decoder.inputs.logits.name
 
     def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
-        # a token is decided if the logits of both candidates may be off by what is allowed, one up and one down
+        # a token is decided if it stays the top one with both logits off by the budget, in opposite directions
         allowed = 2 * record.absolute[reference.output]
         texts = [(prompt, _written(decoder, reference, prompt, name, allowed)) for prompt in decoder.sample_prompts()]
         return replace(record, written=tuple(WrittenRecord(tuple(ids), tokens) for ids, tokens in texts if tokens))
@@ -174,7 +174,7 @@ def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adap
 def _written(
     decoder: Decoder, reference: _Reference, prompt: Sequence[int], name: str | None, allowed: float
 ) -> tuple[int, ...]:
-    """Return the tokens that a reference writes, the one that ends the text too, up to one that is not decided."""
+    """Return the tokens that a reference generates, with the end token, up to the first undecided one."""
     record, tokens = decoder.record, list[int]()
     for row in decoder.write([prompt], [name], Decoding(_MOST_WRITTEN), record.end):
         logits = reference.logits[0].copy()
@@ -194,17 +194,17 @@ def verified(
     added: Iterable[Adapter],
     reporter: Reporter = SILENT,
 ) -> Manifest:
-    """Verify a bundle that is being made, and return its manifest with what that has measured.
+    """Verify a bundle that is being built, and return its manifest with the measurements.
 
     Args:
-        bundle: the bundle, whose golden data are written.
+        bundle: the bundle, with its golden data.
         writer: writes golden parts into it.
-        references: computes golden parts of the adapters that were added; `None` where none were.
-        added: these adapters.
-        reporter: receives each step, and notes of adapters that change nothing or that golden data barely show.
+        references: computes golden parts of the new adapters; `None` if there are none.
+        added: the new adapters.
+        reporter: receives each step, and notes on adapters without effect or that golden data barely show.
 
     Raises:
-        ParityError: it does not compute what the reference computes.
+        ParityError: the bundle does not match the reference.
     """
     names = [adapter.name for adapter in added]
     reporter.step("measuring the separation of golden data")

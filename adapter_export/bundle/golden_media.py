@@ -1,4 +1,4 @@
-"""Golden media of a bundle: answers by a reference, replayed as a client reads images and audio."""
+"""Golden media of a bundle: answers by a reference, replayed the way a client reads images and audio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.media_reader import check_answered
 
 CHECK = "golden media"
-"""The name of the check in reports."""
+"""Name of the check in reports."""
 
 
 def check_media(adapters: Sequence[Adapter], record: MediaRecord) -> None:
@@ -39,10 +39,10 @@ class MediaMaker:
     """Makes the answers to golden media.
 
     Attributes:
-        record: that of the bundle.
-        outputs: the names of the base's outputs.
+        record: media record of the bundle.
+        outputs: names of the base's outputs.
         references: computes the answers; never the exported graph.
-        allowance: decides how far answers may be off.
+        allowance: determines the budgets of answers.
     """
 
     record: MediaRecord
@@ -53,7 +53,7 @@ class MediaMaker:
     def sets(
         self, media: GoldenMedia, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
     ) -> GoldenMedia:
-        """Return the media with the answers of these adapters, of those that answer, beside the answers they have."""
+        """Return the media with the answers of these adapters added, for adapters with a task."""
         found = [
             self._set(media.samples, adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters
         ]
@@ -79,17 +79,17 @@ class MediaMaker:
 
 
 def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool) -> Iterator[Finding]:
-    """Make the input of golden media and answer them as a client does, and compare both with what they say.
+    """Preprocess golden media and answer them the way a client does, and compare inputs and answers.
 
-    `run` is false where the graph is too large to be run for this.
+    `run` is false if the graph is too large to run here.
     """
     record, media = bundle.manifest.media, bundle.media()
     if record is None:
         return
     if media is None or record.steps is None:
-        yield Finding.tested(CHECK, BASE, True, f"no client reads files: the processor {record.unknown}")
+        yield Finding.tested(CHECK, BASE, True, f"clients cannot preprocess files: the processor {record.unknown}")
         return
-    faults = [] if media.digest == record.digest else [f"of the processor {media.digest[:12]}…"]
+    faults = [] if media.digest == record.digest else [f"made with the processor {media.digest[:12]}…"]
     detail = f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {said(record.steps)}"
     try:
         faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
@@ -102,7 +102,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
             continue
         one, faults = sets.get(adapter.name), []
         if one is None:
-            yield Finding.tested(CHECK, adapter.name, False, "there are none of it")
+            yield Finding.tested(CHECK, adapter.name, False, "none for this adapter")
         elif run:
             session = bundle.runtime_session()
             arrays = {sample.name: sample.array[None] for sample in media.samples}
@@ -110,7 +110,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
                 try:
                     found = session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0].document()
                     differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
-                except RequestError as error:  # such as NaN
+                except RequestError as error:  # NaN, for example
                     differ = [error.what]
                 faults += [f"`{wanted.sample}`: {fault}" for fault in differ]
             detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
@@ -119,7 +119,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
 
 def compare_processors(digest: str, model: str) -> Finding:
     """Compare the digest of a bundle's processor with that of the model it was built from."""
-    detail = "that of the model" if digest == model else f"{digest[:12]}…, and the model has {model[:12]}…"
+    detail = "the model's" if digest == model else f"{digest[:12]}…, expected the model's {model[:12]}…"
     return Finding.tested(CHECK, "model", digest == model, f"the processor is {detail}")
 
 
@@ -129,10 +129,10 @@ def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) ->
     except MissingExtraError:
         raise
     except InputError as error:
-        yield f"`{sample.name}` is refused: {error}"
+        yield f"`{sample.name}` is rejected: {error}"
         return
     found, expected = record.modality.apply(contents, record.steps or ()), sample.array
     if found.shape != expected.shape:
         yield f"`{sample.name}` found {list(found.shape)}, expected {list(expected.shape)}"
     elif not (largest := float(np.abs(found - expected).max())) <= absolute:
-        yield f"`{sample.name}` is off by {largest:.1e}, allowed {absolute:.1e}"
+        yield f"`{sample.name}` error {largest:.1e}, budget {absolute:.1e}"

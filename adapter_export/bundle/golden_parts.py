@@ -1,8 +1,9 @@
-"""Golden parts: directions in which faults of an adapter move its outputs, where budgets of elements are too wide.
+"""Golden parts: directions in which a fault of an adapter changes its outputs, for outputs with wide budgets.
 
-Rounding moves elements without a preferred direction, a missing site moves all of them in one. So the deviation of an
-output is projected on what the fault adds to it: a matched filter (Turin 1960, IRE Transactions 6.3), whose noise falls
-with the square root of the number of elements.
+Rounding has no preferred direction, but a missing site changes all elements in one direction. The deviation of an
+output
+is therefore projected onto the change that the fault causes: a matched filter (Turin 1960, IRE Transactions 6.3), whose
+noise falls with the square root of the number of elements.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.self_check import part_values
 
 _SHOWN = 5
-"""The most wrong tensors that a message names."""
+"""Maximum number of wrong tensors named in a message."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class GoldenParts:
     Attributes:
         adapter: its name.
         cases: inputs.
-        expected: what the reference gives in each case, for the outputs of the parts.
+        expected: the reference's outputs that parts use, by case.
         parts: the faults.
-        weights: for each case the int8 weights of some parts, by their position in `parts`.
+        weights: by case, the int8 weights of some parts, by their index in `parts`.
     """
 
     adapter: str
@@ -43,19 +44,19 @@ class GoldenParts:
     weights: Sequence[Mapping[int, np.ndarray]]
 
     def values(self, found: Sequence[Arrays]) -> list[float]:
-        """Return the value of each part: 0 but for rounding in a right program, near 1 with its fault.
+        """Return the value of each part: near 0 for a correct program, near 1 with the fault.
 
         Args:
-            found: the outputs of a program in each case. Those of a bank may have more classes.
+            found: the outputs of a program in each case. Outputs of a bank may have more classes.
 
         Returns:
-            NaN where an output is missing, has another shape or holds NaN.
+            NaN if an output is missing, has another shape or contains NaN.
         """
         return part_values(self.parts, found, self.expected, self.weights)
 
 
 def write_parts(parts: GoldenParts, folder: Path, path: str) -> PartsRecord:
-    """Write golden parts to a file of a bundle, and return what the manifest says of them.
+    """Write golden parts to a file of a bundle, and return their record for the manifest.
 
     Raises:
         WriteError: the operating system refused.
@@ -74,7 +75,7 @@ def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence
 
     Raises:
         FileError, FormatError: the file cannot be read.
-        TensorError: it lacks an input, an output or all weights of a part, or holds something else.
+        TensorError: it lacks an input, an output or all weights of a part, or contains other tensors.
     """
     tensors, outputs = read_tensors(folder / record.path), {part.output for part in record.parts}
     weights = [
@@ -94,14 +95,14 @@ def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence
             for at, weight in of.items()
             if weight.dtype != np.int8 or own.get(record.parts[at].output, np.zeros(())).shape != weight.shape
         ]
-    wrong += [f"part {at}, without weights" for at in range(len(record.parts)) if not any(at in of for of in weights)]
+    wrong += [f"part {at} without weights" for at in range(len(record.parts)) if not any(at in of for of in weights)]
     if wrong:
         raise TensorError(
-            "the golden parts are not complete, or hold something else",
+            "the golden parts do not match their cases",
             where=folder / record.path,
             found=", ".join(wrong[:_SHOWN]),
             expected=f"inputs, outputs and int8 weights of {quoted(record.cases)}",
-            fix="build the bundle again",
+            fix="rebuild the bundle",
         )
     cases = [
         case_of(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}, inputs)

@@ -1,4 +1,4 @@
-"""Neighbours: the adapters of a bundle whose golden vectors are nearest to each other, and how far they are apart."""
+"""Neighbours: the adapters of a bundle with the most similar golden vectors, and their distances."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden
 
 ENOUGH = 2.0
-"""The separation that every fault should have, and every other adapter."""
+"""Minimum separation wanted for every fault and every other adapter, in multiples of the budget."""
 
 MOST = 1e6
-"""The largest separation that is written: JSON has no infinity."""
+"""Maximum recorded separation: JSON has no infinity."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -23,9 +23,9 @@ _SAMPLED = 512
 
 
 def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]:
-    """Return for each adapter all others with other tensors, those first that golden vectors tell apart least.
+    """Return for each adapter the others with different tensors, the least separated by golden vectors first.
 
-    Each comes with its separation, measured on some elements of one case; below `ENOUGH` on all of them.
+    Each comes with its separation, measured on some elements of one case; on all elements if below `ENOUGH`.
     """
     golden = {record.name: bundle.golden(record.name) for record in bundle.manifest.adapters}
     samples = _samples(golden)
@@ -47,7 +47,7 @@ def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]
 
 
 def _samples(golden: Mapping[str, Golden]) -> dict[tuple[str, tuple[int, ...]], tuple[list[str], Vector]]:
-    """Return by output and shape of a row the adapters that have it, and some of its elements in one case for each."""
+    """Return, by output and row shape, the adapters that have it, and some of its elements in one case for each."""
     groups: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = {}
     for name, own in golden.items():
         at = max(range(len(own.cases)), key=lambda each: (own.cases[each].real is None, own.cases[each].batch > 1))
@@ -63,7 +63,7 @@ def _same_tensors(bundle: OpenedBundle, one: str, other: str) -> bool:
 
 
 def _apart(one: Golden, other: Golden) -> float:
-    """Return the largest deviation of another adapter's golden vectors over what those of one allow."""
+    """Return the largest deviation of another adapter's golden vectors, divided by the budget."""
     return max(
         separation_of(theirs.get(output), own[output], budget.absolute)
         for own, theirs in zip(one.outputs, other.outputs, strict=True)
@@ -72,7 +72,7 @@ def _apart(one: Golden, other: Golden) -> float:
 
 
 def separation_of(found: np.ndarray | None, expected: np.ndarray, allowed: float) -> float:
-    """Return the largest deviation over the allowed one; infinite for NaN, and for another shape."""
+    """Return the largest deviation divided by the budget; infinite for NaN or a different shape."""
     if found is None or found.shape != expected.shape:
         return np.inf
     return _over(float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)), allowed)

@@ -1,7 +1,7 @@
-"""Candidates for golden parts: directions that show a fault of an adapter, made of runs with it and without.
+"""Candidates for golden parts: directions that expose a fault of an adapter, from runs with and without the fault.
 
-A direction is what the fault adds to an output, weighted by how little rounding scatters there, as integers of 8 bits.
-Its limit follows from the rounding that graphs show which round elsewhere.
+A direction is the change that the fault causes in an output, weighted by the inverse of the rounding noise, as 8-bit
+integers. Its limit follows from the rounding of graphs that round differently.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.self_check import projection
 
 _LARGE = 2**13
-"""The most weights of a golden part."""
+"""Maximum number of weights of a golden part."""
 
 _CAUTION = 2.5
-"""The ratio of a limit to the rounding that was measured: other processors round elsewhere."""
+"""Limit divided by the measured rounding: other processors round differently."""
 
 _NARROWEST = 0.05
-"""The narrowest limit of a golden part."""
+"""Smallest limit of a golden part."""
 
 _UNSEEN = 1 / 50
-"""The rounding of an element, as a part of its budget, that is assumed where less is seen."""
+"""Assumed minimum rounding of an element, as a fraction of its budget."""
 
 _CLIPPED = 4.0
-"""Weights are cut at this many standard deviations, so that 8 bits keep the many that are small."""
+"""Weights are clipped at this many standard deviations, so that 8 bits resolve the many small ones."""
 
 _LARGEST = 127
 
@@ -43,16 +43,16 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seen:
-    """One case: what the reference gives, and what the graph gives.
+    """One case: outputs of the reference and of the graph.
 
     Attributes:
         case: the inputs.
-        feeds: these, and the adapter's tensors.
-        expected: what the reference gives.
-        right: what the graph gives.
-        wrong: what it gives with each fault, by its name.
-        disturbed: what graphs give that round elsewhere; measured where golden vectors do not suffice.
-        wrong_elsewhere: what one of these gives with each fault.
+        feeds: the inputs and the adapter's tensors.
+        expected: outputs of the reference.
+        right: outputs of the graph.
+        wrong: outputs of the graph with each fault, by name.
+        disturbed: outputs of graphs that round differently; measured if golden vectors do not suffice.
+        wrong_elsewhere: outputs of one of these graphs with each fault.
     """
 
     case: Case
@@ -64,15 +64,15 @@ class Seen:
     wrong_elsewhere: Mapping[str, Arrays] = field(default_factory=dict)
 
     def rounding(self, output: str) -> Vector:
-        """Return the deviations of right runs from the reference, [runs, elements]."""
+        """Return the deviations of correct runs from the reference, [runs, elements]."""
         expected = self.expected[output].ravel().astype(np.float64)
         return np.stack([run[output].ravel() - expected for run in (self.right, *self.disturbed)])
 
     def scatter(self, output: str) -> Vector:
-        """Return the variance of rounding at each place of an output but for its last axis, of length 1.
+        """Return the variance of rounding at each position of an output, with a last axis of length 1.
 
-        It is smoothed by the mean of all, since few runs show it. The step of a quantised value moves all features of
-        one token, so that places differ much.
+        It is smoothed by the overall mean, because there are few runs. The step of a quantized value moves all features
+        of one token, so positions differ much.
         """
         noise = self.rounding(output).reshape(-1, *self.expected[output].shape)
         variance: Vector = np.square(noise).mean(axis=(0, -1))[..., None]
@@ -81,7 +81,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A golden part that could be stored: its weights case by case, and how well it tells its fault."""
+    """A possible golden part: its weights case by case, and how clearly it exposes its fault."""
 
     part: PartRecord
     weights: tuple[np.ndarray, ...]
@@ -89,14 +89,14 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """Its number of weights."""
+        """Number of weights."""
         return sum(weight.size for weight in self.weights)
 
     def shown(self, seen: Sequence[Seen], fault: str) -> tuple[str, float]:
-        """Return its output, and how well the part shows a fault, which need not be its own.
+        """Return the part's output, and how clearly the part exposes a fault, which need not be its own.
 
-        That is the smaller one of what two graphs give that round otherwise: one alone would take its own rounding for
-        a part of the fault.
+        This is the minimum over two graphs that round differently: with one graph, its rounding would count as part of
+            the fault.
         """
         output, values = self.part.output, list[float]()
         for runs in ([one.wrong for one in seen], [one.wrong_elsewhere for one in seen]):
@@ -107,9 +107,9 @@ class Candidate:
 
 
 def candidates(seen: Sequence[Seen], faults: Sequence[str], budgets: Mapping[str, float]) -> dict[str, Candidate]:
-    """Return the best golden part for each fault by these cases.
+    """Return the best golden part for each fault in these cases.
 
-    That is the smallest that suffices, or else the one that tells most.
+    This is the smallest sufficient part, or else the one that shows the most.
     """
     found: dict[str, Candidate] = {}
     for output, allowed in budgets.items():
@@ -127,13 +127,13 @@ def _rank(candidate: Candidate) -> tuple[bool, float]:
 
 @dataclass(frozen=True)
 class _Direction:
-    """Weights that show a fault in one output, and what a graph gives along them.
+    """Weights that expose a fault in one output, and the graph's results along them.
 
     Attributes:
         fault: its name.
-        weights: case by case, int8.
-        gain: Σ weight · what the fault adds.
-        error: the largest |Σ weight · rounding| of all right runs.
+        weights: by case, int8.
+        gain: Σ weight · change by the fault.
+        error: largest |Σ weight · rounding| of the correct runs.
     """
 
     fault: str
@@ -147,10 +147,10 @@ class _Direction:
 
 
 def _candidates_of(seen: Sequence[Seen], faults: Sequence[str], output: str, allowed: float) -> Iterator[Candidate]:
-    """Yield a golden part by one output for each fault.
+    """Yield a golden part for each fault, based on one output.
 
-    Its limit follows from the rounding that graphs show against the reference: along the direction of the fault itself,
-    and along those of all faults, since another processor rounds elsewhere.
+    Its limit follows from the graphs' rounding against the reference: along the direction of the fault, and along those
+    of all faults, because other processors round differently.
     """
     floats = all(one.expected[output].dtype.name in FLOAT_TYPES for one in seen)
     if not floats or sum(one.expected[output].size for one in seen) > _LARGE:
@@ -169,7 +169,7 @@ def _candidates_of(seen: Sequence[Seen], faults: Sequence[str], output: str, all
 
 
 def _direction(seen: Sequence[Seen], fault: str, output: str, noise: Vector) -> _Direction | None:
-    """Return the direction of a fault; `None` if it moves nothing, or makes an output that is not finite."""
+    """Return the direction of a fault; `None` if it has no effect, or makes an output non-finite."""
     moved = [_difference(one.wrong[fault].get(output), one.right[output]) for one in seen]
     known = [each for each in moved if each is not None]
     if len(known) < len(seen):
@@ -183,7 +183,7 @@ def _direction(seen: Sequence[Seen], fault: str, output: str, noise: Vector) -> 
 
 
 def _difference(found: np.ndarray | None, right: np.ndarray) -> Vector | None:
-    """Return what a fault adds to an output; `None` if it has another shape, or is not finite."""
+    """Return the change that a fault causes in an output; `None` if it has another shape or is not finite."""
     if found is None or found.shape != right.shape:
         return None
     difference = found.astype(np.float64) - right
@@ -191,7 +191,7 @@ def _difference(found: np.ndarray | None, right: np.ndarray) -> Vector | None:
 
 
 def _weights(moved: Sequence[Vector]) -> tuple[np.ndarray, ...] | None:
-    """Return directions as integers of 8 bits with one factor; `None` if nothing moves."""
+    """Return directions as 8-bit integers with one common factor; `None` if all are zero."""
     flat = np.concatenate([each.ravel() for each in moved]) if moved else np.zeros(0)
     most = _CLIPPED * float(np.sqrt(np.mean(np.square(flat)))) if flat.size else 0.0
     if most == 0:
@@ -200,7 +200,7 @@ def _weights(moved: Sequence[Vector]) -> tuple[np.ndarray, ...] | None:
 
 
 def golden_parts(name: str, parts: Sequence[Candidate], seen: Sequence[Seen]) -> GoldenParts:
-    """Return golden parts with the cases that have weights, and in each the outputs that parts look at."""
+    """Return golden parts with the cases that have weights, and in each the outputs that parts use."""
     cases = seen[: max(len(candidate.weights) for candidate in parts)]
     weights = [
         {at: candidate.weights[number] for at, candidate in enumerate(parts) if number < len(candidate.weights)}

@@ -1,7 +1,7 @@
-"""Recorded runs: what ONNX Runtime gave for golden vectors when the bundle was built, to be compared bit for bit.
+"""Recorded runs: ONNX Runtime's outputs for golden vectors at build time, compared bit for bit later.
 
-Budgets are as wide as rounding needs, and in 8 bits that hides a site. The same runtime on the same processor rounds
-alike: there, a tensor that did not arrive changes bits that nothing else changes.
+Budgets must cover rounding, and in 8 bits that hides a site. The same runtime on the same processor rounds identically:
+there, a tensor that did not arrive changes bits that nothing else changes.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.graphs import PROVIDERS, run_session
 
 CHECK = "recorded runs"
-"""The name of the check in reports."""
+"""Name of the check in reports."""
 
 NOT_COMPARED = "recorded runs not compared"
-"""The name under which reports say that digests mean nothing here, and why."""
+"""Name of the check for digests that are not comparable on this machine."""
 
 _THREADS = (1, 16)
-"""Threads of the sessions whose bits must agree, and agree with those of the session that is verified.
+"""Thread counts of the sessions whose bits must agree with each other and with the verified session.
 
-Kernels of MLAS give each thread a part of the columns of a product where it has more columns than rows. Where a part is
-not wider than 64, they add up more terms at a time. With 16 threads, that is so for up to 1,024 columns.
+MLAS kernels split the columns of a product over threads if it has more columns than rows. Parts of at most 64 columns
+sum more terms at a time. With 16 threads, this affects up to 1,024 columns.
 """
 
 _SHORT = 2
-"""Short cases that are tried."""
+"""Maximum number of short cases to try."""
 
 _Key = tuple[VariantName, str | None]
 """A graph, and the adapter of all rows; `None` is the base."""
 
 
 def runs_here(cases: Sequence[str]) -> RecordedRuns:
-    """Return what runs in this process are recorded with."""
-    settings: Any = np.show_config(mode="dicts")  # typed as None, which it returns in other modes
+    """Return the description of this process's runtime for recorded runs."""
+    settings: Any = np.show_config(mode="dicts")  # typed as None, its result in other modes
     found = settings.get("SIMD Extensions", {}).get("found", [])
     return RecordedRuns(ort.__version__, PROVIDERS["cpu"][0], platform.machine(), tuple(sorted(found)), tuple(cases))
 
 
 class RunDigests:
-    """Digests of golden cases, made of the outputs of runs in which all rows have one adapter.
+    """Digests of the outputs of golden cases in which all rows have one adapter.
 
     Attributes:
         cases: the names of the cases, in the order of golden vectors.
@@ -70,7 +70,7 @@ class RunDigests:
         return cls(() if manifest.recorded is None else manifest.recorded.cases)
 
     def add(self, graph: Graph, golden: Golden, at: int, found: Arrays) -> None:
-        """Add the outputs of a run, if it is one of a recorded case. Classes that the adapter lacks are left out."""
+        """Add the outputs of a run if its case is recorded. Classes outside the adapter's labels are skipped."""
         case = golden.cases[at].name
         if graph.level == LEVEL and golden.against == "golden" and case in self.cases:
             key, content = (graph.variant, golden.adapter), _bytes(golden, at, found)
@@ -92,7 +92,7 @@ class RunDigests:
 def _bytes(golden: Golden, at: int, found: Arrays) -> bytes:
     """Return the outputs in golden vectors as little-endian bytes, sorted by name; missing outputs are skipped.
 
-    A bank gives as many classes as the widest of its heads has.
+    Outputs of a bank are cut to the adapter's classes: they have as many as its widest head.
     """
     parts = []
     for name in sorted(golden.budgets.keys() & found.keys()):
@@ -108,7 +108,7 @@ class Recording:
 
     Attributes:
         runs: collects the digests.
-        stable: by graph and adapter: the digest of each case, where sessions with other numbers of threads agree.
+        stable: by graph and adapter: the digest of each case on which all thread counts agree.
     """
 
     runs: RunDigests
@@ -116,15 +116,15 @@ class Recording:
 
     @classmethod
     def of(cls, bundle: OpenedBundle) -> Recording:
-        """Choose a long case and, if possible, a short one, in which the base gives the same bits with any threads.
+        """Choose a long case and, if possible, a short one, in which the base's bits do not depend on threads.
 
-        An adapter is left out of a graph where its bits in them depend on the number of threads. Graphs that run piece
-        by piece are left out, too. Nothing is recorded of a bundle whose base has no such case.
+        An adapter is skipped in graphs where its bits depend on the number of threads, and so are graphs that run piece
+        by piece. Nothing is recorded if the base has no such case.
 
         Raises:
             FormatError: ONNX Runtime cannot open a graph.
         """
-        # a variant with the operators of another is recorded where both give the same
+        # variants with the same operators are recorded only if both give the same bits
         variants = [variant for variant in VARIANTS.values() if variant.runs_as is None]
         graphs = [Graph(bundle, one.name, file) for one in variants for file in one.files(bundle.manifest)]
         tried = [graph for graph in graphs if not graph.pieces]
@@ -143,7 +143,7 @@ class Recording:
         return cls(RunDigests([case.name for case in bundle.golden(None).cases if case.name in names]), stable)
 
     def recorded(self, manifest: Manifest) -> Manifest:
-        """Return a manifest with the digests of what ran; without any where nothing was to be recorded."""
+        """Return a manifest with the digests of the runs, if any were recorded."""
         of_base = self._digests(None, VARIANT_NAMES)
         witnessed = [variant for variant in VARIANT_NAMES if of_base.keys() & set(VARIANTS[variant].witnesses)]
 
@@ -158,7 +158,7 @@ class Recording:
         )
 
     def _digests(self, name: str | None, variants: Collection[VariantName]) -> dict[str, str]:
-        """Return by graph the digest of what ran, where it gave the same with other numbers of threads."""
+        """Return, by graph, the digest of the runs, if other thread counts gave the same."""
         found = dict[str, str]()
         for variant in variants:
             digest = self.runs.whole(variant, name)
@@ -178,7 +178,7 @@ def _candidates(cases: Sequence[Case]) -> list[Case]:
 
 
 def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str]) -> dict[_Key, dict[str, str]]:
-    """Return by graph and adapter the digest of each case that sessions with any number of threads agree on."""
+    """Return, by graph and adapter, the digest of each case on which all thread counts agree."""
     found = dict[_Key, dict[str, str]]()
     for graph in graphs:
         adapters = [name for name in bundle.names if name in graph.adapters]
@@ -197,7 +197,7 @@ def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str])
 
 
 def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str]) -> RunDigests:
-    """Run some golden cases through each adapter, on the graph as it is."""
+    """Run some golden cases through each adapter, on the unmodified graph."""
     runs, session = RunDigests(cases), graph.bundle.session(graph.file, graph.level)
     for name in adapters:
         golden = graph.bundle.golden(name)
@@ -205,21 +205,21 @@ def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str])
             if case.name in cases:
                 try:
                     found = run_session(session, graph.feeds(case.arrays, (name,) * case.batch), list(golden.budgets))
-                except RequestError:  # `prove` will say so
+                except RequestError:  # `prove` reports it
                     continue
                 runs.add(graph, golden, at, found)
     return runs
 
 
 def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDigests) -> Iterator[Finding]:
-    """Compare the digests of a bundle with those of its runs here; say so where they mean nothing.
+    """Compare the recorded digests of a bundle with those of its runs here; report digests that are not comparable.
 
-    The base is the witness: where it gives the recorded bits, an adapter must give its own.
+    The base is the control: if it reproduces the recorded bits, each adapter must, too.
 
     Args:
-        manifest: that of the bundle.
-        names: the base, which is none, and the adapters that ran.
-        runs: what they gave.
+        manifest: the bundle's manifest.
+        names: the base (`None`) and the adapters that ran.
+        runs: digests of their outputs.
     """
     recorded = manifest.recorded
     if recorded is None:
@@ -251,14 +251,14 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
     for name in known:
         compared = [variant for variant in trusted if _ran(runs, variant, name, golden[name])]
         wrong = [variant for variant in compared if not _is_same(runs, variant, name, golden[name])]
-        said = f"{quoted(wrong)}: other bits than when the bundle was built, though the base has the same"
+        said = f"{quoted(wrong)}: bits differ from the build's, although the base's are equal"
         if wrong and other:
-            yield _not_compared(name or BASE, f"{said}; but this is another processor than {_processor(recorded)}")
+            yield _not_compared(name or BASE, f"{said}; this processor is not {_processor(recorded)}")
         elif wrong:
-            why = "a tensor did not arrive as it was, or this runtime rounds otherwise"
+            why = "a tensor did not arrive unchanged, or this runtime rounds differently"
             yield Finding.tested(CHECK, name or BASE, False, f"{said}: {why}")
         elif compared:
-            detail = f"{', '.join(compared)}: {len(recorded.cases)} cases, bit for bit as when the bundle was built"
+            detail = f"{', '.join(compared)}: {len(recorded.cases)} cases match the build, bit-exact"
             yield Finding.tested(CHECK, name or BASE, True, detail)
 
 
@@ -276,8 +276,8 @@ def _is_same(runs: RunDigests, variant: VariantName, name: str | None, record: G
 
 def _no_witness(names: Collection[str | None]) -> str:
     if None not in names:
-        return "the base, which tells whether this processor rounds alike, did not run"
-    return "the base has other bits here: another processor, or another build of ONNX Runtime"
+        return "the base, which shows whether this processor rounds the same, did not run"
+    return "the base's bits differ here: another processor, or another build of ONNX Runtime"
 
 
 def _processor(recorded: RecordedRuns) -> str:

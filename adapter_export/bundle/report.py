@@ -1,4 +1,4 @@
-"""The report of a check: findings, what follows from them, and one verdict."""
+"""Report of a check: findings, a summary and one verdict."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from adapter_export.format.check_report import (
 from adapter_export.tables import Described, Table
 
 BASE = "base"
-"""The base without an adapter, in `--only` and in tables."""
+"""Name of the base without adapters, in `--only` and in tables."""
 
-_SCOPE_WORDS: Mapping[Scope, str] = {"full": "", "quick": "quick", "part": "a part", "golden": "golden vectors only"}
+_SCOPE_WORDS: Mapping[Scope, str] = {"full": "", "quick": "quick", "part": "partial", "golden": "golden vectors only"}
 
 
 @dataclass(frozen=True, repr=False)
 class Report(Described):
-    """The result of a check, in the fields of `CheckReport`; the rest is computed from `findings`."""
+    """Result of a check, in the fields of `CheckReport`; everything else is computed from `findings`."""
 
     bundle: str
     base: str
@@ -48,7 +48,7 @@ class Report(Described):
     locations: tuple[LocationRecord, ...] = ()
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         facts: dict[str, object] = {"bundle": self.bundle, "passed": self.passed, "runtime": self.runtime}
         return facts | {status: count for status, count in self.counts().items() if count}
 
@@ -59,12 +59,12 @@ class Report(Described):
 
     @property
     def is_full(self) -> bool:
-        """True if nothing that a check can verify was skipped by choice."""
+        """True if no verifiable claim was skipped by choice."""
         return self.scope == "full"
 
     @property
     def summary(self) -> str:
-        """The verdict in words: `failed`, or `passed` with the scope and the number of unverified claims."""
+        """Verdict in words: `failed`, or `passed` with the scope and the number of unverified claims."""
         if not self.passed:
             return verdict(False)
         count = self.counts()["unverified"]
@@ -79,12 +79,12 @@ class Report(Described):
 
     @property
     def sites(self) -> list[Measurement]:
-        """The result of each adapter at each site, computed from the values that arrive there."""
+        """Result of each adapter at each site, computed from the values that reach the site."""
         return [one for found in self.findings for one in found.measurements if one.kind == "site"]
 
     @property
     def nodes(self) -> list[Measurement]:
-        """The values of graphs whose own step is wrong, or all that were compared if they were asked for."""
+        """Values of graphs whose step is wrong, or all compared values if requested."""
         return [one for found in self.findings for one in found.measurements if one.kind == "node"]
 
     def counts(self) -> Counter[str]:
@@ -92,10 +92,10 @@ class Report(Described):
         return Counter(found.status for found in self.findings)
 
     def raise_for_failure(self) -> None:
-        """Raise an error for the first claim that failed, if one did; a number that is off comes first.
+        """Raise an error for the first failed claim, if any; numeric errors come first.
 
         Raises:
-            ParityError: an output or a site is over its budget, or another claim does not hold.
+            ParityError: an output or a site exceeds its budget, or another claim failed.
         """
         for result in (*self.outputs, *self.sites):
             if not result.passed:
@@ -126,7 +126,7 @@ class Report(Described):
         return {key: _plain(value) for key, value in asdict(document).items()}
 
     def table(self) -> Table:
-        """Return a line for each adapter and graph: the worst over shapes and outputs."""
+        """Return one row per adapter and graph: the worst over shapes and outputs."""
         groups: dict[tuple[str, str], list[Measurement]] = {}
         for one in self.outputs:
             key = one.variant, f"{one.adapter or BASE}{', in mixed batches' if one.mixed else ''}"
@@ -148,7 +148,7 @@ class Report(Described):
         return self.table()._repr_html_()
 
     def coverage(self) -> CoverageRecord:
-        """Return how much was compared."""
+        """Return the coverage of the comparisons."""
         results = [*self.outputs, *self.sites]
         return CoverageRecord(
             planned=len(results),
@@ -158,10 +158,10 @@ class Report(Described):
         )
 
     def require_compared(self) -> None:
-        """Refuse a check that proves nothing.
+        """Reject a check that proves nothing.
 
         Raises:
-            NothingComparedError: not one element of an output was compared.
+            NothingComparedError: no element of an output was compared.
         """
         outputs = self.outputs
         if not any(result.compared for result in outputs):
@@ -170,12 +170,12 @@ class Report(Described):
                 where=self.bundle,
                 found=f"{len(outputs)} outputs without one comparable element",
                 expected="at least one",
-                fix=f"build the bundle again, or give {argument('against')}: the model that it was built from",
+                fix=f"rebuild the bundle, or pass {argument('against')}: the model it was built from",
             )
 
 
 def failures(report: Report) -> tuple[FailureRecord, ...]:
-    """Return one failure for the base and for each adapter with a comparison that does not pass."""
+    """Return one failure for the base and for each adapter with a failed comparison."""
     outputs, sites = ([one for one in found if not one.passed] for found in (report.outputs, report.sites))
     names = dict.fromkeys(one.adapter for one in (*outputs, *sites))
     return tuple(
@@ -185,7 +185,7 @@ def failures(report: Report) -> tuple[FailureRecord, ...]:
 
 
 def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Measurement]) -> FailureRecord:
-    """Return the smallest case that fails, its worst output there, and the first site over its own budget."""
+    """Return the smallest failing case, its worst output, and the first site over its budget."""
     worst: Measurement | None = None
     levels: dict[str, bool] = {}
     if outputs:
@@ -225,7 +225,7 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
 
 
 def unverified(findings: Sequence[Finding]) -> Mapping[str, Sequence[Finding]]:
-    """Return the claims that were not verified, by the reason."""
+    """Return the unverified claims, by reason."""
     found: dict[str, list[Finding]] = {}
     for one in findings:
         if one.status == "unverified":
@@ -234,7 +234,7 @@ def unverified(findings: Sequence[Finding]) -> Mapping[str, Sequence[Finding]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in JSON's own types; NaN and Inf, which JSON has not, as `nan`, `inf` and `-inf`."""
+    """Return a value in JSON types; NaN and Inf, which JSON lacks, become `nan`, `inf` and `-inf`."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Separation: how clearly golden data show that an adapter is applied in part, or that another one is.
+"""Separation: how clearly golden data show that an adapter is applied only partly, or replaced by another one.
 
-Each fault is planted in the graph that has just been made, on small inputs. Where golden vectors do not show a fault
-twofold, golden parts are made that do: more inputs are drawn until they suffice, up to a few.
+Each fault is planted in the new graph, on small inputs. Faults that golden vectors show less than twofold get golden
+parts: more inputs are drawn until they suffice, up to a limit.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ from adapter_export.onnx_backend.onnx_runner import weights_are_many
 from adapter_export.runtime.graphs import run_session
 
 _ELEMENTS = 2**14
-"""The most elements of all outputs in a case that is run for every fault."""
+"""Maximum elements of all outputs in a case that runs for every fault."""
 
 _SIZES = ((8, 8), (16, 10), (32, 10))
-"""Batch and length of drawn inputs, each larger than the last."""
+"""Batch and length of drawn inputs, in increasing size."""
 
 _MOST_ELEMENTS = 2**18
-"""The most elements of all outputs in a drawn case."""
+"""Maximum elements of all outputs in a drawn case."""
 
 _SEED = 32
 
 _DRAWS = 5
-"""Disturbed graphs that show what rounding on other machines does."""
+"""Number of disturbed graphs that simulate the rounding of other machines."""
 
 _NEAR = 2
-"""The most other adapters that are tried as faults, if golden vectors do not show them."""
+"""Maximum other adapters that are planted as faults if golden vectors do not separate them."""
 
 _HOPELESS = (0.0, 0.0, 0.3, 0.6)
-"""Parts of `ENOUGH` by the number of cases: a fault that shows less is given up. More rows of inputs make it
-clearer by the root of their number, and no drawn case has four times as many as those before it."""
+"""Fractions of `ENOUGH` by the number of cases: weaker faults are abandoned. More rows improve separation by the
+square root of their number, and no drawn case has four times as many as those before it."""
 
 _NAMED = 6
-"""The most faults that a message names."""
+"""Maximum number of faults named in a message."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An adapter as it must not be applied.
+    """A wrong application of an adapter.
 
     Attributes:
-        name: such as `layers.5.ffn off`.
-        tensors: what its slots are fed with.
-        is_part: whether one part alone is wrong. Such a fault has a golden part of its own, so that it is named.
+        name: for example `layers.5.ffn off`.
+        tensors: tensors fed to its slots.
+        is_part: whether only one part is wrong. Such a fault gets its own golden part, which names it.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Fault:
 def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
     """Yield the faults of an adapter: each part off, each layer off, and no adapter.
 
-    A part is a site, the head, or what sites share. A site at which the adapter changes nothing is none: it gives the
-    same with neutral tensors.
+    A part is a site, the head, or parameters that sites share. Sites without effect are skipped: neutral tensors give
+    the same result.
     """
     own, neutral = bundle.tensors(name), bundle.tensors(None)
     idle = {site for effect in effects(bundle, [name]) for site in effect.idle}
@@ -112,8 +112,8 @@ class SeparationMaker:
     """Measures separation, and makes golden parts.
 
     Attributes:
-        bundle: one that is being made, whose adapters and golden vectors are written.
-        references: computes what golden parts expect; never the exported graph.
+        bundle: a bundle that is being built, with its adapters and golden vectors.
+        references: computes the expected outputs of golden parts; never the exported graph.
     """
 
     bundle: OpenedBundle
@@ -125,8 +125,8 @@ class SeparationMaker:
         """Return the separation of an adapter, and golden parts if golden vectors do not show all faults twofold.
 
         Args:
-            name: of the adapter.
-            others: the adapters of `nearest_adapters`.
+            name: the adapter.
+            others: adapters from `nearest_adapters`.
 
         Returns:
             `None` for the separation of an adapter that fills no slot.
@@ -159,23 +159,23 @@ class SeparationMaker:
         faulty = {fault.name: {**own, **fault.tensors} for fault in faults}
         try:
             right, *wrong = self.bundle.run_slots([own, *faulty.values()])
-        except RequestError:  # a fault that the graph refuses is no silent one
+        except RequestError:  # a fault that the graph rejects is not silent
             (right,) = self.bundle.run_slots([own])
             wrong = [self._outputs(feeds) for feeds in faulty.values()]
         return Seen(case, own, expected, right, dict(zip(faulty, wrong, strict=True)))
 
     def _outputs(self, feeds: Arrays) -> Arrays:
-        """Return what the graph gives; nothing if it refuses these tensors."""
+        """Return the graph's outputs; empty if it rejects these tensors."""
         try:
             return self.bundle.run_slots([feeds])[0]
         except RequestError:
             return {}
 
     def _parts(self, name: str, weak: Sequence[Fault], seen: list[Seen], found: Separations) -> list[Candidate]:
-        """Return golden parts that show weak faults; what they show goes into `found`, cases for them into `seen`.
+        """Return golden parts for weak faults; adds their separations to `found` and their cases to `seen`.
 
-        A part that shows a site shows most layers with it, too. Where rounding on other machines cannot be tried out
-        there are none: their limits would be guesses.
+        A part for a site usually also shows its layer. There are no parts if other rounding cannot be simulated,
+        because their limits would be guesses.
         """
         chosen, unclear = list[Candidate](), list(weak) if weak and self._disturbed else []
         drawn, count = self._drawn(name), 0
@@ -205,13 +205,13 @@ class SeparationMaker:
         return [one for one in chosen if one.separation > 1]
 
     def _elsewhere(self, seen: Seen, faults: Sequence[Fault]) -> Seen:
-        """Return a case with what graphs give that round elsewhere: all of them as it is, one with each fault."""
+        """Return a case with outputs of graphs that round differently: all without faults, one with each fault."""
         right = [run_session(session, seen.feeds) for session in self._disturbed]
         wrong = {fault.name: run_session(self._disturbed[0], {**seen.feeds, **fault.tensors}) for fault in faults}
         return replace(seen, disturbed=right, wrong_elsewhere=wrong)
 
     def _drawn(self, name: str) -> Iterator[tuple[Case, Arrays]]:
-        """Draw cases that are not too large, and run the reference on each; yield nothing if its runs are slow."""
+        """Draw cases of limited size, and run the reference on each; yield nothing if its runs are slow."""
         if not self.references.keeps_weights:
             return
         manifest, golden = self.bundle.manifest, self.bundle.golden(name)
@@ -222,7 +222,7 @@ class SeparationMaker:
                 continue
             try:
                 expected = run(self.references, case.arrays, adapter, self.bundle.base_outputs, output)
-            except RequestError:  # the base does not take this shape
+            except RequestError:  # the base does not accept this shape
                 continue
             if all(np.isfinite(value).all() for value in expected.values()):
                 yield case, expected
@@ -234,9 +234,10 @@ def with_separation(
     """Return the manifest of a bundle with the separation of its adapters, and write golden parts of the new ones.
 
     Args:
-        bundle: one that is being made, whose adapters and golden vectors are written.
-        references: computes what golden parts expect; never the exported graph. `None` if no adapter is new.
-        names: the adapters that are new.
+        bundle: a bundle that is being built, with its adapters and golden vectors.
+        references: computes the expected outputs of golden parts, never the exported graph; `None` if no adapter is
+            new.
+        names: the new adapters.
         writer: writes into the bundle.
     """
     others = nearest_adapters(bundle)
@@ -254,7 +255,7 @@ def with_separation(
 
 
 def _renewed(known: SeparationRecord, others: Sequence[tuple[str, float]]) -> SeparationRecord:
-    """Return a separation for other neighbours: adapters came or went. What golden parts tell of one is kept."""
+    """Return a separation updated for changed neighbours. The result of golden parts for a neighbour is kept."""
     apart = dict(others)
     if known.nearest is not None and known.nearest.adapter in apart:
         apart[known.nearest.adapter] = max(apart[known.nearest.adapter], known.nearest.separation)
@@ -267,7 +268,7 @@ def _nearest(apart: Mapping[str, float]) -> NearestRecord | None:
 
 
 def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
-    """Yield what to say of new adapters: those that change nothing, and faults that golden data barely show."""
+    """Yield notes on new adapters: those without effect, and faults that golden data barely show."""
     found = effects(bundle, names)
     yield from filter(None, map(note_of, found))
     alike = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
@@ -275,21 +276,21 @@ def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
 
 
 def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str]:
-    """Yield the faults of an adapter that golden data barely show; its likeness to those in `alike` is left out."""
+    """Yield the faults of an adapter that golden data barely show; similarity to adapters in `alike` is expected."""
     found = record.golden.separation
     if found is not None and found.weak:
         shown, more = quoted(found.weak[:_NAMED]), len(found.weak) - _NAMED
         yield (
             f"golden data of `{record.name}` barely show {shown}{f' and {more} more' if more > 0 else ''}: "
-            f"the weakest fault reaches {found.least:.2g} times what is allowed, less than {ENOUGH:g}"
+            f"the weakest fault moves the outputs by {found.least:.2g} times the budget, less than {ENOUGH:g}"
         )
     nearest = None if found is None else found.nearest
     if nearest is not None and nearest.separation < ENOUGH and nearest.adapter not in alike:
-        yield f"golden data of `{record.name}` barely show `{nearest.adapter}` in its place ({nearest.separation:.2g})"
+        yield f"golden data of `{record.name}` barely show `{nearest.adapter}` instead ({nearest.separation:.2g})"
 
 
 def _telling(golden: Golden) -> int:
-    """Return the golden case that is run for every fault: the largest of few elements without padding.
+    """Return the index of the golden case that runs for every fault: the largest small one without padding.
 
     If all have many elements, it is the smallest.
     """
@@ -308,7 +309,7 @@ def _numbers(case: Case) -> int:
 
 
 def _width(golden: Golden) -> float:
-    """Return how many elements all outputs have for one of the largest input, in the largest golden case."""
+    """Return the ratio of output elements to elements of the largest input, in the largest golden case."""
     sizes = {_numbers(case): outputs for case, outputs in zip(golden.cases, golden.outputs, strict=True)}
     most = max(sizes)
     return sum(value.size for value in sizes[most].values()) / most
@@ -327,7 +328,7 @@ def _written(separation: float) -> float:
 
 
 def _record(found: Separations, nearest: NearestRecord | None) -> SeparationRecord | None:
-    """Return what the manifest says, with four digits: more would be noise."""
+    """Return the record for the manifest, with four digits: more would be noise."""
     if not found:
         return None
     best = {fault: _written(_best(outputs)) for fault, outputs in found.items()}
@@ -340,7 +341,7 @@ def _record(found: Separations, nearest: NearestRecord | None) -> SeparationReco
 
 
 def _deviations(golden: Golden, seen: Seen) -> dict[str, dict[str, float]]:
-    """Return by fault and output the largest deviation over the allowed one."""
+    """Return, by fault and output, the largest deviation divided by the budget."""
     return {
         fault: {
             output: separation_of(outputs.get(output), seen.expected[output], budget.absolute)

@@ -16,7 +16,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_bytes
 
 MOST_SIGNATURE_BYTES = 2**26
-"""The largest signature that is read: one names each file, in some 200 bytes."""
+"""Maximum bytes of a signature to read: it names each file in about 200 bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SignatureClaim:
         method: `key` if an elliptic curve key signed, `certificate` if the key of an X.509 certificate did; `unknown`
             if `model.sig` is no signature of OpenSSF model-signing.
         signer: the sha256 of the public key, or of the certificate in DER, in lower-case hexadecimal; null if unknown.
-        verified: whether it was held against a key or certificates that were given. Anybody can write what stands here.
+        verified: whether it was verified with a key or certificates. Without that, anybody could have written it.
     """
 
     method: Literal["key", "certificate", "unknown"]

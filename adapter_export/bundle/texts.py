@@ -1,4 +1,4 @@
-"""Golden texts of a bundle: made by the base's own tokenizer and a reference, replayed as a client reads texts."""
+"""Golden texts of a bundle: made by the base's tokenizer and a reference, replayed the way a client reads texts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from adapter_export.runtime.text_reader import encoded, prepared
 from adapter_export.text import EncodedText, Pair, SidedText, TextSide, Tokenizer, unfillable
 
 CHECK = "golden texts"
-"""The name of the check in reports."""
+"""Name of the check in reports."""
 
 _MOST_ANSWERED = 128
-"""The most tokens of a text that is answered: of longer ones the ids alone are kept."""
+"""Maximum tokens of a text that is answered; of longer ones, only the ids are kept."""
 
 _MOST_SHOWN = 80
-"""Characters of a value that a message shows."""
+"""Maximum characters of a value in a message."""
 
 _SHOWN = 12
 """Ids that a message shows around the first that differs."""
@@ -52,13 +52,13 @@ class TextMaker:
     """Makes golden texts.
 
     Attributes:
-        tokenizer: that of the bundle.
-        own: the ids that the model's own library made of the same texts, where it is known.
-        inputs: those of the base.
-        outputs: the names of the base's outputs.
+        tokenizer: tokenizer of the bundle.
+        own: ids of the same texts from the model's own library, if known.
+        inputs: data inputs of the base.
+        outputs: names of the base's outputs.
         references: computes the answers; never the exported graph.
-        allowance: decides how far answers may be off.
-        pads: whether rows may be padded to a length that the base takes, by the name of their adapter.
+        allowance: determines the budgets of answers.
+        pads: whether rows may be padded to a length that the base accepts, by the name of their adapter.
     """
 
     tokenizer: Tokenizer
@@ -70,13 +70,13 @@ class TextMaker:
     pads: Mapping[str, bool]
 
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
-        """Return the golden texts of a bundle with these adapters; `golden` of each is what `adapter` takes."""
+        """Return the golden texts of a bundle with these adapters; arguments of each as for `adapter`."""
         known = self.own is not None and self.own.digest == self.tokenizer.digest
         wrong = different(self.tokenizer, self.own) if self.own is not None and known else []
         if wrong:
             raise BaseModelError(
-                "the tokenizer gives other ids than the model's own library",
-                found=f"other ids of {len(wrong)} texts: {quoted(wrong[:3])}",
+                "the tokenizer's ids differ from those of the model's own library",
+                found=f"different ids for {len(wrong)} texts: {quoted(wrong[:3])}",
                 expected=f"the ids of {self.own.tokenizer if self.own else ''}",
                 fix="save the tokenizer again with `save_pretrained`, and capture the base again",
             )
@@ -93,8 +93,7 @@ class TextMaker:
     def adapter(self, adapter: Adapter, output: str | None, golden: Golden) -> GoldenTextSet | None:
         """Return the texts of an adapter, with answers, or `None` for an adapter without a head or a known task.
 
-        `output` is the output that holds the result of its head, and `golden` has its golden vectors, whose budget is
-        the least that is allowed.
+        `output` is the output of its head; the budgets of its golden vectors `golden` are the minimum.
         """
         task = adapter.task
         if task is None or output is None:
@@ -113,7 +112,7 @@ class TextMaker:
         return GoldenTextSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, tuple(found))
 
     def _texts(self, task: Task | None) -> Iterator[tuple[GoldenText, EncodedText]]:
-        """Yield the texts of a task; those without a token in this tokenizer are left out."""
+        """Yield the texts of a task, without those that have no token in this tokenizer."""
         most = self.tokenizer.max_tokens
         limit = most if task is None or task.max_tokens is None else min(task.max_tokens, most)
         own = {}
@@ -126,7 +125,7 @@ class TextMaker:
             asked = text if side is None else SidedText(str(text), side)
             try:
                 (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(asked, task, None, "text")])
-            except RequestError:  # a limit without room for a pair
+            except RequestError:  # the maximum length has no room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
             known = own.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
@@ -137,7 +136,7 @@ class TextMaker:
                 yield GoldenText(name, first, second, tuple(ids), tuple(types), side=side), row
 
     def _results(self, adapter: Adapter, output: str, rows: Sequence[EncodedText]) -> dict[int, np.ndarray]:
-        """Return the result of each text, by its place: texts of one length together, so that nothing is padded."""
+        """Return the result of each text by index: texts of equal length run together, so that nothing is padded."""
         names = [record.name for record in self.inputs]
         if unfillable(names) or any(record.dtype != "int64" for record in self.inputs):
             return {}
@@ -155,7 +154,7 @@ class TextMaker:
                 try:
                     arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names, pads=pads)
                     results = run(self.references, arrays, adapter, self.outputs, output)[output]
-                except RequestError:  # the base does not take this length, and padding would change the answer
+                except RequestError:  # the base does not accept this length, and padding would change the answer
                     continue
                 tokens = len(rows[some[0]].encoding.ids)
                 own = results if task is None or task.kind.pools else results[:, :tokens]
@@ -166,7 +165,7 @@ class TextMaker:
 def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
     context = task.kind.context(row, task)
     places = None if context is None else np.flatnonzero(context)
-    if places is not None and not len(places):  # the tokenizer leaves nothing of the second text
+    if places is not None and not len(places):  # the second text has no tokens
         return text
     return replace(
         text,
@@ -177,10 +176,10 @@ def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedT
 
 
 def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], *, run: bool) -> list[Finding]:
-    """Make tokens of golden texts and answer them as a client does, and compare both with what they say.
+    """Encode and answer golden texts the way a client does, and compare ids and answers.
 
-    Without the tokenizers library the ids are taken as they are, and the report says so; `run` is false where the graph
-    is too large to be run for this.
+    Without the tokenizers library the stored ids are used, and the report says so; `run` is false if the graph is too
+    large to run here.
     """
     text = bundle.manifest.text
     if text is None:
@@ -188,31 +187,31 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
     sets = {one.adapter: one for one in texts.sets}
     found: list[Finding] = []
     if texts.digest != text.digest:
-        detail = f"made with the tokenizer {texts.digest[:12]}…, and the bundle has {text.digest[:12]}…"
+        detail = f"made with the tokenizer {texts.digest[:12]}…, the bundle's is {text.digest[:12]}…"
         found.append(Finding.tested(CHECK, "tokenizer", False, detail))
     tokenizer, missing = None, ""
     try:
         tokenizer = bundle.tokenizer
         if tokenizer.digest != text.digest:
-            detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, and not {text.digest[:12]}…"
+            detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, expected {text.digest[:12]}…"
             found.append(Finding.tested(CHECK, "tokenizer", False, detail))
     except MissingExtraError:
-        missing = "ids not compared, as `tokenizers` is not installed"
+        missing = "ids not compared: `tokenizers` is not installed"
     session = bundle.runtime_session() if run else None
     for name in names:
         task = None if name is None else bundle.record(name).task
         if task is not None and task.tokenizer not in (None, text.digest):
             trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
-            detail = f"{trained}, and the bundle has {text.digest[:12]}…"
+            detail = f"{trained}, the bundle's is {text.digest[:12]}…"
             found.append(Finding.tested("task", name or BASE, False, detail))
         most = bundle.manifest.max_tokens or 0
         if task is not None and (task.max_tokens or 0) > most:
-            detail = f"was trained on up to {task.max_tokens} tokens, and the bundle takes {most}"
+            detail = f"was trained on up to {task.max_tokens} tokens, the bundle accepts {most}"
             found.append(Finding.tested("task", name or BASE, False, detail))
         if name in sets:
             found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
         elif name is None or task is not None:
-            found.append(Finding.tested(CHECK, name or BASE, False, "there are none of it"))
+            found.append(Finding.tested(CHECK, name or BASE, False, "none for this adapter"))
     return found
 
 
@@ -222,9 +221,9 @@ class Contract:
 
     Attributes:
         tokenizer: the text of its `tokenizer.json`, if it has one.
-        texts: the ids that its own library makes of golden texts, if they are known.
+        texts: ids of golden texts from its own library, if known.
         head: its base head, if it has one.
-        processor: the digest of its processor of images or audio, if it has one.
+        processor: digest of its image or audio processor, if it has one.
     """
 
     tokenizer: str | None = None
@@ -242,23 +241,23 @@ def check_contract(
     if own is not None and own.head is not None and name in names and name is not None:
         known, said = own.head.task, bundle.record(name).task
         same = known == said
-        detail = "as the model says it" if same else f"{_facts(said)}, and the model says {_facts(known)}"
+        detail = "matches the model" if same else f"{_facts(said)}, the model has {_facts(known)}"
         yield Finding.tested("task", name, same, detail)
     if text is None:
         return
     if model.tokenizer is None:
-        yield Finding.tested(CHECK, "model", True, "ids not compared with the model's, which brings no tokenizer")
+        yield Finding.tested(CHECK, "model", True, "ids not compared: the model has no tokenizer")
         return
     try:
         reference = reader(model.tokenizer, bundle.manifest)
         ours = bundle.tokenizer
     except MissingExtraError:
-        detail = "ids not compared with the model's, as `tokenizers` is not installed"
+        detail = "ids not compared with the model's: `tokenizers` is not installed"
         yield Finding.tested(CHECK, "model", True, detail)
         return
     tasks = [record.task for record in bundle.manifest.adapters if record.name in names and record.task is not None]
     if reference.digest != text.digest and tasks and all(task.tokenizer == text.digest for task in tasks):
-        detail = "the bundle's tokenizer is not the model's, and the one that its adapters were trained with"
+        detail = "the bundle's tokenizer is not the model's, but the one its adapters were trained with"
         yield Finding.tested(CHECK, "model", True, detail)
         return
     faults: dict[str, str] = {}
@@ -273,9 +272,9 @@ def check_contract(
             if fault is not None:
                 faults.setdefault(f"{one.adapter or BASE}, `{golden.name}`", fault)
     if model.texts is not None:
-        library = f"other ids than {model.texts.tokenizer} makes"
+        library = f"ids differ from those of {model.texts.tokenizer}"
         faults |= {f"`{name}`": library for name in different(ours, model.texts)}
-    detail = f"{count} texts have the ids of the model's own tokenizer"
+    detail = f"the ids of {count} texts match the model's own tokenizer"
     if faults:
         place, fault = next(iter(faults.items()))
         detail = f"{len(faults)} texts differ from the model's own tokenizer; {place}: {fault}"
@@ -303,11 +302,11 @@ def _replay(
     if session is not None and answered:
         for name, fault in _answer_faults(session, answered, one, bundle):
             faults.setdefault(name, fault)
-    said = f"{len(one.texts)} texts" + (f", {missing}" if missing else ", ids bit for bit")
+    said = f"{len(one.texts)} texts" + (f", {missing}" if missing else ", ids equal")
     if answered and session is not None:
         said += f", {len(answered)} answers within {one.absolute:.1e}"
         undecided = sum(not text.decided for text in answered)
-        said += f", {undecided} of them by their numbers alone" if undecided else ""
+        said += f", {undecided} of them by their numbers only" if undecided else ""
     elif one.adapter is not None:
         said += ", no answers"
     if faults:
@@ -317,11 +316,11 @@ def _replay(
 
 
 def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str | None:
-    """Return how the tokens of a text differ from what they must be, if they do."""
+    """Return the difference between the tokens of a text and the expected ones, if any."""
     try:
         (row,) = encoded(tokenizer, [(piece, task) for piece in prepared(text.input, task, None, "text")])
     except RequestError as error:
-        return f"is refused: {error}"
+        return f"is rejected: {error}"
     for what, found, expected in (
         ("ids", row.encoding.ids, list(text.ids)),
         ("token types", row.encoding.type_ids, list(text.token_type_ids)),
@@ -332,7 +331,7 @@ def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str
 
 
 def _shown(one: Sequence[int], other: Sequence[int]) -> str:
-    """Return the ids around the first that differs, and how many there are."""
+    """Return the ids around the first that differs, and their number."""
     same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
     start = max(0, min(same, len(one)) - _SHOWN // 3)
     some = " ".join(map(str, one[start : start + _SHOWN]))
@@ -342,7 +341,7 @@ def _shown(one: Sequence[int], other: Sequence[int]) -> str:
 def _answer_faults(
     session: Session, texts: Sequence[GoldenText], one: GoldenTextSet, bundle: OpenedBundle
 ) -> Iterator[tuple[str, str]]:
-    """Yield the names of texts to whose ids the answer is another than it must be, and how; one length at a time."""
+    """Yield the names of texts with a wrong answer, and the fault; one length at a time."""
     names = [record.name for record in bundle.manifest.inputs]
     one_by_one = any(isinstance(record.axes[0], int) for record in bundle.manifest.inputs)
     groups: dict[object, list[GoldenText]] = {}
@@ -360,7 +359,7 @@ def _answer_faults(
             contexts = [None if one is None else np.pad(one, (0, behind)) for one in contexts]
             found = session.answer(arrays, one.adapter, context=contexts)
         except RequestError as error:
-            yield from ((text.name, f"is refused: {error}") for text in group)
+            yield from ((text.name, f"is rejected: {error}") for text in group)
             continue
         for text, said in zip(group, found, strict=True):
             for fault in answer_faults(said.first(count).document(), text.answer, one.absolute, decided=text.decided):
@@ -375,9 +374,9 @@ def _context(text: GoldenText) -> npt.NDArray[np.bool_] | None:
 
 
 def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, where: str = "") -> Iterator[str]:
-    """Yield how an answer differs from what is expected: a label, a place, a number that is off by more than allowed.
+    """Yield the differences of an answer: a label, a position, a number that exceeds the budget.
 
-    Labels and places are compared where they are `decided`, numbers in any case.
+    Labels and positions are compared if they are `decided`, numbers always.
     """
     told = f"`{where}` found {_short(found)}, expected {_short(expected)}"
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
@@ -399,7 +398,7 @@ def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, 
             yield from answer_faults(*pair, absolute, decided=decided, where=f"{where}[{at}]")
     elif isinstance(expected, float) and isinstance(found, float):
         if not abs(found - expected) <= absolute:
-            yield f"{told}, allowed {absolute:.1e}"
+            yield f"{told}, budget {absolute:.1e}"
     elif decided and found != expected:
         yield told
 

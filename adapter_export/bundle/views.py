@@ -1,4 +1,4 @@
-"""The sites of a torch base, compared with those of the ONNX graph that was exported from it: names and values."""
+"""Compare the sites of a torch base with those of its ONNX export: names and values."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from adapter_export.onnx_backend.rewrite.surgery import Graft
 from adapter_export.sites.site import Site, SiteMap
 
 _TOLERANCE = 1e-3
-"""Relative to the largest number: another value differs by more, rounding by less."""
+"""Relative to the largest number: different values differ by more, rounding by less."""
 
 _FEW_TOKENS = 7
 
 Compute = Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
-"""Computes the values of some nodes of the torch base, by their names, for inputs."""
+"""Function (inputs) → values of some nodes of the torch base, by name."""
 
 
 def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, max_tokens: int | None) -> None:
-    """Refuse a base whose sites in torch, by which adapters are trained, are others than in its ONNX graph.
+    """Reject a base whose sites in torch, on which adapters are trained, differ from those in its ONNX graph.
 
-    Their names and widths are compared, and on one input of at most `max_tokens` their values, within rounding. A layer
-    outside of all sublayers may be a site in one alone: what acts there does not fit the other. `BaseModelError` names
-    the first site that differs.
+    Names and widths are compared, and values on one input of at most `max_tokens`, within rounding. A layer outside all
+    sublayers may be a site on one side only: an adapter there does not fit the other. `BaseModelError` names the first
+        site that differs.
     """
     here, there = ({site.name for site in sites} for sites in (in_torch.sites, exported.sites.sites))
     ours = _in_both(in_torch, there)
@@ -38,7 +38,7 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
             raise _differs(site.name, f"{_facts(its)} in the ONNX graph", f"{_facts(site)}, as in torch")
     if len(ours) != len(theirs):
         more, where = (ours, "torch") if len(ours) > len(theirs) else (theirs, "the ONNX graph")
-        raise _differs(more[min(len(ours), len(theirs))].name, f"a site in {where} alone", "one in both")
+        raise _differs(more[min(len(ours), len(theirs))].name, f"a site in {where} only", "a site in both")
     pairs = [("head", "hidden", in_torch.final, exported.sites.final)]
     pairs += [
         (site.name, name, value, getattr(its, name))
@@ -63,12 +63,12 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
         if one.size != two.size or not np.allclose(
             two.ravel(), one.ravel(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True
         ):
-            apart = f"`{other}` in the ONNX graph is another value than `{value}` in torch"
-            raise _differs(f"{owner}`, `{name}", apart, "equal values on one input, rounding aside")
+            apart = f"`{other}` in the ONNX graph differs from `{value}` in torch"
+            raise _differs(f"{owner}`, `{name}", apart, "equal values on one input, within rounding")
 
 
 def _in_both(sites: SiteMap, known: Collection[str]) -> list[Site]:
-    """The sites to compare: all in the sublayers, then those outside by name, which views may evaluate in any order."""
+    """Return the sites to compare: all in the sublayers, then those outside by name: order may vary."""
     outside = [site for site in sites.sites if site.is_outside and site.name in known]
     return [site for site in sites.sites if not site.is_outside] + sorted(outside, key=lambda site: site.name)
 
@@ -81,9 +81,9 @@ def _facts(site: Site) -> str:
 
 def _differs(site: str, found: str, expected: str) -> BaseModelError:
     return BaseModelError(
-        "the sites of the torch model are not those of the ONNX graph that was exported from it",
+        "the sites of the torch model differ from those of its ONNX export",
         where=f"site `{site}`",
         found=found,
         expected=expected,
-        fix="leave that site out in a site map, or correct its values there",
+        fix="remove the site in a site map, or correct its values there",
     )

@@ -1,4 +1,4 @@
-"""The files of a bundle, written by `build` and by `add` alike: graphs, adapters, golden vectors, the manifest."""
+"""Write the files of a bundle for `build` and `add`: graphs, adapters, golden vectors, the manifest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GOLDEN_BATCHES_FILE = "golden/batches.json"
 
 @dataclass(frozen=True)
 class BundleWriter:
-    """Writes into a bundle that is not yet in its place; `heads` are the outputs that heads fill."""
+    """Writes into a staged bundle; `heads` are the outputs of heads."""
 
     folder: Path
     plan: SlotPlan
@@ -50,7 +50,7 @@ class BundleWriter:
     model_version: int
 
     def golden(self, golden: Golden) -> GoldenRecord:
-        """Write the golden vectors of an adapter, or of the base alone."""
+        """Write the golden vectors of an adapter, or of the base."""
         path = f"golden/{golden.adapter or BASE}.safetensors"
         self._new(path)
         return write_golden(golden, self.folder, path)
@@ -58,10 +58,10 @@ class BundleWriter:
     def adapter(
         self, adapter: Adapter, golden: Golden, baked: str | None = None, precision: AdapterPrecision = "float32"
     ) -> AdapterRecord:
-        """Write everything about one adapter but its baked graph; it has been rounded to the precision of its files.
+        """Write all files of one adapter except its baked graph; it has been rounded to the precision of its files.
 
         Raises:
-            AdapterError: it does something for which the graph has no slots.
+            AdapterError: the graph has no slots for it.
             WriteError: the operating system refused a write.
         """
         tensors = slot_tensors(self.plan, adapter)
@@ -113,14 +113,14 @@ class BundleWriter:
             temporary.write_bytes(golden_media_json(media))
 
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
-        """Write the manifest, with all files, and the README; `hashed` has the sha256 of files hashed before."""
+        """Write the manifest with all files, and the README; `hashed` has the SHA-256 of files hashed before."""
         manifest = replace(manifest, files=list_files(self.folder, hashed))
         write_manifest(manifest, self.folder)
         write_readme(self.folder, manifest)
         return manifest
 
     def _new(self, path: str) -> Path:
-        """A place where nothing is: a file of a bundle may have further names, and must not be written into."""
+        """Return a path without a file: files of a bundle may be hard links and must not be written in place."""
         file = self.folder / path
         if file.exists():
             raise OutputExistsError(file)
@@ -138,10 +138,8 @@ def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
     return MixRecord(tuple(dict.fromkeys(group.slot(MIX) for group in groups)), members)
 
 
-# The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is refused.
-
 _UNSAID = (0, 1)
-"""Values that other programs write by default."""
+"""Values that other programs write by default, and that would not identify a graph."""
 
 
 def model_version(base: OnnxBase, plan: SlotPlan) -> int:
@@ -150,10 +148,10 @@ def model_version(base: OnnxBase, plan: SlotPlan) -> int:
 
 
 def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> int:
-    """Return 31 bits of the sha256 over what decides whether an adapter file fits, a positive int32.
+    """Return 31 bits of a SHA-256 over everything an adapter file depends on, as a positive int32.
 
-    These are the fingerprint of the base, the topology of the slots and the digest of the site map, if there was one;
-    not the precision of the base: adapters of one precision fit another.
+    That is the fingerprint of the base, the topology of the slots and the digest of the site map, if any, but not the
+    precision of the base: adapters of one precision fit another.
     """
     digest = hashlib.sha256("\n".join((fingerprint, plan.digest, site_map or "")).encode()).digest()
     number = int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
@@ -168,34 +166,34 @@ def check_bases(adapters: Sequence[Adapter], fingerprint: str, *, allow_mismatch
 
 
 def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> None:
-    """Raise an `AdapterError` for an adapter to which texts would come otherwise than in its training.
+    """Raise an `AdapterError` for an adapter whose texts would be encoded differently than in training.
 
-    That is one of another tokenizer than the one of this digest, or of more tokens than the bundle takes.
+    That is an adapter trained with another tokenizer than that of `digest`, or on more tokens than the bundle accepts.
     """
     for adapter in adapters:
         tokenizer, longest = _texts_of(adapter)
         if tokenizer not in (None, digest):
             raise AdapterError(
-                "was trained with another tokenizer, which gives it other ids",
+                "was trained with another tokenizer",
                 where=f"adapter `{adapter.name}`",
-                found=f"a tokenizer of digest {digest[:12]}…",
+                found=f"a tokenizer with digest {digest[:12]}…",
                 expected=f"{str(tokenizer)[:12]}…",
-                fix=f"give the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
+                fix=f"pass the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
             )
         if (longest or 0) > max_tokens:
             raise AdapterError(
-                "was trained on longer texts than the bundle takes, which would be cut",
+                "was trained on longer texts than the bundle accepts",
                 where=f"adapter `{adapter.name}`",
                 found=f"at most {max_tokens} tokens",
                 expected=f"{longest}",
-                fix=f"give {argument('max_tokens', longest)} or more, or an adapter with a smaller limit",
+                fix=f"pass {argument('max_tokens', longest)} or more, or use an adapter with a smaller limit",
             )
 
 
 def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
-    """Return the digest of the tokenizer that an adapter was trained with, and its maximum length; `None` if unknown.
+    """Return the tokenizer digest and the maximum length of an adapter's training; `None` if unknown.
 
-    The head's task says it, or without a head the record of a training on texts.
+    They come from the head's task, or without a head from the training record.
     """
     if adapter.task is not None:
         return adapter.task.tokenizer, adapter.task.max_tokens
@@ -206,7 +204,7 @@ def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
 
 
 def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
-    """Refuse names of adapters to come that two files cannot have side by side; a bundle has those in `taken`.
+    """Reject names of new adapters that collide as file names; `taken` are the names in the bundle.
 
     Raises:
         AdapterError: a name occurs twice, or is that of the base.
@@ -216,7 +214,7 @@ def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
     if twice:
         folded = {name.casefold() for name in twice}
         raise AdapterError(
-            "the bundle has an adapter of this name" if taken else "two adapters have one name",
+            "the bundle has an adapter with this name" if taken else "two adapters have the same name",
             found=quoted(dict.fromkeys([*twice, *(name for name in taken if name.casefold() in folded)])),
             expected="names that differ in more than case",
             fix="remove the old one first, or add the new one under another name: `other=FOLDER`"

@@ -87,7 +87,7 @@ def _of_parts(where: str, finding: Finding) -> AdapterExportError:
 def _wrong(where: str, finding: Finding) -> AdapterExportError:
     if finding.variant == RECORDED:
         return AdapterExportError(
-            "other bits than when the bundle was built, though the base has the same: a tensor did not arrive as it "
+            "bits differ from the build's, although the base's are equal: a tensor did not arrive as it "
             "was, or this runtime rounds otherwise",
             where=where,
             fix="take the bundle from its source again",

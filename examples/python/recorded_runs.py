@@ -18,7 +18,7 @@ RunAdapter = Callable[[Arrays, str | None], Arrays]
 
 _PROVIDER = "CPUExecutionProvider"
 _NO_DIGEST = "its bits depend on the number of threads"
-_OTHER_BASE = "the base has other bits here: another processor, or another build of ONNX Runtime"
+_OTHER_BASE = "the base's bits differ here: another processor, or another build of ONNX Runtime"
 
 
 @dataclass(frozen=True)

@@ -454,7 +454,7 @@ def test_an_adapter_that_changes_nothing_is_named(world: World, topics: Path, tm
     bundle = ae.build(
         world.base, [replace(topic, weights=weights)], tmp_path / "bundle", variants=("slots",), reporter=heard
     )
-    said = "adapter `topic` changes nothing at all: at each of its sites it gives what it replaces"
+    said = "adapter `topic` has no effect: at each of its sites its result equals the replaced value"
     assert heard.notes == [said]
     assert ae.evaluate(bundle, topics, resamples=0).notes == (said,)
 

@@ -220,7 +220,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("names", [("a", "a"), ("a", "A")])
     def test_one_name_for_two(self, base: OnnxBase, tmp_path: Path, names: tuple[str, str]) -> None:
-        with pytest.raises(AdapterError, match="two adapters have one name"):
+        with pytest.raises(AdapterError, match="two adapters have the same name"):
             self._build(base, [random_adapter(name, pfeiffer(), base) for name in names], tmp_path / "b")
 
     def test_the_name_of_the_base(self, base: OnnxBase, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
             if label.startswith("verifying the bundle"):
                 _add(base, bundle, replace(adapter, name="first"))
 
-    with pytest.raises(FileError, match="was changed by another process meanwhile"):
+    with pytest.raises(FileError, match="was changed by another process in the meantime"):
         _add(base, bundle, adapter, reporter=Overtaking())
     assert [record.name for record in read_manifest(bundle).adapters] == ["a", "b", "first"]
     verify_files(read_manifest(bundle), bundle)
@@ -212,7 +212,7 @@ class TestRefused:
             _add(base, bundle, adapter, replace(adapter, name="C"))
 
     def test_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
-        with pytest.raises(BaseModelError, match="another site map"):
+        with pytest.raises(BaseModelError, match="a different site map"):
             _add(base, bundle, _adapters(base)["c"], site_map="sha256:map")
 
     def test_removing_all_or_an_unknown_one(self, base: OnnxBase, bundle: Path) -> None:

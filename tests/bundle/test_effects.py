@@ -59,10 +59,10 @@ def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_build_names_them(built: tuple[Path, list[str]]) -> None:
-    nothing = "changes nothing at all: at each of its sites it gives what it replaces"
+    nothing = "has no effect: at each of its sites its result equals the replaced value"
     assert built[1] == [
         f"adapter `zeros` {nothing}",
-        "adapter `dead` changes nothing at `layers.0.ffn`",
+        "adapter `dead` has no effect at `layers.0.ffn`",
         f"adapter `faint` {nothing}",
     ]
 
@@ -72,7 +72,7 @@ def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path:
     alive = random_adapter("more", houlsby(), base, labels=("a", "b"))
     adapters = [alive, scaled(alive, "silent", 0.0)]
     add_adapters(folder, adapters, references=CutRunner(base), reporter=heard)
-    assert heard.notes == ["adapter `silent` changes nothing at all: at each of its sites it gives what it replaces"]
+    assert heard.notes == ["adapter `silent` has no effect: at each of its sites its result equals the replaced value"]
 
 
 def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, list[str]]) -> None:
@@ -108,9 +108,7 @@ def test_the_effect_is_the_norm_of_the_difference_over_that_of_the_base(built: t
 
 def test_sites_that_act_and_an_output_that_does_not_move_are_said() -> None:
     effect = EffectRecord("a", "hidden", 1e-8, False, {"layers.0.ffn": 0.2, "layers.1.ffn": 0.0}, ("layers.1.ffn",))
-    assert note_of(effect) == (
-        "adapter `a` changes nothing at all: it moves `hidden` by 1.0e-08 of its size, which rounding explains"
-    )
+    assert note_of(effect) == ("adapter `a` has no effect: it changes `hidden` by 1.0e-08, which is within rounding")
     many = tuple(f"layers.{layer}.ffn" for layer in range(9))
     some = replace(effect, beyond_rounding=True, sites=dict.fromkeys([*many, "x"], 0.0), idle=many)
     assert str(note_of(some)).endswith("`layers.5.ffn` and 3 more")

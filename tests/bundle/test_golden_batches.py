@@ -206,7 +206,7 @@ def test_rows_that_are_mixed_up_are_seen(text_folder: Path) -> None:
 
 
 def test_verify_replays_them_in_the_graphs_that_there_are(text_folder: Path) -> None:
-    said = f"{3 * (len(TASKS) + 1)} rows in 2 requests, each as the reference answers it alone"
+    said = f"{3 * (len(TASKS) + 1)} rows in 2 requests, each matches the reference's separate answer"
     assert replayed(text_folder / "bundle") == Finding.tested("golden batches", "bundle", True, said)
     assert replayed(text_folder / "bundle", ["slots"]).detail == said
     assert replayed(text_folder / "bundle", ["bank"]).detail == f"{3 * (len(TASKS) + 1)} rows, not run"
@@ -232,7 +232,7 @@ def test_an_answer_of_another_row_is_found_and_named(text_copy: Path) -> None:
 def test_a_row_of_nobody_is_refused(text_copy: Path) -> None:
     with edited_batches(text_copy) as document:
         document["batches"][0]["rows"][3]["adapter"] = "nobody"
-    assert "`batch 1` is refused: `batch 1`, row 3, adapter `nobody`: is not loaded" in replayed(text_copy).detail
+    assert "`batch 1` is rejected: `batch 1`, row 3, adapter `nobody`: is not loaded" in replayed(text_copy).detail
 
 
 def test_a_task_that_was_changed_is_found(text_copy: Path) -> None:

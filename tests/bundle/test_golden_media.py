@@ -149,8 +149,8 @@ def _other_answer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "change", "said"),
     [
-        (lambda folder: None, _media(_other_mean), "off by"),
-        (lambda folder: None, _media(lambda record: replace(record, digest="0" * 64)), "of the processor"),
+        (lambda folder: None, _media(_other_mean), "error "),
+        (lambda folder: None, _media(lambda record: replace(record, digest="0" * 64)), "made with the processor"),
         (_other_answer, lambda manifest: manifest, "probability"),
     ],
     ids=["mean", "digest", "answer"],

@@ -157,7 +157,7 @@ def test_another_session_gives_the_digests(built: Path, threads: int) -> None:
 def test_they_are_compared(built: Path) -> None:
     report = _verify(built)
     assert report.passed
-    end = "2 cases, bit for bit as when the bundle was built"
+    end = "2 cases match the build, bit-exact"
     assert _found(report) == {
         "base": f"passed: slots, inputs, bank, fanout: {end}",
         "a": f"passed: slots, inputs, bank, fanout, baked: {end}",
@@ -175,7 +175,7 @@ def test_a_tensor_that_no_budget_sees_is_found(bundle: Path) -> None:
     assert bad == {CHECK}
     assert not report.passed
     found = _found(report)
-    assert found["a"].startswith("failed: `slots`, `inputs`: other bits than when the bundle was built")
+    assert found["a"].startswith("failed: `slots`, `inputs`: bits differ from the build's")
     assert found["b"].startswith("passed")
 
 
@@ -205,7 +205,7 @@ def test_a_graph_whose_base_has_other_bits_is_not_compared(bundle: Path) -> None
     rehash(bundle, _with_golden(change))
     report = _verify(bundle, variants=["slots", "inputs"])
     assert _found(report)["a"].startswith("failed: `inputs`: ")
-    assert _found(report, NOT_COMPARED)["slots"].startswith("passed: the base has other bits here")
+    assert _found(report, NOT_COMPARED)["slots"].startswith("passed: the base's bits differ here")
     assert _verify(bundle, variants=["slots"]).passed
 
 

@@ -68,7 +68,7 @@ def test_a_broken_invariant_fails_the_report() -> None:
         ("full", 0, "passed", "passed"),
         ("full", 2, "passed (2 of 3 unverified)", "passed"),
         ("quick", 2, "passed (quick, 2 of 3 unverified)", "partial"),
-        ("part", 0, "passed (a part)", "partial"),
+        ("part", 0, "passed (partial)", "partial"),
         ("golden", 1, "passed (golden vectors only, 1 of 2 unverified)", "partial"),
     ],
 )

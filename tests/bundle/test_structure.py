@@ -83,7 +83,7 @@ def _of_another_base(model: onnx.ModelProto) -> None:
         ("model.onnx", lambda m: m.graph.input.remove(_input(m, DOWN)), f"missing input `{DOWN}`"),
         ("model.onnx", lambda m: m.graph.initializer.remove(_initializer(m, DOWN)), "cannot be overridden"),
         ("model.onnx", _fixed, rf"input `{DOWN}` float32 \[17, "),
-        ("model.onnx", _nudged, "another default"),
+        ("model.onnx", _nudged, "a default other than"),
         ("model.onnx", _of_another_base, "base sha256:other"),
         ("model.onnx", lambda m: setattr(m, "model_version", 7), "`model_version` 7"),
         ("model.onnx", lambda m: m.graph.output.pop(), "missing output `logits`"),
@@ -175,7 +175,7 @@ def _linked(folder: Path) -> None:
         (
             _manifest(lambda d: d["adapters"][0].update(base="sha256:other")),
             AdapterError,
-            "another base than the manifest",
+            "base that does not match the manifest",
         ),
     ],
 )

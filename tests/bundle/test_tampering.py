@@ -105,7 +105,7 @@ def test_an_error_below_the_budget_of_every_site_is_seen_in_the_bits_of_its_slot
     }
     places = {("slots", "tone"), ("bank rows", "tone"), ("recorded runs", "tone")}
     assert bad.keys() == places, "the bank has the adapter as it was"
-    assert bad["recorded runs", "tone"].startswith("`slots`, `inputs`: other bits")
+    assert bad["recorded runs", "tone"].startswith("`slots`, `inputs`: bits differ")
 
 
 def test_a_missing_slot_is_seen(copy: Path) -> None:
@@ -175,7 +175,7 @@ def test_golden_vectors_without_a_tensor_are_refused(copy: Path, name: str) -> N
 
     edit(copy / "golden/tone.safetensors", change)
     rehash(copy)
-    with pytest.raises(TensorError, match="not complete"):
+    with pytest.raises(TensorError, match="do not match their cases"):
         check(copy)
 
 

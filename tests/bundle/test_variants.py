@@ -163,7 +163,7 @@ def test_a_baked_adapter_needs_no_feed(bundle: Path, manifest: Manifest) -> None
 
 class TestRefusals:
     def test_an_unknown_name_to_bake(self, base: OnnxBase, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="no adapter of this name"):
+        with pytest.raises(UsageError, match="no adapter has this name"):
             _build(base, _adapters(base), tmp_path / "bundle", bake=["nobody"])
         assert not list(tmp_path.iterdir())
 

@@ -90,6 +90,6 @@ def test_other_sites(pair: Pair, fault: str, where: str) -> None:
     base, exported = pair
     change, words = FAULTS[fault]
     ours, theirs = base.sites.map, exported.sites
-    with pytest.raises(BaseModelError, match="the sites of the torch model are not those") as refused:
+    with pytest.raises(BaseModelError, match="the sites of the torch model differ from those") as refused:
         _check(pair, change(ours) if where == "torch" else ours, change(theirs) if where == "ONNX" else theirs)
     assert words in str(refused.value)

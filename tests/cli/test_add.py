@@ -41,7 +41,7 @@ def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
     done = cli.done("remove", copy, "tone")
     assert "removed `tone`; it now contains `topic`" in done.stderr
     cli.refused(3, "adapter `tone`: is not loaded", "run", copy, "--adapter", "tone", "--text", "good film")
-    cli.refused(3, "a bundle has at least one adapter", "remove", copy, "topic")
+    cli.refused(3, "a bundle needs at least one adapter", "remove", copy, "topic")
 
 
 def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Path, more: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_onnx_base_is_built_with_the_cut_base_as_reference(cli, graph: Path, 
 
 def test_a_name_that_occurs_twice_is_refused(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
     twice = f"{adapters / 'tone'},{adapters / 'tone'}"
-    cli.refused(3, "two adapters have one name", "build", model, "--adapters", twice, "-o", tmp_path / "bundle")
+    cli.refused(3, "two adapters have the same name", "build", model, "--adapters", twice, "-o", tmp_path / "bundle")
     assert _left(tmp_path) == []
 
 

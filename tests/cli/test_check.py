@@ -66,7 +66,7 @@ def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path
     found = [(each["check"], each["subject"], each["detail"]) for each in document["findings"]]
     assert {subject for name, subject, _ in found if name == "live model"} == cases
     assert ("lengths", "sequence", "1 to 80: refuses 81") in found
-    assert ("lengths of the base", "sequence", "the bundle takes 1 to 80, the base 1 to 80") in found
+    assert ("lengths of the base", "sequence", "the bundle accepts 1 to 80, the base 1 to 80") in found
     assert {result["against"] for result in outputs} == {"reference", "golden"}
     assert {result["adapter"] for result in outputs} == {None, "topic"}
     assert document["coverage"]["compared"] == document["coverage"]["planned"]
@@ -88,7 +88,7 @@ def test_a_bundle_that_takes_more_than_its_base_fails(
     failed = {
         (one["check"], one["subject"]): one["detail"] for one in document["findings"] if one["status"] == "failed"
     }
-    assert failed["lengths of the base", "sequence"] == "the bundle takes 1 to 81, the base 1 to 80"
+    assert failed["lengths of the base", "sequence"] == "the bundle accepts 1 to 81, the base 1 to 80"
     assert failed["live model", "batch1_sequence81"].startswith("batch 1, sequence 81: ")
 
 

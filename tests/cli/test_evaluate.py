@@ -96,7 +96,7 @@ def test_check_names_an_adapter_that_changes_nothing(cli, graph: Path, plain_ten
         packed = ("--kind", "pfeiffer", "--activation", "relu", "--labels", "a,b", "--base", graph)
         cli.done("pack", tmp_path / f"{name}.safetensors", *packed, "-o", tmp_path / name)
     listed = f"{tmp_path / 'alive'},{tmp_path / 'zeros'}"
-    said = "adapter `zeros` changes nothing at all: at each of its sites it gives what it replaces"
+    said = "adapter `zeros` has no effect: at each of its sites its result equals the replaced value"
     built = cli.done("build", graph, "--adapters", listed, "-o", tmp_path / "bundle")
     assert said in built.stderr
     checked = cli.done("check", tmp_path / "bundle")

@@ -67,7 +67,7 @@ def test_an_unsigned_bundle_is_refused_with_a_key(
     pulled = cli.json("pull", reference)
     assert (Path(pulled["path"]) / "README.md").read_text() == "# Mine\n"
     after = shutil.copytree(pulled["path"], tmp_path / "after")
-    assert "the model card of the earlier bundle, is gone" in cli.done("remove", after, "tone").stderr
+    assert "the outdated model card" in cli.done("remove", after, "tone").stderr
     assert "# A bundle of adapter-export" in (after / "README.md").read_text()
 
 

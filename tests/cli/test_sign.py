@@ -155,7 +155,7 @@ def test_the_command_of_the_library_verifies_it(signed: Path, keys: Path) -> Non
 def test_an_authority_vouches_for_the_signer(cli, copy: Path, keys: Path) -> None:
     cli.done("sign", copy, "--key", keys / "a.pem", "--certificate", keys / "a.crt", "--force")
     assert "signed by CN=release team" in cli.done("verify", copy, "--certificate", keys / "ca.crt").stdout
-    words = "somebody whom the certificates do not vouch for"
+    words = "signed under a certificate that the chain does not cover"
     cli.refused(3, words, "verify", copy, "--certificate", keys / "other.crt")
     cli.refused(3, "with a certificate, not with a key", "verify", copy, "--key", keys / "a.pub")
     cli.refused(2, "give either", "verify", copy, "--key", keys / "a.pub", "--certificate", keys / "ca.crt")
@@ -206,13 +206,13 @@ def _two_payloads(copy: Path, keys: Path) -> None:
 BAD = {
     "unsigned": (lambda copy, keys: (copy / "model.sig").unlink(), "is not signed; expected `model.sig`"),
     "by another": (_by_another, "was signed with another key"),
-    "changed manifest": (_changed, "is not what was signed; found `manifest.json`"),
-    "changed weights": (_weights, "is not what was signed; found `base.bin`"),
+    "changed manifest": (_changed, "does not match its signature; found `manifest.json`"),
+    "changed weights": (_weights, "does not match its signature; found `base.bin`"),
     "another bundle": (_of_another_bundle, "does not cover; found `check.json`, `manifest.json`"),
-    "a flipped signature": (_flipped, "is no signature that holds"),
-    "two payloads": (_two_payloads, "is no signature"),
+    "a flipped signature": (_flipped, "is not a valid signature"),
+    "two payloads": (_two_payloads, "is not a signature"),
     "no JSON": (lambda copy, keys: (copy / "model.sig").write_text("{"), "is not valid JSON"),
-    "no signature": (lambda copy, keys: (copy / "model.sig").write_text("[1]"), "is no signature"),
+    "no signature": (lambda copy, keys: (copy / "model.sig").write_text("[1]"), "is not a signature"),
     "a FIFO": (lambda copy, keys: _fifo(copy / "model.sig"), "is not a regular file"),
     "a report put in later": (
         lambda copy, keys: (
@@ -270,7 +270,7 @@ def test_what_is_not_to_be_signed(cli, copy: Path, keys: Path) -> None:
     """A report that failed or is on another bundle, and a bundle that is damaged."""
     document = json.loads((copy / "check.json").read_text("utf-8"))
     report = copy.with_name("report.json")
-    for change, words in (({"verdict": "failed"}, "a check that failed"), ({"digest": 64 * "0"}, "on another bundle")):
+    for change, words in (({"verdict": "failed"}, "a failed check"), ({"digest": 64 * "0"}, "on another bundle")):
         report.write_text(json.dumps({**document, **change}), "utf-8")
         cli.refused(3, words, "sign", copy, "--key", keys / "a.pem", "--report", report, "--force")
     _weights(copy, keys)
@@ -279,7 +279,7 @@ def test_what_is_not_to_be_signed(cli, copy: Path, keys: Path) -> None:
 
 def test_a_changed_bundle_is_not_signed_any_more(cli, copy: Path, keys: Path) -> None:
     done = cli.done("remove", copy, "tone")
-    assert "the signature of the bundle before this change is gone" in " ".join(done.stderr.split())
+    assert "removed the signature, which this change invalidates" in " ".join(done.stderr.split())
     assert not {"model.sig", "check.json"} & {path.name for path in copy.iterdir()}
     cli.refused(3, "is not signed", "verify", copy, "--key", keys / "a.pub")
 

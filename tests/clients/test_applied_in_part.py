@@ -218,7 +218,7 @@ def test_another_base_says_nothing(node_client: Client, recorded_here: Path) -> 
     rehash(recorded_here, other)
     _nudge(recorded_here, "a")
     found = _of(node_client.verify(recorded_here), "recorded")
-    reason = "the base has other bits here: another processor, or another build of ONNX Runtime"
+    reason = "the base's bits differ here: another processor, or another build of ONNX Runtime"
     assert {key: each["reason"] for key, each in found.items() if not each["compared"]} == {
         ("inputs", None): reason,
         ("fanout", None): "its bits depend on the number of threads",

@@ -231,7 +231,7 @@ def test_recorded_runs_of_this_runtime_are_compared(
     assert all(found[key]["worst"] == 0 for key in compared)
     apart = {graph: one["reason"] for (graph, _), one in found.items() if not one["compared"]}
     no_digest = dict.fromkeys(("bank", "fanout", "baked"), "its bits depend on the number of threads")
-    other = "the base has other bits here: another processor, or another build of ONNX Runtime"
+    other = "the base's bits differ here: another processor, or another build of ONNX Runtime"
     assert apart == {"inputs": other, **no_digest}
 
     def change(tensors: dict[str, np.ndarray]) -> None:
@@ -247,7 +247,7 @@ def test_recorded_runs_of_this_runtime_are_compared(
     assert all(one["worst"] is None or one["worst"] <= 1 for one in findings)
     done = cpp_client.call("verify", bundle)
     assert done.returncode == 1
-    assert "adapter `topic`: other bits than when the bundle was built" in last_line(done)
+    assert "adapter `topic`: bits differ from the build's" in last_line(done)
     assert re.search(r"recorded +topic in slots +other bits than recorded", done.stdout)
     assert re.search(r"recorded +tone in slots +bit for bit as recorded", done.stdout)
 

@@ -46,7 +46,7 @@ class PlainVariant(Variant):
     def remade(self, bundle, base):
         for file in self.files(bundle.manifest):
             slots = bundle.model(bundle.manifest.graphs["slots"])
-            yield Remade(file, _without_slots(slots, bundle.plan.slots), "making it from the graph with slots")
+            yield Remade(file, _without_slots(slots, bundle.plan.slots), "its derivation from the graph with slots")
 
 
 def _without_slots(model, slots):

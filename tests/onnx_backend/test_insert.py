@@ -309,7 +309,7 @@ class TestVerify:
         [
             (_behind_a_transpose, r"up.weight` feeds \[\('Transpose', 0\)\]"),
             (_no_input, "up.weight` cannot be overridden"),
-            (_wider_default, "another default"),
+            (_wider_default, "a default other than"),
             (_base_weight_open, "`l0_up` can be overridden and is no slot"),
         ],
     )

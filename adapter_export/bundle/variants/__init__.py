@@ -1,6 +1,6 @@
-"""The graph variants of a bundle, one module each; `VARIANTS` is built by scanning this package.
+"""Graph variants of a bundle, one module each; `VARIANTS` is built by scanning this package.
 
-A new variant is a name in `format/manifest.py` and a module here.
+To add a variant, add its name in `format/manifest.py` and a module here.
 """
 
 from __future__ import annotations
@@ -21,4 +21,4 @@ def _scanned() -> Mapping[VariantName, Variant]:
 
 
 VARIANTS = _scanned()
-"""Every variant by its name, each after those that it is made of."""
+"""Every variant by name, each after the variants it is derived from."""

@@ -1,4 +1,4 @@
-"""Graphs in which one adapter is constant, for a device with no other: ONNX Runtime may fold it into the base."""
+"""Graphs in which one adapter is constant, for devices with a single adapter: ONNX Runtime may fold it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from adapter_export.onnx_backend.rewrite.insert import baked
 
 
 class BakedVariant(Variant):
-    """One graph for each adapter that the user chose; the manifest names it in the adapter's record."""
+    """One graph per selected adapter; the adapter's record in the manifest names it."""
 
     name = "baked"
     file = "model.baked.{adapter}.onnx"
-    summary = "one adapter, constant"
+    summary = "one constant adapter"
     standard = False
 
     @property
     def witnesses(self) -> tuple[VariantName, ...]:
-        """The graphs that have a base of their own, which these have not."""
+        """The graphs with a base, which baked graphs lack."""
         return ("slots", "inputs")
 
     def is_wanted(self, _names: Sequence[str] | None, bake: Sequence[str]) -> bool:
-        """Return whether an adapter is to be baked."""
+        """Return whether any adapter is to be baked."""
         return bool(bake)
 
     def write(self, draft: GraphDraft, _base: OnnxBase) -> None:
@@ -50,7 +50,7 @@ class BakedVariant(Variant):
                 ir.save(baked(draft.model, draft.plan, adapter), draft.folder / draft.baked[adapter.name])
 
     def files(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the graph of each adapter that has one."""
+        """Return the graph of each baked adapter."""
         return tuple(record.baked for record in manifest.adapters if record.baked is not None)
 
     def adapters(self, manifest: Manifest, file: str) -> tuple[str | None, ...]:
@@ -58,7 +58,7 @@ class BakedVariant(Variant):
         return tuple(record.name for record in manifest.adapters if record.baked == file)
 
     def interfaces(self, manifest: Manifest) -> Iterator[GraphInterface]:
-        """Yield each graph: the data inputs alone."""
+        """Yield each graph: data inputs only."""
         for file in self.files(manifest):
             yield GraphInterface(file, data_inputs(manifest), outputs_of(manifest))
 
@@ -76,12 +76,12 @@ class BakedVariant(Variant):
         return dict(arrays)
 
     def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
-        """Yield the graph with slots with each adapter in it."""
+        """Yield the graph with slots with each adapter inserted."""
         for record in bundle.manifest.adapters:
             if record.baked is not None:
                 slots = bundle.model(bundle.manifest.graphs["slots"])
                 model = baked(slots, bundle.plan, bundle.source(record.name))
-                yield Remade(record.baked, model, "making it from the graph with slots")
+                yield Remade(record.baked, model, "its derivation from the graph with slots")
 
 
 VARIANT = BakedVariant()

@@ -1,4 +1,4 @@
-"""The bank: all adapters in one graph, so that each row of a batch runs through its own."""
+"""The bank: all adapters in one graph, so that each row of a batch runs through its adapter."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from adapter_export.onnx_backend.slots import SLOT_PREFIX
 from adapter_export.runtime.bank import MASK_BELOW
 
 BANK_FILE = "bank.bin"
-"""The tensors of all adapters, beside the graph."""
+"""File with the tensors of all adapters."""
 
 
 class BankVariant(Variant):
-    """The graph whose input `adapter_ids` chooses a row of the bank for each row of the batch."""
+    """The graph whose input `adapter_ids` selects a row of the bank for each row of the batch."""
 
     name: ClassVar[VariantName] = "bank"
     file = "model.bank.onnx"
-    summary = "an adapter for each row"
+    summary = "one adapter per row"
     optional = True
     holds = "rows"
     by_row = True
 
     def write(self, draft: GraphDraft, base: OnnxBase) -> None:
-        """Write the graph, and its tensors into a file of their own."""
+        """Write the graph, and its tensors into a separate file."""
         rows = bank_rows(draft.plan, draft.heads, draft.adapters)
         model = insert_bank(base, draft.plan, rows)
         for one, same in zip(model.graphs(), draft.model.graphs(), strict=True):  # the base's weights as written
@@ -67,7 +67,7 @@ class BankVariant(Variant):
         self._save(draft, model, record)
 
     def refill(self, draft: GraphDraft, bundle: BundleView) -> None:
-        """Write other rows into the graph as it is."""
+        """Write other rows into the unchanged graph."""
         record = bundle.manifest.bank
         if record is None:
             return
@@ -100,7 +100,7 @@ class BankVariant(Variant):
                 yield f"`{tensor.name}` {list(found.shape)} does not have {len(bank.rows)} rows"
 
     def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
-        """Compare the row of an adapter, which has zeros where the adapter is narrower than others."""
+        """Compare an adapter's row, which is padded with zeros if the adapter is narrower than others."""
         bank, files = bundle.manifest.bank, self.files(bundle.manifest)
         if bank is None or not files or name not in bank.rows:
             return None
@@ -110,16 +110,16 @@ class BankVariant(Variant):
         return wrong, len(bank.tensors)
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return the data inputs, and the row of the bank for each row."""
+        """Return the data inputs, and the bank row for each batch row."""
         return {**arrays, **adapter_ids(graph.bundle.manifest, chosen)}
 
     def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
-        """Yield the graph as inserting the bank into the base again makes it, with the rows that it holds."""
+        """Yield the base with the bank inserted again, with its current rows."""
         for file in self.files(bundle.manifest):
-            yield Remade(file, None if base is None else self._again(bundle, base, file), "making it again")
+            yield Remade(file, None if base is None else self._again(bundle, base, file), "a new export")
 
     def common(self, constants: Iterable[str]) -> list[str]:
-        """Return those of the base: the nodes of adapters are others here."""
+        """Return the constants of the base: the nodes of adapters differ here."""
         return [name for name in constants if not name.startswith(SLOT_PREFIX)]
 
     def _again(self, bundle: BundleView, base: OnnxBase, file: str) -> ir.Model | None:
@@ -145,7 +145,7 @@ class BankVariant(Variant):
 
 
 def bank_inputs(manifest: Manifest) -> Interface:
-    """Return what the graphs of a bank read beside the data inputs."""
+    """Return the inputs of a bank's graphs besides the data inputs."""
     if manifest.bank is None:
         return {}
     tensors = {tensor.name: ("float32", tensor.axes) for tensor in manifest.bank.tensors}
@@ -153,12 +153,12 @@ def bank_inputs(manifest: Manifest) -> Interface:
 
 
 def overridable_in_bank(manifest: Manifest) -> tuple[str, ...]:
-    """Return the tensors of a bank, which may be fed."""
+    """Return the overridable tensors of a bank."""
     return () if manifest.bank is None else tuple(tensor.name for tensor in manifest.bank.tensors)
 
 
 def adapter_ids(manifest: Manifest, chosen: Sequence[str | None]) -> Arrays:
-    """Return the rows of adapters in the bank, int64 [rows]; empty for a bundle without a bank."""
+    """Return the adapters' rows in the bank, int64 [rows]; empty for a bundle without a bank."""
     bank = manifest.bank
     return {} if bank is None else {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
 
@@ -167,7 +167,7 @@ def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) 
     if held is None or row >= len(held):
         return False
     found = held[row]
-    if tensor.slot is None:  # a mask: zeros, then only very low numbers; how many of each is seen when it runs
+    if tensor.slot is None:  # a mask: zeros, then very low numbers; their counts are verified when it runs
         classes = int((found == 0).sum())
         return classes > 0 and not found[:classes].any() and bool(np.all(found[classes:] < MASK_BELOW))
     expected = own.get(tensor.slot)

@@ -23,25 +23,25 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.rewrite.fanout import ROWS_INPUT, cut_bank
 
 PREFIX_FILE = "model.prefix.onnx"
-"""The graph below the first adapter."""
+"""File of the graph below the first adapter."""
 
 
 class FanoutVariant(BankVariant):
-    """The upper part of the bank; each row names a text, whose lower part was computed, and an adapter."""
+    """The upper part of the bank; each row selects a text, whose lower part was computed, and an adapter."""
 
     name = "fanout"
     file = "model.fanout.onnx"
-    summary = "a text and an adapter for each row"
+    summary = "one text and adapter per row"
     standard = False
     needs = "bank"
     by_text = True
 
     def write(self, draft: GraphDraft, _base: OnnxBase) -> None:
-        """Cut the bank that was written, and write both parts."""
+        """Split the written bank, and write both parts."""
         self._cut(draft)
 
     def refill(self, draft: GraphDraft, bundle: BundleView) -> None:
-        """Cut the bank again."""
+        """Split the bank again."""
         if bundle.manifest.fanout is not None:
             self._cut(draft)
 
@@ -62,9 +62,9 @@ class FanoutVariant(BankVariant):
         yield GraphInterface(fanout.prefix, data_inputs(manifest), values)
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return the texts, what lies below the first adapter, and the text and the adapter of each row.
+        """Return the texts, their values below the first adapter, and the text and adapter of each row.
 
-        There is one text more than there are rows, and they are in reverse order: a row that is not copied is seen.
+        There is one more text than rows, in reverse order, so that a row that is not copied is detected.
         """
         texts = {name: np.concatenate([array[:1], array[::-1]]) for name, array in arrays.items()}
         count = len(next(iter(arrays.values())))
@@ -76,10 +76,10 @@ class FanoutVariant(BankVariant):
         """Return the feeds of a call with a text and an adapter for each row.
 
         Args:
-            graph: the graph that runs.
-            texts: the data inputs of the texts.
-            rows: the text of each row, int64 [rows].
-            chosen: the adapter of each row.
+            graph: the graph to run.
+            texts: data inputs of the texts.
+            rows: text of each row, int64 [rows].
+            chosen: adapter of each row.
         """
         fanout = graph.bundle.manifest.fanout
         if fanout is None:
@@ -88,19 +88,19 @@ class FanoutVariant(BankVariant):
         return {**texts, **below, **adapter_ids(graph.bundle.manifest, chosen), fanout.rows: rows}
 
     def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
-        """Yield both parts as cutting the bank again makes them."""
+        """Yield both parts of a new split of the bank."""
         manifest = bundle.manifest
         if manifest.fanout is not None and manifest.bank is not None:
-            again, source = cut_bank(bundle.model(manifest.graphs["bank"]), manifest.bank), "cutting `bank` again"
+            again, source = cut_bank(bundle.model(manifest.graphs["bank"]), manifest.bank), "a new split of `bank`"
             yield Remade(manifest.fanout.prefix, again.prefix, source)
             yield Remade(manifest.graphs[self.name], again.upper, source)
 
     def common(self, _constants: Iterable[str]) -> list[str]:
-        """Return none: which part holds a constant of the base depends on where the first adapter is."""
+        """Return no constants: the position of the first adapter decides which part contains a constant of the base."""
         return []
 
     def _cut(self, draft: GraphDraft) -> None:
-        assert draft.bank_model is not None  # it is written before
+        assert draft.bank_model is not None  # the bank is written first
         assert draft.bank is not None
         cut = cut_bank(draft.bank_model, draft.bank)
         ir.save(cut.prefix, draft.folder / PREFIX_FILE)

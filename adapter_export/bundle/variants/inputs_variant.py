@@ -1,6 +1,6 @@
 """The graph in which every slot is an input without a default.
 
-For bindings that cannot override an initializer, and for providers that fold it.
+For language bindings that cannot override an initializer, and for providers that fold it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from adapter_export.onnx_backend.slots import SlotPlan
 
 
 class InputsVariant(Variant):
-    """The graph with slots whose slots must be fed."""
+    """The graph with slots, whose slots must be fed."""
 
     name = "inputs"
     file = "model.inputs.onnx"
-    summary = "an adapter must be fed"
+    summary = "one adapter per call"
     runs_as = "slots"
 
     def write(self, draft: GraphDraft, _base: OnnxBase) -> None:
-        """Write the graph; its weights are those of the graph with slots."""
+        """Write the graph; it shares the weights of the graph with slots."""
         ir.save(_without_defaults(draft.model, draft.plan), draft.folder / self.file)
 
     def interfaces(self, manifest: Manifest) -> Iterator[GraphInterface]:
-        """Yield the one file."""
+        """Yield the single file."""
         for file in self.files(manifest):
             yield GraphInterface(file, {**data_inputs(manifest), **slot_inputs(manifest)}, outputs_of(manifest))
 
@@ -52,7 +52,7 @@ class InputsVariant(Variant):
         """Yield the graph with slots without its defaults."""
         for file in self.files(bundle.manifest):
             model = _without_defaults(bundle.model(bundle.manifest.graphs["slots"]), bundle.plan)
-            yield Remade(file, model, "making it from the graph with slots")
+            yield Remade(file, model, "its derivation from the graph with slots")
 
 
 def _without_defaults(model: ir.Model, plan: SlotPlan) -> ir.Model:

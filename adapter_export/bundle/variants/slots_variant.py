@@ -1,4 +1,4 @@
-"""The graph with slots: every slot is an overridable initializer whose default leaves the base as it is."""
+"""The graph with slots: every slot is an overridable initializer whose default leaves the base unchanged."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from adapter_export.onnx_backend.rewrite.insert import insert_slots
 
 
 class SlotsVariant(Variant):
-    """The graph that every bundle has, and from which the others are made."""
+    """The graph that every bundle has, and from which the others are derived."""
 
     name = "slots"
     file = "model.onnx"
-    summary = "an adapter may be fed"
+    summary = "one adapter per call, or none"
 
     def is_wanted(self, _names: Sequence[str] | None, _bake: Sequence[str]) -> bool:
-        """Return true: no bundle is without it."""
+        """Return true: every bundle has it."""
         return True
 
     def write(self, draft: GraphDraft, _base: OnnxBase) -> None:
-        """Write the graph, and the base's weights beside it."""
+        """Write the graph, and the base's weights in a separate file."""
         write_model(draft.model, draft.folder / self.file, copy_weights=draft.copy_weights)
 
     def interfaces(self, manifest: Manifest) -> Iterator[GraphInterface]:
-        """Yield the one file; its slots are inputs that need not be fed."""
+        """Yield the single file; its slots are optional inputs."""
         slots = slot_inputs(manifest)
         for file in self.files(manifest):
             inputs = {**data_inputs(manifest), **slots}
@@ -53,20 +53,20 @@ class SlotsVariant(Variant):
         for slot in manifest.slots:
             neutral = np.full(slot.neutral, slot.neutral_value, np.float32)
             if slot.name in held and not same_bits(held[slot.name], neutral):
-                yield f"`{slot.name}` has another default than {list(slot.neutral)} of {slot.neutral_value:g}"
+                yield f"`{slot.name}` has a default other than {list(slot.neutral)} of {slot.neutral_value:g}"
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return the data inputs, and the tensors of the one adapter."""
+        """Return the data inputs, and the tensors of the adapter."""
         return {**arrays, **graph.bundle.tensors(chosen[0])}
 
     def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
-        """Yield the graph as inserting the slots into the base again makes it."""
+        """Yield the base with the slots inserted again."""
         manifest = bundle.manifest
         for file in self.files(manifest):
             model = None if base is None else insert_slots(base, bundle.plan)
             if base is not None and model is not None and manifest.checksums is not None:
                 model = add_checksums(model, bundle.plan.slots, manifest.checksums, base.inputs)
-            yield Remade(file, model, "exporting the model again")
+            yield Remade(file, model, "a new export of the model")
 
 
 VARIANT = SlotsVariant()

@@ -1,4 +1,4 @@
-"""A graph variant: one way in which an exported graph receives the tensors of adapters."""
+"""Graph variant: one way in which an exported graph receives the tensors of adapters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from adapter_export.onnx_backend.rewrite.checksums import SlotChecksums
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan
 
 Interface = Mapping[str, tuple[str, Sequence[Axis]]]
-"""Inputs or outputs by name: NumPy's name of the dtype, and the shape."""
+"""Inputs or outputs by name: NumPy's dtype name, and the shape."""
 
 
 @dataclass(frozen=True)
 class GraphInterface:
-    """The interface of one ONNX file of a bundle, as the manifest describes it.
+    """Interface of one ONNX file of a bundle, according to the manifest.
 
     Attributes:
         file: its path in the bundle.
-        inputs: every input of the graph, overridable initializers included.
+        inputs: every input of the graph, including overridable initializers.
         outputs: every output.
-        overridable: the initializers that are inputs as well.
-        model_version: the number that the graph shares with its adapter files; `None` where it may have any.
+        overridable: initializers that are also inputs.
+        model_version: number that the graph shares with its adapter files; `None` if it may have any.
     """
 
     file: str
@@ -44,12 +44,12 @@ class GraphInterface:
 
 @dataclass(frozen=True)
 class Remade:
-    """A graph made again, which a graph of the bundle must equal in every node and constant.
+    """A graph derived again, which a graph of the bundle must equal in every node and constant.
 
     Attributes:
-        file: the path in the bundle of the graph to compare.
-        model: the graph made again; `None` where the base is not at hand.
-        source: the step that makes it, for messages.
+        file: path in the bundle of the graph to compare.
+        model: the derived graph; `None` if the base is not available.
+        source: noun phrase for messages, such as "a new export of the model".
     """
 
     file: str
@@ -66,16 +66,16 @@ class BundleView(Protocol):
 
     @property
     def plan(self) -> SlotPlan:
-        """The plan of the slots."""
+        """Slot plan."""
 
     def model(self, file: str) -> ir.Model:
         """Return a graph by its path in the bundle."""
 
     def tensors(self, name: str | None) -> Weights:
-        """Return a tensor for every slot of an adapter; of the base, the defaults."""
+        """Return a tensor for every slot of an adapter; for the base, the defaults."""
 
     def source(self, name: str) -> Adapter:
-        """Return an adapter as it was built in."""
+        """Return the bundle's copy of an adapter."""
 
 
 class GraphView(Protocol):
@@ -91,21 +91,21 @@ class GraphView(Protocol):
 
 @dataclass
 class GraphDraft:
-    """The graphs of a bundle while they are written.
+    """The graphs of a bundle during the build.
 
     Attributes:
         folder: the bundle's folder.
         plan: the slots.
-        heads: the outputs that heads fill.
+        heads: the outputs of heads.
         adapters: the adapters of the bundle, in the order of the rows of a bank.
         model: the graph with slots.
-        checksums: the checksums that graphs give; `None` for graphs without them.
-        bake: the adapters that get a graph in which they are constant.
-        copy_weights: whether the base's weights are copied instead of hard-linked.
-        bank: the record of the bank, once it is written.
-        bank_model: the graph of the bank, once it is written.
-        fanout: the record of the bank in two parts, once these are written.
-        baked: the path of each adapter's baked graph.
+        checksums: checksums that graphs return; `None` for graphs without them.
+        bake: adapters that get a graph in which they are constant.
+        copy_weights: whether to copy the base's weights instead of hard-linking them.
+        bank: record of the bank, once it is written.
+        bank_model: graph of the bank, once it is written.
+        fanout: record of the bank in two parts, once they are written.
+        baked: path of each adapter's baked graph.
     """
 
     folder: Path
@@ -130,13 +130,13 @@ class Variant(ABC):
         file: the file of its graph in a bundle.
         summary: the choice that a call has, for tables.
         standard: whether `build` writes it by default.
-        optional: whether `build` goes on without it where the base or the adapters do not allow it.
-        needs: the variant that it is made from, if that is not the graph with slots.
-        holds: the form of an adapter in its graphs, if these hold any, for the names of checks.
-        by_row: whether each row of a batch chooses an adapter.
-        by_text: whether each row of a batch chooses a text as well.
-        runs_as: the variant with the same operators, whose runs round alike; default: none but itself.
-        witnesses: the variants whose base shows that this machine rounds as when the bundle was built.
+        optional: whether `build` continues without it if the base or the adapters do not allow it.
+        needs: the variant it is derived from, if that is not the graph with slots.
+        holds: the form of an adapter in its graphs, if they contain any, for the names of checks.
+        by_row: whether each row of a batch selects an adapter.
+        by_text: whether each row of a batch also selects a text.
+        runs_as: the variant with the same operators, whose runs round identically; default: itself.
+        witnesses: variants whose base shows that this machine rounds the way the build's did.
     """
 
     name: ClassVar[VariantName]
@@ -152,33 +152,33 @@ class Variant(ABC):
 
     @property
     def witnesses(self) -> tuple[VariantName, ...]:
-        """The variants of which one must give the recorded bits of the base for this one to be compared."""
+        """Variants of which one must reproduce the recorded bits of the base before this one is compared."""
         return (self.name,)
 
     def is_wanted(self, names: Sequence[str] | None, _bake: Sequence[str]) -> bool:
         """Return whether a build writes it.
 
         Args:
-            names: the variants that the user chose; `None` chooses the standard ones.
-            bake: the adapters to bake.
+            names: variants that the user chose; `None` chooses the standard ones.
+            bake: adapters to bake.
         """
         return self.standard if names is None else self.name in names
 
     @abstractmethod
     def write(self, draft: GraphDraft, base: OnnxBase) -> None:
-        """Write its files into a bundle, and keep their records in `draft`.
+        """Write its files into a bundle, and add their records to `draft`.
 
         Raises:
             AdapterError: the adapters cannot share such a graph.
-            BaseModelError: the base cannot have one.
+            BaseModelError: the base does not allow it.
         """
 
     def refill(self, draft: GraphDraft, bundle: BundleView) -> None:  # noqa: B027
-        """Write its files again for other adapters, without the base; the default needs none of it.
+        """Rewrite its files for other adapters, without the base; the default does nothing.
 
         Args:
-            draft: with the adapters of the bundle as it will be.
-            bundle: the bundle as it was.
+            draft: has the future adapters of the bundle.
+            bundle: the previous bundle.
         """
 
     def refilled(self, _manifest: Manifest) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Variant(ABC):
         return ()
 
     def files(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the graphs of a bundle that are run as this variant."""
+        """Return the graphs of a bundle that run as this variant."""
         return (manifest.graphs[self.name],) if self.name in manifest.graphs else ()
 
     def adapters(self, manifest: Manifest, _file: str) -> tuple[str | None, ...]:
@@ -201,8 +201,8 @@ class Variant(ABC):
         """Yield each fault in the values of its overridable initializers, as a clause for a message.
 
         Args:
-            manifest: that of the bundle.
-            held: the values by name; one that the graph lacks is absent.
+            manifest: the bundle's manifest.
+            held: the values by name, without those that the graph lacks.
         """
         yield from ()
 
@@ -210,31 +210,32 @@ class Variant(ABC):
         """Compare the tensors of an adapter in its graphs with those in its files, bit by bit.
 
         Returns:
-            The names of those that differ, and the number of all; `None` if its graphs hold no tensors of this adapter.
+            The names of those that differ, and the total number; `None` if its graphs contain no tensors of this
+            adapter.
         """
         return None
 
     @abstractmethod
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Return everything that a run is fed with.
+        """Return all feeds of a run.
 
         Args:
-            graph: the graph that runs.
-            arrays: the data inputs.
-            chosen: the adapter of each row; a variant that is not `by_row` takes the first.
+            graph: the graph to run.
+            arrays: data inputs.
+            chosen: adapter of each row; variants that are not `by_row` use the first.
         """
 
     @abstractmethod
     def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
-        """Yield each of its graphs as it is made again: from the graph with slots, or from the base.
+        """Yield each of its graphs, derived again from the graph with slots or from the base.
 
         Args:
             bundle: the bundle.
-            base: the base made again; `None` where it cannot be.
+            base: the base, exported again; `None` if that is impossible.
         """
 
     def common(self, constants: Iterable[str]) -> list[str]:
-        """Return which constants of the graph with slots it holds, too."""
+        """Return the constants of the graph with slots that it also contains."""
         return list(constants)
 
 

@@ -37,7 +37,7 @@ Facts facts_of(const Finding& finding) {
             "take the bundle from its source again"};
   }
   if (finding.variant == kRecorded) {
-    return {"other bits than when the bundle was built, though the base has the same: a tensor did not arrive as it was, or "
+    return {"bits differ from the build's, although the base's are equal: a tensor did not arrive as it was, or "
             "this runtime rounds otherwise", where, "another sha256 of its outputs in `" + finding.graph + "`",
             "that of the recorded runs", "take the bundle from its source again"};
   }

@@ -48,7 +48,7 @@ std::string RecordedComparison::distrust(const GraphRun& graph) {
   const auto own = recorded.find(graph.variant);
   if (own == recorded.end()) return kNoDigest;
   if (digest(graph, std::nullopt) != own->second) {
-    return "the base has other bits here: another processor, or another build of ONNX Runtime";
+    return "the base's bits differ here: another processor, or another build of ONNX Runtime";
   }
   witnesses_.insert(graph.variant);
   return {};

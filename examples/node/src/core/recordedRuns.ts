@@ -8,7 +8,7 @@ import { type Bundle, type Choice, measured } from "./bundle.js";
 import { type Graph, GoldenCases, ownNumbers } from "./goldenCases.js";
 import type { RecordedRuns } from "./manifest.js";
 
-const OTHER_BASE = "the base has other bits here: another processor, or another build of ONNX Runtime";
+const OTHER_BASE = "the base's bits differ here: another processor, or another build of ONNX Runtime";
 const NO_BASE = "the base, which shows whether this processor rounds alike, did not run";
 const NO_DIGEST = "its bits depend on the number of threads";
 

@@ -65,7 +65,7 @@ export function failure(findings: Finding[]): Facts | null {
   const wrong = findings.find(({ passed }) => !passed);
   if (!wrong) return null;
   if (wrong.variant === "recorded") {
-    const what = "recorded runs differ: other bits than when the bundle was built, though the base has the same";
+    const what = "recorded runs differ: bits differ from the build's, although the base's are equal";
     return { what, where: `${wrong.adapter} in \`${wrong.graph}\``, fix: "see whether its tensors arrive as they are in its file" };
   }
   const where = `${wrong.mixed ? "mixed batch" : (wrong.adapter ?? "base")} in variant \`${wrong.variant}\``;
