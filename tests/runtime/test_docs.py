@@ -1,4 +1,4 @@
-"""The Python of `docs/how-to/runtime-options.md` runs as it stands there, in its order."""
+"""The Python code of `docs/how-to/runtime-options.md` runs in its order."""
 
 from __future__ import annotations
 
