@@ -37,10 +37,10 @@ from adapter_export.format.tabular.encodings import known_encoding
 from adapter_export.format.tabular.parquet_files import PARQUET, count_of_parquet, parquet_rows
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.format.tabular.table_files import json_object, text_lines
+from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Reading, Row
-from adapter_export.runtime.graphs import Provider
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
@@ -231,7 +231,7 @@ class Job:
     columns: Columns
     choice: Choice
     reading: Reading
-    provider: Provider
+    provider: ProviderName
     threads: int
 
     def answerer(self) -> Answerer:
@@ -366,7 +366,7 @@ class _Worker:
 def _by_ray(job: Job, shards: Sequence[Shard], output: Path, address: str, workers: int | None) -> Iterator[None]:
     if not shards:
         return
-    accelerators = int(job.provider == "cuda")
+    accelerators = int(PROVIDERS[job.provider].processor == "gpu")
     with RayWorkers(address, workers, job.threads, accelerators) as pool:
         import ray.data  # noqa: PLC0415 - an extra
 

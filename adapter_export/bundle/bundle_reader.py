@@ -41,7 +41,7 @@ from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.rewrite.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.slots import SlotPlan, read_plan
 from adapter_export.runtime.bundle import Bundle, check_release
-from adapter_export.runtime.graphs import Graphs, Optimization, run_session
+from adapter_export.runtime.graphs import Graphs, Optimization, OrtGraph, run_session
 from adapter_export.runtime.session import Session
 from adapter_export.text import Tokenizer
 
@@ -343,12 +343,12 @@ class OpenedBundle:
             bank = self.manifest.bank if "bank" in kept else None
             fanout = self.manifest.fanout if "fanout" in kept else None
             manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
-            return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
+            return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level))))
         # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
         key = level, manifest.checksums
         if key not in self._runtimes:
-            graphs = Graphs(manifest, "cpu", lambda file: self.session(file, level))
+            graphs = Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level)))
             self._runtimes[key] = self.bundle.session_on(graphs)
         return self._runtimes[key]
 

@@ -23,7 +23,8 @@ from adapter_export.errors import RequestError, quoted
 from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import VARIANT_NAMES, GoldenRecord, Manifest, RecordedRuns, VariantName
 from adapter_export.numerics.runner import Arrays
-from adapter_export.runtime.graphs import PROVIDERS, run_session
+from adapter_export.providers import PROVIDERS
+from adapter_export.runtime.graphs import run_session
 
 CHECK = "recorded runs"
 """Name of the check in reports."""
@@ -49,7 +50,9 @@ def runs_here(cases: Sequence[str]) -> RecordedRuns:
     """Return the description of this process's runtime for recorded runs."""
     settings: Any = np.show_config(mode="dicts")  # typed as None, its result in other modes
     found = settings.get("SIMD Extensions", {}).get("found", [])
-    return RecordedRuns(ort.__version__, PROVIDERS["cpu"][0], platform.machine(), tuple(sorted(found)), tuple(cases))
+    return RecordedRuns(
+        ort.__version__, PROVIDERS["cpu"].device, platform.machine(), tuple(sorted(found)), tuple(cases)
+    )
 
 
 class RunDigests:

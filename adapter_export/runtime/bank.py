@@ -9,13 +9,12 @@ from functools import cached_property
 from threading import Condition
 
 import numpy as np
-import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import FormatError, RequestError, argument
+from adapter_export.errors import FormatError, RequestError, argument, quoted
 from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord, VariantName
 from adapter_export.graph.adapter import HEAD
-from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
+from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
 
 MASKED = -3e38
@@ -163,9 +162,10 @@ class Bank:
     def takes(self, entries: Iterable[Entry | None]) -> bool:
         """Return whether rows with these adapters can run in one batch."""
         bank = self._graphs.manifest.bank
-        if bank is None or "bank" not in self._graphs.manifest.graphs:
+        if bank is None or not self._graphs.may_run("bank"):
             return False
-        return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
+        fillable = bank.fillable and self._graphs.row.overrides
+        return fillable or all(entry is None or entry.row is not None for entry in entries)
 
     def run(
         self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: VariantName = "bank"
@@ -182,8 +182,7 @@ class Bank:
         bank = self._graphs.manifest.bank
         assert bank is not None  # a manifest with such a graph has one
         with self._lease(entries, bank) as (rows, tensors):
-            ids = on_device(np.array(rows, np.int64))
-            return run_values(session, {**feeds, **tensors, bank.ids: ids}, outputs)
+            return session.run({**feeds, **tensors, bank.ids: np.array(rows, np.int64)}, outputs)
 
     @contextmanager
     def _lease(self, entries: Sequence[Entry | None], bank: BankRecord) -> Iterator[tuple[list[int], Feeds]]:
@@ -194,6 +193,13 @@ class Bank:
             yield rows, {}
             return
         wanted = dict.fromkeys(entry for entry in entries if entry is not None)
+        if not self._graphs.row.overrides:
+            raise RequestError(
+                f"`{self._graphs.provider}` takes no adapters into the bundle's bank",
+                found=quoted(entry.name for entry in wanted if entry.row is None),
+                expected="adapters that were built into it, at strength 1",
+                fix="give each call one `adapter`, or call `run_many`",
+            )
         if not bank.fillable:
             raise RequestError(
                 "adapters that the bundle's bank does not hold cannot stand in one with others: zeros in their tensors "
@@ -264,7 +270,7 @@ class Bank:
             self._lent.move_to_end(entry)
             self._uses.add(entry)
         self._counts.update(hits=len(wanted) - len(missing), loads=len(missing))
-        if missing and self._graphs.provider != "cpu":
+        if missing and not self._graphs.in_place:
             self._feeds = self._fed(self._arrays)
 
     def _grow(self, adapters: Sequence[Weights]) -> None:
@@ -282,5 +288,5 @@ class Bank:
                 arrays[tensor.name][row][tuple(slice(size) for size in old.shape)] = old
         self._arrays, self._widths, self._feeds = arrays, widths, self._fed(arrays)
 
-    def _fed(self, arrays: Weights) -> dict[str, ort.OrtValue]:
-        return {name: on_device(array, self._graphs.provider) for name, array in arrays.items()}
+    def _fed(self, arrays: Weights) -> Feeds:
+        return {name: self._graphs.placed(array) for name, array in arrays.items()}

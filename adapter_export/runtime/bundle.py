@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import onnxruntime as ort
@@ -20,11 +20,14 @@ from adapter_export.errors import FileError, HashError, RequestError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.generation.text_writer import CONFIG_FILE, TextWriter, end_tokens
-from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
+from adapter_export.runtime.graphs import Graphs, OpenGraph, Optimization, OrtGraph, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
 from adapter_export.runtime.media_reader import MediaReader, media_record
+from adapter_export.runtime.openvino_graph import open_openvino
+from adapter_export.runtime.self_check import check_session
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.regular_files import read_bytes
@@ -236,8 +239,8 @@ class Bundle(Described):
     def session(
         self,
         *,
-        provider: Provider = "cpu",
-        fallback: Provider | None = None,
+        provider: ProviderName = "cpu",
+        fallback: ProviderName | None = None,
         optimization: Optimization = "all",
         threads: int | None = None,
         packed: bool = True,
@@ -247,9 +250,13 @@ class Bundle(Described):
     ) -> Session:
         """Open a session with all adapters of the bundle loaded.
 
+        Providers other than `cpu` and `cuda` compute the bundle's golden data first, and the session opens only if the
+        results are within their budget.
+
         Args:
-            provider: where to compute; never anywhere else, but for `fallback`.
-            fallback: where to compute if `provider` is not available; a `RuntimeWarning` and `Session.provider` say so.
+            provider: the only place to compute, except for `fallback`.
+            fallback: where to compute if `provider` is not available or the bundle has no graph for it, with a
+                `RuntimeWarning`. `Session.provider` is the one that computes.
             optimization: how far ONNX Runtime may rewrite the graph.
             threads: how many threads one operation may use.
             packed: let ONNX Runtime copy weights into the order in which its kernels read them. Without it, it computes
@@ -262,26 +269,32 @@ class Bundle(Described):
                 `fanout`, with which all calls then run.
 
         Raises:
-            UsageError: the provider is not available here, `resident` is below 1, or there is nothing to keep.
-            FormatError: a file was damaged since the bundle was opened, or does not fit the graph.
+            UsageError: the provider is not available here or has no setting of this name, the bundle has no graph that
+                it may run, `resident` is below 1, or there is nothing to keep.
+            FormatError: a file was damaged since the bundle was opened, or does not fit the graph; or the provider does
+                not compute the golden data.
+            FileError: golden data that the provider must compute cannot be read.
         """
         if resident < 1:
             raise UsageError(
                 "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
             )
         try:
-            graphs = self._graphs(provider, optimization, threads, packed)
+            graphs = self.graphs(provider, optimization, threads, packed)
         except UsageError as error:
             if fallback is None:
                 raise
-            graphs = self._graphs(fallback, optimization, threads, packed)
+            graphs = self.graphs(fallback, optimization, threads, packed)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
-        return self.session_on(graphs, on_demand=on_demand, resident=resident, prefix_bytes=prefix_bytes)
+        session = self.session_on(graphs, on_demand=on_demand, resident=resident, prefix_bytes=prefix_bytes)
+        if graphs.row.proved:
+            check_session(self, session)
+        return session
 
     def session_on(
         self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT, prefix_bytes: int = 0
     ) -> Session:
-        """Open a session as `session` does, on graphs that are open."""
+        """Open a session as `session` does, on graphs that are open, without golden data."""
         private = None if self._private is None else self._private.path
         adapters = Adapters(self.manifest, graphs.provider, resident, private)
         with self.named():
@@ -342,15 +355,36 @@ class Bundle(Described):
         """Return what reads rows of a task's input, such as `pair` or `image`; raises as `texts` and `files`."""
         return self.files(kind, session) if kind in FILE_MODALITIES else self.texts(session)
 
-    def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None, packed: bool) -> Graphs:
-        opening = partial(self.open_graph, provider=provider, optimization=optimization, threads=threads, packed=packed)
-        return Graphs(self.manifest, provider, opening)
+    def graphs(
+        self,
+        provider: ProviderName = "cpu",
+        optimization: Optimization = "all",
+        threads: int | None = None,
+        packed: bool = True,
+    ) -> Graphs:
+        """Open the graphs of the bundle, without golden data; arguments and errors as of `session`."""
+        row = provider_named(provider)
+        if row.runtime == "openvino" and (optimization != "all" or not packed):
+            name = "packed" if not packed else "optimization"
+            raise UsageError(f"`{provider}` has no such setting", found=argument(name), fix="leave it out")
+
+        def opened(path: str) -> OpenGraph:
+            if row.runtime == "openvino":
+                with self.named():
+                    self._read(path)  # compares its hash
+                    return open_openvino(self.home / path, provider, threads)
+            session = self.open_graph(
+                path, provider=provider, optimization=optimization, threads=threads, packed=packed
+            )
+            return OrtGraph(session, row.memory)
+
+        return Graphs(self.manifest, provider, opened)
 
     def open_graph(
         self,
         path: str,
         *,
-        provider: Provider = "cpu",
+        provider: ProviderName = "cpu",
         optimization: Optimization = "all",
         threads: int | None = None,
         packed: bool = True,

@@ -1,11 +1,14 @@
-"""Sessions of ONNX Runtime: opened on the device that was asked for and on no other, run with named errors."""
+"""Graphs of a bundle, opened with a provider and no other, and run with errors that name the cause."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -13,13 +16,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
 from adapter_export.format.manifest import Manifest, VariantName
+from adapter_export.providers import PROVIDERS, Provider, ProviderName, provider_named
 from adapter_export.safe_io.parsers import parsing
 
-Provider = Literal["cpu", "cuda"]
 Optimization = Literal["all", "basic", "none"]
 
 Arrays = dict[str, np.ndarray]
-Feeds = Mapping[str, ort.OrtValue]
+Values = Mapping[str, ort.OrtValue]
+
+Feeds = Mapping[str, np.ndarray | ort.OrtValue]
+"""Arrays, and tensors that stay where a graph runs."""
 
 FAILURES: tuple[type[Exception], ...] = (
     state.EPFail,
@@ -35,18 +41,14 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 """Exceptions that ONNX Runtime raises for a model or a call that it does not take."""
 
-PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    # TF32 keeps 10 bits of each factor: products would be off by 1e-3 without a word
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
-}
-
 _SLOW: dict[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion", "BiasGeluFusion")}
 """Optimizers that slow a graph down: a sum and a norm, or a sum and a GELU, take longer in one kernel than in two."""
 
 _SPINNING = "session.intra_op.allow_spinning"
 """Threads of a session that wait for the next operation keep a processor busy, unless this is 0: where others need that
 processor, a call takes many times as long."""
+
+_NO_PLUGIN: tuple[type[Exception], ...] = (ImportError, AttributeError, *FAILURES)
 
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -57,7 +59,7 @@ _LEVELS = {
 
 def open_session(
     graph: Path | bytes,
-    provider: Provider = "cpu",
+    provider: ProviderName = "cpu",
     optimization: Optimization = "all",
     threads: int | None = None,
     *,
@@ -74,12 +76,8 @@ def open_session(
         UsageError: an unknown provider or level, or a provider that is not available here.
         FormatError: ONNX Runtime cannot open the graph.
     """
-    if provider not in PROVIDERS:
-        raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(PROVIDERS))
-    name, of_provider = PROVIDERS[provider]
-    available = ort.get_available_providers()
-    if name not in available:
-        raise _unavailable(provider, f"onnxruntime {ort.__version__} with {', '.join(available)}")
+    row = provider_named(provider)
+    devices = _devices(provider)
     if optimization not in _LEVELS:
         raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
     if threads is not None and threads < 1:
@@ -102,24 +100,51 @@ def open_session(
         return FormatError("ONNX Runtime cannot open the graph", where=named, found=reason, fix=fix)
 
     with parsing(refusal):
-        session = ort.InferenceSession(model, options, providers=[(name, of_provider)], **without)
-    if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
-        raise _unavailable(provider, f"{name} does not start; the session would run on {session.get_providers()[0]}")
+        if devices:
+            options.add_provider_for_devices(devices, dict(row.options))
+            session = ort.InferenceSession(model, options, **without)
+        else:
+            session = ort.InferenceSession(model, options, providers=[(row.device, dict(row.options))], **without)
+    if session.get_providers()[0] != row.device:  # it falls back to the CPU with a log line only
+        started = session.get_providers()[0]
+        raise unavailable(provider, f"{row.device} does not start; the session would run on {started}")
     return session
 
 
-def _unavailable(provider: str, found: str) -> UsageError:
+def _devices(provider: ProviderName) -> Sequence[ort.OrtEpDevice]:
+    """Return the device of a provider that is a plugin; empty for those of this build. UsageError if it is neither."""
+    row, available = PROVIDERS[provider], ort.get_available_providers()
+    if row.runtime == "onnxruntime" and row.device in available:
+        return ()
+    found = f"onnxruntime {ort.__version__} with {', '.join(available)}"
+    if row.plugin is None:
+        raise unavailable(provider, found)
+    try:
+        plugin = import_module(row.plugin)
+        if row.device not in {device.ep_name for device in ort.get_ep_devices()}:
+            ort.register_execution_provider_library(row.device, plugin.get_library_path())
+    except _NO_PLUGIN as error:
+        raise unavailable(provider, f"{found}; {error}") from error
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == row.device]
+    if not devices:
+        raise unavailable(provider, f"`{row.plugin}` finds no device")
+    return devices[:1]  # these plugins take one
+
+
+def unavailable(provider: ProviderName, found: str) -> UsageError:
+    """Return the error of a provider that is not installed or does not start here."""
+    row = PROVIDERS[provider]
     return UsageError(
         f"`{provider}` is not available here",
         found=found,
-        expected=PROVIDERS[provider][0],
-        fix="install `onnxruntime-gpu` and the CUDA libraries that it names, or run with `cpu`",
+        expected=row.device if row.runtime == "onnxruntime" else row.runtime,
+        fix=f"install {row.install}, or run with `cpu`",
     )
 
 
-def on_device(array: np.ndarray, provider: Provider = "cpu") -> ort.OrtValue:
-    """Return an array where a session computes; on the CPU it is the array itself, not a copy."""
-    return ort.OrtValue.ortvalue_from_numpy(array, provider, 0)
+def on_device(array: np.ndarray, memory: str = "cpu") -> ort.OrtValue:
+    """Return an array where a session keeps it; on the CPU it is the array itself, not a copy."""
+    return ort.OrtValue.ortvalue_from_numpy(array, memory, 0)
 
 
 def run_session(
@@ -141,7 +166,7 @@ def run_session(
         raise _named(error) from error
 
 
-def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
+def run_values(session: ort.InferenceSession, feeds: Values, outputs: Sequence[str]) -> Arrays:
     """Compute outputs by name, as `run_session` does, from values that may lie on a device."""
     try:
         values = session.run_with_ort_values(list(outputs), dict(feeds))
@@ -151,9 +176,9 @@ def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[st
 
 
 def run_bound(
-    session: ort.InferenceSession, names: Sequence[str], feeds: Feeds, provider: Provider
+    session: ort.InferenceSession, names: Sequence[str], feeds: Values, memory: str
 ) -> dict[str, ort.OrtValue]:
-    """Compute outputs that stay on the device, by IO binding; what is fed from there is not copied.
+    """Compute outputs that stay on the device, by IO binding; values there are fed without a copy.
 
     ONNX Runtime ignores native adapters (`RunOptions.add_active_adapter`) here without an error: adapters are bound as
     the inputs that they are.
@@ -163,7 +188,7 @@ def run_bound(
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in names:
-            binding.bind_output(name, provider, 0)
+            binding.bind_output(name, memory, 0)
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
     except FAILURES as error:
@@ -179,21 +204,110 @@ def _named(error: Exception) -> RequestError:
     )
 
 
+class OpenGraph(Protocol):
+    """A graph that a runtime has opened. Thread-safe."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The metadata of the model."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
+        """Compute outputs by name; RequestError if the runtime cannot compute these inputs."""
+
+    def run_on_device(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, ort.OrtValue]:
+        """Compute outputs that stay where the graph runs; errors as of `run`."""
+
+
+@dataclass(frozen=True)
+class OrtGraph:
+    """A graph in a session of ONNX Runtime.
+
+    Attributes:
+        session: the session.
+        memory: where tensors stay for several calls.
+    """
+
+    session: ort.InferenceSession
+    memory: str = "cpu"
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The metadata of the model."""
+        found: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        return found
+
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
+        """Compute outputs by name; RequestError if ONNX Runtime cannot compute these inputs."""
+        arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
+        if len(arrays) == len(feeds):  # takes less time than values
+            return run_session(self.session, arrays, outputs)
+        return run_values(self.session, _as_values(feeds, "cpu"), outputs)
+
+    def run_on_device(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, ort.OrtValue]:
+        """Compute outputs that stay on the device; errors as of `run`."""
+        return run_bound(self.session, outputs, _as_values(feeds, self.memory), self.memory)
+
+
+def _as_values(feeds: Feeds, memory: str) -> dict[str, ort.OrtValue]:
+    return {name: on_device(value, memory) if isinstance(value, np.ndarray) else value for name, value in feeds.items()}
+
+
 class Graphs:
-    """The graphs of a bundle, opened by their paths in it when first needed, that with slots at once. Thread-safe."""
+    """The graphs of a bundle that a provider may run, opened by their paths when first needed. Thread-safe.
 
-    def __init__(
-        self, manifest: Manifest, provider: Provider, open_file: Callable[[str], ort.InferenceSession]
-    ) -> None:
+    The graph of calls with one adapter opens at once.
+
+    Args:
+        manifest: of the bundle.
+        provider: runs the graphs.
+        open_file: opens a graph by its path in the bundle.
+
+    Attributes:
+        main: variant of calls with one adapter; `bank` if the bundle has no other that the provider may run.
+
+    Raises:
+        UsageError: the bundle has no graph that the provider may run.
+    """
+
+    def __init__(self, manifest: Manifest, provider: ProviderName, open_file: Callable[[str], OpenGraph]) -> None:
         self.manifest = manifest
-        self.provider: Provider = provider
+        self.provider: ProviderName = provider
+        self.row: Provider = provider_named(provider)
         self._open_file = open_file
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, OpenGraph] = {}
         self._lock = Lock()
-        self.session("slots")
+        mains = [variant for variant in self.row.variants if variant != "fanout"]
+        self.main = next((variant for variant in mains if variant in manifest.graphs), None)
+        if self.main is None:
+            raise UsageError(
+                f"the bundle has no graph that `{provider}` may run",
+                found=quoted(manifest.graphs),
+                expected=f"one of {quoted(mains)}",
+                fix=f"build it with {argument('variants', ['slots', *mains])}, or run with `cpu`",
+            )
+        self.session(self.main)
 
-    def session(self, variant: VariantName) -> ort.InferenceSession:
-        """Return the session of a variant; RequestError if the bundle does not have it, FormatError if it is broken."""
+    def may_run(self, variant: VariantName) -> bool:
+        """Return whether the bundle has a variant, and the provider may run it."""
+        return variant in self.row.variants and variant in self.manifest.graphs
+
+    def single(self) -> OpenGraph:
+        """Return the graph that takes the tensors of one adapter; RequestError if there is none."""
+        return self.session("slots" if self.may_run("slots") else "inputs")
+
+    def session(self, variant: VariantName) -> OpenGraph:
+        """Return the open graph of a variant.
+
+        Raises:
+            RequestError: the bundle does not have it, or the provider may not run it.
+            FormatError: it is broken.
+        """
+        if variant not in self.row.variants:
+            raise RequestError(
+                f"`{self.provider}` may not run the graph `{variant}`: it would ignore the tensors of adapters",
+                expected=quoted(self.row.variants),
+                fix="run with `cpu`",
+            )
         path = self.manifest.graphs.get(variant)
         if path is None:
             variants = argument("variants", list(dict.fromkeys(("slots", "inputs", variant))))
@@ -206,10 +320,24 @@ class Graphs:
             )
         return self.opened(path)
 
-    def opened(self, path: str) -> ort.InferenceSession:
-        """Return the session of a file of the bundle; FormatError if it is broken."""
+    def opened(self, path: str) -> OpenGraph:
+        """Return the open graph of a file of the bundle; FormatError if it is broken."""
         if path not in self._sessions:
             with self._lock:
                 if path not in self._sessions:
                     self._sessions[path] = self._open_file(path)
         return self._sessions[path]
+
+    @cached_property
+    def neutral(self) -> Arrays:
+        """The tensors of slots with which the graph `inputs` computes the base."""
+        return {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
+
+    def placed(self, array: np.ndarray) -> np.ndarray | ort.OrtValue:
+        """Return an array where the graphs run, to be fed in several calls; in the CPU's memory without a copy."""
+        return array if self.row.runtime == "openvino" else on_device(array, self.row.memory)
+
+    @property
+    def in_place(self) -> bool:
+        """True if arrays are fed as they are, without a copy to a device."""
+        return self.row.memory == "cpu"

@@ -31,8 +31,9 @@ from adapter_export.errors import (
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
+from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
-from adapter_export.runtime.graphs import Feeds, Provider, on_device
+from adapter_export.runtime.graphs import Values, on_device
 from adapter_export.safe_io.regular_files import map_bytes, read_bytes
 
 _SHOWN = 20
@@ -89,12 +90,12 @@ class Loaded:
     tensors: Weights
     head: HeadRecord | None
     task: Task | None
-    provider: Provider
+    memory: str
 
     @cached_property
-    def feeds(self) -> Feeds:
+    def feeds(self) -> Values:
         """The tensors where the graph runs; on the CPU they are these very arrays."""
-        return {slot: on_device(tensor, self.provider) for slot, tensor in self.tensors.items()}
+        return {slot: on_device(tensor, self.memory) for slot, tensor in self.tensors.items()}
 
     @property
     def output(self) -> str | None:
@@ -214,9 +215,9 @@ class Adapters:
     `private`, are copies of the files that are read on demand, so that each is hashed and checked once.
     """
 
-    def __init__(self, manifest: Manifest, provider: Provider, resident: int, private: Path | None = None) -> None:
+    def __init__(self, manifest: Manifest, provider: ProviderName, resident: int, private: Path | None = None) -> None:
         self._manifest = manifest
-        self._provider: Provider = provider
+        self._memory = provider_named(provider).memory
         self._private = private
         self._limit = resident
         self._lock = Lock()
@@ -368,7 +369,7 @@ class Adapters:
                 expected=self._manifest.model_version,
                 fix="build the adapter for this bundle",
             )
-        return Loaded(tensors, head, task, self._provider)
+        return Loaded(tensors, head, task, self._memory)
 
 
 def _copied(data: bytes, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.format.manifest import FanoutRecord
-from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_session
+from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.loaded_adapters import Counts
 
 
@@ -34,6 +34,10 @@ class Prefixes:
 
     def __init__(self, graphs: Graphs, limit: int) -> None:
         manifest = graphs.manifest
+        self._fanout = manifest.fanout if graphs.may_run("fanout") else None
+        if limit and "fanout" not in graphs.row.variants:
+            what = f"`{graphs.provider}` may not run the graph `fanout`"
+            raise UsageError(what, found=argument("prefix_bytes"), fix="leave it out, or run with `cpu`")
         if limit < 0 or (limit and (manifest.fanout is None or not manifest.batch_invariant)):
             raise UsageError(
                 "texts cannot be kept up to the first adapter",
@@ -68,7 +72,7 @@ class Prefixes:
         Raises:
             RequestError: ONNX Runtime cannot compute them.
         """
-        fanout = self._graphs.manifest.fanout
+        fanout = self._fanout
         if fanout is None:
             return None
         rows = range(len(next(iter(arrays.values()))))
@@ -82,10 +86,10 @@ class Prefixes:
         values = self._values(distinct, list(texts), fanout) if self.limit else self._computed(distinct, fanout)
         places = {key: at for at, key in enumerate(texts)}
         fed = {**distinct, **values, fanout.rows: np.array([places[key] for key in keys], np.int64)}
-        return {name: on_device(np.ascontiguousarray(array)) for name, array in fed.items()}
+        return {name: np.ascontiguousarray(array) for name, array in fed.items()}
 
     def _computed(self, arrays: Arrays, fanout: FanoutRecord) -> Arrays:
-        return run_session(self._graphs.opened(fanout.prefix), arrays, [value.name for value in fanout.values])
+        return self._graphs.opened(fanout.prefix).run(arrays, [value.name for value in fanout.values])
 
     def _values(self, arrays: Arrays, keys: Sequence[bytes], fanout: FanoutRecord) -> Arrays:
         """Return the values of each text, from the cache where possible, and compute the others."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import GoldenRecord, PartRecord
-from adapter_export.runtime.bundle import Bundle
-from adapter_export.runtime.graphs import PROVIDERS, Arrays
+from adapter_export.providers import PROVIDERS
+from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
+
+if TYPE_CHECKING:
+    from adapter_export.runtime.bundle import Bundle
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
 """Element types of safetensors in golden data, and NumPy's."""
@@ -63,15 +66,16 @@ def part_values(
 
 
 def check_session(bundle: Bundle, session: Session, adapters: Collection[str] | None = None) -> None:
-    """Run golden data through a session, and compare what it gives for the base and for adapters.
+    """Compare the results of a session for the base and for adapters with golden data.
 
-    Where runs were recorded with this runtime and the base gives the recorded bits, the bits of an adapter decide:
-    that takes a run or two. Golden vectors and golden parts decide where bits are others, or say nothing.
+    Where the provider's budget is recorded bits, the release matches and the base has its recorded bits, an adapter
+    passes by its own: that takes a run or two. Otherwise golden vectors and golden parts are compared. A provider that
+    is proved when it opens also computes them in the graph `bank`, if it runs that.
 
     Args:
-        bundle: that of the session; golden data are read from its folder, not from a private copy.
-        session: runs the graph with slots.
-        adapters: the names of those to run; default: all of the bundle.
+        bundle: of the session; golden data are read from its folder, not from a private copy.
+        session: computes.
+        adapters: names of adapters to run; default: all of the bundle.
 
     Raises:
         FormatError: an output deviates by more than is allowed, or moves as with a fault.
@@ -79,28 +83,41 @@ def check_session(bundle: Bundle, session: Session, adapters: Collection[str] | 
     """
     manifest = bundle.manifest
     golden = {record.name: record.golden for record in manifest.adapters if adapters is None or record.name in adapters}
-    base = _Check(bundle, session, None, manifest.golden)
-    trusted = base.has_recorded_bits()
+    by_bits = PROVIDERS[session.provider].budget == "recorded bits"
+    trusted = by_bits and _Check(bundle, session, None, manifest.golden).has_recorded_bits()
     if not trusted:
-        base.compare_vectors()
+        for by_row in ways(session, None):
+            _Check(bundle, session, None, manifest.golden, by_row).compare_vectors()
     for name, record in golden.items():
-        check = _Check(bundle, session, name, record)
-        if not (trusted and check.has_recorded_bits()):
-            check.compare_vectors()
-            check.compare_parts()
+        for by_row in ways(session, name):
+            check = _Check(bundle, session, name, record, by_row)
+            if not (trusted and check.has_recorded_bits()):
+                check.compare_vectors()
+                check.compare_parts()
+
+
+def ways(session: Session, adapter: str | None) -> tuple[bool, ...]:
+    """Return the ways in which a session computes golden data: all rows at once, and by row in a bank (`True`).
+
+    The latter for a provider that is proved when it opens, with an adapter that its bank contains.
+    """
+    return (False, True) if PROVIDERS[session.provider].proved and session.may_mix([adapter]) else (False,)
 
 
 class _Check:
-    """The golden data of the base or of an adapter, and a session that runs them."""
+    """The golden data of the base or of an adapter, and a session that runs them: as a whole, or `by_row` in a bank."""
 
-    def __init__(self, bundle: Bundle, session: Session, adapter: str | None, record: GoldenRecord) -> None:
+    def __init__(
+        self, bundle: Bundle, session: Session, adapter: str | None, record: GoldenRecord, by_row: bool = False
+    ) -> None:
         self._bundle, self._session, self._adapter, self._record = bundle, session, adapter, record
+        self._by_row = by_row
         self._vectors = read_golden(bundle, record.path)
 
     def has_recorded_bits(self) -> bool:
         """Return whether the session gives the bits that were recorded with this runtime."""
         manifest, expected = self._bundle.manifest, self._record.recorded.get("slots")
-        recorded, here = manifest.recorded, (ort.__version__, PROVIDERS[self._session.provider][0])
+        recorded, here = manifest.recorded, (ort.__version__, PROVIDERS[self._session.provider].device)
         # a session does not return checksums, which digests cover
         if expected is None or recorded is None or manifest.checksums is not None:
             return False
@@ -153,10 +170,16 @@ class _Check:
 
     def _run(self, tensors: Mapping[str, np.ndarray], case: str) -> Arrays:
         inputs = {record.name: tensors[f"{case}.input.{record.name}"] for record in self._bundle.manifest.inputs}
-        return self._session.run(inputs, self._adapter, allow_padding=True)
+        if not self._by_row:
+            return self._session.run(inputs, self._adapter, allow_padding=True)
+        rows = len(next(iter(inputs.values())))
+        return self._session.run(inputs, adapters=[self._adapter] * rows, allow_padding=True)
 
     def _error(self, what: str, found: str, expected: str) -> FormatError:
         where = self._bundle.folder if self._adapter is None else f"{self._bundle.folder}, adapter `{self._adapter}`"
+        provider = self._session.provider
+        if provider != "cpu":
+            where = f"{where}, provider `{provider}`"
         fix = "run `adapter-export verify` on the bundle; take it from its source again, or use another ONNX Runtime"
         return FormatError(what, where=where, found=found, expected=expected, fix=fix)
 

@@ -19,6 +19,7 @@ from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels
 from adapter_export.graph.tasks.asked import named_adapter
+from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import batches
 from adapter_export.runtime.bank import Bank
@@ -32,7 +33,7 @@ from adapter_export.runtime.check_inputs import (
     weights_of_each,
 )
 from adapter_export.runtime.generation.decoder import Decoder
-from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
+from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.head_results import (
     Head,
     check_context,
@@ -98,8 +99,8 @@ class Session(Described):
         return self._adapters.names
 
     @property
-    def provider(self) -> Provider:
-        """The execution provider that computes."""
+    def provider(self) -> ProviderName:
+        """The provider that computes."""
         return self._graphs.provider
 
     @property
@@ -295,9 +296,8 @@ class Session(Described):
         assert not isinstance(entry, list)
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         self._check_padding(arrays, [entry])
-        feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
-        feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
-        return run_bound(self._graphs.session("slots"), self._outputs([entry]), feeds, self.provider)
+        feeds = {**arrays, **self._own_feeds(arrays, entry, weights, allow_mixed_rows=False)}
+        return self._graphs.single().run_on_device(feeds, self._outputs([entry]))
 
     def answer(
         self,
@@ -597,15 +597,12 @@ class Session(Described):
         head_only: bool = False,
     ) -> Arrays:
         """Run all rows through one adapter, or through the base; on what is kept of them, if anything is."""
-        if self._prefixes.limit and weights is None and self._bank.takes([entry]):
+        by_row = self._prefixes.limit or self._graphs.main == "bank"
+        if by_row and weights is None and self._bank.takes([entry]):
             return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))), head_only=head_only)
-        session, wanted = self._graphs.session("slots"), self._outputs([entry], head_only=head_only)
-        if self.provider == "cpu" and weights is None:  # arrays are fed as they lie here, in less time than values
-            tensors = {} if entry is None else self._adapters.loaded(entry).tensors
-            return run_session(session, {**arrays, **tensors}, wanted)
-        feeds = {name: on_device(array) for name, array in arrays.items()}
-        feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
-        return run_values(session, feeds, wanted)
+        graph = self._graphs.single()
+        feeds = {**arrays, **self._own_feeds(arrays, entry, weights, allow_mixed_rows)}
+        return graph.run(feeds, self._outputs([entry], head_only=head_only))
 
     def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None], *, head_only: bool = False) -> Arrays:
         """Run each row through its own adapter; what rows that are alike have in common, once."""
@@ -613,23 +610,27 @@ class Session(Described):
         if shared is not None:
             outputs = self._bank.run(shared, entries, wanted, "fanout")
         else:
-            outputs = self._bank.run({name: on_device(array) for name, array in arrays.items()}, entries, wanted)
+            outputs = self._bank.run(arrays, entries, wanted)
         return own_results(outputs, self._manifest, [None if entry is None else entry.output for entry in entries])
 
     def _own_feeds(
         self, arrays: Arrays, entry: Entry | None, weights: Weighting | None, allow_mixed_rows: bool
-    ) -> Mapping[str, ort.OrtValue]:
-        """Return the tensors of an adapter, with the weights that a call gives."""
+    ) -> Feeds:
+        """Return the tensors of an adapter, with the weights that a call gives; those of the base where it needs any.
+
+        The graph with slots computes the base without them.
+        """
         if entry is None:
-            return {}
-        feeds = self._adapters.loaded(entry).feeds
+            return {} if self._graphs.main == "slots" else self._graphs.neutral
+        loaded = self._adapters.loaded(entry)
+        feeds: Feeds = loaded.tensors if self._graphs.in_place else loaded.feeds
         if weights is None:
             return feeds
         rows = len(next(iter(arrays.values())))
         choices = [None] * rows if isinstance(weights, Mapping) else [sorted(row.items()) for row in weights]
         check_rows(arrays, choices, self._manifest, allow_mixed_rows)
         given = weight_tensors(entry, weights)
-        return {**feeds, **{slot: on_device(tensor, self.provider) for slot, tensor in given.items()}}
+        return {**feeds, **{slot: self._graphs.placed(tensor) for slot, tensor in given.items()}}
 
     def _outputs(self, entries: Iterable[Entry | None], *, head_only: bool = False) -> list[str]:
         """Return the base's outputs, unless only heads are wanted, and the outputs of heads that some row fills."""
@@ -763,7 +764,8 @@ class Session(Described):
     ) -> list[Arrays]:
         count = 1 + max((item.index for item in items), default=-1)
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
-        call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # on a GPU, launches outweigh padding
+        # on a GPU, launches outweigh padding
+        call_tokens = CALL_TOKENS if self._graphs.row.processor == "cpu" else token_budget
         found: list[Arrays | None] = [None] * len(items)
         parts = [0] * count  # of each request, those that are still to be computed
         for item in items:

@@ -138,6 +138,5 @@ class Strengths:
 
     @cached_property
     def _parameters(self) -> Scaled:
-        manifest, metadata = self._graphs.manifest, self._graphs.session("slots").get_modelmeta().custom_metadata_map
-        where = f"the metadata of `{manifest.graphs['slots']}`"
-        return scaled_parameters(metadata.get(STRENGTH_KEY), manifest.slots, where)
+        text = self._graphs.single().metadata.get(STRENGTH_KEY)
+        return scaled_parameters(text, self._graphs.manifest.slots, "the metadata of the graph")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from adapter_export.option import Option
+from adapter_export.providers import ProviderName
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SessionSettings:
     """
 
     mapped_weights: Annotated[bool, "Disable prepacking so that workers share memory-mapped weights."] = False
-    provider: Annotated[Literal["cpu", "cuda"], "Execution provider."] = "cpu"
+    provider: Annotated[ProviderName, "Execution provider."] = "cpu"
     threads: Annotated[int, Option("Threads per operator.", least=1)] = 1
     concurrency: Annotated[int, Option("Concurrent calls per session.", least=1)] = 1
     max_batch_size: Annotated[int, Option("Maximum rows per call.", least=1)] = 32

@@ -36,6 +36,7 @@ from adapter_export.onnx_backend import onnx_runner as pieces
 from adapter_export.onnx_backend.base.flow import module_path
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner, with_outputs
+from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.runtime.graphs import Optimization, run_session
 from schemas import validate
 
@@ -345,19 +346,27 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestAnotherRuntime:
-    def test_other_providers_are_tried_or_said_to_be_absent(self, built: Built) -> None:
+    def test_other_providers_are_verified_or_not_available(self, built: Built) -> None:
         bundle = OpenedBundle.open(built.folder)
-        graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
         golden = [bundle.golden(name) for name in bundle.names]
         if set(ort.get_available_providers()) <= {"CPUExecutionProvider", "AzureExecutionProvider"}:
-            (owed,) = check_providers(graph, golden)
+            (owed,) = check_providers(bundle, golden)
             assert (owed.id, owed.status) == ("providers/others", "unverified")
             assert "has only the CPU's" in owed.detail
-        (owed,) = check_providers(graph, golden, ["CPUExecutionProvider"])
-        assert (owed.id, owed.status) == ("providers/CPUExecutionProvider", "tested")
+        found = {one.subject: one for one in check_providers(bundle, golden, [*PROVIDERS])}
+        assert [*found] == [*PROVIDERS]
+        assert {found[name].status for name in ("cpu", "openvino")} == {"tested"}
+        if "CoreMLExecutionProvider" not in ort.get_available_providers():
+            assert found["coreml"].status == "unverified"
+            assert "Install onnxruntime, on macOS" in found["coreml"].detail
+
+    @pytest.mark.parametrize("name", ["cpu", "openvino"])
+    def test_a_provider_with_other_results_fails(self, built: Built, name: ProviderName) -> None:
+        bundle = OpenedBundle.open(built.folder)
+        golden = [bundle.golden(name) for name in bundle.names]
         wrong = replace(golden[0], outputs=[{"hidden": each["hidden"]} for each in golden[1].outputs])
-        (owed,) = check_providers(graph, [wrong], ["CPUExecutionProvider"])
-        assert owed.status == "failed"
+        (owed,) = check_providers(bundle, [wrong], [name])
+        assert (owed.id, owed.status) == (f"providers/{name}", "failed")
         assert "exceeds the budget" in owed.detail
 
     def test_golden_vectors_hold_in_the_oldest_release(self, old_python: Path, built: Built) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from adapter_export.format.manifest import GoldenRecord
 from adapter_export.format.tensors import read_tensors
+from adapter_export.providers import ProviderName
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.graphs import Provider
 
 NAMES = ("wide", "narrow", "first")
 
@@ -25,18 +25,18 @@ Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
-def provider(request: pytest.FixtureRequest) -> Provider:
-    found: Provider = request.param
+def provider(request: pytest.FixtureRequest) -> ProviderName:
+    found: ProviderName = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def bundle(provider: Provider, conformance_bundle: Path) -> Bundle:
+def bundle(provider: ProviderName, conformance_bundle: Path) -> Bundle:
     return Bundle.open(conformance_bundle)
 
 
 @pytest.fixture(scope="module")
-def session(bundle: Bundle, provider: Provider) -> Session:
+def session(bundle: Bundle, provider: ProviderName) -> Session:
     return bundle.session(provider=provider, threads=1)
 
 

@@ -38,6 +38,7 @@ class EntryPoint:
         takes: whether it can express a row.
         needs: the fixture that gives it what it needs.
         tasks: the types of tasks that it is for, which some bundles lack. Default: all.
+        same_kernels: whether ONNX Runtime computes. Another runtime rounds otherwise where a graph is not in float32.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EntryPoint:
     takes: Callable[[Bundle, Row], bool] = anything
     needs: str | None = None
     tasks: tuple[str, ...] = ()
+    same_kernels: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def outcome(entry: EntryPoint, bundle: Bundle, tool: Any = None) -> Outcome:
         if isinstance(one, RefusedError):
             faults.append(Fault(case.row, True, str(one)))
             continue
-        tolerance = bundle.tolerance(case.row)
+        tolerance = bundle.tolerance(case.row, same_kernels=entry.same_kernels)
         fault = difference(one, case.right.document, tolerance, case.right.margin > 2 * tolerance)
         if fault:
             faults.append(Fault(case.row, False, fault))

@@ -29,6 +29,7 @@ from oracle import Row
 import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterExportError
+from adapter_export.providers import ProviderName
 from adapter_export.runtime import Request, Session
 from adapter_export.runtime.answerer import Answerer
 from adapter_export.runtime.answerer import Row as AnsweredRow
@@ -36,8 +37,8 @@ from adapter_export.text import Pair
 
 
 @cache
-def session(folder: Path) -> Session:
-    return ae.open_bundle(folder).session(threads=1)
+def session(folder: Path, provider: ProviderName = "cpu") -> Session:
+    return ae.open_bundle(folder).session(provider=provider, threads=1)
 
 
 def name_of(bundle: Bundle, row: Row) -> str | None:
@@ -134,12 +135,23 @@ def texts_answer(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Docume
     return together(rows, weighing, ask)
 
 
+def _answered(bundle: Bundle, rows: Sequence[Row], provider: ProviderName) -> Sequence[Document]:
+    opened = session(bundle.folder, provider)
+    reader = ae.open_bundle(bundle.folder, verify=False).texts(opened)
+    asked = [AnsweredRow(asked_of(row), row.adapter, row.strength, row.weights) for row in rows]
+    return [one.document() for one in Answerer(opened, reader).answer(asked)]
+
+
 @refusing
 def answerer(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
     """`Answerer`, from text."""
-    reader = ae.open_bundle(bundle.folder, verify=False).texts(session(bundle.folder))
-    asked = [AnsweredRow(asked_of(row), row.adapter, row.strength, row.weights) for row in rows]
-    return [one.document() for one in Answerer(session(bundle.folder), reader).answer(asked)]
+    return _answered(bundle, rows, "cpu")
+
+
+@refusing
+def openvino(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """`Answerer`, from text, with OpenVINO's runtime."""
+    return _answered(bundle, rows, "openvino")
 
 
 @refusing
@@ -366,6 +378,7 @@ PYTHON = (
     EntryPoint("Session.answer, padded", session_answer, "arrays", answers),
     EntryPoint("texts().answer", texts_answer, "text", answers),
     EntryPoint("Answerer", answerer),
+    EntryPoint("Answerer, OpenVINO", openvino, same_kernels=False),
     EntryPoint("Answerer, arrays", answerer_arrays, "arrays"),
     EntryPoint("run --text", run_texts),
     EntryPoint("run --data", run_data),

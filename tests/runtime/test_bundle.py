@@ -140,7 +140,7 @@ from adapter_export.errors import RequestError
 from adapter_export.runtime import Bundle
 session = Bundle.open({str(built)!r}).session()
 try:
-    session._graphs.session("slots").run_with_ort_values(["hidden"], {{}})
+    session._graphs.single().session.run_with_ort_values(["hidden"], {{}})
 except ValueError:
     pass
 ids = np.zeros((1, 3), np.int64)

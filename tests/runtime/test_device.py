@@ -9,8 +9,8 @@ from tiny_onnx import token_inputs
 
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.tensors import read_tensors
+from adapter_export.providers import ProviderName
 from adapter_export.runtime import Bundle, Request, Session
-from adapter_export.runtime.graphs import Provider
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
@@ -63,12 +63,12 @@ class TestProvider:
     """What holds on a GPU, held on the CPU as well, so that these tests run everywhere."""
 
     @pytest.fixture
-    def placed(self, bundle: Bundle, provider: Provider) -> Session:
+    def placed(self, bundle: Bundle, provider: ProviderName) -> Session:
         return bundle.session(provider=provider, resident=2)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_golden_vectors_hold_and_outputs_stay_on_the_device(
-        self, bundle: Bundle, placed: Session, provider: Provider, name: str | None
+        self, bundle: Bundle, placed: Session, provider: ProviderName, name: str | None
     ) -> None:
         record = next((each for each in bundle.manifest.adapters if each.name == name), None)
         golden = bundle.manifest.golden if record is None else record.golden
@@ -82,7 +82,7 @@ class TestProvider:
                 np.testing.assert_allclose(bound[output].numpy(), expected, rtol=0, atol=allowed)
                 np.testing.assert_allclose(placed.run(given, name)[output], expected, rtol=0, atol=allowed)
 
-    def test_adapters_are_uploaded_once(self, placed: Session, provider: Provider) -> None:
+    def test_adapters_are_uploaded_once(self, placed: Session, provider: ProviderName) -> None:
         entry = placed._adapters.entry("wide")
         before = placed._adapters.loaded(entry).feeds
         for _ in range(3):
@@ -96,7 +96,7 @@ class TestProvider:
             assert all(after[name].data_ptr() == tensor.ctypes.data for name, tensor in tensors.items())
 
     def test_the_table_stays_on_the_device_until_an_adapter_is_put_in(
-        self, bundle: Bundle, placed: Session, provider: Provider
+        self, bundle: Bundle, placed: Session, provider: ProviderName
     ) -> None:
         path = bundle.folder / "adapters/wide.onnx_adapter"
         placed.load("again", path)

@@ -11,6 +11,7 @@ from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.models.base import Address, PathLike, require
 from adapter_export.errors import UsageError, argument
 from adapter_export.hub.address import locate
+from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run_many(
     shard_rows: int = 16_384,
     ray: str | None = None,
     workers: int | None = None,
-    provider: Literal["cpu", "cuda"] = "cpu",
+    provider: ProviderName = "cpu",
     threads: int = 1,
     force: bool = False,
     reporter: Reporter = SILENT,

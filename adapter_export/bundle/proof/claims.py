@@ -364,8 +364,9 @@ LAST_CLAIMS: Sequence[Claim] = (
     Claim("constants", _tensors, needs("written", "whole", "source")),
     Claim(
         "providers",
-        lambda context: check_providers(_main_graph(context), context.plan.golden),
+        lambda context: check_providers(context.bundle, context.plan.golden, context.plan.providers),
         needs("written", "whole", "slots"),
+        lambda context: 1 + len(context.plan.providers),
     ),
     Claim("left out", _left_out, needs("written", "whole")),
 )

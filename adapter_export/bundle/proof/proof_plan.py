@@ -20,6 +20,7 @@ from adapter_export.format.check_report import Finding, Scope
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import VARIANT_NAMES, InputRecord, VariantName
 from adapter_export.numerics.runner import Arrays, Runner
+from adapter_export.providers import ProviderName
 from adapter_export.runtime.graphs import Optimization
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
@@ -61,7 +62,8 @@ class Plan:
     `files` are the findings about the bundle's files. A quick check runs only golden vectors, at one level; a brief one
     skips most shapes, the vocabulary sweep, node comparison if all outputs match, and exporting the graph again. Named
     cases make it `narrow`, which skips words and nodes. `every_node` keeps passing nodes in the report, `repro` is the
-    folder for reproductions of faults, and `runtimes` are other Python interpreters to run golden vectors in.
+    folder for reproductions of faults, `runtimes` are other Python interpreters to run golden vectors in, and
+    `providers` other providers (default: those of the installed ONNX Runtime).
     """
 
     bundle: OpenedBundle
@@ -76,6 +78,7 @@ class Plan:
     every_node: bool = False
     repro: Path | None = None
     runtimes: tuple[str, ...] = ()
+    providers: tuple[ProviderName, ...] = ()
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -128,6 +131,7 @@ def plan_check(
     every_node: bool = False,
     repro: Path | None = None,
     runtimes: Sequence[str] = (),
+    providers: Sequence[ProviderName] = (),
 ) -> Plan:
     """Open a bundle, check its files, and choose the trials; the default is everything.
 
@@ -167,6 +171,7 @@ def plan_check(
         every_node=every_node,
         repro=repro,
         runtimes=tuple(runtimes),
+        providers=tuple(providers),
     )
 
 

@@ -1,27 +1,27 @@
-"""The golden vectors on other processors than the CPU, and in the ONNX Runtime of another Python."""
+"""Golden vectors with other providers than the CPU's, and in the ONNX Runtime of another Python."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.bundle_reader import Graph
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden import Golden
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import RequestError, UsageError, argument
-from adapter_export.format.check_report import ComparisonRecord, Finding, Status
-from adapter_export.runtime.graphs import FAILURES, PROVIDERS, run_session
+from adapter_export.errors import FormatError, RequestError, UsageError, argument
+from adapter_export.format.check_report import ComparisonRecord, Finding
+from adapter_export.providers import PROVIDERS, ProviderName
+from adapter_export.runtime.self_check import ways
+from adapter_export.runtime.session import Session
 
 NAME = "other runtime"
-CPU = "CPUExecutionProvider"
-_REFUSED: tuple[type[Exception], ...] = (RequestError, *FAILURES)
 
 _SECONDS = 600
 
@@ -74,41 +74,55 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
         yield Finding.tested(NAME, f"{release}, {adapter or BASE}", right, detail)
 
 
-def check_providers(graph: Graph, golden: Sequence[Golden], names: Sequence[str] | None = None) -> Iterator[Finding]:
-    """Run the golden vectors on each other provider of ONNX Runtime that is here, by default all but the CPU's.
+def check_providers(
+    bundle: OpenedBundle, golden: Sequence[Golden], names: Sequence[ProviderName] = ()
+) -> Iterator[Finding]:
+    """Yield a finding for each provider: golden vectors are within their budget, or not, or it is not available.
 
-    One that does not start, or cannot run the graph, is open.
+    Default: the providers of the installed ONNX Runtime, without the CPU's.
     """
-    here = [name for name in ort.get_available_providers() if name not in (CPU, "AzureExecutionProvider")]
-    others = here if names is None else names
-    if not others:
-        claim = "other providers than the CPU's give the same"
+    available = ort.get_available_providers()
+    here: list[ProviderName] = [name for name, row in PROVIDERS.items() if row.device in available and name != "cpu"]
+    if not (names or here):
+        claim = "other providers compute the golden vectors"
         reason = f"onnxruntime {ort.__version__}, as installed here, has only the CPU's"
         yield Finding.unverified("providers", "others", reason, claim, "ONNX Runtime")
-    for name in others:
-        status: Status = "unverified"
+    for name in names or here:
         try:
-            compared = list(_on_provider(name, graph, golden))
-        except _REFUSED as error:
-            detail = str(error).partition("\n")[0]
-        else:
-            right, detail = _judged(compared)
-            status = "tested" if right else "failed"
-        claim = f"`{name}` gives what the golden vectors say"
-        yield Finding("providers", name, claim, status, f"{graph.file}, {name}", detail)
+            yield check_provider(bundle, golden, name)
+        except UsageError as error:
+            yield Finding.unverified("providers", name, error.message, _claim(name), name)
 
 
-def _on_provider(name: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[tuple[str, ComparisonRecord]]:
-    options, settings = ort.SessionOptions(), dict(PROVIDERS.values()).get(name, {})
-    options.log_severity_level = 4
-    path = str(graph.bundle.home / graph.file)
-    session = ort.InferenceSession(path, options, providers=[(name, settings)])
-    if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
-        raise RequestError(f"{name} does not start here", found=f"a session on {session.get_providers()[0]}")
-    for each in golden:
-        for at, case in enumerate(each.cases):
-            found = run_session(session, graph.feeds(case.arrays, (each.adapter,) * case.batch))
-            yield from ((f"{each.adapter or BASE}, {place}", one) for place, one in _compared(found, each, at))
+def check_provider(bundle: OpenedBundle, golden: Sequence[Golden], name: ProviderName) -> Finding:
+    """Compare the results of a provider with golden vectors, in each graph through which its sessions answer.
+
+    A provider that cannot open or compute a graph has failed.
+
+    Raises:
+        UsageError: it is not available here, or the bundle has no graph for it.
+    """
+    try:
+        session = bundle.bundle.session_on(bundle.bundle.graphs(name))
+        compared = [one for each in golden for one in _golden_runs(bundle, session, each)]
+        right, detail = _judged(compared)
+    except (RequestError, FormatError) as error:
+        right, detail = False, error.message
+    return Finding.tested("providers", name, right, detail, _claim(name), name)
+
+
+def _claim(name: ProviderName) -> str:
+    return f"`{name}` computes the golden vectors"
+
+
+def _golden_runs(bundle: OpenedBundle, session: Session, golden: Golden) -> Iterator[tuple[str, ComparisonRecord]]:
+    for by_row in ways(session, golden.adapter):
+        for at, case in enumerate(golden.cases):
+            adapters = [golden.adapter] * case.batch if by_row else None
+            found = session.run(case.arrays, None if by_row else golden.adapter, adapters=adapters, allow_padding=True)
+            way = "by row, " if by_row else ""
+            for place, one in _compared(found, golden, at, without=bundle.manifest.checksums):
+                yield f"{golden.adapter or BASE}, {way}{place}", one
 
 
 def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str]:
@@ -119,8 +133,12 @@ def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str
     return bool(compared) and not wrong, detail
 
 
-def _compared(found: dict[str, np.ndarray], golden: Golden, at: int) -> Iterator[tuple[str, ComparisonRecord]]:
+def _compared(
+    found: Mapping[str, np.ndarray], golden: Golden, at: int, without: str | None = None
+) -> Iterator[tuple[str, ComparisonRecord]]:
     for name, expected in golden.outputs[at].items():
+        if name == without:
+            continue
         place = f"{golden.cases[at].name}, {name}"
         if name not in found:
             yield place, missing(golden.budgets[name])

@@ -20,6 +20,7 @@ from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.errors import InputError, Note, UsageError, argument, quoted
 from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.providers import provider_names
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -86,6 +87,10 @@ def check(
     runtimes: Annotated[
         Sequence[str], Option("Also run golden vectors in this Python interpreter. Repeatable.", "PYTHON", "--runtime")
     ] = (),
+    providers: Annotated[
+        Sequence[str],
+        Option("Also run golden vectors with these providers, or `all` that are known.", "P,Q,…", commas=True),
+    ] = (),
     report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
@@ -115,6 +120,7 @@ def check(
         nodes: keep every compared node in the report, not only faulty ones.
         repro: folder for faulty nodes, each as an ONNX test case (model and data of one node).
         runtimes: other Python interpreters, such as one with the oldest ONNX Runtime that will run the bundle.
+        providers: names of providers, or `all`. Default: those of the installed ONNX Runtime.
         force: replace the files at `report` and `repro`.
         adapters: adapters, their folders or names, as in `build`: the bundle's slots are compared with these as well as
             with its own copies.
@@ -161,6 +167,7 @@ def check(
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove
 
+    chosen = provider_names(providers)
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     plan = plan_check(
         folder_of(bundle, reporter),
@@ -171,6 +178,7 @@ def check(
         every_node=nodes,
         repro=place,
         runtimes=runtimes,
+        providers=chosen,
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
@@ -184,6 +192,7 @@ def check(
         options: list[tuple[str, object]] = [("against", found.against), ("baseline", baseline), ("data", data)]
         options += [("text", text), ("adapters", _listed(adapters) or None), ("repro", repro)]
         many = {"only": only, "variant": variants, "case": cases, "runtime": runtimes}
+        options += [("providers", ",".join(providers) or None)]
         options += [(name, value) for name, values in many.items() for value in values]
         options += [(name, True) for name, on in (("quick", quick), ("nodes", nodes)) if on]
         _write_page(found, Path(report), options, force=force)
@@ -369,6 +378,7 @@ COMMAND = Command(
         "adapter-export check bundle --against model.pt --adapters a,b",
         "adapter-export check bundle --against model.pt --nodes --repro fault",
         "adapter-export check bundle --runtime old/bin/python",
+        "adapter-export check bundle --providers all",
         "adapter-export check bundle --json > report.json",
         "adapter-export check bundle --against model.pt --report page.html",
         "adapter-export check bundle --against model.pt --self-test",
@@ -377,7 +387,7 @@ COMMAND = Command(
     sections={
         "choice": ("only", "variants", "cases", "quick"),
         "texts": ("data", "text"),
-        "faults": ("nodes", "repro", "runtimes", "self_test"),
+        "faults": ("nodes", "repro", "runtimes", "providers", "self_test"),
         "model": ("site_map", "trust_pickle"),
         "output": ("baseline", "report", "force", "as_json"),
     },

@@ -16,6 +16,7 @@ from adapter_export.errors import Note, UsageError, argument, within
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
+from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
@@ -184,7 +185,7 @@ def run(
     many: Annotated[bool, "Stream one JSON document per row, in the order of the input."] = False,
     token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
     allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
-    provider: Annotated[Literal["cpu", "cuda"], "Execution provider."] = "cpu",
+    provider: Annotated[ProviderName, "Execution provider."] = "cpu",
     threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
     shards: Annotated[
         PathLike | None,

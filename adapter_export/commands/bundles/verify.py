@@ -12,6 +12,7 @@ from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.bundles._report import show_report
 from adapter_export.commands.command import Command
 from adapter_export.option import Option
+from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def verify(
             "--certificate",
         ),
     ] = (),
+    provider: Annotated[ProviderName | None, "Also run golden vectors with this provider."] = None,
     reporter: Reporter = SILENT,
 ) -> Report:
     """Verify that BUNDLE is complete and reproduces its golden vectors on this machine.
@@ -47,12 +49,14 @@ def verify(
         expect: the SHA-256 of its manifest, which contains the hashes of all other files.
         key: the public key of the signer.
         certificates: instead of a key, certificate authorities, one of which must have issued the signer's certificate.
+        provider: also compare this provider's results with the golden vectors, in each graph that it may run.
         reporter: receives each step.
 
     Returns:
         The report. A failed claim raises no error; call `raise_for_failure()` for that.
 
     Raises:
+        UsageError: the provider is not available here, or the bundle has no graph for it.
         SignatureError: the signature is missing, invalid, or by another signer.
         MissingExtraError: the signature library is not installed.
         InputError: the bundle is damaged, inconsistent, or does not have the expected digest.
@@ -61,6 +65,7 @@ def verify(
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove
+    from adapter_export.bundle.proof.runtimes import check_provider
     from adapter_export.format.check_report import Finding
     from adapter_export.format.manifest_json import read_manifest
 
@@ -72,9 +77,10 @@ def verify(
         detail = f"{len(signature.files)} files, signed by {signature.signer}"
         signed.append(Finding.exact("signature", "bundle", True, detail))
     plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
+    provided = [] if provider is None else [check_provider(plan.bundle, plan.golden, provider)]
     report = prove(plan, None, reporter=reporter)
     report.require_compared()
-    return replace(report, findings=(*signed, *report.findings))
+    return replace(report, findings=(*signed, *report.findings, *provided))
 
 
 COMMAND = Command(
@@ -85,6 +91,7 @@ COMMAND = Command(
     examples=(
         "adapter-export verify bundle",
         "adapter-export verify bundle --expect DIGEST",
+        "adapter-export verify bundle --provider openvino",
         "adapter-export verify bundle --json > report.json",
     ),
 )
