@@ -39,7 +39,7 @@ help:
 	@echo 'make demo    train two adapters on a real base, build, verify and run them (five minutes on two cores)'
 	@echo 'make demo-full   the same on all rows and layers, with a full check (five to ten minutes)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
-	@echo '             benchmarks/RESULTS.md, and docs/how-to/serve.md (about fifteen minutes)'
+	@echo '             benchmarks/RESULTS.md, and docs/project/serving-load.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'

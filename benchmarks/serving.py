@@ -1,7 +1,7 @@
 """A server under 16 clients, beside its session in one process, a process for each adapter, and AdapterHub in FastAPI.
 
     python benchmarks/serving.py                                # eight adapters of MiniLM, 16 clients
-    python benchmarks/serving.py --write                        # and put the table and the picture into docs/
+    python benchmarks/serving.py --write                        # and write the table and the chart into docs/
     python benchmarks/serving.py --adapters 32 --rounds 10 --without adapterhub
 
 Each client asks for one text after the other, each for another adapter. Ways take turns, and each ratio is of two of
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=ALTERNATIVES, help="the one that has AdapterHub")
     parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each"])
     parser.add_argument("--bundles", type=Path, help="a folder in which what is built is kept")
-    parser.add_argument("--write", action="store_true", help="replace the table and the picture in docs/")
+    parser.add_argument("--write", action="store_true", help="replace the table and the chart in docs/")
     given = parser.parse_args()
     load = load_average()
     warn_if_busy(load)
@@ -105,7 +105,7 @@ def main() -> None:
     machine = description(load, "cpu")
     print(machine, table.markdown(), sep="\n\n")
     if given.write:
-        page = DOCS / "how-to" / "serve.md"
+        page = DOCS / "project" / "serving-load.md"
         begin, end = "<!-- load: begin -->", "<!-- load: end -->"
         text = re.sub(
             f"(?s){begin}.*{end}", lambda _: f"{begin}\n{machine}\n\n{table.markdown()}\n{end}", page.read_text("utf-8")
