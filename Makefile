@@ -47,10 +47,10 @@ help:
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute, SEED=N)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
-	@echo 'make test    lint, types, layers, and the tests within this process (five minutes on two cores)'
+	@echo 'make test    lint, types, layers, spelling, and the tests within this process (five minutes on two cores)'
 	@echo 'make test-all  the same with clients, browsers, platforms, and whatever else starts programs or takes long'
 	@echo '             (twenty-two minutes)'
-	@echo 'make lint    lint, types, layers'
+	@echo 'make lint    lint, types, layers, spelling'
 	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`'
 	@echo 'make docs    build the documentation site into build/site, and test the documents: links, commands, code, tables'
 	@echo 'make site    only build the site, offline, and fail on warnings (15 seconds)'
@@ -146,6 +146,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # types are checked while the first tests run
 test: $(STAMP)

@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import forms_chart
 import pytest
 import site_hooks
+import support_page
 from api_pages import public_names
 from bs4 import BeautifulSoup
 from mkdocs.commands.build import build
@@ -17,6 +19,9 @@ from tiers import extended
 import adapter_export
 from adapter_export import errors
 from adapter_export.cli.main import COMMANDS
+from adapter_export.format.precision import PRECISION_NAMES
+from adapter_export.graph.kinds import KINDS
+from adapter_export.graph.tasks.types import TASK_TYPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +46,7 @@ def _pages(site: Path) -> list[Path]:
 
 def test_every_document_is_a_page_with_markdown_beside_it(site: Path) -> None:
     sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
-    sources |= {Path(page).with_suffix("") for page in site_hooks.INCLUDED.values()}
+    sources |= {Path(page).with_suffix("") for page in site_hooks.INCLUDED.values() if page.endswith(".md")}
     pages = {page.relative_to(site).with_suffix("") for page in _pages(site)}
     assert sources <= pages
     assert [page for page in _pages(site) if not page.with_suffix(".md").read_text("utf-8").startswith("# ")] == []
@@ -88,6 +93,33 @@ def test_every_command_error_and_public_name_is_described(site: Path) -> None:
     }
     assert [name for name in names if f'id="{name}"' not in pages] == []
     assert "Annotated[" not in pages
+
+
+def test_the_support_matrix_is_current() -> None:
+    """Write it anew by `python docs/_site/support_page.py`."""
+    assert support_page.PAGE.read_text("utf-8") == support_page.page()
+    readme = support_page.README.read_text("utf-8")
+    assert support_page.in_readme(readme) == readme
+
+
+def test_the_support_matrix_counts_what_its_sources_contain() -> None:
+    table = (ROOT / "docs/reference/architectures.md").read_text("utf-8")
+    zoo = table.partition("<!-- zoo: begin -->")[2].partition("<!-- zoo: end -->")[0]
+    complete, tried = zip(*support_page.architectures().values(), strict=True)
+    assert sum(complete) == zoo.count("| complete, ")
+    assert sum(tried) == len(re.findall(r"^\| (?!model |---)", zoo, re.M))
+    assert all(f"`{name}`" in support_page.page() for name in (*TASK_TYPES, *KINDS, *PRECISION_NAMES))
+
+
+def test_the_chart_of_forms_shows_the_results() -> None:
+    """Write it anew by `python docs/_site/forms_chart.py`."""
+    chart = forms_chart.chart()
+    assert forms_chart.CHART.read_text("utf-8") == chart
+    results = forms_chart.RESULTS.read_text("utf-8")
+    slots = re.search(r"^\| 1 × 16 \|.*?\|.*?\|.*?\| 1\.(\d\d) ", results.partition("### What each form")[2], re.M)
+    assert slots is not None
+    assert f"+{slots[1]} %" in chart
+    assert "prefers-color-scheme: dark" in chart
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ INCLUDED = {
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/reporting-vulnerabilities.md",
+    "benchmarks/RESULTS.md": "project/benchmark-results.md",
+    "benchmarks/alternatives.svg": "project/alternatives.svg",
 }
-"""Files of the root, and the pages they become. Other pages link to the files."""
+"""Files outside of `docs`, and the pages or images they become. Other pages link to the files."""
 
 _LINK = re.compile(
     r"(?P<code>^```.*?^```|^    .*?$|`[^`\n]+`)"
@@ -126,20 +128,22 @@ def _resolved(link: re.Match[str], origin: str, page: str) -> str:
     return f"{link['image']}[{link['label']}]({target}{hash_}{anchor})"
 
 
-def on_nav(nav: Navigation, config: MkDocsConfig, **_: Any) -> None:
-    """Keep the navigation for `llms.txt`."""
+def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> None:
+    """Keep the navigation and the pages for `llms.txt`."""
     config.extra["navigation"] = nav
+    config.extra["pages"] = [file.page for file in files.documentation_pages()]
 
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Write each page's Markdown beside it, and `llms.txt`, the list of these files."""
     nav: Navigation = config.extra["navigation"]
-    for page in nav.pages:
-        path = Path(page.file.abs_dest_path).with_suffix(".md")
-        path.write_text(_markdown(page), encoding="utf-8")
+    pages: list[Page] = config.extra["pages"]
+    for page in pages:
+        Path(page.file.abs_dest_path).with_suffix(".md").write_text(_markdown(page), encoding="utf-8")
     lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
     for item in nav.items:
         lines += [f"## {item.title}", "", *_listed(item), ""]
+    lines += ["## Optional", "", *(line for page in pages if page not in nav.pages for line in _listed(page)), ""]
     Path(config.site_dir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -65,6 +65,8 @@ class Outcome:
 
     rows: int
     faults: tuple[Fault, ...]
+    tasks: frozenset[str] = frozenset()
+    """The types of tasks of the rows; `base` for those without an adapter whose base has no task."""
 
     @property
     def wrong(self) -> int:
@@ -113,7 +115,12 @@ def outcome(entry: EntryPoint, bundle: Bundle, tool: Any = None) -> Outcome:
                 faults.append(Fault(case.row, False, "is answered, although padding changes its answer"))
             elif not re.search(case.reason, str(one)):
                 faults.append(Fault(case.row, False, f"is refused for another reason: {one}"))
-    return Outcome(len(cases), tuple(faults))
+    return Outcome(len(cases), tuple(faults), frozenset(_task(bundle, case.row) for case in cases))
+
+
+def _task(bundle: Bundle, row: Row) -> str:
+    recipe = bundle.oracle.recipe(row)
+    return "base" if recipe is None else str(recipe.task["type"])
 
 
 def _alone(entry: EntryPoint, bundle: Bundle, row: Row, tool: Any) -> Document | RefusedError:
