@@ -1,4 +1,4 @@
-"""Golden batches, `golden/batches.json`: requests of several rows, and the reference's answer to each row alone.
+"""Golden batches, `golden/batches.json`: multi-row requests with the reference's answer to each single row.
 
 Specified in `docs/reference/format.md`. A client that pads a row on the wrong side, mixes up rows or omits an input
 returns other answers.
@@ -21,23 +21,20 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_bytes
 
 GOLDEN_BATCHES_VERSION = "1.0.0"
-"""The version of the format that is written, and the newest that is read."""
+"""Version of the format written, and the newest supported."""
 
 
 @dataclass(frozen=True)
 class GoldenBatchRow:
-    """One row of a request, and the reference's answer to that row alone.
+    """One row of a request, and the reference's answer to this single row.
 
     Attributes:
         adapter: the adapter of the row; null for the base.
-        inputs: for each input of the graph, the row's own array as nested lists of integers, without the batch axis and
-            without padding.
-        context: of a span, the tokens that may be the answer: the first one, and the one after the last. Null for other
-            tasks.
-        answer: the keys of the row's answer from arrays, without `adapter` and `task`; `outputs` for a row without a
-            task.
-        absolute: the allowed |found - expected| of every number of the answer.
-        decided: whether rounding cannot change a label or a place. If false, only the numbers are compared.
+        inputs: the row's array for each input of the graph, as nested lists of integers without batch axis and padding.
+        context: for span tasks, the range [start, end) of tokens that may be the answer; null for other tasks.
+        answer: the answer to the row's arrays, without `adapter` and `task`; `outputs` for a row without a task.
+        absolute: maximum |found - expected| of every number in the answer.
+        decided: whether rounding cannot change a label or position; if false, only numbers are compared.
     """
 
     adapter: str | None
@@ -54,7 +51,7 @@ class GoldenBatchRow:
 
 @dataclass(frozen=True)
 class GoldenBatch:
-    """Rows that a client sends as one request.
+    """Rows of one request.
 
     Attributes:
         name: unique in the file.
@@ -67,12 +64,12 @@ class GoldenBatch:
 
 @dataclass(frozen=True)
 class GoldenBatches:
-    """Requests of several rows, and the reference's answer to each row alone, without padding.
+    """Multi-row requests, and the reference's answer to each single row, without padding.
 
     This is `golden/batches.json`. Specified in docs/reference/format.md.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
+        version: the version of this format. Readers reject another major version.
         reference: the program that computed the answers, such as `torch 2.13.0 float32`; never the exported graph.
         batches: the requests.
     """
@@ -83,7 +80,7 @@ class GoldenBatches:
 
 
 def golden_batches_json(batches: GoldenBatches) -> bytes:
-    """Return the document. The same batches always give the same bytes."""
+    """Return the document; the bytes are deterministic."""
     return canonical_json(asdict(batches))
 
 
@@ -91,7 +88,7 @@ def parse_golden_batches(data: bytes, where: object) -> GoldenBatches:
     """Parse golden batches; `where` names their source in messages.
 
     Raises:
-        FormatError: the document breaks the format; `VersionError` is a subclass.
+        FormatError: the document violates the format; `VersionError` is a subclass.
     """
     document = parse_json(data, where)
     with version_checked(document, GOLDEN_BATCHES_VERSION, where), within(where):
@@ -111,7 +108,7 @@ def read_golden_batches(path: Path) -> GoldenBatches:
 
     Raises:
         FileError: the file cannot be read.
-        FormatError: as `parse_golden_batches`.
+        FormatError: see `parse_golden_batches`.
     """
     return parse_golden_batches(read_bytes(path), path)
 

@@ -1,4 +1,4 @@
-"""Golden texts, `golden/texts.json`: texts, the ids that a tokenizer makes of them, and the answers of adapters.
+"""Golden texts, `golden/texts.json`: texts, their token ids, and the answers of adapters.
 
 Specified in `docs/reference/format.md`; any client with a tokenizer can replay them. The texts are those for which
 tokenizers of different programs most often produce different ids.
@@ -28,7 +28,7 @@ from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair, SidedText, TextSide, Tokenizer
 
 GOLDEN_TEXTS_VERSION = "1.0.0"
-"""The version of the format that is written, and the newest that is read."""
+"""Version of the format written, and the newest supported."""
 
 _TEXTS: Mapping[str, str] = {
     "plain": "How far is it from here to the moon?",
@@ -98,21 +98,20 @@ _PAIRS: Mapping[str, Pair] = {
 
 @dataclass(frozen=True)
 class GoldenText:
-    """A text, or a pair of texts, and what becomes of it.
+    """A text, or a pair of texts, with its ids and answer.
 
     Attributes:
         name: unique in its set.
-        text: as a user sends it; what a task puts before each text is not in it.
+        text: the text of a request, without the task's prefix.
         pair: the second text of a pair; null for one text.
-        ids: the tokens, special ones included, cut, and not padded.
+        ids: token ids with special tokens, truncated and not padded.
         token_type_ids: the type of each token.
-        answer: the keys of the answer from arrays: for a token task an item for each token, for a span `first_token`
-            and `last_token`. Null where nothing was computed: then only the ids are compared.
-        context: of a span, the tokens that may be the answer, those of the second text: the first one, and the one
-            after the last. Null for other tasks.
-        decided: whether no other choice is nearer than rounding. Where it is false, the numbers of the answer alone
-            are compared.
-        side: of an embedder with prefixes of queries and of documents: which of the two the text is.
+        answer: the answer to the arrays: an item for each token for token tasks, `first_token` and `last_token` for
+            span tasks. Null to compare only the ids.
+        context: for span tasks, the range [start, end) of the second text's tokens, which may be the answer; null for
+            other tasks.
+        decided: whether rounding cannot change a choice; if false, only numbers are compared.
+        side: `query` or `document`, for embedders with prefixes for both.
     """
 
     name: Annotated[str, NotEmpty()]
@@ -127,7 +126,7 @@ class GoldenText:
 
     @property
     def input(self) -> str | SidedText | Pair:
-        """The text, with its side if it has one, or the pair."""
+        """Input of the tokenizer: the text, with its side if any, or the pair."""
         if self.side is not None:
             return SidedText(self.text, self.side)
         return self.text if self.pair is None else Pair(self.text, self.pair)
@@ -135,16 +134,16 @@ class GoldenText:
 
 @dataclass(frozen=True)
 class GoldenTextSet:
-    """Texts as the users of one adapter send them, or as the base takes them.
+    """Golden texts of one adapter, or of the base.
 
-    How a text is cut, and what stands before it, is what the manifest says of the adapter.
+    The manifest defines truncation and prefixes of the adapter.
 
     Attributes:
-        adapter: the adapter; null for the base, which gives ids and no answers.
-        reference: what computed the answers, such as `torch 2.13.0 float32`; never the exported graph. Null without
-            answers.
-        absolute: the allowed |found - expected| of every number of an answer.
-        reason: what that follows from. For people.
+        adapter: the adapter; null for the base, whose texts have ids but no answers.
+        reference: the program that computed the answers, such as `torch 2.13.0 float32`; never the exported graph. Null
+            without answers.
+        absolute: maximum |found - expected| of every number in an answer.
+        reason: derivation of `absolute`. Informative.
         texts: the texts.
     """
 
@@ -157,15 +156,15 @@ class GoldenTextSet:
 
 @dataclass(frozen=True)
 class GoldenTexts:
-    """Texts, the ids that the base's own tokenizer makes of them, and the answers of the reference.
+    """Texts, their ids from the base's tokenizer, and the answers of the reference.
 
     This is `golden/texts.json`. Specified in docs/reference/format.md.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        digest: that of the tokenizer that made the ids, as `text.digest` of the manifest.
-        tokenizer: the library, its version, and its class. For people.
-        sets: one of the base, then one for each adapter with a head whose task is known.
+        version: the version of this format. Readers reject another major version.
+        digest: digest of the tokenizer, equal to `text.digest` of the manifest.
+        tokenizer: library, version and class of the tokenizer. Informative.
+        sets: one set for the base, then one for each adapter with a head and a task.
     """
 
     version: Annotated[str, SEMVER]
@@ -175,15 +174,15 @@ class GoldenTexts:
 
 
 def golden_texts_json(texts: GoldenTexts) -> bytes:
-    """Return the document; the same texts always give the same bytes."""
+    """Return the document; the bytes are deterministic."""
     return canonical_json(asdict(texts))
 
 
 def parse_golden_texts(data: bytes, where: object) -> GoldenTexts:
-    """Read golden texts from bytes; `where` names them in messages.
+    """Parse golden texts; `where` names their source in messages.
 
     Raises:
-        FormatError: they break the format; `VersionError` is a kind of it.
+        FormatError: the document violates the format; `VersionError` is a subclass.
     """
     document = parse_json(data, where)
     with version_checked(document, GOLDEN_TEXTS_VERSION, where), within(where):
@@ -200,8 +199,8 @@ def read_golden_texts(path: Path) -> GoldenTexts:
     """Read golden texts from a file.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: as `parse_golden_texts`.
+        FileError: the file cannot be read.
+        FormatError: see `parse_golden_texts`.
     """
     return parse_golden_texts(read_bytes(path), path)
 
@@ -213,13 +212,15 @@ def _check_set(one: GoldenTextSet, where: str) -> None:
         raise FormatError("a name occurs twice", where=where, found=f"`{twice}`")
     uneven = next((text.name for text in one.texts if len(text.ids) != len(text.token_type_ids)), None)
     if uneven is not None:
-        raise FormatError("has not one type for each token", where=where, found=f"`{uneven}`")
+        raise FormatError(
+            "the number of token types differs from the number of tokens", where=where, found=f"`{uneven}`"
+        )
 
 
 def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
-    """Return the names of the base's golden texts of which a tokenizer makes other ids, or other types of tokens.
+    """Return the names of the base's golden texts for which a tokenizer produces other ids or token types.
 
-    What was cut is compared where both have one limit.
+    Truncated texts are compared only if the limits are equal.
     """
     own = [text for one in texts.sets if one.adapter is None for text in one.texts]
     limit = max((len(text.ids) for text in own), default=0)
@@ -229,7 +230,7 @@ def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
             continue
         try:
             (row,) = tokenizer.rows([text.input])
-        except RequestError:  # a limit without room for a pair
+        except RequestError:  # the limit leaves no room for a pair
             found.append(text.name)
             continue
         if (row.encoding.ids, row.encoding.type_ids) != (list(text.ids), list(text.token_type_ids)):
@@ -238,9 +239,9 @@ def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
 
 
 def sample_texts(limit: int) -> Iterator[tuple[str, str | Pair]]:
-    """Yield texts and pairs with unique names; `cut` ones have more than `limit` tokens, in every tokenizer.
+    """Yield texts and pairs with unique names; `cut` texts have more than `limit` tokens in every tokenizer.
 
-    Their words are numbers, so that ids say what was cut.
+    Their words are numbers, so that ids show the truncation.
     """
     yield from _TEXTS.items()
     words = [str(number) for number in range(1, limit + 1)]

@@ -1,4 +1,4 @@
-"""The lengths that the axes of a base's inputs may have. Every runner of the base observes this record."""
+"""Supported lengths of the axes of a base's inputs, which every runner of the base must respect."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adapter_export.format.records import Count, Different, Positive
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths that an axis may have: multiples of a number, between two of them, without some.
+    """Supported lengths of an axis: multiples of a number within a range, with exceptions.
 
     Attributes:
-        minimum: the smallest, which is one of them. 0 only where a cache makes up for the tokens: an encoder gets all
-            tokens of a text in the first call, and none in the calls after it.
-        maximum: the largest, which is one of them; null if no limit is known.
-        multiple_of: each is a multiple of it.
-        exceptions: lengths between the two that it may not have.
+        minimum: the smallest supported length. 0 only with a cache: an encoder receives all tokens of a text in the
+            first call, and none in later calls.
+        maximum: the largest supported length; null if no limit is known.
+        multiple_of: divisor of all lengths.
+        exceptions: unsupported lengths in the range.
     """
 
     minimum: Count = 1
@@ -33,7 +33,7 @@ class Lengths:
     def of(
         cls, minimum: int = 1, maximum: int | None = None, multiple_of: int = 1, exceptions: Sequence[int] = ()
     ) -> Self | None:
-        """Return the lengths between two bounds, which need not be lengths themselves, or `None` if there are none."""
+        """Return the lengths within two bounds, which need not be supported themselves, or `None` if there are none."""
         first = -(-max(minimum, 0) // multiple_of) * multiple_of
         while first in exceptions:
             first += multiple_of
@@ -57,32 +57,32 @@ class Lengths:
 
     @property
     def fixed(self) -> bool:
-        """True if only one length is allowed."""
+        """True if only one length is supported."""
         return self.minimum == self.maximum
 
     @property
     def unbroken(self) -> bool:
-        """True if every length up to the largest is allowed, so that no text needs padding."""
+        """True if every length up to the largest is supported, so that no text needs padding."""
         return self.minimum <= self.multiple_of == 1 and not self.exceptions
 
     def at_least(self, length: int) -> int | None:
-        """Return the smallest allowed length of at least `length`, or `None` if all are smaller."""
+        """Return the smallest supported length of at least `length`, or `None` if all are smaller."""
         found = Lengths.of(max(length, self.minimum), self.maximum, self.multiple_of, self.exceptions)
         return None if found is None else found.minimum
 
     def at_most(self, length: int) -> int | None:
-        """Return the largest allowed length of at most `length`, or `None` if all are larger."""
+        """Return the largest supported length of at most `length`, or `None` if all are larger."""
         upper = length if self.maximum is None else min(length, self.maximum)
         found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper >= self.minimum else None
         return None if found is None else found.maximum
 
     def near(self, length: int) -> int:
-        """Return the smallest that is no smaller than a length, else the largest."""
+        """Return the smallest supported length of at least `length`, or else the largest."""
         found = self.at_least(length)
         return found if found is not None else self.maximum or self.minimum
 
     def within(self, other: Lengths) -> Lengths | None:
-        """Return the lengths in both records, or `None` if they share none."""
+        """Return the intersection with other lengths, or `None` if it is empty."""
         ends = [end for end in (self.maximum, other.maximum) if end is not None]
         return Lengths.of(
             max(self.minimum, other.minimum),
@@ -92,25 +92,25 @@ class Lengths:
         )
 
     def covers(self, other: Lengths) -> bool:
-        """Return whether each length of another record is one of these."""
+        """Return whether all lengths of `other` are supported."""
         both = self.within(other)
         return both is not None and (both == other or other.fixed)
 
     def edges(self, most: int) -> list[int]:
-        """Return the smallest, the largest up to `most`, and the neighbours of each exception up to there."""
+        """Return the smallest length, the largest up to `most`, and the neighbours of exceptions up to `most`."""
         last = self.at_most(most) or self.minimum
         around = [end for one in self.exceptions for end in (self.at_most(one - 1), self.at_least(one + 1))]
         return sorted({self.minimum, last, *(end for end in around if end is not None and end <= last)})
 
     def outside(self) -> list[int]:
-        """Return lengths that are just not in the record: at its ends, between multiples, and the exceptions."""
+        """Return unsupported lengths near supported ones: beyond the ends, between multiples, and the exceptions."""
         above = [] if self.maximum is None else [self.maximum + 1]
         near = {self.minimum - 1, self.minimum + 1, *above, *self.exceptions}
         return sorted(length for length in near if length >= 1 and length not in self)
 
 
 Bounds = Mapping[str, Lengths]
-"""The lengths of axes by their names, sums such as `past + sequence` among them; an axis without any is free."""
+"""Lengths by axis name, including sums such as `past + sequence`; other axes are unrestricted."""
 
 _LENGTHS = re.compile(
     r"(?P<fixed>[1-9]\d{0,8})|(?P<low>[1-9]\d{0,8})?\.\.(?P<high>[1-9]\d{0,8})?|multiple-of-(?P<step>[1-9]\d{0,8})"
@@ -118,10 +118,10 @@ _LENGTHS = re.compile(
 
 
 def parse_lengths(text: str) -> Lengths | None:
-    """Parse comma-separated lengths such as `128`, `64..512`, `..512`, `64..` or `multiple-of-8`; `None` if none fit.
+    """Parse lengths such as `128`, `64..512`, `..512`, `64..` or `multiple-of-8`; `None` if none are left.
 
     Raises:
-        ValueError: the text is none of these.
+        ValueError: the text is invalid.
     """
     found: Lengths | None = Lengths()
     for part in text.split(","):
@@ -136,34 +136,34 @@ def parse_lengths(text: str) -> Lengths | None:
 
 @dataclass(frozen=True)
 class Fit:
-    """Padded length of a row by its number of tokens, for a base that takes only some lengths.
+    """Padded length of a row by its number of tokens, for a base that supports only some lengths.
 
     Attributes:
-        lengths: the lengths that the base takes.
-        pads: whether tokens that a mask hides change nothing in the base.
+        lengths: supported lengths of the base.
+        pads: whether masked tokens have no effect in the base.
     """
 
     lengths: Lengths
     pads: bool
 
     def __call__(self, tokens: int, *, pads: bool = True) -> int:
-        """Return the next length that the base takes; `pads` is false for a row whose adapter counts padding.
+        """Return the next supported length; `pads` is false for a row whose adapter counts padding.
 
         Raises:
-            RequestError: there is none, or padding would change the result.
+            RequestError: no such length, or padding would change the result.
         """
         found = self.lengths.at_least(tokens)
         if found is None or (found != tokens and not (self.pads and pads)):
             raise RequestError(
-                "a text has a number of tokens that the base does not take"
+                "the base does not support the number of tokens of a text"
                 + ("" if found is None else ", and padding would change its result"),
                 found=tokens,
                 expected=self.lengths,
-                fix=f"give texts of other lengths, or capture the base with {argument('lengths', option='axis')}",
+                fix=f"pass texts of other lengths, or capture the base with {argument('lengths', option='axis')}",
             )
         return found
 
 
 def axis_lengths(axis: int | str, bounds: Bounds) -> Lengths:
-    """Return the lengths of an axis: of a number that alone."""
+    """Return the supported lengths of an axis; a number is its only length."""
     return Lengths(axis, axis) if isinstance(axis, int) else bounds.get(axis, Lengths())

@@ -1,4 +1,4 @@
-"""The bundle's manifest: what a client in any language needs to know, as data."""
+"""The bundle's manifest: all facts that a client in any language needs."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from adapter_export.format.records import (
 from adapter_export.graph.tasks import HeadOutput, Task
 
 VariantName = Literal["slots", "inputs", "bank", "fanout", "baked"]
-"""A variant of the exported graph: one way in which it receives the tensors of adapters."""
+"""A variant of the exported graph, defined by how it receives the tensors of adapters."""
 
 VARIANT_NAMES: tuple[VariantName, ...] = get_args(VariantName)
-"""Every variant, each after those that it is made of."""
+"""All variants, each after those it is derived from."""
 
 BAKED: VariantName = "baked"
-"""The variant of which each adapter has a graph of its own, named in its record."""
+"""The variant with one graph for each adapter, named in the adapter's record."""
 
 TENSORS_OF_ADAPTERS: Mapping[str, str] = {
-    "slots": "optional inputs; their defaults are the base",
+    "slots": "optional inputs; the defaults are the base",
     "inputs": "required inputs",
-    "bank": "rows of a table; each row of a batch names its own",
-    "fanout": "those of `bank`; each row names its text, too",
+    "bank": "rows of a table, selected by each row of a batch",
+    "fanout": "as in `bank`; each row also selects its text",
     "baked": "constants",
 }
-"""The form of an adapter's tensors in each variant, for tables."""
+"""Form of an adapter's tensors in each variant, for tables."""
 
 GRAPH_VARIANTS = tuple(name for name in VARIANT_NAMES if name != BAKED)
-"""The variants that `Manifest.graphs` may name."""
+"""Variants in `Manifest.graphs`."""
 
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
@@ -57,15 +57,15 @@ class InputRecord:
     """One data input of the graph.
 
     Attributes:
-        name: its name in the graph.
-        dtype: its element type by NumPy's name, such as `int64`.
-        axes: its shape: for each axis its length, or a name where the length is free. Axes of one name have one length
-            within a call. Names with ` + ` between them stand for the sum of their lengths.
-        role: `ids` indexes an embedding; `mask` says which tokens are real (1) and which are padding (0); `cache` is
-            what a decoder keeps of the tokens before: of length 0 along the axis of the past in the first call of a
-            text, and the output `next` of the call before in every other; `values` is anything else.
-        limit: for `ids`, the number of rows of that embedding: valid ids are 0 to limit - 1. Null where not known.
-        next: for a `cache`, the output that it is in the next call. Null for all other inputs.
+        name: name in the graph.
+        dtype: element type by NumPy's name, such as `int64`.
+        axes: shape: the length of each axis, or the name of a dynamic axis. Axes with equal names have equal lengths
+            within a call. Names joined by ` + ` represent the sum of their lengths.
+        role: `ids` indexes an embedding; `mask` marks tokens (1) and padding (0); `cache` is a decoder's state of
+            earlier tokens: length 0 along the past axis in the first call for a text, then the output `next` of the
+            previous call; `values` is any other input.
+        limit: for `ids`, the number of rows of the embedding: valid ids are 0 to limit - 1; null if unknown.
+        next: for `cache`, the output to feed in the next call; null for other inputs.
     """
 
     name: str
@@ -77,9 +77,9 @@ class InputRecord:
 
 
 def token_axis(inputs: Sequence[InputRecord]) -> Axis | None:
-    """Return the axis of the tokens of a text: that of `input_ids`, or the only one that ids have; else none.
+    """Return the token axis of a text: that of `input_ids`, or the only token axis of ids, or else `None`.
 
-    Where there are no ids, vectors [batch, tokens, width] stand for them.
+    Without ids, vectors [batch, tokens, width] are used instead.
     """
     ids = {record.name: record.axes[1] for record in inputs if record.role == "ids" and len(record.axes) == 2}
     if not ids:
@@ -90,7 +90,7 @@ def token_axis(inputs: Sequence[InputRecord]) -> Axis | None:
 
 
 def token_lengths(inputs: Sequence[InputRecord], lengths: Bounds) -> Lengths:
-    """Return the number of tokens that a text may have; any number if the inputs have no such axis."""
+    """Return the supported numbers of tokens of a text; any number if the inputs have no token axis."""
     axis = token_axis(inputs)
     return Lengths() if axis is None else axis_lengths(axis, lengths)
 
@@ -100,9 +100,9 @@ class OutputRecord:
     """One output of the graph.
 
     Attributes:
-        name: its name in the graph.
-        dtype: its element type by NumPy's name.
-        axes: its shape, as that of an input.
+        name: name in the graph.
+        dtype: element type by NumPy's name.
+        axes: shape, as for inputs.
     """
 
     name: str
@@ -112,15 +112,15 @@ class OutputRecord:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """A place of the base at which an adapter can act.
+    """A site of the base, where adapters can act.
 
     Attributes:
-        name: canonical, such as `layers.3.attention` or `layers.3.attention.query`.
-        role: what is there: `attention`, `cross_attention`, `ffn`, `linear` or `embeddings`.
-        layer: the number of its layer, from 0; null for the embeddings.
-        width: the width `d` of the tensor `h` there: at a sublayer that of the residual stream.
-        path: the module path in the torch model; null if not known.
-        tensor: the tensor of the ONNX graph that an adapter replaces.
+        name: canonical name, such as `layers.3.attention` or `layers.3.attention.query`.
+        role: `attention`, `cross_attention`, `ffn`, `linear` or `embeddings`.
+        layer: layer number, from 0; null for the embeddings.
+        width: width `d` of the tensor `h`; at a sublayer, that of the residual stream.
+        path: module path in the torch model; null if unknown.
+        tensor: tensor of the ONNX graph that an adapter replaces.
     """
 
     name: str
@@ -133,18 +133,18 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class SlotRecord:
-    """A tensor of the graph that an adapter fills: an overridable initializer, float32.
+    """A tensor of the graph that an adapter fills: an overridable float32 initializer.
 
     Attributes:
-        name: its name in the graph, under which it is fed.
-        site: the site it belongs to, `head`, or `shared` for what several sites have in common.
-        graph: the name of the adapter graph that it belongs to.
-        parameter: its name in that graph.
-        axes: its shape. A name, such as `b`, is a width that each adapter chooses; within one adapter, one site and one
-            graph, one name has one length.
-        neutral: the shape of its default, which leaves the base as it is. It may be shorter than `axes` where these are
-            numbers: a tensor has either shape, the shorter one only if it is the default.
-        neutral_value: the number of which the default is full.
+        name: name in the graph, under which it is fed.
+        site: site of the slot, `head`, or `shared` for tensors shared by several sites.
+        graph: name of its adapter graph.
+        parameter: name in the adapter graph.
+        axes: shape. A name, such as `b`, is a width that each adapter chooses; within one adapter, site and graph,
+            equal names have equal lengths.
+        neutral: shape of the default, which leaves the base unchanged. It may be shorter than `axes` along numeric
+            axes: a tensor has either shape, the shorter one only for the default.
+        neutral_value: fill value of the default.
     """
 
     name: str
@@ -157,7 +157,7 @@ class SlotRecord:
 
     @property
     def graph_axes(self) -> tuple[Axis, ...]:
-        """Its axes as the graph has them: one of two lengths is free there."""
+        """Axes in the graph, where an axis with two possible lengths is dynamic."""
         free = f"{self.parameter}.width"
         both = zip(self.axes, self.neutral, strict=True)
         return tuple(axis if isinstance(axis, str) or axis == idle else free for axis, idle in both)
@@ -168,10 +168,9 @@ class BankTensor:
     """A tensor of a bank.
 
     Attributes:
-        name: its name in the graph `bank`.
-        slot: the slot whose tensors it holds, one adapter after the other, narrower ones filled up with zeros. Null for
-            a mask, which is added to an output: 0 for the classes that an adapter has, a number below -1e30 for those
-            that it lacks.
+        name: name in the graph `bank`.
+        slot: slot whose tensors it contains, stacked by adapter and padded with zeros to the widest. Null for a mask,
+            which is added to an output: 0 for classes of the adapter, a number below -1e30 for the others.
         axes: `adapters`, then the axes of the slot.
     """
 
@@ -182,18 +181,18 @@ class BankTensor:
 
 @dataclass(frozen=True)
 class BankRecord:
-    """All adapters in one graph, for batches whose rows run through different ones.
+    """All adapters in one graph, for batches that mix adapters.
 
-    Its tensors are overridable initializers: where the binding can feed them, any number of adapters of any widths may
-    be fed at run time.
+    Its tensors are overridable initializers: if the language binding can feed them, any number of adapters of any
+    widths can be set at run time.
 
     Attributes:
-        ids: the input of the graph `bank`, int64 [batch]: for each row of the batch, a position in `rows`. Others are
-            an error; a client never passes on a number from outside.
-        rows: the adapter in each row of the bank; null is the base, and the first.
-        fillable: whether zeros behind the tensors of any adapter change nothing, so that a bank that is fed at run time
-            may hold adapters of different widths. `build` has tried it out.
-        tensors: the tensors of the bank.
+        ids: input of the graph `bank`, int64 [batch]: index in `rows` for each row of the batch. Other values are an
+            error; clients must not pass unchecked numbers.
+        rows: adapter in each row of the bank; the first is null, the base.
+        fillable: whether zero padding of tensors has no effect, so that a bank set at run time may mix widths. Tested
+            by `build`.
+        tensors: tensors of the bank.
     """
 
     ids: str
@@ -204,15 +203,15 @@ class BankRecord:
 
 @dataclass(frozen=True)
 class FanoutRecord:
-    """The bank cut in two below its first adapter, so that a text is computed once up to there, for all adapters.
+    """The bank split below its first adapter, so that the lower part is computed once per text for all adapters.
 
     Attributes:
-        prefix: an ONNX file: from the data inputs of any number of texts to `values`. No adapter has a part in it, so
-            that a client may keep what it gives for a text for as long as it likes.
-        rows: the input of the graph `fanout`, int64 [rows]: for each row of its outputs, the row of its data inputs and
-            of `values` that it continues. `bank.ids`, int64 [rows] there, is the adapter that it runs through.
-        values: what `prefix` gives and `fanout` takes beside the data inputs. One axis of each has the name that the
-            first axis of the data inputs has: that of the texts.
+        prefix: ONNX file that maps the data inputs of any number of texts to `values`. It is independent of adapters,
+            so clients may cache its results.
+        rows: input of the graph `fanout`, int64 [rows]: for each output row, the row of the data inputs and of `values`
+            to continue. `bank.ids`, int64 [rows] in this graph, selects the adapter.
+        values: outputs of `prefix`, which are inputs of `fanout` in addition to the data inputs. One axis of each is
+            the text axis, the first axis of the data inputs.
     """
 
     prefix: RelativePath
@@ -222,15 +221,16 @@ class FanoutRecord:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One fault in applying an adapter, and how an output shows it where the budget of single elements is too wide.
+    """A fault in applying an adapter, and a weighted sum of an output that detects it below the budget per element.
 
-    Its value is `factor` times the sum of weight times (found - expected): 0 in a right program, near 1 with the fault.
+    Its value is `factor` times the sum of weight times (found - expected): 0 in a correct program, near 1 with the
+    fault.
 
     Attributes:
-        fault: what is wrong then, such as `layers.5.ffn off`.
-        output: the output that shows it best.
-        factor: makes the value 1 for the fault, as ONNX Runtime computed it when the bundle was built.
-        limit: the largest absolute value that passes.
+        fault: name of the fault, such as `layers.5.ffn off`.
+        output: output that shows the fault best.
+        factor: scale that makes the value 1 for the fault, measured with ONNX Runtime during the build.
+        limit: maximum absolute value to pass.
     """
 
     fault: str
@@ -241,14 +241,14 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class PartsRecord:
-    """Golden parts of an adapter: inputs that show faults which its golden vectors do not.
+    """Golden parts of an adapter: inputs that detect faults missed by its golden vectors.
 
     Attributes:
-        path: a safetensors file with tensors `<case>.input.<input>`, `<case>.output.<output>` for the outputs of
-            `parts`, and `<case>.part.<number>`, int8 weights in the shape of the output of that part, counted from 0.
-            A case without weights of a part does not count for it.
-        cases: the names of the cases.
-        parts: the faults.
+        path: safetensors file with tensors `<case>.input.<input>`, `<case>.output.<output>` for the outputs of `parts`,
+            and `<case>.part.<number>`, int8 weights in the shape of the part's output, numbered from 0. A case without
+            weights of a part is not used for it.
+        cases: names of the cases.
+        parts: faults.
     """
 
     path: RelativePath
@@ -258,11 +258,11 @@ class PartsRecord:
 
 @dataclass(frozen=True)
 class NearestRecord:
-    """The adapter of the bundle whose outputs are nearest to those of another.
+    """The adapter of the bundle with the most similar outputs.
 
     Attributes:
         adapter: its name.
-        separation: how clearly golden data of the other adapter show it in its place.
+        separation: separation of the two adapters by the golden data.
     """
 
     adapter: str
@@ -271,18 +271,18 @@ class NearestRecord:
 
 @dataclass(frozen=True)
 class SeparationRecord:
-    """The separation of golden data: how clearly they show an adapter that is applied in part, or another in its place.
+    """Separation of golden data: their sensitivity to a partly applied adapter or a swapped adapter.
 
-    The separation of a fault is its largest deviation over the allowed one, or its value over the limit of its golden
-    part, whichever is larger. Below 1 the fault goes unnoticed. `build` tries each site and each layer with neutral
-    tensors, and no adapter at all. No separation is more than 1e6.
+    The separation of a fault is the larger of its deviation over the allowed one, and its value over the limit of its
+    golden part. A fault below 1 is not detected. `build` tests each site and layer with neutral tensors, and the base
+    without the adapter. Separations are capped at 1e6.
 
     Attributes:
         least: the smallest separation.
-        fault: the fault that has it, such as `layers.5.ffn off`.
-        outputs: by output: the smallest separation by this output alone, of all faults but a missing head.
-        weak: the faults whose separation is below 2, the weakest first.
-        nearest: the adapter that golden data show least in its place. Null where no other adapter has other tensors.
+        fault: its fault, such as `layers.5.ffn off`.
+        outputs: by output: the smallest separation of all faults except a missing head, measured only with this output.
+        weak: faults with a separation below 2, in ascending order.
+        nearest: the adapter hardest to distinguish from this one; null if no other adapter has different tensors.
     """
 
     least: NotNegative
@@ -294,18 +294,18 @@ class SeparationRecord:
 
 @dataclass(frozen=True)
 class RecordedRuns:
-    """Runs of ONNX Runtime itself when the bundle was built, to be compared bit for bit.
+    """Runs of ONNX Runtime during the build, for bitwise comparison.
 
-    The digests are in `recorded` of golden vectors. They hold where the version and the provider are these, and the
-    digest of the base in the same graph is the recorded one: it is the witness that the processor and the build of the
-    runtime round alike. Elsewhere they say nothing.
+    The digests are in `recorded` of golden vectors. They apply if version and provider match, and the digest of the
+    base in the same graph matches, which shows that processor and runtime build round identically. Otherwise they are
+    not comparable.
 
     Attributes:
-        runtime: the version of ONNX Runtime.
-        provider: its execution provider.
-        processor: the instruction set that the runs were made on, such as `x86_64`.
-        features: the extensions of the instruction set that the processor has.
-        cases: the golden cases that were recorded: those that give the same bits with any number of threads.
+        runtime: version of ONNX Runtime.
+        provider: execution provider.
+        processor: instruction set, such as `x86_64`.
+        features: instruction set extensions of the processor.
+        cases: recorded golden cases: those with bit-identical results for any number of threads.
     """
 
     runtime: str
@@ -317,12 +317,11 @@ class RecordedRuns:
 
 @dataclass(frozen=True)
 class WrittenRecord:
-    """A text that a reference writes, by the likeliest token at each step.
+    """A text generated greedily by the reference.
 
     Attributes:
-        prompt: the tokens that it reads.
-        tokens: those that it writes, up to the one that ends the text, or to the first whose logit is so near to
-            another one that rounding could decide; at most 12.
+        prompt: input tokens.
+        tokens: generated tokens, at most 12, up to the end token, or before the first token that rounding could change.
     """
 
     prompt: Annotated[tuple[Count, ...], NotEmpty()]
@@ -331,22 +330,22 @@ class WrittenRecord:
 
 @dataclass(frozen=True)
 class GoldenRecord:
-    """Inputs and reference outputs by which any program can prove itself.
+    """Inputs and reference outputs to verify any program.
 
     Attributes:
-        path: a safetensors file with tensors `<case>.input.<input>` and `<case>.output.<output>`.
-        cases: the names of the cases.
-        absolute: by output name: a case passes if every element of every output named here differs from the stored one
-            by at most this.
-        reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
-        reasons: by output name: where the number in `absolute` comes from, a sentence for people.
-        separation: how clearly these golden data and `parts` show faults of the adapter. Null for the base, for an
-            adapter that fills no slot, and where it was not measured.
-        parts: golden parts, where golden vectors alone do not show every fault. Null elsewhere.
-        recorded: by graph (a variant, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
+        path: safetensors file with tensors `<case>.input.<input>` and `<case>.output.<output>`.
+        cases: names of the cases.
+        absolute: by output name: maximum deviation of each element. A case passes if all outputs listed here are within
+            it.
+        reference: program that computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
+        reasons: by output name: derivation of `absolute`, a sentence for readers.
+        separation: sensitivity of these golden data and `parts` to faults of the adapter. Null for the base, for an
+            adapter without slots, and if not measured.
+        parts: golden parts, if golden vectors do not detect every fault; null otherwise.
+        recorded: by graph (a variant, or `baked`): SHA-256 of the outputs of ONNX Runtime in the cases of the
             manifest's `recorded`. It covers the little-endian bytes of all outputs in `absolute`, case by case, sorted
-            by name within a case. In a graph whose rows choose adapters, all rows run through this one.
-        written: texts that the reference writes with `generation` of the manifest. Empty without that.
+            by name within a case. In a graph whose rows select adapters, all rows use this one.
+        written: texts generated by the reference with the manifest's `generation`; empty without it.
     """
 
     path: RelativePath
@@ -361,23 +360,21 @@ class GoldenRecord:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that hold these golden data."""
+        """Files of these golden data."""
         return (self.path,) if self.parts is None else (self.path, self.parts.path)
 
 
 @dataclass(frozen=True)
 class MixRecord:
-    """The weights that a request may give to a weighted fusion.
+    """Member weights of a weighted fusion, which a request may override.
 
-    The adapter adds the sum of weight times what each member adds. A request with weights of its own feeds one float32
-    tensor, [1, members] for all rows of its batch or [batch, members] for each row its own, to every slot named here,
-    instead of the adapter's tensors; all other slots get the adapter's tensors as always. Any finite numbers are
-    allowed.
+    The adapter adds the weighted sum of its members' updates. A request with its own weights feeds one float32 tensor,
+    [1, members] for the whole batch or [batch, members] per row, to every slot listed here, and the adapter's tensors
+    to all other slots. Any finite numbers are allowed.
 
     Attributes:
-        slots: the slots that get the weights: all of them, and the same.
-        members: what each column weighs, by the name that the member had when it was fused. The bundle need not hold
-            it.
+        slots: slots that receive the weights.
+        members: member of each column, by its name at the time of fusion. It need not be in the bundle.
     """
 
     slots: Names
@@ -386,27 +383,25 @@ class MixRecord:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """One adapter of the bundle.
+    """An adapter of the bundle.
 
     Attributes:
-        name: what users call it.
-        kind: the published kind of its graphs. For people.
-        parameters: how many numbers it has, idle slots not counted.
-        onnx_adapter: ONNX Runtime's own adapter file. It holds a tensor for every slot of the graph; idle ones have
-            their neutral values, so that nothing of an adapter that was active before can stay behind.
+        name: the adapter's name.
+        kind: published kind of its graphs. Informative.
+        parameters: number of parameters, excluding idle slots.
+        onnx_adapter: ONNX Runtime adapter file. It contains a tensor for every slot of the graph; idle slots have
+            neutral values, so that no tensor of a previous adapter remains.
         safetensors: the same tensors in a safetensors file.
-        source: the folder with the adapter as it was given: adapter_graph.json and weights.safetensors.
-        base: the fingerprint of the base that it was trained on; differs from the bundle's only where the build was
-            told to allow it.
+        source: folder of the source adapter: adapter_graph.json and weights.safetensors.
+        base: fingerprint of the base it was trained on; differs from the bundle's only if the build allowed it.
         golden: golden vectors of the base with this adapter.
-        task: the type and labels of its answers, and how text becomes its inputs. Null without a head, or if it is
-            unknown: a client then returns the result of the head as it is, and no answer.
-        output: the output that holds the result of its head, while it is active. Null without a head.
-        baked: the graph in which the adapter is constant: it has no slots, and its outputs are the adapter's. Null if
-            there is none.
-        mix: the weights that a request may give it. Null if it is no weighted fusion.
-        precision: how its files store its tensors. They are float32 numbers, rounded once: a float16 is one of these,
-            and an int8 is one times the factor for its place along the last axis, `<name>.scale`.
+        task: task type, labels and preprocessing of text. Null without a head, or if unknown: clients then return the
+            raw result of the head instead of an answer.
+        output: output with the result of its head while active; null without a head.
+        baked: graph with the adapter as constants and without slots; null if there is none.
+        mix: member weights that a request may override; null unless it is a weighted fusion.
+        precision: type of the tensors in its files. They represent float32 numbers, rounded once: float16 directly,
+            int8 times the factor `<name>.scale` for its index along the last axis.
     """
 
     name: FileName
@@ -426,13 +421,12 @@ class AdapterRecord:
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """One topology of prediction head.
+    """A topology of prediction heads.
 
     Attributes:
-        graph: its name, which slots of the site `head` give as their `graph`.
-        output: the output of the graph that it fills.
-        result: what that holds: logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors
-            [batch, width].
+        graph: name of the topology, the `graph` of slots of the site `head`.
+        output: output with its result.
+        result: logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width].
     """
 
     graph: str
@@ -442,13 +436,13 @@ class HeadRecord:
 
 @dataclass(frozen=True)
 class TextRecord:
-    """The tokenizer that turns text into inputs.
+    """The tokenizer.
 
     Attributes:
-        tokenizer: a `tokenizer.json` of the Hugging Face tokenizers library.
-        digest: the sha256 of what that file says of ids: its JSON without `truncation` and `padding`, with sorted keys.
-            An adapter whose task names another digest was trained on other ids, and its texts are refused. Lengths that
-            the tokenizer's file itself fixes are ignored: those of `lengths` hold.
+        tokenizer: `tokenizer.json` of the Hugging Face tokenizers library.
+        digest: SHA-256 of its JSON without `truncation` and `padding`, with sorted keys. An adapter whose task has
+            another digest was trained with other ids, and its texts are rejected. `lengths` overrides the lengths in
+            the file.
     """
 
     tokenizer: RelativePath
@@ -460,9 +454,9 @@ class FileRecord:
     """A file of the bundle.
 
     Attributes:
-        path: from the bundle's folder.
-        sha256: of its bytes.
-        bytes: its size.
+        path: path relative to the bundle.
+        sha256: SHA-256 of the contents.
+        bytes: size in bytes.
     """
 
     path: RelativePath
@@ -472,64 +466,60 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle: one ONNX graph of a base model whose adapters are filled in as small files.
+    """A bundle: one ONNX graph of a base model, and small files with the tensors of adapters.
 
     This is `manifest.json`. Paths are relative to the folder of this file. Specified in docs/reference/format.md.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        producer: the tool and the version that wrote the bundle. For people.
+        version: the version of this format. Readers reject another major version.
+        producer: tool and version that wrote the bundle. Informative.
         minimum_onnxruntime: the oldest ONNX Runtime that loads the graphs.
-        opset: the version of the standard ONNX operators that the graphs use.
-        base: the fingerprint of the base model's weights, as they were before the precision was changed. Adapters that
-            were trained on another base do not fit.
-        base_precision: how the graphs compute the base: in float32, in float16, with weights and activations of 8 bits,
-            or with weights of 8 or 4 bits and float32 activations. Inputs, outputs, adapters and heads are float32 in
-            any case.
-        batch_invariant: whether a row's outputs do not depend on the other rows of its batch: not at all on what they
-            say, and on their number by rounding alone. `build` has tried it out. False where activations are quantised
-            by one scale for the whole batch: then rows of different users do not belong into one call.
-        padding_neutral: whether tokens that a mask hides change nothing in the base, rounding aside, so that requests
-            of different lengths may share a batch; false as well where nothing can be padded. `build` has tried it out.
-        counts_padding: the graphs of adapters (`graph` of slots) in whose slots such tokens do change something, unless
-            an adapter lies idle there.
-        graphs: ONNX files by variant. In `slots`, every slot is an overridable initializer: it is fed like an input,
-            and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
-            row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names. `fanout` is
-            the upper part of `bank`, above what `fanout.prefix` computes.
-        inputs: the data inputs of the graph, in the order of the base. All of them must be fed.
-        lengths: by the name of a dynamic axis, or by a sum of names as `axes` has it: the lengths that it may have. An
-            axis that is not here may have any. A reader refuses inputs of other lengths; of texts, longer ones are cut
-            at the largest length, and rows of a length that is not here are padded to the next one that is, if the base
-            takes a mask and `padding_neutral` holds, else refused.
-        outputs: the outputs of the graph: those of the base, then those of the heads.
-        sites: every sublayer of the base, and the other places that have slots, in the order of evaluation.
-        slots: every tensor of the graph that an adapter fills.
-        adapters: the adapters that were built in. Their names differ in more than upper and lower case.
-        golden: golden vectors of the base alone.
-        text: how text becomes inputs; null if that is not known.
-        files: every file of the bundle but this one. Every path that stands elsewhere in this file is listed here.
-        heads: every topology of prediction head. Those that share an output are added up in the graph; those of
-            adapters that are not active give zeros there.
-        model_version: the `model_version` of the graph and of every adapter file that was made for it: 31 bits of a
-            digest over the base, the topology of the slots and the site map. A reader refuses an adapter file with
-            another.
-        bank: what the graph `bank` holds. Null without it.
-        fanout: how the graph `fanout` is fed. Null without it.
-        head: the adapter that is the base head and nothing else: it gives the base's answers. Null without one.
-        golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
-            without a tokenizer.
-        golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each
-            row alone. Null if an input is a cache or takes other numbers than integers, or if every answer is large.
-        media: how images or audio become the input; null if the base reads none, or that is not known.
-        derivation: the origin of each constant in the graph with slots, as tensors of the model; null in a bundle of
-            an older release.
-        recorded: where the runs were made whose digests golden vectors have. Null where none were made.
-        checksums: the output, float32 [batch, slots], that holds a checksum of each slot's tensor as the graph received
-            it, in the order of `slots`. Golden vectors have the right ones, which are compared exactly. Null in a
-            bundle that was built without them.
-        generation: how the base writes texts. Null for a base that writes none, or of which that is unknown.
-        checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
+        opset: ONNX opset of the graphs.
+        base: fingerprint of the base model's weights, before any change of precision. Adapters trained on another base
+            do not fit.
+        base_precision: arithmetic of the base: float32, float16, 8-bit weights and activations, or 8-bit or 4-bit
+            weights and float32 activations. Inputs, outputs, adapters and heads are always float32.
+        batch_invariant: whether a row's outputs are independent of the contents of other rows of its batch, and depend
+            on their number only by rounding. Tested by `build`. False if activations are quantised with one scale per
+            batch: then rows of different users must not share a call.
+        padding_neutral: whether masked tokens have no effect in the base except rounding, so that requests of different
+            lengths may share a batch; false if the inputs cannot be padded. Tested by `build`.
+        counts_padding: adapter graphs (`graph` of slots) whose active slots are affected by masked tokens.
+        graphs: ONNX files by variant. In `slots`, every slot is an overridable initializer: it may be fed like an
+            input, and defaults to its neutral value. In `inputs`, every slot must be fed. In `bank`, the input
+            `bank.ids` selects an adapter for each row of the batch. `fanout` is the upper part of `bank`, which
+            continues from `fanout.prefix`.
+        inputs: data inputs of the graph, in the order of the base. All must be fed.
+        lengths: supported lengths by the name of a dynamic axis, or a sum of names as in `axes`. Other axes are
+            unrestricted. Readers reject inputs of other lengths. Texts are truncated to the largest length; rows of an
+            unsupported length are padded to the next supported one if the base has a mask and `padding_neutral` is
+            true, and rejected otherwise.
+        outputs: outputs of the graph: those of the base, then those of the heads.
+        sites: every sublayer of the base, and other sites with slots, in order of evaluation.
+        slots: all tensors of the graph that adapters fill.
+        adapters: adapters of the bundle. Names are unique regardless of case.
+        golden: golden vectors of the base.
+        text: the tokenizer; null if unknown.
+        files: all files of the bundle except this one, including every path in this file.
+        heads: all topologies of prediction heads. The graph sums heads that share an output; inactive heads contribute
+            zeros.
+        model_version: `model_version` of the graph and of its adapter files: 31 bits of a digest of the base, the slot
+            topology and the site map. Readers reject adapter files with another value.
+        bank: contents of the graph `bank`; null without it.
+        fanout: inputs of the graph `fanout`; null without it.
+        head: the adapter that consists only of the base head and returns the base's answers; null without one.
+        golden_texts: file of golden texts: texts, token ids and answers; null without a tokenizer.
+        golden_batches: file of golden batches: multi-row requests of different lengths and adapters, and the
+            reference's answer to each single row. Null if an input is a cache or not an integer, or if every answer is
+            large.
+        media: preprocessing of images or audio; null if the base reads none, or if unknown.
+        derivation: file with the origin of each constant in the graph with slots; null in bundles of older releases.
+        recorded: environment of the runs whose digests are in golden vectors; null without recorded runs.
+        checksums: output, float32 [batch, slots], with a checksum of each slot's tensor as received by the graph, in
+            the order of `slots`. Golden vectors contain the expected values, which are compared exactly. Null in a
+            bundle built without checksums.
+        generation: settings of text generation; null for a base that does not generate text, or if unknown.
+        checksum: SHA-256 of this file with every occurrence of these 64 digits replaced by 64 zeros.
     """
 
     version: Annotated[str, SEMVER]
@@ -567,21 +557,21 @@ class Manifest:
 
     @property
     def tokens(self) -> Lengths:
-        """The number of tokens that a text may have."""
+        """Supported numbers of tokens of a text."""
         return token_lengths(self.inputs, self.lengths)
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that a text may have, special tokens included; known where there is a tokenizer."""
+        """Maximum number of tokens of a text, including special tokens; known with a tokenizer."""
         return self.tokens.maximum
 
     @property
     def fit(self) -> Fit | None:
-        """The number of tokens to which a text is padded; `None` for a base that takes every length."""
+        """Padded length of a text; `None` for a base that supports every length."""
         return None if self.tokens.unbroken else Fit(self.tokens, self.padding_neutral)
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs that are neither those of heads nor checksums."""
+        """Outputs other than those of heads and checksums."""
         others = {self.checksums, *(head.output for head in self.heads)}
         return tuple(output for output in self.outputs if output.name not in others)

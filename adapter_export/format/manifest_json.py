@@ -1,4 +1,4 @@
-"""A bundle's manifest on disk, `manifest.json`, and the files that it lists.
+"""Reader and writer of `manifest.json`, and verification of its files.
 
 Specified in `docs/reference/format.md`.
 """
@@ -22,21 +22,21 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
 
 MANIFEST_VERSION = "1.0.0"
-"""The version of the manifest format that is written, and the newest that is read."""
+"""Version of the manifest format written, and the newest supported."""
 
 MANIFEST_FILE = "manifest.json"
 
 SIGNATURE_FILE = "model.sig"
-"""The signature of a bundle, which covers its manifest and cannot be listed there."""
+"""Signature of a bundle; it covers the manifest, which cannot list it."""
 
 REPORT_FILE = "check.json"
-"""A report of `check`, which names the manifest by its hash and cannot be listed there; the signature covers it."""
+"""Report of `check`; it contains the manifest's hash, so the manifest cannot list it. The signature covers it."""
 
 CARD_FILE = "README.md"
-"""The README that a build writes, or a model card. It has the digest of the manifest, which cannot list it."""
+"""README of a build, or a model card. It contains the manifest's digest, so the manifest cannot list it."""
 
 UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
-"""The files of a bundle that its manifest does not list."""
+"""Files of a bundle that its manifest does not list."""
 
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
 
@@ -47,19 +47,19 @@ _SHOWN = 5
 
 
 def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
-    """Read the manifest of a bundle. The files that it lists are not looked at: `verify_files` does that.
+    """Read the manifest of a bundle, without its files: see `verify_files`.
 
     Args:
-        folder: of the bundle.
-        expect: the sha256 that the file must have; with the hashes in it, that of the whole bundle.
+        folder: the bundle.
+        expect: the required SHA-256 of the manifest, which covers the hashes of all files.
 
     Raises:
         FileError: the folder or the manifest is missing or cannot be read.
-        FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
-        HashError: it was changed since it was written, or it is not the one that is expected.
+        FormatError: the manifest violates the format; the message contains the JSON path. `VersionError` is a subclass.
+        HashError: the manifest does not match its checksum or `expect`.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe could block
         raise FileError(
             "is not a bundle", where=folder, expected=f"a folder with `{MANIFEST_FILE}`", fix="check the path"
         )
@@ -67,24 +67,24 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
     found = hashlib.sha256(data).hexdigest()
     if expect is not None and found != expect.removeprefix("sha256:").lower():
         fix = "deploy the bundle that was approved, or approve this one"
-        raise HashError(path, "is not that of the bundle that is expected", found=found, expected=expect, fix=fix)
+        raise HashError(path, "does not match the expected bundle", found=found, expected=expect, fix=fix)
     manifest = _from_json(parse_json(data, path), path)
     check_checksum(data, manifest.checksum, path)
     return manifest
 
 
 def open_whole(folder: Path, opened: Callable[[Manifest], Opened], *, expect: str | None = None) -> Opened:
-    """Read the manifest of a bundle and open what it describes; again, if the bundle was exchanged meanwhile.
+    """Read a manifest and open its files; retry if the bundle was replaced meanwhile.
 
-    While a bundle is replaced, a reader may see the files of one bundle and the manifest of the other.
+    During a replacement, a reader may see the manifest of one bundle and files of the other.
 
     Args:
-        folder: of the bundle.
-        opened: opens it; it compares the files with their hashes.
-        expect: as of `read_manifest`.
+        folder: the bundle.
+        opened: opens the files and compares them with their hashes.
+        expect: see `read_manifest`.
 
     Raises:
-        FileError, FormatError, HashError: as `read_manifest` and `opened`.
+        FileError, FormatError, HashError: see `read_manifest` and `opened`.
     """
     manifest = read_manifest(folder, expect=expect)
     while True:
@@ -97,11 +97,11 @@ def open_whole(folder: Path, opened: Callable[[Manifest], Opened], *, expect: st
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write the manifest of a bundle, after all other files of it; the same manifest always gives the same bytes.
+    """Write the manifest of a bundle, after all its other files; the bytes are deterministic.
 
     Raises:
-        FormatError: the manifest says what its reader would refuse.
-        WriteError: the operating system refused.
+        FormatError: a reader would reject the manifest.
+        WriteError: the operating system refused a write.
     """
     path, data = folder / MANIFEST_FILE, manifest_bytes(manifest)
     _from_json(parse_json(data, path), path)
@@ -110,7 +110,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the file of a manifest."""
+    """Return the contents of `manifest.json`."""
     document = asdict(manifest)
     del document["checksum"]
     return checked_json(document)
@@ -126,7 +126,7 @@ def _from_json(document: object, path: Path) -> Manifest:
 
 
 def _check_names(manifest: Manifest) -> None:
-    """Names are unique; those of files may not even differ in case alone: not every file system tells them apart."""
+    """Check that names are unique; names of files even regardless of case, as on some file systems."""
     bank = manifest.bank
     names: dict[str, list[str]] = {
         "adapters": [adapter.name.casefold() for adapter in manifest.adapters],
@@ -140,7 +140,7 @@ def _check_names(manifest: Manifest) -> None:
     }
     for key, found in names.items():
         _check_unique(key, found)
-    # what is fed by name has a name of its own: a tensor of an adapter could replace an input of the data
+    # a slot with the name of a data input could replace it
     fanout = manifest.fanout
     fed = {
         "slots": names["slots"],
@@ -156,7 +156,7 @@ def _check_names(manifest: Manifest) -> None:
 
 
 def _check_references(manifest: Manifest) -> None:
-    """Check that every name in the manifest is defined in it."""
+    """Check that all names referenced in the manifest are defined in it."""
     outputs = {output.name for output in manifest.outputs}
     graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
@@ -179,17 +179,17 @@ def _check_references(manifest: Manifest) -> None:
         _check_known(f"{place}.output", {adapter.output} - {None}, filled)
         if adapter.task is not None and heads.get(adapter.output or "") != adapter.task.output:
             raise FormatError(
-                "an output that a task does not have",
+                "the output does not match the task",
                 where=f"`$.{place}`",
-                found=adapter.output and f"`{adapter.output}`, which holds `{heads[adapter.output]}`",
-                expected=f"one that holds `{adapter.task.output}`, for `{adapter.task.type}`",
+                found=adapter.output and f"`{adapter.output}` with `{heads[adapter.output]}`",
+                expected=f"an output with `{adapter.task.output}`, for `{adapter.task.type}`",
             )
         if adapter.mix is not None:
             _check_mix(manifest, adapter.mix, f"{place}.mix")
 
 
 def _check_golden(golden: GoldenRecord, outputs: set[str], manifest: Manifest, place: str) -> None:
-    """Golden data name outputs, and recorded runs name graphs and golden cases."""
+    """Check the outputs named by golden data, and the graphs and cases named by recorded runs."""
     _check_known(f"{place}.absolute", golden.absolute, outputs)
     if golden.recorded:
         graphs = set() if manifest.recorded is None else {*manifest.graphs, BAKED}
@@ -217,18 +217,18 @@ def _check_bank(manifest: Manifest) -> None:
 
 
 def _check_fanout(manifest: Manifest) -> None:
-    """Its graph is fed with rows of the bank, and each value that it takes has an axis of the texts."""
+    """Check that `fanout` has a bank, and that each of its values has a text axis."""
     fanout, first = manifest.fanout, {record.axes[:1] for record in manifest.inputs}
     if (fanout is None) != ("fanout" not in manifest.graphs) or (fanout is not None and "bank" not in manifest.graphs):
         raise FormatError(
-            "a graph `fanout` goes with a graph `bank`, and with a record of its own",
+            "a graph `fanout` needs a graph `bank` and a record `fanout`",
             where="`$.fanout`",
             found="null" if fanout is None else quoted(manifest.graphs),
         )
     for value in () if fanout is None else fanout.values:
         if len(first) != 1 or value.axes.count(*next(iter(first))) != 1:
             raise FormatError(
-                "a value without one axis of the texts",
+                "a value needs one text axis",
                 where="`$.fanout.values`",
                 found=f"`{value.name}` {list(value.axes)}",
                 expected="the first axis of the data inputs, once",
@@ -236,7 +236,7 @@ def _check_fanout(manifest: Manifest) -> None:
 
 
 def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
-    """Weights that a request gives have a column for each member in every slot that they go to."""
+    """Check that the slots of fusion weights have a column for each member."""
     slots = {slot.name: slot for slot in manifest.slots}
     _check_known(f"{place}.slots", mix.slots, set(slots))
     _check_unique(f"{place}.members", mix.members)
@@ -245,7 +245,7 @@ def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
         axes = slots[name].axes
         if len(axes) != 2 or not isinstance(axes[0], str) or axes[1] != len(mix.members):
             raise FormatError(
-                "weights of a fusion go to a slot of another shape",
+                "fusion weights do not match the shape of a slot",
                 where=f"`$.{place}.slots`",
                 found=f"`{name}` with shape {list(axes)}",
                 expected=f"[rows, {len(mix.members)}], a column for each of its members",
@@ -253,12 +253,12 @@ def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Check that every file that the manifest names has a hash: one without could be exchanged unseen."""
+    """Check that every file named in the manifest has a hash: others could be replaced unnoticed."""
     listed = {file.path for file in manifest.files}
     if MANIFEST_FILE in listed:
         raise FormatError("the manifest lists itself", where="`$.files`", found=f"`{MANIFEST_FILE}`")
     if later := sorted(listed.intersection(UNLISTED)):
-        raise FormatError("lists what is made from the manifest", where="`$.files`", found=f"`{later[0]}`")
+        raise FormatError("lists a file derived from the manifest", where="`$.files`", found=f"`{later[0]}`")
     _check_known("graphs", manifest.graphs.values(), listed)
     _check_known("fanout.prefix", [] if manifest.fanout is None else [manifest.fanout.prefix], listed)
     _check_known("golden.path", manifest.golden.files, listed)
@@ -272,26 +272,26 @@ def _check_files(manifest: Manifest) -> None:
         ends = [end for end in (own.minimum, own.maximum) if end is not None]
         if not all(end in own for end in ends):
             raise FormatError(
-                "are lengths that begin or end with one that is none of them",
+                "lengths do not include their own bounds",
                 where=f"`$.lengths.{axis}`",
                 found=str(own),
-                expected="a `minimum` and a `maximum` that the axis may have",
+                expected="a supported `minimum` and `maximum`",
             )
     if manifest.text is not None and manifest.max_tokens is None:
         raise FormatError(
-            "has a tokenizer, and does not say how long a text may be",
+            "has a tokenizer but no maximum length of texts",
             where="`$.lengths`",
-            expected="a `maximum` of the axis of the tokens",
+            expected="a `maximum` for the token axis",
             fix="build the bundle again",
         )
     if manifest.text is not None:
         _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
     if (manifest.text is None) != (manifest.golden_texts is None):
         raise FormatError(
-            "a tokenizer and golden texts do not go together",
+            "a tokenizer and golden texts require each other",
             where="`$.golden_texts`",
             found=f"`{manifest.golden_texts}`" if manifest.golden_texts else "null",
-            expected="golden texts where there is a tokenizer, and nowhere else",
+            expected="both or neither",
             fix="build the bundle again",
         )
     _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
@@ -304,8 +304,8 @@ def _check_files(manifest: Manifest) -> None:
         if media.modality.has_rate != (media.sampling_rate is not None):
             raise FormatError("only audio has a sampling rate", where="`$.media.sampling_rate`")
         if (media.steps is None) != (media.golden is None):
-            expected = "golden media where steps are known, and nowhere else"
-            raise FormatError("steps and golden media do not go together", where="`$.media`", expected=expected)
+            expected = "both or neither"
+            raise FormatError("steps and golden media require each other", where="`$.media`", expected=expected)
 
 
 def _check_unique(key: str, names: Iterable[str]) -> None:
@@ -318,7 +318,7 @@ def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None
     unknown = sorted(f"`{name}`" for name in found if name not in known)
     if unknown:
         raise FormatError(
-            "a name that stands nowhere else in the manifest",
+            "an undefined name",
             where=f"`$.{key}`",
             found=", ".join(unknown),
             expected=f"one of {', '.join(sorted(known)) or 'none'}",
@@ -326,9 +326,9 @@ def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None
 
 
 def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
-    """Return every file in a folder but its manifest, what is made from that, and what is hidden, sorted by path.
+    """Return the records of a folder's files, without unlisted and hidden files, sorted by path.
 
-    `hashed` has the sha256 of files that were hashed already, by path.
+    `hashed` maps paths to known SHA-256 digests.
 
     Raises:
         FileError: a file cannot be read.
@@ -345,26 +345,26 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 
 
 def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = (), into: Path | None = None) -> None:
-    """Check the size and the hash of every file that the manifest lists, and that there are no others.
+    """Check size and hash of every file in the manifest, and that there are no other files.
 
-    The manifest has a checksum of its own; like the others it must be no link that leads out. Files and folders with a
-    name that begins with a dot are passed over: systems put them there by themselves.
+    The manifest has its own checksum; like all files, it must not be a link out of the folder. Hidden files and folders
+    are ignored: operating systems create them.
 
     Args:
-        manifest: of the bundle.
-        folder: of the bundle.
-        copied: the paths of files to copy on the way: the bytes that are compared are those of the copy.
-        into: an empty folder for them.
+        manifest: the manifest.
+        folder: the bundle.
+        copied: paths of files to copy; the copies are verified.
+        into: an empty folder for the copies.
 
     Raises:
-        FileError: a file is missing, or a link leads out of the folder.
+        FileError: a file is missing, or a link points out of the folder.
         FormatError: a file has another size, or is not listed.
-        HashError: a file has other bytes.
+        HashError: a file does not match its hash.
         OSError: a copy cannot be written.
     """
     _check_inside(folder / MANIFEST_FILE, folder)
     listed = {*UNLISTED, *(file.path for file in manifest.files)}
-    try:  # a folder may go while its bundle is exchanged
+    try:  # the folder may disappear while the bundle is replaced
         found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]  # a link is a file
     except OSError as error:
         raise unreadable(folder, error) from error
@@ -376,15 +376,15 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
             "has files that its manifest does not list",
             where=folder,
             found=quoted(extra[:_SHOWN]) + more,
-            expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} files that it lists",
-            fix="move them out of the folder, or take the bundle from its source again",
+            expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} listed files",
+            fix="move them out of the folder, or get the bundle from its source again",
         )
     for record in manifest.files:
         _verify(record, folder, into / record.path if into is not None and record.path in copied else None)
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a path in a bundle, with `/`, is a file that operating systems add by themselves."""
+    """Return whether a path in a bundle, with `/`, is a hidden file, as operating systems create them."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
@@ -392,16 +392,19 @@ def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
     path = folder / record.path
     if not path.is_file():
         raise FileError(
-            "is missing in the bundle", where=path, expected=f"{record.bytes} bytes", fix="copy the whole bundle again"
+            "is missing from the bundle",
+            where=path,
+            expected=f"{record.bytes} bytes",
+            fix="copy the whole bundle again",
         )
     _check_inside(path, folder)
     try:
         size = path.stat().st_size
-    except OSError as error:  # it was exchanged just now
+    except OSError as error:  # the bundle was replaced just now
         raise unreadable(path, error) from error
     if size != record.bytes:
         raise FormatError(
-            "has another size than when it was written",
+            "does not match its recorded size",
             where=path,
             found=f"{size} bytes",
             expected=f"{record.bytes} bytes",
@@ -419,9 +422,9 @@ def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
 def _check_inside(path: Path, folder: Path) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise FileError(
-            "is a link that leads out of the bundle",
+            "is a link to a file outside the bundle",
             where=path,
             found=path.resolve(),
             expected=f"a file in {folder}",
-            fix="put the file itself in its place",
+            fix="replace the link by the file",
         )

@@ -1,4 +1,4 @@
-"""Preprocessing of images and audio as plain data, and golden media. Specified in `docs/reference/format.md`."""
+"""Preprocessing of images and audio as data, and golden media. Specified in `docs/reference/format.md`."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular, read_bytes
 
 MEDIA_VERSION = "1.0.0"
-"""The version of golden media that is written, and the newest that is read."""
+"""Version of golden media written, and the newest supported."""
 
 ARCHIVED_MEDIA = "media.json"
-"""The preprocessing of a model's own processor, in `extra/` of a torch archive."""
+"""Record of a model's processor, in `extra/` of a torch archive."""
 
 PROCESSOR_FILE = "preprocessor_config.json"
 GOLDEN_MEDIA_FILE = "golden/media.json"
 
 _MOST_ARCHIVED = 256 * 2**20
-"""The most bytes of the record of a processor in an archive."""
+"""Maximum size of a processor's record in an archive."""
 
 ABSOLUTE = 1e-5
-"""Allowed difference between values of clients and of the model's own library, which computes in float32 as well."""
+"""Maximum difference between a client and the model's library, both in float32."""
 
 
 if TYPE_CHECKING:
     Medium = str
-else:  # the reader and the schemas take the choices from these hints
+else:  # the reader and the schemas use these hints
     Medium = Literal[tuple(FILE_MODALITIES)]
     Step = Union[STEPS]  # noqa: UP007 — of types that are found
 
@@ -57,20 +57,20 @@ else:  # the reader and the schemas take the choices from these hints
 class MediaRecord:
     """Preprocessing of an image or an audio file into an input.
 
-    An image is turned upright by its EXIF orientation and made RGB, [height, width, 3], 8 bits a channel; it becomes
-    [3, height, width] behind the steps. An audio file has one channel, and samples from -1 to 1 in float32.
+    Images are rotated by their EXIF orientation and converted to 8-bit RGB, [height, width, 3]; the result of the steps
+    is transposed to [3, height, width]. Audio has one channel of float32 samples from -1 to 1.
 
     Attributes:
         medium: `image` or `audio`.
-        input: the input of the graph that the result becomes, float32, a row for each image or audio file.
-        processor: the fields of Hugging Face's `preprocessor_config.json`, those with default values included.
-        digest: the sha256 of the steps and the sampling rate as JSON; without steps, of the file. An adapter whose task
-            names another digest was trained on other values, and its images or audio are refused.
-        sampling_rate: of audio, in Hz; other rates are refused. Null for images.
-        steps: what is done, in this order. Null where it is not known, or nothing here can say it: then a client takes
-            the input itself, or reads the file of the processor.
-        unknown: why `steps` is null. For people.
-        golden: golden media. Null where `steps` is null.
+        input: float32 graph input of the result, with one row for each image or audio file.
+        processor: file with the fields of Hugging Face's `preprocessor_config.json`, including defaults.
+        digest: SHA-256 of the steps and the sampling rate as JSON; without steps, of the processor file. An adapter
+            whose task has another digest was trained on other values, and its images or audio are rejected.
+        sampling_rate: sampling rate of audio in Hz; other rates are rejected. Null for images.
+        steps: processing steps, in order. Null if they are unknown or cannot be expressed: clients then accept the
+            preprocessed input, or use the processor file.
+        unknown: reason why `steps` is null. Informative.
+        golden: file of golden media; null if `steps` is null.
     """
 
     medium: Medium
@@ -84,28 +84,28 @@ class MediaRecord:
 
     @property
     def modality(self) -> FileModality:
-        """The modality of the files."""
+        """Modality of the files."""
         return FILE_MODALITIES[self.medium]
 
     def read(self, file: MediaFile, where: object) -> np.ndarray:
-        """Return the contents of a file; raises as `FileModality.contents`."""
+        """Return the contents of a file; for errors see `FileModality.contents`."""
         return self.modality.contents(file, self.sampling_rate, where)
 
     @property
     def refusal(self) -> str:
-        """The message of a client that is given a file where `steps` is null."""
-        return f"this bundle's processor {self.unknown or 'is not known'}, which this client does not do"
+        """Return the message for a file if `steps` is null."""
+        return f"this bundle's processor {self.unknown or 'is not known'}, which this client does not support"
 
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """An image or an audio file, and the values that the model's own library makes of it.
+    """An image or audio file, and its values from the model's library.
 
     Attributes:
-        name: unique.
-        file: the bytes of a PNG or WAV file, in base64.
-        shape: of the values, without the batch.
-        values: float32, little-endian, row by row, in base64.
+        name: unique name.
+        file: contents of a PNG or WAV file, in base64.
+        shape: shape of the values, without the batch axis.
+        values: float32 values, little-endian and row-major, in base64.
     """
 
     name: Annotated[str, NotEmpty()]
@@ -115,18 +115,18 @@ class GoldenSample:
 
     @classmethod
     def of(cls, name: str, file: bytes, values: np.ndarray) -> GoldenSample:
-        """Make one of a file and its values."""
+        """Make a sample from a file and its values."""
         data = np.ascontiguousarray(values, "<f4").tobytes()
         return cls(name, b64encode(file).decode(), values.shape, b64encode(data).decode())
 
     @property
     def data(self) -> bytes:
-        """The file."""
+        """Contents of the file."""
         return b64decode(self.file)
 
     @property
     def array(self) -> np.ndarray:
-        """The values, float32."""
+        """Values, float32."""
         return np.frombuffer(b64decode(self.values), "<f4").astype(np.float32).reshape(self.shape)
 
 
@@ -136,8 +136,8 @@ class GoldenMediaAnswer:
 
     Attributes:
         sample: the name of the sample.
-        answer: as every client writes it.
-        decided: whether no other choice is nearer than rounding. Where it is false, the numbers alone are compared.
+        answer: the answer in the format of clients.
+        decided: whether rounding cannot change a choice; if false, only numbers are compared.
     """
 
     sample: str
@@ -150,11 +150,11 @@ class GoldenMediaSet:
     """The answers of one adapter.
 
     Attributes:
-        adapter: its name.
-        reference: what computed them, such as `torch 2.13.0 float32`; never the exported graph.
-        absolute: the allowed |found - expected| of every number of an answer.
-        reason: what that follows from. For people.
-        answers: one for each sample.
+        adapter: name of the adapter.
+        reference: program that computed the answers, such as `torch 2.13.0 float32`; never the exported graph.
+        absolute: maximum |found - expected| of every number in an answer.
+        reason: derivation of `absolute`. Informative.
+        answers: one answer for each sample.
     """
 
     adapter: str
@@ -166,17 +166,17 @@ class GoldenMediaSet:
 
 @dataclass(frozen=True)
 class GoldenMedia:
-    """Images or audio files, the values that the model's own library makes of them, and the answers of the reference.
+    """Images or audio files, their values from the model's library, and the answers of the reference.
 
     This is `golden/media.json`. Specified in docs/reference/format.md.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        digest: that of the processor, as `media.digest` of the manifest.
-        processor: the library, its version, and its class. For people.
-        absolute: the allowed |found - expected| of every value.
-        samples: the images or audio.
-        sets: one for each adapter with a head whose task is known.
+        version: the version of this format. Readers reject another major version.
+        digest: digest of the processor, equal to `media.digest` of the manifest.
+        processor: library, version and class of the processor. Informative.
+        absolute: maximum |found - expected| of every value.
+        samples: the images or audio files.
+        sets: one set for each adapter with a head and a task.
     """
 
     version: Annotated[str, SEMVER]
@@ -188,7 +188,7 @@ class GoldenMedia:
 
 
 def golden_media_json(media: GoldenMedia) -> bytes:
-    """Return the document; the same media always give the same bytes."""
+    """Return the document; the bytes are deterministic."""
     return canonical_json(asdict(media))
 
 
@@ -196,8 +196,8 @@ def read_golden_media(path: Path) -> GoldenMedia:
     """Read golden media from a file.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: it breaks the format; `VersionError` is a kind of it.
+        FileError: the file cannot be read.
+        FormatError: the file violates the format; `VersionError` is a subclass.
     """
     document = parse_json(read_bytes(path), path)
     with version_checked(document, MEDIA_VERSION, path), within(path):
@@ -214,15 +214,15 @@ def _check_samples(media: GoldenMedia) -> None:
         try:
             sample.data, sample.array  # noqa: B018 - which decode
         except ValueError as error:
-            raise FormatError("holds no file, or no values of its shape", where=f"`$.samples[{index}]`") from error
+            raise FormatError("the file or its values cannot be decoded", where=f"`$.samples[{index}]`") from error
     unknown = [one.sample for each in media.sets for one in each.answers if one.sample not in names]
     if unknown:
-        raise FormatError("an answer to no sample", where="`$.sets`", found=f"`{unknown[0]}`")
+        raise FormatError("an answer to an unknown sample", where="`$.sets`", found=f"`{unknown[0]}`")
 
 
 @dataclass(frozen=True)
 class CapturedMedia:
-    """The processor of a base: the record, the text of its file, and golden media if steps say it."""
+    """Processor of a base: its record, its file, and golden media if its steps are known."""
 
     record: MediaRecord
     processor: str
@@ -230,15 +230,15 @@ class CapturedMedia:
 
 
 def captured_media_json(media: CapturedMedia) -> str:
-    """Return the document, as archives hold it."""
+    """Return the document for an archive."""
     return canonical_json(asdict(media)).decode()
 
 
 def parse_captured_media(text: str, where: str) -> CapturedMedia:
-    """Read what an archive says of a processor.
+    """Parse the record of a processor in an archive.
 
     Raises:
-        FormatError: it breaks the format.
+        FormatError: the record violates the format.
     """
     with within(where):
         found = record_from_json(CapturedMedia, parse_json(text.encode(), where))
@@ -248,15 +248,15 @@ def parse_captured_media(text: str, where: str) -> CapturedMedia:
 
 
 def archived_medium(path: Path) -> Medium | None:
-    """Return the modality by the processor in a torch archive, of which nothing else is read; `None` for texts.
+    """Return the modality of the processor in a torch archive, or `None` for texts; reads only its record.
 
     Raises:
         FileError: the file cannot be read.
-        FormatError: it is no archive, or the record of the processor breaks the format.
+        FormatError: the file is not an archive, or the record violates the format.
     """
 
     def refusal(reason: str) -> FormatError:
-        return FormatError("is no archive that can be read", where=path, found=reason)
+        return FormatError("is not a readable archive", where=path, found=reason)
 
     with open_regular(path) as file, parsing(refusal), zipfile.ZipFile(file) as archive:
         named = (entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{ARCHIVED_MEDIA}"))
@@ -270,11 +270,11 @@ def archived_medium(path: Path) -> Medium | None:
 
 
 def processor_digest(steps: Sequence[Step] | None, sampling_rate: int | None, file: str) -> str:
-    """Return `MediaRecord.digest`; `file` is the text of the processor's file."""
+    """Compute `MediaRecord.digest`; `file` is the text of the processor file."""
     said = {"sampling_rate": sampling_rate, "steps": None if steps is None else [asdict(step) for step in steps]}
     return hashlib.sha256(canonical_json({"file": file} if steps is None else said)).hexdigest()
 
 
 def said(steps: tuple[Step, ...]) -> str:
-    """Return steps in words, for people."""
+    """Format steps for display."""
     return " → ".join(asdict(step)["op"] for step in steps) or "nothing"

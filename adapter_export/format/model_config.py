@@ -1,4 +1,4 @@
-"""Class, labels and task of a model's head, read from the `config.json` of a Hugging Face folder."""
+"""Head class, labels and task of a model, from the `config.json` of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from adapter_export.safe_io.documents import read_json
 
 @dataclass(frozen=True)
 class Generation(GenerationRecord):
-    """Settings that a generating program needs in addition to the graph of a model.
+    """Settings for text generation that are not part of a model's graph.
 
     Attributes:
-        begin: the id of the token that begins a text, if there is one.
-        tokenizer_config: the text of `tokenizer_config.json`, if there is one.
+        begin: id of the token that starts a text, if any.
+        tokenizer_config: text of `tokenizer_config.json`, if any.
     """
 
     begin: Count | None = None
     tokenizer_config: str | None = None
 
     def record(self) -> GenerationRecord:
-        """Return what a bundle says of it."""
+        """Return the record for a bundle."""
         return GenerationRecord(self.end, self.padding, self.start, self.first, self.suppressed)
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""The configuration of an adapter of PEFT or AdapterHub."""
+"""Configuration file of PEFT and AdapterHub adapters."""
 
 CLASS_TYPES: Mapping[str, ProblemType] = {end: name for name, kind in TASK_TYPES.items() for end in kind.model_classes}
 """Task type of a transformers head, by the suffix of the model's class name."""
@@ -40,43 +40,43 @@ CLASS_TYPES: Mapping[str, ProblemType] = {end: name for name, kind in TASK_TYPES
 _PROBLEM_TYPES: Mapping[str, ProblemType] = {
     kind.config_name: name for name, kind in TASK_TYPES.items() if kind.config_name
 }
-"""Values of `problem_type`."""
+"""Task types by `problem_type`."""
 
 _CROSS_ENCODER = "sbert_ce_default_activation_function"
 
 
 def class_type(name: str) -> ProblemType | None:
-    """Return the task type of a class such as `BertForTokenClassification`, or `None` if its name shows none."""
+    """Return the task type of a class such as `BertForTokenClassification`, or `None` if unknown."""
     return next((kind for end, kind in CLASS_TYPES.items() if name.endswith(end)), None)
 
 
 def known_labels(config: Path) -> tuple[str, ...]:
-    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes."""
+    """Return the values of `id2label` in a `config.json`, in class order."""
     return labels_of(read_json(config) if config.is_file() else {})
 
 
 def known_problem(config: Path) -> ProblemType | None:
-    """Return the `problem_type` in the `config.json` of a Hugging Face folder, or `None` if it is absent."""
+    """Return the `problem_type` of a `config.json`, or `None` if absent."""
     document = read_json(config) if config.is_file() else {}
     named = document.get("problem_type") if isinstance(document, dict) else None
     return _PROBLEM_TYPES.get(named) if isinstance(named, str) else None
 
 
 def padding_id(config: Path) -> int | None:
-    """Return the `pad_token_id` in the `config.json` of a Hugging Face folder, or `None` if it is absent."""
+    """Return the `pad_token_id` of a `config.json`, or `None` if absent."""
     document = read_json(config) if config.is_file() else {}
     found = document.get("pad_token_id") if isinstance(document, dict) else None
     return found if isinstance(found, int) else None
 
 
 def labels_of(config: object) -> tuple[str, ...]:
-    """Return the values of `id2label` in the order of the classes; empty unless every class has a distinct name."""
+    """Return the values of `id2label` in class order; empty unless every class has a distinct name."""
     names = _names_of(config)
     return names if len(set(names)) == len(names) else ()
 
 
 def _names_of(config: object) -> tuple[str, ...]:
-    """Return the values of `id2label` in the order of the classes; empty unless every class has one."""
+    """Return the values of `id2label` in class order; empty unless every class has a name."""
     names = config.get("id2label") if isinstance(config, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         return ()
@@ -86,9 +86,9 @@ def _names_of(config: object) -> tuple[str, ...]:
 
 
 def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | None, Sequence[str]]:
-    """The task of the head of the class `name`, which gives `width` numbers, and notes on what the config leaves open.
+    """Return the task of a head of class `name` with `width` outputs, and notes on gaps in the config.
 
-    The task is `None` if the config does not determine it: logits are returned then, and answers are refused.
+    The task is `None` if the config does not determine it: the head then returns logits without answers.
     """
     kind = class_type(name)
     if kind is not None and TASK_TYPES[kind].pairs == "required":
@@ -104,37 +104,35 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     if kind == "regression":
         return Task("regression"), ()
     if kind is None:
-        said = f"its problem type is `{str(problem)[:60]}`, which says nothing here"
-        return None, (f"{said}: it gives logits and no answers",)
+        said = f"its problem type is `{str(problem)[:60]}`, which is unknown"
+        return None, (f"{said}: it returns logits without answers",)
     if len(labels) != width:
-        return None, (f"`config.json` does not name its {width} classes: it gives logits and no answers",)
+        return None, (f"`config.json` does not name its {width} classes: it returns logits without answers",)
     if kind == "single_label" and problem is None:
-        notes.append(
-            "`config.json` has labels and no `problem_type`: taken as one label for each text (`single_label`)"
-        )
+        notes.append("`config.json` has labels but no `problem_type`: assuming one label per text (`single_label`)")
     again = [(name, label) for name, label in zip(names, labels, strict=True) if name != label]
     if again:
         name, label = again[0]
         more = f", and {len(again) - 1} more like it" if len(again) > 1 else ""
-        notes.append(f"two classes are called `{name}` in `config.json`: the second is `{label}` here{more}")
+        notes.append(f"two classes are named `{name}` in `config.json`: the second becomes `{label}`{more}")
     return Task(kind, labels), notes
 
 
 def score_activation(config: Mapping[str, Any]) -> Literal["sigmoid", "identity"]:
-    """Return the activation of the scores of a cross-encoder: the sigmoid, unless `config.json` names another one."""
+    """Return the activation of a cross-encoder's scores: the sigmoid unless `config.json` sets another."""
     named = _cross_encoder(config)
     return "sigmoid" if named is None or "sigmoid" in named.casefold() else "identity"
 
 
 def _cross_encoder(config: Mapping[str, Any]) -> str | None:
-    """Return the activation of a cross-encoder of sentence-transformers, or `None` for any other model."""
+    """Return the activation of a sentence-transformers cross-encoder, or `None` for other models."""
     record = config.get("sentence_transformers")
     found = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
     return found if isinstance(found, str) else None
 
 
 def named_base(folder: Path) -> str | None:
-    """Return the model that the configuration of a PEFT or AdapterHub adapter names, if it names one."""
+    """Return the base model named in the configuration of a PEFT or AdapterHub adapter, if any."""
     try:
         document: Any = read_json(folder / ADAPTER_CONFIG)
     except InputError:

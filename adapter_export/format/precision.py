@@ -1,4 +1,4 @@
-"""The precision of a base: how its graph stores weights, rounds activations and stores embeddings."""
+"""Precision of a base: types of weights, activations and embeddings."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from adapter_export.errors import UsageError, argument, quoted
 
-if TYPE_CHECKING:  # the command line reads the names, and NumPy takes longer to load than `--help` may take
+if TYPE_CHECKING:  # importing NumPy would slow down `--help`
     from adapter_export.dtypes import Stored
 
 PrecisionName = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
-"""Arithmetic of a base: floats, integers (`int8`), or floats with weights of 8 or 4 bits."""
+"""Arithmetic of a base: floating-point, integer (`int8`), or floating-point with 8-bit or 4-bit weights."""
 
 PRECISION_NAMES: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
 Table = Literal["float32", "float16", "int8"]
-"""The type of the tables in which embeddings are looked up."""
+"""Type of embedding tables."""
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """Types of activations and embeddings allowed with a precision of weights; the first is the default."""
+    """Types of activations and embeddings allowed for a precision of weights; the first is the default."""
 
     words: str
     activations: tuple[Stored, ...]
@@ -40,12 +40,12 @@ _CHOICES: Mapping[PrecisionName, _Choices] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision in which a base is stored and computed.
+    """Precision of a base.
 
     Attributes:
-        name: how it multiplies, as the manifest's `base_precision`.
-        activations: the coarsest type that activations are rounded to.
-        embeddings: the type of the tables that embeddings are looked up in.
+        name: arithmetic, the manifest's `base_precision`.
+        activations: the coarsest type of activations.
+        embeddings: type of embedding tables.
     """
 
     name: PrecisionName
@@ -54,15 +54,15 @@ class Precision:
 
     @classmethod
     def of(cls, name: PrecisionName, *, int8_embeddings: bool = False, float32_activations: bool = False) -> Precision:
-        """Return the precision that options describe.
+        """Return the precision for options.
 
         Args:
             name: one of `PRECISION_NAMES`.
-            int8_embeddings: keep embeddings in 8 bits beside quantised weights; `int8` does so in any case.
-            float32_activations: do not round activations beside quantised weights.
+            int8_embeddings: store embeddings in 8 bits with quantised weights; always true for `int8`.
+            float32_activations: keep float32 activations with quantised weights.
 
         Raises:
-            UsageError: an option does not go with this precision.
+            UsageError: an option does not apply to this precision.
         """
         choices = _CHOICES[name]
         if int8_embeddings and "int8" not in choices.embeddings:
@@ -78,7 +78,7 @@ class Precision:
 
     @property
     def words(self) -> str:
-        """The precision in words, such as `8-bit weights`."""
+        """Description, such as `8-bit weights`."""
         return _CHOICES[self.name].words
 
 
@@ -97,8 +97,8 @@ def known_precisions(names: Sequence[str]) -> tuple[PrecisionName, ...]:
 
 def _refusal(option: str, name: PrecisionName, known: list[PrecisionName]) -> UsageError:
     return UsageError(
-        f"{argument(option, True)} goes with quantised weights",
+        f"{argument(option, True)} requires quantised weights",
         found=argument("base_precision", name),
         expected=f"one of {quoted(known)}",
-        fix=f"give {argument('base_precision', known[0])} with it, or leave it out",
+        fix=f"pass {argument('base_precision', known[0])} as well, or omit it",
     )

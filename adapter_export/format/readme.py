@@ -1,4 +1,4 @@
-"""The README of a bundle: what it is, its adapters, and how it is run; a model card replaces it when it is pushed."""
+"""README of a bundle: its adapters and its usage. A push replaces it with a model card."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MOST_SHOWN = 50
 
 
 def write_readme(folder: Path, manifest: Manifest) -> None:
-    """Write the README of a bundle, whose manifest is written; an earlier README is replaced."""
+    """Write or replace the README of a bundle; its manifest must exist."""
     with Output(folder / CARD_FILE, force=True).file() as temporary:
         temporary.write_text("\n".join(_lines(manifest, sha256_of(folder / MANIFEST_FILE))) + "\n", encoding="utf-8")
 
 
 def is_card(path: Path) -> bool:
-    """Return True if there is a model card: a file that `write_readme` did not write."""
+    """Return whether a README is a model card, not written by `write_readme`."""
     if not path.is_file():
         return False
     with open_regular(path) as file:
@@ -35,8 +35,8 @@ def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
     count = len(manifest.adapters)
     yield from (_FIRST_LINE, "", "# A bundle of adapter-export", "")
     yield (
-        f"One ONNX graph of a frozen base, and {count} adapter{'' if count == 1 else 's'} for it. Each request, or "
-        "each row of a batch, names the adapter that answers it. `manifest.json` describes every file."
+        f"One ONNX graph of a frozen base with {count} adapter{'' if count == 1 else 's'}. Each request, or "
+        "each row of a batch, selects an adapter. `manifest.json` describes all files."
     )
     yield ""
     yield from table_lines(("adapter", "kind", "task", "labels"), map(_cells, manifest.adapters[:_MOST_SHOWN]))
@@ -46,11 +46,11 @@ def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
     yield from _usage(manifest)
     yield ""
     yield (
-        "Programs in C++, Java, Node and a browser read the same files; each replays `golden/`, the outputs that the "
-        "training code computed, before it answers."
+        "Clients in C++, Java, Node and the browser read the same files. Each replays `golden/`, outputs of the "
+        "training code, before it answers."
     )
     yield ""
-    yield f"Digest, the SHA-256 of `manifest.json`, which has that of each other file: `{digest}`"
+    yield f"Digest, the SHA-256 of `manifest.json`, which covers all other files: `{digest}`"
 
 
 def _cells(record: AdapterRecord) -> tuple[str, str, str, str]:
@@ -60,10 +60,10 @@ def _cells(record: AdapterRecord) -> tuple[str, str, str, str]:
 
 
 def _usage(manifest: Manifest) -> Iterator[str]:
-    """Yield commands for a shell in the folder, and the same in Python and by HTTP where an adapter answers texts."""
+    """Yield shell commands, and if an adapter answers texts, the same in Python and HTTP."""
     answering = next((one.name for one in manifest.adapters if one.task is not None and one.task.input == "text"), None)
     yield "```sh"
-    yield "adapter-export verify .        # complete, and right on this machine?"
+    yield "adapter-export verify .  # files and results on this machine"
     if answering is None or manifest.text is None:
         yield "adapter-export inspect .       # inputs, outputs, adapters"
         yield "```"

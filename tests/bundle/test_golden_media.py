@@ -176,7 +176,7 @@ def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) 
     with pytest.raises(RequestError, match="a list of images"):
         bundle.files("image").answer([])
     unknown = replace(bundle.manifest.media, steps=None, unknown="has the field `crop_pct`", golden=None)
-    with pytest.raises(RequestError, match="`crop_pct`, which this client does not do"):
+    with pytest.raises(RequestError, match="`crop_pct`, which this client does not support"):
         replace(bundle, manifest=replace(bundle.manifest, media=unknown)).files("image")
 
 

@@ -364,7 +364,7 @@ def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
         document["sets"] = [one for one in document["sets"] if one["adapter"] != "tags"]
     found = texts_of(replayed(bundle))["tags"]
     assert (found.status, found.detail) == ("failed", "none for this adapter")
-    with pytest.raises(FormatError, match="a tokenizer and golden texts do not go together"):
+    with pytest.raises(FormatError, match="a tokenizer and golden texts require each other"):
         rehash(bundle, lambda manifest: replace(manifest, golden_texts=None))
 
 

@@ -69,7 +69,7 @@ def test_damage_is_seen(cli, bundle: Path, adapters: Path, tmp_path: Path) -> No
     (copy / "base.bin").write_bytes(data)
     cli.refused(3, "base.bin: has been changed or damaged", "inspect", copy)
     (copy / "base.bin").unlink()
-    cli.refused(3, "base.bin: is missing in the bundle", "inspect", copy)
+    cli.refused(3, "base.bin: is missing from the bundle", "inspect", copy)
     lone = tmp_path / "adapter"
     lone.mkdir()
     shutil.copy(adapters / "tone" / "weights.safetensors", lone)

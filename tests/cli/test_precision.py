@@ -126,8 +126,8 @@ def arrays(ids: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--int8-embeddings",), "goes with quantised weights"),
-        (("--int8-embeddings", "--base-precision", "fp16"), "goes with quantised weights"),
+        (("--int8-embeddings",), "requires quantised weights"),
+        (("--int8-embeddings", "--base-precision", "fp16"), "requires quantised weights"),
         (("--base-precision", "int2"), "'int2' is not one of"),
     ],
 )

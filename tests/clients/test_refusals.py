@@ -59,7 +59,7 @@ DAMAGES = {
     "a flipped bit": (_flip, "changed or damaged"),
     "truncated": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes()[:-1]), "another size"),
     "oversized": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes() + b"0"), "another size"),
-    "missing": (lambda b: (b / ADAPTER).unlink(), "is missing in the bundle"),
+    "missing": (lambda b: (b / ADAPTER).unlink(), "is missing from the bundle"),
     "extra": (lambda b: (b / "adapters" / "more.bin").write_bytes(b"0"), "more.bin"),
     "link out of the folder": (_linked_out(ADAPTER), "a link that leads out of the"),
     "manifest that is a link": (_linked_out("manifest.json"), "a link that leads out of the"),

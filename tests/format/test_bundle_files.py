@@ -40,7 +40,7 @@ def test_whole(manifest: Manifest, bundle: Path) -> None:
 @pytest.mark.parametrize("path", ["base.bin", "adapters/tiny-1.0/weights.safetensors"])
 def test_missing(manifest: Manifest, bundle: Path, path: str) -> None:
     (bundle / path).unlink()
-    with pytest.raises(FileError, match="is missing in the bundle") as caught:
+    with pytest.raises(FileError, match="is missing from the bundle") as caught:
         verify_files(manifest, bundle)
     assert caught.value.where == str(bundle / path)
 
@@ -48,7 +48,7 @@ def test_missing(manifest: Manifest, bundle: Path, path: str) -> None:
 def test_a_folder_in_place_of_a_file(manifest: Manifest, bundle: Path) -> None:
     (bundle / "base.bin").unlink()
     (bundle / "base.bin").mkdir()
-    with pytest.raises(FileError, match="is missing in the bundle"):
+    with pytest.raises(FileError, match="is missing from the bundle"):
         verify_files(manifest, bundle)
 
 
@@ -128,5 +128,5 @@ def test_a_manifest_that_is_a_link(manifest: Manifest, bundle: Path) -> None:
     (bundle / ".manifest").rename(bundle.parent / "elsewhere")
     path.unlink()
     path.symlink_to(bundle.parent / "elsewhere")
-    with pytest.raises(FileError, match=r"manifest\.json: is a link that leads out of the bundle"):
+    with pytest.raises(FileError, match=r"manifest\.json: is a link to a file outside the bundle"):
         verify_files(manifest, bundle)

@@ -92,7 +92,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "an output of another task": (
         lambda d: d["adapters"][0].update(task={"type": "embedding"}),
         FormatError,
-        "`$.adapters[0]`: an output that a task does not have; found `logits`, which holds `logits`",
+        "`$.adapters[0]`: the output does not match the task; found `logits` with `logits`",
     ),
     "a task without an output": (
         lambda d: d["adapters"][0].update(output=None),
@@ -224,5 +224,5 @@ def test_the_bundle_that_is_expected_and_no_other(manifest: Manifest, tmp_path: 
     digest = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
     assert read_manifest(tmp_path, expect=digest) == read_manifest(tmp_path, expect=f"sha256:{digest}") == manifest
     write_manifest(replace(manifest, producer="another"), tmp_path)
-    with pytest.raises(HashError, match="is not that of the bundle that is expected"):
+    with pytest.raises(HashError, match="does not match the expected bundle"):
         read_manifest(tmp_path, expect=digest)

@@ -61,7 +61,7 @@ def test_classes_of_one_name() -> None:
     config = {"id2label": {"0": "crane", "1": "hen", "2": "crane"}, "problem_type": "single_label_classification"}
     task, notes = head_task(config, "ViTForImageClassification", 3)
     assert task == Task("single_label", ("crane", "hen", "crane (2)"))
-    assert notes == ["two classes are called `crane` in `config.json`: the second is `crane (2)` here"]
+    assert notes == ["two classes are named `crane` in `config.json`: the second becomes `crane (2)`"]
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel", "BertForPreTraining", ""])

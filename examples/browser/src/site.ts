@@ -40,7 +40,7 @@ export class Site implements Place {
     const response = await fetch(address).catch((error: unknown) => String(error));
     if (typeof response === "string" || !response.ok) {
       const found = typeof response === "string" ? response : `status ${response.status}, ${(await response.text()).slice(0, 100)}`;
-      throw new Fault({ what: "is missing in the bundle", where: address, found, fix: "copy the whole bundle to the server again" });
+      throw new Fault({ what: "is missing from the bundle", where: address, found, fix: "copy the whole bundle to the server again" });
     }
     return new Uint8Array(await response.arrayBuffer());
   }

@@ -69,16 +69,16 @@ export class Folder implements Place {
     return join((this.copies ??= privateFolder()), path);
   }
 
-  /** The real path of a file. Throws a Fault if it is missing, or is a link that leads out of the bundle. */
+  /** The real path of a file. Throws a Fault if it is missing, or is a link to a file outside the bundle. */
   private async checked(path: string): Promise<string> {
     const where = join(this.name, path);
     const real = await realpath(where).catch(() => null);
     if (real === null || !(await stat(real)).isFile()) {
-      throw new Fault({ what: "is missing in the bundle", where, expected: "a file", fix: "copy the whole bundle again" });
+      throw new Fault({ what: "is missing from the bundle", where, expected: "a file", fix: "copy the whole bundle again" });
     }
     if (relative(await realpath(this.name), real).split(sep)[0] === "..") {
-      const fix = "put the file itself in its place";
-      throw new Fault({ what: "is a link that leads out of the bundle", where, found: real, fix });
+      const fix = "replace the link by the file";
+      throw new Fault({ what: "is a link to a file outside the bundle", where, found: real, fix });
     }
     return real;
   }

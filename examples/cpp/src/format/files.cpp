@@ -96,11 +96,11 @@ fs::path inside(const fs::path& folder, const std::string& path) {
 
 void check_inside(const fs::path& folder, const fs::path& file) {
   if (!fs::is_regular_file(file)) {
-    throw Fault({"is missing in the bundle", file.string(), "", "a file", "copy the whole bundle again"});
+    throw Fault({"is missing from the bundle", file.string(), "", "a file", "copy the whole bundle again"});
   }
   if (!is_inside(file, folder)) {
-    throw Fault({"is a link that leads out of the bundle", file.string(), fs::canonical(file).string(),
-                 "a file in " + folder.string(), "put the file itself in its place"});
+    throw Fault({"is a link to a file outside the bundle", file.string(), fs::canonical(file).string(),
+                 "a file in " + folder.string(), "replace the link by the file"});
   }
 }
 
@@ -109,7 +109,7 @@ void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t
   const auto file = inside(folder, path);
   check_inside(folder, file);
   if (fs::file_size(file) != bytes) {
-    throw Fault({"has another size than when it was written", file.string(),
+    throw Fault({"does not match its recorded size", file.string(),
                  std::to_string(fs::file_size(file)) + " bytes", std::to_string(bytes) + " bytes",
                  "get the file from its source again"});
   }

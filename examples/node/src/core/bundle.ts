@@ -115,7 +115,7 @@ export class Bundle {
     const where = `${this.place.name}/${record.path}`;
     const fix = "get the file from its source again";
     if (found.bytes !== record.bytes) {
-      const what = "has another size than when it was written";
+      const what = "does not match its recorded size";
       throw new Fault({ what, where, found: `${found.bytes} bytes`, expected: `${record.bytes} bytes`, fix });
     }
     if (found.sha256 !== record.sha256) {
