@@ -1,6 +1,6 @@
-"""Formats of other libraries that adapters can be exported to.
+"""Export of adapters to the formats of other libraries.
 
-Every `ExportFormat` in a module of this package is a format: a new one is a new file.
+Every `ExportFormat` in a module of this package is registered; add a module to add a format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdapterHub: bottlenecks with every field of its config, invertible adapters, LoRA and IA3, with prediction heads."""
+"""Export to AdapterHub: bottlenecks, invertible adapters, LoRA and IA3, with prediction heads."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from adapter_export.importers.tensor_map import Source, library_tensors
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
 
 VERSION = "adapters.1.3.0"
-"""The version of the library whose format is written."""
+"""Library version of the written format."""
 
 _LETTERS = {"query": "q", "key": "k", "value": "v"}
 
 Found = dict[str, dict[Source, np.ndarray]]
-"""The library's tensors at each site, by the site's name."""
+"""Tensors of the library by site name."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A method of the library with its tensors; `container` is the library's name of the modules that hold them."""
+    """A method of the library with its tensors; `container` is the library's name of their modules."""
 
     config: Method
     container: str
@@ -60,7 +60,7 @@ class _Part:
 
 
 class AdapterHubFormat(ExportFormat):
-    """A folder as `save_adapter` of the library `adapters` writes it."""
+    """A folder in the format of `save_adapter` of the library `adapters`."""
 
     name = "adapterhub"
     library = "AdapterHub"
@@ -78,7 +78,7 @@ class AdapterHubFormat(ExportFormat):
                 found=request.adapter.kind,
             )
         if not sites:
-            raise self.refusal("it has no head without an adapter", where=request.adapter.name, found="a head alone")
+            raise self.refusal("it has no head without an adapter", where=request.adapter.name, found="only a head")
         head = saved_head(request, self)
         layers = {site.name for site, _ in sites if site.role in LAYERS}
         others = {site.name for site, _ in sites} - layers
@@ -112,7 +112,7 @@ class AdapterHubFormat(ExportFormat):
         form = " and ".join(
             "bottleneck" if isinstance(part.config, BottleneckConfig) else part.config.kind for part in parts
         )
-        renamed = [] if name == request.adapter.name else [f"the adapter is called `{name}` there"]
+        renamed = [] if name == request.adapter.name else [f"the adapter is named `{name}` there"]
         return Written(form, tuple(names.modules), len(tensors), renamed)
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
@@ -121,7 +121,7 @@ class AdapterHubFormat(ExportFormat):
         return import_adapterhub(path, request.base, asked).adapter
 
     def _bottleneck(self, request: ExportRequest, acting: set[str]) -> _Part:
-        """Return the config whose graphs are those at the sublayers; AdapterError if there is none."""
+        """Return the config whose graphs match those at the sublayers; AdapterError if there is none."""
         for config in (*_recorded(request, BottleneckConfig), *_bottleneck_configs(request, acting)):
             found = _bottleneck_tensors(config, request, acting)
             if found is not None:
@@ -134,7 +134,7 @@ class AdapterHubFormat(ExportFormat):
         )
 
     def _low_rank(self, request: ExportRequest, acting: set[str]) -> _Part:
-        """Return the config of LoRA or IA3 whose graphs are those at the layers; AdapterError if there is none."""
+        """Return the config of LoRA or IA3 whose graphs match those at the layers; AdapterError if there is none."""
         for config in (*_recorded(request, LoraConfig), *_low_rank_configs(request, acting)):
             found = _low_rank_tensors(config, request, acting)
             if found is not None and self._is_clear(config, request):
@@ -148,14 +148,14 @@ class AdapterHubFormat(ExportFormat):
         )
 
     def _is_clear(self, config: LoraConfig, request: ExportRequest) -> bool:
-        """Refuse one layer of a gated FFN: the library's models differ in the one that they call `intermediate`."""
+        """Reject a single adapted layer of a gated FFN: models of the library name different layers `intermediate`."""
         gated = any(inside(site) == "ffn.gate" for site in request.base.sites) or not request.all_layers
         if gated and config.intermediate_lora != config.output_lora and not _recorded(request, LoraConfig):
             raise self.refusal(
-                "where an FFN has a gate, its models differ in the layer that they call `intermediate`",
+                "its models with gated FFNs name different layers `intermediate`",
                 where=f"adapter `{request.adapter.name}`",
-                found="`ffn.up` or `ffn.down` alone",
-                fix=f"train it on both or on neither; for a base without gates, give it with {argument('base')}",
+                found="only `ffn.up` or only `ffn.down`",
+                fix=f"train it on both or neither; for a base without gates, pass it as {argument('base')}",
             )
         return True
 
@@ -164,12 +164,12 @@ ADAPTERHUB = AdapterHubFormat()
 
 
 def _name(request: ExportRequest) -> str:
-    """Return the name of the adapter: one that a torch module can have."""
+    """Return the adapter's name, adjusted to be valid for a torch module."""
     return request.adapter.name.replace(".", "_")
 
 
 def _document(config: Method) -> dict[str, Any]:
-    """Return a config as the library writes it."""
+    """Return a config in the format of the library."""
     document = asdict(config)
     if isinstance(config, LoraConfig):
         only_mtl = ("n_up_projection", "task_specific_matrix_type", "weights_sharpness")
@@ -178,7 +178,7 @@ def _document(config: Method) -> dict[str, Any]:
 
 
 def _recorded(request: ExportRequest, sort: type[Method]) -> list[Any]:
-    """Return the config that the adapter was imported with; empty for any other adapter."""
+    """Return the config of an imported adapter; empty for other adapters."""
     record = request.imported_from
     if not isinstance(record.get("config"), Mapping):
         return []
@@ -193,7 +193,7 @@ def _recorded(request: ExportRequest, sort: type[Method]) -> list[Any]:
 
 
 def _bottleneck_configs(request: ExportRequest, acting: set[str]) -> Iterator[BottleneckConfig]:
-    """Yield configs whose graph is that of the first sublayer, with the places and widths of all."""
+    """Yield configs whose graph matches the first sublayer, with the sites and widths of all."""
     placed = [(site, graph) for site, graph in request.placed() if site.name in acting]
     inverse = next(((site, graph) for site, graph in placed if site.role == EMBEDDINGS), None)
     sublayers = [(site, graph) for site, graph in placed if site.role in SUBLAYERS]
@@ -242,7 +242,7 @@ def _bottleneck_configs(request: ExportRequest, acting: set[str]) -> Iterator[Bo
 
 
 def _wirings(norms: int) -> Iterator[dict[str, Any]]:
-    """Yield the fields that say where a bottleneck reads and writes, those of the library's own configs first."""
+    """Yield fields for the inputs and outputs of a bottleneck, starting with those of the library's configs."""
     whether = (False, True)
     for parallel, before, after in product(whether, whether, (True, False)):
         for ln_before, ln_after in product(whether, whether):
@@ -261,14 +261,14 @@ def _wirings(norms: int) -> Iterator[dict[str, Any]]:
 
 
 def _same_inputs(site: Site) -> dict[str, str]:
-    """Return the inputs that are equal at a site: without a norm before it, a sublayer reads the residual stream."""
+    """Return inputs with equal values at a site: without a norm before it, a sublayer reads the residual stream."""
     return {"u": "x"} if site.u is not None and site.u == site.x else {}
 
 
 def _reduction(
     request: ExportRequest, sublayers: Sequence[tuple[Site, AdapterGraph]], bias: str
 ) -> float | dict[str, float]:
-    """Return the reduction factor, by layer where the widths differ."""
+    """Return the reduction factor, by layer if widths differ."""
     factors = {
         str(site.layer): _factor(site.width, len(request.adapter.parameters(site.name)[bias]))
         for site, graph in sublayers
@@ -281,7 +281,7 @@ def _reduction(
 
 
 def _factor(width: int, narrow: int) -> float:
-    """Return the factor with `⌊width / factor⌋ = narrow`, a whole number where there is one."""
+    """Return a factor with `⌊width / factor⌋ = narrow`, an integer if possible."""
     factor = width / narrow
     while int(width // factor) != narrow:
         factor = float(np.nextafter(factor, 0))
@@ -289,7 +289,7 @@ def _factor(width: int, narrow: int) -> float:
 
 
 def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting: set[str]) -> Found | None:
-    """Return the tensors of a config at all sites; `None` if its graphs are not the adapter's."""
+    """Return the tensors of a config at all sites; `None` if its graphs do not match the adapter's."""
     try:
         kind = as_kind(config, "bottleneck")
     except AdapterError:
@@ -314,7 +314,7 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
             widths = bottleneck_widths(component, site)
         except UsageError:
             return None
-        # half of the features of an invertible adapter have no effect, and may have any weights
+        # half of the features of an invertible adapter have no effect: their weights may differ
         exact = site.role != EMBEDDINGS
         tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, widths, exact=exact)
         if tensors is None:
@@ -327,7 +327,7 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
 
 
 def _low_rank_configs(request: ExportRequest, acting: set[str]) -> Iterator[LoraConfig]:
-    """Yield configs with the places, the rank and the factor of the adapter."""
+    """Yield configs with the sites, rank and factor of the adapter."""
     placed = [(site, graph) for site, graph in request.placed() if site.name in acting]
     site, graph = placed[0]
     owned = request.adapter.parameters(site.name)
@@ -375,7 +375,7 @@ def _whole(number: float) -> float:
 
 
 def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[str]) -> Found | None:
-    """Return the tensors of a config at all layers; `None` if its graphs are not the adapter's."""
+    """Return the tensors of a config at all layers; `None` if its graphs do not match the adapter's."""
     found: Found = {}
     for site, graph in request.placed():
         if site.name not in acting:
@@ -399,12 +399,12 @@ def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[st
 
 
 class _Names:
-    """The names of modules in the library's model: those of the import, or those of the base's modules.
+    """Module names in the library's model, from the import or from the base's modules.
 
     Attributes:
-        modules: the path of each module that was named, in order.
-        model_class: the class of the library's model.
-        by_number: true if the import matched layers by their numbers.
+        modules: paths of the named modules, in order.
+        model_class: class of the library's model.
+        by_number: whether the import matched layers by number.
     """
 
     def __init__(self, request: ExportRequest) -> None:
@@ -439,7 +439,7 @@ class _Names:
         return self._joined(module, container, name, source.tensor)
 
     def _outside(self, container: str) -> str:
-        """Return the path of a module outside of all layers."""
+        """Return the path of a module outside of layers."""
         recorded = self._recorded.get(container) or [self._request.prefix or ""]
         return str(recorded[0])
 
@@ -449,9 +449,9 @@ class _Names:
 
 
 def _module_behind(role: str, path: str) -> str:
-    """Return the module that holds a bottleneck behind a sublayer whose last product is at `path`.
+    """Return the module that contains the bottleneck after a sublayer whose last product is at `path`.
 
-    BERT and similar models have a module for the sublayer's output; others have one in the layer, at its number.
+    BERT and similar models have a module for the sublayer's output; others have numbered modules in the layer.
     """
     parent = path.rpartition(".")[0]
     for end, acts in MODULES_BEHIND.items():

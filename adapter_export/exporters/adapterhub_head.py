@@ -1,4 +1,4 @@
-"""Prediction heads of AdapterHub: dropout, dense and activation by turns, on the first token or on all."""
+"""Export of prediction heads to AdapterHub: alternating dropout, dense layer and activation."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from adapter_export.importers.adapterhub.adapterhub_importer import head_form
 from adapter_export.importers.tensor_map import Source, library_tensors
 
 _SCORES = "classification"
-"""The library's head for numbers, too, which are classes without names."""
+"""The library's head for classes, and for numbers, which are classes without names."""
 
 
 @dataclass(frozen=True)
 class SavedHead:
-    """A head as the library saves it: its config, and its tensors by their names in the head."""
+    """A head in the library's format: its config, and its tensors by name in the head."""
 
     config: Mapping[str, Any]
     tensors: Mapping[Source, np.ndarray]
 
 
 def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None:
-    """Return the head of an adapter; `None` if it has none.
+    """Return the head of an adapter, or `None`.
 
     Raises:
-        AdapterError: no head of the library computes the same.
+        AdapterError: the library has no equivalent head.
     """
     head = request.adapter.head
     if head is None:
@@ -53,7 +53,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None
         "dropout_prob": dropout_of(graph) or None,
         "label2id": {label: number for number, label in enumerate(head.labels)} or None,
     }
-    if head.output == "logits":  # the others have no such options
+    if head.output == "logits":  # other heads lack these options
         config |= {"bias": True, "use_pooler": False}
     wanted, recipes = head_form(config, request.base.sites.width)
     names = parameters_alike(graph, wanted.graph)

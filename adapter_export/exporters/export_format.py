@@ -1,4 +1,4 @@
-"""A format of another library: what it can express of an adapter, and how an adapter is written in it and read back."""
+"""Base class of export formats."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.importers.base_view import BaseView
 from adapter_export.sites.site import Site
 
-WITHOUT_HEAD = f"give {argument('without_head', True)} to export the adapter alone"
+WITHOUT_HEAD = f"pass {argument('without_head', True)} to export the adapter without its head"
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """An adapter to write for another library.
+    """An adapter to export.
 
     Attributes:
-        adapter: what is written.
-        base: the base that it acts in; its sites have the module paths.
-        base_name: the path or hub id of the base in the library, for the config.
-        model_class: transformers' class of the bare base, such as `BertModel`, if it is known.
-        base_file: the base in the other library's own format, where a format needs it.
-        prefix: the module path of the base inside the library's model, such as `bert`.
-        all_layers: true if the sites are all layers of the base, false if they are those with slots in a bundle.
+        adapter: the adapter.
+        base: its base, whose sites contain module paths.
+        base_name: path or hub id of the base in the library, for the config.
+        model_class: transformers' class of the bare base, such as `BertModel`, if known.
+        base_file: the base in the format of the other library, if required.
+        prefix: module path of the base inside the library's model, such as `bert`.
+        all_layers: true if the sites cover all layers of the base, false if only those with slots in a bundle.
     """
 
     adapter: Adapter
@@ -41,13 +41,13 @@ class ExportRequest:
 
     @property
     def imported(self) -> Mapping[str, Any]:
-        """The record of PEFT's folder that the adapter was imported from; empty for any other adapter."""
+        """Record of an import from PEFT; empty for other adapters."""
         found = self.adapter.training.get("imported")
         return found if isinstance(found, Mapping) else {}
 
     @property
     def imported_from(self) -> Mapping[str, Any]:
-        """The record of AdapterHub's folder that the adapter was imported from; empty for any other adapter."""
+        """Record of an import from AdapterHub; empty for other adapters."""
         found = self.adapter.training.get("imported_from")
         return found if isinstance(found, Mapping) else {}
 
@@ -64,8 +64,8 @@ class LoadsAs:
     """The model that loads an export in its library: the bare base, or one with a head.
 
     Attributes:
-        classes: the ends of the names of classes with such a head; empty for the bare base.
-        results: the number of its results.
+        classes: suffixes of the names of classes with such a head; empty for the bare base.
+        results: number of results.
     """
 
     classes: tuple[str, ...] = ()
@@ -77,11 +77,11 @@ class Written:
     """Facts of an export.
 
     Attributes:
-        form: what the adapter is called in the library, such as `LORA`.
-        modules: the paths of the modules at which it acts there.
+        form: name of the method in the library, such as `LORA`.
+        modules: paths of the adapted modules in the library.
         tensors: the number of tensors.
-        notes: differences that a user should know.
-        loads_as: the model that loads it; `None` if that is not known.
+        notes: notes on differences.
+        loads_as: the model that loads it; `None` if unknown.
     """
 
     form: str
@@ -96,11 +96,11 @@ class ExportFormat(ABC):
 
     Attributes:
         name: its name on the command line.
-        library: the library, in words.
-        is_folder: true if it is a folder, false for one file.
-        names_class: true if its config names the class of the model.
-        allowed: maximum relative difference of what is read back, in float64. The default is float64's own: it rounds
-            at 1.1e-16, and sums of ten thousand terms, the longest here, keep errors below that many times it.
+        library: display name of the library.
+        is_folder: whether it is a folder or a file.
+        names_class: whether its config names the model's class.
+        allowed: maximum relative difference after reading back, in float64. Default: the rounding unit 1.1e-16 times
+            ten thousand, the number of terms in the longest sums.
     """
 
     name: ClassVar[str]
@@ -114,15 +114,15 @@ class ExportFormat(ABC):
         """Write an adapter; `path` is an empty folder, or a file to create.
 
         Raises:
-            AdapterError: the format cannot express it; the message says what and why. Nothing is written.
+            AdapterError: the format cannot express the adapter. Nothing is written.
         """
 
     @abstractmethod
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
-        """Read what was written, independently of the adapter that it was written from."""
+        """Read the export, independently of the original adapter."""
 
     def refusal(self, what: str, *, where: object, found: str, fix: str | None = None) -> AdapterError:
-        """Return the error of what has no counterpart in the library."""
+        """Return the error for a feature without counterpart in the library."""
         others = f"export to another format with {argument('to', words='FORMAT')}, or merge it into the base"
         return AdapterError(
             f"cannot be exported to {self.library}: {what}", where=where, found=found, fix=fix or others
@@ -136,16 +136,15 @@ def module_path(site: Site, library: str) -> str:
             f"cannot be exported to {library}: the base records no module path there",
             where=f"site `{site.name}`",
             expected="a base exported or captured from torch, which records the path of every module",
-            fix=f"give the model's own folder or archive with {argument('base', words='MODEL')}",
+            fix=f"pass the model's folder or archive with {argument('base', words='MODEL')}",
         )
     return site.path
 
 
 def check_places(request: ExportRequest, library: str) -> None:
-    """Refuse sites that the base lacks, and modules called several times with different weights.
+    """Reject sites that the base lacks, and modules called several times with different weights.
 
-    A module that the base calls several times has one set of weights in the library, so that all of its sites must have
-    the same.
+    A module called several times has one set of weights in the library, so that all its sites must be equal.
     """
     adapter, names = request.adapter, {site.name for site in request.base.sites}
     missing = [name for name in adapter.placements if name not in names]
@@ -164,8 +163,8 @@ def check_places(request: ExportRequest, library: str) -> None:
         acting = [site for site in sites if site.name in adapter.placements]
         if acting and any(not _same(adapter, acting[0], site) for site in sites):
             raise AdapterError(
-                f"cannot be exported to {library}: the base calls one module several times, and the adapter is not the "
-                "same at each call",
+                f"cannot be exported to {library}: the base calls one module several times, and the adapter differs "
+                "between calls",
                 where=f"`{path}`",
                 found=quoted(site.name for site in acting),
                 expected=f"the same weights at {quoted(site.name for site in sites)}",

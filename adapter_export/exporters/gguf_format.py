@@ -1,4 +1,4 @@
-"""GGUF: LoRA for llama.cpp, whose names of tensors and order of rows are those of the base's own GGUF file."""
+"""Export of LoRA to GGUF for llama.cpp, with tensor names and row order of the base's GGUF file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.sites.site import Site
 
 _UNLIKE = 0.5
-"""Relative difference from which on two weights are different ones: rounding to 2 bits stays below a third, and rows in
-another order differ by about √2."""
+"""Relative difference above which weights count as different: rounding to 2 bits stays below a third, and permuted rows
+differ by about √2."""
 
 _LORA_A, _LORA_B = ".lora_a", ".lora_b"
 
 
 class GgufFormat(ExportFormat):
-    """A file that llama.cpp loads beside a base with `--lora`."""
+    """A file for llama.cpp's `--lora`."""
 
     name = "gguf"
     library = "llama.cpp"
@@ -66,11 +66,11 @@ class GgufFormat(ExportFormat):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        notes = ["the file has one alpha: where the factor is another one, it is inside `lora_b`"] if folded else []
+        notes = ["the file has one alpha: other factors are multiplied into `lora_b`"] if folded else []
         return Written("LORA", [place.tensor for place in places.values()], 2 * len(places), notes)
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
-        """Read the file as llama.cpp does: the factor is `adapter.lora.alpha` over the rank of `lora_b`."""
+        """Read the file like llama.cpp: the factor is `adapter.lora.alpha` over the rank of `lora_b`."""
         base, given = _Base.of(request, self), request.adapter
         found, alpha = _tensors(path), float(_value(_read(path), _gguf().Keys.Adapter.LORA_ALPHA))
         graphs, placements = dict[str, AdapterGraph](), dict[str, Placement]()
@@ -87,7 +87,7 @@ class GgufFormat(ExportFormat):
         return Adapter(given.name, "lora", given.base, graphs, placements, weights)
 
     def _factor(self, request: ExportRequest, site: Site, graph: AdapterGraph) -> float:
-        """Return the factor of LoRA at a layer; AdapterError if the graph there is no LoRA without a bias."""
+        """Return the factor of LoRA at a layer; AdapterError unless the graph is a LoRA without bias."""
         factor = factor_of(graph)
         if site.role == "linear" and parameters_alike(graph, lora_graph(factor)) is not None:
             return factor
@@ -100,7 +100,7 @@ class GgufFormat(ExportFormat):
     def _matrices(self, request: ExportRequest, site: Site, graph: AdapterGraph) -> tuple[np.ndarray, np.ndarray]:
         """Return A [r, in] and B [out, r]."""
         names, owned = parameters_alike(graph, lora_graph(factor_of(graph))), request.adapter.parameters(site.name)
-        assert names is not None, "the factor was read off the same graph"
+        assert names is not None, "`_factor` accepted the graph"
         return owned[names["lora_A.weight"]].T, owned[names["lora_B.weight"]].T
 
 
@@ -109,7 +109,7 @@ GGUF = GgufFormat()
 
 @dataclass(frozen=True)
 class _Place:
-    """The tensor of the base that an adapter changes, and the order of its rows there."""
+    """A tensor of the base changed by an adapter, and the order of its rows."""
 
     tensor: str
     order: np.ndarray
@@ -117,7 +117,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Base:
-    """A base in GGUF: its architecture in llama.cpp, the numbers of heads, its tensors and the map of their names."""
+    """A base in GGUF: architecture in llama.cpp, numbers of heads, tensors, and map of tensor names."""
 
     architecture: str
     heads: tuple[int, ...]
@@ -131,20 +131,20 @@ class _Base:
 
         Raises:
             UsageError: no file is given.
-            FormatError: it is no GGUF file of a model.
-            AdapterError: it is of an architecture that the package `gguf` does not know.
+            FormatError: the file is not a GGUF model.
+            AdapterError: the package `gguf` does not support the architecture.
         """
         gguf, file = _gguf(), request.base_file
         if file is None:
             raise UsageError(
-                "llama.cpp orders the rows of some weights in its own way, which only the base's own file shows",
-                fix=f"give the base in GGUF with {argument('gguf_base', words='FILE')}",
+                "llama.cpp permutes the rows of some weights, which only the base's GGUF file shows",
+                fix=f"pass the base in GGUF with {argument('gguf_base', words='FILE')}",
             )
         reader = _read(file)
         architecture = str(_value(reader, gguf.Keys.General.ARCHITECTURE))
         known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         if architecture not in known:
-            raise target.refusal("its architecture has no map of names", where=file, found=f"`{architecture}`")
+            raise target.refusal("its architecture has no map of tensor names", where=file, found=f"`{architecture}`")
         blocks = int(_value(reader, f"{architecture}.block_count"))
         counts = (reader.get_field(f"{architecture}.attention.{key}") for key in ("head_count", "head_count_kv"))
         heads = tuple(int(np.ravel(field.contents())[0]) for field in counts if field is not None)
@@ -164,7 +164,7 @@ class _Base:
                 "a layer cannot be found in both files of the base",
                 where=f"site `{site.name}`",
                 found=missing,
-                fix=f"give one model with {argument('base', words='MODEL')} and {argument('gguf_base', words='FILE')}",
+                fix=f"pass one model with {argument('base', words='MODEL')} and {argument('gguf_base', words='FILE')}",
             )
         gguf = _gguf()
         with parsing(partial(_no_gguf, self.where)):
@@ -182,12 +182,12 @@ class _Base:
             found=f"{list(stored.shape)}"
             if stored.shape != wanted.shape
             else f"a difference of {min(differences):.2f}",
-            fix="give the GGUF file that was converted from the base",
+            fix="pass the GGUF file converted from the base",
         )
 
 
 def _interleaved(rows: int, heads: int) -> np.ndarray:
-    """Return the order of rows for rotary positions in neighbouring pairs (`LlamaModel.permute` of llama.cpp)."""
+    """Return the row order for rotary embeddings in adjacent pairs (`LlamaModel.permute` of llama.cpp)."""
     if heads < 1 or rows % (2 * heads):
         return np.arange(rows)
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
@@ -214,9 +214,9 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
 def _value(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     if field is None:
-        raise FormatError("is no GGUF file of a model or an adapter", found=f"no `{key}`")
+        raise FormatError("is not a GGUF file of a model or an adapter", found=f"no `{key}`")
     return field.contents()
 
 
 def _no_gguf(file: Path, reason: str) -> FormatError:
-    return FormatError("is no GGUF file that can be read", where=file, found=reason)
+    return FormatError("is not a readable GGUF file", where=file, found=reason)

@@ -1,4 +1,4 @@
-"""PEFT: LoRA and IA3 at linear layers, with a head in `modules_to_save`."""
+"""Export to PEFT: LoRA and IA3 at linear layers, with a head in `modules_to_save`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _ROOT = "base_model.model."
 
 @dataclass(frozen=True)
 class _Module:
-    """One adapted module: its path in PEFT's model, its tensors by PEFT's names, and its numbers in the config.
+    """An adapted module: path in PEFT's model, tensors by PEFT's names, and numbers for the config.
 
-    `scales_input` is of IA3, `rank`, `factor` and `dropout` are of LoRA.
+    `scales_input` belongs to IA3; `rank`, `factor` and `dropout` to LoRA.
     """
 
     path: str
@@ -47,13 +47,13 @@ class _Module:
 
     @property
     def alpha(self) -> float:
-        """`lora_alpha` of the factor `lora_alpha / r`: PEFT has no factor of its own."""
+        """`lora_alpha` for the factor `lora_alpha / r`: PEFT has no separate factor."""
         alpha = self.factor * self.rank
         return int(alpha) if alpha == int(alpha) else alpha
 
 
 class PeftFormat(ExportFormat):
-    """A folder as `save_pretrained` of PEFT writes it."""
+    """A folder in the format of PEFT's `save_pretrained`."""
 
     name = "peft"
     library = "PEFT"
@@ -66,9 +66,9 @@ class PeftFormat(ExportFormat):
         forms = sorted({module.peft_type for module in modules.values()})
         if len(forms) != 1:
             raise self.refusal(
-                "one adapter of PEFT has one type",
+                "a PEFT adapter has one type",
                 where=f"adapter `{request.adapter.name}`",
-                found=" and ".join(forms) or "a head alone",
+                found=" and ".join(forms) or "only a head",
             )
         (form,) = forms
         chosen = list(modules.values())
@@ -101,7 +101,7 @@ class PeftFormat(ExportFormat):
         return found
 
     def _module(self, adapter: Adapter, site: Site, graph: AdapterGraph) -> _Module:
-        """Return the module of a site by the formula of its graph; AdapterError if PEFT has no such formula."""
+        """Return the module of a site; AdapterError if PEFT lacks the graph's formula."""
         if site.role == "linear":
             path, owned, factor = module_path(site, self.library), adapter.parameters(site.name), factor_of(graph)
             for bias in (False, True):
@@ -135,7 +135,7 @@ def _shared_config(request: ExportRequest, form: str, head: SavedHead) -> dict[s
 def _tensors(
     graph: AdapterGraph, wanted: AdapterGraph, recipes: Recipes, owned: Mapping[str, np.ndarray], site: Site
 ) -> dict[str, np.ndarray] | None:
-    """Return PEFT's tensors if the graph computes what `wanted` does."""
+    """Return PEFT's tensors if the graph is equivalent to `wanted`."""
     names = parameters_alike(graph, wanted)
     if names is None:
         return None
@@ -147,19 +147,19 @@ def _tensors(
 
 def _reason(site: Site, graph: AdapterGraph) -> str:
     if site.role in (*SUBLAYERS, "embeddings"):
-        return "it changes single linear layers, and this acts on what a sublayer or the embeddings return"
+        return "it changes single linear layers, and this acts on the output of a sublayer or the embeddings"
     if site.role == "part":
         return "it adapts a fused layer as a whole, and this acts on a part of one"
     for scale, bias in product((False, True), (False, True)):
         if parameters_alike(graph, changed_layer_graph(scale=scale, dense=True, bias=bias)) is not None:
-            return "its files hold no change of full rank, which is as large as the layer"
+            return "its files cannot contain a full-rank change, as large as the layer"
     return "it is neither `h + s·B(A u)` (LoRA) nor `l⊙h` or `l⊙u` (IA3)"
 
 
 def _targets(paths: Sequence[str], linears: Sequence[str] | None) -> list[str]:
-    """Return the shortest ends of names that select these modules and no other linear layer.
+    """Return the shortest path suffixes that select these modules and no other linear layer.
 
-    Whole paths where the linear layers are not all known.
+    Returns whole paths if not all linear layers are known.
     """
     if linears is None:
         return list(paths)
@@ -174,7 +174,7 @@ def _targets(paths: Sequence[str], linears: Sequence[str] | None) -> list[str]:
 
 
 def _lora_config(modules: Sequence[_Module], linears: Sequence[str] | None) -> dict[str, Any]:
-    """Return LoRA's keys: the commonest rank and alpha, and a pattern for each module with another one."""
+    """Return LoRA's keys: the most common rank and alpha, and patterns for modules with others."""
     rank = Counter(module.rank for module in modules).most_common(1)[0][0]
     alpha = Counter(module.alpha for module in modules).most_common(1)[0][0]
     return {
@@ -197,6 +197,6 @@ def _ia3_config(modules: Sequence[_Module], linears: Sequence[str] | None) -> di
     scaled = [module.path for module in modules if module.scales_input]
     others = [module.path for module in modules if not module.scales_input]
     inputs, outputs = _targets(scaled, linears), _targets(others, linears)
-    if any(path.endswith(end) for path in others for end in inputs):  # PEFT compares the bare ends of paths here
+    if any(path.endswith(end) for path in others for end in inputs):  # PEFT compares path suffixes here
         inputs = scaled
     return {"target_modules": [*outputs, *inputs], "feedforward_modules": inputs}

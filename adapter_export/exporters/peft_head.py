@@ -1,4 +1,4 @@
-"""Prediction heads in PEFT: modules of transformers' models that are saved as a whole."""
+"""Export of prediction heads to PEFT: fully saved modules of transformers' models."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SPAN_LAYER = "qa_outputs"
 
 @dataclass(frozen=True)
 class SavedHead:
-    """A head as PEFT saves it, and the names of the base's modules beside it.
+    """A head in PEFT's format, and the names of the base's modules in its model.
 
     Attributes:
-        renaming: from the paths in PEFT's model to those of the base: a model with a head has the base inside.
+        renaming: maps paths in PEFT's model to paths in the base: a model with a head contains the base.
         task_type: PEFT's name of the task.
-        saved: the names in `modules_to_save`.
-        tensors: the tensors by their names in PEFT's model.
-        choice: facts that the folder does not have, for reading it back.
-        loads_as: the model that loads it; `None` if that is not known.
+        saved: names in `modules_to_save`.
+        tensors: tensors by name in PEFT's model.
+        choice: facts missing in the folder, for reading it back.
+        loads_as: the model that loads it; `None` if unknown.
     """
 
     renaming: Renaming = field(default_factory=Renaming)
@@ -43,15 +43,15 @@ class SavedHead:
     loads_as: LoadsAs | None = None
 
     def path(self, path: str) -> str:
-        """Return the path of a module of the base in PEFT's model."""
+        """Return the path in PEFT's model for a module of the base."""
         return self.renaming.back(path) or path
 
 
 def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
-    """Return the head of an adapter; of an adapter without one, only the names of modules.
+    """Return the head of an adapter; without one, only module names.
 
     Raises:
-        AdapterError: no head of transformers computes the same, or nothing shows how its model names the base.
+        AdapterError: transformers has no equivalent head, or the name of the base in its model is unknown.
     """
     head, renaming = request.adapter.head, _renaming(request)
     if head is None:
@@ -65,10 +65,10 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
         raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
     if family is None:
         raise target.refusal(
-            "nothing shows how a model with a head names the base inside it",
+            "the name of the base inside a model with a head is unknown",
             where=HEAD,
             found=f"the architecture `{request.base.model_type}`",
-            fix=f"give the name with {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
+            fix=f"pass the name as {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
         )
     known = KnownHead(TOKENS, classes=_token_layer(request, name, family))
     if head.output == "logits":
@@ -83,7 +83,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
             f"`classes({known.activation}(dense({known.pooling})))`" if known.dense else f"`classes({known.pooling})`"
         )
         raise target.refusal(
-            f"the head of `{family}` in transformers is {formula}, and the adapter's is another one",
+            f"the head of `{family}` in transformers is {formula}, and the adapter's head differs",
             where=HEAD,
             found=ops_of(head.graph),
             fix=f"train it with that head, or {WITHOUT_HEAD}",
@@ -103,12 +103,12 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
 
 
 def _classes(name: str) -> tuple[str, ...]:
-    """Return the ends of the names of transformers' classes for a task that PEFT calls so."""
+    """Return the suffixes of transformers' class names for a task type of PEFT."""
     return next(kind.model_classes for kind in TASK_TYPES.values() if kind.peft_type == name)
 
 
 def _renaming(request: ExportRequest) -> Renaming | None:
-    """Return the given prefix, or the names that the adapter had when it was imported; `None` for neither."""
+    """Return the renaming of the passed prefix, or of the import, or `None`."""
     recorded = request.imported.get("modules")
     if request.prefix is not None:
         inside = any((site.path or "").startswith(f"{request.prefix}.") for site in request.base.sites)
@@ -119,7 +119,7 @@ def _renaming(request: ExportRequest) -> Renaming | None:
 
 
 def _task_type(head: Head) -> str | None:
-    """Return PEFT's name of the task: heads of one result for a text are all saved alike."""
+    """Return PEFT's name of the task; heads with one result per text share it."""
     if head.task is None:
         return {"logits": "SEQ_CLS", "token_logits": "TOKEN_CLS"}.get(head.output)
     kind = head.task.kind
@@ -127,9 +127,9 @@ def _task_type(head: Head) -> str | None:
 
 
 def _family(request: ExportRequest, renaming: Renaming | None) -> str | None:
-    """Return the name of the base in a model with a head: it begins the module paths, or the architecture is called so.
+    """Return the name of the base in a model with a head: the prefix of module paths, or the architecture.
 
-    `xlm-roberta` is `roberta` there.
+    `xlm-roberta` becomes `roberta`.
     """
     paths = [site.path for site in request.base.sites if site.path is not None]
     begins = [(renaming.back(path) or path).split(".")[0] for path in paths[:1]] if renaming is not None else []
@@ -141,7 +141,7 @@ def _family(request: ExportRequest, renaming: Renaming | None) -> str | None:
 
 
 def _token_layer(request: ExportRequest, task_type: str, family: str | None) -> str:
-    """Return the layer that classifies tokens: the one that was imported, else what transformers' models call it."""
+    """Return the name of the token classification layer: the imported one, or else that of transformers' models."""
     if task_type == _SPANS:
         return _SPAN_LAYER
     saved = request.imported.get("modules", {}).get("saved")
@@ -151,7 +151,7 @@ def _token_layer(request: ExportRequest, task_type: str, family: str | None) -> 
 
 
 def _layers(head: Head, known: KnownHead, owned: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]] | None:
-    """Return weight [out, in] and bias [out] of each layer by its path; `None` if the head computes something else."""
+    """Return weight [out, in] and bias [out] of each layer by path; `None` if the head is not equivalent."""
     pooling = "first" if known.pooling == TOKENS else known.pooling
     options = HeadOptions(pooling, int(known.dense is not None), known.activation)
     task = head.task or Task("token", ("a",)) if known.pooling == TOKENS else head.task or Task("regression")
@@ -167,12 +167,12 @@ def _layers(head: Head, known: KnownHead, owned: Mapping[str, np.ndarray]) -> di
 
 
 def _is_of_base(request: ExportRequest, path: str | None, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Return whether a layer of the head is the base's own, unchanged."""
+    """Return whether a layer of the head is an unchanged layer of the base."""
     own = {role: None if path is None else request.base.tensor(f"{path}.{role}") for role in tensors}
     return all(one is not None and np.array_equal(one, tensors[role]) for role, one in own.items())
 
 
 def _saved_name(path: str, family: str) -> str:
-    """Return the module to save: the whole head, or the one layer of the base that the head reads."""
+    """Return the module to save: the whole head, or the layer of the base that it reads."""
     inside = path.removeprefix(f"{family}.")
     return inside if inside != path else path.split(".")[0]

@@ -1,4 +1,4 @@
-"""Compare an adapter with what was read back from an export, site by site, in float64."""
+"""Comparison of an adapter with its export, site by site, in float64."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adapter_export.sites.site import Norm, Site
 
 _TEXTS, _TOKENS = 2, 3
 _ANY_NORM = Norm("layer", 1e-5, BORROWED_WEIGHT, BORROWED_BIAS)
-"""A norm at sites whose graphs apply the base's own: both graphs get the same one, whatever the base has."""
+"""A norm for graphs that apply the base's norm; both graphs get the same one."""
 
 
 def compare_with_export(request: ExportRequest, exported: Adapter, allowed: float) -> float:
     """Return the largest difference of any value, relative to the largest value at its site.
 
-    Both adapters get the same random values. Raises `ParityError` if they act at different sites, or if they differ by
+    Both adapters receive the same random values. Raises ParityError if their sites differ, or their results differ by
     more than `allowed`.
     """
     adapter, sites = request.adapter, {site.name: site for site in request.base.sites}

@@ -1,4 +1,4 @@
-"""Compare the formula of an adapter's graph with one that another library computes, whatever its values are called."""
+"""Comparison of graphs up to the names of values, to recognize formulas of other libraries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from adapter_export.graph.ops import ACTIVATIONS, OPS
 _COMMUTATIVE = "add"
 
 _NOT_IN_TRANSFORMERS = ("gelu_tanh", "relu_squared", "identity")
-"""Names of ops that are none of transformers' (`transformers.activations.ACT2FN`), which has them by other names."""
+"""Ops with other names in transformers (`transformers.activations.ACT2FN`)."""
 
 
 def parameters_alike(
     graph: AdapterGraph, wanted: AdapterGraph, same_inputs: Mapping[str, str] | None = None
 ) -> dict[str, str] | None:
-    """Return the parameter of `graph` for each one of `wanted`; `None` if the two compute different functions.
+    """Return the parameter of `graph` for each parameter of `wanted`; `None` if the functions differ.
 
     Training-only ops, such as dropout, are ignored. `same_inputs` maps inputs of `graph` to those of `wanted` with the
     same value. Shapes are not compared.
@@ -46,7 +46,7 @@ def _same_node(one: Node, other: Node, values: Mapping[str, str]) -> bool:
 
 
 def at_inference(graph: AdapterGraph) -> AdapterGraph:
-    """Return the graph without its training-only ops and factors of 1."""
+    """Return the graph without training-only ops and factors of 1."""
     while (node := next((node for node in graph.nodes if _does_nothing(node)), None)) is not None:
         graph = bypass(graph, node)
     return graph
@@ -57,7 +57,7 @@ def _does_nothing(node: Node) -> bool:
 
 
 def factor_of(graph: AdapterGraph) -> float:
-    """Return the constant factor of a graph with one `scale`; 1 without any."""
+    """Return the constant factor of a graph with one `scale`; 1 without it."""
     return next((node.attributes["factor"] for node in graph.nodes if node.op == "scale"), 1.0)
 
 
@@ -73,5 +73,5 @@ def transformers_activation(graph: AdapterGraph) -> str:
 
 
 def ops_of(graph: AdapterGraph) -> str:
-    """Return the ops of a graph in words, for messages."""
+    """List the ops of a graph, for messages."""
     return ", ".join(node.op for node in at_inference(graph).nodes)

@@ -1,6 +1,6 @@
-"""Addresses of what commands read: local paths, ids of the Hub, and references; and where it is on this machine.
+"""Addresses of inputs: local paths, Hub ids and references, and their local files.
 
-A local path imports none of the libraries that talk to hubs.
+Local paths are resolved without importing the libraries of hubs.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from adapter_export.hub.reference import HubReference, parse_dataset, parse_refe
 from adapter_export.reporting import SILENT, Reporter
 
 Contents = Literal["model", "adapter", "tokenizer", "artifact", "table", "any"]
-"""A model of transformers, an adapter of another library, a tokenizer, a bundle or an adapter of this package, a table.
+"""A transformers model, an adapter of another library, a tokenizer, an artifact of this package, or a table.
 
 `any` is a bundle, an adapter of this package, or else a model.
+
 """
 
 _BY_ID = ("model", "adapter", "tokenizer", "any")
-"""Contents that `owner/name` names, too; all others need the scheme."""
+"""Contents that may be addressed as `owner/name`; others need the scheme."""
 
 _ID = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _MODELS = ".pt .pt2 .pth .bin .ckpt .pkl .onnx .onnx_data .ort .gguf .tflite .h5 .keras .msgpack .safetensors .npz .npy"
 _OTHERS = ".json .jsonl .ndjson .csv .tsv .tab .txt .parquet .pq .toml .yaml .yml .zip .gz .tar .xz .zst .py .ipynb"
 _SUFFIXES = frozenset(f"{_MODELS} {_OTHERS}".split())
-"""Suffixes of files, with which no repository of a model is named."""
+"""File suffixes, which names of model repositories do not have."""
 
 _LOST_SLASH = re.compile(r"(hf|oci):/(?!/)")
 
 
 @dataclass(frozen=True)
 class Located:
-    """The files on this machine that an address names.
+    """Local files of an address.
 
     Attributes:
-        asked: the address, as the user wrote it.
-        path: the file or folder.
-        source: the reference with its commit or digest, which never changes its meaning; `None` for a local path.
+        asked: the address as passed.
+        path: the local file or folder.
+        source: the immutable reference, with commit or digest; `None` for a local path.
     """
 
     asked: str
@@ -56,28 +57,28 @@ def is_remote(address: str | Path) -> bool:
 
 
 def as_written(address: str | Path) -> str:
-    """Return an address as its user wrote it: a `Path` of `hf://owner/name` has lost a slash."""
+    """Return the original text of an address: a `Path` of `hf://owner/name` has lost a slash."""
     return _LOST_SLASH.sub(r"\1://", os.fspath(address), count=1)
 
 
 def locate(address: str | Path, contents: Contents, reporter: Reporter = SILENT) -> Located:
-    """Return where the contents of an address are on this machine; those of a hub or a registry are fetched first.
+    """Return the local files of an address, fetched from the hub or registry if needed.
 
-    A path that exists is that path. `hf://owner/name[@revision]`, `oci://…` and, for tables, `hf://datasets/…` are
-    references. `owner/name[@revision]` is an id of the Hub if no folder `owner` is here and the name has no suffix of a
-    file. Anything else is a path, which its reader says is missing.
+    An existing path is used directly. `hf://owner/name[@revision]`, `oci://…` and, for tables, `hf://datasets/…` are
+    references. `owner/name[@revision]` is a Hub id if there is no local folder `owner` and the name has no file suffix.
+    Other texts are paths, reported as missing by their reader.
 
     Args:
-        address: what the user gave.
-        contents: what is read there.
+        address: the address from the user.
+        contents: the expected contents.
         reporter: receives the steps of a download.
 
     Raises:
-        FileError: it looks like an id of the Hub, but is a path that is missing.
-        UsageError: it is a reference to something else, or none.
+        FileError: the address looks like a Hub id, but is a missing path.
+        UsageError: the reference is invalid, or has other contents.
         MissingExtraError: the libraries of the extra `hub` or `data` are not installed.
-        RemoteError: the hub or the registry does not give it.
-        InputError: it has no such contents, or they are damaged.
+        RemoteError: the hub or registry rejects the request.
+        InputError: the contents are missing or damaged.
     """
     text = as_written(address)
     if "://" in text:
@@ -89,7 +90,7 @@ def locate(address: str | Path, contents: Contents, reporter: Reporter = SILENT)
     try:
         return _fetched(text, f"hf://{text}", contents, reporter)
     except RemoteError as error:
-        here = f"{error.what}; on this machine, there is no path `{text}`"
+        here = f"{error.what}; there is no local path `{text}`"
         raise type(error)(here, where=error.where, found=error.found, expected=error.expected, fix=error.fix) from error
 
 
@@ -125,8 +126,8 @@ def _fetched(asked: str, reference: str, contents: Contents, reporter: Reporter)
         return Located(asked, fetched.path, fetched.pinned)
     repository = parse_reference(reference)
     if not isinstance(repository, HubReference):
-        fix = "give an id of the Hub, or a path"
-        raise UsageError("is in a registry, which has bundles and adapters of this package", where=repository, fix=fix)
+        fix = "pass a Hub id or a path"
+        raise UsageError("registries contain only bundles and adapters of this package", where=repository, fix=fix)
     from adapter_export.hub.repository_files import fetch_files  # noqa: PLC0415 - an extra
 
     pin, path = fetch_files(repository, contents, reporter)
@@ -134,7 +135,7 @@ def _fetched(asked: str, reference: str, contents: Contents, reporter: Reporter)
 
 
 def require_hub() -> None:
-    """Import the libraries that talk to hubs and registries.
+    """Import the libraries for hubs and registries.
 
     Raises:
         MissingExtraError: one of them is not installed.
@@ -146,7 +147,7 @@ def require_hub() -> None:
 
 @contextmanager
 def _required(extra: str, needed_for: str) -> Iterator[None]:
-    """Raise a `MissingExtraError` for a library that the block cannot import."""
+    """Raise MissingExtraError if the block cannot import a library."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Artifacts: bundles and folders of adapters. Each has one file with the hashes of all others: its head."""
+"""Artifacts: bundles and adapter folders. The head file of each contains the hashes of all other files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HEADS: Mapping[Kind, str] = {"bundle": MANIFEST_FILE, "adapter": GRAPH_FILE}
 
 MOST_FILES = 10_000
 MOST_TOTAL_BYTES = 256 * 2**30
-"""The most files, and bytes of them together, that are taken from elsewhere."""
+"""Maximum number of remote files, and their maximum total size."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that lies elsewhere.
+    """A remote file.
 
     Attributes:
-        path: in its folder, with `/`.
-        size: in bytes.
-        digest: the sha256 of its bytes, where it is known before.
+        path: path in its folder, with `/`.
+        size: size in bytes.
+        digest: SHA-256, if known in advance.
     """
 
     path: RelativePath
@@ -43,8 +43,8 @@ class Remote:
     """The current target of a reference.
 
     Attributes:
-        pin: an immutable name: the digest of an OCI manifest, or a commit.
-        files: by path.
+        pin: immutable name: the digest of an OCI manifest, or a commit.
+        files: files by path.
     """
 
     pin: str
@@ -58,14 +58,14 @@ class Source(Protocol):
         """Resolve the reference to its current target."""
 
     def download(self, file: RemoteFile, folder: Path) -> None:
-        """Write one file to its path in a folder; at most as many bytes as it is said to have."""
+        """Write one file to its path in a folder, up to its announced size."""
 
 
 def files_by_path(rows: Iterable[Mapping[str, object]], where: object) -> Mapping[str, RemoteFile]:
-    """Return the files that somebody lists, as objects with `path`, `size` and `digest`.
+    """Parse a list of files, objects with `path`, `size` and `digest`.
 
     Raises:
-        FormatError: a path leads out of its folder, or two are the same but for case.
+        FormatError: a path leaves its folder, or paths differ only in case.
     """
     files: dict[str, RemoteFile] = {}
     with within(where):
@@ -77,10 +77,10 @@ def files_by_path(rows: Iterable[Mapping[str, object]], where: object) -> Mappin
 
 
 def kind_of(names: Collection[str], where: object) -> Kind:
-    """Return what a folder with these files is.
+    """Return the kind of artifact of a folder with these files.
 
     Raises:
-        NoArtifactError: neither a bundle nor an adapter.
+        NoArtifactError: the folder is neither a bundle nor an adapter.
     """
     for kind, head in HEADS.items():
         if head in names:
@@ -90,29 +90,31 @@ def kind_of(names: Collection[str], where: object) -> Kind:
         where=where,
         found=quoted(sorted(names)[:5]) or "no files",
         expected=" or ".join(f"`{head}`" for head in HEADS.values()),
-        fix="give what `build` or `train` made, or `push` sent",
+        fix="pass an output of `build` or `train`, or a repository of `push`",
     )
 
 
 def digest_of(folder: Path, kind: Kind) -> str:
-    """Return the sha256 of the head of an artifact, and so of all that it is."""
+    """Return the SHA-256 of an artifact's head, which covers all its files."""
     return sha256_of(folder / HEADS[kind])
 
 
 def check_expected(folder: Path, kind: Kind, expect: str | None) -> str:
-    """Return the digest of an artifact; another one than was expected is a `HashError`."""
+    """Return the digest of an artifact; HashError if it differs from the expected one."""
     found = digest_of(folder, kind)
     if expect is not None and found != expect:
-        fix = "take the one that was approved, or approve this one"
-        raise HashError(folder / HEADS[kind], "is not the one that is expected", found=found, expected=expect, fix=fix)
+        fix = "use the approved version, or approve this one"
+        raise HashError(
+            folder / HEADS[kind], "does not match the expected digest", found=found, expected=expect, fix=fix
+        )
     return found
 
 
 def read_whole(folder: Path, kind: Kind) -> None:
-    """Compare all files of an artifact with their hashes; nothing in it may lead out of its folder.
+    """Compare all files of an artifact with their hashes, and reject links out of its folder.
 
     Raises:
-        FileError, FormatError, HashError, GraphError, AdapterError: it is damaged, or not what it should be.
+        FileError, FormatError, HashError, GraphError, AdapterError: the artifact is damaged or invalid.
     """
     if kind == "bundle":
         verify_files(read_manifest(folder), folder)
@@ -121,14 +123,14 @@ def read_whole(folder: Path, kind: Kind) -> None:
 
 
 def needed_files(folder: Path, kind: Kind) -> Mapping[str, int | None]:
-    """Return what an artifact cannot be without, beside its head, and the sizes in bytes where the head says them."""
+    """Return the required files of an artifact besides its head, with sizes in bytes if the head contains them."""
     if kind == "adapter":
         return {WEIGHTS_FILE: None}
     return {file.path: file.bytes for file in read_manifest(folder).files}
 
 
 def check_bounds(files: Collection[RemoteFile], where: object) -> None:
-    """Refuse what no artifact needs, before it is taken.
+    """Check the limits of files before a download.
 
     Raises:
         FormatError: too many files or bytes.
@@ -143,5 +145,5 @@ def check_bounds(files: Collection[RemoteFile], where: object) -> None:
             where=where,
             found=found if large is None else f"`{large.path}` of {large.size:,} bytes",
             expected=f"at most {MOST_FILES:,} files, {MOST_BYTES:,} bytes each and {MOST_TOTAL_BYTES:,} together",
-            fix="check that it is the one that you mean",
+            fix="check that this is the intended repository",
         )

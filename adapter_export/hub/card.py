@@ -1,6 +1,6 @@
-"""Model cards, written from the records of an artifact only; unknown facts are omitted.
+"""Model cards, generated only from the records of an artifact; unknown facts are omitted.
 
-Names, labels and files are words of others; in the text of a card they can be no markup.
+Names, labels and file names are untrusted text and are escaped.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LIBRARY = "adapter-export"
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """A metric on some rows.
+    """A metric on rows.
 
     Attributes:
-        value: of the metric; null where it is not defined.
-        low: the lower end of its interval of 95 %.
-        high: the upper end.
+        value: value of the metric; null if undefined.
+        low: lower end of its 95 % interval.
+        high: upper end.
     """
 
     value: float | None
@@ -47,19 +47,19 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores that `evaluate` found, as in its JSON.
+    """Scores of `evaluate`, as in its JSON.
 
     Attributes:
-        adapter: the name of the adapter.
-        digest: the sha256 of the bundle's manifest.
-        source: the sha256 of the adapter's `adapter_graph.json`.
-        task: its problem type.
-        data: the name of the file.
-        sha256: of that file.
-        rows: how many rows were answered.
-        runtime: what computed the answers.
-        resamples: the draws of the intervals.
-        scores: by the name of the metric.
+        adapter: name of the adapter.
+        digest: SHA-256 of the bundle's manifest.
+        source: SHA-256 of the adapter's `adapter_graph.json`.
+        task: task type.
+        data: name of the data file.
+        sha256: SHA-256 of the data file.
+        rows: number of answered rows.
+        runtime: program that computed the answers.
+        resamples: bootstrap resamples of the intervals.
+        scores: scores by metric.
     """
 
     adapter: str
@@ -75,10 +75,10 @@ class Measured:
 
 
 def measured_from_json(document: object, where: object) -> Measured:
-    """Read what `evaluate --json` wrote.
+    """Parse the output of `evaluate --json`.
 
     Raises:
-        FormatError: it is something else.
+        FormatError: the document is not such an output.
     """
     names = Measured.__dataclass_fields__
     known = {key: value for key, value in document.items() if key in names} if isinstance(document, dict) else document
@@ -88,7 +88,7 @@ def measured_from_json(document: object, where: object) -> Measured:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One adapter, as the card tells of it."""
+    """Facts of one adapter for the card."""
 
     name: str
     kind: str
@@ -107,25 +107,25 @@ def model_card(
     base_model: str | None,
     measured: Sequence[Measured],
 ) -> str:
-    """Return the text of a card, its metadata first.
+    """Return the text of a card, starting with its metadata.
 
     Args:
-        folder: of a whole bundle or adapter.
-        kind: which of the two.
-        reference: where it goes; the card's title is the last part of its name.
-        licence: by its name on the Hub, as its owner gives it.
-        base_model: the Hub's name of the base, as its owner gives it.
-        measured: what `evaluate` found on this very artifact.
+        folder: a complete bundle or adapter.
+        kind: kind of the artifact.
+        reference: destination; the last part of its name is the card's title.
+        licence: licence by its name on the Hub, as passed by the owner.
+        base_model: Hub id of the base, as passed by the owner.
+        measured: results of `evaluate` on this artifact.
 
     Raises:
-        HashError: something was measured on another artifact.
-        FormatError: the report in the bundle is on another one.
+        HashError: results belong to another artifact.
+        FormatError: the report in the bundle belongs to another bundle.
     """
     digest = digest_of(folder, kind)
     for one in measured:
         found = one.digest if kind == "bundle" else one.source
         if found != digest:
-            what = f"the evaluation on `{visible(one.data)}` is of another {kind}"
+            what = f"the evaluation on `{visible(one.data)}` belongs to another {kind}"
             raise HashError(folder, what, found=found, expected=digest, fix="evaluate this one")
     name = parse_reference(reference).name
     manifest = read_manifest(folder) if kind == "bundle" else None
@@ -281,7 +281,7 @@ def _data(entries: Sequence[_Entry]) -> Iterator[str]:
                         escaped(str(one.get("sha256", ""))[:12]),
                     )
                 )
-    yield from _section("Data of training", ("adapter", "part", "file", "rows", "sha256"), rows)
+    yield from _section("Training data", ("adapter", "part", "file", "rows", "sha256"), rows)
 
 
 def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator[str]:
@@ -310,7 +310,7 @@ def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator
     yield from _section("Scores", ("adapter", "metric", "value", "95 % interval", "data", "rows", "by"), rows)
     if any(row[3] for row in rows):
         yield ""
-        yield "Intervals: percentile bootstrap over rows. Scores on validation data decided which epoch was kept."
+        yield "Intervals: percentile bootstrap over rows. Scores on validation data selected the best epoch."
 
 
 def _check(report: CheckReport) -> Iterator[str]:
@@ -323,7 +323,7 @@ def _check(report: CheckReport) -> Iterator[str]:
         *([("largest error", f"{max(ratios):.2f} of its budget")] if ratios else []),
         *([("claims", claims)] if report.findings else []),
     ]
-    yield from _section("Does it compute what the model computes?", ("what", "value"), rows)
+    yield from _section("Agreement with the original model", ("fact", "value"), rows)
 
 
 def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
@@ -339,7 +339,7 @@ def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
         yield "adapter-export build MODEL --adapters adapter -o bundle"
     yield "```"
     yield ""
-    yield f"The digest of this {kind} is `sha256:{digest}`: it decides every file that is run."
+    yield f"The digest of this {kind} is `sha256:{digest}`; it covers all files."
 
 
 def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

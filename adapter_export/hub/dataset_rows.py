@@ -1,4 +1,4 @@
-"""Rows of datasets of the Hub, by the library `datasets`, as Parquet files in the cache."""
+"""Rows of Hub datasets, loaded with `datasets` and cached as Parquet files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from adapter_export.reporting import Reporter
 from adapter_export.safe_io.parsers import parsing
 
 _TABLES = ("csv", "json", "parquet", "arrow", "text")
-"""Loaders of `datasets` that read tables, and none that unpacks archives or decodes media."""
+"""Loaders of `datasets` for tables, excluding those that unpack archives or decode media."""
 
 
 def fetch_table(reference: DatasetReference, reporter: Reporter) -> tuple[str, Path]:
-    """Return the commit of a dataset, and a file of the cache with its rows.
+    """Return the commit of a dataset, and a cached file with its rows.
 
-    Errors are those of `fetch`, and of `_Rows.take`.
+    For errors see `fetch` and `_Rows.take`.
     """
     order = Order(reference, _Rows(reference), reporter)
     pin, folder = fetch_contents(order, lambda: nullcontext(Hub(reference)))
@@ -45,13 +45,13 @@ def _file_name(reference: DatasetReference) -> str:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a split as Parquet, or a table of the repository as it is."""
+    """The rows of a split as Parquet, or an unchanged table of the repository."""
 
     reference: DatasetReference
 
     @property
     def suffix(self) -> str:
-        """The end of the name of the folder in the cache: the rows that are wanted."""
+        """Suffix of the cache folder, which identifies the rows."""
         rows = str(replace(self.reference, revision=None))
         return f"-{hashlib.sha256(rows.encode()).hexdigest()[:16]}"
 
@@ -60,7 +60,7 @@ class _Rows:
 
         Raises:
             UsageError: the dataset has no such file.
-            DataError: it is no dataset of tables, or `datasets` cannot load the subset or split.
+            DataError: the dataset has no tables, or `datasets` cannot load the subset or split.
         """
         place = folder / "rows"
         place.mkdir()
@@ -81,7 +81,7 @@ class _Rows:
             builder: Any = datasets.load_dataset_builder(where.repository, where.subset, revision=commit)
             kind = type(builder).__module__.rpartition(".")[2]
         if kind not in _TABLES:
-            raise DataError("is no dataset of tables", where=where, found=kind, expected=quoted(_TABLES))
+            raise DataError("is not a dataset of tables", where=where, found=kind, expected=quoted(_TABLES))
         with _quiet(), parsing(lambda reason: DataError("`datasets` cannot load it", where=where, found=reason)):
             builder.download_and_prepare()
             builder.as_dataset(split=where.split).to_parquet(path)
@@ -91,12 +91,12 @@ class _Rows:
         verify_listing(folder)
 
     def accept(self, folder: Path) -> None:
-        """Accept all: nothing more is expected of it."""
+        """Accept any contents."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars and warnings of the libraries from the terminal."""
+    """Suppress progress bars and warnings of the libraries."""
     log, bars = logging.getLogger("huggingface_hub"), not datasets.are_progress_bars_disabled()
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Take a bundle or an adapter from a hub or a registry into the cache, and from there wherever it is to go.
+"""Download of bundles and adapters from a hub or registry, through the cache.
 
-What arrives is foreign: only files that its format knows are taken, into a folder of its own, with limits; it has its
-place in the cache when all hashes are right. Nothing half-taken stays, however the process ends.
+Downloads are untrusted: only files known to the format are written, within limits, to a separate folder, which moves
+into the cache after all hashes match. No partial download remains, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from adapter_export.safe_io.output import Output, locked
 from adapter_export.tables import Described
 
 Proof = Callable[[Path], object]
-"""Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
+"""Callback with the folder of a download before its use; raises an error of this package to reject it."""
 
 _WAIT_SECONDS = 600.0
 """Seconds to wait for another process that fetches the same artifact."""
@@ -70,10 +70,10 @@ class Fetched(Described):
 
     Attributes:
         reference: the reference.
-        kind: a bundle or an adapter.
-        pin: the digest of the registry's manifest, or the commit of the hub.
-        digest: the sha256 of `manifest.json` or `adapter_graph.json`, which has those of all other files.
-        path: its folder.
+        kind: bundle or adapter.
+        pin: digest of the registry's manifest, or commit of the hub.
+        digest: SHA-256 of `manifest.json` or `adapter_graph.json`, which contains those of all other files.
+        path: folder of the artifact.
     """
 
     reference: str
@@ -88,30 +88,30 @@ class Fetched(Described):
 
     @property
     def pinned(self) -> str:
-        """The reference with its pin, which never changes its meaning."""
+        """Immutable reference with its pin."""
         return str(parse_reference(self.reference).pinned(self.pin))
 
 
 class Contents(Protocol):
-    """The files of a repository that are taken, and their verification."""
+    """Selection and verification of the files of a repository."""
 
     @property
     def suffix(self) -> str:
-        """The end of the name of their folder in the cache, which differs from that of other contents."""
+        """Suffix of the cache folder, unique for these contents."""
 
     def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
-        """Write the files to a folder, verified."""
+        """Download the files to a folder, and verify them."""
 
     def verify(self, folder: Path) -> None:
-        """Compare the files of a folder of the cache with their hashes; an `InputError` removes the folder."""
+        """Compare the files of a cache folder with their hashes; an `InputError` removes the folder."""
 
     def accept(self, folder: Path) -> None:
-        """Refuse a folder that is whole, but not what the caller expects."""
+        """Reject a complete folder that the caller does not expect."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The files to fetch, and the reporter of the call."""
+    """Files to fetch, and the reporter of the call."""
 
     reference: Reference | DatasetReference
     contents: Contents
@@ -120,10 +120,10 @@ class Order:
 
 @dataclass(frozen=True)
 class _Known:
-    """The target of a reference when it was last resolved.
+    """Last known target of a reference.
 
     Attributes:
-        reference: itself.
+        reference: the reference.
         pin: its target.
     """
 
@@ -139,20 +139,20 @@ def fetch(
     plain_http: bool = False,
     reporter: Reporter = SILENT,
 ) -> Path:
-    """Return a folder of the cache with a bundle or an adapter, whose hashes match. Treat it as read-only.
+    """Return a cache folder with a verified bundle or adapter. Treat it as read-only.
 
     Args:
-        reference: `hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`. One with a commit or
-            a digest is not asked for again; all others are asked for each time, unless `HF_HUB_OFFLINE` is set.
-        expect: the sha256 that `manifest.json` of the bundle or `adapter_graph.json` of the adapter must have.
-        proof: looks at the folder before it is used, such as whether it is signed.
-        plain_http: speak with the registry without TLS; on this machine itself that is always done.
-        reporter: receives the steps, and a note if the reference has moved since it was last fetched.
+        reference: `hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`. A cached commit or
+            digest is not requested again; other references are resolved each time, unless `HF_HUB_OFFLINE` is set.
+        expect: required SHA-256 of the bundle's `manifest.json` or the adapter's `adapter_graph.json`.
+        proof: checks the folder before its use, such as its signature.
+        plain_http: connect to the registry without TLS; always used for loopback hosts.
+        reporter: receives the steps, and a note if the reference has moved since the last fetch.
 
     Raises:
-        UsageError: it is no reference.
-        UnreachableError, NotFoundError, DeniedError, RemoteError: the hub or the registry does not give it.
-        FormatError, HashError, FileError: what it gives is damaged, or not what is expected.
+        UsageError: the reference is invalid.
+        UnreachableError, NotFoundError, DeniedError, RemoteError: the hub or registry rejects the request.
+        FormatError, HashError, FileError: the files are damaged, or do not match `expect`.
         WriteError: the cache cannot be written.
     """
     return fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, reporter=reporter).path
@@ -166,7 +166,7 @@ def fetch_all(
     plain_http: bool = False,
     reporter: Reporter = SILENT,
 ) -> Fetched:
-    """Do what `fetch` does, and return the kind, the digest and the pinned reference as well."""
+    """Like `fetch`, but return kind, digest and pinned reference as well."""
     wanted = parse_reference(reference)
     contents = _Artifact(None if expect is None else expect.removeprefix("sha256:").lower(), proof)
     pin, folder = fetch_contents(Order(wanted, contents, reporter), partial(_source, wanted, plain_http=plain_http))
@@ -175,11 +175,11 @@ def fetch_all(
 
 
 def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Source]]) -> tuple[str, Path]:
-    """Return the pin of a reference, and a folder of the cache with its contents, verified; errors are of `fetch`.
+    """Return the pin of a reference, and a cache folder with its verified contents; for errors see `fetch`.
 
     Args:
-        order: what is fetched.
-        opened: opens the hub or the registry, which is asked unless the cache answers.
+        order: the files to fetch.
+        opened: opens the hub or registry, unless the cache suffices.
     """
     wanted, cache = order.reference, _cache()
     known = wanted.pin or _known(cache, wanted)
@@ -192,7 +192,7 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
             remote = source.resolve()
         except UnreachableError as error:
             if known is not None and _place(cache, order, known).is_dir():
-                fix = f"what it stood for last is in the cache: give `{wanted.pinned(known)}`"
+                fix = f"its last known target is in the cache: pass `{wanted.pinned(known)}`"
                 raise UnreachableError(error.what, where=error.where, found=error.found, fix=fix) from error
             raise
         if known is not None and known != remote.pin:
@@ -202,7 +202,7 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
             _take(source, remote, _place(cache, order, remote.pin), order)
             found = _cached(cache, remote.pin, order)
     if found is None:
-        raise FileError("was removed while it was taken", where=_place(cache, order, remote.pin), fix="run again")
+        raise FileError("was removed during the download", where=_place(cache, order, remote.pin), fix="run again")
     if known != remote.pin:
         with Output(_record(cache, wanted), force=True).file() as temporary:
             temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
@@ -218,19 +218,19 @@ def _source(reference: Reference, *, plain_http: bool) -> Iterator[Source]:
         raise UnreachableError(
             "is not in the cache, and `HF_HUB_OFFLINE` forbids the network",
             where=reference,
-            fix="unset it, or pull this reference before",
+            fix="unset it, or pull this reference first",
         )
     with Registry(reference, plain_http=plain_http) as registry:
         yield registry
 
 
 def copy_fetched(fetched: Fetched, output: Output) -> Fetched:
-    """Copy what was fetched to a folder of the user's own.
+    """Copy a fetched artifact to a folder of the user.
 
     Raises:
-        OutputExistsError: it is there, and `force` is not given.
-        WriteError: the operating system refused a write; nothing half-written stays.
-        FormatError, HashError: the copy is not what was fetched.
+        OutputExistsError: the folder exists, and `force` is false.
+        WriteError: the operating system refused a write; no partial copy remains.
+        FormatError, HashError: the copy is damaged.
     """
     with output.folder() as temporary:
         shutil.copytree(fetched.path, temporary, dirs_exist_ok=True)
@@ -242,10 +242,8 @@ def copy_fetched(fetched: Fetched, output: Output) -> Fetched:
 def _cache() -> Path:
     folder = cache_folder()
     if folder is None:
-        fix = f"set `{CACHE_VARIABLE}` to a folder, or leave it unset"
-        raise UsageError(
-            "what is taken from elsewhere needs a cache, and there is to be none", where=f"`{CACHE_VARIABLE}`", fix=fix
-        )
+        fix = f"set `{CACHE_VARIABLE}` to a folder, or unset it"
+        raise UsageError("downloads need a cache, which is disabled", where=f"`{CACHE_VARIABLE}`", fix=fix)
     cache = folder / "remote"
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -255,7 +253,7 @@ def _cache() -> Path:
 
 
 def _place(cache: Path, order: Order, pin: str) -> Path:
-    """Return the folder of some contents; that of a digest is the same for all, for it says all that is in it."""
+    """Return the cache folder of contents; artifacts with equal digests share it."""
     reference = order.reference
     if isinstance(reference, RegistryReference):
         return cache / pin.replace(":", "-")
@@ -268,7 +266,7 @@ def _record(cache: Path, reference: Reference | DatasetReference) -> Path:
 
 
 def _known(cache: Path, reference: Reference | DatasetReference) -> str | None:
-    """Return the last target of a reference; `None` if it is unknown, or its record is damaged."""
+    """Return the last known target of a reference; `None` if it is unknown, or its record is damaged."""
     try:
         known = record_from_json(_Known, read_json(_record(cache, reference)))
     except InputError:
@@ -277,7 +275,7 @@ def _known(cache: Path, reference: Reference | DatasetReference) -> str | None:
 
 
 def _cached(cache: Path, pin: str, order: Order) -> Path | None:
-    """Return contents of the cache; `None` if they are missing, or damaged and therefore removed."""
+    """Return cached contents; `None` if they are missing. Damaged contents are removed."""
     folder = _place(cache, order, pin)
     if not folder.is_dir():
         return None
@@ -286,14 +284,14 @@ def _cached(cache: Path, pin: str, order: Order) -> Path | None:
     except InputError as error:
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        order.reporter.note(f"what the cache had was damaged, and is taken again: {error}")
+        order.reporter.note(f"the cached files were damaged and are downloaded again: {error}")
         return None
     order.contents.accept(folder)
     return folder
 
 
 def _take(source: Source, remote: Remote, folder: Path, order: Order) -> None:
-    """Take contents to their place in the cache; if another process does so already, wait for that one."""
+    """Download contents into the cache, or wait for another process that does."""
     until = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
@@ -309,38 +307,38 @@ def _take(source: Source, remote: Remote, folder: Path, order: Order) -> None:
 
 
 def download_all(source: Source, files: Collection[RemoteFile], folder: Path, order: Order, before: int = 0) -> None:
-    """Write files to a folder, if they are within the limits and there is room for them.
+    """Download files to a folder, after checking limits and disk space.
 
     Args:
-        source: the hub or the registry.
-        files: what it has.
-        folder: receives them.
-        order: what is fetched.
-        before: the number of files that were taken before, for the message.
+        source: the hub or registry.
+        files: the files.
+        folder: destination.
+        order: the request.
+        before: number of files downloaded before, for the message.
 
     Raises:
         FormatError: there are too many files or bytes.
-        WriteError: the disk has no room for them.
+        WriteError: there is not enough disk space.
     """
     check_bounds(files, order.reference)
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
-    order.reporter.step(f"taking {len(files) + before} files, {total / 1e6:,.1f} MB")
+    order.reporter.step(f"downloading {len(files) + before} files, {total / 1e6:,.1f} MB")
     for file in files:
         source.download(file, folder)
 
 
 @dataclass(frozen=True)
 class _Artifact:
-    """A bundle or an adapter: its head, and the files that the head lists."""
+    """A bundle or adapter: its head and the files listed there."""
 
     expect: str | None
     proof: Proof | None
     suffix: str = ""
 
     def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
-        """Take the head first: it decides whether the rest is wanted."""
+        """Download the head first, then the files listed in it, unless the head is rejected."""
         where = order.reference
         kind = kind_of(remote.files, where)
         head = HEADS[kind]
@@ -352,7 +350,7 @@ class _Artifact:
             found = remote.files.get(path)
             if found is None or size not in (None, found.size):
                 raise FormatError(
-                    f"does not have the files that its `{head}` lists",
+                    f"lacks files listed in its `{head}`",
                     where=where,
                     found=f"no `{path}`" if found is None else f"`{path}` of {found.size:,} bytes",
                     expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
@@ -371,7 +369,7 @@ class _Artifact:
         read_whole(folder, kind_of({path.name for path in folder.iterdir()}, folder))
 
     def accept(self, folder: Path) -> None:
-        """Compare the digest with the expected one, and call the proof."""
+        """Compare the digest with the expected one, and call `proof`."""
         check_expected(folder, kind_of({path.name for path in folder.iterdir()}, folder), self.expect)
         if self.proof is not None:
             self.proof(folder)

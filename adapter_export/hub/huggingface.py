@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, by huggingface_hub, whose tokens, endpoint (`HF_ENDPOINT`), cache and offline mode it has."""
+"""The Hugging Face Hub, accessed with huggingface_hub: its tokens, `HF_ENDPOINT`, cache and offline mode apply."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from adapter_export.safe_io.regular_files import copy_hashed
 from adapter_export.version import __version__
 
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
-"""Errors of the library's HTTP client, which depends on its release."""
+"""Base class of HTTP client errors, which depends on the library's version."""
 
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 401, 403, 429, 500
 
 
 def endpoint() -> str:
-    """The address of the hub."""
+    """Return the address of the hub."""
     return HfApi().endpoint
 
 
@@ -57,10 +57,10 @@ def is_offline() -> bool:
 
 
 class Hub:
-    """One repository of the hub.
+    """A repository of the hub.
 
     Args:
-        reference: to a revision of it.
+        reference: a revision of the repository.
     """
 
     def __init__(self, reference: HubReference | DatasetReference) -> None:
@@ -71,11 +71,11 @@ class Hub:
         self._commit: str | None = None
 
     def resolve(self) -> Remote:
-        """Resolve the reference to a commit and its files; offline, by the library's cache.
+        """Resolve the reference to a commit and its files; when offline, from the library's cache.
 
         Raises:
-            RemoteError: the hub does not answer, has none, or does not give it.
-            FormatError: a file has a name that leads out of its folder.
+            RemoteError: the hub does not respond, or rejects the request.
+            FormatError: a file name leaves its folder.
         """
         name, revision = self.reference.repository, self.reference.revision
         with self._asked():
@@ -95,16 +95,16 @@ class Hub:
                     for one in info.siblings or ()
                 ]
         if not re.fullmatch(r"[0-9a-f]{40,64}", self._commit):
-            raise RemoteError("the hub names no commit", where=self.reference, found=visible(self._commit))
+            raise RemoteError("the hub returned no commit", where=self.reference, found=visible(self._commit))
         return Remote(self._commit, files_by_path(rows, self.reference))
 
     def download(self, file: RemoteFile, folder: Path) -> None:
         """Write one file to its path in a folder.
 
         Raises:
-            RemoteError: the hub does not give it.
-            FormatError: it has another size than the hub said.
-            HashError: it has other bytes than the hub said, where it said that.
+            RemoteError: the hub rejects the request.
+            FormatError: the size differs from the listing.
+            HashError: the contents differ from the listed hash, if any.
         """
         place = folder / file.path
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Hub:
             copy_hashed(self._snapshot / file.path, place, file.size)
             return
         where = f"{self.reference}, `{file.path}`"
-        with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library keeps notes of its own there
+        with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library stores metadata there
             with self._asked():
                 path = self._api.hf_hub_download(
                     self.reference.repository,
@@ -126,27 +126,27 @@ class Hub:
             if size != file.size:
                 expected = f"{file.size:,} bytes"
                 raise FormatError(
-                    "the hub gave another number of bytes than it said",
+                    "the size of the download differs from the listing",
                     where=where,
                     found=f"{size:,} bytes",
                     expected=expected,
                 )
             if file.digest is not None and found != file.digest:
-                raise HashError(where, "the hub gave other bytes than it said", found=found, expected=file.digest)
+                raise HashError(where, "the download does not match the listed hash", found=found, expected=file.digest)
             got.replace(place)
 
     def _cached_snapshot(self) -> Path:
-        """Return the snapshot of the reference in the library's cache; errors are those of the library."""
+        """Return the cached snapshot of the reference; raises errors of the library."""
         name, revision = self.reference.repository, self.reference.revision
         return Path(snapshot_download(name, repo_type=self._type, revision=revision, local_files_only=True))
 
     def push(self, files: Mapping[str, Path], *, private: bool, message: str) -> str:
-        """Make one commit of the files of an artifact, in a repository that is made if there is none; return its id.
+        """Commit the files of an artifact, creating the repository if needed, and return the commit id.
 
-        Files of the bundle or adapter that was there before, and that this one does not have, are deleted.
+        Files of a previous bundle or adapter that this one lacks are deleted.
 
         Raises:
-            RemoteError: the hub does not answer or does not take it.
+            RemoteError: the hub does not respond, or rejects the request.
         """
         name, revision = self.reference.repository, self.reference.revision
         with self._asked():
@@ -160,7 +160,7 @@ class Hub:
         return str(done.oid)
 
     def current(self) -> str | None:
-        """Return the current commit of the reference; `None` if there is none."""
+        """Return the current commit of the reference, or `None`."""
         try:
             with self._asked():
                 info = self._api.repo_info(self.reference.repository, revision=self.reference.revision)
@@ -169,7 +169,7 @@ class Hub:
             return None
 
     def _own_before(self) -> set[str]:
-        """Return the files of the bundle or the adapter that the repository holds; what else is there stays."""
+        """Return the files of the bundle or adapter in the repository; other files are kept."""
         own: set[str] = set()
         with suppress(FormatError, NotFoundError), TemporaryDirectory(prefix="adapter-export-") as folder:
             remote = self.resolve()
@@ -182,19 +182,21 @@ class Hub:
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        """Turn what the library raises into errors of this package, and keep its progress bars from the terminal."""
+        """Convert errors of the library, and suppress its progress bars."""
         where, bars = self.reference, not are_progress_bars_disabled()
         disable_progress_bars()
         try:
             yield
         except OfflineModeIsEnabled as error:
-            fix = "unset it, or pull this reference before"
+            fix = "unset it, or pull this reference first"
             raise UnreachableError("`HF_HUB_OFFLINE` forbids the network", where=where, fix=fix) from error
         except LocalEntryNotFoundError as error:
             what = (
-                "is not in the cache, and `HF_HUB_OFFLINE` forbids the network" if is_offline() else "the hub broke off"
+                "is not in the cache, and `HF_HUB_OFFLINE` forbids the network"
+                if is_offline()
+                else "the connection broke off"
             )
-            fix = "unset it, or pull this reference before" if is_offline() else "run again"
+            fix = "unset it, or pull this reference first" if is_offline() else "run again"
             raise UnreachableError(what, where=where, found=_said(error), fix=fix) from error
         except GatedRepoError as error:
             page = f"{endpoint()}/{'datasets/' if self._type == 'dataset' else ''}{where.repository}"
@@ -202,44 +204,44 @@ class Hub:
             raise DeniedError("is gated: its owner grants access", where=where, found=_said(error), fix=fix) from error
         except RepositoryNotFoundError as error:
             fix = f"check its name; if it is private, {_TOKEN}"
-            what = "the hub has no such repository, or does not show it to you"
+            what = "the repository does not exist, or is private"
             raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
         except RevisionNotFoundError as error:
-            fix = "give a branch, a tag or a commit of it, or leave the revision out"
+            fix = "pass an existing branch, tag or commit, or omit the revision"
             what = "the repository has no such revision"
             raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
         except EntryNotFoundError as error:
-            fix = "run again: it was changed meanwhile"
+            fix = "run again: the repository has changed"
             raise NotFoundError("the repository has no such file", where=where, found=_said(error), fix=fix) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (_UNAUTHORIZED, _FORBIDDEN):
-                raise DeniedError(
-                    "the hub does not let you do that", where=where, found=_said(error), fix=_TOKEN
-                ) from error
+                raise DeniedError("the hub denies access", where=where, found=_said(error), fix=_TOKEN) from error
             if status == _TOO_MANY or status >= _SERVER_ERROR:
                 fix = "run again later"
-                raise UnreachableError("the hub cannot answer now", where=where, found=_said(error), fix=fix) from error
-            raise RemoteError("the hub refuses", where=where, found=_said(error)) from error
+                raise UnreachableError(
+                    "the hub is temporarily unavailable", where=where, found=_said(error), fix=fix
+                ) from error
+            raise RemoteError("the hub rejects the request", where=where, found=_said(error)) from error
         except HFValidationError as error:
-            raise UsageError("is no name of a repository", where=where, found=_said(error)) from error
+            raise UsageError("is not a valid repository name", where=where, found=_said(error)) from error
         except (_TRANSPORT, ConnectionError, TimeoutError) as error:
             fix = f"check the network and `HF_ENDPOINT`{self._offline_way()}"
-            raise UnreachableError("the hub does not answer", where=where, found=_said(error), fix=fix) from error
-        except RuntimeError as error:  # of a thread of the library, with what went wrong as its cause
+            raise UnreachableError("the hub does not respond", where=where, found=_said(error), fix=fix) from error
+        except RuntimeError as error:  # from a thread of the library, with the original error as its cause
             found = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            raise UnreachableError("the hub broke off", where=where, found=found, fix="run again") from error
+            raise UnreachableError("the connection broke off", where=where, found=found, fix="run again") from error
         finally:
             if bars:
                 enable_progress_bars()
 
     def _offline_way(self) -> str:
-        """Return how to go on with a snapshot in the library's cache, if there is one."""
+        """Return a fix that uses a cached snapshot of the library, if any."""
         try:
             snapshot = self._cached_snapshot()
         except (LocalEntryNotFoundError, OSError, ValueError):
             return ""
-        return f"; `HF_HUB_OFFLINE=1` takes the commit {snapshot.name} from the cache of huggingface_hub"
+        return f"; `HF_HUB_OFFLINE=1` uses commit {snapshot.name} from the cache of huggingface_hub"
 
 
 _TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"

@@ -1,4 +1,4 @@
-"""Send a bundle or an adapter to a hub or a registry, with a model card."""
+"""Upload of bundles and adapters to a hub or registry, with a model card."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Pushed(Described):
     """A pushed artifact.
 
     Attributes:
-        reference: the reference that it was sent to.
-        kind: a bundle or an adapter.
-        pin: the digest of the registry's manifest, or the commit of the hub.
-        digest: the sha256 of `manifest.json` or `adapter_graph.json`, which has those of all other files.
-        files: what was sent, paths from the folder.
-        bytes: of these files together.
+        reference: destination.
+        kind: bundle or adapter.
+        pin: digest of the registry's manifest, or commit of the hub.
+        digest: SHA-256 of `manifest.json` or `adapter_graph.json`, which contains those of all other files.
+        files: uploaded files, paths relative to the folder.
+        bytes: total size.
     """
 
     reference: str
@@ -44,15 +44,15 @@ class Pushed(Described):
 
     @property
     def pinned(self) -> str:
-        """The reference with its pin, which never changes its meaning."""
+        """Immutable reference with its pin."""
         return str(parse_reference(self.reference).pinned(self.pin))
 
 
 def whole_artifact(folder: Path) -> Kind:
-    """Return what lies in a folder; all its hashes are right.
+    """Return the kind of artifact in a folder, after verifying all hashes.
 
     Raises:
-        FileError, FormatError, HashError: neither a bundle nor an adapter, or it is damaged.
+        FileError, FormatError, HashError: the folder is not a bundle or adapter, or is damaged.
     """
     if not folder.is_dir():
         raise FileError("is not a folder", where=folder, expected="a bundle, or the folder of an adapter")
@@ -71,26 +71,26 @@ def push_folder(
     plain_http: bool,
     reporter: Reporter = SILENT,
 ) -> Pushed:
-    """Send what lies in a folder; only the files that its format knows, and the card.
+    """Upload the artifact in a folder: only files known to its format, and the card.
 
     Args:
-        folder: of a bundle or an adapter.
-        reference: where to; a tag or a branch that exists moves.
-        card: the model card; none sends the `README.md` that is there, if there is one.
-        licence: its name, for a registry's annotations.
-        private: a repository of the hub that is made is for its owner alone.
-        plain_http: as of `fetch`.
+        folder: a bundle or adapter.
+        reference: destination; an existing tag or branch moves.
+        card: model card. Default: the folder's `README.md`, if any.
+        licence: licence name for a registry's annotations.
+        private: whether a new repository of the hub is private.
+        plain_http: see `fetch`.
         reporter: receives the steps, and a note if the tag or branch has moved.
 
     Raises:
-        UsageError: it is no reference, or one with a digest or a commit.
-        RemoteError: the hub or the registry does not answer or does not take it.
-        FileError, FormatError, HashError: there is no whole bundle or adapter.
+        UsageError: the reference is invalid, or contains a digest or commit.
+        RemoteError: the hub or registry does not respond, or rejects the request.
+        FileError, FormatError, HashError: the artifact is incomplete or damaged.
     """
     where, kind = parse_reference(reference), whole_artifact(folder)
     if where.pin is not None:
-        fix = "give a tag or a branch, or neither"
-        raise UsageError("is immutable, so nothing can be sent there", where=where, fix=fix)
+        fix = "pass a tag or a branch, or neither"
+        raise UsageError("is immutable and cannot be overwritten", where=where, fix=fix)
     digest, head = digest_of(folder, kind), HEADS[kind]
     also = [name for name in (UNLISTED if kind == "bundle" else (CARD_FILE,)) if (folder / name).is_file()]
     files = {name: folder / name for name in (head, *needed_files(folder, kind), *also)}
@@ -99,7 +99,7 @@ def push_folder(
             files[CARD_FILE] = Path(temporary, CARD_FILE)
             files[CARD_FILE].write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in files.values())
-        reporter.step(f"sending {len(files)} files, {size / 1e6:,.1f} MB")
+        reporter.step(f"uploading {len(files)} files, {size / 1e6:,.1f} MB")
         if isinstance(where, HubReference):
             hub = Hub(where)
             before = hub.current()

@@ -1,4 +1,4 @@
-"""References to files elsewhere: `hf://owner/name[@revision]`, `oci://…`, and `hf://datasets/owner/name[:split]`."""
+"""Remote references: `hf://owner/name[@revision]`, `oci://…` and `hf://datasets/owner/name[:split]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATASET = re.compile(
     r"(?:(?P<file>(?:/\w[\w.-]*)+\.\w+)|:(?:(?P<subset>\w[\w.-]*)/)?(?P<split>\w[\w.\[\]:%+-]*))?",
     re.ASCII,
 )
-"""A split may be a part of one, such as `train[:10%]`."""
+"""Pattern of splits, including parts such as `train[:10%]`."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REGISTRY = re.compile(
@@ -23,12 +23,12 @@ _REGISTRY = re.compile(
     rf"/(?P<repository>{_PART}(?:/{_PART})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-"""As the OCI distribution specification has names of repositories, tags and digests."""
+"""Pattern of repositories, tags and digests in the OCI distribution specification."""
 
 _PAGE = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<path>(?:datasets/)?\w[\w.-]*/\w[\w.-]*)", re.ASCII
 )
-"""The address of a repository's page."""
+"""Address of a repository's web page."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -41,7 +41,7 @@ class HubReference:
 
     Attributes:
         repository: `owner/name`.
-        revision: a branch, a tag or a commit; `None` is the main branch.
+        revision: branch, tag or commit; `None` is the main branch.
     """
 
     repository: str
@@ -52,12 +52,12 @@ class HubReference:
 
     @property
     def name(self) -> str:
-        """The last part of its name."""
+        """Last part of the repository name."""
         return self.repository.rpartition("/")[2]
 
     @property
     def pin(self) -> str | None:
-        """The commit, if the reference has one; it never changes its meaning."""
+        """Commit, if the reference contains one, which makes it immutable."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
     def pinned(self, pin: str) -> HubReference:
@@ -70,10 +70,10 @@ class RegistryReference:
     """An artifact in an OCI registry, `oci://host[:port]/repository[:tag|@sha256:…]`.
 
     Attributes:
-        host: with its port, if one is given.
-        repository: its path in the registry.
-        tag: a name that its owner may move.
-        digest: `sha256:` and that of the manifest; it decides where a tag is given, too.
+        host: host with optional port.
+        repository: path in the registry.
+        tag: mutable name.
+        digest: `sha256:` and the manifest's digest; takes precedence over the tag.
     """
 
     host: str
@@ -86,17 +86,17 @@ class RegistryReference:
 
     @property
     def version(self) -> str:
-        """The digest or the tag."""
+        """Digest or tag."""
         return self.digest or self.tag or DEFAULT_TAG
 
     @property
     def name(self) -> str:
-        """The last part of its name."""
+        """Last part of the repository name."""
         return self.repository.rpartition("/")[2]
 
     @property
     def pin(self) -> str | None:
-        """The digest, if the reference has one; it never changes its meaning."""
+        """Digest, if the reference contains one, which makes it immutable."""
         return self.digest
 
     def pinned(self, pin: str) -> RegistryReference:
@@ -105,7 +105,7 @@ class RegistryReference:
 
     @property
     def is_loopback(self) -> bool:
-        """True if the registry is on this machine, where HTTP needs no TLS."""
+        """True for a loopback host, which needs no TLS."""
         name = re.sub(r":[0-9]+$", "", self.host).strip("[]")
         try:
             return name == "localhost" or ip_address(name).is_loopback
@@ -119,10 +119,10 @@ class DatasetReference:
 
     Attributes:
         repository: `owner/name`.
-        revision: a branch, a tag or a commit; `None` is the main branch.
-        subset: one of its configurations; `None` is the default one.
-        split: the rows, such as `train`.
-        file: a table in the repository, in place of a split: `hf://datasets/owner/name[@revision]/path.csv`.
+        revision: branch, tag or commit; `None` is the main branch.
+        subset: configuration of the dataset; `None` is the default.
+        split: split, such as `train`.
+        file: table in the repository, instead of a split: `hf://datasets/owner/name[@revision]/path.csv`.
     """
 
     repository: str
@@ -138,7 +138,7 @@ class DatasetReference:
 
     @property
     def pin(self) -> str | None:
-        """The commit, if the reference has one; it never changes its meaning."""
+        """Commit, if the reference contains one, which makes it immutable."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
     def pinned(self, pin: str) -> DatasetReference:
@@ -150,10 +150,10 @@ Reference = HubReference | RegistryReference
 
 
 def parse_reference(text: str) -> Reference:
-    """Read a reference.
+    """Parse a reference.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the reference is invalid.
     """
     if found := _HUB.fullmatch(text):
         return HubReference(f"{found['owner']}/{found['name']}", found["revision"])
@@ -161,20 +161,20 @@ def parse_reference(text: str) -> Reference:
         return RegistryReference(found["host"], found["repository"], found["tag"], found["digest"])
     page = _PAGE.match(text)
     raise UsageError(
-        "is no reference to a hub or a registry",
+        "is not a reference to a hub or registry",
         where=text,
         expected="`hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`",
-        fix="check it for a typing error; repositories of registries are in lower case"
+        fix="check it for typos; repositories of registries are lower-case"
         if page is None
-        else f"give `hf://{page['path']}`",
+        else f"pass `hf://{page['path']}`",
     )
 
 
 def parse_dataset(text: str) -> DatasetReference:
-    """Read a reference to rows of a dataset.
+    """Parse a reference to rows of a dataset.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the reference is invalid.
     """
     if found := _DATASET.fullmatch(text):
         facts = found.groupdict()
@@ -182,8 +182,8 @@ def parse_dataset(text: str) -> DatasetReference:
         repository, split = f"{facts['owner']}/{facts['name']}", facts["split"] or "train"
         return DatasetReference(repository, facts["revision"], facts["subset"], split, file)
     raise UsageError(
-        "is no reference to a dataset",
+        "is not a reference to a dataset",
         where=text,
         expected="`hf://datasets/owner/name[@revision][:[subset/]split]`, or `hf://datasets/owner/name/table.csv`",
-        fix=f"give `{text.replace('hf://', 'hf://datasets/')}`" if _HUB.match(text) else "check it for a typing error",
+        fix=f"pass `{text.replace('hf://', 'hf://datasets/')}`" if _HUB.match(text) else "check it for typos",
     )

@@ -1,6 +1,6 @@
-"""OCI registries: a client of the distribution specification 1.1 for what is pushed and pulled here.
+"""OCI registries: a client of the distribution specification 1.1 for bundles and adapters.
 
-Nothing that a registry says is believed: a manifest has the digest that it was asked by, a blob its own and its size.
+Responses are untrusted: manifests are checked against the requested digest, blobs against digest and size.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from adapter_export.safe_io.regular_files import open_regular, sha256_of
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPES: Mapping[Kind, str] = {kind: f"application/vnd.adapter-export.{kind}.v1" for kind in HEADS}
-"""The `artifactType` of manifests, by which a registry's users know what it is."""
+"""`artifactType` of manifests, by kind of artifact."""
 
 TITLE = "org.opencontainers.image.title"
-"""The annotation of a layer with the path of its file, as ORAS writes and reads it."""
+"""Annotation of a layer with the path of its file, as in ORAS."""
 
 _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-"""The config of an artifact that has none."""
+"""Media type of an empty config."""
 
 _MEDIA_TYPES: Mapping[str, str] = {
     ".json": "application/json",
@@ -56,7 +56,7 @@ _MEDIA_TYPES: Mapping[str, str] = {
 _ANY_TYPE = "application/octet-stream"
 
 _MOST_MANIFEST_BYTES = 4 * 2**20
-"""The least that every registry must take, and the most that is read."""
+"""Maximum size of a manifest, which every registry must support."""
 
 _MOST_ANSWER_BYTES = 2**20
 _BLOCK_BYTES = 2**20
@@ -66,11 +66,11 @@ _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Registry:
-    """One repository of a registry; with statement.
+    """A repository of a registry; use in a `with` statement.
 
     Args:
-        reference: to an artifact in it.
-        plain_http: speak without TLS, as is always done on this machine itself.
+        reference: an artifact in the repository.
+        plain_http: connect without TLS, as always for loopback hosts.
     """
 
     def __init__(self, reference: RegistryReference, *, plain_http: bool = False) -> None:
@@ -88,41 +88,41 @@ class Registry:
         )
 
     def __enter__(self) -> Registry:
-        """Return itself."""
+        """Return this object."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.close()
 
     def resolve(self) -> Remote:
         """Read the current manifest of the reference.
 
         Raises:
-            RemoteError: it does not answer, has none, or does not give it.
-            FormatError: it is no manifest of an artifact of this package.
-            HashError: it is not the one with this digest.
+            RemoteError: the registry does not respond, or rejects the request.
+            FormatError: the manifest does not belong to an artifact of this package.
+            HashError: the manifest does not match the requested digest.
         """
         where, digest = self.reference, self.reference.digest
         with self._asked("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
             data = _read(response, _MOST_MANIFEST_BYTES)
         if data is None:
             raise FormatError(
-                "is too large a manifest", where=where, expected=f"at most {_MOST_MANIFEST_BYTES:,} bytes"
+                "the manifest is too large", where=where, expected=f"at most {_MOST_MANIFEST_BYTES:,} bytes"
             )
         found = hashlib.sha256(data).hexdigest()
         if digest is not None and digest != f"sha256:{found}":
-            what = "the registry gave another manifest than was asked for"
+            what = "the manifest does not match the requested digest"
             raise HashError(where, what, found=found, expected=digest.removeprefix("sha256:"))
         return Remote(f"sha256:{found}", _layers(data, where))
 
     def download(self, file: RemoteFile, folder: Path) -> None:
-        """Write one file to its path in a folder, no byte more than its manifest says.
+        """Write one file to its path in a folder, up to the size in the manifest.
 
         Raises:
-            RemoteError: the registry does not give it.
-            FormatError: it has another size.
-            HashError: it has other bytes.
+            RemoteError: the registry rejects the request.
+            FormatError: the size differs from the manifest.
+            HashError: the contents differ from the manifest.
         """
         place, sha256, size = folder / file.path, hashlib.sha256(), 0
         where = f"{self.reference}, `{file.path}`"
@@ -136,18 +136,18 @@ class Registry:
                 written.write(block)
         if size != file.size:
             raise FormatError(
-                "the registry gave another number of bytes than its manifest says",
+                "the size of the download differs from the manifest",
                 where=where,
                 found=f"{size:,} bytes" if size < file.size else "more",
                 expected=f"{file.size:,} bytes",
-                fix="run again; if it stays so, push it again",
+                fix="run again; if this persists, push it again",
             )
         if sha256.hexdigest() != file.digest:
-            what = "the registry gave other bytes than its manifest says"
+            what = "the download does not match the manifest's hash"
             raise HashError(where, what, found=sha256.hexdigest(), expected=str(file.digest), fix="push it again")
 
     def current(self) -> str | None:
-        """Return the current digest of the reference; `None` if there is none."""
+        """Return the current digest of the reference, or `None`."""
         try:
             return self.resolve().pin
         except NotFoundError:
@@ -156,12 +156,12 @@ class Registry:
             return "something else"
 
     def push(self, kind: Kind, files: Mapping[str, Path], annotations: Mapping[str, str]) -> str:
-        """Send the files of an artifact, those that are not there yet, and then its manifest; return its digest.
+        """Upload the missing files of an artifact, then its manifest, and return its digest.
 
-        The same files and annotations always make the same manifest: it has no time in it.
+        The manifest is deterministic: it contains no time.
 
         Raises:
-            RemoteError: the registry does not answer or does not take it.
+            RemoteError: the registry does not respond, or rejects the request.
             FileError: a file cannot be read.
         """
         layers = []
@@ -187,7 +187,7 @@ class Registry:
         with self._asked("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
             kept = response.headers.get("Docker-Content-Digest", digest)
         if kept != digest:
-            fix = "use a registry that keeps OCI manifests as they are"
+            fix = "use a registry that stores OCI manifests unchanged"
             raise RemoteError(
                 "the registry changed the manifest", where=self.reference, found=kept, expected=digest, fix=fix
             )
@@ -201,7 +201,7 @@ class Registry:
             place = response.headers.get("Location")
             url = None if place is None else response.url.join(place).copy_add_param("digest", digest)
         if url is None:
-            raise RemoteError("the registry does not say where a file is to go", where=self.reference)
+            raise RemoteError("the registry returned no upload location", where=self.reference)
         headers = {"Content-Type": _ANY_TYPE, "Content-Length": str(size)}
         with self._asked("PUT", url, headers=headers, content=_Body(blocks)):
             pass
@@ -210,7 +210,7 @@ class Registry:
     def _asked(
         self, method: str, url: str | httpx.URL, *, missing: bool = False, **request: Any
     ) -> Iterator[httpx.Response]:
-        """Send a request; what is no success, but for something that is `missing`, is an error."""
+        """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
         where, asked = self.reference, self._origin.join(self._client.base_url).join(url)
         is_own = asked.netloc == self._origin.netloc and asked.scheme == self._origin.scheme
         headers = request.pop("headers", {})
@@ -226,26 +226,26 @@ class Registry:
                     yield response
                     return
         except httpx.TransportError as error:
-            what = "does not answer" if isinstance(error, httpx.TimeoutException | httpx.ConnectError) else "broke off"
+            what = "does not respond" if isinstance(error, httpx.TimeoutException | httpx.ConnectError) else "broke off"
             fix = "check its name, the network and, for a registry without TLS, " + argument("plain_http", True)
             raise UnreachableError(
                 f"the registry {what}", where=where, found=str(error) or type(error).__name__, fix=fix
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise RemoteError("the registry gave no answer that can be used", where=where, found=error) from error
+            raise RemoteError("the response of the registry is invalid", where=where, found=error) from error
 
     def _check_scheme(self, request: httpx.Request) -> None:
-        """Refuse to leave TLS on the way: a redirection could say so."""
+        """Reject a redirection to an address without TLS."""
         if request.url.scheme != "https" and not self._plain:
             raise RemoteError(
-                "the registry leads to an address without TLS",
+                "the registry redirects to an address without TLS",
                 where=self.reference,
                 found=request.url.host,
                 fix=f"use another registry; on a network that you trust, {argument('plain_http', True)}",
             )
 
     def _log_in(self, challenge: str) -> bool:
-        """Find what the registry asks for: the saved login itself, or a token that somebody gives for it."""
+        """Answer the registry's challenge with the saved login, or a token obtained with it."""
         scheme, _, rest = challenge.partition(" ")
         asked = dict(_CHALLENGE.findall(rest))
         if scheme.lower() == "basic" and self._login is not None:
@@ -266,13 +266,13 @@ class Registry:
 
 
 class _Body:
-    """The bytes of a file, as often as they are asked for: a request may have to be sent again with credentials."""
+    """The contents of a file, restartable: a request may be repeated with credentials."""
 
     def __init__(self, blocks: Callable[[], Iterator[bytes]]) -> None:
         self._blocks = blocks
 
     def __iter__(self) -> Iterator[bytes]:
-        """Begin again."""
+        """Restart from the beginning."""
         return self._blocks()
 
 
@@ -282,7 +282,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _read(response: httpx.Response, most: int) -> bytes | None:
-    """Return the answer; `None` if it is larger."""
+    """Return the response body, or `None` if it exceeds `most` bytes."""
     data = bytearray()
     for block in response.iter_raw():
         data += block
@@ -292,7 +292,7 @@ def _read(response: httpx.Response, most: int) -> bytes | None:
 
 
 def _document(response: httpx.Response) -> Mapping[str, Any]:
-    """Return the JSON object that was answered; an empty one in place of anything else."""
+    """Return the JSON object of a response, or an empty one."""
     try:
         document = parse_json(_read(response, _MOST_ANSWER_BYTES) or b"", "answer")
     except (FormatError, httpx.HTTPError):
@@ -301,7 +301,7 @@ def _document(response: httpx.Response) -> Mapping[str, Any]:
 
 
 def _refusal(response: httpx.Response, where: RegistryReference) -> RemoteError:
-    """Return the error for an answer that is no success."""
+    """Return the error for an unsuccessful response."""
     status, said = response.status_code, ""
     errors = _document(response).get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
@@ -309,30 +309,32 @@ def _refusal(response: httpx.Response, where: RegistryReference) -> RemoteError:
     found = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
-        return DeniedError("the registry does not let you do that", where=where, found=found, fix=fix)
+        return DeniedError("the registry denies access", where=where, found=found, fix=fix)
     if status == httpx.codes.NOT_FOUND:
         return NotFoundError("does not exist", where=where, found=found, fix="check its name, and its tag or digest")
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return UnreachableError("the registry cannot answer now", where=where, found=found, fix="run again later")
-    return RemoteError("the registry refuses", where=where, found=found)
+        return UnreachableError(
+            "the registry is temporarily unavailable", where=where, found=found, fix="run again later"
+        )
+    return RemoteError("the registry rejects the request", where=where, found=found)
 
 
 def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
     """Return the files of a manifest.
 
     Raises:
-        FormatError: it is not of an artifact of this package, or a file has a name that leads out of its folder.
+        FormatError: the manifest does not belong to an artifact of this package, or a file name leaves its folder.
     """
     document = parse_json(data, where)
     known = dict(document) if isinstance(document, dict) else {}
     found, layers = known.get("artifactType"), known.get("layers")
     if found not in ARTIFACT_TYPES.values() or not isinstance(layers, list):
         raise FormatError(
-            "is no adapter and no bundle",
+            "is neither an adapter nor a bundle",
             where=where,
             found=f"a manifest of the type {visible(str(found or known.get('mediaType')))}",
             expected=" or ".join(ARTIFACT_TYPES.values()),
-            fix="give what `push` sent",
+            fix="pass a reference created by `push`",
         )
     rows = []
     for layer in layers:
@@ -347,10 +349,10 @@ def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
 
 
 def _saved_login(host: str) -> str | None:
-    """Return name and password in base64 that `docker login` saved for a host, or a helper has; `None` without a login.
+    """Return user and password in base64 from `docker login` or a credential helper; `None` without a login.
 
     Raises:
-        InputError: Docker's file of logins cannot be read.
+        InputError: Docker's config file cannot be read.
     """
     folder = os.environ.get("DOCKER_CONFIG")
     path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
@@ -365,13 +367,13 @@ def _saved_login(host: str) -> str | None:
             return str(saved)
     except (AttributeError, TypeError, ValueError) as error:
         raise FormatError(
-            "is no file of logins", where=path, expected="`auths` as `docker login` writes them"
+            "is not a Docker config file", where=path, expected="`auths` in the format of `docker login`"
         ) from error
     return None if not helper else _ask_helper(str(helper), host)
 
 
 def _ask_helper(helper: str, host: str) -> str | None:
-    """Return the login of a `docker-credential-…` program for a host; `None` without such a program or login."""
+    """Return the login for a host from a `docker-credential-…` program, or `None`."""
     if not re.fullmatch(r"[\w.-]+", helper):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The files of a model or an adapter in a repository of the Hub: safetensors, JSON, tokenizers, and no pickle."""
+"""Files of a model or adapter in a Hub repository: safetensors, JSON and tokenizers, never pickles."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from adapter_export.safe_io.documents import MOST_JSON_BYTES, read_json
 from adapter_export.safe_io.regular_files import sha256_of
 
 Wanted = Literal["model", "adapter", "tokenizer"]
-"""A model of transformers or sentence-transformers, an adapter of PEFT or AdapterHub, or a tokenizer."""
+"""A transformers or sentence-transformers model, a PEFT or AdapterHub adapter, or a tokenizer."""
 
-_LISTING = ".files.json"  # no repository has a name that begins with a dot
+_LISTING = ".files.json"  # repository names do not start with a dot
 _TOKENIZER = "tokenizer.json"
 _TEXTS = (".json", ".txt", ".model", ".spm")
-"""Suffixes of configurations, of tokenizers and of their vocabularies."""
+"""Suffixes of configurations, tokenizers and vocabularies."""
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _MODULES = "modules.json"
@@ -42,26 +42,26 @@ _PICKLES = re.compile(r"(?:.*/)?(?:pytorch_|adapter_model)[^/]*\.bin|.*\.(?:pt|p
 
 @dataclass(frozen=True)
 class RepositoryFiles:
-    """The files of a repository that a kind of reader needs, and a listing of their hashes beside their folder.
+    """The files of a repository for one kind of reader, with a listing of their hashes next to their folder.
 
     Attributes:
-        wanted: the kind of reader.
+        wanted: kind of reader.
     """
 
     wanted: Wanted
 
     @property
     def suffix(self) -> str:
-        """The end of the name of the folder in the cache."""
+        """Suffix of the cache folder."""
         return f"-{self.wanted}"
 
     def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
-        """Write the files, and the listing.
+        """Download the files, and write the listing.
 
         Raises:
             BaseModelError, AdapterError: the repository has no such model or adapter, or only pickles of its tensors.
-            FormatError: an index lists a file that is not there, or files are too large.
-            RemoteError: the hub does not give them.
+            FormatError: an index lists a missing file, or files are too large.
+            RemoteError: the hub rejects the request.
         """
         assert isinstance(order.reference, HubReference)
         place = _folder_in(folder, order.reference)
@@ -82,13 +82,13 @@ class RepositoryFiles:
         verify_listing(folder)
 
     def accept(self, folder: Path) -> None:
-        """Accept all: nothing more is expected of it."""
+        """Accept any contents."""
 
 
 def fetch_files(reference: HubReference, wanted: Wanted, reporter: Reporter) -> tuple[str, Path]:
-    """Return the commit of a repository, and a folder of the cache with its files, verified; read-only.
+    """Return the commit of a repository, and a cache folder with its verified files. Treat it as read-only.
 
-    Errors are those of `fetch`, and of `RepositoryFiles.take`.
+    For errors see `fetch` and `RepositoryFiles.take`.
     """
     order = Order(reference, RepositoryFiles(wanted), reporter)
     pin, folder = fetch_contents(order, lambda: nullcontext(Hub(reference)))
@@ -96,28 +96,28 @@ def fetch_files(reference: HubReference, wanted: Wanted, reporter: Reporter) -> 
 
 
 def write_listing(folder: Path, place: Path) -> None:
-    """Write the hashes of the files in `place`, a folder inside `folder`, beside it."""
+    """Write the hashes of the files in `place`, a subfolder of `folder`, to `folder`."""
     rows = [asdict(RemoteFile(path, file.stat().st_size, sha256_of(file))) for path, file in _inside(place)]
     (folder / _LISTING).write_bytes(canonical_json(rows))
 
 
 def verify_listing(folder: Path) -> None:
-    """Compare the files of a folder in `folder` with the listing beside it.
+    """Compare the files in a subfolder of `folder` with the listing.
 
     Raises:
-        FormatError: files differ, are missing or left over.
-        FileError: one cannot be read.
+        FormatError: files differ, are missing or unexpected.
+        FileError: a file cannot be read.
     """
     rows = read_json(folder / _LISTING)
     listed = files_by_path(rows if isinstance(rows, list) else [], folder / _LISTING)
     found = {path: file for one in folder.iterdir() if one.is_dir() for path, file in _inside(one)}
     differing = [path for path in {*listed, *found} if _differs(listed.get(path), found.get(path))]
     if differing or not listed:
-        raise FormatError("has other files than were taken", where=folder, found=quoted(differing) or "none")
+        raise FormatError("files differ from the download", where=folder, found=quoted(differing) or "none")
 
 
 def _folder_in(folder: Path, reference: HubReference) -> Path:
-    """Return the folder of the files in that of the cache: it has the name of the repository, for messages."""
+    """Return the subfolder of the cache folder with the files, named like the repository for messages."""
     return folder / reference.name
 
 
@@ -133,7 +133,7 @@ def _differs(listed: RemoteFile | None, file: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository that is taken from: its small files first, which name the large ones."""
+    """A repository to download: first its small files, which name the large ones."""
 
     reference: HubReference
     remote: Remote
@@ -141,7 +141,7 @@ class _Repository:
     place: Path
 
     def model(self) -> tuple[Collection[RemoteFile], Collection[RemoteFile]]:
-        """Take the texts of a model, and return them and its weights."""
+        """Download the text files of a model; return them and the weights."""
         names = self.remote.files
         if not names.keys() & {"config.json", _MODULES}:
             raise self._no_model("neither `config.json` nor `modules.json`")
@@ -152,14 +152,14 @@ class _Repository:
         if not weights["" if "config.json" in names or not folders else folders[0]]:
             raise self._only_pickles(
                 BaseModelError,
-                f"load it where you trust its author, and write it anew: `AutoModel.from_pretrained("
+                f"if you trust its author, load and save it: `AutoModel.from_pretrained("
                 f'"{self.reference.repository}").save_pretrained("folder")`',
-                f"give that folder, or a revision with `{_WEIGHTS}`: bots of the Hub offer one as `refs/pr/…`",
+                f"pass that folder, or a revision with `{_WEIGHTS}`: bots of the Hub offer one as `refs/pr/…`",
             )
         return first, [one for found in weights.values() for one in found]
 
     def adapter(self) -> tuple[Collection[RemoteFile], Collection[RemoteFile]]:
-        """Take the texts of the adapters of another library, and return them and the tensors."""
+        """Download the text files of adapters of another library; return them and the tensors."""
         names = self.remote.files
         folders = [""] if ADAPTER_CONFIG in names else sorted({_parent(path) for path in names if path.count("/") <= 1})
         having = [folder for folder in folders if any(_join(folder, one) in names for one in _CONFIGS)]
@@ -178,13 +178,13 @@ class _Repository:
         if not weights:
             raise self._only_pickles(
                 AdapterError,
-                f"download it where you trust its author: `hf download {self.reference.repository}` prints its folder",
-                "import that, of whose pickles only tensors are read",
+                f"if you trust its author, download it: `hf download {self.reference.repository}` prints its folder",
+                "import that folder; only tensors are read from its pickles",
             )
         return first, weights
 
     def tokenizer(self) -> Collection[RemoteFile]:
-        """Return the tokenizer."""
+        """Return the tokenizer file."""
         if _TOKENIZER not in self.remote.files:
             raise BaseModelError(
                 f"has no `{_TOKENIZER}`",
@@ -207,7 +207,7 @@ class _Repository:
         return files
 
     def _module_folders(self) -> list[str]:
-        """Return the folders of the modules of sentence-transformers, one below the repository each."""
+        """Return the module folders of a sentence-transformers model, direct subfolders of the repository."""
         document: Any = read_json(self.place / _MODULES)
         entries = document if isinstance(document, list) else []
         paths = [str(entry.get("path")).strip("/") for entry in entries if isinstance(entry, Mapping)]
@@ -215,7 +215,7 @@ class _Repository:
         return [path for path in dict.fromkeys(paths) if path in there]
 
     def _weights(self, folder: str) -> list[RemoteFile]:
-        """Return the weights in a folder, as transformers chooses them: one file, or else the shards of an index."""
+        """Return the weights in a folder, selected like in transformers: one file, or else the shards of an index."""
         files, whole, index = self.remote.files, _join(folder, _WEIGHTS), _join(folder, _INDEX)
         if whole in files:
             return [files[whole]]
@@ -229,17 +229,17 @@ class _Repository:
             return [beside[name] for name in sorted(set(document["weight_map"].values()))]
         except (LookupError, TypeError, AttributeError) as error:
             raise FormatError(
-                "an index of weights that does not fit the repository",
+                "the weight index does not match the repository",
                 where=f"{self.reference}, `{index}`",
                 found=visible(str(error)[:200]),
-                expected="`weight_map` with names of safetensors files beside it",
-                fix="give another revision",
+                expected="`weight_map` with names of safetensors files in the same folder",
+                fix="pass another revision",
             ) from error
 
     def _no_model(self, found: str) -> InputError:
-        """Return the error for a repository without a model: its fix is the command for what it has instead."""
+        """Return the error for a repository without a model; its fix is the command for its actual contents."""
         names = self.remote.files
-        what, fix = "is not a model of transformers or sentence-transformers", "check the name of the repository"
+        what, fix = "is not a transformers or sentence-transformers model", "check the name of the repository"
         for kind, head in HEADS.items():
             if head in names:
                 found, fix = f"{kind} of this package", f"run `adapter-export pull {self.reference}`"
@@ -256,7 +256,7 @@ class _Repository:
     def _only_pickles(self, kind: type[InputError], fix: str, then: str) -> InputError:
         pickles = sorted(path for path in self.remote.files if _PICKLES.fullmatch(path))
         return kind(
-            "has no safetensors file of its tensors, and pickles are not fetched, as they could run code",
+            "has no safetensors file; pickles are not downloaded because they can execute code",
             where=self.reference,
             found=quoted(pickles[:3]) or quoted(sorted(self.remote.files)[:5]) or "no files",
             expected="safetensors",

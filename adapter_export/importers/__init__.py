@@ -1,1 +1,1 @@
-"""Adapters that other software wrote, and plain tensors, become adapters."""
+"""Import of adapters of other libraries, and of plain tensors."""

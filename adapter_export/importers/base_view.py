@@ -1,4 +1,4 @@
-"""The base and the request of an import, as importers of all libraries read them."""
+"""Base and options of an import, shared by the importers of all libraries."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ def _no_tensor(_: str) -> None:
 
 @dataclass(frozen=True)
 class BaseView:
-    """A base that an adapter is imported for.
+    """The base of an import.
 
     Attributes:
-        fingerprint: the SHA-256 of its weights, `sha256:<hex>`.
-        sites: the places where adapters can act.
-        model_type: the name of its architecture in transformers, if it is known.
-        tensor: returns a tensor by its name in the base, such as `encoder.layer.0.output.dense.bias`; `None` if there
-            is none.
-        layer_at: returns the layer behind a site with all that it adds; `None` if the base does not show its tensors.
-            Without it, layers are looked up by the names of their tensors.
+        fingerprint: SHA-256 of the weights, `sha256:<hex>`.
+        sites: the sites of adapters.
+        model_type: architecture name in transformers, if known.
+        tensor: returns a tensor by its name in the base, such as `encoder.layer.0.output.dense.bias`, or `None`.
+        layer_at: returns the complete layer of a site, or `None` if the base does not expose its tensors. Without it,
+            layers are found by tensor names.
     """
 
     fingerprint: str
@@ -37,20 +36,20 @@ class BaseView:
     layer_at: Callable[[Site], Layer | None] | None = None
 
     def weight_at(self, site: Site) -> np.ndarray | None:
-        """Return the weight [out, in] of the layer behind a site; `None` if it is not known."""
+        """Return the weight [out, in] of a site's layer, or `None` if unknown."""
         layer = None if self.layer_at is None else self.layer_at(site)
         return None if layer is None else layer.weight
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Choices of an import that do not depend on the library.
+    """Options of an import, independent of the library.
 
     Attributes:
-        name: what users will call the adapter.
-        member: the adapter to take from a folder of several; of a setup, `None` is the whole.
-        by_number: match layers by their numbers if no path agrees, whatever the architecture.
-        read_pickle: reads a file of `torch.save`; without it, only safetensors are read.
+        name: name of the imported adapter.
+        member: the adapter to import from a folder with several; `None` imports a setup as a whole.
+        by_number: match layers by number if no path matches, for any architecture.
+        read_pickle: reads a file of `torch.save`; without it, only safetensors are supported.
     """
 
     name: str

@@ -1,9 +1,8 @@
-"""Finds the sites of a base that the modules of an adapter are: by their paths, or by the numbers of their layers.
+"""Match the modules of an adapter with sites of a base, by module path or by layer number.
 
-What stands before the module paths may differ: the adapter saw `bert.encoder.layer.0…` in a model with a head, and the
-base was captured as `encoder.layer.0…`, or inside another module as `model.encoder.layer.0…`. Anything else is another
-model. Only where the user says that layers of the same number are the same (`by_number`) are other names matched, or
-sites without paths.
+Prefixes of module paths may differ: an adapter trained in a model with a head has `bert.encoder.layer.0…`, the captured
+base `encoder.layer.0…`, or `model.encoder.layer.0…` inside another module. Other differences mean another model, unless
+the user sets `by_number`, which matches other names and sites without paths.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ _SITES = command("open_base(MODEL).sites", "sites MODEL")
 
 @dataclass(frozen=True)
 class Target:
-    """The place where a module of an adapter acts in the model that it was trained in.
+    """Location of an adapter's module in the model it was trained in.
 
-    `stem` is the path of a linear layer, or of a module that has the last product of a sublayer of this role inside.
+    `stem` is the path of a linear layer, or of a module that contains the last product of a sublayer of this role.
     """
 
     path: str
@@ -37,23 +36,23 @@ class Renaming:
     add: str = ""
 
     def __call__(self, path: str) -> str | None:
-        """Return the path in the base, or `None` for a module outside `drop`, such as a head."""
+        """Return the path in the base, or `None` for a module without the prefix `drop`, such as a head."""
         if self.drop and not path.startswith(f"{self.drop}."):
             return None
         rest = path[len(self.drop) + 1 :] if self.drop else path
         return f"{self.add}.{rest}" if self.add else rest
 
     def back(self, path: str) -> str | None:
-        """The path in the adapter's model of one in the base, if it has one."""
+        """Return the path in the adapter's model for a path in the base, if any."""
         return Renaming(self.add, self.drop)(path)
 
 
 @dataclass(frozen=True)
 class Match:
-    """The sites of an adapter's modules, by the module's path.
+    """Sites of an adapter's modules, by module path.
 
-    A module has several where the base calls it several times, none where the base lacks it. `known` are the sites that
-    could have been meant; `where` names the adapter in messages.
+    A module has several sites if the base calls it several times, and none if it is missing. `known` are the candidate
+    sites; `where` names the adapter in messages.
     """
 
     sites: Mapping[str, Sequence[Site]]
@@ -63,25 +62,25 @@ class Match:
     where: object
 
     def require(self, paths: Collection[str]) -> None:
-        """Raise an AdapterError that lists the modules that the base lacks, or also calls where no site is."""
+        """Raise AdapterError, listing modules that the base lacks or also calls outside of sites."""
         missing = [path for path in paths if not self.sites.get(path)]
         if missing:
-            some = "give a base that has these and whose outputs depend on them, or train it without them"
+            some = "pass a base that has these modules and depends on them, or train without them"
             raise _not_there(missing, self.known, self.where, some if len(missing) < len(paths) else None)
         twice = dict.fromkeys(site.path or site.name for path in paths for site in self.sites[path] if site.other_calls)
         if twice:
             raise AdapterError(
-                "acts on layers that the base calls a second time, on what is no text, such as relative positions; "
-                "there no adapter can act, so that the result would be another one",
+                "acts on layers that the base also calls on other values, such as relative positions, "
+                "where adapters cannot act; the results would differ",
                 where=self.where,
                 found=quoted(twice),
-                expected="layers that are called at their sites alone",
-                fix="merge the adapter into the base with the library that trained it, and take the result as a base; "
-                "or train it on other layers",
+                expected="layers that are called only at their sites",
+                fix="merge the adapter into the base with its library, and use the result as a base; "
+                "or train on other layers",
             )
 
     def modules(self) -> dict[str, str]:
-        """The path of the module that acts at each site, by the site's name; an AdapterError if two act at one."""
+        """Return the path of the module at each site, by site name; AdapterError for two modules at one site."""
         found: dict[str, str] = {}
         for path, sites in self.sites.items():
             for site in sites:
@@ -95,16 +94,16 @@ class Match:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """Yield notes on how the modules were found."""
-        note = "the base's modules have other names than the adapter's: layers were matched by their numbers"
+        """Notes on the match."""
+        note = "module names of base and adapter differ: layers were matched by number"
         return (note,) if self.by_number else ()
 
 
 def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_number: bool = False) -> Match:
-    """Find the sites of an adapter's modules, by the numbers of layers if no path agrees and that is allowed.
+    """Find the sites of an adapter's modules, by layer number if no path matches and `by_number` is set.
 
     Raises:
-        AdapterError: no path agrees, and no number either or numbers are not allowed; or paths agree in two ways.
+        AdapterError: neither paths nor allowed numbers match, or paths match ambiguously.
     """
     roles = {target.role for target in targets}
     known = [
@@ -123,31 +122,31 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
     if numbered and by_number:
         return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
     said = argument("by_number", True)
-    fix = f"if layers of the same number are the same in both models, give {said}; else the one it was trained on"
+    fix = f"if layers with equal numbers correspond, pass {said}; otherwise pass the base that it was trained on"
     if numbered:
         raise _not_there([target.path for target in targets], known, where, fix)
-    # where most have a layer of their number in the base, the trouble are the others
+    # if most modules match by number, report the others
     lost = [path for path, site in _numbered(targets, sites).items() if site is None]
     if 0 < len(lost) < len(targets):
-        fix = f"train it without these; the other {len(targets) - len(lost)} would be matched by number with {said}"
+        fix = f"train without these; the other {len(targets) - len(lost)} match by number with {said}"
         raise _not_there(lost, known, where, fix)
     raise _not_there([target.path for target in targets], known, where)
 
 
 def check_architecture(adapter: str | None, base: str | None, *, by_number: bool) -> None:
-    """Raise an AdapterError where the architectures of an adapter's model and the base, such as `bert`, differ."""
+    """Raise AdapterError if the architectures of an adapter's model and the base, such as `bert`, differ."""
     if adapter and base and not by_number and adapter.replace("-", "_") != base.replace("-", "_"):
         raise OtherModulesError(
             "was trained on another architecture",
             found=f"`{adapter}`",
             expected=f"`{base}`",
-            fix="give the model that it was trained on; or, if you know that layers of the same number are the same, "
+            fix="pass the model that it was trained on; or, if layers with equal numbers correspond, "
             + argument("by_number", True),
         )
 
 
 def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
-    """Sites by role and path: linear layers by their own, sublayers by that of every module around their last one."""
+    """Index sites by role and path: linear layers by their path, sublayers by every parent of their last layer."""
     found: dict[tuple[Role, str], list[Site]] = {}
     for site in sites:
         names = [] if site.path is None else site.path.split(".")
@@ -159,7 +158,7 @@ def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
 
 
 def _fits(target: Target) -> bool:
-    """Return whether a path can tell layers apart: a module around all layers is no place behind a sublayer."""
+    """Return whether a path identifies one layer; a module that contains all layers does not."""
     return target.role == "linear" or _has_number(target.stem)
 
 
@@ -172,16 +171,16 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
         where=where,
         found=quoted(paths),
         expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
-        fix=fix or f"look at {_SITES} for what the base has, and give the one that it was trained on",
+        fix=fix or f"list the base's sites with {_SITES}, and pass the base that it was trained on",
     )
 
 
 def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming | None:
-    """Return the renaming under which the base has the most of the adapter's modules, or `None` if it has none.
+    """Return the renaming that matches the most modules of the adapter, or `None`.
 
-    One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
-    be dropped, so that layer 5 is never taken for the only layer of a small base.
-    An AdapterError says that two fit equally well.
+    One path must be a suffix of the other: `decoder.block.0…` never matches `encoder.block.0…`. Numbers are never
+    dropped: layer 5 never matches the only layer of a small base. Raises AdapterError if two renamings fit equally
+    well.
     """
     candidates = {_difference(one, other) for one in adapter for other in base}
     hits = {
@@ -195,7 +194,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
     if len(best) == 1:
         return best[0]
     raise AdapterError(
-        "its modules cannot be told apart in the base",
+        "its modules match the base ambiguously",
         where=where,
         found=quoted(sorted(adapter)),
         expected=f"one prefix, not {' and '.join(sorted(f'`{one.drop or one.add}`' for one in best))}",
@@ -217,9 +216,9 @@ def _has_number(path: str) -> bool:
     return any(part.isdecimal() for part in path.split("."))
 
 
-# By numbers. Models are renamed: ViT's `encoder.layer.0.attention.attention.query` is `layers.0.attention.q_proj` in
-# transformers 5. Graphs of other exporters have no module paths at all. Sites have names of their own, and these are
-# what the layers of transformers that become such sites are called.
+# Matching by number. Modules are renamed between versions: ViT's `encoder.layer.0.attention.attention.query` is
+# `layers.0.attention.q_proj` in transformers 5. Graphs of other exporters have no module paths. The table maps names
+# of sites to layer names in transformers.
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "attention.output": ("attention.output.dense", "o_proj", "out_proj", "out_lin"),
@@ -230,17 +229,16 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "ffn.gate": ("gate_proj",),
     "ffn.down": ("output.dense", "down_proj", "fc2", "lin2"),
 }
-"""The ends of paths by the names of sites; the first that fits counts."""
+"""Path suffixes by site name; the first match counts."""
 
 _OTHER_STREAMS = ("decoder", "cross", "encoder_attn", "EncDec")
-"""Words in paths of layers that are not those of the same number in an encoder."""
+"""Words in paths of layers that do not correspond to encoder layers of the same number."""
 
 
 def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Site]:
-    """The site of each module, by the number of its layer and its name or role.
+    """Find the site of each module by layer number, and name or role.
 
-    Nothing at all where one has no number, or several, a name that is not known, or a layer that the base has not, or
-    where two would be one site.
+    Empty if a module has no unique number, an unknown name or a layer missing in the base, or if two share a site.
     """
     found = _numbered(targets, sites)
     complete = {path: site for path, site in found.items() if site is not None}
@@ -249,7 +247,7 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
 
 
 def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | None]:
-    """Return the site of each module by number and name; `None` for a module without one."""
+    """Return the site of each module by number and name, or `None`."""
     known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
     found: dict[str, Site | None] = {}
     for target in targets:
@@ -264,12 +262,12 @@ def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | N
 
 
 def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:
-    """The layers that have the name of one that was found, in any layer or stream, and were not found themselves."""
+    """Return unmatched sites with the name of a matched one, in any layer or stream."""
     taken = {site.name: inside(site) for site in found}
     names = set(taken.values())
     return [site for site in sites.of_roles(LAYERS) if inside(site) in names and site.name not in taken]
 
 
 def inside(site: Site) -> str:
-    """A site's name without its layer and stream: `attention.query` of `layers.3.attention.query`."""
+    """Return a site's name without layer and stream: `attention.query` for `layers.3.attention.query`."""
     return site.name.partition("layers.")[2].partition(".")[2] or site.name

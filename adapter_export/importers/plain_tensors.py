@@ -1,4 +1,4 @@
-"""Plain tensors of any framework become an adapter: the names say where they belong, the shapes how wide it is."""
+"""Import of plain tensors of any framework: names determine sites, shapes determine widths."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from adapter_export.importers.tensor_map import Imported, Tensors, conversions, 
 
 
 def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
-    """The kind of a name with the options that tensors such as `<site>.down.weight` [d, b] show and those given.
+    """Return a kind with options inferred from tensors such as `<site>.down.weight` [d, b], and the passed options.
 
     Raises:
-        UsageError: the kind is not known, has no such option, or one is needed that nothing shows.
-        AdapterError: the tensors are not of this kind.
+        UsageError: the kind or an option is unknown, or a required option cannot be inferred.
+        AdapterError: the tensors do not match the kind.
     """
     own = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{HEAD}.")}
     return kind_named(name).fitting(own, given)
@@ -34,14 +34,14 @@ def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
 
 @dataclass(frozen=True)
 class _Owner:
-    """The tensors that one owner, a site or the head, must have."""
+    """Required tensors of a site or the head."""
 
     name: str
     graph_name: str
     graph: AdapterGraph
     widths: dict[str, int]
     names: Mapping[str, str]
-    """The tensor behind each parameter of the graph."""
+    """Tensor of each parameter of the graph."""
 
 
 def pack(
@@ -54,17 +54,17 @@ def pack(
     task: ProblemType | None = None,
     look: HeadOptions | None = None,
 ) -> Imported:
-    """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
+    """Make an adapter from tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
-    What all sites share is called `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
-    `head.classifier.bias` [classes], behind `head.dense_1.weight` [d, e1] and so on; an embedding may have
-    `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `single_label`
-    if there are tensors of a head and nothing is said; `look` has the other facts of a head that tensors do not show.
+    Shared parameters are named `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
+    `head.classifier.bias` [classes] after optional dense layers `head.dense_1.weight` [d, e1] and so on; an embedding
+    may have `head.projection.weight` [.., width]. `labels` are in the order of the logits. `task` defaults to
+    `single_label` if there are tensors of a head. `look` contains other facts of a head that tensors do not show.
 
     Raises:
-        AdapterError: the base has no site at which the kind acts, or widths contradict each other.
+        AdapterError: the base has no site for the kind, or widths are inconsistent.
         UsageError: labels without a head, or a head without labels.
-        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
+        TensorError: tensors are missing, unexpected, misshapen or not finite; the message lists all of them.
     """
     head = _head(tensors, base.sites.width, labels, task, look or HeadOptions())
     owners = []
@@ -86,20 +86,20 @@ def pack(
 def _head(
     tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: ProblemType | None, look: HeadOptions
 ) -> Head | None:
-    """The head whose dense layers and projection the tensors show."""
+    """Return the head, with dense layers and projection inferred from the tensors."""
     present = any(name.startswith(f"{HEAD}.") for name in tensors)
     wanted = task or DEFAULT_TYPE
     if (present or task) and labels is None and TASK_TYPES[wanted].has_labels:
         raise UsageError(
-            "the head has classes, and they have no names",
-            fix=f"give {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
+            "the head has classes but no labels",
+            fix=f"pass {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
             "classes",
         )
     if labels is not None and (not TASK_TYPES[wanted].has_labels or not present):
         raise UsageError(
-            f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
+            f"labels are given, but {'no tensors belong to a head' if not present else f'`{wanted}` has no classes'}",
             expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
-            fix=f"add the head's tensors, or leave out {argument('labels')}",
+            fix=f"add the head's tensors, or omit {argument('labels')}",
         )
     if not present and task is None:
         return None
@@ -118,7 +118,7 @@ def _head_names(graph: AdapterGraph) -> dict[str, str]:
 
 
 def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each symbol that the shapes of its tensors show, its own before those that all sites share."""
+    """Infer each symbol's value from tensor shapes, first from own tensors, then from shared ones."""
     bound = dict(known)
     for parameter in sorted(graph.parameters, key=graph.shared.__contains__):
         symbols, tensor = graph.parameters[parameter], tensors.get(names[parameter])
@@ -143,7 +143,7 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
     for name in tensors:
         if name not in expected:
             near = nearest(name, expected, 0.8)
-            faults.append(f"`{name}` has no place{'' if near is None else f', perhaps it is `{near}`'}")
+            faults.append(f"`{name}` is unknown{'' if near is None else f', did you mean `{near}`?'}")
     for name, (owner, parameter) in expected.items():
         if name in tensors:
             faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], owner, parameter)]
@@ -152,7 +152,7 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
         raise TensorError(
             f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
             found="; ".join(faults),
-            fix=f"look at {sites} for the names of the sites, and write the tensors again",
+            fix=f"list the names of the sites with {sites}, and write the tensors again",
         )
 
 

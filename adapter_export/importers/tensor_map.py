@@ -20,21 +20,21 @@ from adapter_export.sites.site import Site
 
 Tensors = Mapping[str, np.ndarray]
 ReadPickle = Callable[[Path], Tensors]
-"""Reads a file of `torch.save`; who may import torch has one (`torch_backend.base.pickles`)."""
+"""Reader of `torch.save` files; only callers that may import torch pass one (`torch_backend.base.pickles`)."""
 
 _MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter, and what a user should know of how it was made."""
+    """An imported adapter, and notes for the user."""
 
     adapter: Adapter
     notes: tuple[str, ...]
 
 
 def read_file(path: Path, read_pickle: ReadPickle | None) -> Tensors:
-    """The tensors of a file, bfloat16 as float32; a MissingExtraError if it is a pickle, and nothing here reads one."""
+    """Read the tensors of a file, bfloat16 as float32; MissingExtraError for a pickle without `read_pickle`."""
     if path.suffix == ".safetensors":
         return read_tensors(path, widen=True)
     if read_pickle is None:
@@ -44,9 +44,9 @@ def read_file(path: Path, read_pickle: ReadPickle | None) -> Tensors:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the library by its name in its module, or in the whole adapter where it is `shared`.
+    """A tensor of the library by its name in its module, or in the whole adapter if `shared`.
 
-    Its shape is in the symbols of the graph.
+    Its shape uses the symbols of the graph.
     """
 
     tensor: str
@@ -56,9 +56,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe for one parameter: `make` gets the tensors of the sources, or the number of the symbol `width`.
+    """Recipe for one parameter: `make` receives the tensors of the sources, or the value of the symbol `width`.
 
-    `undo` returns the tensors of the first sources for the parameter, for exporters; `None` if they are lost.
+    `undo` recovers the tensors of the first sources from the parameter, for exporters; `None` if impossible.
     """
 
     sources: tuple[Source, ...]
@@ -68,36 +68,36 @@ class Recipe:
 
 
 Recipes = Mapping[str, Recipe]
-"""Recipes by the name of a graph's parameter."""
+"""Recipes by parameter name."""
 
 
 def as_it_is(tensor: str, shape: Shape, *, shared: bool = False) -> Recipe:
-    """The tensor itself."""
+    """Copy a tensor."""
     return Recipe((Source(tensor, shape, shared),), np.asarray, undo=lambda parameter: (parameter,))
 
 
 def transposed(tensor: str, shape: Shape) -> Recipe:
-    """A matrix [in, out], which the library stores as [out, in], as torch does; `shape` is the parameter's."""
+    """Transpose a matrix stored as [out, in], as in torch; `shape` is the parameter's, [in, out]."""
     return Recipe((Source(tensor, shape[::-1]),), np.transpose, undo=lambda parameter: (parameter.T,))
 
 
 def flattened(tensor: str, shape: Shape) -> Recipe:
-    """A vector that the library stores as a matrix of this shape with one row or one column."""
+    """Flatten a vector that the library stores as a matrix with one row or column."""
     return Recipe((Source(tensor, shape),), np.ravel, undo=lambda parameter: (parameter,))
 
 
 def zeros(width: str) -> Recipe:
-    """A bias that the library does not have."""
+    """Fill a bias that the library lacks with zeros."""
     return Recipe((), np.zeros, width, undo=lambda _: ())
 
 
 def library_tensors(
     recipes: Recipes, parameters: Tensors, widths: Mapping[str, int], *, exact: bool = True
 ) -> dict[Source, np.ndarray] | None:
-    """Recover the tensors from which the recipes make these parameters, in float32 and bit for bit.
+    """Recover the library tensors from which the recipes make these parameters, bit-exact in float32.
 
-    `None` if a recipe cannot be undone, or no tensors of the library make these parameters; without `exact`, elements
-    that have no effect may differ.
+    `None` if a recipe cannot be undone, or no library tensors make these parameters; without `exact`, elements without
+    effect may differ.
     """
     found: dict[Source, np.ndarray] = {}
     for name, parameter in parameters.items():
@@ -122,14 +122,14 @@ def library_tensors(
 
 
 def unfit(tensor: np.ndarray) -> str | None:
-    """Return the reason why an array cannot be a tensor of an adapter; `None` if it can."""
+    """Return the reason why an array cannot be a tensor of an adapter, or `None`."""
     if tensor.dtype.name not in FLOAT_TYPES:
         return f"is {tensor.dtype}, not one of {', '.join(FLOAT_TYPES)}"
     if 0 in tensor.shape:
         return f"has an empty shape {list(tensor.shape)}"
     with np.errstate(over="ignore"):
         wrong = int(np.count_nonzero(~np.isfinite(tensor.astype(np.float32, copy=False))))
-    return f"holds {wrong} NaN, Inf or numbers beyond float32" if wrong else None
+    return f"contains {wrong} NaN, Inf or numbers beyond float32" if wrong else None
 
 
 def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
@@ -196,7 +196,7 @@ class TensorMap:
                 self._keep(name, recipe.make(*present))
 
     def tensor(self, full: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
-        """A tensor by its name in the file; none, and a fault, where it is unfit or has another shape."""
+        """Return a tensor by its name in the file; record a fault and return `None` if it is unfit or misshapen."""
         self._used.add(full)
         tensor = self.tensors[full]
         fault = unfit(tensor)
@@ -207,27 +207,27 @@ class TensorMap:
         return tensor if fault is None else None
 
     def fault(self, text: str) -> None:
-        """Add to what is wrong."""
+        """Record a fault."""
         self._faults[text] = None
 
     def forget(self, names: Iterable[str]) -> None:
-        """Count tensors that have no effect as used."""
+        """Mark tensors without effect as used."""
         self._used.update(names)
 
     def check(self) -> None:
-        """Raise a TensorError that lists everything missing, misshapen or left over."""
+        """Raise TensorError, listing missing, misshapen and unused tensors."""
         faults = [*self._faults, *(f"`{name}` is left over" for name in self.tensors if name not in self._used)]
         if faults:
             more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
             raise TensorError(
-                f"{len(faults)} faults in what the config and the base ask for",
+                f"{len(faults)} tensors do not match the config and the base",
                 where=self._where,
                 found="; ".join(faults[:_MOST_LISTED]) + more,
-                fix="give the model that it was trained on, and the folder as the library wrote it",
+                fix="pass the model that it was trained on, and the unchanged folder of the library",
             )
 
     def notes(self) -> Iterator[str]:
-        """Return notes on the conversion of dtypes."""
+        """Yield notes on the conversion of dtypes."""
         return conversions(self.tensors[name] for name in self._used)
 
     def _find(self, source: Source, widths: Mapping[str, int], keys: Mapping[str, str]) -> np.ndarray | None:
@@ -242,5 +242,5 @@ class TensorMap:
         with np.errstate(over="ignore"):
             narrow = np.ascontiguousarray(value, np.float32)
         if not np.isfinite(narrow).all():
-            self.fault(f"`{name}` leaves the range of float32")
+            self.fault(f"`{name}` exceeds the range of float32")
         self.weights[name] = narrow

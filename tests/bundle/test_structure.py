@@ -152,9 +152,13 @@ def _linked(folder: Path) -> None:
         (
             _bytes("golden/tone.safetensors", lambda data: data[:-1]),
             FormatError,
-            "has another size",
+            "does not match its recorded size",
         ),
-        (_bytes("adapters/tone.onnx_adapter", lambda data: data + b"\0" * 4096), FormatError, "has another size"),
+        (
+            _bytes("adapters/tone.onnx_adapter", lambda data: data + b"\0" * 4096),
+            FormatError,
+            "does not match its recorded size",
+        ),
         (_bytes("manifest.json", lambda data: data[: len(data) // 2]), FormatError, r"manifest\.json"),
         (
             lambda folder: (folder / "tokens.txt").write_bytes(b"more"),
@@ -163,7 +167,7 @@ def _linked(folder: Path) -> None:
         ),
         (lambda folder: (folder / "model.onnx").unlink(), InputError, r"model\.onnx: is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), InputError, "is not a bundle"),
-        (_linked, InputError, r"base\.bin: is a link that leads out"),
+        (_linked, InputError, r"base\.bin: is a link to a file outside"),
         (_manifest(lambda d: d["graphs"].update(slots="/etc/passwd")), FormatError, r"graphs\.slots.*leave its folder"),
         (_manifest(lambda d: d["golden"].update(path="../golden.safetensors")), FormatError, "golden.path.*leave its"),
         (_manifest(lambda d: d["files"][0].update(path="a/../b")), FormatError, r"files\[0\].*leave its folder"),

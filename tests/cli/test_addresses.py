@@ -182,7 +182,7 @@ def test_a_door_asks_the_hub(kind: str, line: str, hub: HubServer, files: dict[s
     with chdir(tmp_path):
         for given in ids:
             done = CliRunner().invoke(main, words_of(line, given, files))
-            assert (done.exit_code, "has no such repository" in done.stderr) == (8, True), done.output
+            assert (done.exit_code, "the repository does not exist" in done.stderr) == (8, True), done.output
             assert asked.replace("me/none", given.partition("://")[2].removeprefix("datasets/") or given) in hub.asked
             assert f"error: {given if '://' in given else f'hf://{given}'}" in done.stderr
             assert "hf:/m" not in done.output

@@ -57,14 +57,14 @@ def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
 
 def test_notes_are_warnings(cli, onnx: Path, tmp_path: Path) -> None:
     found = cli.done("import", "adapterhub", FIXTURES / "bert/legacy", "--base", onnx, "-o", tmp_path / "a")
-    assert "warning: the file has no version: its activation `gelu` is what is called `gelu_new` now." in found.stderr
+    assert "warning: the file has no version: its activation `gelu` is now named `gelu_new`." in found.stderr
 
 
 def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for name in ("seq_bn", "lora"):
         shutil.copytree(FIXTURES / "bert" / name, folder / name)
-    words = "holds several adapters; found `lora`, `seq_bn`. Give `--name` with one of them."
+    words = "contains several adapters; found `lora`, `seq_bn`. Pass `--name` with one of them."
     cli.refused(2, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
     cli.done("import", "adapterhub", folder, "--base", onnx, "--name", "lora", "-o", tmp_path / "a")
     assert read_adapter(tmp_path / "a").name == "lora"
@@ -72,7 +72,7 @@ def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
 
 def test_a_head_is_left_out_where_the_user_says_so(cli, onnx: Path, tmp_path: Path) -> None:
     folder = FIXTURES / "bert/head_pooler"
-    words = "Give `--without-head` to import the adapter alone."
+    words = "Pass `--without-head` to import the adapter without its head."
     cli.refused(3, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     cli.done("import", "adapterhub", folder, "--base", onnx, "--without-head", "-o", tmp_path / "a")
@@ -86,7 +86,7 @@ def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
     cli.refused(3, words, "import", "adapterhub", folder, "--base", base, "-o", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     found = cli.done("import", "adapterhub", folder, "--base", base, "--by-number", "-o", tmp_path / "a")
-    assert "layers were matched by their numbers" in found.stderr
+    assert "layers were matched by number" in found.stderr
 
 
 def test_an_archive_of_another_architecture(

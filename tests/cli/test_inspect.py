@@ -29,9 +29,7 @@ def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
     tensors = "down.bias [b], down.weight [16, b], up.bias [16], up.weight [b, 16]"
     assert f"layers.0–1.attention bottleneck_gelu {tensors}" in lines
     assert f"layers.0–1.ffn bottleneck_relu {tensors}" in lines
-    assert any(
-        line.startswith("bank model.bank.onnx") and "each row of a batch names its own" in line for line in lines
-    )
+    assert any(line.startswith("bank model.bank.onnx") and "selected by each row of a batch" in line for line in lines)
     assert any(line.startswith("tone") and "logits ±" in line and "torch" in line for line in lines)
     assert any(line.startswith("adapters/tone/weights.safetensors") for line in lines)
     monkeypatch.setattr(inspect_bundle, "_MANY_FILES", 5)

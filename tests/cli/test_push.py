@@ -45,7 +45,7 @@ def test_a_signed_bundle_goes_and_comes(
     cli.done("verify", out, "--key", keys / "a.pub")
     for code, words, options in (
         (3, "was signed with another key", ("--key", keys / "b.pub")),
-        (3, "is not the one that is expected", ("--expect", "0" * 64)),
+        (3, "does not match the expected digest", ("--expect", "0" * 64)),
         (2, "give either `--key` or `--certificate`", ("--key", keys / "a.pub", "--certificate", keys / "a.pub")),
     ):
         cli.refused(code, words, "pull", reference, "-o", again, *options)
@@ -87,15 +87,15 @@ def test_an_adapter_goes_comes_and_is_built_in(
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("bundle", "is no reference to a hub or a registry"),
-        ("hf://name", "is no reference"),
-        ("hf://owner/name@", "is no reference"),
-        ("hf://../name", "is no reference"),
-        ("oci://host", "is no reference"),
-        ("oci://host/Upper", "repositories of registries are in lower case"),
-        ("oci://host/a@sha256:12", "is no reference"),
-        ("oci://host/a/../b:1", "is no reference"),
-        ("https://host/a", "is no reference"),
+        ("bundle", "is not a reference to a hub or registry"),
+        ("hf://name", "is not a reference"),
+        ("hf://owner/name@", "is not a reference"),
+        ("hf://../name", "is not a reference"),
+        ("oci://host", "is not a reference"),
+        ("oci://host/Upper", "repositories of registries are lower-case"),
+        ("oci://host/a@sha256:12", "is not a reference"),
+        ("oci://host/a/../b:1", "is not a reference"),
+        ("https://host/a", "is not a reference"),
     ],
 )
 def test_what_is_no_reference_is_a_wrong_call(reference: str, words: str, cli: Any, bundle: Path) -> None:

@@ -183,7 +183,7 @@ def test_force_replaces_no_home_and_no_repository(
     (tmp_path / "home/me/work").mkdir(parents=True)
     (tmp_path / "project/.git").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home/me"))
-    for place, found in (("home/me", "your home"), ("home", "one above it"), ("project", "git repository")):
+    for place, found in (("home/me", "your home"), ("home", "parent of it"), ("project", "git repository")):
         cli.refused(3, found, "capture", model, "-o", tmp_path / place, "--force")
     assert (tmp_path / "home/me/work").is_dir()
     assert (tmp_path / "project/.git").is_dir()

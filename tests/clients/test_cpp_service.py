@@ -478,4 +478,4 @@ def test_a_damaged_bundle_does_not_start(cpp_build: Path, damaged_bundle: Path) 
     command = [str(cpp_build / "bundle_server"), str(damaged_bundle), "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "another size" in done.stderr
+    assert "recorded size" in done.stderr

@@ -245,4 +245,4 @@ def test_a_damaged_bundle_does_not_start(copied_bundle: Path) -> None:
     command = [sys.executable, "-m", "adapter_export", "serve", str(copied_bundle), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3
-    assert "another size" in done.stderr
+    assert "recorded size" in done.stderr

@@ -57,12 +57,12 @@ MULTI_LABEL = {"type": "multi_label", "labels": ["a", "b"]}
 
 DAMAGES = {
     "a flipped bit": (_flip, "changed or damaged"),
-    "truncated": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes()[:-1]), "another size"),
-    "oversized": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes() + b"0"), "another size"),
+    "truncated": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes()[:-1]), "recorded size"),
+    "oversized": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes() + b"0"), "recorded size"),
     "missing": (lambda b: (b / ADAPTER).unlink(), "is missing from the bundle"),
     "extra": (lambda b: (b / "adapters" / "more.bin").write_bytes(b"0"), "more.bin"),
-    "link out of the folder": (_linked_out(ADAPTER), "a link that leads out of the"),
-    "manifest that is a link": (_linked_out("manifest.json"), "a link that leads out of the"),
+    "link out of the folder": (_linked_out(ADAPTER), "a link to a file outside the"),
+    "manifest that is a link": (_linked_out("manifest.json"), "a link to a file outside the"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
     "no JSON": (lambda b: (b / "manifest.json").write_text('{"version": '), "JSON"),
     "newer major version": (_edited(lambda d: d.update(version="2.0.0")), "2.0.0"),

@@ -25,5 +25,5 @@ def test_a_tag_moves_and_a_digest_stays(
     said = capsys.readouterr().out
     assert "whoever pulls it has wide, narrow" in said
     assert said.count("has moved: it was `sha256:") == 2
-    assert "who expects the first one is told: is not the one that is expected" in said
+    assert "who expects the first one is told: does not match the expected digest" in said
     assert "and still has it by its digest: sha256:" in said

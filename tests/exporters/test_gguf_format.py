@@ -109,7 +109,7 @@ def test_other_factors_go_into_b(llama, tmp_path: Path) -> None:
 def test_what_llama_cpp_cannot_compute_or_tell_is_refused(llama, tmp_path: Path) -> None:
     model, folder = llama
     file, out = folder / "base.gguf", tmp_path / "lora.gguf"
-    with pytest.raises(UsageError, match="in its own way"):
+    with pytest.raises(UsageError, match="permutes the rows"):
         write(request_for(random_lora(), model, None), out)
     for options in ({"gate": True}, {"lora_bias": True}):
         with pytest.raises(AdapterError, match=r"cannot be exported to llama\.cpp: its adapters are"):

@@ -56,10 +56,10 @@ REFUSED = {
     "bert_lora_bias_all": "embeddings",
     "bert_lora_bias_all_pooler": "embeddings",
     "change_dora": "scale_features",
-    "change_fourierft": "full rank",
-    "change_hira": "full rank",
+    "change_fourierft": "full-rank change",
+    "change_hira": "full-rank change",
     "change_norms": "embeddings",
-    "change_oft": "full rank",
+    "change_oft": "full-rank change",
 }
 """Words of the refusals."""
 

@@ -117,8 +117,8 @@ def test_writing_leaves_what_is_there_alone(adapter: Adapter, folder: Path) -> N
     [
         ({"kind": ""}, "$.kind"),
         ({"base": ""}, "$.base.fingerprint"),
-        ({"training": {"loss": float("nan")}}, "JSON cannot say"),
-        ({"training": {"loss": np.float32(1)}}, "JSON cannot say"),
+        ({"training": {"loss": float("nan")}}, "no JSON equivalent"),
+        ({"training": {"loss": np.float32(1)}}, "no JSON equivalent"),
     ],
 )
 def test_writes_only_what_can_be_read(adapter: Adapter, tmp_path: Path, change: Document, place: str) -> None:
@@ -235,7 +235,7 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(adapter: Adapter, 
     [
         (b"", "is not valid JSON"),
         (b"[]", "states no format version"),
-        (b'{"version": "1.0.0", "version": "1.0.0"}', "the key `version` twice"),
+        (b'{"version": "1.0.0", "version": "1.0.0"}', "the key `version` in one object"),
         (b"\xef\xbb\xbf{}", "byte order mark"),
         (b'{"version": NaN}', "`NaN`"),
     ],

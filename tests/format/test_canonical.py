@@ -51,7 +51,7 @@ def test_what_is_written_is_read_and_written_again_alike(document: object) -> No
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"bytes", "\ud800", {"a": object()}])
 def test_writes_only_what_json_can_say(value: object) -> None:
-    with pytest.raises(FormatError, match="JSON cannot say"):
+    with pytest.raises(FormatError, match="no JSON equivalent"):
         canonical_json({"key": value})
 
 
@@ -59,10 +59,10 @@ HOSTILE = {
     "empty": (b"", "Expecting value"),
     "truncated": (b'{"a": [1, 2', "line 1, column"),
     "two documents": (b"{} {}", "Extra data"),
-    "a key twice": (b'{"a": {"b": 1, "b": 1}}', "the key `b` twice"),
+    "a key twice": (b'{"a": {"b": 1, "b": 1}}', "the key `b` in one object"),
     "NaN": (b'{"a": NaN}', "`NaN`"),
     "infinite": (b"[-Infinity]", "`-Infinity`"),
-    "beyond float64": (b"[1e999]", "beyond float64"),
+    "exceeds the range of float64": (b"[1e999]", "exceeds the range of float64"),
     "byte order mark": (b"\xef\xbb\xbf{}", "byte order mark"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "codec can't decode"),
     "not UTF-8": (b'"\xff"', "codec can't decode"),

@@ -65,9 +65,9 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "unknown key": (lambda d: d["slots"][0].update(bank=1), FormatError, "`$.slots[0]`: breaks the format"),
     "missing key": (lambda d: d["text"].pop("digest"), FormatError, "no key `digest`"),
     "lengths of no axis": (lambda d: d["lengths"].update(tokens={}), FormatError, "`$.lengths`"),
-    "a maximum that is none": (lambda d: d["lengths"]["sequence"].update(maximum=510), FormatError, "begin or end"),
+    "a maximum that is none": (lambda d: d["lengths"]["sequence"].update(maximum=510), FormatError, "their own bounds"),
     "a multiple of 0": (lambda d: d["lengths"]["sequence"].update(multiple_of=0), FormatError, "multiple_of"),
-    "texts of any length": (lambda d: d.update(lengths={}), FormatError, "how long a text may be"),
+    "texts of any length": (lambda d: d.update(lengths={}), FormatError, "no maximum length of texts"),
     "wrong type": (lambda d: d.update(opset="18"), FormatError, "`$.opset`: breaks the format; found `18`"),
     "axis of length 0": (lambda d: d["inputs"][0]["axes"].append(0), FormatError, "`$.inputs[0].axes[2]`"),
     "wrong role": (lambda d: d["inputs"][0].update(role="id"), FormatError, "`ids`, `mask`, `cache`, `values`"),
@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "a task without an output": (
         lambda d: d["adapters"][0].update(output=None),
         FormatError,
-        "an output that a task does not",
+        "the output does not match the task",
     ),
     "a regression with labels": (
         lambda d: d["adapters"][0]["task"].update(type="regression"),
@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "weights to no slot": (
         lambda d: d["adapters"][0]["mix"].update(slots=["other"]),
         FormatError,
-        "`$.adapters[0].mix.slots`: a name that stands nowhere else",
+        "`$.adapters[0].mix.slots`: an undefined name",
     ),
     "weights without a column for each member": (
         lambda d: d["adapters"][0]["mix"].update(members=["first", "second", "third"]),

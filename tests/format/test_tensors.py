@@ -103,7 +103,7 @@ HOSTILE = {
     "web page": (b"<!DOCTYPE html><html>Not found</html>", "begin with"),
     "header is no object": (container(b"[1, 2]"), "begin with"),
     "header is no JSON": (container(b"{nonsense"), "is not valid JSON"),
-    "a name twice": (container(TWICE, b"0000"), "the key `a` twice"),
+    "a name twice": (container(TWICE, b"0000"), "the key `a` in one object"),
     "unknown type": (container({"a": tensor("Q9", [1], 0, 4)}, b"0000"), "`a` is Q9"),
     "type is no text": (container({"a": {**ONE["a"], "dtype": ["F32"]}}, b"0000"), "`a` is ['F32']"),
     "bfloat16": (container({"a": tensor("BF16", [2], 0, 4)}, b"0000"), "`a` is BF16"),

@@ -139,11 +139,11 @@ def test_only_what_is_read_is_taken(
         ("model", {"config.json": JSON, "a.md": b"a"}, BaseModelError, r"no safetensors.*Check the name"),
         ("model", {"modules.json": b"[{", **STRAY}, FormatError, r"^hf://me/it, modules\.json: is not valid JSON"),
         ("model", {"modules.json": b'{"path": ["a"]}', **STRAY}, BaseModelError, r"no safetensors"),
-        ("model", indexed("a.safetensors"), FormatError, r"does not fit the repository; found 'a\.safetensors'"),
-        ("model", {**indexed(), "model.safetensors.index.json": b"[]"}, FormatError, r"does not fit the repository"),
-        ("model", {**indexed("pytorch_model.bin"), **STRAY}, FormatError, r"does not fit the repository"),
-        ("model", {**indexed("x/a.safetensors"), "x/a.safetensors": TENSORS}, FormatError, r"does not fit"),
-        ("model", indexed("../a.safetensors"), FormatError, r"does not fit the repository"),
+        ("model", indexed("a.safetensors"), FormatError, r"does not match the repository; found 'a\.safetensors'"),
+        ("model", {**indexed(), "model.safetensors.index.json": b"[]"}, FormatError, r"does not match the repository"),
+        ("model", {**indexed("pytorch_model.bin"), **STRAY}, FormatError, r"does not match the repository"),
+        ("model", {**indexed("x/a.safetensors"), "x/a.safetensors": TENSORS}, FormatError, r"does not match"),
+        ("model", indexed("../a.safetensors"), FormatError, r"does not match the repository"),
         ("model", {**MODEL, "../a.json": JSON}, FormatError, r"a path that may leave its folder"),
         ("model", {"README.md": b"#"}, BaseModelError, r"neither `config\.json` nor `modules\.json`"),
         ("model", PEFT, BaseModelError, r"found an adapter of the model `me/base`.*Capture `me/base`.*import_peft"),
@@ -172,7 +172,7 @@ def test_a_repository_without_it_says_what_to_do_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("change", "error", "code", "words"),
     [
-        (lambda hub: hub.repositories.clear(), NotFoundError, 8, "the hub has no such repository.*is private"),
+        (lambda hub: hub.repositories.clear(), NotFoundError, 8, "the repository does not exist.*is private"),
         (lambda hub: hub.repositories["me/it"].branches.clear(), NotFoundError, 8, "has no such revision"),
         (
             lambda hub: setattr(hub.repositories["me/it"], "gated", True),
@@ -181,8 +181,8 @@ def test_a_repository_without_it_says_what_to_do_and_leaves_nothing(
             "/me/it, then log in",
         ),
         (lambda hub: setattr(hub, "status", 401), AdapterExportError, None, "hf auth login"),
-        (lambda hub: setattr(hub, "status", 403), DeniedError, 9, "does not let you do that"),
-        (lambda hub: setattr(hub, "status", 503), UnreachableError, 7, "the hub cannot answer now"),
+        (lambda hub: setattr(hub, "status", 403), DeniedError, 9, "denies access"),
+        (lambda hub: setattr(hub, "status", 503), UnreachableError, 7, "temporarily unavailable"),
     ],
     ids=["missing", "revision", "gated", "401", "403", "503"],
 )
@@ -193,7 +193,7 @@ def test_each_reason_has_its_own_message(
     change(hub)  # type: ignore[operator]
     with pytest.raises(error, match=words) as raised:
         locate("me/it", "model")
-    assert "on this machine, there is no path `me/it`" in str(raised.value)
+    assert "there is no local path `me/it`" in str(raised.value)
     assert raised.value.exit_code == code or (code is None and raised.value.exit_code in (8, 9))
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
@@ -220,11 +220,11 @@ def test_a_path_is_never_asked_for(hub: HubServer, tmp_path: Path) -> None:
             with pytest.raises(FileError, match=f"does not exist; found {found_instead}.*is `hf://{path}`"):
                 locate(given, "model")
     for text in ("hf://x", "hf:///a/b", "hf://a/b/c", "hf://a/b@", "s3://a/b", "https://huggingface.co/a/b"):
-        with pytest.raises(UsageError, match="is no reference to a hub"):
+        with pytest.raises(UsageError, match="is not a reference to a hub"):
             locate(text, "model")
     with pytest.raises(UsageError, match="Give `hf://datasets/a/b`"):
         locate("hf://a/b", "table")
-    with pytest.raises(UsageError, match="is in a registry, which has bundles and adapters"):
+    with pytest.raises(UsageError, match="registries contain only bundles and adapters"):
         locate("oci://127.0.0.1:1/a/b:1", "model")
     assert not hub.asked
 
@@ -264,7 +264,7 @@ def test_a_hub_that_is_gone_names_the_way_without_it(hub: HubServer, monkeypatch
     commit = repository(hub, "me/it", MODEL)
     snapshot_download("me/it", endpoint=hub.url)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(UnreachableError, match=f"does not answer.*`HF_HUB_OFFLINE=1` takes the commit {commit}"):
+    with pytest.raises(UnreachableError, match=f"does not respond.*`HF_HUB_OFFLINE=1` uses commit {commit}"):
         locate("me/it", "model")
     with pytest.raises(UnreachableError, match=r"Check the network and `HF_ENDPOINT`\.$") as raised:
         locate("me/none", "model")
@@ -279,7 +279,7 @@ def test_what_was_changed_in_the_cache_is_taken_again(hub: HubServer) -> None:
         (path / change).write_bytes(b"changed")
         assert names(locate(f"me/it@{commit}", "model", heard).path) == set(MODEL)
         assert (path / "model.safetensors").read_bytes() == TENSORS
-    assert len([note for note in heard.notes if "was damaged, and is taken again" in note]) == 3
+    assert len([note for note in heard.notes if "damaged and are downloaded again" in note]) == 3
 
 
 def test_a_branch_that_moved_is_noted(hub: HubServer) -> None:
@@ -338,11 +338,11 @@ def test_rows_of_a_dataset(hub: HubServer, tmp_path: Path) -> None:
         ("hf://datasets/me/rows:one/test", DataError, "Unknown split"),
         ("hf://datasets/me/rows:three/train", DataError, "'three' not found"),
         ("hf://datasets/me/rows/no.csv", UsageError, "has no such file"),
-        ("hf://datasets/me/none", NotFoundError, "no such repository"),
+        ("hf://datasets/me/none", NotFoundError, "the repository does not exist"),
         ("hf://datasets/me/rows@next:one/train", NotFoundError, "no such revision"),
     ):
         with pytest.raises(error, match=words):
             texts(address)
     repository(hub, "datasets/me/images", {"a.png": b"png"})
-    with pytest.raises(DataError, match="is no dataset of tables; found imagefolder"):
+    with pytest.raises(DataError, match="is not a dataset of tables; found imagefolder"):
         texts("hf://datasets/me/images")

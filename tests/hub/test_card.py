@@ -83,7 +83,9 @@ def test_metadata_say_what_is_given(bundle: Path) -> None:
 def test_what_nobody_knows_is_left_out(bundle: Path) -> None:
     card = _card(bundle, "bundle")
     assert not {"license", "base_model", "base_model_relation", "model-index"} & card.data.to_dict().keys()
-    assert not {"Scores", "Data of training", "Does it compute"} & {line[3:] for line in card.text.splitlines()}
+    assert not {"Scores", "Training data", "Agreement with the original model"} & {
+        line[3:] for line in card.text.splitlines()
+    }
     assert "None" not in card.text
     assert "null" not in card.text
 
@@ -162,5 +164,5 @@ def test_the_report_of_the_check_is_in_it(bundle: Path, tmp_path: Path) -> None:
     report = prove(plan_check(OpenedBundle.open(copy), quick=True), None)
     (copy / "check.json").write_text(json.dumps(report.to_json()))
     text = _card(copy, "bundle").text
-    assert "## Does it compute what the model computes?" in text
+    assert "## Agreement with the original model" in text
     assert "| verdict | passed (" in text

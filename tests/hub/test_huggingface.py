@@ -113,17 +113,21 @@ def _none_left(cache: Path) -> bool:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda hub: hub.repositories.clear(), NotFoundError, "no such repository.*found Repository not found"),
+        (
+            lambda hub: hub.repositories.clear(),
+            NotFoundError,
+            "the repository does not exist.*found Repository not found",
+        ),
         (
             lambda hub: setattr(hub.repositories["me/one"], "gated", True),
             DeniedError,
             "is gated: its owner grants",
         ),
-        (lambda hub: setattr(hub, "status", 503), UnreachableError, "the hub cannot answer now"),
-        (lambda hub: setattr(hub, "status", 403), DeniedError, "does not let you do that"),
-        (lambda hub: setattr(hub, "status", 418), AdapterExportError, "the hub refuses"),
+        (lambda hub: setattr(hub, "status", 503), UnreachableError, "temporarily unavailable"),
+        (lambda hub: setattr(hub, "status", 403), DeniedError, "denies access"),
+        (lambda hub: setattr(hub, "status", 418), AdapterExportError, "the hub rejects the request"),
         (lambda hub: _commit(hub, {"weights.safetensors": b"other"}), FormatError, "is not a safetensors file"),
-        (lambda hub: _commit(hub, {"weights.safetensors": None}), FormatError, "does not have the files"),
+        (lambda hub: _commit(hub, {"weights.safetensors": None}), FormatError, "lacks files"),
         (lambda hub: _commit(hub, {"adapter_graph.json": None}), FormatError, "neither a bundle nor an adapter"),
         (lambda hub: _commit(hub, {"../evil.json": b"{}"}), FormatError, "a path that may leave its folder"),
     ],
@@ -155,7 +159,7 @@ def test_a_token_is_needed_to_push(hub: HubServer, adapter: Path, monkeypatch: p
 def test_a_hub_that_is_gone_is_named(adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     for run in (lambda: fetch("hf://me/one"), lambda: _push(adapter, "hf://me/one")):
-        with pytest.raises(UnreachableError, match="the hub does not answer"):
+        with pytest.raises(UnreachableError, match="the hub does not respond"):
             run()
 
 

@@ -113,12 +113,12 @@ def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, regi
 
 def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, cache: Path) -> None:
     heard = Heard()
-    with pytest.raises(HashError, match="is not the one that is expected"):
+    with pytest.raises(HashError, match="does not match the expected digest"):
         fetch_all(sent.reference, expect="0" * 64, reporter=heard)
     assert not heard.steps
     assert _nothing_left(cache)
     found = fetch(sent.reference, expect=f"sha256:{sent.digest}")
-    with pytest.raises(HashError, match="is not the one that is expected"):  # and of what the cache has
+    with pytest.raises(HashError, match="does not match the expected digest"):  # and of what the cache has
         fetch(sent.reference, expect="0" * 64)
     assert found.is_dir()
 
@@ -141,7 +141,7 @@ def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
     found = fetch(sent.pinned)
     (found / "base.bin").write_bytes(b"other")
     assert _files(fetch(sent.pinned, reporter=heard))["base.bin"] != b"other"
-    assert "was damaged, and is taken again" in heard.notes[0]
+    assert "damaged and are downloaded again" in heard.notes[0]
 
 
 @pytest.mark.extended
@@ -150,11 +150,11 @@ def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path
         sent = _push(adapter, f"oci://{short.host}/tiny:1")
         found = fetch(sent.reference)
     assert fetch(sent.pinned) == found
-    with pytest.raises(UnreachableError, match=f"does not answer.*is in the cache: give `{sent.pinned}`"):
+    with pytest.raises(UnreachableError, match=f"does not respond.*is in the cache: give `{sent.pinned}`"):
         fetch(sent.reference)
-    with pytest.raises(UnreachableError, match=r"does not answer.*plain_http"):
+    with pytest.raises(UnreachableError, match=r"does not respond.*plain_http"):
         fetch(f"oci://{short.host}/another:1")
-    with pytest.raises(UnreachableError, match="does not answer"):
+    with pytest.raises(UnreachableError, match="does not respond"):
         _push(adapter, sent.reference)
 
 
@@ -162,7 +162,7 @@ def test_a_registry_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry, "_TIMEOUT", httpx.Timeout(0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reference = f"oci://127.0.0.1:{silent.getsockname()[1]}/tiny:1"
-        with pytest.raises(UnreachableError, match="does not answer; found timed out"):
+        with pytest.raises(UnreachableError, match="does not respond; found timed out"):
             fetch(reference)
     assert _nothing_left(cache)
 
@@ -178,7 +178,7 @@ def test_only_loopback_is_asked_without_tls() -> None:
         if allowed:
             client._check_scheme(asked)
         else:
-            with pytest.raises(AdapterExportError, match="leads to an address without TLS"):
+            with pytest.raises(AdapterExportError, match="redirects to an address without TLS"):
                 client._check_scheme(asked)
 
 
@@ -206,7 +206,7 @@ def test_a_login_is_that_of_docker(start: Any, adapter: Path, tmp_path: Path, ca
     with start(tmp_path) as closed:
         reference = f"oci://{closed.host}/team/adapter:1"
         for run in (lambda: fetch(reference), lambda: _push(adapter, reference)):
-            with pytest.raises(DeniedError, match=r"does not let you do that; found 401 Unauthorized.*docker login"):
+            with pytest.raises(DeniedError, match=r"denies access; found 401 Unauthorized.*docker login"):
                 run()
         _log_in(tmp_path, closed.host, "wrong")
         with pytest.raises(DeniedError):
@@ -264,9 +264,9 @@ def _changed(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [
-        (_changed, (HashError, "the registry gave other bytes than its manifest says")),
-        (lambda data: data[: len(data) // 2], (AdapterExportError, "broke off|another number of bytes")),
-        (lambda data: data * 2, (FormatError, "another number of bytes than its manifest says; found more")),
+        (_changed, (HashError, "the download does not match the manifest's hash")),
+        (lambda data: data[: len(data) // 2], (AdapterExportError, "broke off|size of the download")),
+        (lambda data: data * 2, (FormatError, "the size of the download differs from the manifest; found more")),
     ],
     ids=["changed", "truncated", "longer"],
 )
@@ -298,12 +298,12 @@ EVIL: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a size that is none": (lambda document: document["layers"][0].update(size="1"), "expected an integer"),
     "too large": (lambda document: document["layers"][0].update(size=2**60), "is too large"),
     "another hash": (lambda document: document["layers"][0].update(digest="md5:0"), "64 lower-case"),
-    "an image": (lambda document: document.pop("artifactType"), "is no adapter and no bundle"),
-    "no layers": (lambda document: document.update(layers=None), "is no adapter and no bundle"),
+    "an image": (lambda document: document.pop("artifactType"), "is neither an adapter nor a bundle"),
+    "no layers": (lambda document: document.update(layers=None), "is neither an adapter nor a bundle"),
     "no head": (lambda document: document.update(layers=document["layers"][:3]), "is neither a bundle nor an adapter"),
     "a file less": (
         lambda document: document["layers"].pop(5),
-        "does not have the files that its `manifest.json` lists",
+        "lacks files listed in its `manifest.json`",
     ),
 }
 
@@ -347,5 +347,5 @@ def test_what_is_damaged_is_not_sent(bundle: Path, registry: OciRegistry, tmp_pa
         _push(tmp_path / "empty", f"oci://{registry.host}/team/damaged:1")
     with pytest.raises(NotFoundError):
         fetch(f"oci://{registry.host}/team/damaged:1")
-    with pytest.raises(UsageError, match="nothing can be sent there"):
+    with pytest.raises(UsageError, match="cannot be overwritten"):
         _push(bundle, f"oci://{registry.host}/team/damaged@sha256:{'0' * 64}")

@@ -112,7 +112,7 @@ def test_all_faults_are_listed_at_once() -> None:
     assert "5 of the tensors do not fit" in message
     assert "every tensor of `layers.1.attention` is missing" in message
     assert "`layers.0.ffn.up.bias` is missing" in message
-    assert "`layers.0.ffn.up.biass` has no place, perhaps it is `layers.0.ffn.up.bias`" in message
+    assert "`layers.0.ffn.up.biass` is unknown, did you mean `layers.0.ffn.up.bias`?" in message
     assert f"`layers.0.attention.up.weight` has shape [{B}, {D + 1}], not [{B}, {D}]" in message
     assert "`layers.1.ffn.down.weight` holds 1 NaN" in message
 
@@ -191,7 +191,7 @@ def test_heads_of_every_task_are_read_off_their_tensors(name: str) -> None:
 def test_labels_and_task_belong_together() -> None:
     with pytest.raises(UsageError, match="`regression` has no classes"):
         _pack(_tensors() | _head(), labels=("a", "b", "c", "d"), task="regression")
-    with pytest.raises(UsageError, match="they have no names"):
+    with pytest.raises(UsageError, match="the head has classes but no labels"):
         _pack(_tensors() | _head(), task="token")
     with pytest.raises(TensorError, match="every tensor of `head` is missing"):
         _pack(_tensors(), task="regression")

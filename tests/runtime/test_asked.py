@@ -39,7 +39,7 @@ def test_a_text_a_pair_and_choices() -> None:
     ],
 )
 def test_everything_else_is_refused(document: object) -> None:
-    with pytest.raises(RequestError, match="is no text") as caught:
+    with pytest.raises(RequestError, match="is not a text") as caught:
         asked_of(document)
     assert caught.value.expected == (
         'a string, `{"text": …, "pair": …}`, `{"text": …, "choices": […]}` or `{"text": …, "side": "query"}`'

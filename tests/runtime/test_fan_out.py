@@ -239,15 +239,15 @@ def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda said: replace(said, fanout=None), "goes with a graph `bank`"),
+        (lambda said: replace(said, fanout=None), "needs a graph `bank`"),
         (lambda said: replace(said, fanout=replace(said.fanout, rows="ids")), "has the name of a data input"),
         (lambda said: replace(said, fanout=replace(said.fanout, rows=said.bank.ids)), "a name occurs twice"),
-        (lambda said: replace(said, fanout=replace(said.fanout, prefix="none.onnx")), "stands nowhere else"),
+        (lambda said: replace(said, fanout=replace(said.fanout, prefix="none.onnx")), "undefined name"),
         (
             lambda said: replace(
                 said, fanout=replace(said.fanout, values=(replace(said.fanout.values[0], axes=(1,)),))
             ),
-            "without one axis of the texts",
+            "needs one text axis",
         ),
     ],
 )

@@ -233,5 +233,7 @@ def test_an_input_of_which_nobody_knows_what_it_is_is_refused(folder: Path, tmp_
     ids = torch.ones(1, 4, dtype=torch.int64)
     example = {"input_ids": ids, "position_ids": ids}
     base = ae.capture(model, tmp_path / "gpt2.pt", example_inputs=example, tokenizer=folder)
-    with pytest.raises(RequestError, match="inputs that text cannot fill; found `input_ids`, `position_ids`"):
+    with pytest.raises(
+        RequestError, match="inputs that cannot be computed from text; found `input_ids`, `position_ids`"
+    ):
         learnt(base, texts)

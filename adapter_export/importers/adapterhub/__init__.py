@@ -1,4 +1,4 @@
-"""Adapters of AdapterHub (the library `adapters`, once `adapter-transformers`); none of it needs that library."""
+"""Import of AdapterHub adapters (library `adapters`, formerly `adapter-transformers`), without that library."""
 
 from __future__ import annotations
 

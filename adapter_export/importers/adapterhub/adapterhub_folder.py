@@ -1,4 +1,4 @@
-"""The folders that AdapterHub's library writes: files, names of modules and tensors in them, and setups of several."""
+"""Folders of AdapterHub's library: files, module and tensor names, and setups of several adapters."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _WEIGHTS = {
     HEAD_CONFIG: ("model_head.safetensors", "pytorch_model_head.bin"),
     FUSION_CONFIG: ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin"),
 }
-"""The files of tensors that lie beside a config."""
+"""Tensor files that accompany a config."""
 
 _PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A config and its tensors by their names in the library; the paths are those of both files."""
+    """A config and its tensors by their names in the library, with the paths of both files."""
 
     path: Path
     document: Mapping[str, Any]
@@ -48,9 +48,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """One adapter, with the head that was saved with it, if one was.
+    """One adapter, with the head saved with it, if any.
 
-    `interface` is how the library hooked it into the base, if it did so through its plug-in interface.
+    `interface` describes the plug-in interface to the base, if it was used.
     """
 
     path: Path
@@ -60,10 +60,9 @@ class AdapterFolder:
 
 
 def choose(path: Path, name: str | None = None) -> Path:
-    """Return the given folder, or the folder of the adapter called `name` where there are several.
+    """Return the folder, or the folder of the adapter named `name` if there are several.
 
-    A setup folder is meant as a whole where no adapter in it has that name, or none is named. An error says what lies
-    there instead.
+    A setup folder is returned as a whole if `name` is `None`, or no adapter in it has that name.
     """
     found = adapters_in(path)
     if is_setup(path) and name not in found:
@@ -72,47 +71,47 @@ def choose(path: Path, name: str | None = None) -> Path:
         return path
     if (path / FUSION_CONFIG).is_file():
         raise UsageError(
-            "a fusion layer has no meaning without the adapters that it fuses",
+            "a fusion layer needs the adapters that it fuses",
             where=path,
-            fix="save the whole setup with `model.save_adapter_setup(folder, Fuse(…))`, and import that",
+            fix="save the whole setup with `model.save_adapter_setup(folder, Fuse(…))`, and import it",
         )
     if not found:
         raise FileError(
-            "is not a folder of AdapterHub",
+            "is not an AdapterHub folder",
             where=path,
             found=_listed(path) if path.is_dir() else "no such folder",
             expected=f"`{ADAPTER_CONFIG}` and `{'` or `'.join(_WEIGHTS[ADAPTER_CONFIG])}`, or folders with them",
-            fix="give the folder that `model.save_adapter(folder, name)` wrote",
+            fix="pass the folder written by `model.save_adapter(folder, name)`",
         )
     if name is None or name not in found:
         names = quoted(found)
         raise UsageError(
-            "holds several adapters" if name is None else "holds no adapter of this name",
+            "contains several adapters" if name is None else "contains no adapter with this name",
             where=path,
             found=names if name is None else f"`{name}`",
             expected=None if name is None else names,
-            fix=f"give {argument('member', option='name')} with one of them",
+            fix=f"pass {argument('member', option='name')} with one of them",
         )
     return found[name]
 
 
 def is_setup(path: Path) -> bool:
-    """Return whether a folder holds a composition."""
+    """Return whether a folder contains a composition."""
     return (path / SETUP_CONFIG).is_file()
 
 
 def adapters_in(path: Path) -> dict[str, Path]:
-    """The folders of adapters in a folder, by the adapters' names, which are their own."""
+    """Return the folders of the adapters in a folder, by adapter name, which is the folder's."""
     if not path.is_dir():
         return {}
     return {child.name: child for child in sorted(path.iterdir()) if (child / ADAPTER_CONFIG).is_file()}
 
 
 def read_adapter_folder(path: Path, read_pickle: ReadPickle | None) -> AdapterFolder:
-    """Read one adapter with its head; files that are missing or damaged, or pickles that nothing reads, are errors."""
-    if any((path / name).is_file() for name in _PEFT_WEIGHTS):  # PEFT calls its config by the same name
+    """Read one adapter with its head; errors for missing or damaged files, and pickles without `read_pickle`."""
+    if any((path / name).is_file() for name in _PEFT_WEIGHTS):  # PEFT uses the same name for its config
         raise FileError(
-            "is a folder of PEFT, not of AdapterHub",
+            "is a PEFT folder, not an AdapterHub folder",
             where=path,
             found=_listed(path),
             fix="run " + command(f"import_peft({str(path)!r}, BASE)", f"import peft {path} --base MODEL -o OUT"),
@@ -124,12 +123,12 @@ def read_adapter_folder(path: Path, read_pickle: ReadPickle | None) -> AdapterFo
 
 
 def read_saved(config: Path, read_pickle: ReadPickle | None) -> Saved:
-    """Read a config, of an adapter, a head or a fusion layer, and the tensors beside it; errors as above."""
+    """Read a config of an adapter, head or fusion layer, and its tensors; for errors see `read_adapter_folder`."""
     document, names = read_object(config), _WEIGHTS[config.name]
     present = [config.with_name(name) for name in names if config.with_name(name).is_file()]
     if not present:
         raise FileError(
-            "has no weights beside it",
+            "has no weights",
             where=config,
             found=_listed(config.parent),
             expected=f"`{'` or `'.join(names)}`",
@@ -139,16 +138,16 @@ def read_saved(config: Path, read_pickle: ReadPickle | None) -> Saved:
     for other in others:
         if tensors.keys() != other.keys() or not all(np.array_equal(tensors[name], other[name]) for name in tensors):
             raise FormatError(
-                "there are two files of weights, and they differ",
+                "two weight files differ",
                 where=config.parent,
                 found=" and ".join(f"`{path.name}`" for path in present),
-                fix="remove the one that is not meant",
+                fix="remove the wrong one",
             )
     return Saved(config, document, present[0], tensors)
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object; a FileError or FormatError if it cannot be read, or is something else."""
+    """Read a JSON object; FileError or FormatError if the file cannot be read or contains another value."""
     document = read_json(path)
     if not isinstance(document, dict):
         raise FormatError("is not an object", where=path, found=type(document).__name__, expected="a JSON object")
@@ -161,7 +160,7 @@ def _listed(path: Path) -> str:
 
 
 # A tensor's name is `<prefix><module>.<container>.<adapter>.<tensor>`: `bert.encoder.layer.0.output` . `adapters` .
-# `task` . `adapter_up.weight`. The prefix is there or not, depending on the model class that saved the file.
+# `task` . `adapter_up.weight`. The prefix depends on the model class that saved the file.
 
 Container = Literal["adapters", "loras", "invertible_adapters", "shared_parameters", "adapter_fusion_layer"]
 
@@ -177,39 +176,39 @@ _CONTAINERS: Mapping[str, Container] = {
     "loras": "loras",
     "shared_parameters": "shared_parameters",
 }
-"""Current names of the modules that hold adapters, by old names (`AdapterLoader.legacy_weights_mapping`)."""
+"""Current names of modules that contain adapters, by old name (`AdapterLoader.legacy_weights_mapping`)."""
 
 Keys = Mapping[str, str]
-"""The whole name of each tensor of a module, by its name there: `adapter_up.weight`."""
+"""Full name of each tensor of a module, by its name in the module: `adapter_up.weight`."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """The tensors of one adapter or fusion layer in a file, and the names of `others`, which belong to another one.
+    """The tensors of one adapter or fusion layer in a file; `others` belong to another one.
 
-    Modules are by container and by their path with its prefix: `bert.encoder.layer.0.output`.
+    Modules are keyed by container and path with prefix: `bert.encoder.layer.0.output`.
     """
 
     modules: Mapping[Container, Mapping[str, Keys]]
     others: tuple[str, ...]
 
     def of(self, container: Container) -> Mapping[str, Keys]:
-        """The modules in a container."""
+        """Return the modules in a container."""
         return self.modules.get(container, {})
 
     @property
     def shared(self) -> Keys:
-        """Return the tensors of the whole adapter, whatever the prefix."""
+        """Return the tensors shared by the whole adapter, with any prefix."""
         return {name: full for keys in self.of("shared_parameters").values() for name, full in keys.items()}
 
     @property
     def inverse(self) -> Keys | None:
-        """The tensors of the invertible adapter, if there is one."""
+        """Return the tensors of the invertible adapter, if any."""
         return next(iter(self.of("invertible_adapters").values()), None)
 
 
 def names_of(tensors: Iterable[str], adapter: str) -> Names:
-    """Take the names in a file apart."""
+    """Parse the names in a file."""
     modules: dict[Container, dict[str, dict[str, str]]] = {}
     others = []
     for full in tensors:
@@ -228,7 +227,7 @@ CONTAINERS_BEHIND: dict[str, Role] = {
     "cross_attention_adapters": "cross_attention",
     "output_adapters": "ffn",
 }
-"""The library's own modules, which lie in the layer, and what they act behind."""
+"""The library's modules in a layer, and the role of the sublayer before them."""
 
 MODULES_BEHIND: dict[str, Role] = {
     "crossattention.output": "cross_attention",
@@ -239,9 +238,9 @@ MODULES_BEHIND: dict[str, Role] = {
 
 
 def sublayer_target(path: str, sites: SiteMap) -> Target:
-    """Return the place where a module's bottleneck acts; `AdapterError` if nothing shows which layer it follows.
+    """Return the target of a module's bottleneck; AdapterError if the layer before it is unknown.
 
-    A module of another name, such as T5's `decoder.block.0.layer.1`, tells it where the base has one sublayer in it.
+    Other module names, such as T5's `decoder.block.0.layer.1`, are supported if they contain one sublayer of the base.
     """
     for end, role in (CONTAINERS_BEHIND | MODULES_BEHIND).items():
         if f".{path}".endswith(f".{end}"):
@@ -255,30 +254,30 @@ def sublayer_target(path: str, sites: SiteMap) -> Target:
     if len(roles) == 1 and any(name.isdecimal() for name in names[start:]):
         return Target(path, path, roles.pop())
     raise AdapterError(
-        "a bottleneck in a module of an unknown name",
+        "a bottleneck in an unknown module",
         found=f"`{path}`",
         expected=", ".join(f"`….{end}`" for end in (*CONTAINERS_BEHIND, *MODULES_BEHIND))
-        + ", or a module of the base with one sublayer in it",
+        + ", or a module of the base with one sublayer",
     )
 
 
-# Setups: compositions of adapters, as the library describes them (`composition.py`).
+# Setups: compositions of adapters (`composition.py` of the library).
 
 _NESTED: Mapping[str, tuple[str, ...]] = {
     "Stack": ("single", "Fuse", "Average"),
     "Average": ("single", "Stack"),
     "Fuse": ("single", "Stack"),
 }
-"""Blocks the library allows inside each (`ALLOWED_NESTINGS`), except those that split a batch or a text."""
+"""Nesting allowed by the library (`ALLOWED_NESTINGS`), except blocks that split a batch or a text."""
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SWITCH = "switch"
-"""Prefix of the parameter of a switch, which follows a graph that cannot be made the identity."""
+"""Prefix of the parameter of a switch, which follows a graph that cannot become the identity."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A composition of compositions and adapters by their names; only averages have weights, one for each child."""
+    """A composition of compositions and adapter names; only averages have weights, one for each child."""
 
     kind: Literal["Stack", "Average", "Fuse"]
     children: tuple[Block | str, ...]
@@ -286,16 +285,16 @@ class Block:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapters in it, in their order."""
+        """Names of its adapters, in order."""
         return tuple(name for child in self.children for name in ((child,) if isinstance(child, str) else child.names))
 
     @property
     def last_names(self) -> tuple[str, ...]:
-        """The last adapter of each child: the library calls a fusion by them."""
+        """Last adapter of each child, which identify a fusion in the library."""
         return tuple(child if isinstance(child, str) else child.names[-1] for child in self.children)
 
     def blocks(self) -> Iterator[Block]:
-        """Itself and all compositions in it."""
+        """Yield this block and all nested blocks."""
         yield self
         for child in self.children:
             if isinstance(child, Block):
@@ -304,7 +303,7 @@ class Block:
 
 @dataclass(frozen=True)
 class SetupMember:
-    """One adapter of a setup; `label` is its name, as a part of names of parameters."""
+    """One adapter of a setup; `label` is its name within parameter names."""
 
     label: str
     folder: AdapterFolder
@@ -313,9 +312,9 @@ class SetupMember:
 
 @dataclass(frozen=True)
 class Setup:
-    """A setup folder; `document` is the composition as the file has it, and members have its order.
+    """A setup folder; `document` is the composition in the file, and members have its order.
 
-    `head` is what the file says of heads: a name, several, true for that of the model, or none.
+    `head` is the file's value for heads: a name, a list of names, true for the model's head, or `None`.
     """
 
     path: Path
@@ -326,13 +325,13 @@ class Setup:
 
 
 def read_setup(path: Path, read_pickle: ReadPickle | None) -> Setup:
-    """Read the composition and all of its adapters, or say why it is not imported as a whole."""
+    """Read the composition and its adapters; raises if it cannot be imported as a whole."""
     whole = read_object(path / SETUP_CONFIG)
     document = whole.get("adapter_setup")
     with within(path / SETUP_CONFIG):
         if not isinstance(document, dict) or "type" not in document or not isinstance(document.get("children"), list):
             raise FormatError(
-                "holds no composition",
+                "contains no composition",
                 found=f"keys {', '.join(whole)}",
                 expected='an object `adapter_setup` with "type" and "children"',
             )
@@ -374,9 +373,9 @@ def _block(document: Mapping[str, Any], path: Path, outside: str = "") -> Block:
 
 
 def folder_name(name: str) -> str:
-    """The name of an adapter or head, which must be that of a folder."""
+    """Return the name of an adapter or head, checked to be a folder name."""
     if not re.fullmatch(r"[^\x00-\x1f/\\:]+", name) or name in (".", ".."):
-        raise FormatError("the name of an adapter that is no name of a folder", found=f"`{name}`")
+        raise FormatError("the name of an adapter is not a valid folder name", found=f"`{name}`")
     return name
 
 
@@ -388,11 +387,11 @@ def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
     weights = kwargs.get("weights", [1 / count] * count) if isinstance(kwargs, dict) else None
     if not isinstance(weights, list) or len(weights) != count or not all(map(finite, weights)):
         raise FormatError(
-            "the weights of an average are not those of its children",
+            "the weights of an average do not match its children",
             found=f"`kwargs`: {kwargs}",
             expected=f"{count} finite numbers",
         )
-    return tuple(float(np.float32(weight)) for weight in weights)  # the library rounds them, too
+    return tuple(float(np.float32(weight)) for weight in weights)  # as the library rounds them
 
 
 _BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
@@ -400,13 +399,13 @@ _BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
 
 def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
     names = quoted(adapters_in(path))
-    what, fix = "its composition is not imported as a whole", f"give {argument('member', option='name')} with one of"
+    what, fix = "its composition cannot be imported as a whole", f"pass {argument('member', option='name')} with one of"
     fix = f"{fix} its adapters: {names}"
     if kind in _BY_ROW:
-        what = "gives each row of a batch its own adapter, Aᵢ(h) in row i, which is a choice of the request"
-        fix += "; build all of them into one bundle, and name one for each row: `session.run(inputs, adapters=[…])`"
+        what = "selects an adapter per row of a batch, Aᵢ(h) in row i, which is a choice of each request"
+        fix += "; build all of them into one bundle, and select one per row: `session.run(inputs, adapters=[…])`"
     elif kind == "Split":
-        what = "gives each part of a text its own adapter, Aᵢ(h) from token sᵢ on, and no site says where it stands"
+        what = "selects an adapter per part of a text, Aᵢ(h) from token sᵢ on, and sites do not provide token positions"
     return UsageError(
         what,
         where=path,

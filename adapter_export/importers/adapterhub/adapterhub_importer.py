@@ -1,6 +1,6 @@
-"""A folder of AdapterHub, of one adapter or of a setup, becomes an adapter for a base, with its prediction head.
+"""Import of an AdapterHub folder, one adapter or a setup, with its prediction head.
 
-Heads are those of `heads/base.py`: dropout, dense and activation by turns, on one token or on all.
+Heads follow `heads/base.py`: alternating dropout, dense layer and activation, on one token or all tokens.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _NAMES: dict[tuple[object, ...], str] = {
     (False, False, True, True, True, True, False): "compacter",
     (False, True, True, False, True, True, False): "compacter++",
 }
-"""AdapterHub's names of its configs, by their fields: the class name is lost when a config is saved."""
+"""AdapterHub's config names by fields; saved configs do not contain the class name."""
 
 
 def import_adapterhub(folder: Path, base: BaseView, request: ImportRequest, *, with_head: bool = True) -> Imported:
-    """Import an adapter that AdapterHub's library saved, or a composition that it saved as a setup.
+    """Import an adapter saved by AdapterHub's library, or a composition saved as a setup.
 
     Args:
         folder: one adapter, several, or a setup.
-        base: without `layer_at`, DoRA is refused.
-        request: the name, the member and how layers are matched.
-        with_head: import the prediction head, too.
+        base: the base; `layer_at` is required for DoRA.
+        request: options of the import.
+        with_head: whether to import the prediction head.
 
     Raises:
-        UsageError: there are several and none is named, or a composition is not imported as a whole.
-        FileError, FormatError, VersionError, TensorError: the folder's files break their format.
-        MissingExtraError: the tensors are pickled, and nothing reads a pickle.
-        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        UsageError: there are several adapters and none is selected, or a composition cannot be imported as a whole.
+        FileError, FormatError, VersionError, TensorError: a file cannot be read or violates its format.
+        MissingExtraError: the tensors are pickled, and torch is not installed.
+        AdapterError: the adapter does not fit the base, or cannot be expressed.
     """
     path = choose(folder, request.member)
     if is_setup(path) and path == folder:
@@ -81,13 +81,13 @@ def import_adapterhub(folder: Path, base: BaseView, request: ImportRequest, *, w
 
 @dataclass(frozen=True)
 class _Body:
-    """An imported adapter whose head is still as it was saved.
+    """An imported adapter with its head not yet converted.
 
     Attributes:
         adapter: the adapter without its head.
         head: the saved head, if it is to be imported.
-        notes: what a user should know of the adapter.
-        left_out: what a user should know of heads that are not imported.
+        notes: notes on the adapter.
+        left_out: notes on heads that are not imported.
         record: the configs of the library, for the training record.
     """
 
@@ -99,7 +99,7 @@ class _Body:
 
 
 def _import_setup(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
-    """Import a composition; the head is imported by the caller."""
+    """Import a composition; the caller imports the head."""
     setup = read_setup(path, request.read_pickle)
     for one in setup.members.values():
         with within(one.folder.adapter.path):
@@ -115,7 +115,7 @@ def _import_setup(path: Path, base: BaseView, request: ImportRequest, *, with_he
 
 
 def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
-    """Import an adapter of one or several methods; the head is imported by the caller."""
+    """Import an adapter of one or more methods; the caller imports the head."""
     read = read_adapter_folder(path, request.read_pickle)
     document = read.adapter.document
     with within(read.adapter.path):
@@ -145,14 +145,14 @@ def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head
 
 
 def _kind_of(method: BottleneckConfig) -> str:
-    """Return AdapterHub's name of a bottleneck's config; `bottleneck` if it has none."""
+    """Return AdapterHub's name of a bottleneck config, or `bottleneck`."""
     learned = method.scaling if isinstance(method.scaling, str) else False
     acts = method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter
     return _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
 
 
 def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
-    """The head that was saved for the setup, else that of a stack's last adapter (`parse_heads_from_composition`)."""
+    """Return the setup's head, or else that of a stack's last adapter (`parse_heads_from_composition`)."""
     if isinstance(setup.head, str) or setup.head is True:
         folder = setup.path if setup.head is True else setup.path / folder_name(setup.head)
         return read_saved(folder / HEAD_CONFIG, read_pickle)
@@ -164,7 +164,7 @@ def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
 
 # Prediction heads.
 
-_WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
+_WITHOUT = f"pass {argument('without_head', True)} to import the adapter without its head"
 
 _TASKS: Mapping[str, ProblemType] = {head: name for name, kind in TASK_TYPES.items() for head in kind.adapterhub_heads}
 _REFUSED = {
@@ -177,7 +177,7 @@ _MOST_LAYERS = 100
 
 
 def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights, tuple[str, ...]]:
-    """The head of a `head_config.json` and its tensors, if there is one, its weights, and what a user should know."""
+    """Return the head of a `head_config.json` and its tensors, if any, its weights, and notes."""
     if saved is None:
         return None, {}, ()
     with within(saved.path):
@@ -194,14 +194,12 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
     mapped.check()
     notes = [*mapped.notes()]
     if others:
-        notes.append(
-            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
-        )
+        notes.append(f"the file also contains {', '.join(others)}: the library selects heads to save by name prefix")
     return head, mapped.weights, tuple(notes)
 
 
 def head_form(config: Mapping[str, Any], width: int) -> tuple[Head, Recipes]:
-    """The head of a checked config on a base of this width, and the recipes for its parameters."""
+    """Return the head of a checked config on a base of this width, and the recipes for its parameters."""
     task, numbers = _task(config)
     activation = config.get("activation_function")
     try:
@@ -230,7 +228,7 @@ def _config(saved: Saved) -> Mapping[str, Any]:
     config = saved.document.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("layers"), int):
         raise AdapterError(
-            "is the head of a model that has only one, and no config of its own",
+            "is the head of a single-head model, without its own config",
             found=f"`model_class`: `{saved.document.get('model_class')}`",
             expected="a head that was added to an `AutoAdapterModel`",
             fix=f"{_WITHOUT}, or convert it with the library's `AutoAdapterModel`",
@@ -239,35 +237,35 @@ def _config(saved: Saved) -> Mapping[str, Any]:
     if kind not in _TASKS:
         raise AdapterError(
             "a kind of head that cannot be expressed",
-            found=f"`{kind}`: {_REFUSED.get(kind, 'it is not known')}",
+            found=f"`{kind}`: {_REFUSED.get(kind, 'unknown')}",
             fix=_WITHOUT,
         )
     if config.get("use_pooler"):
         raise AdapterError(
-            "the head reads the base's own pooler, whose weights are not in the file",
+            "the head reads the base's pooler, whose weights are not in the file",
             found="`use_pooler`: true",
             fix=_WITHOUT,
         )
     if not 1 <= layers <= _MOST_LAYERS:
-        raise FormatError("has no number of layers", found=f"`layers`: {layers}", expected=f"1 to {_MOST_LAYERS}")
+        raise FormatError("invalid number of layers", found=f"`layers`: {layers}", expected=f"1 to {_MOST_LAYERS}")
     if not isinstance(dropout, int | float) or not math.isfinite(dropout):
-        raise FormatError("has no rate of dropout", found=f"`dropout_prob`: `{dropout}`", expected="a number")
+        raise FormatError("has an invalid dropout rate", found=f"`dropout_prob`: `{dropout}`", expected="a number")
     return config
 
 
 def _task(config: Mapping[str, Any]) -> tuple[Task, int]:
-    """The task, with its labels in the order of the logits, and how many numbers there are."""
+    """Return the task, with its labels in the order of the logits, and the number of outputs."""
     problem = _TASKS[config["head_type"]]
     width = TASK_TYPES[problem].width
-    if width == 1:  # the library gives it no `num_labels`: one number for each choice
+    if width == 1:  # no `num_labels` in the library: one number for each choice
         return Task(problem, input="pair"), width
     numbers = config.get("num_labels")
     if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
-        raise FormatError("has no number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
+        raise FormatError("has an invalid number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
     if width is not None:
         if numbers != width:
             raise AdapterError(
-                "a head for questions that gives no start and end",
+                "a question answering head without start and end",
                 found=f"`num_labels`: {numbers}",
                 expected=f"{width}",
                 fix=_WITHOUT,

@@ -1,8 +1,8 @@
-"""`adapter_config.json`: what is read, what may stand there, and what is refused by name.
+"""Options of `adapter_config.json`: supported, ignored and rejected ones.
 
-Keys that say what is computed are read (`r`, `lora_alpha`, …). Those that only say how it was trained, where from, and
-by which version may have any value. All others, known or not, must be off: `null`, `false`, or an empty text, list or
-object, as PEFT writes what is not used.
+Keys that affect the computation are read (`r`, `lora_alpha`, …). Keys on training, origin and version may have any
+value. All others, known or not, must be off: `null`, `false`, or an empty text, list or object, as PEFT writes unused
+options.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ from adapter_export.errors import AdapterError, FormatError
 from adapter_export.importers.peft.methods import METHODS, Method
 from adapter_export.importers.peft.peft_values import Config, Names, matching
 
-# What PEFT can save and this package cannot say, by name and with the reason.
+# Unsupported types and options of PEFT, with reasons.
 
-_PROMPT = "it puts trained vectors among the tokens or the keys and values, which is no change at a site"
+_PROMPT = "it inserts trained vectors between tokens, or keys and values, which is not a change at a site"
 _TO_LORA = "; `save_as_lora` of PEFT converts it to a LoRA, which rounds its change of the weights to a rank"
 
 KINDS: Mapping[str, str] = {
-    "ADAMSS": "it splits the base's weights into clusters that its folder does not hold",
+    "ADAMSS": "it splits the base's weights into clusters that its folder does not contain",
     "LILY": "it mixes its matrices by the mean over all tokens of a batch",
     "POLY": "it mixes a set of modules by the task",
-    "PSOFT": "it rotates singular vectors of the base's weights, whose signs its folder does not hold" + _TO_LORA,
-    "SHADOW": "it trains a second network beside the base",
-    "TRAINABLE_TOKENS": "it holds trained rows of the embeddings",
+    "PSOFT": "it rotates singular vectors of the base's weights, whose signs its folder does not contain" + _TO_LORA,
+    "SHADOW": "it trains a second network next to the base",
+    "TRAINABLE_TOKENS": "it contains trained rows of the embeddings",
     "XLORA": "it mixes several adapters by a trained gate over two passes of the base",
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), _PROMPT),
     **dict.fromkeys(("CPT", "CARTRIDGE", "ADAPTION_PROMPT"), _PROMPT),
 }
-"""Why a `peft_type` is not read. A type that is named neither here nor in `METHODS` is refused as unknown."""
+"""Reasons for unsupported values of `peft_type`. Types neither here nor in `METHODS` are rejected as unknown."""
 
 OPTIONS: Mapping[str, str] = {
-    "use_qalora": "QA-LoRA pools the input in groups, which no op of the language does",
+    "use_qalora": "QA-LoRA pools the input in groups, for which the language has no op",
     "use_bdlora": "block-diagonal LoRA has matrices of another shape",
-    "layer_replication": "the base has its layers in another order and number than the one that it names",
-    "trainable_token_indices": "trained rows of the embeddings are no change at a site",
-    "alora_invocation_tokens": "activated LoRA acts only behind certain tokens, and an adapter acts on every token",
+    "layer_replication": "the base has other layers than the model that it names",
+    "trainable_token_indices": "trained rows of the embeddings are not a change at a site",
+    "alora_invocation_tokens": "activated LoRA acts only after certain tokens, and adapters act on every token",
     "megatron_config": "the layers of Megatron are split over devices",
-    "target_parameters": "LoRA on a parameter that is no layer, such as a stack of experts, has no site",
+    "target_parameters": "LoRA on a parameter outside of layers, such as a stack of experts, has no site",
     "target_modules_to_tie": "tied modules share the matrices of the embeddings",
     "ensure_weight_tying": "tied modules share the matrices of the embeddings",
     "arrow_config": "it mixes several adapters for each token",
-    "kasa_config": "KaSA truncates the base's weights, so that the base is another one",
+    "kasa_config": "KaSA truncates the base's weights, which changes the base",
     "monteclora_config": "it samples its matrices",
-    "corda_config": "CorDA takes its start out of the base's weights, so that the base is another one",
-    "lora_ga_config": "LoRA-GA takes its start out of the base's weights, so that the base is another one",
-    "loftq_config": "LoftQ quantises the base's weights, so that the base is another one",
+    "corda_config": "CorDA subtracts its initialization from the base's weights, which changes the base",
+    "lora_ga_config": "LoRA-GA subtracts its initialization from the base's weights, which changes the base",
+    "loftq_config": "LoftQ quantizes the base's weights, which changes the base",
 }
-"""Options of LoRA that change what is computed: they must be off, which is `null`, `false` or empty."""
+"""Unsupported options of LoRA: they must be off, which is `null`, `false` or empty."""
 
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
-"""Values of `init_lora_weights`, beside true and false, that leave the base's weights alone."""
+"""Values of `init_lora_weights`, besides true and false, that leave the base's weights unchanged."""
 
 STARTS_OF_BASE = ("pissa", "olora")
-"""Values of it that take the start out of the base's weights, in a way that these alone decide."""
+"""Values of `init_lora_weights` that subtract the initialization, which depends only on the base's weights."""
 
 
-_EMBEDDING = "LoRA on an embedding has no site: it acts on token numbers, not on what a layer reads"
+_EMBEDDING = "LoRA on an embedding has no site: it acts on token ids, not on inputs of a layer"
 
 TENSORS: Mapping[str, str] = {
     "lora_embedding_A": _EMBEDDING,
@@ -70,11 +70,11 @@ TENSORS: Mapping[str, str] = {
     "trainable_tokens_delta": OPTIONS["trainable_token_indices"],
     "prompt_embeddings": _PROMPT,
 }
-"""Why a tensor with such a word in its name is refused."""
+"""Reasons to reject tensors, by a word in their name."""
 
 
 CHECKED_WITH = "0.21"
-"""The version of PEFT that the formulas were checked with."""
+"""PEFT version used to check the formulas."""
 
 _SHARED_KEYS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "bias", "target_modules", "exclude_modules", "modules_to_save"}
@@ -94,7 +94,7 @@ NO_MATTER = frozenset(
         "revision",
         "peft_version",
         "inference_mode",
-        "fan_in_fan_out",  # the layout of the base's weights; the adapter's own do not depend on it
+        "fan_in_fan_out",  # layout of the base's weights; the adapter's do not depend on it
         "megatron_core",
         "qalora_group_size",
         "eva_config",
@@ -103,7 +103,7 @@ NO_MATTER = frozenset(
         "merge_weights",
     }
 )
-"""Keys that only say how an adapter was trained, on what, and by which version."""
+"""Keys on training, data and version, without effect on the computation."""
 
 SHOWN_BY_TENSORS = frozenset(
     {"r", "rank_pattern", "init_weights", "init_lora_weights", "init_r", "target_r", "block_size", "block_size_pattern"}
@@ -125,22 +125,21 @@ SHOWN_BY_TENSORS = frozenset(
     | {"regularization_alpha", "runtime_offload_base_weight", "target_svd_config", "rank_dropout_scale"}
     | {"tinit", "tfinal", "deltaT", "orth_reg_weight", "total_step", "beta1", "beta2", "use_effective_conv2d"}
 )
-"""Keys of the types in `METHODS` that say how a tensor began, how it was trained, or what its shape shows."""
+"""Keys of the types in `METHODS` on initialization, training and shapes, without effect on the computation."""
 
 _DROPOUT = "_dropout"
-"""Suffix of the keys with a dropout rate, which only training uses."""
+"""Suffix of keys with a dropout rate, used only in training."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `adapter_config.json` that affect the computation, by PEFT's names or close to them.
+    """Options of `adapter_config.json` that affect the computation, with names like PEFT's.
 
-    `model_class` and `architecture` (transformers' name) are those of the model that it was trained in, if the folder
-    says them. `ranks` and `alphas` are others than `rank` and `alpha`, by regular expressions over module paths.
-    `dora` and `start` (`init_lora_weights`, where it is a text) are of LoRA; `method` is the formula of every type but
-    LoRA, IA3 and trained norms, which reads `config`.
-    `saved` are the ends of the paths of modules that were trained as a whole, `layers` those that it acts on (all, if
-    none are named) in lists called `layer_lists`, `feedforward` the modules of IA3 whose input is scaled.
+    `model_class` and `architecture` (transformers' name) describe the model of training, if recorded. `ranks` and
+    `alphas` override `rank` and `alpha`, by regular expressions over module paths. `dora` and `start`
+    (`init_lora_weights` if a text) belong to LoRA; `method` is the formula of all types except LoRA, IA3 and trained
+    norms, and reads `config`. `saved` are path suffixes of fully trained modules; `layers` the layer numbers to adapt
+    (default: all) in lists named `layer_lists`; `feedforward` the modules of IA3 whose input is scaled.
     """
 
     kind: str
@@ -160,7 +159,7 @@ class Options:
     layers: tuple[int, ...] = ()
     layer_lists: tuple[str, ...] = ()
     feedforward: Names = ()
-    version: str | None = None  # configs name PEFT's version since 0.18
+    version: str | None = None  # in configs since PEFT 0.18
     dora: bool = False
     start: str | None = None
     config: Config = field(default_factory=lambda: Config({}, ""), repr=False)
@@ -168,39 +167,39 @@ class Options:
 
     @property
     def versioned(self) -> bool:
-        """True if the config names the version of PEFT that wrote it."""
+        """True if the config contains PEFT's version."""
         return self.version is not None
 
     @property
     def of_weights(self) -> bool:
-        """True if a LoRA is also computed from the base's own weights."""
+        """True if a LoRA also depends on the base's weights."""
         return self.dora or self.start in STARTS_OF_BASE
 
     def rank_at(self, path: str) -> int:
-        """The rank at a module."""
+        """Return the rank at a module."""
         return self.ranks.get(matching(self.ranks, path), self.rank)
 
     def factor_at(self, path: str) -> float:
-        """The factor on LoRA's update at a module, from the rank that the config gives it."""
+        """Return the factor of LoRA's update at a module, from the config's rank."""
         return self._factor(path, self.alphas.get(matching(self.alphas, path), self.alpha))
 
     def idle_patterns(self, paths: Collection[str]) -> tuple[str, ...]:
-        """Patterns for ranks or alphas that no module matches, where perhaps one was meant to."""
+        """Return patterns for ranks or alphas that match no module."""
         used = {matching(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}
         return tuple(pattern for pattern in dict.fromkeys([*self.ranks, *self.alphas]) if pattern not in used)
 
     def rivals(self, path: str) -> tuple[str, ...]:
-        """The patterns for alphas that match a module, where there are several with different alphas.
+        """Return the matching patterns for a module's alpha, if they differ in alpha.
 
-        PEFT takes the first and saves them sorted: after saving, it may be another one than in training.
+        PEFT uses the first one and saves patterns sorted: the first may differ between training and loading.
         """
         found = tuple(pattern for pattern in self.alphas if re.match(rf"(.*\.)?({pattern})$", path))
         return found if len({self.alphas[pattern] for pattern in found}) > 1 else ()
 
     def older_factor_at(self, path: str) -> float:
-        """The factor as PEFT read the patterns before 0.15.
+        """Return the factor with the patterns interpreted as by PEFT before 0.15.
 
-        It looked for one among those for ranks and alphas together, without a group around it, and behind a dot only.
+        It searched rank and alpha patterns together, without grouping, and only after a dot.
         """
         patterns = (pattern for pattern in (*self.ranks, *self.alphas) if re.match(rf".*\.{pattern}$", path))
         return self._factor(path, self.alphas.get(next(patterns, path), self.alpha))
@@ -211,9 +210,9 @@ class Options:
 
 
 def read_options(config: object, where: object) -> Options:
-    """Read the document of an `adapter_config.json`; `where` names it in messages.
+    """Parse an `adapter_config.json`; `where` names it in messages.
 
-    An AdapterError lists all options that are not known or cannot be expressed; wrong types are FormatErrors.
+    Raises AdapterError, listing all unknown and unsupported options, and FormatError for wrong types.
     """
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise FormatError(
@@ -221,7 +220,7 @@ def read_options(config: object, where: object) -> Options:
             where=where,
             found="no text for `peft_type`",
             expected="a JSON object as `save_pretrained` of PEFT writes it",
-            fix="give the folder that PEFT wrote",
+            fix="pass the folder written by PEFT",
         )
     kind = config["peft_type"]
     reads = _READS.get(kind)
@@ -255,11 +254,11 @@ _READS: Mapping[str, frozenset[str]] = {
     "LN_TUNING": _SHARED_KEYS,
     **{kind: _SHARED_KEYS | SHOWN_BY_TENSORS | method.reads for kind, method in METHODS.items()},
 }
-"""The keys of the config that may have values, by `peft_type`."""
+"""Keys of the config that may have values, by `peft_type`."""
 
 
 def is_off(value: object) -> bool:
-    """Return whether a value is how PEFT writes an option that is not used."""
+    """Return whether a value marks an unused option in PEFT."""
     return value is None or value is False or value in ("", [], {})
 
 
@@ -302,26 +301,26 @@ def _options(config: Config) -> Options:
 
 
 def _start(config: Config) -> str | None:
-    """Return the initialization of LoRA's matrices, if it is a text; `AdapterError` for one that cannot be undone."""
+    """Return LoRA's initialization, if it is a text; AdapterError for one that cannot be undone."""
     start = config.values.get("init_lora_weights")
     if start is None or isinstance(start, bool):
         return None
     if start not in (*PLAIN_STARTS, *STARTS_OF_BASE):
         raise AdapterError(
-            f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
+            f"was initialized by `init_lora_weights` {start!r}, which cannot be imported directly",
             where=config.where,
-            found="its start is taken out of the base's weights in a way that these alone do not decide, so that it "
-            "fits only a base that is changed in the same way",
+            found="its initialization is subtracted from the base's weights and depends on more than these, so that it "
+            "fits only a base with the same change",
             expected=f"true, false, {', '.join([*PLAIN_STARTS, *STARTS_OF_BASE])}",
             fix="convert it to plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion=…)` in "
-            "PEFT, with the adapter as it was before training",
+            "PEFT, with the adapter before training",
         )
     if start == "olora" and config.flag("fan_in_fan_out"):
         raise AdapterError("was started by `olora` at layers that are stored [in, out]", where=config.where)
     return str(start)
 
 
-# Which of the base's modules a config means, to notice tensors that were lost.
+# Modules of the base selected by a config, to detect lost tensors.
 
 
 def targeted(options: Options, paths: Iterable[str]) -> Iterator[str]:
@@ -340,7 +339,7 @@ def _named(names: Names, path: str) -> bool:
 
 
 def _in_layers(options: Options, path: str) -> bool:
-    """Return whether the first number behind the name of a list of layers is one of the named layers."""
+    """Return whether the first number after the name of a layer list is one of `layers`."""
     if not options.layers:
         return True
     patterns = [rf"(?:^|.*?\.){name}\.(?P<index>\d+)\." for name in options.layer_lists]

@@ -1,4 +1,4 @@
-"""Values of known types in `adapter_config.json`, and patterns over module paths as PEFT matches them."""
+"""Typed values of `adapter_config.json`, and module path patterns with PEFT's matching rules."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 from adapter_export.errors import FormatError
 
 Names = str | tuple[str, ...] | None
-"""Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
+"""Modules in PEFT: a regular expression for whole paths, or path suffixes."""
 
 _MOST = 1e9
-"""The largest number of an option; products of greater ones are no numbers of float32."""
+"""Maximum number of an option; products of larger ones overflow float32."""
 
 
 def matching(patterns: Iterable[str], path: str) -> str:
-    """The first pattern that matches a module (`peft.utils.other.get_pattern_key`), else the path itself."""
+    """Return the first pattern that matches a module (`peft.utils.other.get_pattern_key`), or the path itself."""
     return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The document of an `adapter_config.json`; `where` names it in the `FormatError` of a value of another type."""
+    """An `adapter_config.json`; `where` names it in the `FormatError` for a value of a wrong type."""
 
     values: Mapping[str, Any]
     where: object
 
     def text(self, key: str) -> str | None:
-        """A text, if it is given."""
+        """Return a text, or `None` if absent."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
             raise self.wrong(key, value, "a text")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false."""
+        """Return a Boolean."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
@@ -53,12 +53,12 @@ class Config:
         return int(self.number(key, default, at_least=1, whole=True))
 
     def number_at(self, path: str, key: str, pattern_key: str, default: float) -> float:
-        """A number at a module: that of the first pattern that matches it, else that of `key`."""
+        """Return a number for a module: that of the first matching pattern, or else that of `key`."""
         patterns = self.patterns(pattern_key)
         return patterns.get(matching(patterns, path), self.number(key, default))
 
     def patterns(self, key: str, *, at_least: float = -math.inf, whole: bool = False) -> dict[str, float]:
-        """Numbers by regular expressions over module paths."""
+        """Return numbers by regular expression over module paths."""
         value = self.values.get(key) or {}
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object of numbers by pattern")
@@ -67,7 +67,7 @@ class Config:
         return {name: self._checked(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
 
     def names(self, key: str) -> Names:
-        """Modules."""
+        """Return modules."""
         value = self.values.get(key)
         if isinstance(value, str):
             self._check_pattern(key, value)
@@ -75,7 +75,7 @@ class Config:
         return None if value is None else self.listed(key, str)
 
     def listed(self, key: str, sort: type) -> tuple[Any, ...]:
-        """A list of texts or of whole numbers, or one of them."""
+        """Return a list of texts or integers; a single value is a list of one."""
         value = self.values.get(key)
         values = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(one, sort) and not isinstance(one, bool) for one in values):
@@ -83,13 +83,13 @@ class Config:
         return tuple(values)
 
     def mapped(self, key: str) -> str | None:
-        """A text of `auto_mapping`, which says what class the model had."""
+        """Return a text of `auto_mapping`, which names the model's class."""
         mapping = self.values.get("auto_mapping")
         name = mapping.get(key) if isinstance(mapping, dict) else None
         return name if isinstance(name, str) else None
 
     def wrong(self, key: str, found: object, expected: str) -> FormatError:
-        """The error of a value that PEFT does not write."""
+        """Return the error for a value that PEFT does not write."""
         return FormatError(
             f"`{key}` has a value that PEFT does not write",
             where=self.where,

@@ -33,7 +33,7 @@ def test_an_adapter_of_bert_is_none_of_another_model(
 def test_by_number_is_the_word_for_it(name: str, kind: str, made: Callable[[str], Made], bert: Made) -> None:
     folder = FIXTURES / "bert" / kind
     found = import_adapterhub(folder, made(name).sites, name="a", base="x", by_number=True)
-    assert any("matched by their numbers" in note for note in found.notes)
+    assert any("matched by number" in note for note in found.notes)
     own = import_adapterhub(folder, bert.sites, name="a", base="x").adapter
     assert list(found.adapter.placements) == list(own.placements)
     assert all(np.array_equal(found.adapter.weights[key], tensor) for key, tensor in own.weights.items())
@@ -95,5 +95,5 @@ def test_the_one_sublayer_in_a_module_says_where_it_acts(bert: Made) -> None:
     for path, role in (("transformer.encoder.block.1.layer.0", "attention"), ("encoder.block.0.layer.1", "ffn")):
         assert sublayer_target(path, t5).role == role
     for path in ("encoder.block.0", "encoder.block.0.layer.2", "encoder"):  # two sublayers, none, all of them
-        with pytest.raises(AdapterError, match=rf"unknown name; found `{path}`.*with one sublayer in it"):
+        with pytest.raises(AdapterError, match=rf"unknown module; found `{path}`.*with one sublayer"):
             sublayer_target(path, t5)

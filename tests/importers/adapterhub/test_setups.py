@@ -127,7 +127,7 @@ def test_a_fusion_is_read_inside_its_folder(copied: Copy, bert: Made) -> None:
     config, file = folder / "a" / "adapter_config.json", folder / "a" / "adapter.safetensors"
     config.write_text(config.read_text().replace('"name": "a"', f'"name": "{outside}"'))
     save_file({key.replace(".adapters.a.", f".adapters.{outside}."): it for key, it in load_file(file).items()}, file)
-    with pytest.raises(FormatError, match=rf"no name of a folder; found `{outside},b`"):
+    with pytest.raises(FormatError, match=rf"not a valid folder name; found `{outside},b`"):
         imported(folder, bert)
 
 
@@ -152,11 +152,11 @@ def single(name: str) -> dict[str, Any]:
 
 
 TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
-    r"each row of a batch its own adapter.*found `Parallel`.*`a`, `b`; build all of them.*adapters=\[": (
+    r"selects an adapter per row of a batch.*found `Parallel`.*`a`, `b`; build all of them.*adapters=\[": (
         UsageError,
         {"type": "Parallel", "children": [single("a"), single("b")]},
     ),
-    r"each part of a text its own adapter, Aᵢ\(h\) from token.*found `Split` in a `Stack`": (
+    r"selects an adapter per part of a text, Aᵢ\(h\) from token.*found `Split` in a `Stack`": (
         UsageError,
         {"type": "Stack", "children": [{"type": "Split", "children": [single("a"), single("b")]}]},
     ),
@@ -166,12 +166,12 @@ TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     ),
     r"a composition without children": (FormatError, {"type": "Stack", "children": []}),
     r"a single adapter without a name": (FormatError, {"type": "Stack", "children": [{"type": "single"}]}),
-    r"no name of a folder; found `../a`": (FormatError, {"type": "Stack", "children": [single("../a")]}),
+    r"not a valid folder name; found `../a`": (FormatError, {"type": "Stack", "children": [single("../a")]}),
     r"an adapter occurs twice in its composition; found `a`": (
         AdapterError,
         {"type": "Stack", "children": [single("a"), single("a")]},
     ),
-    r"not those of its children; found `kwargs`: {'weights': \[1\]}": (
+    r"do not match its children; found `kwargs`: {'weights': \[1\]}": (
         FormatError,
         {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": [1]}},
     ),

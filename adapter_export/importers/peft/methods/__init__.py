@@ -1,4 +1,4 @@
-"""The types of PEFT whose change of the weights is fixed: formulas of most, tensors of LoRA and IA3."""
+"""PEFT types with a fixed change of the weights: formulas of most, tensors of LoRA and IA3."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ METHODS: Mapping[str, Method] = {
     "VERA": Method(low_rank.vera, "vera_"),
     "WAVEFT": Method(full_rank.waveft, "waveft_", _reads("scaling", "random_loc_seed", "wavelet_family", "use_idwt")),
 }
-"""Methods by `peft_type`. LoRA, IA3 and trained norms have forms of their own (`importer`)."""
+"""Methods by `peft_type`. LoRA, IA3 and trained norms are handled in `peft_importer`."""
 
 LORA: Recipes = {
     "lora_A.weight": transposed("lora_A.weight", ("d_in", "r")),
     "lora_B.weight": transposed("lora_B.weight", ("r", "d")),
     "lora_B.bias": as_it_is("lora_B.bias", ("d",)),
 }
-"""The parameters of `lora_graph` from LoRA's tensors."""
+"""Recipes for the parameters of `lora_graph`, from LoRA's tensors."""
 
 IA3: Mapping[str, Recipes] = {
     "h": {"scaling.weight": flattened("ia3_l", ("d", 1))},
     "u": {"scaling.weight": flattened("ia3_l", (1, "d_in"))},
 }
-"""The parameter of `ia3_graph` from IA3's vector, where it scales a layer's output `h` and its input `u`."""
+"""Recipes for the parameter of `ia3_graph`, from IA3's vector: scaling a layer's output `h`, or its input `u`."""

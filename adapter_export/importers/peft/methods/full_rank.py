@@ -1,6 +1,6 @@
-"""Types whose change of a weight has no low rank: rotations, products with the weight itself, spectra, single elements.
+"""PEFT types with a full-rank change of a weight: rotations, products with the weight, spectra, single elements.
 
-Each function is the type's `get_delta_weight` in `peft/tuners/<type>/layer.py` of PEFT 0.21, in float64.
+Each function implements `get_delta_weight` of `peft/tuners/<type>/layer.py` in PEFT 0.21, in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PROJECTION = "load it in PEFT, set `save_projection=True` in its config, and sa
 def oft(layer: Layer) -> Change:
     """`W Rᵀ`, R block-diagonal and orthogonal: the Cayley transform of trained skew matrices (Qiu et al. 2023, §3).
 
-    By default PEFT takes the first terms of its Neumann series.
+    By default PEFT uses the first terms of its Neumann series.
     """
     vectors = layer["oft_R.weight"]
     size = (1 + math.isqrt(1 + 8 * vectors.shape[1])) // 2
@@ -71,11 +71,11 @@ def boft(layer: Layer) -> Change:
     trained = layer["boft_R"]
     if len(trained) != 1:
         raise AdapterError(
-            "rotates with several butterfly factors, which PEFT computes on CUDA alone, so that no formula was checked",
+            "rotates with several butterfly factors, which PEFT supports only on CUDA, so that the formula is untested",
             where=f"`{layer.path}`",
             found=f"`boft_R` {list(trained.shape)}",
             expected="`boft_n_butterfly_factor` 1",
-            fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
+            fix="merge it with PEFT (`merge_and_unload`) and use the result as a base",
         )
     rotations = _cayley(0.5 * (trained[0] - trained[0].transpose(0, 2, 1)))
     return Change(dense=layer["boft_s"] * _rotated(layer.weight, rotations) - layer.weight)
@@ -179,11 +179,11 @@ def waveft(layer: Layer) -> Change:
         return Change(dense=factor * _scattered(layer, numbers))
     if family != "db1":
         raise AdapterError(
-            "has a wavelet that is not known here",
+            "has an unknown wavelet",
             where="`wavelet_family`",
             found=f"`{family}`",
             expected="`db1`",
-            fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
+            fix="merge it with PEFT (`merge_and_unload`) and use the result as a base",
         )
     rows, columns = layer.width + layer.width % 2, layer.width_in + layer.width_in % 2
     spectrum = np.zeros((rows, columns))
@@ -197,7 +197,7 @@ def waveft(layer: Layer) -> Change:
 
 
 def _scattered(layer: Layer, numbers: Matrix) -> Matrix:
-    """A matrix [out, in] with these numbers at places that are drawn as `torch.randperm` draws them."""
+    """Return a matrix [out, in] with these numbers at positions drawn like `torch.randperm`."""
     seed = int(layer.config.number("random_loc_seed", 777, at_least=0, whole=True))
     found = np.zeros(layer.width * layer.width_in)
     found[first_of_permutation(found.size, len(numbers), seed)] = numbers
@@ -205,13 +205,13 @@ def _scattered(layer: Layer, numbers: Matrix) -> Matrix:
 
 
 def first_of_permutation(length: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The first numbers of `torch.randperm(length)` with a generator of this seed, on a CPU.
+    """Return the first numbers of `torch.randperm(length)` with a CPU generator of this seed.
 
-    torch shuffles from the front (Fisher & Yates) with the Mersenne Twister that NumPy has, too. An AdapterError where
-    a matrix is so large that it draws otherwise.
+    torch shuffles from the front (Fisher–Yates) with the Mersenne Twister, which NumPy also has. AdapterError for
+    matrices so large that torch uses another algorithm.
     """
     if length >= (2**32 - 1) // 20:
-        raise AdapterError("has a layer that is too large for its places to be drawn again", found=f"{length} elements")
+        raise AdapterError("has a layer too large to reproduce its random positions", found=f"{length} elements")
     draws = np.random.RandomState(seed)
     moved: dict[int, int] = {}
     found = np.empty(count, np.int64)

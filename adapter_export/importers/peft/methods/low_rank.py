@@ -1,7 +1,7 @@
-"""Types whose change of a weight is a product of two narrow matrices, `up` [out, r] and `down` [r, in].
+"""PEFT types with a low-rank change of a weight, the product of `up` [out, r] and `down` [r, in].
 
-Each function is the type's `get_delta_weight` in `peft/tuners/<type>/layer.py` of PEFT 0.21, in float64, before the two
-are multiplied.
+Each function implements `get_delta_weight` of `peft/tuners/<type>/layer.py` in PEFT 0.21, in float64, before the
+multiplication.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _PROJECTION = "load it in PEFT, set `save_projection=True` in its config, and sa
 
 
 def lora(layer: Layer) -> Change:
-    """`W + s·B A`, with DoRA's magnitudes and the starts that are taken out of the base's weights.
+    """`W + s·B A`, with DoRA's magnitudes, and initializations subtracted from the base's weights.
 
     DoRA (Liu et al. 2024, §4): `m ⊙ (W + s·B A) / ‖W + s·B A‖`, norms over the rows. PiSSA (Meng et al. 2024, §3) and
-    OLoRA (Büyükakyüz 2024, §3) leave W less the start: its best approximation of rank r, or the first r columns and
-    rows of its QR decomposition, times s.
+    OLoRA (Büyükakyüz 2024, §3) subtract the initialization from W: its best approximation of rank r, or the first r
+    columns and rows of its QR decomposition, times s.
     """
     down, up, rank = layer["lora_A.weight"], layer["lora_B.weight"], len(layer["lora_A.weight"])
     alpha = layer.config.number_at(layer.path, "lora_alpha", "alpha_pattern", 8)
@@ -61,7 +61,7 @@ def vera(layer: Layer) -> Change:
 
 
 def pvera(layer: Layer) -> Change:
-    """VeRA with the mean of its distribution (arXiv 2512.07703), which PEFT takes at inference."""
+    """VeRA with the mean of its distribution (arXiv 2512.07703), which PEFT uses at inference."""
     down, up = layer.common("pvera_A", _PROJECTION), layer.common("pvera_B", _PROJECTION)
     half = len(down) // 2
     if layer.config.flag("sample_at_inference"):
@@ -69,7 +69,7 @@ def pvera(layer: Layer) -> Change:
             "draws random numbers in each call",
             where=f"`{layer.path}`",
             found="`sample_at_inference` is true",
-            fix="set it to false in the config, which takes the mean",
+            fix="set it to false in the config to use the mean",
         )
     return Change(
         up=layer["pvera_lambda_b"][:, None] * up[: layer.width] * layer["pvera_lambda_d"][:half],
@@ -79,7 +79,7 @@ def pvera(layer: Layer) -> Change:
 
 def randlora(layer: Layer) -> Change:
     """`W + alpha/r·Σ B_i Λ_i A Γ_i`, with random A and B that all layers share (arXiv 2502.00987)."""
-    layer.ignore("randlora_A", "randlora_B")  # the same once more
+    layer.ignore("randlora_A", "randlora_B")  # duplicates
     first, second = layer.common("randlora_A", _PROJECTION), layer.common("randlora_B", _PROJECTION)
     lambdas, gammas = layer["randlora_lambda"], layer["randlora_gamma"]
     (rank, count), low, high = lambdas.shape, *sorted((layer.width, layer.width_in))
@@ -115,7 +115,7 @@ def unilora(layer: Layer) -> Change:
     vector = layer.common("unilora_theta_d", _SAVED_AGAIN)
     if "unilora_indices_A" not in layer.keys:
         raise AdapterError(
-            "was saved without the positions that its layers are put together from", where=f"`{layer.path}`", fix=fix
+            "was saved without the positions that its layers are composed from", where=f"`{layer.path}`", fix=fix
         )
     down, up = (
         vector[layer.whole(f"unilora_indices_{side}", len(vector))] * layer[f"unilora_scales_{side}"] for side in "AB"
@@ -196,7 +196,7 @@ def tinylora(layer: Layer) -> Change:
     """`W + B (Σ v_i P_i) A`, A and B the r largest singular vectors of W, P random (arXiv 2602.04118)."""
     if len([name for name in layer.shared.own if name.startswith("tinylora_v.")]) > 1:
         raise AdapterError(
-            "has trained vectors of several groups of layers, and does not say which layer is in which",
+            "has trained vectors for several groups of layers without recording the groups",
             where=f"`{layer.path}`",
             expected="one vector for all layers (`weight_tying=1.0`)",
             fix="convert it to LoRA with `save_as_lora` of PEFT",

@@ -1,4 +1,4 @@
-"""The interface of PEFT's types: a linear layer as a formula reads it, and the change that the formula returns."""
+"""Interface of PEFT types: the linear layer as input of a formula, and the resulting change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Change:
     bias: Matrix | None = None
 
     def smaller(self) -> Change:
-        """Return the change with the pair multiplied out where that is smaller, and no pair beside a dense matrix."""
+        """Return the change with `up` and `down` multiplied if that is smaller, or if there is a dense matrix."""
         if self.up is None or self.down is None:
             return self
         rank, (out, width_in) = len(self.down), (len(self.up), self.down.shape[1])
@@ -53,14 +53,14 @@ class Change:
 
 
 class IncompleteError(Exception):
-    """A tensor is missing, or does not fit; the mapped has the fault."""
+    """A tensor is missing or does not fit; the fault is recorded in the `TensorMap`."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The parts that all layers of an adapter share: its config, its tensors, and tensors that belong to no module.
+    """Parts shared by all layers of an adapter: config, tensors, and tensors outside of modules.
 
-    `own` are the keys of the latter by their names, such as `vera_A`.
+    `own` maps names of the latter, such as `vera_A`, to their keys.
     """
 
     config: Config
@@ -68,7 +68,7 @@ class Shared:
     own: Mapping[str, str]
 
     def tensor(self, key: str) -> Matrix:
-        """A tensor of floats by its key in the file."""
+        """Return a floating-point tensor by its key in the file."""
         found = self.mapped.tensor(key)
         if found is None:
             raise IncompleteError
@@ -79,8 +79,8 @@ class Shared:
 class Layer:
     """One adapted linear layer of the base, `width_in` to `width` features.
 
-    `keys` are those of its tensors by their names there, `base` gives the base's tensors at the layer, `weight` or
-    `bias`, the latter as training left it.
+    `keys` maps tensor names of the layer to keys; `base` returns the base's `weight` or `bias` of the layer, the latter
+    after training.
     """
 
     path: str
@@ -91,34 +91,34 @@ class Layer:
     base: Callable[[str], np.ndarray | None]
 
     def __getitem__(self, name: str) -> Matrix:
-        """A tensor of floats; an IncompleteError, and a fault of the file, where it is missing."""
+        """Return a floating-point tensor; if missing, record a fault and raise IncompleteError."""
         return self.shared.tensor(self.keys[name] if name in self.keys else self._missing(name))
 
     def get(self, name: str) -> Matrix | None:
-        """A tensor of floats, if it is there."""
+        """Return a floating-point tensor, or `None` if absent."""
         return self[name] if name in self.keys else None
 
     def whole(self, name: str, most: int) -> npt.NDArray[np.int64]:
-        """A tensor of positions below `most`, of the layer or of the whole adapter."""
+        """Return a tensor of positions below `most`, of the layer or the whole adapter."""
         key = self.keys.get(name) or self.shared.own.get(name) or self._missing(name)
         found = self.shared.mapped.tensors[key]
         self.shared.mapped.forget([key])
         numbers = found.astype(np.int64)
         if found.dtype.kind not in "iuf" or (numbers != found).any() or (numbers < 0).any() or (numbers >= most).any():
-            self.shared.mapped.fault(f"`{key}` holds something else than positions below {most}")
+            self.shared.mapped.fault(f"`{key}` contains values other than positions below {most}")
             raise IncompleteError
         return numbers
 
     def ignore(self, *names: str) -> None:
-        """Count tensors that say nothing more as used."""
+        """Mark redundant tensors as used."""
         keys = (self.keys.get(name) or self.shared.own.get(name) for name in names)
         self.shared.mapped.forget(key for key in keys if key is not None)
 
     def common(self, name: str, fix: str) -> Matrix:
-        """A tensor of the whole adapter; an AdapterError with the way out where it was not saved."""
+        """Return a tensor of the whole adapter; AdapterError with `fix` if it was not saved."""
         if name not in self.shared.own:
             raise AdapterError(
-                "was saved without something that its layers are computed from",
+                "was saved without a tensor that its layers depend on",
                 where=f"`{self.path}`",
                 found=f"no `base_model.{name}`",
                 fix=fix,
@@ -127,22 +127,22 @@ class Layer:
 
     @property
     def config(self) -> Config:
-        """The adapter's config."""
+        """Config of the adapter."""
         return self.shared.config
 
     @cached_property
     def weight(self) -> Matrix:
-        """The base's own weight, [out, in]."""
+        """Weight of the base, [out, in]."""
         found, shape = self.base("weight"), (self.width, self.width_in)
         if found is not None and found.shape == shape[::-1] and (found.shape != shape or self._stored_in_first):
             found = found.T  # `Conv1D` of transformers
         if found is None or found.shape != shape:
             raise AdapterError(
-                "is computed from the base's own weights, which this base does not show",
+                "depends on the base's weights, which this base does not expose",
                 where=f"`{self.path}`",
                 found="no such weight" if found is None else f"a weight {list(found.shape)}",
                 expected=f"a weight {list(shape)}",
-                fix="give the model that it was trained on as a torch archive or a Hugging Face folder",
+                fix="pass the model that it was trained on as a torch archive or a Hugging Face folder",
             )
         return found.astype(np.float64)
 
@@ -152,7 +152,7 @@ class Layer:
 
     @cached_property
     def bias(self) -> Matrix | None:
-        """The layer's bias [out], if it has one."""
+        """Bias [out] of the layer, if any."""
         found = self.base("bias")
         return None if found is None else found.astype(np.float64)
 

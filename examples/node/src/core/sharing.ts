@@ -128,6 +128,6 @@ function range(length: number): number[] {
 }
 
 function otherLength(found: number, manifest: Manifest, axis: Axis, changes = true): Fault {
-  const what = "a row has a number of tokens that the base does not take" + (changes ? ", and padding would change its result" : "");
+  const what = "a row has does not support the number of tokens of a text" + (changes ? ", and padding would change its result" : "");
   return new Fault({ what, found: `${found}`, expected: lengthsText(lengthsOf(manifest, axis)), fix: "give rows of other lengths" });
 }
