@@ -37,7 +37,7 @@ def canonical_json(document: object) -> bytes:
         return f"{text}\n".encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(
-            "contains a value without JSON equivalent",
+            "a value has no JSON equivalent",
             found=error,
             expected="strings, finite numbers, lists and objects",
         ) from error

@@ -2,17 +2,13 @@
 
 The strict reader here and the published JSON Schemas (`schema.py`) follow from the same hints:
 
-| hint | in JSON |
-|---|---|
-| `str`, `int`, `float`, `bool`, `None`, `Any` | a string, a whole number, a number, true or false, null, anything |
-| `Literal["a", "b"]` | one of these strings |
-| `tuple[X, …]`, `Mapping[str, X]` | a list, an object with any keys |
-| a dataclass | an object with these keys; a field with a default may be absent |
-| `A | B` | by the type of the value; several records are told apart by their `Literal` field |
-| `Annotated[X, rule]` | as `X`, and `Pattern`, `Interval`, `OneOf`, `NotEmpty`, `Different` or `NotNull` |
+| hint | in JSON | |---|---| | `str`, `int`, `float`, `bool`, `None`, `Any` | a string, a whole number, a number, true
+or false, null, anything | | `Literal["a", "b"]` | one of these strings | | `tuple[X, …]`, `Mapping[str, X]` | a list,
+an object with any keys | | a dataclass | an object with these keys; a field with a default may be absent | | `A | B` |
+by the type of the value; records are distinguished by their `Literal` field | | `Annotated[X, rule]` | as `X`, and
+`Pattern`, `Interval`, `OneOf`, `NotEmpty`, `Different` or `NotNull` |
 
-An object of a dataclass with a class attribute `AT_LEAST_ONE_OF` has one of these keys at least. It needs the standard
-library only.
+A class attribute `AT_LEAST_ONE_OF` lists keys of which at least one is required. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ Record = TypeVar("Record")
 Value = TypeVar("Value")
 
 _Reader = Callable[[Any, str], Any]
-"""Makes a value of the one in JSON that stands at a JSON path."""
+"""Converts the JSON value at a JSON path."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,10 @@ class Pattern:
     """Strings that match a regular expression as a whole.
 
     Attributes:
-        name: of the type of string, in schemas.
-        regex: the expression, without anchors, of what Python and ECMA 262 have in common.
-        expected: what it asks for, in words.
-        what: what is wrong with other strings.
+        name: name of the type in schemas.
+        regex: the expression, without anchors, in the common subset of Python and ECMA 262.
+        expected: description of valid strings.
+        what: message for other strings.
     """
 
     name: str
@@ -61,7 +57,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Strings out of a list that other code gives."""
+    """Strings from a list."""
 
     values: tuple[str, ...]
 
@@ -73,7 +69,7 @@ class OneOf:
 
 
 class NotEmpty:
-    """Strings, lists and objects with something in them."""
+    """Non-empty strings, lists and objects."""
 
     def __contains__(self, value: Sized) -> bool:
         return len(value) > 0
@@ -83,7 +79,7 @@ class NotEmpty:
 
 
 class Different:
-    """Lists without a value that occurs twice."""
+    """Lists of unique values."""
 
     def __contains__(self, value: tuple[Any, ...]) -> bool:
         return len(set(value)) == len(value)
@@ -93,7 +89,7 @@ class Different:
 
 
 class NotNull:
-    """Values that are left out where there are none."""
+    """Optional values that must not be null."""
 
     def __contains__(self, value: object) -> bool:
         return value is not None
@@ -133,10 +129,10 @@ _JSON_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "tru
 
 
 def record_from_json(kind: type[Record], document: object, path: str = "$") -> Record:
-    """Make a record of a JSON object; `path` is its JSON path, for messages.
+    """Convert a JSON object to a record; `path` is its JSON path, for messages.
 
     Raises:
-        FormatError: an unknown or missing key, or a value that its hint does not allow; the message has the JSON path.
+        FormatError: a key is unknown or missing, or a value violates its hint; the message contains the JSON path.
     """
     hints, needed, either = hints_of(kind), required_keys(kind), at_least_one_of(kind)
     if not isinstance(document, dict):
@@ -153,7 +149,7 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
     values = {key: readers[key](value, f"{path}.{key}") for key, value in document.items()}
     try:
         return kind(**values)
-    except AdapterError as error:  # what a record checks itself, such as that labels go with the type of a task
+    except AdapterError as error:  # checks of the record, such as labels against the task type
         raise FormatError(error.what, where=f"`{path}`", found=error.found, expected=error.expected) from error
 
 
@@ -163,7 +159,7 @@ def hints_of(kind: Any) -> Mapping[str, Any]:
 
 
 def required_keys(kind: Any) -> frozenset[str]:
-    """Return the keys that a record must have."""
+    """Return the required keys of a record."""
     return _declared(kind)[1]
 
 
@@ -175,7 +171,7 @@ def _declared(kind: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
 
 
 def at_least_one_of(kind: type) -> tuple[str, ...]:
-    """Return the keys of which a record has at least one; empty without such a rule."""
+    """Return the keys of which at least one is required; empty without such a rule."""
     return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
 
 
@@ -196,13 +192,13 @@ def members_of(hint: Any) -> tuple[Any, ...]:
 
 @cache
 def _readers(kind: Any) -> Mapping[str, _Reader]:
-    """Return what reads the value of each key of a record."""
+    """Return the reader for each key of a record."""
     return {key: _reader(hint) for key, hint in hints_of(kind).items()}
 
 
 @cache
 def _reader(hint: Any) -> _Reader:
-    """Return what reads the values of a hint: looked up once for it, as files have a million values."""
+    """Return the reader for a hint, resolved once because files contain up to millions of values."""
     kind, rules = split_hint(hint)
     members = members_of(kind)
     read = _union_reader(members) if len(members) > 1 else _plain_reader(kind)
@@ -221,7 +217,7 @@ def _reader(hint: Any) -> _Reader:
 
 
 def _union_reader(members: tuple[Any, ...]) -> _Reader:
-    """Return what reads a value by the member whose JSON type it has."""
+    """Return a reader that selects a member by the JSON type of the value."""
     kinds = [split_hint(member)[0] for member in members]
     choices = [(kind, _test(kind), _reader(member)) for kind, member in zip(kinds, members, strict=True)]
 
@@ -237,7 +233,7 @@ def _union_reader(members: tuple[Any, ...]) -> _Reader:
 
 
 def _tagged(kinds: Sequence[Any], value: Mapping[str, Any], path: str) -> Any:
-    """Return the one of several records that the tag (`Literal`) of an object names."""
+    """Return the record selected by the tag (`Literal`) of an object."""
     tag = next(key for key, hint in hints_of(kinds[0]).items() if get_origin(hint) is Literal)
     without = next((kind for kind in kinds if tag not in required_keys(kind)), None)
     if tag not in value and without is not None:
@@ -249,7 +245,7 @@ def _tagged(kinds: Sequence[Any], value: Mapping[str, Any], path: str) -> Any:
 
 
 def _plain_reader(kind: Any) -> _Reader:
-    """Return what reads the values of a hint that is no union and has no rules."""
+    """Return the reader for a hint without unions and rules."""
     if is_dataclass(kind) and isinstance(kind, type):
         return partial(record_from_json, kind)
     fits, expected, origin = _test(kind), _name(kind), get_origin(kind)
@@ -292,7 +288,7 @@ def _plain_reader(kind: Any) -> _Reader:
 
 
 def _test(kind: Any) -> Callable[[Any], bool]:
-    """Return what says whether a value has the JSON type of a hint.
+    """Return a test whether a value has the JSON type of a hint.
 
     JSON has one kind of number, so `64.0` is an integer.
     """
@@ -335,19 +331,19 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def version_checked(document: object, supported: str, where: object) -> Iterator[None]:
-    """Check a document's version, then let the block read the document.
+    """Check a document's version before the block reads the document.
 
-    `supported` is the version that this release writes, `major.minor.patch`. A newer minor version may hold what this
-    release does not know: where the block fails on such a document, the error says that this is the likely reason.
+    `supported` is the version written by this release, `major.minor.patch`. A newer minor version may contain unknown
+    parts: if the block fails on such a document, the error names this as the likely reason.
 
     Raises:
-        FormatError: there is no version.
-        VersionError: another major version, or a newer minor version with something that this release does not know.
+        FormatError: the version is missing.
+        VersionError: the major version differs, or a newer minor version contains unknown parts.
     """
     version = document.get("version") if isinstance(document, dict) else None
     if not isinstance(version, str) or version not in SEMVER:
         raise FormatError(
-            "states no format version",
+            "has no format version",
             where=where,
             found="nothing" if version is None else f"`{version}`",
             expected='an object with a `version` such as "1.0.0"',
@@ -357,7 +353,7 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
     expected = f"{known[0]}.x.x, at most {supported}"
     if found[0] != known[0]:
         raise VersionError(
-            "is of a format version that this release does not read",
+            "has a format version that this release does not support",
             where=where,
             found=f"version {version}",
             expected=expected,
@@ -369,7 +365,7 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
         if found[1] <= known[1]:
             raise
         raise VersionError(
-            "is of a newer format version and holds what this release does not know",
+            "has a newer format version with parts that this release does not support",
             where=where,
             found=f"version {version} with, in {error.where}, {error.found or error.what}",
             expected=expected,

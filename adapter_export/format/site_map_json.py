@@ -26,7 +26,7 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
 SITE_MAP_VERSION = "1.1.0"
-"""The version of the format of site maps."""
+"""Version of the site map format."""
 
 _SiteName = Annotated[
     str,
@@ -40,13 +40,13 @@ _SiteName = Annotated[
 
 @dataclass(frozen=True)
 class SublayerValuesRecord:
-    """The values of a sublayer, by their names in one view of the base.
+    """Values of a sublayer, by name in one view of the base.
 
     Attributes:
         h: the sublayer's output before the residual add.
         x: the residual stream at the sublayer's start.
-        u: what the sublayer itself reads; `x` if not given.
-        y: the block's output after the add, and after the norm that follows; found if not given.
+        u: the sublayer's input. Default: `x`.
+        y: the block's output after the add, and after the norm that follows. Default: detected.
     """
 
     h: Text
@@ -57,7 +57,7 @@ class SublayerValuesRecord:
 
 @dataclass(frozen=True)
 class LinearValuesRecord:
-    """The values of a linear layer, by their names in one view of the base.
+    """Values of a linear layer, by name in one view of the base.
 
     Attributes:
         h: its output with its bias.
@@ -70,10 +70,10 @@ class LinearValuesRecord:
 
 @dataclass(frozen=True)
 class EmbeddingsValuesRecord:
-    """The value of the embeddings, by its name in one view of the base.
+    """Value of the embeddings, by name in one view of the base.
 
     Attributes:
-        h: what the first sublayer starts from.
+        h: the input of the first sublayer.
     """
 
     h: Text
@@ -87,8 +87,8 @@ class SublayerRecord:
     """A sublayer.
 
     Attributes:
-        role: what it is.
-        layer: counted from 0.
+        role: role of the sublayer.
+        layer: layer number, from 0.
         torch: the values by the names of FX nodes.
         onnx: the values by their names in the ONNX graph.
     """
@@ -103,15 +103,14 @@ class SublayerRecord:
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """A linear layer inside a sublayer, or outside of all of them.
+    """A linear layer inside or outside of sublayers.
 
     Attributes:
-        role: what it is.
-        layer: that of the sublayer, counted from 0; not there for a layer outside.
-        parts: the slices [start, end) of the output of a fused linear layer, such as `query`; each is a site of its own
-            beside the layer.
-        blocks: into how many equal blocks the output of a fused linear layer is cut first, such as one for each head;
-            the slices are those of each block.
+        role: role of the layer.
+        layer: layer number of the sublayer, from 0; absent outside of sublayers.
+        parts: slices [start, end) of a fused linear layer's output, such as `query`; each is an additional site.
+        blocks: number of equal blocks of a fused linear layer's output, such as one per head; `parts` are slices of
+            each block.
         torch: the values by the names of FX nodes.
         onnx: the values by their names in the ONNX graph.
     """
@@ -128,10 +127,10 @@ class LinearRecord:
 
 @dataclass(frozen=True)
 class EmbeddingsRecord:
-    """The value that the first sublayer starts from.
+    """The input of the first sublayer.
 
     Attributes:
-        role: what it is.
+        role: role of the site.
         torch: the value by the name of an FX node.
         onnx: the value by its name in the ONNX graph.
     """
@@ -145,7 +144,7 @@ class EmbeddingsRecord:
 
 @dataclass(frozen=True)
 class FinalRecord:
-    """The value with the final hidden state, which a head reads, in each view of the base.
+    """The final hidden state, the input of heads, in each view of the base.
 
     Attributes:
         torch: the name of an FX node.
@@ -160,12 +159,12 @@ class FinalRecord:
 
 @dataclass(frozen=True)
 class SiteMapDocument:
-    """Places for adapters in a base that override or complete those that are found by structure.
+    """Sites of a base that override or complete the detected ones.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        sites: the sites by their names; null leaves a site out that was found.
-        final: the value with the final hidden state; the one that was found if not given.
+        version: the version of this format. Readers reject another major version.
+        sites: sites by name; null removes a detected site.
+        final: the final hidden state. Default: detected.
     """
 
     version: Annotated[str, SEMVER]
@@ -174,11 +173,11 @@ class SiteMapDocument:
 
 
 def read_site_map(path: Path) -> GivenSites:
-    """Read a site map; whether it fits a base is seen when it is compared with its graph.
+    """Read a site map, without checking it against a base.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: it breaks the format; `VersionError` is a kind of it.
+        FileError: the file cannot be read.
+        FormatError: the file violates the format; `VersionError` is a subclass.
     """
     document = read_json(path)
     with version_checked(document, SITE_MAP_VERSION, path), within(path):
@@ -192,11 +191,11 @@ def read_site_map(path: Path) -> GivenSites:
 
 
 def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = False) -> None:
-    """Write the sites of a base, with the names of their values in each view, to be edited and read again.
+    """Write the sites of a base, with the names of their values in each view, for editing.
 
     Raises:
-        OutputExistsError: the path is taken and `force` is not given.
-        WriteError: the operating system refused.
+        OutputExistsError: the path exists and `force` is false.
+        WriteError: the operating system refused a write.
     """
     sites: dict[str, dict[str, object]] = {}
     for view, found in views.items():

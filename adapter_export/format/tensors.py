@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, with named errors and one layout for each set of tensors."""
+"""Safetensors files with a deterministic layout and errors of this package."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-"""The element types of safetensors that NumPy has, and its names for them."""
+"""NumPy's names of the safetensors element types that it supports."""
 
 _BFLOAT16 = "BF16"
 
 _HEADER_LENGTH_BYTES = 8
 
 _MOST_TENSORS = 100_000
-"""The most tensors of a file; more take seconds to read."""
+"""Maximum number of tensors in a file; more would take seconds to read."""
 
 _MOST_AXES = 32
-"""The most axes of a tensor: those of the oldest NumPy that is supported."""
+"""Maximum number of axes, the limit of the oldest supported NumPy."""
 
 _MISTAKEN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
@@ -47,32 +47,30 @@ _MISTAKEN = (
     (b"\x89HDF", "an HDF5 file", "save the tensors with `safetensors`"),
     (b"\x93NUMPY", "a NumPy file", "save the tensors with `safetensors`"),
 )
-"""First bytes of other formats, their names, and the fix. A safetensors file begins with the length of its header:
-those that begin with the same byte as a pickle are told apart by the `{` of the header at byte 8."""
+"""First bytes of other formats, with name and fix. A safetensors file starts with the length of its header, which may
+equal the first byte of a pickle; the `{` of the header at byte 8 distinguishes them."""
 
 
 def tensor_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Return the one safetensors encoding of tensors, sorted by element size (largest first), then name; no metadata.
+    """Return the canonical safetensors encoding: sorted by element size (largest first), then name; no metadata.
 
     Raises:
-        TensorError: NumPy's type of a tensor has no counterpart in safetensors.
+        TensorError: safetensors does not support the type of a tensor.
     """
     ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     allowed = _DTYPES.values()
     faults = [f"`{name}` is {tensor.dtype}" for name, tensor in ordered.items() if tensor.dtype.name not in allowed]
     if faults:
-        raise TensorError(
-            "tensors of a type that cannot be written", found="; ".join(faults), expected=", ".join(_DTYPES)
-        )
+        raise TensorError("tensors of an unsupported type", found="; ".join(faults), expected=", ".join(_DTYPES))
     return save(ordered)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file; the same tensors always give the same bytes.
+    """Write a safetensors file; the bytes are deterministic.
 
     Raises:
-        TensorError: NumPy's type of a tensor has no counterpart in safetensors.
-        WriteError: the operating system refused.
+        TensorError: safetensors does not support the type of a tensor.
+        WriteError: the operating system refused a write.
     """
     data = tensor_bytes(tensors)
     try:
@@ -85,17 +83,17 @@ def read_tensors(path: Path, *, widen: bool = False) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors file; `widen` reads bfloat16, which NumPy lacks, as float32, without loss.
 
     Raises:
-        FileError: it cannot be read; and the errors of `parse_tensors`.
+        FileError: the file cannot be read. For other errors see `parse_tensors`.
     """
     return parse_tensors(read_bytes(path), path, widen=widen)
 
 
 def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[str, np.ndarray]:
-    """Read tensors from the bytes of a safetensors file; `where` names it in messages, `widen` as in `read_tensors`.
+    """Parse the contents of a safetensors file; `where` names it in messages; for `widen` see `read_tensors`.
 
     Raises:
-        FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
-        TensorError: a tensor has an element type that NumPy lacks.
+        FormatError: the file is not a safetensors file, is truncated, or repeats a name.
+        TensorError: NumPy does not support the type of a tensor.
     """
     _check_types(_header(data, where), where, {*_DTYPES, _BFLOAT16} if widen else {*_DTYPES})
 
@@ -110,10 +108,10 @@ def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[st
 
 
 def metadata_of(data: bytes, where: object) -> Mapping[str, str]:
-    """Return the texts that a safetensors file keeps beside its tensors.
+    """Return the metadata of a safetensors file.
 
     Raises:
-        FormatError: it is not a safetensors file, or it is truncated.
+        FormatError: the file is not a safetensors file, or is truncated.
     """
     header = _header(data, where)
     found = header.get("__metadata__") if isinstance(header, dict) else None
@@ -121,7 +119,7 @@ def metadata_of(data: bytes, where: object) -> Mapping[str, str]:
 
 
 def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
-    """An array of its own; a bfloat16 is the upper half of a float32."""
+    """Make an independent array; a bfloat16 is the upper half of a float32."""
     if dtype == _BFLOAT16:
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     return np.frombuffer(data, np.dtype(_DTYPES[dtype]).newbyteorder("<")).reshape(shape)
@@ -146,7 +144,7 @@ def _check_types(header: object, where: object, allowed: set[str]) -> None:
     faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if str(dtype) not in allowed]
     if faults:
         raise TensorError(
-            "tensors of a type that is not read",
+            "tensors of an unsupported type",
             where=where,
             found="; ".join(faults),
             expected=", ".join(code for code in (*_DTYPES, _BFLOAT16) if code in allowed),
@@ -154,7 +152,7 @@ def _check_types(header: object, where: object, allowed: set[str]) -> None:
 
 
 def _header(data: bytes, where: object) -> object:
-    """The header, read strictly: the library keeps the last of two tensors of one name."""
+    """Parse the header strictly: the library keeps the last of two tensors with one name."""
     length, rest = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little"), len(data) - _HEADER_LENGTH_BYTES
     if not data.startswith(b"{", _HEADER_LENGTH_BYTES):
         for start, name, fix in _MISTAKEN:
@@ -163,7 +161,7 @@ def _header(data: bytes, where: object) -> object:
         raise FormatError(
             "is not a safetensors file",
             where=where,
-            found=f"{len(data)} bytes that begin with `{data[:16]!r}`",
+            found=f"{len(data)} bytes that start with `{data[:16]!r}`",
             expected="the length of a header and the header",
             fix="get the file from its source again",
         )

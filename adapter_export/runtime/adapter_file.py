@@ -99,7 +99,7 @@ def find_tensors(data: Bytes, where: object) -> Places:
         raise FormatError(
             "is not an ONNX Runtime adapter file",
             where=where,
-            found=f"{len(data)} bytes that begin with `{data[:8]!r}`",
+            found=f"{len(data)} bytes that start with `{data[:8]!r}`",
             expected="`TORT` at byte 4",
             fix="give a file that `build` or `onnxruntime.AdapterFormat` wrote",
         )

@@ -287,7 +287,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "gate": (UsageError, "is no metric of this task", {"gate": {"f1": 0.5}}),
     "pair": (UsageError, "adapter `topic` answers one text", {"pair": "id"}),
     "column": (DataError, "column", {"text": "nothing"}),
-    "labels": (DataError, "holds labels that the adapter does not have", {"label": "other"}),
+    "labels": (DataError, "contains labels that the adapter does not have", {"label": "other"}),
 }
 
 
@@ -380,7 +380,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=2,
         reporter=heard,
     )
-    assert heard.notes[0] == "3 rows of the test data repeat another row and were left out (lines 62, 63, 64)"
+    assert heard.notes[0] == "3 rows of the test data repeat another row and were skipped (lines 62, 63, 64)"
     ae.build(world.base, [folder / "trained"], folder / "bundle", variants=("slots",))
     return folder
 

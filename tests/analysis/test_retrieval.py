@@ -151,7 +151,7 @@ def test_contestants_are_compared_on_pairs(searched: Path) -> None:
 
 def test_wrong_calls_are_named(searched: Path) -> None:
     bundle, data = searched / "bundle", searched / "test.jsonl"
-    with pytest.raises(UsageError, match="negatives belong to pairs"):
+    with pytest.raises(UsageError, match="negatives need pairs"):
         evaluate(bundle, data, text="query", negative=["wrong"])
     with pytest.raises(UsageError, match="is no metric of this task"):
         evaluate(bundle, data, **COLUMNS, gate={"spearman": 0.5})

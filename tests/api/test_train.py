@@ -51,7 +51,7 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
         ({"kind": "dora"}, "`dora` cannot be expressed yet"),
         ({"task": "summary"}, "unknown problem type; found `summary`"),
         ({"task": "ranking"}, "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),
-        ({"task": "token", "pair": "b"}, "`token` reads one text, no pair; found `b`. Leave `pair` out"),
+        ({"task": "token", "pair": "b"}, "`token` reads single texts, not pairs; found `b`. Omit `pair`"),
         ({"task": "multi_label", "thresholds": (0.5, 1.5)}, "a threshold is a probability; found 1.5; expected 0 to 1"),
         ({"thresholds": (0.3,)}, "`thresholds` does not apply to this task and head"),
         ({"start": "s"}, "only answers to questions have a `start`"),

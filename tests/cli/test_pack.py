@@ -75,7 +75,7 @@ def test_tensors_that_do_not_fit_are_named(
 
 
 def test_a_head_without_labels_is_a_wrong_call(cli, model: Path, weights: Path, tmp_path: Path) -> None:
-    cli.refused(2, "Give `--labels`", "pack", weights, *OPTIONS, "--base", model, "-o", tmp_path / "a")
+    cli.refused(2, "Pass `--labels`", "pack", weights, *OPTIONS, "--base", model, "-o", tmp_path / "a")
 
 
 def test_a_truncated_file_is_refused(cli, model: Path, weights: Path, tmp_path: Path) -> None:

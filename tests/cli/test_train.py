@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (3, "there is no interrupted run", ("--resume",)),
         (2, "`--resume` and `--restart` exclude each other", ("--resume", "--restart")),
         (2, "`--validation` and `--validation-data` exclude", ("--validation", "0.2", "--validation-data", "x.tsv")),
-        (2, "the part kept for validation is a fraction", ("--validation", "1.5")),
+        (2, "the validation fraction must be above 0 and below 1", ("--validation", "1.5")),
         (2, "`--max-tokens` is more than the model takes", ("--max-tokens", "10000")),
         (2, "'--bottleneck': 0 is not in the range", ("--bottleneck", "0")),
         (2, "`--learning-rate` is out of range", ("--learning-rate", "-1")),
@@ -180,7 +180,7 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
     found = cli.done("train", model, "--data", data, "--skip-incomplete", *QUICK, "-o", tmp_path / "a")
     for words in (
         "2 rows of the training data repeat another row",
-        "1 rows of the training data have no text or no label and were left out",
+        "1 rows of the training data have no text or no label and were skipped",
         "1 texts of the training data occur with more than one label",
         "1 texts of the training data are longer than",
     ):
@@ -189,7 +189,7 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
 
 def test_labels_of_the_test_data_must_be_known(cli, model: Path, data: Path, tmp_path: Path) -> None:
     test = write(tmp_path / "test.tsv", [("good film", "new")])
-    words = "holds unknown labels; found `new`"
+    words = "contains unknown labels; found `new`"
     cli.refused(3, words, "train", model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "a")
 
 

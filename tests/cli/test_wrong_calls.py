@@ -129,7 +129,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
     ]
     calls += [
         (["train", model, *good, "-o", "new", "--kind", "nothing"], 2, "unknown kind"),
-        (["train", model, *good, "-o", "new", "--delimiter", ";;"], 2, "is no delimiter"),
+        (["train", model, *good, "-o", "new", "--delimiter", ";;"], 2, "is not a delimiter"),
         (["train", model, *good, "-o", "new", "--encoding", "nothing"], 2, "unknown encoding"),
         (["train", "nothing.pt", *good, "-o", "new"], 3, "nothing.pt: does not exist"),
         (["plan", model, "--kinds", "nothing"], 2, "unknown kind"),

@@ -142,7 +142,7 @@ def second(document: Document, version: str, change: Change = lambda _: None) ->
 
 
 BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
-    "no version": (lambda d: d.pop("version"), FormatError, "states no format version"),
+    "no version": (lambda d: d.pop("version"), FormatError, "has no format version"),
     "version is a number": (lambda d: d.update(version=1), FormatError, "`1`"),
     "version is no semver": (lambda d: d.update(version="1.0"), FormatError, "`1.0`"),
     "newer major": (lambda d: d.update(version="2.0.0"), VersionError, "pip install --upgrade"),
@@ -234,7 +234,7 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(adapter: Adapter, 
     ("data", "found"),
     [
         (b"", "is not valid JSON"),
-        (b"[]", "states no format version"),
+        (b"[]", "has no format version"),
         (b'{"version": "1.0.0", "version": "1.0.0"}', "the key `version` in one object"),
         (b"\xef\xbb\xbf{}", "byte order mark"),
         (b'{"version": NaN}', "`NaN`"),

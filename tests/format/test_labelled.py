@@ -107,7 +107,7 @@ def test_what_is_refused(problem: ProblemType, row: dict[str, Any], words: str, 
     ("problem", "columns", "words"),
     [
         ("ranking", Columns(), "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),
-        ("token", Columns(pair="c"), "`token` reads one text, no pair; found `c`"),
+        ("token", Columns(pair="c"), "`token` reads single texts, not pairs; found `c`"),
         ("single_label", Columns(start="s"), "only answers to questions have a `start`"),
     ],
 )

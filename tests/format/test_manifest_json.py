@@ -55,7 +55,7 @@ def _parts(document: dict[str, Any], **changed: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[Change, type[InputError], str]] = {
-    "no version": (lambda d: d.pop("version"), FormatError, "states no format version"),
+    "no version": (lambda d: d.pop("version"), FormatError, "has no format version"),
     "newer major": (lambda d: d.update(version="2.0.0"), VersionError, "found version 2.0.0"),
     "newer minor, unknown key": (
         lambda d: d.update(version="1.2.0", futures={}),

@@ -124,7 +124,7 @@ def test_only_what_is_read_is_taken(
     assert names(found.path) == taken
     assert all((found.path / name).read_bytes() == files[name] for name in taken)
     assert (found.asked, found.source, found.path.name) == ("me/it", f"hf://me/it@{commit}", "it")
-    assert heard.steps[0].startswith(f"taking {len(taken)} files, ")
+    assert heard.steps[0].startswith(f"downloading {len(taken)} files, ")
     hub.asked.clear()
     for again in (f"me/it@{commit}", Path(f"hf://me/it@{commit}"), f"hf://me/it@{commit}"):
         assert locate(again, contents).path == found.path
@@ -222,7 +222,7 @@ def test_a_path_is_never_asked_for(hub: HubServer, tmp_path: Path) -> None:
     for text in ("hf://x", "hf:///a/b", "hf://a/b/c", "hf://a/b@", "s3://a/b", "https://huggingface.co/a/b"):
         with pytest.raises(UsageError, match="is not a reference to a hub"):
             locate(text, "model")
-    with pytest.raises(UsageError, match="Give `hf://datasets/a/b`"):
+    with pytest.raises(UsageError, match="Pass `hf://datasets/a/b`"):
         locate("hf://a/b", "table")
     with pytest.raises(UsageError, match="registries contain only bundles and adapters"):
         locate("oci://127.0.0.1:1/a/b:1", "model")

@@ -107,7 +107,7 @@ def test_an_adapter_tells_of_its_training(classifier: Adapter, tmp_path: Path) -
 
 
 def test_scores_and_reports_of_another_are_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(HashError, match=r"the evaluation on `test.tsv` is of another bundle"):
+    with pytest.raises(HashError, match=r"the evaluation on `test.tsv` belongs to another bundle"):
         _card(bundle, "bundle", measured=[_measured()])
     with pytest.raises(FormatError, match=r"evaluation.json, `\$.rows`"):
         _measured(rows="many")

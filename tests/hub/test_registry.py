@@ -150,7 +150,7 @@ def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path
         sent = _push(adapter, f"oci://{short.host}/tiny:1")
         found = fetch(sent.reference)
     assert fetch(sent.pinned) == found
-    with pytest.raises(UnreachableError, match=f"does not respond.*is in the cache: give `{sent.pinned}`"):
+    with pytest.raises(UnreachableError, match=f"does not respond.*is in the cache: pass `{sent.pinned}`"):
         fetch(sent.reference)
     with pytest.raises(UnreachableError, match=r"does not respond.*plain_http"):
         fetch(f"oci://{short.host}/another:1")
@@ -254,7 +254,7 @@ def test_several_at_once_take_it_once(adapter: Path, registry: OciRegistry) -> N
     with ThreadPoolExecutor(6) as pool:
         found = {one.path for one in pool.map(lambda _: fetch_all(sent.pinned, reporter=heard), range(6))}
     assert len(found) == 1
-    assert heard.steps == ["taking 2 files, 0.0 MB"]
+    assert heard.steps == ["downloading 2 files, 0.0 MB"]
 
 
 def _changed(data: bytes) -> bytes:

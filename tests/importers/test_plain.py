@@ -114,7 +114,7 @@ def test_all_faults_are_listed_at_once() -> None:
     assert "`layers.0.ffn.up.bias` is missing" in message
     assert "`layers.0.ffn.up.biass` is unknown, did you mean `layers.0.ffn.up.bias`?" in message
     assert f"`layers.0.attention.up.weight` has shape [{B}, {D + 1}], not [{B}, {D}]" in message
-    assert "`layers.1.ffn.down.weight` holds 1 NaN" in message
+    assert "`layers.1.ffn.down.weight` contains 1 NaN" in message
 
 
 def test_transposed_weights_are_recognised() -> None:
@@ -129,7 +129,7 @@ def test_transposed_weights_are_recognised() -> None:
 def test_numbers_that_float32_does_not_hold_are_refused(value: float) -> None:
     tensors = _tensors(dtype="float64")
     tensors["layers.0.ffn.up.weight"][1, 1] = value
-    with pytest.raises(TensorError, match="holds 1 NaN, Inf or numbers beyond float32"):
+    with pytest.raises(TensorError, match="contains 1 NaN, Inf or numbers beyond float32"):
         _pack(tensors)
 
 
@@ -156,7 +156,7 @@ def test_a_width_of_zero_is_refused() -> None:
 
 
 def test_labels_and_head_belong_together() -> None:
-    with pytest.raises(UsageError, match="Give `labels`"):
+    with pytest.raises(UsageError, match="Pass `labels`"):
         _pack(_tensors() | _head())
     with pytest.raises(UsageError, match="no head"):
         _pack(_tensors(), labels=("a", "b"))

@@ -86,7 +86,7 @@ def test_classes_that_cannot_be_split(labels: list[str], words: str) -> None:
 
 def test_labels_become_numbers() -> None:
     assert class_indices(["b", "a", "b"], ("a", "b"), "rows").tolist() == [1, 0, 1]
-    with pytest.raises(DataError, match="rows: holds unknown labels; found `c`"):
+    with pytest.raises(DataError, match="rows: contains unknown labels; found `c`"):
         class_indices(["c"], ("a", "b"), "rows")
 
 

@@ -115,7 +115,7 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
     texts.write_text("n1 n2 n3 n4 n5 n6\n\nn7\nn1 n2 n3 n4 n5 n6\n")
     cut, notes = learnt(base, texts, max_tokens=4)
     assert cut.training["data"]["training"]["tokens_to_learn"] == 3 + 2
-    assert "1 rows of the training data repeat another row and were left out (line 4)" in notes
+    assert "1 rows of the training data repeat another row and were skipped (line 4)" in notes
     assert any("1 texts of the training data are longer than 4 tokens and are cut there" in note for note in notes)
     packed, notes = learnt(base, texts, max_tokens=4, packing=True)
     # <s> n1 n2 n3 | n4 n5 n6 </s> | <s> n7 </s>
@@ -217,9 +217,9 @@ def test_rows_without_an_answer_and_files_without_texts_are_refused(base: ae.Bas
         learnt(base, pairs)
     made, notes = learnt(base, pairs, skip_incomplete=True)
     assert made.training["data"]["training"]["incomplete_rows_left_out"] == 1
-    assert "1 rows of the training data have no text or no answer and were left out (line 1)" in notes
+    assert "1 rows of the training data have no text or no answer and were skipped (line 1)" in notes
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(DataError, match="holds no texts"):
+    with pytest.raises(DataError, match="contains no texts"):
         learnt(base, tmp_path / "empty.txt")
     with pytest.raises(UsageError, match=r"only `causal_lm` learns whole texts; found `packing`"):
         ae.train(base, pairs, packing=True)

@@ -295,11 +295,11 @@ class TestColumns:
             columns.check(problem)
 
     def test_what_does_not_go_together_is_refused(self) -> None:
-        self.check("embedding", Columns(pair="p", label="x"), "reads one text, no pair")
-        self.check("embedding", Columns(negatives=("n",)), "negatives belong to pairs")
+        self.check("embedding", Columns(pair="p", label="x"), "reads single texts, not pairs")
+        self.check("embedding", Columns(negatives=("n",)), "negatives need pairs")
         self.check("ranking", Columns(pair="p", label="x", negatives=("n",)), "have no labels")
         self.check("ranking", Columns(negatives=("n",)), "reads pairs of texts")
-        self.check("single_label", Columns(pair="p", negatives=("n",)), "reads no negatives")
+        self.check("single_label", Columns(pair="p", negatives=("n",)), "does not use negatives")
         self.check("embedding", Columns("a", "p", negatives=("p",)), "named twice")
 
     def test_a_ranking_of_negatives_has_a_row_for_each_document(self, tmp_path: Path) -> None:

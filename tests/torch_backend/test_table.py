@@ -112,8 +112,8 @@ def test_missing_values_of_json_are_incomplete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "", "holds no rows"),
-        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "", "contains no rows"),
+        ("a.csv", "text,label\n", "contains no rows"),
         ("a.csv", "words,label\na,x\n", r"line 1: there is no column `text`; found `words`, `label`"),
         ("a.csv", "Text,label\na,x\n", r"Did you mean `Text`\? If not, name the columns with `text` and `label`\."),
         ("a.csv", "text,label\na,x\nb,c,x\n", r"line 3: a row has a wrong number of cells; found 3; expected 2"),
@@ -156,7 +156,7 @@ def test_what_excel_saves_is_read_and_named(tmp_path: Path, mark: str, encoding:
     found = read(written(tmp_path, "shop.csv", (mark + SHOP).encode(encoding)))
     assert (found.texts, found.labels) == (("Café, très bon", "„Überfüllt“"), ("bon", "schlecht"))
     assert found.lines == ((3, 4) if mark else (2, 3))
-    assert any("`;` between its cells" in note for note in found.notes)
+    assert any("`;` between cells" in note for note in found.notes)
     names = {"cp1252": "Windows-1252 (`cp1252`), as it is not UTF-8; `Café` is in line", "utf-16": "UTF-16"}
     said = [note for note in found.notes if "was read as" in note]
     assert [names[encoding] in note for note in said] == ([True] if encoding in names else [])
@@ -194,8 +194,8 @@ def test_a_named_delimiter_and_encoding_are_taken_without_a_note(tmp_path: Path)
     [
         ({"encoding": "latin-nine"}, "unknown encoding; found `latin-nine`"),
         ({"encoding": "base64"}, "unknown encoding; found `base64`"),
-        ({"delimiter": ";;"}, "is no delimiter; found `;;`"),
-        ({"delimiter": '"'}, "is no delimiter"),
+        ({"delimiter": ";;"}, "is not a delimiter; found `;;`"),
+        ({"delimiter": '"'}, "is not a delimiter"),
     ],
 )
 def test_delimiters_and_encodings_that_are_none(options: dict[str, str], words: str) -> None:
@@ -237,7 +237,9 @@ def test_all_faults_of_a_table_are_named_in_one_run(tmp_path: Path) -> None:
         read_tables(TaskFiles(path))
     said = str(caught.value)
     assert said.startswith(f"{path}: 4 faults:\n")
-    assert "\n  lines 3, 8: a row has a wrong number of cells; found 3, 1; expected 2 (text, label). Put quotes" in said
+    assert (
+        "\n  lines 3, 8: a row has a wrong number of cells; found 3, 1; expected 2 (text, label). Quote cells" in said
+    )
     assert "\n  2 rows have no text or no label; found lines 4, 6; expected all of `text`, `label`" in said
     assert "Complete these rows, or give `skip_incomplete=True` to leave them out." in said
     assert "\n  lines 2, 7: a class has one row only" in said
@@ -252,7 +254,7 @@ def test_the_faults_of_all_files_are_named_in_one_run(tmp_path: Path) -> None:
         read_tables(TaskFiles(learn, validate, test))
     said = str(caught.value)
     assert f"{validate}, {test}: 4 faults:" in said
-    assert "validate.csv, lines 3, 4: holds unknown labels; found `z`; expected `x`, `y`. Correct the label" in said
+    assert "validate.csv, lines 3, 4: contains unknown labels; found `z`; expected `x`, `y`. Correct the label" in said
     assert "validate.csv, line 5: a row has a wrong number of cells" in said
     assert "test.csv, line 1: there is no column `label`; found `text`, `kind`" in said
 

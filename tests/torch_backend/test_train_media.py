@@ -167,7 +167,7 @@ def test_a_base_without_a_processor_says_so(vit_folder: Path, data: Path, tmp_pa
 def test_a_folder_is_no_table_of_texts(tiny_bert_archive: Path, data: Path) -> None:
     from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
-    with pytest.raises(DataError, match="is no table"):
+    with pytest.raises(DataError, match="is not a table"):
         labelled_rows(data / "train", Columns(), "single_label")
 
 

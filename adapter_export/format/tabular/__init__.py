@@ -1,1 +1,1 @@
-"""Tables of text: how files become rows, and what is wrong with a table, all of it in one error."""
+"""Tables of text: readers of files, and all faults of a table in one error."""

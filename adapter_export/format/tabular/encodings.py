@@ -1,4 +1,4 @@
-"""Bytes of a table as text: UTF-8, what spreadsheets write beside it, or the encoding that the user names."""
+"""Decoding of tables: UTF-8, encodings of spreadsheets, or an encoding chosen by the user."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from adapter_export.errors import DataError, UsageError, argument
 
 _BINARY = {
-    b"PAR1": "a Parquet file with another suffix than `.parquet`",
+    b"PAR1": "a Parquet file without the suffix `.parquet`",
     b"PK\x03\x04": "a zip file, as spreadsheets are (`.xlsx`)",
     b"\x1f\x8b": "a gzip file",
 }
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | dict.fromkeys(
     (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"
 )
-"""Byte order marks; those of UTF-32 first, for they begin as those of UTF-16."""
+"""Byte order marks; UTF-32 first, because its marks start with those of UTF-16."""
 
 _UTF8_CHARACTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
@@ -28,18 +28,18 @@ _NAMES = {"utf-16": "UTF-16", "utf-32": "UTF-32", "cp1252": "Windows-1252 (`cp12
 def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1) -> tuple[str, str | None]:
     """Return the text of a file without a byte order mark, and a note on an encoding that was detected.
 
-    Without an encoding, a file is UTF-8, or what its byte order mark says; one that is not UTF-8 is taken for
-    Windows-1252 where its bytes look like single accented letters.
+    Without an encoding, a byte order mark decides, or else UTF-8 is assumed. A file that is not UTF-8 is read as
+    Windows-1252 if its bytes look like single accented letters.
 
     Args:
-        data: the file, or a part of it that begins with a line.
-        path: for messages.
-        encoding: the encoding, by a name that Python knows.
+        data: the file, or a part of it that starts at a line.
+        path: the path, for messages.
+        encoding: an encoding known to Python.
         first: the number of the first line.
 
     Raises:
-        DataError: the bytes are not text in this encoding, or in none that is detected; the message names the line.
-        UsageError: there is no such encoding.
+        DataError: the bytes are not valid in this or any detected encoding; the message names the line.
+        UsageError: the encoding is unknown.
     """
     other = next((name for mark, name in _BINARY.items() if first == 1 and data.startswith(mark)), None)
     if other is not None:
@@ -49,7 +49,7 @@ def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1
         return _strict(data, path, known_encoding(encoding), first), None
     marked = next((name for mark, name in _MARKS.items() if first == 1 and data.startswith(mark)), None)
     if marked is not None:
-        return _strict(data, path, marked, first), _note(path, marked, "as its byte order mark says")
+        return _strict(data, path, marked, first), _note(path, marked, "according to its byte order mark")
     try:
         return data.decode("utf-8-sig"), None
     except UnicodeDecodeError as error:
@@ -62,10 +62,10 @@ def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1
 
 
 def known_encoding(name: str) -> str:
-    """Return the name of an encoding of text, UTF-8 with its byte order mark taken off; UsageError for another name."""
+    """Return the name of a text encoding, for UTF-8 the variant without byte order mark; UsageError if unknown."""
     try:
         found = codecs.lookup(name)
-        "".encode(found.name)  # `base64` and others are no encodings of text
+        "".encode(found.name)  # `base64` and others are not text encodings
     except LookupError as error:
         raise UsageError(
             "unknown encoding",
@@ -96,8 +96,8 @@ def _not_decoded(error: UnicodeDecodeError, path: Path, encoding: str, first: in
 def _is_western(data: bytes) -> bool:
     """Return whether bytes that are not UTF-8 look like Windows-1252.
 
-    Accented letters stand alone between ASCII letters. Bytes of Cyrillic, Greek or East Asian encodings come in runs,
-    and a damaged UTF-8 file has characters that are whole.
+    Accented letters are single bytes between ASCII letters. Cyrillic, Greek and East Asian encodings have runs of such
+    bytes, and a damaged UTF-8 file contains some valid characters.
     """
     if _UTF8_CHARACTER.search(data) or _NOT_IN_CP1252.search(data):
         return False

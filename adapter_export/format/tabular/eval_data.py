@@ -1,4 +1,4 @@
-"""Labelled rows of a file for an evaluation, read without the bundle that answers them."""
+"""Labelled rows of a file for an evaluation, read without the bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
 
 _SEED = 0
-"""Seed of the sample of a limit: every contestant and every run answers the same rows."""
+"""Seed for sampling rows: every contestant and run answers the same rows."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class EvalData:
     """Labelled rows of a file.
 
     Attributes:
-        path: the file, or the folder with a file for each row.
+        path: the file, or the folder with one file per row.
         sha256: `data_digest` of all rows.
         rows: the rows to answer.
-        is_part: whether a limit leaves rows out.
-        columns: the columns that were read, by the names of their options.
-        groups: for a ranking, the group of each row, within which it is ranked.
-        slices: the column whose values get scores of their own.
-        notes: on how the file was read, and on rows that were left out.
-        problem: the type that read the rows, and judges them.
-        compared: whether the vectors of the texts of each row are compared.
-        dimensions: the numbers of a vector that are read, from the first on; `None` for all.
+        is_part: whether a limit excludes rows.
+        columns: the columns read, by option name.
+        groups: for a ranking, the group of each row.
+        slices: the column whose values are scored separately.
+        notes: notes on reading the file and skipped rows.
+        problem: task type of the rows and their scores.
+        compared: whether the vectors of each row's texts are compared.
+        dimensions: number of leading vector elements used; `None` for all.
     """
 
     path: Path
@@ -52,22 +52,22 @@ class EvalData:
     dimensions: int | None = None
 
     def texts(self, row: LabelledRow) -> tuple[Any, ...]:
-        """Return the texts of a row whose vectors are compared: a pair, or an anchor and its documents."""
+        """Return the texts of a row to compare: a pair, or an anchor and its documents."""
         return (row.text, row.pair) if TASK_TYPES[self.problem].has_answers else row.answer
 
     def check_pairs(self, task: Task, adapter: str) -> None:
-        """Raise UsageError for texts where a task takes pairs, or the other way round."""
+        """Raise UsageError for texts if a task needs pairs, and for pairs if it needs texts."""
         has_pair = self.rows[0].pair is not None
         if not self.compared and has_pair != (task.input == "pair"):
             wanted = "one text" if task.input == "text" else "a pair of texts"
             fix = f"name the column of the second texts: {argument('pair')}"
             raise UsageError(
                 f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
-                fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
+                fix=fix if task.input == "pair" else f"omit {argument('pair')}",
             )
 
     def unknown_labels(self, task: Task) -> dict[str, int]:
-        """Return the labels that a task does not have, each with the line of its first row."""
+        """Return labels that a task lacks, each with the line of its first row."""
         found: dict[str, int] = {}
         for row in self.rows if task.kind.has_labels else ():
             for label in task.kind.labels_of(row.answer):
@@ -76,11 +76,11 @@ class EvalData:
         return found
 
     def check_labels(self, task: Task) -> None:
-        """Raise `DataError` for labels that the task of an adapter does not have."""
+        """Raise DataError for labels that the adapter's task lacks."""
         unknown = self.unknown_labels(task)
         if unknown:
             raise DataError(
-                "holds labels that the adapter does not have",
+                "contains labels that the adapter does not have",
                 where=f"{self.path}, {lines_of(sorted(unknown.values()))}",
                 found=some(unknown),
                 expected=some(task.labels),
@@ -94,15 +94,15 @@ class EvalData:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The options of a call that reads labelled rows.
+    """Options of calls that read labelled rows.
 
     Attributes:
         columns: the columns with texts and labels.
         group: the column that a ranking groups by; `None` for the query.
-        slices: the column whose values get scores of their own.
-        skip_incomplete: leave out rows without a text or a label instead of refusing them.
-        limit: the number of rows to answer, a random sample; `None` for all.
-        dimensions: as in `EvalData`.
+        slices: the column whose values are scored separately.
+        skip_incomplete: skip rows without a text or a label instead of rejecting the file.
+        limit: size of a random sample of rows; `None` for all.
+        dimensions: see `EvalData`.
     """
 
     columns: Columns
@@ -115,11 +115,11 @@ class DataOptions:
     def read(self, path: Path, task: Task) -> EvalData:
         """Read labelled rows for a task.
 
-        Pairs whose vectors are compared have a number as label, or none: then anchors are ranked with documents.
+        The label of compared pairs is a number, or absent: then anchors are ranked with documents.
 
         Raises:
-            UsageError: a column does not exist, the task has no groups, or gives no vectors of these dimensions.
-            DataError, FileError: the file cannot be read, or a row is broken.
+            UsageError: a column does not exist, or the task does not support groups or these dimensions.
+            DataError, FileError: the file cannot be read, or a row is invalid.
         """
         medium: Any = task.input if task.input in FILE_MODALITIES else None
         is_file = self.columns.text == "text" and medium is not None
@@ -131,7 +131,7 @@ class DataOptions:
         rows = table.rows
         if self.dimensions is not None and not task.kind.is_vector:
             where, found = argument("dimensions"), f"the task `{task.type}`"
-            raise UsageError("only vectors are truncated", where=where, found=found, fix="leave it out")
+            raise UsageError("only vectors can be truncated", where=where, found=found, fix="omit it")
         for option, column in (("group", self.group), ("slices", self.slices)):
             if column is not None and column not in rows[0].cells:
                 expected, fix = (
@@ -147,7 +147,7 @@ class DataOptions:
         kept = tuple(rows[at] for at in chosen)
         groups = tuple(of_rows[at] for at in chosen) if task.kind.ranks else ()
         digest, is_part = data_digest(path, rows), len(kept) < len(rows)
-        left_out = f"{len(table.incomplete):,} rows without a text or a label were left out"
+        left_out = f"{len(table.incomplete):,} rows without a text or a label were skipped"
         notes = (*table.notes, *([f"{left_out} ({lines_of(table.incomplete)})"] if table.incomplete else []))
         notes += (f"{len(kept):,} of {len(rows):,} rows were drawn at random",) if is_part else ()
         return EvalData(
@@ -165,10 +165,10 @@ class DataOptions:
         )
 
     def _sampled(self, units: Sequence[str]) -> list[int]:
-        """Return the places of a random sample, in the order of the file, always the same for the same rows.
+        """Return the indices of a random sample in file order, deterministic for equal rows.
 
-        Files are often sorted by label, so the first rows would be a sample of one class. Rows of one unit stay
-        together: a group without its other rows is another ranking.
+        Files are often sorted by label, so that the first rows would all have one class. Rows of one group stay
+        together, because a partial group is another ranking.
         """
         if self.limit is None or self.limit >= len(units):
             return list(range(len(units)))

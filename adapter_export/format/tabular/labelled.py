@@ -1,6 +1,6 @@
-"""Labelled texts out of csv, tsv, jsonl and Parquet files, read strictly: what each problem type reads in a row.
+"""Strict reader of labelled texts in csv, tsv, jsonl and Parquet files, for each task type.
 
-Images and audio are the files of a folder for each class, or files that a table names.
+Images and audio are files in one folder per class, or files named in a table.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from adapter_export.safe_io.regular_files import sha256_of
 _DIGEST_BYTES, _SALT_BYTES = 4, 16
 _LABEL = "label"
 MOST_DIGESTS = 2048
-"""Digests of rows that a training record keeps of each file: 8 kB."""
+"""Row digests of each file in a training record: 8 kB."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns, and how the file is written.
+    """Column names and format of a file.
 
     Attributes:
         text: the texts: the questions of span and multiple_choice, the queries of ranking, the words of token.
         pair: the second texts: the contexts of span, the choices of multiple_choice, the documents of ranking.
-        label: what is to be learnt of each row. Default: `label`, or none for pairs of an embedding and with negatives.
-        start: of span: where the answer begins in its context, counted in characters from 0.
-        form: the delimiter and the encoding.
-        negatives: texts that do not belong to those of `text`.
+        label: the targets. Default: `label`, or no labels for embedding pairs and with negatives.
+        start: for span, the position of the answer in its context, in characters from 0.
+        form: delimiter and encoding.
+        negatives: texts that do not match those of `text`.
     """
 
     text: str = "text"
@@ -48,12 +48,12 @@ class Columns:
 
     @property
     def names(self) -> dict[str, str | None]:
-        """The names of the columns by what they are for."""
+        """Return column names by purpose."""
         found = {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
         return found | {"negative": ",".join(self.negatives) or None}
 
     def read_as(self, problem: ProblemType) -> tuple[ProblemType, Columns]:
-        """Return the type that reads rows of these columns for a task, and the columns with the default of `label`."""
+        """Return the task type that reads these columns, and the columns with the default of `label`."""
         kind = TASK_TYPES[problem]
         if kind.of_pairs is not None and self.pair is not None and self.label is None:
             kind = TASK_TYPES[kind.of_pairs]
@@ -61,42 +61,42 @@ class Columns:
         return kind.name, replace(self, label=self.label or _LABEL) if answers else self
 
     def check(self, problem: ProblemType) -> None:
-        """Raise UsageError where a problem type reads other columns."""
+        """Raise UsageError if a task type needs other columns."""
         name, kind = argument("pair"), TASK_TYPES[self.read_as(problem)[0]]
         if self.negatives and not kind.has_negatives:
-            what = f"`{kind.name}` reads no negatives" if kind.of_pairs is None else "negatives belong to pairs"
-            fix = f"name the column of the positives: {name}, or leave {argument('negative')} out"
+            what = f"`{kind.name}` does not use negatives" if kind.of_pairs is None else "negatives need pairs"
+            fix = f"name the column of the positives: {name}, or omit {argument('negative')}"
             raise UsageError(what, where=argument("negative"), found=f"`{self.negatives[0]}`", fix=fix)
         if self.label is not None and (self.negatives or not kind.has_answers):
             what = "positives and negatives have no labels"
-            found, fix = f"`{self.label}`", f"leave {argument('label')} out"
+            found, fix = f"`{self.label}`", f"omit {argument('label')}"
             raise UsageError(what, where=argument("label"), found=found, fix=fix)
         if len(set(self.needed)) < len(self.needed):
-            raise UsageError("one column is named twice", found=some(self.needed), expected="different columns")
+            raise UsageError("a column is named twice", found=some(self.needed), expected="different columns")
         if kind.pairs == "required" and self.pair is None:
             raise UsageError(f"`{problem}` reads pairs of texts", fix=f"name the column of the second texts: {name}")
         if kind.pairs == "never" and self.pair is not None:
-            fix = f"leave {name} out" if kind.of_pairs is None else f"leave {argument('label')} out: pairs have none"
-            raise UsageError(f"`{problem}` reads one text, no pair", found=f"`{self.pair}`", fix=fix)
+            fix = f"omit {name}" if kind.of_pairs is None else f"omit {argument('label')}: pairs have no labels"
+            raise UsageError(f"`{problem}` reads single texts, not pairs", found=f"`{self.pair}`", fix=fix)
         if self.start is not None and not kind.has_start:
             raise UsageError(f"only answers to questions have a {argument('start')}", found=f"the task `{problem}`")
 
     def cells(self, row: Mapping[str, Any], where: str) -> Cells:
-        """Return the cells of a row by what they are for."""
+        """Return the cells of a row by purpose."""
         pair, label, start = (None if name is None else row[name] for name in (self.pair, self.label, self.start))
         negatives = tuple(row[name] for name in self.negatives)
         return Cells(row[self.text], pair, label, start, self.pair is not None, where, negatives)
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that every row must have."""
+        """Required columns."""
         found = (self.text, self.pair, self.label, self.start)
         return (*(name for name in found if name is not None), *self.negatives)
 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image or an audio file; two of the same bytes are the same, whatever they are called."""
+    """An image or audio file, compared by contents regardless of its name."""
 
     path: Path = field(compare=False)
     sha256: str
@@ -107,17 +107,17 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """A row: its line, its texts, and what is to be learnt of them.
+    """A row: line, texts and target.
 
     Attributes:
-        line: counted from 1.
-        text: a text, for token its words, or a file.
-        pair: the second text, or for multiple_choice the choices; `None` for single texts.
+        line: line number, from 1.
+        text: a text, the words for token, or a file.
+        pair: the second text, or the choices for multiple_choice; `None` for single texts.
         answer: the label (single_label, embedding), a set of labels (multi_label), the labels of the words (token),
             numbers (regression), a relevance from 0 to 1 (ranking), the number of the right choice, counted from 0
             (multiple_choice), the spans that answer the question (span), or the anchor with its positive and its
             negatives (retrieval).
-        cells: the whole row, by column.
+        cells: all cells of the row, by column.
     """
 
     line: int
@@ -133,10 +133,10 @@ class LabelledTable:
 
     Attributes:
         path: the file or the folder.
-        rows: the rows that are complete.
-        incomplete: the lines of rows without a text or a label, which are left out.
-        notes: on how the file was read.
-        faults: rows that cannot be used.
+        rows: the complete rows.
+        incomplete: lines of rows without a text or label, which are skipped.
+        notes: notes on reading the file.
+        faults: faults of invalid rows.
     """
 
     path: Path
@@ -156,10 +156,10 @@ def labelled_rows(
 ) -> LabelledTable:
     """Read the labelled rows of a table.
 
-    Arguments and errors are those of `find_labelled_rows`.
+    For arguments and other errors see `find_labelled_rows`.
 
     Raises:
-        DataError: rows are broken or incomplete; the error names each of them.
+        DataError: rows are invalid or incomplete; the message lists them.
     """
     found = find_labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
     found.faults.check()
@@ -174,33 +174,33 @@ def find_labelled_rows(
     skip_incomplete: bool = False,
     medium: str | None = None,
 ) -> LabelledTable:
-    """Read the labelled rows of a table, and collect the faults of all others.
+    """Read the labelled rows of a table, and collect the faults of invalid rows.
 
-    With a `medium`, the texts of the table are paths of images or audio, from its own folder on; or `path` is a
-    folder with a folder of them for each label, whose rows are counted from 1 in the order of their paths.
+    With a `medium`, the texts of the table are paths of images or audio relative to its folder; or `path` is a folder
+    with a subfolder for each label, whose files are numbered from 1 in path order.
 
     Args:
-        path: a csv, tsv, jsonl or Parquet file, recognised by its suffix or else by its first line.
-        columns: the names of its columns, and how the file is written.
-        problem: what the columns mean.
-        skip_incomplete: leave rows out that lack a text or a label, instead of refusing the file.
-        medium: what the rows are, where they are no texts.
+        path: a csv, tsv, jsonl or Parquet file, detected by suffix or else by its first line.
+        columns: column names and format.
+        problem: task type of the columns.
+        skip_incomplete: skip rows without a text or label, instead of rejecting the file.
+        medium: modality of the rows; `None` for texts.
 
     Raises:
-        UsageError: the problem type reads other columns.
+        UsageError: the task type needs other columns.
         FileError: the file cannot be read.
-        DataError: it is no table.
+        DataError: the file is not a table.
     """
     columns.check(problem)
     problem, columns = columns.read_as(problem)
     kind = TASK_TYPES[problem]
     if medium is not None and not kind.reads_files:
-        raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"give another {argument('task')}")
+        raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"pass another {argument('task')}")
     if path.is_dir():
         return LabelledTable(path, _of_folder(path, columns, problem, medium), (), (), TableFaults(path))
     table = open_table(path, columns.form)
     ignored = columns.label is None and _LABEL in table.columns
-    notes = (f"the column `{_LABEL}` is not read, as {argument('label')} does not name it",) if ignored else ()
+    notes = (f"the column `{_LABEL}` is ignored, as {argument('label')} does not name it",) if ignored else ()
     rows: list[LabelledRow] = []
     incomplete: list[int] = []
     for line, cells in table.rows(columns.needed):
@@ -217,7 +217,7 @@ def find_labelled_rows(
         table.faults.add(_incomplete(path, columns, incomplete))
     elif not rows and not table.faults.found:
         expected = "a line with the column names, then one row a line"
-        empty = DataError("holds no rows", where=path, expected=expected)
+        empty = DataError("contains no rows", where=path, expected=expected)
         table.faults.add(DataError("no row has both a text and a label", where=path) if incomplete else empty)
     return LabelledTable(path, rows, incomplete, (*table.notes, *notes), table.faults)
 
@@ -233,7 +233,7 @@ def _incomplete(path: Path, columns: Columns, lines: Sequence[int]) -> DataError
 
 
 def labelled_file(path: Path, where: object) -> LabelledFile:
-    """Return a file with its hash; `DataError` if there is none, or it is empty."""
+    """Return a file with its hash; DataError if it is missing or empty."""
     try:
         size, digest = path.stat().st_size, sha256_of(path)
     except (OSError, FileError, ValueError) as error:
@@ -246,17 +246,17 @@ def labelled_file(path: Path, where: object) -> LabelledFile:
 
 
 def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str | None) -> list[LabelledRow]:
-    """Read a folder with a folder for each label; names that begin with a dot are passed over."""
+    """Read a folder with a subfolder for each label, ignoring hidden names."""
     if medium is None or not TASK_TYPES[problem].stratified:
         found = "a folder" if medium is None else f"a folder, and the task `{problem}`"
-        raise DataError("is no table", where=path, found=found, expected="a csv, tsv, jsonl or Parquet file")
+        raise DataError("is not a table", where=path, found=found, expected="a csv, tsv, jsonl or Parquet file")
     inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
     strays = [one for one in inside if not one.is_dir()]
     expected = "a folder of files for each label, and nothing else"
     if strays or not inside:
         found = f"the file `{strays[0].name}`" if strays else "nothing"
-        fix = "move it into the folder of its label, or give a table of paths and labels"
-        raise DataError("is no folder of labelled files", where=path, found=found, expected=expected, fix=fix)
+        fix = "move it into the folder of its label, or pass a table of paths and labels"
+        raise DataError("is not a folder of labelled files", where=path, found=found, expected=expected, fix=fix)
     rows: list[LabelledRow] = []
     for folder in inside:
         files = sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))
@@ -269,7 +269,7 @@ def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str |
 
 
 def data_digest(path: Path, rows: Sequence[LabelledRow]) -> str:
-    """Return the sha256 of a table of texts; of files, that over their hashes and answers, whatever they are called."""
+    """Return the SHA-256 of a text table; for media, of their hashes and answers, regardless of names."""
     if not isinstance(rows[0].text, LabelledFile):
         return sha256_of(path)
     lines = (f"{row.text.sha256} {row.answer}\n" for row in rows if isinstance(row.text, LabelledFile))
@@ -277,11 +277,11 @@ def data_digest(path: Path, rows: Sequence[LabelledRow]) -> str:
 
 
 def row_digest(row: LabelledRow, salt: str) -> int:
-    """Return 32 bits of a salted hash of the texts of a row, without its label; case and spaces make no difference.
+    """Return 32 bits of a salted hash of a row's texts, ignoring label, case and spaces.
 
     Args:
         row: the row.
-        salt: hexadecimal, such as the `data_digest` of the file that is remembered.
+        salt: hexadecimal, such as the `data_digest` of the training file.
     """
     texts = json.dumps([_unspaced(row.text), _unspaced(row.pair)]).encode()  # escapes what UTF-8 cannot encode
     salted = hashlib.blake2b(texts, digest_size=_DIGEST_BYTES, salt=bytes.fromhex(salt)[:_SALT_BYTES])
@@ -298,14 +298,14 @@ def _unspaced(value: object) -> object:
 
 @dataclass(frozen=True)
 class RememberedRows:
-    """Rows of a file by digests of their texts: all of a short file, a sample of a long one.
+    """Row digests of a file: all rows of a short file, a sample of a long one.
 
-    The sample are the smallest digests (bottom-k, Cohen and Kaplan 2007): a row with a larger one is unknown, so that a
-    part of the rows of any other file can be looked up.
+    The sample is the smallest digests (bottom-k, Cohen and Kaplan 2007): rows with larger digests are unknown, so that
+    only part of another file's rows can be looked up.
 
     Attributes:
-        salt: of the digests, hexadecimal.
-        rows: the number of different rows.
+        salt: hexadecimal salt.
+        rows: number of distinct rows.
         digests: the smallest digests, at most `MOST_DIGESTS`.
     """
 
@@ -315,13 +315,13 @@ class RememberedRows:
 
     @classmethod
     def of(cls, digests: Iterable[int], salt: str) -> RememberedRows:
-        """Remember rows by digests that were made with this salt."""
+        """Store digests made with this salt."""
         different = sorted(set(digests))
         return cls(salt[: 2 * _SALT_BYTES], len(different), frozenset(different[:MOST_DIGESTS]))
 
     @classmethod
     def from_json(cls, document: object) -> RememberedRows | None:
-        """Read what `to_json` wrote; `None` for anything else, such as the record of another program."""
+        """Parse the output of `to_json`; `None` for other values, such as the record of another program."""
         found = document if isinstance(document, Mapping) else {}
         salt, rows, packed = (found.get(name) for name in ("salt", "rows", "digests"))
         if not (isinstance(salt, str) and isinstance(rows, int) and isinstance(packed, str)):
@@ -339,21 +339,21 @@ class RememberedRows:
         return {"salt": self.salt, "rows": self.rows, "digests": base64.b64encode(packed).decode()}
 
     def count(self, rows: Iterable[LabelledRow]) -> tuple[int, int]:
-        """Return how many rows are among these, and how many could be looked up."""
+        """Return the number of known rows, and the number of rows that could be looked up."""
         most = 2 ** (8 * _DIGEST_BYTES) if len(self.digests) >= self.rows else max(self.digests, default=-1)
         known = [one for one in (row_digest(row, self.salt) for row in rows) if one <= most]
         return sum(one in self.digests for one in known), len(known)
 
 
 def read_texts(path: Path, columns: Columns) -> tuple[list[tuple[str, str | None]], tuple[str, ...]]:
-    """Read the texts of a table, labelled or not, and the second ones; rows without a text are left out.
+    """Read the texts and second texts of a table, without labels; rows without a text are skipped.
 
     Returns:
-        The texts, and notes on how the file was read.
+        The texts, and notes on reading the file.
 
     Raises:
         FileError: the file cannot be read.
-        DataError: lines are broken, a column is missing, or no row has a text.
+        DataError: lines are invalid, a column is missing, or no row has a text.
     """
     wanted, found = [name for name in (columns.text, columns.pair) if name is not None], []
     table = open_table(path, columns.form)

@@ -1,4 +1,4 @@
-"""The tables of language modelling, read and checked without the model: texts, or prompts and answers, each once."""
+"""Tables for language modelling, checked without the model: unique texts, or prompts and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapter_export.graph.tasks.cells import is_blank, some, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
 
 PROMPT, ANSWER = "prompt", "answer"
-"""The columns of a table of prompts and answers, where no other names are given."""
+"""Default columns of a table of prompts and answers."""
 
 WrittenText = tuple[str, str | None]
 """A text, or a prompt and its answer."""
@@ -23,14 +23,14 @@ WrittenText = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class LanguageFiles(SplitFiles):
-    """The files of a language modelling task.
+    """Files of a language modelling task.
 
-    A `.txt` file has a text in each line, any other is a table. With `columns.pair`, or columns `prompt` and `answer`,
-    rows are prompts and answers.
+    A `.txt` file contains one text per line; other files are tables. With `columns.pair`, or columns `prompt` and
+    `answer`, rows are prompts and answers.
 
     Attributes:
-        validation: a file, or the fraction of `training` that is held out.
-        skip_incomplete: leave rows out that lack a text or an answer.
+        validation: a file, or the fraction of `training` to hold out.
+        skip_incomplete: skip rows without a text or an answer.
     """
 
     validation: Path | float = 0.1
@@ -39,14 +39,14 @@ class LanguageFiles(SplitFiles):
 
 @dataclass(frozen=True)
 class LanguageTexts:
-    """The texts of a file, each once.
+    """The unique texts of a file.
 
     Attributes:
         texts: the texts, or prompts and answers.
-        repeated: the lines of rows that repeat an earlier one; they are left out.
-        incomplete: the lines of rows without a text or an answer; they are left out.
-        sha256: of the file.
-        notes: on how the file was read.
+        repeated: lines of rows that repeat an earlier one, which are skipped.
+        incomplete: lines of rows without a text or an answer, which are skipped.
+        sha256: SHA-256 of the file.
+        notes: notes on reading the file.
     """
 
     texts: Sequence[WrittenText]
@@ -56,14 +56,14 @@ class LanguageTexts:
     notes: tuple[str, ...]
 
     def remarks(self, part: str) -> Iterator[str]:
-        """Yield clauses on rows that were left out."""
+        """Yield clauses on skipped rows."""
         yield from self.notes
         if self.repeated:
             where = lines_of(self.repeated)
-            yield f"{len(self.repeated):,} rows of the {part} data repeat another row and were left out ({where})"
+            yield f"{len(self.repeated):,} rows of the {part} data repeat another row and were skipped ({where})"
         if self.incomplete:
             count, where = len(self.incomplete), lines_of(self.incomplete)
-            yield f"{count:,} rows of the {part} data have no text or no answer and were left out ({where})"
+            yield f"{count:,} rows of the {part} data have no text or no answer and were skipped ({where})"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_language_tables(files: LanguageFiles) -> LanguageTables:
 
     Raises:
         FileError: a file cannot be read.
-        DataError: files cannot be used; the error names every row that is at fault, and what to do.
+        DataError: files are invalid; the message lists all faulty rows.
     """
     found = {part: _read(path, files) for part, path in files.paths.items()}
     raise_faults([faults for _, faults in found.values()])
@@ -123,7 +123,7 @@ def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]
         )
     elif not found and not faults.found:
         expected = "a text in each line of a .txt file, or a table"
-        faults.add(DataError("holds no texts", where=path, expected=expected))
+        faults.add(DataError("contains no texts", where=path, expected=expected))
     elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in found}) < 2:
         faults.add(
             DataError("a single text cannot be both trained on and validated", where=path, expected="at least two")

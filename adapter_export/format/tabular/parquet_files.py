@@ -1,4 +1,4 @@
-"""Parquet files, by pyarrow: their columns, their number of rows, and rows of them."""
+"""Reader of Parquet files, with pyarrow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARQUET = (".parquet", ".pq")
 """Suffixes of Parquet files."""
 
 _FEATURES = b"huggingface"
-"""Metadata in which `datasets` writes the types of columns, with the names of classes, whose cells are numbers."""
+"""Metadata key of `datasets` for column types, with the names of classes, whose cells are numbers."""
 
 
 def columns_of_parquet(path: Path) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def columns_of_parquet(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileError: the file cannot be read.
-        DataError: it is not Parquet.
+        DataError: the file is not Parquet.
         MissingExtraError: pyarrow is not installed.
     """
     with _opened(path) as file:
@@ -32,16 +32,16 @@ def columns_of_parquet(path: Path) -> tuple[str, ...]:
 
 
 def count_of_parquet(path: Path) -> int:
-    """Return the number of rows; errors as of `columns_of_parquet`."""
+    """Return the number of rows; for errors see `columns_of_parquet`."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
 def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Yield the rows from `start` to `end`, with those of the named columns that the file has.
+    """Yield the rows from `start` to `end`, with the named columns that exist.
 
-    Only row groups with such rows are read, a batch at a time. A class that `datasets` stores as a number is its name;
-    -1, which says that a row has none, is `None`. Errors are those of `columns_of_parquet`.
+    Only row groups with such rows are read, one batch at a time. Classes stored as numbers by `datasets` become names;
+    -1, a missing class, becomes `None`. For errors see `columns_of_parquet`.
     """
     with _opened(path) as file:
         end = file.metadata.num_rows if end is None else end
@@ -82,7 +82,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Sequence[str]]:
-    """Return the names of the classes of each column that holds their numbers, or lists of these, as of tokens."""
+    """Return the class names of each column with class numbers, or lists of them, as for tokens."""
     try:
         document: Any = parse_json((metadata or {}).get(_FEATURES, b"{}"), path)
         features = {name: _inner(feature) for name, feature in document["info"]["features"].items()}
@@ -92,7 +92,7 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str
 
 
 def _inner(feature: Any) -> Any:
-    """Return the type of the elements of a list, which releases of `datasets` write in three ways."""
+    """Return the element type of a list, which versions of `datasets` write in three ways."""
     if isinstance(feature, list):
         return _inner(feature[0])
     return _inner(feature["feature"]) if "feature" in feature else {"_type": None, **feature}

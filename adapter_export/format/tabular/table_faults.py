@@ -1,4 +1,4 @@
-"""Faults of a table, collected so that one run reports all of them."""
+"""Collected faults of a table, reported in one error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from adapter_export.errors import AdapterExportError, DataError, both
 
 _MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
-"""Kinds of faults, and lines and values of each, that a message has at most."""
+"""Maximum kinds of faults in a message, and maximum lines and values of each."""
 
 
 def lines_of(lines: Sequence[int]) -> str:
-    """Name lines in a message, the first few of many: `line 3`, `lines 3, 7, 9`."""
+    """Format line numbers, only the first few: `line 3`, `lines 3, 7, 9`."""
     shown = ", ".join(map(str, lines[:_MOST_LINES]))
     more = f", … ({len(lines):,} in all)" if len(lines) > _MOST_LINES else ""
     return f"line{'' if len(lines) == 1 else 's'} {shown}{more}"
@@ -26,19 +26,19 @@ class TableFaults:
 
     Attributes:
         path: the table.
-        found: each error with its line, counted from 1; `None` for one of the whole table.
+        found: each error with its line, from 1; `None` for the whole table.
     """
 
     path: Path
     found: list[tuple[int | None, AdapterExportError]] = field(default_factory=list)
 
     def add(self, error: AdapterExportError, line: int | None = None) -> None:
-        """Add a fault of a line, counted from 1, or of the whole table."""
+        """Add a fault of a line, from 1, or of the whole table."""
         self.found.append((line, error))
 
     @contextmanager
     def of_line(self, line: int) -> Iterator[None]:
-        """Add the `DataError` that the block raises, and go on."""
+        """Collect a `DataError` of the block as a fault of a line."""
         try:
             yield
         except DataError as error:
@@ -46,21 +46,21 @@ class TableFaults:
 
     @contextmanager
     def of_table(self) -> Iterator[None]:
-        """Add the `DataError` that the block raises as one of the whole table, and go on."""
+        """Collect a `DataError` of the block as a fault of the whole table."""
         try:
             yield
         except DataError as error:
             self.add(error)
 
     def check(self) -> None:
-        """Raise what was found; errors as of `raise_faults`."""
+        """Raise the collected faults; see `raise_faults`."""
         raise_faults([self])
 
     def worded(self, *, named: bool) -> list[str]:
-        """Return a sentence for each kind of fault: its lines, what was found, and what to do.
+        """Return a sentence for each kind of fault: lines, values found, and fix.
 
         Args:
-            named: begin with the name of the file.
+            named: whether to start with the file name.
         """
         kinds: dict[tuple[str, str | None, str], list[tuple[int | None, AdapterExportError]]] = {}
         for line, error in self.found:
@@ -71,7 +71,7 @@ class TableFaults:
 
 
 def raise_faults(tables: Sequence[TableFaults]) -> None:
-    """Raise the faults of some tables in one error; a single fault is raised as it is.
+    """Raise the faults of tables in one error; a single fault is raised unchanged.
 
     Raises:
         DataError: there are faults.
@@ -90,7 +90,7 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
 
 
 def _sentence(file: str, found: Sequence[tuple[int | None, AdapterExportError]]) -> str:
-    """Return the faults of one kind in a sentence, which begins with the file, if it is named, and the lines."""
+    """Return a sentence on the faults of one kind, starting with the file, if named, and the lines."""
     lines, first = [line for line, _ in found if line is not None], found[0][1]
     values = list(dict.fromkeys(both(error.found) for _, error in found if error.found is not None))
     facts = [both(first.what)]

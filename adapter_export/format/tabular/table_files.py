@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, jsonl and Parquet files, read strictly: a row is understood, or named with its line."""
+"""Strict reader of csv, tsv, jsonl and Parquet files: every invalid row is reported with its line."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from adapter_export.safe_io.regular_files import read_stream
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ";", ","), None: ("\t", ",", ";", "|")}
-"""Delimiters that are looked for, by the form that the suffix says, the usual one first."""
+"""Delimiters to detect, by suffix, in order of preference."""
 
 _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')
-"""The first line that Excel writes, or reads, to name the delimiter."""
+"""Excel's optional first line, which names the delimiter."""
 
 _LONGEST_CELL = 10_000_000
 _ROWS_COMPARED = 20
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at form feeds and U+2028
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # `splitlines` would also split at form feeds and U+2028
 
 NAME_COLUMNS = f"name the columns with {argument('text')} and {argument('label')}"
 
 Row = tuple[int, Mapping[str, Any]]
-"""A line number, or of Parquet a row number, counted from 1, and the cells of that line by column."""
+"""A line number, for Parquet a row number, from 1, and the cells by column."""
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """The delimiter and the encoding of a table; `None` is detected."""
+    """Delimiter and encoding of a table; `None` is detected."""
 
     delimiter: Annotated[str | None, DELIMITER] = None
     encoding: Annotated[str | None, ENCODING] = None
@@ -51,31 +51,31 @@ class TableFormat:
         if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
             expected = "one character, such as `;`, or `tab`"
             raise UsageError(
-                "is no delimiter", where=argument("delimiter"), found=f"`{self.delimiter}`", expected=expected
+                "is not a delimiter", where=argument("delimiter"), found=f"`{self.delimiter}`", expected=expected
             )
         if self.encoding is not None:
             known_encoding(self.encoding)
 
     @property
     def separator(self) -> str | None:
-        """The character between cells."""
+        """Character between cells."""
         return None if self.delimiter is None else _NAMED.get(self.delimiter, self.delimiter)
 
 
 DETECTED = TableFormat()
-"""Delimiter and encoding are detected."""
+"""Default: detect delimiter and encoding."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table whose file was read, and whose rows are still to be.
+    """A table whose rows have not been read yet.
 
     Attributes:
         path: the file.
-        columns: the names of its columns: those of the header, or of the first row of JSON lines.
-        header: the line of the header, 0 of Parquet; `None` for JSON lines, where each row has names of its own.
-        notes: the delimiter and the encoding, where they were detected and are not the usual ones.
-        faults: receives rows that are broken, as they are read.
+        columns: column names of the header, or of the first row of JSON lines.
+        header: line of the header, 0 for Parquet; `None` for JSON lines, where each row has its own names.
+        notes: notes on an unusual detected delimiter or encoding.
+        faults: receives the faults of rows as they are read.
     """
 
     path: Path
@@ -86,11 +86,11 @@ class TextTable:
     _rows: Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]
 
     def where(self, line: int) -> str:
-        """Return the name of a line in messages; 0 is the table itself."""
+        """Return the name of a line in messages; 0 is the table."""
         return f"{self.path}, line {line}" if line else str(self.path)
 
     def rows(self, needed: Sequence[str], fix: str = NAME_COLUMNS) -> Iterator[Row]:
-        """Yield rows that have the needed columns; all others are added to the faults."""
+        """Yield rows with the needed columns; other rows are added to the faults."""
         lacking = self.header is not None and bool(self.columns) and not set(needed) <= set(self.columns)
         if self.header is not None and lacking:
             with self.faults.of_line(self.header) if self.header else self.faults.of_table():
@@ -107,18 +107,18 @@ class TextTable:
 
 
 def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = True) -> TextTable:
-    """Open a table, told apart by its suffix, or else by its first line.
+    """Open a table, detecting its format by suffix, or else by its first line.
 
     Args:
         path: the file.
-        form: its delimiter and its encoding.
-        skip_empty: pass over empty lines. Without it, one before the last row is a fault, so that what is said of the
-            rows corresponds to the lines.
+        form: delimiter and encoding.
+        skip_empty: skip empty lines. Otherwise, an empty line before the last row is a fault, so that rows correspond
+            to lines.
 
     Raises:
         FileError: the file cannot be read.
-        DataError: it is no text, or its header names a column twice.
-        MissingExtraError: it is Parquet, and pyarrow is not installed.
+        DataError: the file is not text, or its header repeats a column.
+        MissingExtraError: the file is Parquet, and pyarrow is not installed.
     """
     if path.suffix.lower() in PARQUET:
         return _parquet_table(path)
@@ -132,7 +132,7 @@ def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = T
         kept = ((number, line) for number, line in enumerate(lines, 1) if line.strip() or not skip_empty)
         objects = ((number, _later(json_object, line, path, number)) for number, line in kept)
         columns: tuple[str, ...] = ()
-        with suppress(DataError):  # a fault of the row, found again when it is read
+        with suppress(DataError):  # reported again when the row is read
             columns = tuple(json_object(first, path, 1)) if first else ()
         return TextTable(path, columns, None, tuple(notes), faults, objects)
     marked = _SEPARATOR_LINE.fullmatch(first)
@@ -140,7 +140,7 @@ def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = T
         lines[lines.index(first)] = "\n"
     delimiter = form.separator or (_delimiter(lines, suffix) if marked is None else marked[1])
     if form.delimiter is None and delimiter != _DELIMITERS[suffix][0] and suffix is not None:
-        notes.append(f"{path.name} was read with {_word(delimiter)} between its cells, as its header has them")
+        notes.append(f"{path.name} was read with {_word(delimiter)} between cells, as in its header")
     cells = _tsv_cells(lines) if delimiter == "\t" else _csv_cells(lines, path, delimiter, faults)
     kept_rows = ((number, row) for number, row in cells if row or not skip_empty)
     start, header = next(((number, row) for number, row in kept_rows if row), (1, []))
@@ -164,7 +164,7 @@ def _parquet_table(path: Path) -> TextTable:
 
 
 def check_columns(cells: Collection[str], wanted: Sequence[str], where: object, fix: str = NAME_COLUMNS) -> None:
-    """Raise a `DataError` for a header or a row that lacks a column."""
+    """Raise DataError for a header or row that lacks a column."""
     for name in wanted:
         if name not in cells:
             found, fix = quoted(cells) or "no columns", did_you_mean(name, cells, fix)
@@ -174,21 +174,21 @@ def check_columns(cells: Collection[str], wanted: Sequence[str], where: object, 
 def text_lines(data: bytes, path: Path, encoding: str | None = None, first: int = 1) -> tuple[list[str], str | None]:
     """Return the lines of a file, with their ends, and a note on an encoding that was detected.
 
-    Arguments and errors are those of `decoded`.
+    For arguments and errors see `decoded`.
     """
     text, note = decoded(data, path, encoding, first)
     return _LINE.findall(text), note
 
 
 def json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    """Return the object in a line of JSON lines.
+    """Parse one line of JSON lines.
 
     Raises:
-        DataError: it is none.
+        DataError: the line is not a JSON object.
     """
     where = f"{path}, line {number}"
     with parsing(lambda reason: DataError(f"is not JSON ({reason})", where=where, expected="one object a line")):
-        row = json.loads(line.rstrip())  # so that a reason counts columns of this line
+        row = json.loads(line.rstrip())  # stripped, so that error positions refer to this line
     if not isinstance(row, dict):
         raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
     return row
@@ -199,7 +199,7 @@ def _word(delimiter: str) -> str:
 
 
 def _delimiter(lines: Sequence[str], suffix: str | None) -> str:
-    """Return the delimiter by which the header and the first rows have the same number of cells, more than one."""
+    """Return the delimiter that splits the header and the first rows into the same number of cells, at least two."""
     candidates = _DELIMITERS[suffix]
     csv.field_size_limit(_LONGEST_CELL)
     for one in candidates:
@@ -210,16 +210,16 @@ def _delimiter(lines: Sequence[str], suffix: str | None) -> str:
         if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
             return one
     header = next((line for line in lines if line.strip()), "")
-    # rows differ in their cells, which is a fault of theirs: the header alone decides
+    # rows with other numbers of cells are faults: use only the header
     return next((one for one in candidates if one in header), candidates[0] if suffix else ",")
 
 
 def _csv_cells(lines: list[str], path: Path, delimiter: str, faults: TableFaults) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row by RFC 4180, with its first line: a quoted cell may hold delimiters, quotes and line ends.
+    """Yield the cells of each row (RFC 4180) with its first line; quoted cells may contain delimiters and line breaks.
 
-    A broken quote is added to the faults; what comes after it cannot be read.
+    An unclosed quote is added to the faults and ends the reading.
     """
-    csv.field_size_limit(_LONGEST_CELL)  # of the process, and a delimiter that is given was not looked for
+    csv.field_size_limit(_LONGEST_CELL)  # global setting; a passed delimiter skips the detection
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -227,14 +227,14 @@ def _csv_cells(lines: list[str], path: Path, delimiter: str, faults: TableFaults
             yield start, cells
             start = reader.line_num + 1
     except csv.Error as error:
-        fix = 'write `"` inside a quoted cell as `""`; the lines after it are not checked'
+        fix = 'write `"` inside a quoted cell as `""`; later lines were not checked'
         faults.add(DataError(f"is not csv ({error})", where=f"{path}, line {start}", fix=fix), start)
 
 
 def _tsv_cells(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, with its line: the tab format has no quotes of its own, but spreadsheets write them.
+    """Yield the cells of each row with its line. The format has no quotes, but spreadsheets write them.
 
-    A cell that begins with a quote is quoted only if it ends with one, too.
+    A cell that starts with a quote is quoted only if it also ends with one.
     """
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
@@ -245,14 +245,14 @@ def _tsv_cells(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _by_column(cells: Sequence[str], header: Sequence[str], where: str) -> Mapping[str, str]:
-    """Return the cells of a row by the names of the header."""
+    """Return the cells of a row by column name."""
     if len(cells) != len(header):
         raise DataError(
             "a row has a wrong number of cells",
             where=where,
             found=len(cells),
             expected=f"{len(header)} ({', '.join(header)})",
-            fix="put quotes around cells that hold the separator",
+            fix="quote cells that contain the delimiter",
         )
     return dict(zip(header, cells, strict=True))
 

@@ -1,4 +1,4 @@
-"""The tables of a training, read and checked without its model: labelled rows, each once, for each part."""
+"""Tables of a training run, checked without its model: unique labelled rows of each part."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from adapter_export.graph.tasks.cells import some
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """The rows of a file, each once: texts, pairs, words or the pairs of a question, and what is to be learnt of each.
+    """The unique rows of a file: texts, pairs, words or the pairs of a question, with their targets.
 
     Attributes:
         texts: the texts.
-        labels: the answer to each.
-        lines: the line of each, the first one of rows that repeat each other.
-        repeated: the lines of rows that repeat an earlier one; they are left out.
-        incomplete: the lines of rows without a text or a label; they are left out.
-        contradicting: for each text that has several labels, the line with the second one; all are kept.
+        labels: the targets.
+        lines: line of each row, the first one of repeated rows.
+        repeated: lines of rows that repeat an earlier one, which are skipped.
+        incomplete: lines of rows without a text or a label, which are skipped.
+        contradicting: for each text with several labels, the line with the second one; all are kept.
         sha256: `data_digest` of the file.
-        digests: those of the rows, by which their training record recognises them.
-        notes: on how the file was read.
+        digests: row digests for the training record.
+        notes: notes on reading the file.
     """
 
     texts: tuple[Any, ...]
@@ -50,7 +50,7 @@ class LabelledTexts:
 
     @classmethod
     def of(cls, table: LabelledTable, kind: TaskType, prefixes: tuple[str, str] = ("", "")) -> LabelledTexts:
-        """Return the rows of a table as a type reads them; `prefixes` as in `TaskFiles`."""
+        """Return the rows of a table for a task type; for `prefixes` see `TaskFiles`."""
         first: dict[tuple[Any, Any], LabelledRow] = {}
         repeated, contradicting, labels = list[int](), dict[Any, int](), dict[Any, Any]()
         for row in table.rows:
@@ -75,14 +75,14 @@ class LabelledTexts:
         )
 
     def remarks(self, part: str, word: str) -> Iterator[str]:
-        """Yield clauses on rows that were left out or contradict each other; `word` names a row, such as `text`."""
+        """Yield clauses on skipped and contradicting rows; `word` names a row, such as `text`."""
         yield from self.notes
         if self.repeated:
             count, where = len(self.repeated), lines_of(self.repeated)
-            yield f"{count:,} rows of the {part} data repeat another row and were left out ({where})"
+            yield f"{count:,} rows of the {part} data repeat another row and were skipped ({where})"
         if self.incomplete:
             count, where = len(self.incomplete), lines_of(self.incomplete)
-            yield f"{count:,} rows of the {part} data have no text or no label and were left out ({where})"
+            yield f"{count:,} rows of the {part} data have no text or no label and were skipped ({where})"
         if self.contradicting:
             count, where = len(self.contradicting), lines_of(self.contradicting)
             yield f"{count:,} {word}s of the {part} data occur with more than one label ({where})"
@@ -90,13 +90,13 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of a training.
+    """Files of a training run.
 
     Attributes:
-        training: the rows to learn from.
-        validation: a file, or the fraction of `training` that is held out; `None` where nothing learns from the rows.
-        test: rows that are scored once, at the end.
-        columns: of all files.
+        training: the training rows.
+        validation: a file, or the fraction of `training` to hold out; `None` if nothing is trained.
+        test: rows scored once, at the end.
+        columns: columns of all files.
 
     Raises:
         UsageError: the fraction is not between 0 and 1.
@@ -112,21 +112,21 @@ class SplitFiles:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The files by what they are for: `training`, `validation` and `test`."""
+        """Return the files by part: `training`, `validation` and `test`."""
         found = {"training": self.training, "validation": self.validation, "test": self.test}
         return {part: path for part, path in found.items() if isinstance(path, Path)}
 
 
 @dataclass(frozen=True)
 class TaskFiles(SplitFiles):
-    """The files of a task.
+    """Files of a task.
 
     Attributes:
-        problem: what the rows ask.
-        skip_incomplete: leave rows out that lack a text or a label.
-        prefixes: text before each row of an embedding; of pairs, before anchors and before documents.
-        labels: those of a head that exists; empty for a new one, whose labels are those of the rows.
-        remembers_rows: the training record recognises the rows.
+        problem: task type of the rows.
+        skip_incomplete: skip rows without a text or a label.
+        prefixes: prefix of the texts of an embedding; for pairs, the prefixes of anchors and documents.
+        labels: labels of an existing head; empty for a new head, whose labels are those of the rows.
+        remembers_rows: whether the training record stores row digests.
     """
 
     problem: ProblemType = DEFAULT_TYPE
@@ -137,22 +137,22 @@ class TaskFiles(SplitFiles):
 
 
 def check_fraction(validation: Path | float | None) -> None:
-    """Raise UsageError for a part kept for validation that is none."""
+    """Raise UsageError unless the validation fraction is between 0 and 1."""
     if isinstance(validation, float) and not 0 < validation < 1:
-        raise UsageError("the part kept for validation is a fraction", found=validation, expected="above 0 and below 1")
+        raise UsageError("the validation fraction must be above 0 and below 1", found=validation)
 
 
 @dataclass(frozen=True)
 class TrainingTables:
-    """The tables of a training, whose rows go together.
+    """Consistent tables of a training run.
 
     Attributes:
         files: the files.
         tables: the rows of each part.
-        labels: the name of each class; empty where there are none.
-        answers: the answers of each part, as a model learns them.
-        numbers: how many numbers a regression learns; 0 for other tasks.
-        medium: what the rows are, where they are no texts.
+        labels: class names; empty without classes.
+        answers: targets of each part.
+        numbers: number of regression targets; 0 for other tasks.
+        medium: modality of the rows; `None` for texts.
     """
 
     files: TaskFiles
@@ -164,12 +164,12 @@ class TrainingTables:
 
 
 def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
-    """Read all files of a task; repeated rows are left out, so that no split can hold both.
+    """Read all files of a task; repeated rows are skipped, so that no row is in two splits.
 
     Raises:
-        UsageError: the problem type reads other columns.
+        UsageError: the task type needs other columns.
         FileError: a file cannot be read.
-        DataError: files cannot be used; the error names every row that is at fault, and what to do.
+        DataError: files are invalid; the message lists all faulty rows.
     """
     options: dict[str, Any] = {"skip_incomplete": files.skip_incomplete, "medium": medium}
     found = {
@@ -193,9 +193,9 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
 
 
 def _labels(kind: TaskType, files: TaskFiles, table: LabelledTexts, faults: TableFaults) -> tuple[str, ...] | None:
-    """Return the labels that rows may have; `None` where faults of the table leave them open.
+    """Return the valid labels; `None` if faults of the table prevent it.
 
-    Rows that cannot be split in two are faults, too.
+    Rows that cannot be split in two are faults.
     """
     if files.validation is None or not table.texts:
         return files.labels or (None if faults.found else ())
@@ -216,8 +216,8 @@ def _labels(kind: TaskType, files: TaskFiles, table: LabelledTexts, faults: Tabl
 
 
 def check_split(kind: TaskType, texts: Sequence[Any], path: Path) -> None:
-    """Raise DataError for rows that cannot be split in two by class, by group, or as they come."""
-    if kind.stratified:  # its labels were counted
+    """Raise DataError for rows that cannot be split in two, by class, by group or individually."""
+    if kind.stratified:  # checked with the labels
         return
     groups = {kind.group(text) for text in texts}
     if len(texts) < 2 or (None not in groups and len(groups) < 2):
@@ -226,18 +226,18 @@ def check_split(kind: TaskType, texts: Sequence[Any], path: Path) -> None:
             f"a single {what} cannot be both trained on and validated",
             where=path,
             expected="at least two",
-            fix=f"give more rows, or a file to validate by: {argument('validation_data', words='FILE')}",
+            fix=f"add rows, or pass a validation file: {argument('validation_data', words='FILE')}",
         )
 
 
 def _unknown_labels(kind: TaskType, table: LabelledTexts, labels: Sequence[str], faults: TableFaults) -> bool:
-    """Add rows with unknown labels to the faults; returns whether there are any."""
+    """Add rows with unknown labels to the faults; return whether there are any."""
     known, any_found = set(labels), False
     for line, answer in zip(table.lines, table.labels, strict=True) if kind.has_labels else ():
         unknown = [label for label in kind.labels_of(answer) if label not in known]
         if unknown:
-            where, fix = f"{faults.path}, line {line}", "correct the label, or leave the row out"
+            where, fix = f"{faults.path}, line {line}", "correct the label, or remove the row"
             found, expected = some(unknown), some(labels)
-            faults.add(DataError("holds unknown labels", where=where, found=found, expected=expected, fix=fix), line)
+            faults.add(DataError("contains unknown labels", where=where, found=found, expected=expected, fix=fix), line)
             any_found = True
     return any_found

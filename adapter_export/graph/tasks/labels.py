@@ -22,7 +22,7 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> np
     index = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(labels) - set(names))
     if unknown:
-        raise DataError("holds unknown labels", where=where, found=some(unknown), expected=some(names))
+        raise DataError("contains unknown labels", where=where, found=some(unknown), expected=some(names))
     return np.array([index[label] for label in labels], np.int64)
 
 
