@@ -302,7 +302,7 @@ def test_a_record_is_of_one_graph_and_is_not_replaced_silently(linked, archive, 
 
 
 def test_only_a_folder_of_the_builder_is_compared(source, archive):
-    with pytest.raises(BaseModelError, match="is no folder of onnxruntime-genai; found a Hugging Face folder"):
+    with pytest.raises(BaseModelError, match="is not an onnxruntime-genai folder; found a Hugging Face folder"):
         ae.identify(source, archive)
 
 

@@ -104,15 +104,15 @@ def test_rows_that_a_teacher_cannot_teach(table: str, words: str, taught: Path, 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"task": "regression"}, "the teacher's task and head are the student's"),
+        ({"task": "regression"}, "the student takes its task and head from the teacher"),
         ({"layers": 3}, "the model has fewer layers"),
-        ({"keep": (0, 2)}, "these layers cannot be kept"),
+        ({"keep": (0, 2)}, "invalid layers to keep"),
         ({"layers": 1, "keep": (0,)}, "exclude each other"),
         ({"soft": 0.0, "hidden": 0.0, "hard": 0.0}, "at least one loss needs a weight above 0"),
         ({"soft": -1.0}, "the weight of a loss must be at least 0"),
         ({"temperature": 0.0}, "the temperature must be above 0"),
         ({"adapter": None, "unlabelled": "more.tsv"}, "texts without labels need a teacher"),
-        ({"adapter": None, "task": "causal_lm"}, "a student answers by its head"),
+        ({"adapter": None, "task": "causal_lm"}, "a student needs a head"),
     ],
     ids=str,
 )

@@ -63,8 +63,8 @@ def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
         ({"layers": 3}, "acts in fewer layers"),
         ({"leave_out": (5,)}, "acts in other layers"),
         ({"layers": 1, "leave_out": (0,)}, "exclude each other"),
-        ({"output": "upper"}, "nothing is to be dropped of the adapter that is to be written"),
-        ({"plot": "drop.pdf"}, "a chart of an unknown type"),
+        ({"output": "upper"}, "no layers were chosen for the adapter to write"),
+        ({"plot": "drop.pdf"}, "unknown chart format"),
     ],
     ids=str,
 )

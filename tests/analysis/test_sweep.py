@@ -174,10 +174,10 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
 
-    with pytest.raises(TrainingError, match=r"another sweep is here; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
+    with pytest.raises(TrainingError, match=r"the folder contains another sweep; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
         ae.sweep(base, data, output, **{**given, "epochs": 2, "seeds": (0,)})
     table(tmp_path, ("good", "bad"))
-    with pytest.raises(TrainingError, match="another sweep is here; found `data`, `test_data`; expected another one"):
+    with pytest.raises(TrainingError, match="the folder contains another sweep; found `data`, `test_data`; expected another one"):
         ae.sweep(base, data, output, **given)
 
 
@@ -188,7 +188,7 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
         ({"seeds": (1, 1)}, "`seeds` must be different ones"),
         ({"bottlenecks": (0,)}, "`bottlenecks` are numbers above 0"),
         ({"learning_rates": "1..0.5"}, "`learning_rates` are numbers above 0"),
-        ({"bottlenecks": "4..16"}, "a range has no end of settings; found 4..16"),
+        ({"bottlenecks": "4..16"}, "a range has infinitely many settings; found 4..16"),
         ({"placements": ("query",)}, "names no sublayer"),
         ({"seed": 3}, "a sweep gives this to `train` itself, .* found `seed`"),
         ({"epoch": 3}, "`train` has no such argument; found `epoch`"),
@@ -204,7 +204,7 @@ def test_what_is_refused_before_anything_is_trained(
 
 
 def test_a_folder_that_is_no_sweep_is_left_alone(base: ae.Base, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="holds something else than a sweep"):
+    with pytest.raises(FileError, match="contains something other than a sweep"):
         ae.sweep(base, table(tmp_path), tmp_path, **QUICK)
     assert [one.name for one in tmp_path.iterdir()] == ["train.tsv"]
 
@@ -232,7 +232,7 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(TrainingError, match="every setting failed") as failed:
         ae.sweep(model, data, tmp_path / "sweep", workers=1, reporter=Heard(), **given)
-    assert "`pfeiffer-2-0.001-seed1`: the process of the training died" in str(failed.value)
+    assert "`pfeiffer-2-0.001-seed1`: the training process died" in str(failed.value)
     assert (runs / "pfeiffer-2-0.001-seed0").is_dir(), "what was finished stays"
     with safe_open(checkpoint, framework="np") as file:
         begun = json.loads(file.metadata()["state"])["history"]

@@ -17,7 +17,7 @@ def test_the_proof_is_shown_and_written(cli, tmp_path: Path) -> None:
     command = ("identify", tmp_path / "model", "--weights", tmp_path / "llama")
     done = cli.done(*command)
     assert "layers.1.mlp.down_proj.weight" in done.stdout
-    assert "21 weights are within their rounding; none is left over" in done.stderr
+    assert "21 weights match within their rounding; all are accounted for" in done.stderr
     made = cli.json(*command, "--force")
     written = json.loads((tmp_path / "model" / "base_identity.json").read_text())
     assert {key: made[key] for key in written} == written
@@ -27,5 +27,5 @@ def test_the_proof_is_shown_and_written(cli, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_refused_before_torch_is_needed(cli, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    cli.refused(3, "is no folder of onnxruntime-genai", "identify", tmp_path, "--weights", tmp_path)
+    cli.refused(3, "is not an onnxruntime-genai folder", "identify", tmp_path, "--weights", tmp_path)
     cli.refused(3, "does not exist", "identify", tmp_path / "none", "--weights", tmp_path)

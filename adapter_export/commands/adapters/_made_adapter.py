@@ -1,4 +1,4 @@
-"""Options, output and rendering of commands that make an adapter."""
+"""Options, output and rendering shared by commands that make an adapter."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ADAPTER_FOLDER = Option("Adapter folder to write.", "PATH", "-o", required=True)
 BASE = Option("The model that the adapter was trained on.", "MODEL", "--base")
 NAME = Option("Name of the adapter. Default: the name of the output.")
 
-BY_NUMBER = Option("Match layers by number if module names differ or the base is another architecture.")
+BY_NUMBER = Option("Match layers by number if module names or architectures differ.")
 WithoutHead = Annotated[bool, "Omit the prediction head."]
-Labels = Annotated[tuple[str, ...] | None, "Names of the head's classes, in the order of the logits."]
+Labels = Annotated[tuple[str, ...] | None, "Class names of the head, in logit order."]
 
 
 class AdapterOutput:
-    """The folder that a new adapter is saved to, if there is one, and the name that it gets.
+    """Output folder of a new adapter, if any, and the adapter's name.
 
     Args:
-        output: the folder, checked now; `None` saves nothing.
+        output: the folder, checked at once; `None` to save nothing.
         force: replace an existing folder.
         sources: inputs of the call.
     """
@@ -40,25 +40,25 @@ class AdapterOutput:
             self._output.ensure_writable(folder=True, sources=sources)
 
     def name(self, given: str | None) -> str | None:
-        """Return the given name, or that of the folder."""
+        """Return the given name, or the folder's name."""
         return given or (None if self._output is None else self._output.path.resolve().name)
 
     def required_name(self, given: str | None) -> str:
-        """Return `name`; UsageError if there is none."""
+        """Return `name`; raise `UsageError` if it is missing."""
         name = self.name(given)
         if name is None:
             raise UsageError("the adapter has no name", fix=f"give {argument('name')} or {argument('output')}")
         return name
 
     def saved(self, adapter: Adapter) -> Adapter:
-        """Save an adapter, and return it; errors are those of `save`."""
+        """Save an adapter and return it. Raises the errors of `save`."""
         if self._output is not None:
             save(adapter, self._output.path, force=self._output.force)
         return adapter
 
 
 def show_adapter(adapter: Adapter, screen: Screen) -> None:
-    """Render what was written."""
+    """Render the written adapter."""
     output, head = screen.given["output"], adapter.head
     with_head = "" if head is None else ", a head" if head.task is None else f", a head for `{head.task.type}`"
     places = f"{len(adapter.placements)} sites{with_head}"
@@ -68,7 +68,7 @@ def show_adapter(adapter: Adapter, screen: Screen) -> None:
 
 
 def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:
-    """Return what was written as JSON data, with the notes of the call."""
+    """Return the written adapter as JSON data, with the call's notes."""
     head = adapter.head
     return {
         "adapter": str(screen.given["output"]),

@@ -1,4 +1,4 @@
-"""Make one adapter of several: stacked, averaged or fused."""
+"""Combine several adapters into one: stacked, averaged or fused."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ def compose(
     name: Annotated[str | None, NAME] = None,
     weights: Annotated[
         tuple[float, ...] | Mapping[str, float] | None,
-        "Weights of `average`, with the sum 1, or of `fuse`. Default: equal weights of sum 1.",
+        "Weights of `average` (with sum 1) or `fuse`. Default: equal weights with sum 1.",
     ] = None,
     residual: Annotated[
         Literal["once", "literal"] | None,
-        "`fuse` counts `h` once, or once more for each weight. Default: once.",
+        "Count the residual `h` once in `fuse`, or once more per weight. Default: once.",
     ] = None,
     head: Annotated[str | None, Option("Member whose head the result keeps. Default: no head.", "NAME")] = None,
     force: Force = False,
 ) -> Adapter:
-    """Make one adapter of several: one after the other, their average, or their weighted fusion.
+    """Combine several adapters into one: in sequence, averaged, or as a weighted fusion.
 
-    HOW is `stack`, `average` or `fuse`; ADAPTERS are folders; `other=folder` renames one. The result is an adapter like
-    any other. The weights of a `fuse` are a slot of the exported graph, to which each request can feed its own. A
-    fusion by attention is trained: `adapter-export train --fuse a,b`.
+    HOW is `stack`, `average` or `fuse`; ADAPTERS are folders; `other=folder` renames one. The result is a regular
+    adapter. The weights of a `fuse` are a slot of the exported graph, so each request can set its own. A fusion by
+    attention must be trained: `adapter-export train --fuse a,b`.
 
     Args:
         how: `stack`, `average` or `fuse`.
-        adapters: the members, in their order.
-        output: the folder to save it to. Default: it is not saved.
+        adapters: the members, in order.
+        output: the folder to save it to. Default: do not save it.
         name: name of the adapter. Default: the name of the output.
         force: replace an existing folder.
 
     Raises:
-        UsageError: an option that this composition does not have, or weights that do not fit.
-        AdapterError: the members do not go together.
-        FileError, FormatError: one cannot be read.
+        UsageError: the composition has no such option, or the weights do not fit.
+        AdapterError: the members cannot be combined.
+        FileError, FormatError: a member cannot be read.
         OutputExistsError, WriteError: the output cannot be written.
     """
     from adapter_export.graph.compose import average, stack, weighted_fusion

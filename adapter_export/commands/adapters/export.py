@@ -35,9 +35,9 @@ def _format_names() -> tuple[str, ...]:
 class Exported(Described):
     """An adapter in the format of another library.
 
-    `form` is what the library calls it, such as `LORA`; `modules` are the paths at which it acts there. `error` is the
-    largest relative difference of the adapter that was read back, in float64; `loaded` is that of the outputs of the
-    library itself, in float32, `None` where it was not compared.
+    `form` is the library's name for it, such as `LORA`; `modules` are the module paths at which it acts. `error` is the
+    largest relative difference after reading it back, in float64. `loaded` is the largest relative difference of the
+    library's own outputs, in float32, or `None` if they were not compared.
     """
 
     path: Path
@@ -65,19 +65,19 @@ def export(
     output: Annotated[PathLike, Option("Folder or file to write.", "PATH", "-o")],
     *,
     to: Annotated[str, Option("Format to write.", choices=_format_names)],
-    adapter: Annotated[str | None, Option("Adapter of a bundle. Default: its only one.", "NAME")] = None,
+    adapter: Annotated[str | None, Option("Adapter of the bundle. Default: its only one.", "NAME")] = None,
     base: Annotated[
         Base | Address | None, Option("The model that the adapter was trained on. Default: the bundle's.", "MODEL")
     ] = None,
     base_name: Annotated[
         str | None,
-        Option("Hub id of the base, for the config. Default: as it was captured or imported.", "ID"),
+        Option("Hub id of the base, for the config. Default: the recorded one.", "ID"),
     ] = None,
     prefix: Annotated[
         str | None,
-        Option("Module path of the base in the target model, such as `bert`. Default: by its head.", "PATH"),
+        Option("Module path of the base in the target model, such as `bert`. Default: from the head.", "PATH"),
     ] = None,
-    gguf_base: Annotated[PathLike | None, Option("The base as a GGUF file; for `--to gguf`.", "FILE")] = None,
+    gguf_base: Annotated[PathLike | None, Option("Base as a GGUF file, for `--to gguf`.", "FILE")] = None,
     without_head: Annotated[bool, "Omit the prediction head."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
@@ -86,24 +86,24 @@ def export(
 ) -> Exported:
     """Write an adapter in the format of another library.
 
-    ADAPTER is an adapter folder or a bundle. The formula of its graphs decides what it becomes there, whatever its kind
-    is called; what the library cannot compute is refused. The result is read back and compared with the adapter before
-    it gets its name.
+    ADAPTER is an adapter folder or a bundle. Its formula, not the name of its kind, determines the exported type; an
+    adapter that the library cannot compute is refused. The result is read back and compared with the adapter before it
+    gets its name.
 
     Args:
         source: an adapter, its folder, or a bundle.
         output: the folder or file to write.
-        base: the model that it was trained on, whose module paths the other library needs; a bundle records them.
+        base: the model it was trained on, whose module paths the other library needs; a bundle records them.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
         force: replace an existing output.
         reporter: receives each step, and notes on differences.
 
     Raises:
-        AdapterError: the format cannot express it, or the base lacks module paths; the message says what and why.
-        UsageError: no base is given for an adapter that is in no bundle, or the bundle's adapter is not named.
-        ParityError: what was written is not the adapter; nothing is kept.
-        OutputExistsError, WriteError: it cannot be written.
+        AdapterError: the format cannot express it, or the base lacks module paths.
+        UsageError: no base is given for an adapter folder, or no adapter of the bundle is chosen.
+        ParityError: the result does not match the adapter; nothing is kept.
+        OutputExistsError, WriteError: the output cannot be written.
     """
     from adapter_export.exporters import FORMATS
     from adapter_export.exporters.proof import compare_with_export
@@ -125,7 +125,7 @@ def export(
     reporter.step(f"writing it for {chosen.library}")
     with target.folder() if chosen.is_folder else target.file() as temporary, moved(temporary, target.path):
         written = chosen.write(request, temporary)
-        reporter.step("comparing what was written with the adapter")
+        reporter.step("comparing the result with the adapter")
         error = compare_with_export(request, chosen.read_back(request, temporary), chosen.allowed)
         loaded = None
         if opened is not None and to in _LIBRARIES and written.loads_as is not None:
@@ -136,7 +136,7 @@ def export(
 
 
 def _in_peft(base: Base, adapter: Adapter, head: LoadsAs, folder: Path, reporter: Reporter) -> float | None:
-    """Compare the outputs of PEFT with those of base and adapter; `None` if PEFT or the model's folder is not there."""
+    """Compare PEFT's outputs with those of base and adapter; `None` without PEFT or the model's folder."""
     if base.form != "folder" or base.path is None or find_spec("peft") is None:
         return None
     from adapter_export.torch_backend.base.peft_model import peft_folder
@@ -149,7 +149,7 @@ def _in_peft(base: Base, adapter: Adapter, head: LoadsAs, folder: Path, reporter
 
 
 _LIBRARIES: Mapping[str, Callable[[Base, Adapter, LoadsAs, Path, Reporter], float | None]] = {"peft": _in_peft}
-"""Comparisons with libraries that can be loaded here, by format."""
+"""Comparisons with libraries that can be imported, by format."""
 
 
 def _request(
@@ -159,7 +159,7 @@ def _request(
     options: OpenOptions,
     reporter: Reporter,
 ) -> tuple[ExportRequest, Base | None]:
-    """Return the request, and the opened base unless the bundle's record of it serves."""
+    """Return the request, and the opened base if the bundle's record of it is not enough."""
     from adapter_export.exporters.export_format import ExportRequest
 
     view = None
@@ -174,9 +174,9 @@ def _request(
         return ExportRequest(found, opened.view), opened
     if view is None or isinstance(source, str | Path):
         raise UsageError(
-            "other libraries find an adapter's layers by their module paths, which only its base records",
+            "other libraries find layers by module path, which only the base records",
             where=str(source),
-            fix=f"give the model that it was trained on with {argument('base', words='MODEL')}, or a bundle with it",
+            fix=f"name the model that it was trained on with {argument('base', words='MODEL')}, or a bundle with it",
         )
     return ExportRequest(source, view, all_layers=False), None
 

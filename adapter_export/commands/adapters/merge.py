@@ -1,4 +1,4 @@
-"""Write a model with an adapter inside its weights."""
+"""Merge an adapter into a model's weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Merged(Described):
-    """A base with an adapter inside.
+    """A base with a merged adapter.
 
-    `tensors` are the names of the weights and biases that were written anew, `error` the largest difference of an
-    output to that of base and adapter, `scale` the largest output, `compared` how many values were compared.
+    `tensors` are the names of the changed weights and biases, `error` the largest difference between its outputs and
+    those of base and adapter, `scale` the largest output, `compared` the number of compared values.
     """
 
     path: Path
@@ -56,15 +56,15 @@ def merge(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Merged:
-    """Write a model with an adapter inside its weights, where it costs nothing at run time.
+    """Merge an adapter into a model's weights, so that it costs nothing at run time.
 
     MODEL is a torch archive, a Hugging Face folder or an ONNX file. The adapter must be a fixed change of linear
-    layers, such as a LoRA; what it computes decides. The result has a fingerprint of its own, and is compared with
-    model and adapter before it is written. It cannot be swapped any more.
+    layers, such as a LoRA. The result has a new fingerprint and is compared with model and adapter before it is
+    written. A merged adapter cannot be swapped.
 
     Args:
         base: a torch archive, a Hugging Face folder, or an ONNX graph, with weights in floats.
-        adapter: one that is a fixed change of linear layers or norms, such as a LoRA, of whatever kind it is.
+        adapter: an adapter of any kind that is a fixed change of linear layers or norms, such as a LoRA.
         output: the archive, or the ONNX file, to write.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
@@ -72,10 +72,10 @@ def merge(
         reporter: receives each step, and notes on heads.
 
     Raises:
-        AdapterError: it cannot be merged; the message says where and why. `BaseMismatchError` is a kind of it.
-        BaseModelError: the base is of a form that cannot be written again.
-        ParityError: the merged base does not compute what base and adapter do; nothing is written.
-        OutputExistsError, WriteError: it cannot be written.
+        AdapterError: it cannot be merged; its subclass `BaseMismatchError`: it belongs to another base.
+        BaseModelError: this form of base cannot be rewritten.
+        ParityError: the merged base and the adapted base disagree; nothing is written.
+        OutputExistsError, WriteError: the output cannot be written.
     """
     from adapter_export.numerics.merged_layers import merged_layers, stored
 
@@ -98,12 +98,12 @@ def merge(
     record = {"adapter": chosen.name, "weights_sha256": _sha256(chosen), "base": opened.fingerprint}
     with Output(path, force).file() as temporary, moved(temporary, path):
         made = opened.write_merged(MergedWeights(tensors, record, head), temporary)
-        reporter.step("comparing it with base and adapter")
+        reporter.step("comparing with base and adapter")
         after = made.runner()
         compared = compare_outputs(opened, chosen.without_head(), partial(after.run, adapter=None), "the merged base")
     if head is not None:
-        instead = "" if opened.base_head is None else "; it replaces the former one"
-        reporter.note(f"the adapter's head is that of the merged base{instead}")
+        instead = "" if opened.base_head is None else "; it replaces the previous one"
+        reporter.note(f"the adapter's head becomes the merged base's head{instead}")
     return Merged(path, made.fingerprint, tuple(tensors), *compared)
 
 
@@ -114,7 +114,7 @@ def _sha256(adapter: Adapter) -> str:
 
 
 def _show(merged: Merged, screen: Screen) -> None:
-    new = f"{len(merged.tensors)} tensors of {screen.given['base'].name} are new"
+    new = f"{len(merged.tensors)} tensors of {screen.given['base'].name} changed"
     screen.say(f"wrote {merged.path}: {new}, fingerprint {merged.fingerprint[:19]}…")
     within = f"are within {merged.error:.1e} of model and adapter"
     screen.say(f"{merged.compared:,} values, up to {merged.scale:.3g}, {within}.")

@@ -52,33 +52,32 @@ def pack(
     reporter: Reporter = SILENT,
     **options: Annotated[Any, OptionsOf(packed_options, TaskFacts)],
 ) -> Adapter:
-    """Make an adapter of plain tensors, named after sites, in the safetensors file WEIGHTS.
+    """Make an adapter from WEIGHTS, a safetensors file with tensors named after sites.
 
     The tensors of each site of a bottleneck are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight`
-    [b, d] and `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are
+    [b, d] and `<site>.up.bias` [d]; biases may be omitted, at all sites at once. Layer norms are
     `<site>.norm_before.weight` and `.bias` [d], and `<site>.norm_after.…`. LoRA's are `<site>.lora_A.weight` [d_in, r]
     and `<site>.lora_B.weight` [r, d]. `docs/reference/kinds.md` has the tensors of every kind.
 
-    A head is `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes], behind any number of dense
-    layers `head.dense_1.weight` [d, e1] and `.bias`; that of an embedding, if it has one, is `head.projection.weight`
-    and `.bias`.
+    A head is `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes], after any number of dense
+    layers `head.dense_1.weight` [d, e1] and `.bias`. An embedding may have `head.projection.weight` and `.bias`.
 
-    Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. What tensors do not show must be given: the
-    activation of bottlenecks, LoRA's alpha, what a head reads and what it is for.
+    Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. Options provide what tensors cannot show:
+    the activation of bottlenecks, LoRA's alpha, and the input and task of a head.
 
-    `adapter-export sites MODEL` lists the names of the sites.
+    `adapter-export sites MODEL` lists the sites' names.
 
     Args:
-        weights: tensors `<site>.<parameter>`, stored [in, out], or a safetensors file of them.
+        weights: tensors `<site>.<parameter>`, stored [in, out], or a safetensors file with them.
         base: the model that the adapter was trained on.
-        output: the folder to save it to. Default: it is not saved.
+        output: the folder to save it to. Default: do not save it.
         force: replace an existing folder.
         reporter: receives notes on changes to the tensors.
 
     Raises:
-        UsageError: the kind is not known, or something is needed that the tensors do not show.
-        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
-        AdapterError: the tensors are not of this kind, or do not fit the base.
+        UsageError: the kind is unknown, or a required option is missing.
+        TensorError: lists every tensor that is missing, unused, misshapen or not finite.
+        AdapterError: the tensors do not match the kind or the base.
         FileError, FormatError: the file cannot be read.
         OutputExistsError, WriteError: the output cannot be written.
     """
@@ -93,7 +92,7 @@ def pack(
     kind_named(kind).check_known(given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
-    view = opened.view  # a base of which a part was not understood is refused first
+    view = opened.view  # an incomplete base is refused before tensors are matched
     packed = plain.pack(
         tensors,
         plain.fitting_kind(tensors, kind, **given),

@@ -43,7 +43,7 @@ def capture(
     ] = False,
     trust_pickle: Annotated[
         bool,
-        "Load a pickled module, which runs any code in the file with your permissions. Only for files you trust.",
+        "Load a pickled module. This runs any code in the file with your permissions: only for files you trust.",
     ] = False,
     inputs: Annotated[
         Sequence[str],
@@ -54,10 +54,8 @@ def capture(
             "--input",
         ),
     ] = (),
-    tokenizer: Annotated[
-        Address | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
-    ] = None,
-    max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
+    tokenizer: Annotated[Address | None, Option("`tokenizer.json` of a pickled module, or its folder.", "PATH")] = None,
+    max_tokens: Annotated[int | None, Option("Maximum input length of a pickled module, in tokens.", least=1)] = None,
     lengths: Annotated[
         Sequence[str],
         Option(
@@ -78,43 +76,42 @@ def capture(
     ] = (),
     prompt: Annotated[
         PathLike | None,
-        Option("Prompt of a reranker, with `{text}` and `{pair}` in their places; read as it is.", "FILE"),
+        Option("File with a reranker's prompt, which contains `{text}` and `{pair}`; it is used verbatim.", "FILE"),
     ] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Base:
-    """Make a model archive from MODEL: the graph, the weights and the module paths, and none of the model's code.
+    """Make a model archive from MODEL, with its graph, weights and module paths, but none of its code.
 
-    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers; or such a
-    repository of the Hub, `owner/name[@revision]`, of which safetensors, JSON and tokenizers are fetched. Its class is
-    the one that `architectures` names; its inputs are those that its tokenizer or processor makes, or `--input`. With
-    `--trust-pickle` it is a file of `torch.save(module)`. From Python, it may be any module:
+    MODEL is a Hugging Face or sentence-transformers folder, with `config.json` and `model.safetensors`, or such a
+    repository of the Hub, `owner/name[@revision]`, from which safetensors, JSON and tokenizers are fetched. Its class
+    is read from `architectures`, and its inputs from its tokenizer or processor, or from `--input`. With
+    `--trust-pickle`, MODEL is a file written by `torch.save(module)`. In Python, it may be any module:
     `adapter_export.capture(module, "model.pt", example_inputs=…)`.
 
-    The archive holds the bare model, its tokenizer, and the base head: what its class or its modules compute from the
-    final hidden state, where heads can express it. A note names what is left out, and why. The archive can be trained
-    and exported.
+    The archive contains the bare model, its tokenizer, and the base head: the computation on the final hidden state, if
+    a head can express it. A note names omitted parts, with the reason. The archive can be trained and exported.
 
     Args:
-        model: a Hugging Face folder, or one of sentence-transformers, or its id of the Hub; a torch module; or, with
-            `trust_pickle`, a file of `torch.save(module)`.
+        model: a Hugging Face or sentence-transformers folder, or a Hub id; a torch module; or, with `trust_pickle`, a
+            file written by `torch.save(module)`.
         output: the archive to write, such as `model.pt`.
-        example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
-        inputs: of any model, in place of examples: `["pixel_values=float32[batch,3,224,224]"]`, all that it is to take.
-        axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
-            given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
-        tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
-        max_tokens: of a module, likewise: its longest input, in tokens.
-        reranker_tokens: of a folder: the token for a pair that goes together, and the other one.
-        prompt: of a reranker: a file with the text that is made of a pair.
-        lengths: default: the lengths at which runs give the same results.
-        reporter: receives each step, and notes on what is left out of the archive or was decided where the folder does
-            not state it.
+        example_inputs: for a module: by name, or in the order of `forward`'s arguments; one row is enough.
+        inputs: for any model, instead of examples: all of its inputs, `["pixel_values=float32[batch,3,224,224]"]`.
+        axes: for a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. Default:
+            axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] is dynamic.
+        tokenizer: for a module, pickled or not: a `tokenizer.json`, or a folder with one.
+        max_tokens: for a module, pickled or not: its maximum input length, in tokens.
+        reranker_tokens: for a folder: the tokens for a relevant and an irrelevant pair.
+        prompt: for a reranker: a file with the prompt's template.
+        lengths: lengths of dynamic axes. Default: those at which the archive and the model agree.
+        reporter: receives each step, and notes about omitted parts and about choices that the folder does not
+            state.
 
     Raises:
-        UsageError: arguments do not go together.
-        BaseModelError: torch cannot export the model, or it is no base.
-        RemoteError: the Hub does not give it.
+        UsageError: arguments exclude each other.
+        BaseModelError: torch cannot export the model, or it cannot be a base.
+        RemoteError: the Hub cannot serve it.
         OutputExistsError, WriteError: the archive cannot be written.
     """
     path = Path(output)
@@ -125,16 +122,16 @@ def capture(
         _check_capture(Path(model), with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
     elif (example_inputs is None) == (not inputs):
         fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
-        raise UsageError("a module is captured with an example of its inputs", fix=fix)
+        raise UsageError("a module needs example inputs", fix=fix)
     if with_cache and inputs:
         fix = f"leave {argument('inputs', option='input')} out"
-        raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
+        raise UsageError(f"{argument('with_cache')} defines the model's inputs itself", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
     is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
     if (reranker_tokens or prompt) and (with_cache or not is_folder):
         given = argument("reranker_tokens" if reranker_tokens else "prompt")
-        raise UsageError("only a folder that is captured without its cache is a reranker", found=given)
+        raise UsageError("a reranker must be a folder captured without its cache", found=given)
     template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
     asked = model
@@ -171,30 +168,30 @@ def capture(
             prompt=template,
             force=force,
         )
-    reporter.step("loading the archive as others will")
+    reporter.step("loading the written archive")
     key = record_key(path, None)
     base = open_base(path)
     for note in base.notes:
         reporter.note(Note(note))
     if key is not None:
-        with suppress(NoSitesError):  # a base without sites is an error only where sites are needed
+        with suppress(NoSitesError):  # a base without sites is an error only in calls that need sites
             base.write_record(key)
     return base
 
 
 def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:
-    """Refuse arguments that do not go with what the model is."""
+    """Refuse arguments that do not apply to this form of model."""
     if trust_pickle and (model.is_dir() or with_cache):
         raise UsageError(
             f"{argument('trust_pickle')} is for a pickled module",
             found="a folder" if model.is_dir() else argument("with_cache"),
-            fix="leave one of the two out",
+            fix="remove one of them",
         )
     if described and not trust_pickle:
         raise UsageError(
             f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
             found=f"no {argument('trust_pickle')}",
-            fix="leave them out; a Hugging Face folder says both",
+            fix="remove them; a Hugging Face folder contains both",
         )
     if model.is_file() and not trust_pickle:
         from adapter_export.torch_backend.base.pickles import check_pickled, untrusted
@@ -218,7 +215,7 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
         axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
         if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
             raise UsageError(
-                "an input that cannot be read",
+                "invalid input description",
                 where=where,
                 found=f"`{text}`",
                 expected=f"`NAME=TYPE[AXIS,…]` with a type of {', '.join(_TYPES)}",
@@ -229,12 +226,12 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
     names = [record.name for record in records]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError("an input is described twice", where=where, found=f"`{twice}`", fix="leave one out")
+        raise UsageError("an input is described twice", where=where, found=f"`{twice}`", fix="remove one of them")
     return tuple(records)
 
 
 def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
-    """Read lengths such as `sequence=64..512`, those of one axis together."""
+    """Read lengths such as `sequence=64..512`, grouped by axis."""
     given: dict[str, list[str]] = {}
     for text in texts:
         axis, _, said = text.partition("=")
@@ -248,7 +245,7 @@ def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
             lengths = None
         if lengths is None or not _AXIS.fullmatch(axis):
             raise UsageError(
-                "lengths that cannot be read, or none at all",
+                "invalid or empty lengths",
                 where=argument("lengths", option="axis"),
                 found=f"`{axis}={said}`",
                 expected="`AXIS=LENGTHS`",

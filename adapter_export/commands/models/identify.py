@@ -1,4 +1,4 @@
-"""Prove that an onnxruntime-genai folder holds the weights of a torch model."""
+"""Prove that an onnxruntime-genai folder contains a torch model's weights."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Identified(Described):
-    """The proof that a folder holds the weights of a trained model.
+    """Proof that a folder contains the weights of a trained model.
 
     Attributes:
-        path: the record that was written.
-        identity: what it says.
+        path: the written record.
+        identity: its contents.
     """
 
     path: Path
@@ -39,12 +39,12 @@ class Identified(Described):
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the trained model, which the folder has from now on."""
+        """Fingerprint of the trained model, which is now the folder's, too."""
         return self.identity.base
 
     @property
     def weights(self) -> tuple[Counterpart, ...]:
-        """The rows of each weight with those that they were made from, and how far they differ."""
+        """Pairs of graph and trained weights, row by row, with their differences."""
         return self.identity.weights
 
     def described(self) -> Mapping[str, object]:
@@ -57,7 +57,7 @@ class Identified(Described):
         }
 
     def table(self) -> Table:
-        """Return the weights with what they were made from."""
+        """Return the graph's weights with their sources."""
         rows = [
             (
                 each.weight,
@@ -79,7 +79,7 @@ def identify(
     weights: Annotated[
         Base | Address,
         Option(
-            "The torch archive (`capture --with-cache`) or the Hugging Face folder of the same model.",
+            "Torch archive (`capture --with-cache`) or Hugging Face folder of the same model.",
             "MODEL",
             "--weights",
         ),
@@ -89,23 +89,22 @@ def identify(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Identified:
-    """Prove that an onnxruntime-genai FOLDER holds the weights of a torch model, and record it in the folder.
+    """Prove that an onnxruntime-genai FOLDER contains a torch model's weights, and record it there.
 
-    Every weight of the graph is dequantized and compared with the trained one that it was made from: each number must
-    lie within half a rounding step. Weights that were joined, split or transposed are recognized, and none may be left
-    over in either model. From then on, FOLDER has the fingerprint and the module paths of the torch model, and adapters
-    that were trained on it are imported and built without further options. The record is `base_identity.json`.
+    Every weight of the graph is dequantized and compared with its trained source: each number must be within half a
+    rounding step. Weights that were joined, split or transposed are recognized, and every weight of both models must be
+    matched. FOLDER then has the torch model's fingerprint and module paths, so that adapters trained on it can be
+    imported and built without further options. The record is `base_identity.json`.
 
     Args:
-        folder: what the model builder of onnxruntime-genai wrote.
-        weights: the torch model that it was made from, with its language head.
+        folder: output of onnxruntime-genai's model builder.
+        weights: the torch model it was made from, with its language head.
         trust_pickle: load an archive even if it could run code.
         force: replace an existing record.
         reporter: receives each step.
 
     Raises:
-        BaseModelError: the folder holds other weights, or the same at other sites; the message says which, and how far
-            they are.
+        BaseModelError: weights or their sites differ; the message says which, and by how much.
         OutputExistsError, WriteError: the record cannot be written.
     """
     from adapter_export.format.files import IDENTITY_FILE
@@ -116,11 +115,11 @@ def identify(
     base = unopened(folder)
     if not isinstance(base, GenaiBase) or base.path is None:
         raise BaseModelError(
-            "is no folder of onnxruntime-genai",
+            "is not an onnxruntime-genai folder",
             where=base.path,
             found=f"a {base.form_name}",
             expected="a folder with `genai_config.json`",
-            fix="give the folder that `python -m onnxruntime_genai.models.builder` wrote",
+            fix="pass the folder written by `python -m onnxruntime_genai.models.builder`",
         )
     output = Output(base.path / IDENTITY_FILE, force)
     output.ensure_writable()
@@ -153,7 +152,7 @@ def identify(
 
 @contextmanager
 def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]:
-    """Open the trained model: an archive with its weights left in the file, a Hugging Face folder with its head."""
+    """Open the trained model: an archive without loading its weights, or a Hugging Face folder with its head."""
     base = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
     base.check_trainable()
     if base.is_open or trust_pickle or base.path is None:
@@ -175,7 +174,7 @@ def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]
 
 def _show(found: Identified, screen: Screen) -> None:
     screen.show(found.table(), "")
-    numbers = f"{len(found.weights)} weights are within their rounding; none is left over"
+    numbers = f"{len(found.weights)} weights match within their rounding; all are accounted for"
     screen.say(f"wrote {found.path}: fingerprint {found.fingerprint[:19]}…, {numbers}.")
     screen.say(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
 

@@ -20,7 +20,7 @@ def sites(
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     write_site_map: Annotated[
         PathLike | None,
-        Option("Write the sites as a site map to edit; that of a torch base also has the names in its graph.", "FILE"),
+        Option("Write the sites as an editable site map; a torch base's map includes graph names.", "FILE"),
     ] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     force: Force = False,
@@ -29,24 +29,24 @@ def sites(
     """Show where adapters can act in MODEL.
 
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found in the
-    structure of the base's dataflow. The first table lists the sublayers: the name of the site, the width of the
-    residual stream, the module in the torch model, the value that an adapter replaces, and what reads the sum of that
-    value and the residual stream. The second lists the linear layers inside them, the parts of fused ones, and the
-    embeddings, which are sites as well; those that differ only in their layer share a row. Below the drawing are the
-    layers with weights at which no adapter can act, and the sublayers that were not placed, with the reason. `train`,
-    `pack`, `import` and `build` refuse a base with such sublayers, unless `--site-map` names the sites.
+    base's dataflow. The first table lists the sublayers: the site's name, the width of the residual stream, the torch
+    module, the value that an adapter replaces, and the operator that reads that value's sum with the residual stream.
+    The second table lists linear layers inside them, parts of fused layers, and embeddings, which are also sites; sites
+    that differ only in their layer share a row. Below the drawing are layers with weights at which no adapter can act,
+    and unplaced sublayers with the reason. `train`, `pack`, `import` and `build` refuse a base with unplaced sublayers
+    unless `--site-map` names their sites.
 
     Args:
-        model: a base, or what `open_base` takes.
-        site_map: a file with sites that override or complete those that are found.
-        write_site_map: the file to write.
+        model: a base, or a path that `open_base` accepts.
+        site_map: a file whose sites override or complete the discovered ones.
+        write_site_map: the site map to write.
         trust_pickle: load the base even if it could run code.
         force: replace `write_site_map`.
-        reporter: receives the changes that were made to the base when it was opened.
+        reporter: receives notes about changes made to the base when it was opened.
 
     Raises:
-        NoSitesError: the base has none.
-        BaseModelError: it is no base.
+        NoSitesError: the base has no sites.
+        BaseModelError: the model cannot be a base.
         OutputExistsError, WriteError: the site map cannot be written.
     """
     output = None if write_site_map is None else Output(Path(write_site_map), force)

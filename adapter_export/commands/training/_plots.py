@@ -10,18 +10,18 @@ from adapter_export.safe_io.output import Output
 
 
 def writable_plot(given: PathLike | None, *, force: bool, sources: object = ()) -> Path | None:
-    """Return the file of a chart, if one is wanted.
+    """Return the path of the chart, if one was requested.
 
     Raises:
         UsageError: its name does not end in `.svg` or `.png`.
-        OutputExistsError, FileError: it cannot be written.
+        OutputExistsError, FileError: the chart cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     if given is None:
         return None
     path = Path(given)
     if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError("a chart of an unknown type", found=f"`{path.name}`", expected="`.svg` or `.png`")
+        raise UsageError("unknown chart format", found=f"`{path.name}`", expected="`.svg` or `.png`")
     Output(path, force).ensure_writable(sources=sources)
     require("matplotlib", "torch", "drawing")
     return path

@@ -1,4 +1,4 @@
-"""The trainings of a sweep: started side by side, scored as they end, and kept in its folder."""
+"""Trainings of a sweep: run in parallel, scored when they end, and stored in its folder."""
 
 from __future__ import annotations
 
@@ -38,41 +38,41 @@ if TYPE_CHECKING:
 _GIVEN = ("output", "name", "kind", "learning_rate", "seed", "resume", "force", "site_map", "trust_pickle", "reporter")
 
 RUNS = "runs"
-"""The folder of the adapters in that of a sweep."""
+"""Folder of the adapters inside a sweep's folder."""
 
 _SWEEP_FILE, _SEARCH_FILE, _LOCK_FILE = "sweep.json", "search.sqlite3", ".lock"
 _FILES: Mapping[str, Contents] = {"validation_data": "table", "test_data": "table", "tokenizer": "tokenizer"}
 
 _NOT_IDENTITY = ("threads", "restart")
-"""Arguments of `train` that do not make a sweep another one."""
+"""Arguments of `train` that may differ when a sweep is resumed."""
 
 Where = Base | tuple[Path, Path | None, bool]
-"""The base, or the arguments with which another process opens it."""
+"""The base, or the arguments another process needs to open it."""
 
 _Outcome = tuple[AdapterExportError | None, list[Note]]
-"""The error that stopped a training, and notes on its data."""
+"""Error that stopped a training, and notes about its data."""
 
 
 def own_arguments() -> frozenset[str]:
-    """Return the arguments of `train` that a sweep sets itself, and those of a fusion."""
+    """Return the arguments of `train` that a sweep sets itself, and fusion arguments."""
     return swept_options() | {*_GIVEN, "fuse", *OptionsOf(FusionSpec).defaults()}
 
 
 SWEEP_OPTIONS = OptionsOf(kind_options, DataSpec, HeadSpec, LoopSpec, Machine, without=own_arguments)
-"""Options of each training that the sweep does not set itself."""
+"""Training options that the sweep does not set itself."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The trainings of a sweep: one for each seed of each setting.
+    """Trainings of a sweep: one per setting and seed.
 
     Attributes:
         base: the base.
-        where: opens it in the process that trains.
-        data: the file to learn from.
-        folder: of the sweep.
+        where: opens the base in the training process.
+        data: the training file.
+        folder: the sweep's folder.
         space: the settings.
-        seeds: of each setting.
+        seeds: seeds per setting.
         training: all other arguments of `train`.
     """
 
@@ -94,11 +94,13 @@ class SweepPlan:
         if width is not None and setting.bottleneck is not None:
             found[width] = setting.bottleneck
         if setting.placement is not None:
-            found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
+            found[place or "sublayers"] = tuple(
+                setting.placement.split("+")
+            )  # a kind without placements refuses the argument
         return {**found, **self._files}
 
     def shaped(self, setting: Setting) -> Adapter:
-        """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
+        """Return an untrained adapter with a setting; raise an error if it does not fit the base."""
         from adapter_export.analysis.adapter_costs import shaped
 
         options = self.options(setting)
@@ -106,18 +108,18 @@ class SweepPlan:
         return shaped(make_kind(setting.kind, own), self.base.sites.complete)
 
     def run_folder(self, setting: Setting, seed: int) -> Path:
-        """Return the folder of the adapter of a training."""
+        """Return the folder of a training's adapter."""
         return self.folder / RUNS / f"{setting.name}-seed{seed}"
 
     def start(self, pool: Workers, setting: Setting, seed: int) -> Future[_Outcome]:
-        """Start a training, or return one that is finished."""
+        """Start a training, or return a finished one."""
         place = self.run_folder(setting, seed)
-        if place.exists():  # and so whole: a folder is written under another name first
+        if place.exists():  # complete, because a folder is written under a temporary name first
             return _finished()
         return pool.submit(_train, self.where, self.data, place, {**self.options(setting), "seed": seed})
 
     def identity(self) -> dict[str, Any]:
-        """Return the facts that make two sweeps the same, as JSON; files by their contents."""
+        """Return the facts that identify a sweep, as JSON; files by their contents."""
         defaults = SWEEP_OPTIONS.defaults()
         given = {name: value for name, value in self.training.items() if name not in (*_NOT_IDENTITY, *_FILES)}
         space = self.space
@@ -142,14 +144,14 @@ class SweepPlan:
 
 @dataclass
 class _Progress:
-    """The trainings of a sweep that have ended.
+    """Finished trainings of a sweep.
 
     Attributes:
-        total: how many there are in all.
-        runs: those that ended, by setting and seed.
-        metric: of their scores.
-        failed: the first one that failed, and its error.
-        notes: on the data, each once.
+        total: number of trainings.
+        runs: finished trainings, by setting and seed.
+        metric: the metric of their scores.
+        failed: the first failed training, and its error.
+        notes: notes about the data, each once.
     """
 
     total: int
@@ -160,11 +162,11 @@ class _Progress:
 
     @property
     def done(self) -> int:
-        """The number of trainings that have ended."""
+        """Number of finished trainings."""
         return sum(map(len, self.runs.values()))
 
     def add(self, setting: Setting, seed: int, place: Path, outcome: _Outcome, reporter: Reporter) -> Run:
-        """Add a training that ended, and report it; an error that every training would meet is raised."""
+        """Add and report a finished training; raise an error that every training would hit."""
         from adapter_export.analysis.sweep_results import Run
 
         error, said = outcome
@@ -188,7 +190,7 @@ class _Progress:
 
 
 def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Reporter) -> tuple[list[Trial], Metric]:
-    """Train every setting, or those that a search chooses, and return the trials with the metric of their scores.
+    """Train every setting, or those chosen by a search, and return the trials with their metric.
 
     Raises:
         TrainingError: every setting failed.
@@ -227,7 +229,7 @@ def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Report
 
 
 class _Notes(Reporter):
-    """Keeps the notes of a training, for the process that started it."""
+    """Reporter that keeps a training's notes for the parent process."""
 
     def __init__(self) -> None:
         self.kept: list[Note] = []
@@ -247,14 +249,14 @@ def _train(where: Where, data: Path, output: Path, options: Mapping[str, Any]) -
         return error, heard.kept
     except OSError as error:
         return WriteError(error.filename or output, error.strerror or error), heard.kept
-    except (ArithmeticError, MemoryError, RuntimeError) as error:  # of torch, such as a device whose memory is full
+    except (ArithmeticError, MemoryError, RuntimeError) as error:  # an error of torch, such as a device out of memory
         return TrainingError("torch could not go on", found=f"{type(error).__name__}: {error}"), heard.kept
     return None, heard.kept
 
 
 @cache
 def _opened(path: Path, site_map: Path | None, trust_pickle: bool) -> Base:
-    """Open the base that this process trains on, once."""
+    """Open the base once per process."""
     return open_base(path, site_map=site_map, trust_pickle=trust_pickle)
 
 
@@ -264,10 +266,10 @@ def _ended(
     count: int,
     start: Callable[[Setting, int], Future[_Outcome]],
 ) -> Iterator[tuple[int, Setting, int, Future[_Outcome]]]:
-    """Start a training for each seed of each setting, `count` at a time, and yield them as they end."""
+    """Start a training per setting and seed, `count` at a time, and yield them as they finish."""
     waiting: deque[tuple[int, Setting, int]] = deque()
     running: list[tuple[int, Setting, int, Future[_Outcome]]] = []
-    started: dict[tuple[Setting, int], Future[_Outcome]] = {}  # a search may draw a setting twice
+    started: dict[tuple[Setting, int], Future[_Outcome]] = {}  # a search may choose a setting twice
     while True:
         while len(running) < count:
             if not waiting:
@@ -287,7 +289,7 @@ def _ended(
 
 
 def _finished() -> Future[_Outcome]:
-    """Return the outcome of a training that was finished before."""
+    """Return the outcome of an earlier training."""
     ready: Future[_Outcome] = Future()
     ready.set_result((None, []))
     return ready
@@ -297,13 +299,13 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
     died = future.exception()
     if died is None:
         return future.result()
-    what = "the process of the training died"
-    fix = f"give it more memory, or fewer {argument('workers')}; the same call tries it again"
+    what = "the training process died"
+    fix = f"provide more memory or use fewer {argument('workers')}; the same call retries it"
     return TrainingError(what, found=f"{type(died).__name__}: {str(died).splitlines()[0].rstrip('.')}", fix=fix), []
 
 
 def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
-    """Return the scores of a finished training, and the metric that decided which epoch was kept."""
+    """Return the scores of a finished training, and the metric that selected its epoch."""
     from adapter_export.analysis.sweep_results import Run
     from adapter_export.graph.tasks.metrics import Metric
     from adapter_export.torch_backend.train.measure import LOSS, deciding
@@ -318,7 +320,7 @@ def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
 
 
 def _digest(path: Path) -> str:
-    """Return the sha256 of a file, of the tokenizer in a folder, or of all files there and their names."""
+    """Return the SHA-256 of a file, of a folder's tokenizer, or of all files in it and their names."""
     from adapter_export.safe_io.regular_files import sha256_of
 
     if (path / "tokenizer.json").is_file():
@@ -331,18 +333,18 @@ def _digest(path: Path) -> str:
 
 
 def ensure_sweepable(folder: Path) -> None:
-    """Raise `FileError` for a folder that holds something else than a sweep."""
+    """Raise `FileError` for a folder that is not a sweep's."""
     try:
         strange = folder.exists() and not (folder / _SWEEP_FILE).is_file()
         if strange and (not folder.is_dir() or any(one.name != _LOCK_FILE for one in folder.iterdir())):
-            raise FileError("holds something else than a sweep", where=folder, fix="give another folder")
+            raise FileError("contains something other than a sweep", where=folder, fix="choose another folder")
     except OSError as error:
         raise WriteError(folder, error.strerror or error) from error
 
 
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Make the folder of a sweep, or resume the one that exists, and lock it for this process."""
+    """Create or reopen a sweep's folder, and lock it for this process."""
     from filelock import FileLock, Timeout
 
     from adapter_export.format.files import canonical_json
@@ -354,8 +356,8 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        fix = "wait until it ends, or give another folder"
-        raise FileError("another process sweeps here", where=folder, fix=fix) from error
+        fix = "wait until it ends, or choose another folder"
+        raise FileError("another process runs a sweep in this folder", where=folder, fix=fix) from error
     except OSError as error:
         raise WriteError(folder, error.strerror or error) from error
     try:
@@ -370,21 +372,21 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to resume another sweep, and name all differences."""
+    """Refuse to resume a different sweep, and name all differences."""
     before = known if isinstance(known, dict) else {}
     by_digest = ("model", "data", *_FILES)
     differing = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
     if differing:
         raise TrainingError(
-            "another sweep is here",
+            "the folder contains another sweep",
             where=folder,
             found=", ".join(
                 f"`{name}`" if name in by_digest else f"`{name}` {json.dumps(before.get(name))}" for name in differing
             ),
             expected=", ".join(
-                "another one" if name in by_digest else f"{json.dumps(identity.get(name))}" for name in differing
+                "a different value" if name in by_digest else f"{json.dumps(identity.get(name))}" for name in differing
             ),
-            fix="give what it was started with to go on with it, or give another folder",
+            fix="repeat its original arguments to resume it, or choose another folder",
         )
 
 

@@ -34,23 +34,23 @@ STUDENT, GRAPH, REPORT = "model.pt", "model.onnx", "distillation.json"
 
 _NOT_OF_STUDENTS = ("learning_rate", "drop_layers", "cache_mb", "class_weights")
 DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, LoopSpec, Machine, without=_NOT_OF_STUDENTS)
-"""Options of a distillation beside its files and its output."""
+"""Options of a distillation besides its files and output."""
 
 
 def distil(
     model: Base | Address,
     data: Annotated[Address, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
-    output: Annotated[PathLike | None, Option("The folder to write.", "PATH", "-o", required=True)] = None,
+    output: Annotated[PathLike | None, Option("Folder to write.", "PATH", "-o", required=True)] = None,
     *,
     adapter: Annotated[
-        Adapter | Address | None, Option("The teacher's adapter, a folder. Default: learn from labels only.", "PATH")
+        Adapter | Address | None, Option("Folder of the teacher's adapter. Default: learn from labels only.", "PATH")
     ] = None,
     layers: Annotated[
         int | None, Option("Layers of the student, evenly spaced; defaults to all layers.", "N", least=1)
     ] = None,
     keep: Annotated[tuple[int, ...] | None, Option("Layers of the student by number, from 0.", "N,N,…")] = None,
     unlabelled: Annotated[
-        Address | None, Option("More texts, without labels; the student learns the teacher's answers.", "FILE")
+        Address | None, Option("Unlabelled texts, on which the student learns the teacher's answers.", "FILE")
     ] = None,
     learning_rate: Annotated[float, "Peak learning rate; pretrained weights need a small one."] = 1e-4,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
@@ -61,20 +61,19 @@ def distil(
 ) -> Distillation:
     """Distil an adapted model into a student without adapters; without an adapter, learn from labels only.
 
-    All weights of the student learn. It has the architecture of the model, whole or with some of its layers, and starts
-    from the model's weights and the adapter's head. The loss is the weighted sum of three: of the teacher's logits at a
-    temperature (Hinton et al. 2015), of its hidden states before each layer that is kept and at the end, and of the
-    labels. Without an adapter it is full fine-tuning, with a new head.
+    All weights of the student are trained. It has the model's architecture, with all or some of its layers, and starts
+    from the model's weights and the adapter's head. The loss is a weighted sum of three: the teacher's logits at a
+    temperature (Hinton et al. 2015), its hidden states before each kept layer and at the end, and the labels. Without
+    an adapter, this is full fine-tuning with a new head.
 
-    With the same arguments the result is the same bit for bit, and the same call resumes an interrupted run. The
-    folder has the student as a base with its head (`model.pt`), which `build`, `sites` and `train` take, as plain ONNX
-    without slots (`model.onnx`), and the report (`distillation.json`).
+    Equal arguments give bit-identical results, and the same call resumes an interrupted run. The folder contains the
+    student as a base with its head (`model.pt`), for `build`, `sites` and `train`; as plain ONNX without slots
+    (`model.onnx`); and the report (`distillation.json`).
 
     Args:
         model: the base of the teacher, one that torch can train.
         data: labelled rows, as `train` reads them.
-        output: the folder to write: the student as a base with its head (`model.pt`), which `build`, `sites` and
-            `train` take, as plain ONNX without slots (`model.onnx`), and the report (`distillation.json`).
+        output: the folder to write `model.pt`, `model.onnx` and `distillation.json` to.
         adapter: the teacher's adapter, with a head, or its folder.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
@@ -82,17 +81,18 @@ def distil(
         reporter: receives the progress, the measurements of each step, and notes on the data.
 
     Raises:
-        UsageError: arguments do not go together, or are out of range.
-        BaseModelError: the base cannot be trained, or a layer cannot be left out.
-        AdapterError: the adapter has no head whose task is known; `BaseMismatchError`: it is of another base.
-        DataError: the data cannot be used, or hold labels that the teacher does not know.
-        TrainingError: the loss is not finite, or the interrupted run is another one.
+        UsageError: arguments exclude each other or are out of range.
+        BaseModelError: the base cannot be trained, or a layer cannot be removed.
+        AdapterError: the adapter has no head with a task; its subclass `BaseMismatchError`: it belongs to another
+            base.
+        DataError: the data cannot be used, or contain labels that the teacher lacks.
+        TrainingError: the loss is not finite, or the interrupted run had other arguments.
     """
     of_loss, of_data, of_head, of_loop, of_machine = DISTIL_OPTIONS.split("distil", options)
     rows, head, machine = DataSpec(data, unlabelled, **of_data), HeadSpec(**of_head), Machine(**of_machine)
     _check_teacher(rows, head, has_teacher=adapter is not None)
     if layers is not None and keep is not None:
-        raise UsageError(f"{argument('layers')} and {argument('keep')} exclude each other", fix="give one of them")
+        raise UsageError(f"{argument('layers')} and {argument('keep')} exclude each other", fix="remove one of them")
     path = None if output is None else Path(output)
     if path is not None:
         Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
@@ -124,17 +124,17 @@ def distil(
 
 
 def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None:
-    """Refuse options of a student without a teacher where there is one, and the reverse."""
+    """Refuse options that need a teacher if there is none, and the reverse."""
     from adapter_export.graph.tasks import TASK_TYPES
 
     if not TASK_TYPES[head.task].has_head:
-        raise UsageError("a student answers by its head", where=argument("task"), found=f"`{head.task}`")
+        raise UsageError("a student needs a head", where=argument("task"), found=f"`{head.task}`")
     of_texts = [name for name in ("truncation", *PREFIXES, "packing", "end_token") if name in changed(data)]
     if has_teacher and (changed(head) or of_texts):
-        what = "the teacher's task and head are the student's"
-        raise UsageError(what, found=", ".join(map(argument, [*changed(head), *of_texts])), fix="leave it out")
+        what = "the student takes its task and head from the teacher"
+        raise UsageError(what, found=", ".join(map(argument, [*changed(head), *of_texts])), fix="remove it")
     if not has_teacher and data.unlabelled is not None:
-        fix = f"give {argument('adapter')}, or leave it out"
+        fix = f"add {argument('adapter')}, or remove it"
         raise UsageError("texts without labels need a teacher", where=argument("unlabelled"), fix=fix)
     if not has_teacher:
         head.check(data)
@@ -154,7 +154,7 @@ def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> l
     if keep is not None:
         if not keep or len(set(keep)) < len(keep) or not set(keep) <= set(layers):
             found, expected = ", ".join(map(str, keep)) or "none", f"different ones of {layers[0]} to {layers[-1]}"
-            raise UsageError("these layers cannot be kept", where=argument("keep"), found=found, expected=expected)
+            raise UsageError("invalid layers to keep", where=argument("keep"), found=found, expected=expected)
         chosen = sorted(keep)
     elif count is None:
         chosen = layers
@@ -162,16 +162,16 @@ def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> l
         if at_least_1("layers", count) > len(layers):
             raise UsageError("the model has fewer layers", where=argument("layers"), found=count, expected=len(layers))
         if any(site.role == "cross_attention" for site in sites.sublayers):
-            fix = f"name those of the encoder and of the decoder: {argument('keep')}"
-            raise UsageError("the model has layers of two kinds", where=argument("layers"), found=count, fix=fix)
+            fix = f"name the layers of the encoder and of the decoder: {argument('keep')}"
+            raise UsageError("the model has encoder and decoder layers", where=argument("layers"), found=count, fix=fix)
         chosen = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, count)]
     if base.given is not None and len(chosen) < len(layers):
-        raise UsageError(f"{argument('site_map')} has the sites of all layers", fix="keep all of them")
+        raise UsageError(f"{argument('site_map')} describes all layers", fix="keep all layers")
     return chosen
 
 
 def _compared(base: Base, student: Base, teacher: Adapter | None, done: Trained) -> Distillation:
-    """Return the report of a student and, if there is one, of its teacher, without times."""
+    """Return the report of a student and its teacher, if any, without times."""
     from adapter_export.analysis.student import compared
 
     models = [(student, student.base_head), *([] if teacher is None else [(base, teacher)])]
@@ -180,7 +180,7 @@ def _compared(base: Base, student: Base, teacher: Adapter | None, done: Trained)
 
 
 def _timed(report: Distillation, base: Base, teacher: Adapter, graph: Path, done: Trained) -> Distillation:
-    """Return the report with the times of the student's graph and of the teacher's, for a row of median length."""
+    """Return the report with the latency of both graphs for a row of median length."""
     import numpy as np
 
     from adapter_export.analysis.student import timed
@@ -191,14 +191,14 @@ def _timed(report: Distillation, base: Base, teacher: Adapter, graph: Path, done
 
 
 def _costs(base: Base, adapter: Adapter | None) -> tuple[int, int]:
-    """Return the layers, and the parameters of a base with an adapter."""
+    """Return the layers and parameters of a base with an adapter."""
     from adapter_export.torch_backend.base.derive import layers_of
 
     return len(layers_of(base.sites.map)), base.parameters + (0 if adapter is None else adapter.cost().parameters)
 
 
 def _plain(base: Base, folder: Path, examples: Examples) -> Path:
-    """Write the student as plain ONNX, and see that it computes what torch computes."""
+    """Write the student as plain ONNX, and compare it with torch."""
     import numpy as np
 
     from adapter_export.numerics.budget import budget, extent
@@ -208,7 +208,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     from adapter_export.runtime.graphs import open_session, run_session
 
     head, path = base.base_head, folder / "plain" / GRAPH
-    assert head is not None  # as the student has one
+    assert head is not None  # the student has a head
     assert head.head is not None
     path.parent.mkdir()
     write_model(without_slots(base.exported(folder), head), path)

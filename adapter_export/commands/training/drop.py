@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.data import Examples
 
 _Layers = Mapping[int, Sequence[str]]
-"""Layers that are dropped together, each with its sites."""
+"""Layers to drop together, each with its sites."""
 
 
 def drop(
     adapter: Adapter | Address,
-    base: Annotated[Base | Address, Option("The model that it was trained on.", "MODEL", "--base")],
-    data: Annotated[Address, Option("Labelled rows that it was not trained on.", "PATH", "--data")],
+    base: Annotated[Base | Address, Option("Model that the adapter was trained on.", "MODEL", "--base")],
+    data: Annotated[Address, Option("Labelled rows that the adapter was not trained on.", "PATH", "--data")],
     output: Annotated[
         PathLike | None, Option("Adapter folder to write, without `--layers` or `--leave-out`.", "PATH", "-o")
     ] = None,
@@ -80,24 +80,23 @@ def drop(
 ) -> Drop:
     """Measure what an adapter loses and saves without its lowest layers (AdapterDrop; Rücklé et al. 2021).
 
-    Scores are measured in torch, with none of the layers dropped, the lowest one, the two lowest, and so on; times in
-    ONNX Runtime, relative to the base: of the graph with the slots of the whole adapter, where those of dropped layers
-    are idle, and of the graph of the dropped adapter, which has no slots there.
+    Scores are measured in torch with no layer dropped, the lowest one, the two lowest, and so on. Times are measured in
+    ONNX Runtime, relative to the base, for two graphs: with idle slots in the dropped layers, and without slots there.
 
     Args:
-        adapter: the adapter, with a head, or its folder. One that was trained with `drop_layers` loses less.
-        base: the model that it was trained on, one that torch can run.
-        data: labelled rows, as `train` reads them; test rows, not those that it learnt from.
-        output: the folder to write the adapter to without `layers` or `leave_out`.
+        adapter: the adapter, with a head, or its folder. Training with `drop_layers` reduces the loss.
+        base: the model it was trained on; torch must be able to run it.
+        data: labelled test rows, as `train` reads them; not rows of its training.
+        output: the folder for the adapter without `layers` or `leave_out`.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
         force: replace `output` and `plot`.
         reporter: receives each step before it begins.
 
     Raises:
-        UsageError: arguments do not go together, or layers that the adapter does not have.
-        AdapterError: it has no head whose task is known; `BaseMismatchError`: it is of another base.
-        DataError: the data cannot be used, or hold labels that the adapter does not know.
+        UsageError: arguments exclude each other, or the adapter does not have these layers.
+        AdapterError: it has no head with a task; its subclass `BaseMismatchError`: it belongs to another base.
+        DataError: the data cannot be used, or contain labels that the adapter lacks.
         OutputExistsError, WriteError: the adapter or the plot cannot be written.
     """
     path, sources = None if output is None else Path(output), [adapter, base, data]
@@ -155,19 +154,19 @@ def drop(
 
 
 def _check_layers(layers: int | None, leave_out: object, *, writes: bool) -> None:
-    """Refuse two choices of layers, or none for an adapter that is to be written."""
+    """Refuse two choices of layers, or an output without a choice."""
     if layers is not None and leave_out is not None:
         both = f"{argument('layers')} and {argument('leave_out')}"
-        raise UsageError(f"{both} exclude each other", fix="give one of them")
+        raise UsageError(f"{both} exclude each other", fix="remove one of them")
     if writes and layers is None and leave_out is None:
-        fix = f"say which layers: {argument('layers')} or {argument('leave_out')}"
-        raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
+        fix = f"choose layers with {argument('layers')} or {argument('leave_out')}"
+        raise UsageError("no layers were chosen for the adapter to write", fix=fix)
 
 
 def _judged(
     base: Base, whole: Adapter, choices: Sequence[_Layers], rows: Examples, batch_size: int, reporter: Reporter
 ) -> list[Judged]:
-    """Answer the rows without the adapters of each choice of layers, and judge the answers."""
+    """Answer the rows without each choice of layers, and score the answers."""
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.measure import judged
     from adapter_export.torch_backend.train.settings import LoopSpec
@@ -192,7 +191,7 @@ def _curve(
     rows: Examples,
     reporter: Reporter,
 ) -> tuple[tuple[Dropped, ...], int]:
-    """Return scores, sizes and times for each choice of layers, and the number of tokens of the row that is timed."""
+    """Return scores, sizes and times for each choice of layers, and the tokens of the timed row."""
     import numpy as np
 
     from adapter_export.analysis.layer_drop import Dropped, time_dropped
@@ -201,7 +200,7 @@ def _curve(
     tokens = round(float(np.median(rows.lengths)))
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         onnx = base.exported(Path(folder), reporter)
-        reporter.step("timing each beside the base")
+        reporter.step("timing each choice next to the base")
         times = time_dropped(onnx, whole, lesser, tokens)
     measured = zip(choices, lesser, judged, times, strict=True)
     curve = tuple(
@@ -214,12 +213,12 @@ def _curve(
 def _choices(
     layers: Mapping[int, list[str]], lowest: int | None, leave_out: Sequence[int] | None
 ) -> tuple[list[dict[int, list[str]]], int | None]:
-    """Return the layers that are dropped together, with their sites, and which of these choices is asked for.
+    """Return the choices of layers to drop, with their sites, and the index of the requested one.
 
-    They are none, the lowest, the two lowest, and so on; behind them what is asked for, if it is none of these.
+    The choices are none, the lowest, the two lowest, and so on, then the requested one if it is not among these.
     """
     if not layers:
-        raise AdapterError("acts in no layer, so that there is nothing to drop", found="a head alone")
+        raise AdapterError("acts in no layer, so there is nothing to drop", found="a head only")
     found = [dict(list(layers.items())[:count]) for count in range(len(layers) + 1)]
     if lowest is not None:
         if at_least_1("layers", lowest) > len(layers):
@@ -237,7 +236,7 @@ def _choices(
 
 
 def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
-    """Return the adapter without some layers; scores of its record are those of another one, so they lie deeper."""
+    """Return the adapter without some layers. Its old training record is nested, because its scores no longer apply."""
     if not dropped:
         return adapter
     record = {"producer": f"adapter-export {__version__}", "dropped_layers": list(dropped)}

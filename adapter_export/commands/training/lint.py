@@ -1,4 +1,4 @@
-"""Look for the classic mistakes in an adapter."""
+"""Look for common mistakes in an adapter."""
 
 from __future__ import annotations
 
@@ -31,46 +31,45 @@ _ROWS, _TOKENS = 64, 64
 def lint(
     adapter: Adapter | Address,
     *,
-    base: Annotated[Base | Address | None, Option("The model that it is meant for.", "MODEL")] = None,
+    base: Annotated[Base | Address | None, Option("Base model of the adapter.", "MODEL")] = None,
     data: Annotated[
         Address | None,
-        Option("Training table: csv, tsv, jsonl or Parquet.", "FILE"),
+        Option("Training table: CSV, TSV, JSONL or Parquet.", "FILE"),
     ] = None,
-    fresh: Annotated[bool, "Untrained adapter: measure the initial change of the hidden state."] = False,
+    fresh: Annotated[bool, "Treat the adapter as untrained: measure the initial change of the hidden state."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, _DATA_OPTIONS],
 ) -> Lint:
-    """Look for the classic mistakes in an adapter.
+    """Look for common mistakes in an adapter.
 
-    A finding shows what was measured, what is expected, why, and what to do: a bottleneck too wide or too narrow, more
-    parameters than the rows can teach, no residual path, a site at which the adapter does nothing, an effective rank
-    far below the width, a layer out of line, another base, an initialization that disturbs the base, units that never
-    fire, sites that cost much and change little. Some checks need a base that torch can run: it reads the first rows of
-    the data, or random tokens. Checks that were skipped are listed with what they need.
+    A finding shows the measurement, the expected value, the reason and a remedy. It reports a bottleneck that is too
+    wide or too narrow, more parameters than the rows can teach, no residual path, a site without effect, an effective
+    rank far below the width, an outlier layer, another base, an initialization that disturbs the base, units that never
+    fire, and sites that cost much but change little. Some checks need a base that torch can run; it reads the first
+    rows of the data, or random tokens. Skipped checks are listed with what they need.
 
-    The options of the data are those of `train`: those that say how texts become tokens are heeded, and rows that are
-    held out are not counted.
+    Data options are those of `train`: options of tokenization apply, and held-out rows are not counted.
 
     Args:
         adapter: the adapter, or its folder.
-        base: the model that it is meant for.
+        base: the base model of the adapter.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
-        reporter: receives the changes that were made to the base when it was opened.
+        reporter: receives notes about changes made to the base when it was opened.
 
     Returns:
-        What was found. A mistake is no error: `raise_for_failure()` makes it one.
+        The findings. A mistake raises no error; call `raise_for_failure()` for that.
 
     Raises:
-        FileError, FormatError: the adapter cannot be read; one with NaN or Inf is a `TensorError`.
-        UsageError: `fresh` without a base, data without a tokenizer, options of data that are not given.
-        BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
+        FileError, FormatError: the adapter cannot be read; `TensorError` if it contains NaN or Inf.
+        UsageError: `fresh` without a base, data without a tokenizer, or data options without data.
+        BaseModelError, AdapterError: the base cannot be used, or the adapter does not fit it.
         DataError: the data cannot be read.
     """
     if fresh and base is None:
-        raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
+        raise UsageError(f"{argument('fresh')} needs the adapter's base", found="no base", fix="add the base")
     found = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
     (of_data,) = _DATA_OPTIONS.split("lint", options)
     spec = DataSpec("" if data is None else data, **of_data)
@@ -83,7 +82,7 @@ def lint(
             reporter.note(Note(note))
     elif changed(spec):
         about = ", ".join(map(argument, changed(spec)))
-        raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="give it, too")
+        raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="add it")
     from adapter_export.analysis.mistakes import Subject, lint_adapter
 
     recorded = found.training.get("data")
@@ -111,7 +110,7 @@ def lint(
 def _watched(base: Base, adapter: Adapter, read: dict[str, np.ndarray] | None) -> tuple[dict[str, SiteValues], float]:
     """Return the values at the sites of an adapter, and its relative change of the final hidden state.
 
-    The base reads these inputs, or random ones.
+    The base reads the given inputs, or random ones.
     """
     import numpy as np
     import torch
@@ -136,7 +135,7 @@ def _watched(base: Base, adapter: Adapter, read: dict[str, np.ndarray] | None) -
 
 
 def _read(base: Base, texts: list[tuple[str, str | None]], data: DataSpec) -> dict[str, np.ndarray]:
-    """Return texts as the inputs of the base, cut to few tokens where no limit is given."""
+    """Tokenize texts for the base, truncated to a few tokens if no limit is given."""
     from adapter_export.api.models.base import require
     from adapter_export.api.training.rows import tokenizer_of
     from adapter_export.text import Pair

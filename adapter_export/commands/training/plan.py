@@ -1,4 +1,4 @@
-"""Estimate what adapters would cost in a model, before training."""
+"""Estimate the cost of adapters in a model, before training."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 def plan(
     model: Base | Address,
     *,
-    kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
-    bottlenecks: Annotated[tuple[int, ...], "Widths between their projections."] = (16, 64, 256),
-    batch_size: Annotated[int, Option("Rows in a step of training.", "N", least=1)] = 32,
+    kinds: Annotated[tuple[str, ...], "Adapter kinds."] = ("houlsby", "pfeiffer"),
+    bottlenecks: Annotated[tuple[int, ...], "Bottleneck widths."] = (16, 64, 256),
+    batch_size: Annotated[int, Option("Rows per training step.", "N", least=1)] = 32,
     tokens: Annotated[int, Option("Tokens per row, at most the model's maximum.", "N", least=1)] = 128,
     rows: Annotated[
-        int | None, Option("Training rows that you have; the recommendation fits them.", "N", least=1)
+        int | None, Option("Number of training rows, which the recommendation takes into account.", "N", least=1)
     ] = None,
-    measure: Annotated[bool, "Also time each choice in ONNX Runtime, beside the base: one row, one thread."] = False,
+    measure: Annotated[
+        bool, "Also time each choice in ONNX Runtime, relative to the base: one row, one thread."
+    ] = False,
     plot: Annotated[
         PathLike | None, Option("Plot the cost of each kind over its bottleneck widths: `.svg` or `.png`.", "FILE")
     ] = None,
@@ -38,24 +40,24 @@ def plan(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """Estimate what each kind of adapter would cost in MODEL with each bottleneck, and recommend one.
+    """Estimate the cost of each kind and bottleneck width in MODEL, and recommend one.
 
-    For each kind and bottleneck: the sites, the numbers in the projections at one of them, all parameters and their
-    share of the model's, the bytes of the file, multiply-accumulates per token and their share of those of the linear
-    layers in the model's sublayers, and the memory of a training step, seen in two passes of torch. `--measure` adds
-    the time of a call in ONNX Runtime, relative to the base. Nothing is trained.
+    Shows for each kind and width: the sites, the parameters per site, all parameters and their share of the model's,
+    the file size, multiply-accumulates per token and their share of the linear layers' in the model's sublayers, and
+    the memory of a training step, measured in two passes of torch. `--measure` adds the latency of a call in ONNX
+    Runtime, relative to the base. Nothing is trained.
 
     Args:
-        model: a base, or what `open_base` takes.
+        model: a base, or a path that `open_base` accepts.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
         force: replace `plot`.
         reporter: receives each step before it begins.
 
     Raises:
-        UsageError: an unknown kind, or a width that it cannot have in this base.
-        BaseModelError: it is no base, or one whose sites are not known.
-        AdapterError: the base has none of the sites of a kind.
+        UsageError: a kind is unknown, or cannot have a width in this base.
+        BaseModelError: the model cannot be a base, or its sites are unknown.
+        AdapterError: the base has no site for a kind.
         OutputExistsError, WriteError: the plot cannot be written.
     """
     from adapter_export.graph.kinds import kind_named
@@ -87,7 +89,7 @@ def plan(
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
             onnx = base.exported(Path(folder), reporter)
-            reporter.step("timing each choice beside the base")
+            reporter.step("timing each choice next to the base")
             times = [*latencies(onnx, adapters, setup)]
     measured = tuple(
         replace(choice, training_memory=needed, latency=latency)

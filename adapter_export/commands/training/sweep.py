@@ -1,4 +1,4 @@
-"""Train adapters of many settings, and compare what each brings and costs."""
+"""Train adapters with many settings, and compare their scores and costs."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 def sweep(
     model: Base | Address,
     data: Annotated[Address, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
-    output: Annotated[PathLike, Option("The folder to write, with a folder in `runs` for each adapter.", "PATH", "-o")],
+    output: Annotated[PathLike, Option("Folder to write; `runs` gets a folder per adapter.", "PATH", "-o")],
     *,
     kinds: Annotated[tuple[str, ...], "Adapter kinds."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[
-        tuple[int, ...] | str, Option("Bottleneck widths, or ranks of LoRA; with --trials also a range.")
+        tuple[int, ...] | str, Option("Bottleneck widths or LoRA ranks; with --trials also a range.")
     ] = (16, 64, 256),
     placements: Annotated[
         tuple[str, ...],
@@ -60,17 +60,17 @@ def sweep(
     ),
     seeds: Annotated[tuple[int, ...], "Random seeds; each setting is trained once per seed."] = (0, 1, 2),
     trials: Annotated[
-        int | None, Option("Number of settings that Optuna chooses; without it, every setting is tried.", "N", least=1)
+        int | None, Option("Number of settings chosen by Optuna. Default: try every setting.", "N", least=1)
     ] = None,
     workers: Annotated[
         int | None,
-        Option("Parallel trainings, each in a process; without it, one in this process.", "N", least=1),
+        Option("Parallel training processes. Default: train in this process.", "N", least=1),
     ] = None,
     ray: Annotated[str | None, Option("Train on a Ray cluster: `auto`, `local`, or its address.", "ADDRESS")] = None,
     measure: Annotated[
         bool, "Also measure the latency of each setting in ONNX Runtime, relative to the base: one row, one thread."
     ] = False,
-    tokens: Annotated[int, Option("Tokens in that row, at most the model's maximum.", "N", least=1)] = 128,
+    tokens: Annotated[int, Option("Tokens of the timed row, at most the model's maximum.", "N", least=1)] = 128,
     plot: Annotated[PathLike | None, Option("Plot scores over costs: `.svg` or `.png`.", "FILE")] = None,
     bundle: Annotated[PathLike | None, Option("Build a bundle of the best adapter.", "FOLDER")] = None,
     init: Annotated[str | None, INIT] = None,
@@ -80,29 +80,30 @@ def sweep(
     reporter: Reporter = SILENT,
     **training: Annotated[Any, SWEEP_OPTIONS],
 ) -> Sweep:
-    """Train adapters of many settings on one table, each with several seeds, and compare what they bring and cost.
+    """Train adapters with many settings on one table, and compare their scores and costs.
 
-    A setting is a kind, a bottleneck, a placement and a learning rate. Without `trials`, every combination is tried.
-    With it, Optuna chooses, and bottlenecks and learning rates may be ranges, such as `"4..256"` and `"1e-4..1e-2"`.
-    The score is the metric that selects the best epoch, on the validation rows, its mean over the seeds. Test scores
-    are reported but not used for selection. The same call resumes a sweep, and tries failed trainings again.
+    A setting is a kind, a bottleneck, a placement and a learning rate; each is trained once per seed. Without `trials`,
+    every combination is tried. With it, Optuna chooses, and bottlenecks and learning rates may be ranges, such as
+    `"4..256"` and `"1e-4..1e-2"`. The score is the metric that selects the best epoch on the validation rows, averaged
+    over seeds. Test scores are reported but not used for selection. The same call resumes a sweep and retries failed
+    trainings.
 
     Args:
-        model: the base, one that torch can train.
+        model: the base; torch must be able to train it.
         data: labelled texts, as `train` reads them.
-        output: the folder to write; its `runs` has a folder for each adapter, with the record of its training.
-        reporter: receives each training that ends, with its score, the steps after the trainings, and notes.
-        training: all other arguments of `train`; with `restart`, interrupted trainings start anew.
+        output: the folder to write; `runs` contains a folder per adapter, with its training record.
+        reporter: receives each finished training with its score, later steps, and notes.
+        training: all other arguments of `train`; `restart` starts interrupted trainings anew.
 
     Returns:
-        The trials. A training that failed, or whose process died, is among them with its error.
+        The trials, including failed trainings with their errors.
 
     Raises:
-        UsageError: arguments do not go together, or are out of range.
-        FileError: the folder holds something else, or another process sweeps in it.
+        UsageError: arguments exclude each other or are out of range.
+        FileError: the folder contains something else, or another process uses it.
         DataError, BaseModelError, AdapterError: as `train`.
-        TrainingError: the folder holds another sweep, or every setting failed.
-        OutputExistsError, WriteError: something cannot be written. Finished trainings stay.
+        TrainingError: the folder contains another sweep, or every setting failed.
+        OutputExistsError, WriteError: an output cannot be written. Finished trainings stay.
     """
     from adapter_export.graph.kinds import kind_named
 
@@ -132,7 +133,7 @@ def sweep(
         where = _reopened(base, site_map, trust_pickle)
         training = {**training, "threads": training.get("threads") or _threads_each(workers, ray)}
     plan = SweepPlan(base, where, rows.files[0].absolute(), Path(output).absolute(), space, seeds, training)
-    for setting in space.grid():  # so that none fails for what can be known before
+    for setting in space.grid():  # so that predictable errors surface before the first training
         plan.shaped(setting)
     if trials is not None:
         require("optuna", "sweep", argument("trials"))
@@ -160,26 +161,26 @@ def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter
     base = plan.base
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         onnx = base.exported(Path(folder), reporter)
-        reporter.step("timing each setting beside the base")
+        reporter.step("timing each setting next to the base")
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
         times = latencies(onnx, [plan.shaped(one.setting) for one in trials], setup)
     return [replace(one, latency=latency) for one, latency in zip(trials, times, strict=True)]
 
 
 def _reopened(base: Base, site_map: PathLike | None, trust_pickle: bool) -> Where:
-    """Return the arguments with which another process opens the base."""
+    """Return the arguments another process needs to open the base."""
     if base.path is None or (base.given is not None and site_map is None):
-        raise UsageError("other processes must open the base themselves", fix="give the path of its file")
+        raise UsageError("worker processes must open the base themselves", fix="give the path of its file")
     return base.path.absolute(), None if site_map is None else Path(site_map).absolute(), trust_pickle
 
 
 def _threads_each(workers: int | None, ray: str | None) -> int:
-    """Return the threads of each training, of several at a time."""
+    """Return the number of threads per parallel training."""
     return 1 if ray is not None else max(1, (os.cpu_count() or 1) // at_least_1("workers", workers or 1))
 
 
 def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
-    """Read a list or, where settings are searched, a range; all must be above 0."""
+    """Read a list, or a range if settings are searched; all numbers must be positive."""
     from adapter_export.analysis.sweep_results import Range
 
     try:
@@ -189,23 +190,21 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
     ranged = isinstance(given, str)
     if any(one <= 0 for one in ends) or (ranged and not (len(ends) == 2 and ends[0] < ends[1])):
         expected = "numbers above 0, or a range such as `4..256`"
-        raise UsageError(f"{argument(name)} are numbers above 0", found=given, expected=expected)
+        raise UsageError(f"{argument(name)} must be positive numbers", found=given, expected=expected)
     if not ranged:
         check_different(name, ends)
         return ends
     if trials is None:
-        fix = f"say how many settings to try, {argument('trials', 30)}, or give a list"
-        raise UsageError("a range has no end of settings", where=argument(name), found=given, fix=fix)
+        fix = f"set the number of settings to try, {argument('trials', 30)}, or pass a list"
+        raise UsageError("a range has infinitely many settings", where=argument(name), found=given, fix=fix)
     return Range(*ends)
 
 
 def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Refuse options that a sweep sets itself, and those that no training has; returns those of rows and of heads."""
+    """Refuse unknown options and options that a sweep sets itself; return those of rows and heads."""
     given = sorted(own_arguments().intersection(training))
     if given:
-        raise UsageError(
-            "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))
-        )
+        raise UsageError("a sweep sets this itself or does not use it", found=", ".join(map(argument, given)))
     _, of_data, of_head, *_ = SWEEP_OPTIONS.split("train", training)
     return of_data, of_head
 

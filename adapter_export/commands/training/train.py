@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DEFAULT_KIND = "houlsby"
 
 TRAIN_OPTIONS = OptionsOf(kind_options, FusionSpec, DataSpec, HeadSpec, LoopSpec, ContrastiveLoss, Machine)
-"""Options of a training beside its files, its kind and its output."""
+"""Options of a training besides its files, kind and output."""
 
 
 def _schemes() -> tuple[str, ...]:
@@ -63,26 +63,26 @@ def train(
     reporter: Reporter = SILENT,
     **options: Annotated[Any, TRAIN_OPTIONS],
 ) -> Adapter:
-    """Train an adapter with a head for MODEL, or a fusion of adapters, on labelled rows; the model stays unchanged.
+    """Train an adapter with a head for MODEL, or a fusion of adapters, on labelled rows.
 
     `--task` names the task: one label by default, sets of labels, labels of words, answers in texts, choices, numbers,
     vectors, rankings, or writing. docs/reference/task-types.md has the tables of each, and images and audio.
 
-    The epoch that does best on the validation rows is kept. With the same arguments, the result is the same bit for
-    bit, and the same command resumes an interrupted run. With `--fuse`, the named adapters stay unchanged, and a new
+    The best epoch on the validation rows is kept. Equal arguments give bit-identical results,
+    and the same command resumes an interrupted run. With `--fuse`, the named adapters stay unchanged, and a new
     head and the weights by which each token combines them are trained. docs/how-to/train.md has more.
 
     Args:
-        base: the model, one that torch can train.
+        base: the model; torch must be able to train it.
         data: labelled texts: csv, tsv, jsonl or Parquet; of `causal_lm` texts, or prompts and answers, or a `.txt` file
             with a text in each line. For a base with a processor: a folder with a folder of images or audio for each
             label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. The same call resumes an interrupted run.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
-        fuse: adapters of which a fusion is learnt instead of a new adapter; they stay unchanged.
+        fuse: adapters to fuse, instead of training a new adapter; they stay unchanged.
         force: replace `output`.
-        reporter: receives the progress, the measurements of each step, and notes on the data.
+        reporter: receives progress, the measurements of each step, and notes about the data.
 
     Started by `torchrun` or `accelerate launch`, all processes share the rows of each step, and the first one writes.
 
@@ -90,11 +90,11 @@ def train(
         The adapter; its `training` is the record of the run: settings, data, scores of each epoch and of the test data.
 
     Raises:
-        UsageError: arguments do not go together, or are out of range.
-        BaseModelError: the base cannot be trained so.
+        UsageError: arguments exclude each other or are out of range.
+        BaseModelError: the base cannot be trained this way.
         DataError: the data cannot be used.
-        AdapterError: the kind or the members of the fusion do not fit the base.
-        TrainingError: the loss is not finite, or the interrupted run is another one.
+        AdapterError: the kind or a member of the fusion does not fit the base.
+        TrainingError: the loss is not finite, or the interrupted run had other arguments.
     """
     of_kind, of_fusion, of_data, of_head, of_loop, of_loss, of_machine = TRAIN_OPTIONS.split("train", options)
     rows, machine, fusion = DataSpec(data, **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
@@ -129,22 +129,22 @@ def train(
 
 
 def _check_no_kind(given: Mapping[str, Any]) -> None:
-    """Refuse a kind, and its options, beside a fusion."""
+    """Refuse a kind and its options for a fusion."""
     found = [name for name, value in given.items() if value is not None]
     if found:
         raise UsageError(
-            "a fusion is made of its adapters and has no kind of its own",
+            "a fusion consists of its adapters and has no kind",
             found=", ".join(map(argument, found)),
-            fix=f"leave it out, or leave {argument('fuse')} out",
+            fix=f"remove it, or remove {argument('fuse')}",
         )
 
 
 def _kind(kind: str | Kind | None, options: Mapping[str, Any]) -> Kind:
-    """Return the kind of a name with its options; a kind itself takes none."""
+    """Make a kind from its name and options; a kind object takes no options."""
     if kind is None or isinstance(kind, str):
         return make_kind(kind or _DEFAULT_KIND, options)
     if options:
-        raise UsageError("options are those of a kind that is named", found=", ".join(map(argument, options)))
+        raise UsageError("options need a kind given by name", found=", ".join(map(argument, options)))
     return kind
 
 
@@ -159,7 +159,7 @@ def _show(made: Adapter, screen: Screen) -> None:
         if name != "loss"
     ]
     screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
-    screen.say(f"the learning curve is {_curve(screen)}.")
+    screen.say(f"wrote the learning curve to {_curve(screen)}")
     show_adapter(made, screen)
 
 
@@ -205,7 +205,7 @@ SECTIONS: Mapping[str, Sequence[str | OptionsOf]] = {
     "training": (OptionsOf(LoopSpec), OptionsOf(ContrastiveLoss)),
     "machine": (OptionsOf(Machine), "site_map", "trust_pickle"),
 }
-"""Sections of the options of a training, also on the help pages of `sweep` and `distil`."""
+"""Sections of training options, also used by the help pages of `sweep` and `distil`."""
 
 COMMAND = Command(
     train,

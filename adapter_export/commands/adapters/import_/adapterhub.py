@@ -1,4 +1,4 @@
-"""Import an adapter, with its head, that AdapterHub's library saved."""
+"""Import an adapter and its head from AdapterHub."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def import_adapterhub(
 
     FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
     Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; the library is not
-    needed, and torch only for a `.bin`. What cannot be expressed is refused by name.
+    needed, and torch only for a `.bin` file. Unsupported options are refused by name.
 
-    A folder that `save_adapter_setup` wrote becomes one adapter with its members inside, a `Stack`, `Average` or `Fuse`
-    as nested as the library allows; `--name` with the name of a member imports that one alone.
+    A folder written by `save_adapter_setup` becomes one adapter that contains its members, with `Stack`, `Average` and
+    `Fuse` nested as in the library; `--name MEMBER` imports a single member.
 
     Args:
         folder: has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are
             read; or it is what `save_adapter_setup` wrote.
-        base: the model that it was trained on; without it, the error names the one in the configuration.
-        output: the folder to save it to. Default: it is not saved.
+        base: the model it was trained on. Without it, an error names the one in the configuration.
+        output: the folder to save it to. Default: do not save it.
         name: name of the adapter. Default: the name of the output, or of the folder.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
@@ -63,8 +63,8 @@ def import_adapterhub(
         reporter: receives notes on changes to the tensors.
 
     Raises:
-        UsageError: the folder has several adapters and none is named.
-        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        UsageError: the folder has several adapters and no name is given.
+        AdapterError: it does not fit the base, or cannot be expressed.
         FileError, FormatError: the folder's files break their format.
         OutputExistsError, WriteError: the output cannot be written.
     """

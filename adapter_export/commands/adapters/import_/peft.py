@@ -1,4 +1,4 @@
-"""Import an adapter that PEFT saved, if its change of the weights is fixed."""
+"""Import an adapter from PEFT, if its change of the weights is fixed."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def import_peft(
     reporter: Reporter = SILENT,
     **facts: Annotated[Any, OptionsOf(TaskFacts)],
 ) -> Adapter:
-    """Import an adapter that PEFT saved in FOLDER: any whose change of the base's weights is fixed.
+    """Import an adapter that PEFT saved in FOLDER, if its change of the base's weights is fixed.
 
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
-    read; or it is an id of the Hub, `owner/name[@revision]`, whose safetensors and JSON files are fetched. PEFT need
-    not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
+    read. It may be a Hub id, `owner/name[@revision]`, whose safetensors and JSON files are fetched. PEFT is not needed,
+    and torch only for a `.bin` file. Unsupported options are refused by name.
 
     Args:
         folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors
             are read.
-        base: the model that it was trained on; without it, the error names the one in the configuration.
-        output: the folder to save it to. Default: it is not saved.
+        base: the model it was trained on. Without it, an error names the one in the configuration.
+        output: the folder to save it to. Default: do not save it.
         name: name of the adapter. Default: the name of the output, or of the folder.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
@@ -86,8 +86,8 @@ def import_peft(
         reporter: receives notes on changes to the tensors.
 
     Raises:
-        UsageError: what is said of the head does not fit.
-        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        UsageError: the options of the head do not match the head.
+        AdapterError: it does not fit the base, or cannot be expressed.
         FileError, FormatError: the folder's files break their format.
         OutputExistsError, WriteError: the output cannot be written.
     """
