@@ -177,7 +177,7 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     with pytest.raises(TrainingError, match=r"the folder contains another sweep; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
         ae.sweep(base, data, output, **{**given, "epochs": 2, "seeds": (0,)})
     table(tmp_path, ("good", "bad"))
-    with pytest.raises(TrainingError, match="the folder contains another sweep; found `data`, `test_data`; expected another one"):
+    with pytest.raises(TrainingError, match="the folder contains another sweep; found `data`, `test_data`; expected a different value"):
         ae.sweep(base, data, output, **given)
 
 
@@ -186,11 +186,11 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     [
         ({"kinds": ()}, "`kinds` must be different ones"),
         ({"seeds": (1, 1)}, "`seeds` must be different ones"),
-        ({"bottlenecks": (0,)}, "`bottlenecks` are numbers above 0"),
-        ({"learning_rates": "1..0.5"}, "`learning_rates` are numbers above 0"),
+        ({"bottlenecks": (0,)}, "`bottlenecks` must be positive numbers"),
+        ({"learning_rates": "1..0.5"}, "`learning_rates` must be positive numbers"),
         ({"bottlenecks": "4..16"}, "a range has infinitely many settings; found 4..16"),
         ({"placements": ("query",)}, "names no sublayer"),
-        ({"seed": 3}, "a sweep gives this to `train` itself, .* found `seed`"),
+        ({"seed": 3}, "a sweep sets this itself or does not use it.* found `seed`"),
         ({"epoch": 3}, "`train` has no such argument; found `epoch`"),
         ({"rs_lora": True}, "kind `houlsby` has no such option"),
     ],

@@ -105,10 +105,10 @@ def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) ->
     ("described", "words"),
     [
         (["other=float32[batch,16]"], "not arguments of the model"),
-        (["src"], "cannot be read"),
+        (["src"], "invalid input description"),
         (["src=float16[batch,sequence,16]"], "float32"),
-        (["src=float32[batch,-1]"], "cannot be read"),
-        (["src=float32[batch;sequence]"], "cannot be read"),
+        (["src=float32[batch,-1]"], "invalid input description"),
+        (["src=float32[batch;sequence]"], "invalid input description"),
         ([SRC, SRC], "described twice"),
     ],
 )

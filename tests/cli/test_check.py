@@ -174,7 +174,7 @@ def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (("--only", "nobody"), 2, "unknown adapter"),
-        (("--case", "batch7_tokens7"), 2, "no such case"),
+        (("--case", "batch7_tokens7"), 2, "unknown case"),
         (("--against", "nothing.pt"), 3, "nothing.pt"),
     ],
 )

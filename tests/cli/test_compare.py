@@ -39,6 +39,6 @@ def test_the_document_and_what_is_refused(cli, bundle: Path, data: Path) -> None
     refused = cli.refused(3, "holds labels that not every contestant has", "compare", bundle, *columns)
     assert "`topic` has no `good`, `bad`" in refused.stderr
     assert "`--only tone`" in refused.stderr
-    cli.refused(2, "`tone` alone", "compare", bundle, "--only", "tone", *columns)
+    cli.refused(2, "`tone` only", "compare", bundle, "--only", "tone", *columns)
     cli.refused(2, "Missing argument", "compare", *columns)
     cli.refused(3, "does not exist", "compare", bundle, "nowhere", "--only", "tone", *columns)

@@ -135,11 +135,11 @@ REFUSED = {
     "is no list of two or more adapters": (2, ("--fuse", "topic")),
     "each with a name of its own; found topic, topic": (2, ("--fuse", "topic,topic")),
     "is not an adapter": (3, ("--fuse", "topic,missing")),
-    "has no kind of its own; found `--bottleneck`, `--kind`": (
+    "has no kind; found `--bottleneck`, `--kind`": (
         2,
         ("--fuse", "topic,tone", "--kind", "houlsby", "--bottleneck", "4"),
     ),
-    "has no kind of its own; found `--init`": (2, ("--fuse", "topic,tone", "--init", "normal")),
+    "has no kind; found `--init`": (2, ("--fuse", "topic,tone", "--init", "normal")),
     "a fusion that is `static` has no such option; found `--value-penalty`": (
         2,
         ("--fuse", "topic,tone", "--fusion", "static", "--value-penalty", "1"),

@@ -184,7 +184,7 @@ def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in asked if name not in known]
     if unknown:
         names = quoted(dict.fromkeys(known))
-        raise UsageError(f"no such {what}", found=quoted(unknown), expected=f"of {names}")
+        raise UsageError(f"unknown {what}", found=quoted(unknown), expected=f"one of {names}")
 
 
 Expected = tuple[Golden, int]

@@ -124,7 +124,7 @@ def capture(
         fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
         raise UsageError("a module needs example inputs", fix=fix)
     if with_cache and inputs:
-        fix = f"leave {argument('inputs', option='input')} out"
+        fix = f"remove {argument('inputs', option='input')}"
         raise UsageError(f"{argument('with_cache')} defines the model's inputs itself", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
