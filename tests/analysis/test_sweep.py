@@ -174,10 +174,12 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
 
-    with pytest.raises(TrainingError, match=r"the folder contains another sweep; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
+    words = r"the folder contains another sweep; found `epochs` 1, `seeds` \[0, 1\]; expected 2"
+    with pytest.raises(TrainingError, match=words):
         ae.sweep(base, data, output, **{**given, "epochs": 2, "seeds": (0,)})
     table(tmp_path, ("good", "bad"))
-    with pytest.raises(TrainingError, match="the folder contains another sweep; found `data`, `test_data`; expected a different value"):
+    words = "the folder contains another sweep; found `data`, `test_data`; expected a different value"
+    with pytest.raises(TrainingError, match=words):
         ae.sweep(base, data, output, **given)
 
 
