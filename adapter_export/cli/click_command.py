@@ -1,4 +1,4 @@
-"""A command of click, made from the description of a command and the signature of its call."""
+"""Click commands, made from a command's description and its call's signature."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter_export.option import OptionsOf
 
 
 def made(command: Command[Found], name: str) -> click.Command:
-    """Make a command of click: its page from the docstring of the call, its parameters from the signature."""
+    """Make a click command, with help from the call's docstring and parameters from its signature."""
     params = list(parameters(command.call))
     options = [param for param in params if isinstance(param, click.Option)]
     own = [
@@ -52,14 +52,14 @@ def _names(parts: Sequence[str | OptionsOf]) -> Iterator[str]:
 
 
 def _page(command: Command[Any]) -> str:
-    """Return the docstring of the call without its examples in Python and its sections, such as `Args:`."""
+    """Return the call's docstring without Python examples and sections such as `Args:`."""
     text = re.split(r"^(?:Args|Returns|Raises|Yields):$", inspect.getdoc(command.call) or "", flags=re.MULTILINE)[0]
     text = re.sub(r"^::\n\n(?:    .*\n|\n)+", "", text, flags=re.MULTILINE)
     return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
 
 
 def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any) -> None:
-    """Call, and render what the call returns."""
+    """Run the call and render its result."""
     for flag, other in command.instead.items():
         if given.pop(flag):
             _run(other.command, title, as_json=as_json, **_taken(other, flag, given))
@@ -76,20 +76,20 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any)
             keywords[command.live] = lambda *event: _present(command, event, screen, as_json)
         found = command.call(*chain(*repeated), **keywords)
         reporter.end()
-        if found is not None and os.environ.get("RANK", "0") == "0":  # of processes that train together the first one
+        if found is not None and os.environ.get("RANK", "0") == "0":  # one of several training processes
             _present(command, found, screen, as_json)
     if found is not None and not command.passed(found):
         raise click.exceptions.Exit(command.exit_code(found))
 
 
 def _taken(other: Instead, flag: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that another call takes; UsageError if others are given."""
+    """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
     known = inspect.signature(other.command.call).parameters
     typed = {str(one.name): flag_of(one) for one in context.command.params if isinstance(one, click.Option)}
     extra = [typed[name] for name in given if name not in known and is_given(context, name)]
     if extra:
-        raise UsageError(other.refusal, found=", ".join(extra), fix=f"leave them out, or leave {typed[flag]} out")
+        raise UsageError(other.refusal, found=", ".join(extra), fix=f"remove them, or remove {typed[flag]}")
     return {name: value for name, value in given.items() if name in known}
 
 

@@ -1,4 +1,4 @@
-"""Completion of values in a shell."""
+"""Shell completion of option values."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _variants(_: click.Context) -> Iterable[str]:
 
 
 def _adapters(context: click.Context) -> Iterable[str]:
-    """Return the adapters of the bundle that is named before, or for a command that takes new ones, those in reach."""
+    """Return the adapters of the named bundle, or adapter folders for a command that takes new ones."""
     from adapter_export.safe_io.documents import read_json
 
     if context.command.name in ("run", "evaluate", "remove"):
-        # an option that still lacks its value leaves arguments where they stand
+        # an option without its value yet does not shift the arguments
         bundle = context.params.get("bundle") or next(iter(context.args), "")
         try:
             manifest: Any = read_json(Path(bundle) / "manifest.json")
@@ -43,7 +43,7 @@ WORDS: Mapping[str, Callable[[click.Context], Iterable[str]]] = {
     "variants": _variants,
     **dict.fromkeys(("adapter", "adapters", "fuse", "bake"), _adapters),
 }
-"""Functions that list completions, by the name of the parameter."""
+"""Completion functions by parameter name."""
 
 
 def completed(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`--config FILE`: options of commands from a TOML file, a table for each command."""
+"""`--config FILE`: command options from a TOML file, with a table per command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config_option() -> click.Option:
         type=click.Path(path_type=Path),
         metavar="FILE",
         help=_HELP,
-        is_eager=True,  # it sets the defaults of the others
+        is_eager=True,  # eager, because it sets the defaults of other options
         expose_value=False,
         callback=_use,
     )
@@ -45,16 +45,16 @@ def _use(context: click.Context, _: click.Parameter, path: Path | None) -> None:
 
 
 def _word(option: click.Option) -> str:
-    """Return the name of an option in a file: its longest flag without dashes."""
+    """Return an option's key in a file: its longest flag without dashes."""
     return max(option.opts, key=len).removeprefix("--")
 
 
 def _table(path: Path, names: list[str], group: click.Command, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the table of a command; `[import.peft]` is that of a command in a group.
+    """Return a command's table; a command in a group has a nested table, `[import.peft]`.
 
     Raises:
-        FileError, FormatError: the file cannot be read, or is not TOML.
-        UsageError: a table is not that of a command, or a key is not that of an option.
+        FileError, FormatError: the file cannot be read or is not TOML.
+        UsageError: a table names no command, or a key names no option.
     """
     try:
         found: Any = tomllib.loads(read_text(path))
@@ -82,7 +82,7 @@ def _check_keys(found: Mapping[str, Any], known: Mapping[str, Any], where: str, 
 
 
 def _checked(context: click.Context, option: click.Option, value: object, where: str) -> object:
-    """Return a value as the command line would write it, after the option has accepted it."""
+    """Return a value as written on the command line, after the option has validated it."""
     try:
         text = _text(option, value)
         option.type_cast_value(context, text)
@@ -106,4 +106,4 @@ def _text(option: click.Option, value: object) -> object:
         case int() | float() | str():
             return [str(value)] if option.multiple else str(value)
         case _:
-            raise ValueError("a number, a text, a list or a table")
+            raise ValueError("a number, a string, a list or a table")

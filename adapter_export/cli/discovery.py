@@ -1,4 +1,4 @@
-"""The commands, found by scanning `adapter_export.commands`."""
+"""Discovery of commands by scanning `adapter_export.commands`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import examples
 
 _SECTIONS = ("models", "training", "adapters", "bundles", "serving")
-"""Sections in the order of the help page; new ones follow."""
+"""Sections in help-page order; new ones follow."""
 
 
 def found_commands() -> Mapping[str, Entry]:
-    """Return all commands by name, in the order of the help page."""
+    """Return all commands by name, in help-page order."""
     found = dict[str, Entry]()
     for section in _in_order(_modules(commands), _SECTIONS):
         if hasattr(section, "__path__"):
@@ -32,7 +32,7 @@ def found_commands() -> Mapping[str, Entry]:
 
 
 def _entries(package: ModuleType) -> Mapping[str, Entry]:
-    """Return the commands in a package; a package inside it is a group of commands."""
+    """Return the commands of a package; a nested package is a command group."""
     entries = dict[str, Entry]()
     for module in _in_order(_modules(package), getattr(package, "ORDER", ())):
         name = _name(module)
@@ -43,14 +43,14 @@ def _entries(package: ModuleType) -> Mapping[str, Entry]:
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    """Import the modules of a package, except helpers, whose names begin with an underscore."""
+    """Import the modules of a package except helpers, whose names start with an underscore."""
     for found in pkgutil.iter_modules(package.__path__):
         if not found.name.startswith("_"):
             yield importlib.import_module(f"{package.__name__}.{found.name}")
 
 
 def _name(module: ModuleType) -> str:
-    """Return the name of a command: that of its module, `import` of `import_`."""
+    """Return a command's name: its module's name, such as `import` for `import_`."""
     return module.__name__.rpartition(".")[2].rstrip("_")
 
 

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: numbers stay whole, texts wrap, and columns without room are left out and named."""
+"""Tables that fit a terminal: numbers never break, text wraps, and dropped columns are named."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
 
 _BETWEEN = 3
-"""Characters between two columns: a space on each side, and the edge of the box."""
+"""Characters between two columns: a space on each side and the box edge."""
 
 _LONGEST_WORD = 24
-"""Longer words, such as paths and digests, are folded; shorter ones and their numbers stay whole."""
+"""Words longer than this, such as paths and digests, may break; shorter words and numbers do not."""
 
 _LEAST_TEXT = 12
-"""Characters that a column of text needs to be readable."""
+"""Minimum readable width of a text column."""
 
 _VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
 
 
 def fitted(found: Table, width: int) -> rich.table.Table:
-    """Return a table of the API for a console of that many characters.
+    """Return a rich table for a console of `width` characters.
 
-    Markup is left as it is, and verdicts are in colour. Columns are left out from the last one on, those that the table
-    can spare first, until numbers and words fit.
+    Markup is not interpreted, and verdicts are coloured. Columns are dropped until numbers and words fit: first those
+    that the table marks as optional, then from the last one on.
     """
     cells = [[visible(worded(str(cell), "shell")) for cell in row] for row in found.rows]
     kept = _kept(found, cells, width)
@@ -52,7 +52,7 @@ def fitted(found: Table, width: int) -> rich.table.Table:
 
 
 def _kept(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the places of the columns that have room."""
+    """Return the indices of the columns that fit."""
     kept = list(range(len(found.columns)))
     least = [_least(found, cells, at) for at in kept]
     for at in _order(found):
@@ -63,7 +63,7 @@ def _kept(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]
 
 
 def _order(found: Table) -> list[int]:
-    """Return the places of the columns that may be left out: those that the table can spare, then from the last one."""
+    """Return the indices of droppable columns: optional ones first, then from the last one on."""
     places = list(range(1, len(found.columns)))
     spare = [at for name in found.spare for at in reversed(places) if found.columns[at] == name]
     verdicts = [at for at in places if any(str(row[at]) in _VERDICTS for row in found.rows)]
@@ -72,7 +72,7 @@ def _order(found: Table) -> list[int]:
 
 
 def _room(columns: int, width: int) -> int:
-    """Return the characters that are left for cells."""
+    """Return the characters available for cells."""
     return width - _BETWEEN * columns + 1
 
 
@@ -81,13 +81,13 @@ def _longest_word(text: str) -> int:
 
 
 def _natural(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
-    """Return the width at which nothing wraps but the heading."""
+    """Return the width at which only the heading wraps."""
     lines = (line for row in cells for line in row[at].splitlines())
     return max([_longest_word(found.columns[at]), *map(cell_len, lines)])
 
 
 def _least(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
-    """Return the width at which every number and every word stays whole; very long words are folded."""
+    """Return the width at which no number and no word breaks, except very long words."""
     natural = _natural(found, cells, at)
     if found.is_right(at):
         return natural
@@ -98,11 +98,11 @@ def _least(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
 
 
 def _widths(found: Table, cells: Sequence[Sequence[str]], kept: Sequence[int], width: int) -> list[int]:
-    """Return the width of each column: the least, and the room that is left for texts, the narrowest filled first."""
+    """Return each column's width: its minimum, plus remaining room for text, narrowest first."""
     natural = [_natural(found, cells, at) for at in kept]
     widths = [_least(found, cells, at) for at in kept]
     left = _room(len(kept), width) - sum(widths)
-    if left < 0:  # a table of one column, or two, that is wider than the console
+    if left < 0:  # one or two columns that exceed the console by themselves
         widths[0] = max(1, widths[0] + left)
     waiting = sorted((at for at in range(len(kept)) if widths[at] < natural[at]), key=lambda at: natural[at])
     for count, at in enumerate(waiting):

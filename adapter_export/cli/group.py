@@ -1,4 +1,4 @@
-"""A group of commands, and the one place where errors become messages and exit codes."""
+"""Command groups, and the single place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from adapter_export.version import __version__
 _BUG, _INTERRUPTED = 5, 130
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""Imports and exports make millions of objects, few of them in cycles; Python's default is 700."""
+"""Garbage-collector threshold. Imports and exports allocate millions of objects, few in cycles; Python defaults to 700."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A command in a list of commands.
+    """An entry in a list of commands.
 
     Attributes:
-        help: its line in the list.
-        make: makes it; called when the command runs or a shell completes its options.
-        section: the heading above it in the list.
+        help: the one-line description.
+        make: makes the command when it runs or a shell completes its options.
+        section: the heading that it is listed under.
     """
 
     help: str
@@ -41,10 +41,10 @@ class Entry:
 
 
 class LazyGroup(click.Group):
-    """A group that makes a command when it is called, and lists the commands in `table` without making any.
+    """A group that makes commands lazily, and lists the commands in `table` without making any.
 
-    Every error ends here: those of this package with their own exit code, failing disks and memory with 3, an
-    interrupt with 130, anything else, which is a bug of ours, with 5.
+    Every error ends here, with an exit code: this package's errors with their own, disk and memory errors with 3, an
+    interrupt with 130, and anything else, which is a bug, with 5.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, Entry], **rest: Any) -> None:
@@ -52,18 +52,18 @@ class LazyGroup(click.Group):
         self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, in the order in which a user meets them."""
+        """Return the names in the order of a user's workflow."""
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, made now."""
+        """Make and return the command."""
         entry = self.table.get(cmd_name)
         return None if entry is None else entry.make()
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the first argument names; the error for an unknown one names a near one."""
+        """Resolve the first argument to a command; suggest a similar name for an unknown one."""
         if args and args[0] not in self.table and not args[0].startswith("-"):
             near = nearest(args[0], self.table)
             hint = f"there are {', '.join(self.table)}." if near is None else f"did you mean `{near}`?"
@@ -71,31 +71,31 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from the table."""
+        """Write the list of commands."""
         for section in dict.fromkeys(entry.section for entry in self.table.values()):
             with formatter.section(section):
                 own = [(name, entry.help) for name, entry in self.table.items() if entry.section == section]
                 formatter.write_dl(own)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return completions of the name of a command."""
+        """Return completions for a command name."""
         names = [
             CompletionItem(name, help=entry.help) for name, entry in self.table.items() if name.startswith(incomplete)
         ]
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run, and say errors as JSON too where `--json` is among the arguments."""
+        """Run the group; errors are also JSON documents if `--json` is among the arguments."""
         arguments = list(sys.argv[1:] if args is None else args)
         gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve others
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: spinning starves others
         extra["obj"] = _Call(json="--json" in arguments, debug="--debug" in arguments)
         return super().main(arguments, *rest, **extra)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Read the options of the group; a group inside another leaves its errors to that one."""
+        """Parse the group's options; a nested group leaves errors to its parent."""
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.ClickException as error:
@@ -104,7 +104,7 @@ class LazyGroup(click.Group):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a group inside another leaves its errors to that one."""
+        """Run the command; a nested group leaves errors to its parent."""
         if ctx.parent is not None:
             return super().invoke(ctx)
         call = ctx.ensure_object(_Call)
@@ -131,7 +131,7 @@ class LazyGroup(click.Group):
 
 @dataclass(frozen=True)
 class _Call:
-    """Options of the group that decide how errors are shown."""
+    """Group options that control how errors are shown."""
 
     json: bool = False
     debug: bool = False
@@ -144,15 +144,15 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _report_call(error: click.ClickException, call: _Call) -> None:
-    """Say a wrong call as JSON; click says it in words."""
+    """Write a usage error as JSON; click prints it as text."""
     if call.json:
         _say_json({"error": "UsageError", "what": error.format_message()}, error.exit_code)
 
 
 def _report(error: Exception, call: _Call) -> int:
-    """Say an error and return the exit code."""
+    """Print an error and return its exit code."""
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        raise error  # the reader of our output left; click ends quietly
+        raise error  # the reader closed the pipe; click exits silently
     if call.debug:
         traceback.print_exception(error)
     known = _as_known(error)
@@ -174,7 +174,7 @@ def _report(error: Exception, call: _Call) -> int:
 
 
 def _as_known(error: Exception) -> AdapterExportError | None:
-    """Return the error as one of ours: failing disks and memory are no bugs."""
+    """Convert disk and memory errors, which are not bugs, to this package's errors."""
     if isinstance(error, AdapterExportError):
         return error
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""Help pages of commands: options in sections, and never more than fits on a screen or two."""
+"""Help pages of commands, with options in sections and a maximum length."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import click
 
 LONGEST_PAGE = 60
-"""The most lines of a help page, on a terminal of 80 columns or more."""
+"""Maximum lines of a help page on a terminal with at least 80 columns."""
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a help page: examples, kept line by line."""
+    """Return the examples for the end of a help page, one per line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 class HelpPage(click.Command):
-    """A command whose help page has its options in sections, and never more than `LONGEST_PAGE` lines.
+    """A command whose help page groups options in sections and has at most `LONGEST_PAGE` lines.
 
-    Where they do not fit, the page has the most used ones and the names of the others, and `--help SECTION` explains
-    those of a section, as curl does it.
+    If they do not fit, the page explains the common options and names the others, and `--help SECTION` explains a
+    section, as in curl.
 
     Args:
-        sections: names of parameters, by the name of their section; what is in none is on the page in any case.
-        common: those in sections that are.
+        sections: parameter names by section; parameters without a section are always on the page.
+        common: parameters of sections that are on the page, too.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class HelpPage(click.Command):
         self._help: click.Option | None = None
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return `--help`, which may name a section."""
+        """Return `--help` with an optional section."""
         if not self.sections:
             return super().get_help_option(ctx)
         if self._help is None:
@@ -70,7 +70,7 @@ class HelpPage(click.Command):
         ctx.exit()
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the page with all options explained, or where that is too long, with the most used ones, or fewer."""
+        """Write the page with all options explained, or with as many common ones as fit."""
         whole, rare = self._sectioned, self._sectioned.difference(self._common)
         brief = [(True, hidden, most) for hidden in (rare, whole) for most in (None, 1)] if self.sections else []
         for named, hidden, most in [(False, whole, None), *brief]:

@@ -1,15 +1,15 @@
-"""Arguments and options of a command from the signature of its call.
+"""Arguments and options of a command, made from its call's signature.
 
 ::
 
     def pack(weights: PathLike, *, base: Annotated[PathLike, Option("The model.", "MODEL")]) -> Adapter:
 
-A positional parameter is an argument of the command. An annotated keyword parameter is an option, and so is a
-positional one whose `Option` has flags; it is required if it has no default. `**options: Annotated[Any, OptionsOf(…)]`
-adds an option for each annotated field of some classes.
+A positional parameter is an argument of the command. An annotated keyword parameter is an option, as is a positional
+one whose `Option` has flags; it is required if it has no default. `**options: Annotated[Any, OptionsOf(…)]` adds an
+option for each annotated field of the given classes.
 
-A `bool` is a flag, a `Sequence` may be repeated or has commas, a `Literal` is a choice; `values.py` has the types that
-are written in a way of their own.
+A `bool` is a flag, a `Sequence` is repeatable or comma-separated, a `Literal` is a choice; `values.py` parses types
+with their own syntax.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adapter_export.option import Option
 
 
 def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
-    """Yield the arguments and options of a command that is made of a call."""
+    """Yield the arguments and options of a call's command."""
     packed: Iterator[tuple[str, object, object]] = iter(())
     for one, hint in _hinted(call):
         if one.kind is one.VAR_KEYWORD:
@@ -39,7 +39,7 @@ def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
         if said.variable:
             continue
         if one.kind is one.KEYWORD_ONLY or said.flags:
-            if get_origin(hint) is Annotated:  # else it is for Python callers alone, such as a callback
+            if get_origin(hint) is Annotated:  # other parameters, such as callbacks, exist in Python only
                 yield option(one.name, hint, one.default)
         else:
             many = one.kind is one.VAR_POSITIONAL or (_is_list(kind) and not said.commas)
@@ -50,13 +50,13 @@ def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
 
 
 def from_environment(call: Callable[..., object]) -> dict[str, str]:
-    """Return the parameters of a call that environment variables set, such as passwords."""
+    """Return the parameters that environment variables set, such as passwords."""
     variables = {one.name: types_of(hint)[1].variable for one, hint in _hinted(call)}
     return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Return whether a user has set a parameter, on the command line or in a file."""
+    """Return True if the user set a parameter, on the command line or in a file."""
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
@@ -65,12 +65,12 @@ def _hinted(call: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, ob
 
 
 def _is_list(kind: frozenset[Any]) -> bool:
-    """Return whether a value may be a list, which an option gives by being repeated."""
+    """Return True if a value may be a list, given by repeating the option."""
     return any(get_origin(one) is Sequence for one in kind)
 
 
 def hint_of(call: Callable[..., object], name: str) -> object:
-    """Return the type of a parameter; of names that are imported for type checking alone, no option is made."""
+    """Return a parameter's type; names imported only for type checking make no option."""
     alone = SimpleNamespace(__annotations__={name: call.__annotations__[name]})
     unknown: dict[str, object] = {}
     while True:
@@ -78,19 +78,19 @@ def hint_of(call: Callable[..., object], name: str) -> object:
             return get_type_hints(alone, vars(inspect.getmodule(call)), unknown, include_extras=True)[name]
         except NameError as error:
             unknown[str(error.name)] = object
-        except AttributeError:  # a name of a module that is unknown, such as `np.ndarray`
+        except AttributeError:  # a module name that is unknown at run time, such as `np.ndarray`
             return None
 
 
 def option(name: str, hint: object, default: object) -> click.Option:
-    """Return the option of an annotated parameter."""
+    """Return an annotated parameter's option."""
     kind, said = types_of(hint)
     flags = said.flags.split()
     if not any(flag.startswith("--") for flag in flags):
         flags.append(f"--{name.replace('_', '-')}")
     required = default is inspect.Parameter.empty if said.required is None else said.required
     if default is inspect.Parameter.empty and not required:
-        default = ()  # of a list that the command line may leave out
+        default = ()  # a list that may be omitted on the command line
     settings: dict[str, Any] = {"help": said.help, "required": required}
     if name in WORDS:
         settings["shell_complete"] = completed

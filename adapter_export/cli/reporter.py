@@ -28,19 +28,19 @@ from adapter_export.tables import duration
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 _BAR, _SHORT_BAR, _WIDE = 30, 12, 100
-"""Characters of a bar, of one on a narrow terminal, and of a terminal that is not narrow."""
+"""Characters of a bar, of a bar on a narrow terminal, and of the narrowest regular terminal."""
 
 
 class TerminalReporter(Reporter):
-    """Shows the step that runs, or a bar where the call counts its steps, and warns of notes.
+    """Reporter that shows the current step, or a bar if the call counts its steps, and warns about notes.
 
-    Use it as a context manager; what it shows ends with the block.
+    Use it as a context manager; its display ends with the block.
 
     Args:
         title: the text before a bar.
 
     Attributes:
-        notes: the notes so far, worded for the command line.
+        notes: notes so far, worded for the command line.
     """
 
     def __init__(self, title: str) -> None:
@@ -57,13 +57,13 @@ class TerminalReporter(Reporter):
         self.end(finished=error is None)
 
     def end(self, *, finished: bool = True) -> None:
-        """End the step or the bar that is shown."""
+        """End the current step or bar."""
         if self._shown is not None:
             self._shown.close(finished=finished)
             self._shown = None
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:
-        """Show a step by name, or the progress of a bar with the label at its end."""
+        """Show a step by name, or advance a bar with a label."""
         shown = self._shown
         if total is not None and isinstance(shown, _Bar) and shown.continues(done, total):
             shown.move(done, label)
@@ -72,7 +72,7 @@ class TerminalReporter(Reporter):
         self._shown = _Step(label) if total is None else _Bar(self._title, done, total, label)
 
     def note(self, text: str) -> None:
-        """Warn of a note, once."""
+        """Warn about a note, once."""
         sentence = Note(text).sentence("shell")
         if sentence not in self.notes:
             self.notes.append(sentence)
@@ -80,7 +80,7 @@ class TerminalReporter(Reporter):
 
 
 class _Step:
-    """A named step: a spinner while it runs, a line with its duration when it has ended."""
+    """A named step: a spinner while it runs, then a line with its duration."""
 
     def __init__(self, label: str) -> None:
         self._label, self._began = label, time.monotonic()
@@ -99,15 +99,15 @@ class _Step:
 
 
 class _LabelColumn(ProgressColumn):
-    """The label of the step that runs, shortened to the room that the other columns leave."""
+    """Label of the current step, shortened to the available room."""
 
     def render(self, task: Task) -> Text:
-        """Return the label in one line."""
+        """Return the label as one line."""
         return Text(str(task.fields["label"]), no_wrap=True, overflow="ellipsis")
 
 
 def progress_on(target: Console) -> Progress:
-    """Return the bars of a terminal: numbers stay whole, the bar is short where the terminal is narrow."""
+    """Return the columns of a bar: numbers never break, and the bar is short on a narrow terminal."""
     whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -126,7 +126,7 @@ class _Bar:
 
     def __init__(self, title: str, done: int, total: int, label: str) -> None:
         self._title, self._total, self._done, self._label = title, total, done, label
-        self._first = done  # what an earlier run has done says nothing about the speed of this one
+        self._first = done  # steps of an earlier run do not count toward this run's speed
         self._began = self._written = time.monotonic()
         target = console(stderr=True)
         self._progress: Progress | None = None
@@ -136,11 +136,11 @@ class _Bar:
             self._progress.start()
 
     def continues(self, done: int, total: int) -> bool:
-        """Return whether further steps belong to this bar: the same total, and no way back."""
+        """Return True if further steps belong to this bar: the same total, and no step back."""
         return total == self._total and done >= self._done
 
     def move(self, done: int, label: str) -> None:
-        """Show how many steps are done."""
+        """Show the number of finished steps."""
         self._done, self._label = done, label or self._label
         if self._progress is not None:
             self._progress.update(self._task, completed=done, label=self._label)

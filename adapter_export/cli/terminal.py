@@ -1,4 +1,4 @@
-"""Output of commands: results to stdout, remarks and errors to stderr, on terminals of people and in logs."""
+"""Output of commands: results to stdout, remarks and errors to stderr."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _PLAIN_WIDTH = 160
 
 
 class _Console(Console):
-    """A console on which text of others cannot steer the terminal: signs that could are shown as escapes."""
+    """A console that escapes control characters, so that foreign text cannot control the terminal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Render as `Console` does."""
+        """Render as `Console` does, with control characters escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on stdout, for results, or on stderr, for everything else."""
+    """Return a console on stdout for results, or on stderr for everything else."""
     found = _Console(stderr=stderr, highlight=False, soft_wrap=False)
     return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
 def emit_json(document: Mapping[str, object]) -> None:
-    """Write a JSON document to stdout, in which signs that could steer a terminal are escapes."""
+    """Write a JSON document to stdout, with control characters escaped."""
     from adapter_export.format.files import printable_json
 
     click.echo(printable_json(document, indent=2))
@@ -50,7 +50,7 @@ def warn(message: str) -> None:
 
 
 def say_failed(message: str) -> None:
-    """Write what is not as it should be to stderr."""
+    """Write a failure to stderr."""
     _say_marked("failed:", "red", message)
 
 
@@ -59,7 +59,7 @@ def _say_marked(mark: str, colour: str, message: str) -> None:
 
 
 def show(*parts: Table | str) -> None:
-    """Write tables of the API to stdout, and titles between them."""
+    """Write tables and titles to stdout."""
     out, before = console(), None
     for part in parts:
         if isinstance(before, Table):
@@ -75,15 +75,15 @@ class TerminalScreen:
     """Renders the result of a command: results to stdout, remarks to stderr.
 
     Attributes:
-        given: the arguments of the call by the names of its parameters.
-        notes: what the call has reported, worded for the command line.
+        given: the call's arguments by parameter name.
+        notes: notes reported by the call, worded for the command line.
     """
 
     def __init__(self, given: Mapping[str, Any], notes: Sequence[str]) -> None:
         self.given, self.notes = given, notes
 
     def show(self, *parts: Table | str) -> None:
-        """Write tables and titles to stdout, an empty line after each table."""
+        """Write tables and titles to stdout, with an empty line after each table."""
         show(*parts)
 
     def line(self, *parts: str | tuple[str, str]) -> None:
@@ -91,7 +91,7 @@ class TerminalScreen:
         console().print(Text.assemble(*parts), soft_wrap=True)
 
     def write(self, text: str) -> None:
-        """Write text to stdout, with line ends of its own."""
+        """Write text to stdout without adding a line end."""
         click.echo(text, nl=False)
 
     def say(self, text: str) -> None:
@@ -103,5 +103,5 @@ class TerminalScreen:
         warn(text)
 
     def fail(self, text: str) -> None:
-        """Write a failure to stderr, marked as such."""
+        """Write a marked failure to stderr."""
         say_failed(text)

@@ -1,4 +1,4 @@
-"""Values of options: the text that a user writes, as the type that a call takes."""
+"""Option values: parsing of command-line text into the call's types."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from adapter_export.option import REMOTE, Option
 
 
 def types_of(hint: object) -> tuple[frozenset[Any], Option]:
-    """Return the types that a value can have, without `None`, and what is said of it.
+    """Return the types a value can have, without `None`, and the annotation's marks.
 
-    A path that may be on a hub, too, has the mark `REMOTE` among its types.
+    A path that may also be on a hub has the mark `REMOTE` among its types.
     """
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     said = next((note for note in notes if note is not REMOTE), Option())
@@ -23,7 +23,7 @@ def types_of(hint: object) -> tuple[frozenset[Any], Option]:
 
 
 def _members(hint: object) -> Iterator[object]:
-    """Yield the types of a union, and the marks of paths in it."""
+    """Yield the types of a union, and the marks of its paths."""
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
         yield from _members(inner)
@@ -36,7 +36,7 @@ def _members(hint: object) -> Iterator[object]:
 
 
 def converter(kind: frozenset[Any], said: Option) -> Any:
-    """Return the type of click that reads a value."""
+    """Return the click type that parses a value."""
     if said.commas:
         return _NAMES
     if said.choices:
@@ -54,7 +54,7 @@ def converter(kind: frozenset[Any], said: Option) -> Any:
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
-    """A value that is written as text in a way of its own."""
+    """A value with its own syntax."""
 
     def __init__(self, metavar: str, parse: Callable[[str], object], otherwise: str) -> None:
         self.name = self._metavar = metavar
@@ -65,7 +65,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
         return self._metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what the text means, or refuse it."""
+        """Parse the text, or refuse it."""
         try:
             return self._parse(value) if isinstance(value, str) else value
         except ValueError:
@@ -130,7 +130,7 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
         "balanced|LABEL=N,…", _class_weights, "is neither `balanced` nor a list such as `good=1,bad=3`"
     ),
     frozenset({tuple[int, ...]}): _Text(
-        "N,…", lambda text: tuple(map(int, text.split(","))), "is no list of whole numbers such as `16,64`"
+        "N,…", lambda text: tuple(map(int, text.split(","))), "is not a list of whole numbers such as `16,64`"
     ),
     frozenset({tuple[int, ...], str}): _Text(
         "N,…|LOW..HIGH",
@@ -141,32 +141,32 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
         "N,…|LOW..HIGH", lambda text: _list_or_range(text, float), "is neither a list such as `0.001,0.01` nor a range"
     ),
     frozenset({tuple[float, ...]}): _Text(
-        "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"
+        "N,…", lambda text: tuple(map(float, text.split(","))), "is not a list of numbers such as `0.3,0.7`"
     ),
     frozenset({tuple[float, ...], Mapping[str, float]}): _Text(
-        "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
+        "N,…|NAME=N,…", _weights, "is not a list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
     ),
     frozenset({Mapping[str, float]}): _Text(
-        "A=0.3,B=0.7", _weights_by_name, "is no list such as `a=0.3,b=0.7`; `--weights` names the members"
+        "A=0.3,B=0.7", _weights_by_name, "is not a list such as `a=0.3,b=0.7`; `--weights` names the members"
     ),
 }
 
 
 class _LocalPath(click.Path):
-    """A path on this machine; its reader says whether it is there, in the words of `errors.py`."""
+    """A local path; its reader reports a missing file with the errors of `errors.py`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse an address of a hub, of which a path would lose a slash."""
+        """Refuse a hub address, because a path would drop one of its slashes."""
         if isinstance(value, str) and "://" in value:
             self.fail(f"`{value}` is not a local path; `push` and `pull` go to hubs and registries", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class _Address(click.Path):
-    """A path, an id of a hub or a reference, as the user wrote it."""
+    """A path, hub id or reference, exactly as typed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
-        """Return the text: a path would lose a slash of `hf://owner/name`, and the dot of `./owner/name`."""
+        """Return the text unchanged: a path would drop a slash of `hf://owner/name` and the dot of `./owner/name`."""
         return value
 
 

@@ -12,28 +12,28 @@ from adapter_export.tables import Table
 Found = TypeVar("Found")
 
 Styled = tuple[str, str]
-"""A text and its style on a terminal, such as `bold` or `red`."""
+"""Text and its terminal style, such as `bold` or `red`."""
 
 
 class Screen(Protocol):
-    """Receives the rendering of a result: the result itself on stdout, remarks on stderr."""
+    """Output of a command: results to stdout, remarks to stderr."""
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """The arguments of the call by the names of its parameters; options that were not given are absent."""
+        """Arguments of the call by parameter name, without omitted options."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """The notes that the call has reported, worded for the command line."""
+        """Notes reported by the call, worded for the command line."""
 
     def show(self, *parts: Table | str) -> None:
-        """Write tables and titles to stdout, an empty line after each table."""
+        """Write tables and titles to stdout, with an empty line after each table."""
 
     def line(self, *parts: str | Styled) -> None:
         """Write one line to stdout."""
 
     def write(self, text: str) -> None:
-        """Write text to stdout, with line ends of its own."""
+        """Write text to stdout without adding a line end."""
 
     def say(self, text: str) -> None:
         """Write a remark to stderr."""
@@ -42,7 +42,7 @@ class Screen(Protocol):
         """Write a warning to stderr."""
 
     def fail(self, text: str) -> None:
-        """Write a failure to stderr, marked as such."""
+        """Write a failure to stderr."""
 
 
 def result_document(found: Any, _: Screen) -> Mapping[str, object]:
@@ -52,36 +52,36 @@ def result_document(found: Any, _: Screen) -> Mapping[str, object]:
 
 
 def always(_: object) -> bool:
-    """Accept any result."""
+    """Treat every result as passed."""
     return True
 
 
 def exit_1(_: object) -> int:
-    """Return 1, the exit code of most results that did not pass."""
+    """Return 1, the exit code of a result that did not pass."""
     return 1
 
 
 @dataclass(frozen=True)
 class Command(Generic[Found]):
-    """A public call as a command of `adapter-export`.
+    """A public call exposed as a command of `adapter-export`.
 
     Positional parameters of the call are arguments of the command; those annotated with an `Option` that has flags, and
-    annotated keyword parameters, are options. `reporter` receives the terminal's reporter. Parameters without an
-    annotation of theirs, such as callbacks, are for Python callers.
+    annotated keyword parameters, are options. `reporter` receives the terminal's reporter. Unannotated parameters, such
+    as callbacks, exist in Python only.
 
     Attributes:
         call: the public call. Its docstring, up to the first section such as `Args:`, is the help page.
         show: renders a result for people.
         examples: command lines at the end of the help page.
         document: renders a result as JSON, for `--json`.
-        passed: false exits with `exit_code`.
+        passed: returns False for a result that exits with `exit_code`.
         exit_code: the exit code of a result that did not pass.
         exit_codes: their meanings, on the help page.
-        sections: names of parameters by section, where a help page is long, or the classes that declare them; all
-            others are on every page.
-        common: parameters in sections that are on the first page, too.
-        live: the parameter that receives a callback, for a call whose results are shown before it returns.
-        instead: flags, by name, that run another call with the arguments that it takes.
+        sections: parameter names, or classes that declare them, by section of a long help page; all others are on
+            every page.
+        common: parameters of sections that also appear on the first page.
+        live: the parameter for a callback that shows results before the call returns.
+        instead: flags, by name, that run another call with the arguments it accepts.
     """
 
     call: Callable[..., Found | None]
@@ -99,12 +99,12 @@ class Command(Generic[Found]):
 
 @dataclass(frozen=True)
 class Instead:
-    """A flag of a command that runs another call.
+    """A flag that makes a command run another call.
 
     Attributes:
-        option: of the flag.
+        option: the flag's option.
         command: the other call and its rendering.
-        refusal: the error, where an argument is given that the other call does not take.
+        refusal: the error for an argument that the other call does not accept.
     """
 
     option: Option
