@@ -22,7 +22,7 @@ from adapter_export.version import __version__
 _BUG, _INTERRUPTED = 5, 130
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""Garbage-collector threshold. Imports and exports allocate millions of objects, few of them in cycles (default: 700)."""
+"""Garbage-collector threshold: exports allocate millions of objects, few of them in cycles. Python's default is 700."""
 
 
 @dataclass(frozen=True)
