@@ -1,4 +1,4 @@
-"""Map the tensors of a checkpoint to parameters of an adapter."""
+"""Mapping of checkpoint tensors to parameters of an adapter."""
 
 from __future__ import annotations
 

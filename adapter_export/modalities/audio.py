@@ -1,4 +1,4 @@
-"""Audio: WAV files become samples, or a spectrogram."""
+"""Audio: decoding of WAV files to samples or a spectrogram."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Fit(Step):
     samples: Samples
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return as many samples as the step says."""
+        """Truncate or pad the samples."""
         return np.pad(values[: self.samples], (0, max(0, self.samples - len(values))))
 
 
@@ -60,7 +60,7 @@ class Standardize(Step):
     epsilon: NotNegative
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return the standardised samples."""
+        """Standardize the samples."""
         found: np.ndarray = (values - values.mean()) / np.sqrt(values.var() + self.epsilon)
         return found
 
@@ -75,11 +75,11 @@ class LogMel(Step):
 
     Attributes:
         op: `log_mel`.
-        bands: how many filters.
+        bands: number of filters.
         fft: the length of a frame, in samples.
-        hop: from the start of a frame to that of the next.
-        low: where the lowest filter begins, in Hz.
-        high: where the highest filter ends, in Hz.
+        hop: distance between frame starts, in samples.
+        low: start of the lowest filter, in Hz.
+        high: end of the highest filter, in Hz.
         rate: the sampling rate, in Hz.
     """
 
@@ -124,13 +124,13 @@ class AudioModality(FileModality):
         """Return the samples of a WAV file, float32 [samples] from -1 to 1.
 
         Raises:
-            DataError: it is no WAV file of PCM, truncated or empty, has several channels or another sampling rate.
+            DataError: the file is not PCM WAV, is truncated or empty, or has several channels or another sampling rate.
         """
         resampled = "" if rate is None else f" -ar {rate}"
         fix = f"convert it, such as by `ffmpeg -i FILE -ac 1{resampled} -c:a pcm_s16le NEW.wav`"
 
         def refusal(reason: str) -> DataError:
-            return DataError("is no WAV file that can be read", where=where, found=reason, expected="PCM", fix=fix)
+            return DataError("is not a readable WAV file", where=where, found=reason, expected="PCM", fix=fix)
 
         with parsing(refusal), wave.open(io.BytesIO(data)) as file:
             facts, frames = file.getparams(), file.readframes(file.getnframes())
@@ -140,7 +140,7 @@ class AudioModality(FileModality):
             found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
             expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
             raise DataError(
-                "is an audio file of another form than the model reads",
+                "does not match the audio format of the model",
                 where=where,
                 found=found,
                 expected=expected,
@@ -160,7 +160,7 @@ class AudioModality(FileModality):
         return (samples - (1 if facts.sampwidth == 1 else 0)).astype(np.float32)
 
     def limit(self, steps: Sequence[Step]) -> int | None:
-        """Return the samples that are read of a file."""
+        """Return the maximum number of samples read from a file."""
         return next((step.samples for step in steps if isinstance(step, Fit)), None)
 
     def known_fields(self, fields: Mapping[str, Any]) -> set[str]:
@@ -180,7 +180,7 @@ class AudioModality(FileModality):
         yield LogMel("log_mel", bands, fft, hop, 0.0, 8000.0, rate)
 
     def samples(self, rate: int | None) -> dict[str, bytes]:
-        """Return tones in noise of a quarter and of half a second, WAV of 16 bits."""
+        """Return tones in noise of 0.25 and 0.4 seconds, 16-bit WAV."""
         assert rate is not None
         drawn, found = np.random.default_rng(0), {}
         for title, seconds, pitch in (("low", 0.25, 220), ("high", 0.5, 1760)):

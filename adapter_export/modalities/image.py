@@ -1,4 +1,4 @@
-"""Images: files that Pillow reads become pixels, channels first."""
+"""Images: decoding with Pillow to pixels, channels first."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Edge = Annotated[int, Interval(1, 16_384)]
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""The filters of Pillow, in the order of its numbers, by which `resample` names them."""
+"""Filters of Pillow, in the order of its numbers, which `resample` uses."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's modes of 8 bits a channel or fewer: of others, making RGB loses what is too bright, without a word."""
+"""Pillow's modes with at most 8 bits per channel: converting others to RGB silently clips bright values."""
 
 _FIELDS = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
@@ -30,18 +30,18 @@ _FIELDS = {
 }
 
 _SIZES = ((70, 90), (110, 60))
-"""Height and width of two images; what does not differ between them, the processor makes equal."""
+"""Height and width of two images; any equal lengths after processing are fixed by the processor."""
 
 
 @dataclass(frozen=True)
 class Resize(Step):
-    """Resize an image of 8 bits a channel, to 8 bits a channel.
+    """Resize an 8-bit image.
 
     Attributes:
         op: `resize`.
-        height: that it gets.
-        width: that it gets.
-        resample: the filter, with support widened when an image shrinks, as Pillow's `Image.resize` computes it.
+        height: new height.
+        width: new width.
+        resample: the filter, with wider support when shrinking, as in Pillow's `Image.resize`.
     """
 
     op: Literal["resize"]
@@ -58,11 +58,11 @@ class Resize(Step):
 
 @dataclass(frozen=True)
 class ResizeShortestEdge(Step):
-    """Resize an image as `resize` does, and keep its shape.
+    """Resize an image like `resize`, preserving its aspect ratio.
 
     Attributes:
         op: `resize_shortest_edge`.
-        length: that the shorter edge gets; the longer one gets length * longer / shorter, rounded down.
+        length: new length of the shorter edge; the longer edge becomes length * longer / shorter, rounded down.
         resample: the filter.
     """
 
@@ -80,12 +80,12 @@ class ResizeShortestEdge(Step):
 
 @dataclass(frozen=True)
 class CenterCrop(Step):
-    """Keep the middle of an image, which is no smaller: from row (H - height) // 2 and column (W - width) // 2 on.
+    """Crop the center of an image, starting at row (H - height) // 2 and column (W - width) // 2.
 
     Attributes:
         op: `center_crop`.
-        height: of what is kept.
-        width: of what is kept.
+        height: height of the crop.
+        width: width of the crop.
     """
 
     op: Literal["center_crop"]
@@ -93,10 +93,10 @@ class CenterCrop(Step):
     width: Edge
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return the middle of the image."""
+        """Crop the image."""
         if values.shape[0] < self.height or values.shape[1] < self.width:
             found, expected = f"{values.shape[0]} × {values.shape[1]}", f"at least {self.height} × {self.width}"
-            raise DataError("an image is smaller than what is kept of it", found=found, expected=expected)
+            raise DataError("an image is smaller than its crop", found=found, expected=expected)
         top, left = (values.shape[0] - self.height) // 2, (values.shape[1] - self.width) // 2
         return values[top : top + self.height, left : left + self.width]
 
@@ -114,7 +114,7 @@ class Rescale(Step):
     factor: float
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return the values times the factor."""
+        """Multiply the values."""
         return (values.astype(np.float64) * self.factor).astype(np.float32)
 
 
@@ -133,14 +133,14 @@ class Normalize(Step):
     std: tuple[float, float, float]
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return the normalised values."""
+        """Normalize the values."""
         mean, std = (np.array(numbers, np.float32) for numbers in (self.mean, self.std))
         found: np.ndarray = (values.astype(np.float32) - mean) / std
         return found
 
 
 class ImageModality(FileModality):
-    """Images of 8 bits a channel, upright and in RGB."""
+    """8-bit RGB images in upright orientation."""
 
     name = word = "image"
     inputs = ("image",)
@@ -160,7 +160,8 @@ class ImageModality(FileModality):
         """Return an image, upright and in RGB, uint8 [height, width, 3].
 
         Raises:
-            DataError: it is no image, truncated, several images, of more bits a channel, or larger than Pillow's limit.
+            DataError: the file is not an image, is truncated, contains several images, has more than 8 bits per
+                channel, or exceeds Pillow's limit.
             MissingExtraError: Pillow is not installed.
         """
         image_of, upright = pillow("Image"), pillow("ImageOps")
@@ -168,10 +169,10 @@ class ImageModality(FileModality):
         def refusal(reason: str) -> DataError:
             expected = "a whole PNG, JPEG or other file that Pillow reads"
             found = reason.partition(" <_io")[0]
-            return DataError("is no image that can be read", where=where, found=found, expected=expected)
+            return DataError("is not a readable image", where=where, found=found, expected=expected)
 
         def too_large(reason: object) -> DataError:
-            return DataError("is an image that is too large", where=where, found=reason, fix="make it smaller")
+            return DataError("the image is too large", where=where, found=reason, fix="make it smaller")
 
         with parsing(refusal):
             try:
@@ -185,7 +186,7 @@ class ImageModality(FileModality):
                 if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
                     found = f"{image.n_frames} images" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
                     raise DataError(
-                        "is not one image of 8 bits a channel", where=where, found=found, fix="save it as PNG in RGB"
+                        "is not a single 8-bit image", where=where, found=found, fix="save it as PNG in RGB"
                     )
                 return np.array(upright.exif_transpose(image).convert("RGB"))
 
@@ -211,7 +212,7 @@ class ImageModality(FileModality):
         if fields.get("do_center_crop"):
             height, width = fields["crop_size"]["height"], fields["crop_size"]["width"]
             if not least or height > least[0] or width > least[-1]:
-                raise UnknownStepsError("crops more than an image may have, and fills the rest")
+                raise UnknownStepsError("crops beyond the image, with padding")
             yield CenterCrop("center_crop", height, width)
         if fields.get("do_rescale"):
             yield Rescale("rescale", float(fields["rescale_factor"]))
@@ -222,7 +223,7 @@ class ImageModality(FileModality):
             yield Normalize("normalize", tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
 
     def samples(self, rate: int | None) -> dict[str, bytes]:  # noqa: ARG002
-        """Return images in colours, in grey and with transparency; PNG, which all readers read alike."""
+        """Return color, grey and transparent images as PNG, which all readers decode identically."""
         drawn, found = np.random.default_rng(0), {}
         for title, shape in (("wide", (43, 61, 3)), ("high in grey", (70, 31)), ("clear", (29, 29, 4))):
             smooth = np.cumsum(drawn.normal(0, 9, shape), axis=1) + drawn.normal(128, 40, shape)
@@ -237,7 +238,7 @@ class ImageModality(FileModality):
 
 
 def pillow(module: str) -> Any:
-    """Return a module of Pillow, which only those who give images need."""
+    """Import a module of Pillow, an optional dependency."""
     try:
         return importlib.import_module(f"PIL.{module}")
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Base classes of modalities: names for messages, and the way from a file to an input."""
+"""Base classes of modalities: names for messages, and conversion of files to inputs."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from adapter_export.errors import RequestError
 from adapter_export.safe_io.regular_files import read_bytes
 
 MediaFile = Path | str | bytes | np.ndarray
-"""A file by its path, the bytes of one, or its contents as an array."""
+"""A path, the bytes of a file, or its contents as an array."""
 
 _NO_STEPS = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "data_format", "input_data_format"),
     *("return_tensors", "disable_grouping", "device", "default_to_square", "do_convert_rgb", "padding_side"),
     *("return_attention_mask", "feature_size", "image_seq_length", "num_channels"),
 }
-"""Fields of processors that do not change what is computed of one file."""
+"""Fields of processors without effect on single files."""
 
 
 class UnknownStepsError(ValueError):
-    """Raised if no steps express a processor; the text completes "this processor …"."""
+    """Raised if a processor cannot be expressed as steps; the text completes "this processor …"."""
 
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """One step from the contents of a file to an input: a frozen dataclass, which manifests hold as a record."""
+    """One processing step from file contents to an input: a frozen dataclass, stored in manifests as a record."""
 
     @abstractmethod
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Return what the step makes of values."""
+        """Apply the step to values."""
 
 
 class Modality:
-    """A modality of rows. Each module beside this one defines one as `MODALITY`.
+    """A modality of rows. Each other module of this folder defines one as `MODALITY`.
 
     Attributes:
-        name: of the modality.
-        inputs: the inputs of tasks that are of it.
-        word: what messages call one row; the plural has an `s`.
+        name: name of the modality.
+        inputs: task inputs of the modality.
+        word: name of a row in messages; the plural adds an `s`.
         is_file: whether rows are files.
-        extra: the optional dependencies that read rows, if there are any.
-        pipeline: the task of the Hugging Face Hub that gives labels to files.
+        extra: optional dependencies for reading rows, if any.
+        pipeline: task of the Hugging Face Hub that classifies files.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Modality:
 
 
 class FileModality(Modality, ABC):
-    """Files that become an input by steps; each file is a row.
+    """Files converted to an input by steps; each file is a row.
 
     Attributes:
-        form: the type and the shape of the contents of a file.
-        option: the help of the command line's option.
-        steps: the steps that it may have.
+        form: type and shape of a file's contents.
+        option: help text of the command-line option.
+        steps: supported steps.
         has_rate: whether files have a sampling rate.
-        processor_field: the field by which a file of Hugging Face says that its processor reads this modality.
-        processor_inputs: the inputs that such processors make.
+        processor_field: field of a Hugging Face config that identifies processors of this modality.
+        processor_inputs: inputs produced by such processors.
     """
 
     is_file = True
@@ -87,27 +87,27 @@ class FileModality(Modality, ABC):
         """Return the contents of a file.
 
         Raises:
-            DataError: it cannot be read, or has another form or sampling rate.
+            DataError: the file cannot be decoded, or has another form or sampling rate.
             MissingExtraError: a library is not installed.
         """
 
     def contents(self, file: MediaFile, rate: int | None, where: object) -> np.ndarray:
-        """Return the contents of a file; an array is checked.
+        """Return the contents of a file, or check an array.
 
         Raises:
-            FileError: there is no file, or it cannot be read.
+            FileError: the file does not exist or cannot be read.
             DataError, MissingExtraError: as `read`.
-            RequestError: an array of another form.
+            RequestError: the array has another form.
         """
         if not isinstance(file, np.ndarray):
             return self.read(file if isinstance(file, bytes) else read_bytes(Path(os.fspath(file))), rate, where)
         if not self.is_contents(file) or 0 in file.shape:
             found = f"{file.dtype} {list(file.shape)}"
-            raise RequestError(f"is no {self.word}", where=where, found=found, expected=self.form)
+            raise RequestError(f"is not a valid {self.word}", where=where, found=found, expected=self.form)
         return file
 
     def apply(self, contents: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
-        """Return what steps make of the contents of a file, float32.
+        """Apply steps to the contents of a file, float32.
 
         Raises:
             MissingExtraError: a library is not installed.
@@ -118,18 +118,18 @@ class FileModality(Modality, ABC):
         return np.ascontiguousarray(self.arranged(values), np.float32)
 
     def arranged(self, values: np.ndarray) -> np.ndarray:
-        """Return values with their axes as bases take them."""
+        """Return values with their axes in the order of bases."""
         return values
 
     def limit(self, steps: Sequence[Step]) -> int | None:  # noqa: ARG002 — for modalities that cut
-        """Return how many values of a file are read at most; `None` if all are."""
+        """Return the maximum number of values read from a file; `None` for all."""
         return None
 
     def steps_of(self, fields: Mapping[str, Any]) -> tuple[Step, ...]:
-        """Return the steps that the fields of a processor of Hugging Face name.
+        """Return the steps of a Hugging Face processor from its fields.
 
         Raises:
-            UnknownStepsError: they name something else.
+            UnknownStepsError: the fields describe other steps.
         """
         known = self.known_fields(fields) | _NO_STEPS | {self.processor_field}
         others = {name: value for name, value in fields.items() if name not in known and not name.startswith("_")}
@@ -145,16 +145,16 @@ class FileModality(Modality, ABC):
 
     @abstractmethod
     def known_fields(self, fields: Mapping[str, Any]) -> set[str]:
-        """Return the fields of a processor whose meaning is known."""
+        """Return the supported fields of a processor."""
 
     @abstractmethod
     def named_steps(self, fields: Mapping[str, Any]) -> Iterator[Step]:
-        """Yield the steps that the known fields name."""
+        """Yield the steps of the supported fields."""
 
     @abstractmethod
     def samples(self, rate: int | None) -> dict[str, bytes]:
-        """Return small files by name, on which clients are compared with the model's own library."""
+        """Return small sample files by name, to compare clients with the model's library."""
 
     @abstractmethod
     def noise(self, number: int, rate: int | None) -> np.ndarray:
-        """Return contents of noise; the first two, 0 and 1, differ in every length that files may have."""
+        """Return random contents; numbers 0 and 1 differ in every dynamic length."""

@@ -1,4 +1,4 @@
-"""Texts: tokens are made of them by the tokenizer of a base."""
+"""Texts, tokenized by the base's tokenizer."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
 def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
     assert "`bert.…` are the base's without that beginning" in found.stderr
-    assert "nothing says whether one label applies to a text or several do" in found.stderr
+    assert "the number of labels per text is unknown" in found.stderr
     assert "`--task single_label` or `--task multi_label`" in found.stderr
     assert "Next: adapter-export build" in found.stderr
     options = ("--task", "multi_label", "--thresholds", "0.3", "--input", "pair", "--max-tokens", "64")
@@ -80,7 +80,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
 def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
     cli.refused(2, "facts of a task are given, and the adapter's head has no task", *call, "--max-tokens", 64)
-    cli.refused(2, "thresholds of another number", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
+    cli.refused(2, "thresholds the number of labels differs", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
     cli.refused(2, "a threshold is a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
     assert not (tmp_path / "a").exists()
 
@@ -89,7 +89,7 @@ def test_labels(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--labels", "bad, fair,good", "-o", tmp_path / "a")
     assert made["task"]["labels"] == ["bad", "fair", "good"]
-    cli.refused(2, "of another number", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
+    cli.refused(2, "number of labels", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
 
 
 def test_labels_of_the_base(cli, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
     made = cli.json("import", "peft", folder, *base, "--without-head", "-o", tmp_path / "a")
     assert made["task"] is None
     assert len(made["sites"]) == 13  # the pooler among them
-    assert "the head was left out: `classifier`" in made["notes"]
+    assert "the head was ignored: `classifier`" in made["notes"]
     options = ("--without-head", "--pooling", "mean")
-    cli.refused(2, "something is said of a head", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
+    cli.refused(2, "a head is described", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
 
 
 def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, tmp_path: Path) -> None:

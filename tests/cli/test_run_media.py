@@ -38,7 +38,7 @@ def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, images: list[Path
     bundle, half, sound = vit_folder / "bundle", tmp_path / "half.png", tmp_path / "x.wav"
     half.write_bytes(images[0].read_bytes()[:900])
     sound.write_bytes(wav(noise(100) / 256))
-    cli.refused(3, "half.png: is no image that can be read", "run", bundle, "--image", half)
+    cli.refused(3, "half.png: is not a readable image", "run", bundle, "--image", half)
     cli.refused(3, "half.png", "run", bundle, "--many", "--image", images[0], "--image", half)
     cli.refused(3, "does not exist", "run", bundle, "--image", tmp_path / "nothing.png")
     cli.refused(3, "does not say how audio files become", "run", bundle, "--audio", sound)

@@ -109,5 +109,5 @@ def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
     "array", [noise(4, 4), noise(4, 4, 4), noise(0, 4, 3), TONE], ids=["grey", "rgba", "0", "clip"]
 )
 def test_an_array_of_another_form_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(RequestError, match="is no image"):
+    with pytest.raises(RequestError, match="is not a valid image"):
         IMAGE.contents(array, None, "image 0")

@@ -108,9 +108,9 @@ def _half(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "half an image": (_half, r"red/0\.png: is no image"),
+    "half an image": (_half, r"red/0\.png: is not a readable image"),
     "an empty file": (lambda folder: (folder / "red" / "0.png").write_bytes(b""), "an empty file"),
-    "a text": (lambda folder: (folder / "red" / "notes.txt").write_text("red"), "notes.txt: is no image"),
+    "a text": (lambda folder: (folder / "red" / "notes.txt").write_text("red"), "notes.txt: is not a readable image"),
     "a label without images": (lambda folder: (folder / "none").mkdir(), "a label without files"),
     "an image beside the folders": (lambda folder: (folder / "x.png").write_bytes(image("red", 99)), r"x\.png"),
     "one label": (lambda folder: [shutil.rmtree(folder / name) for name in ("red", "blue")], "fewer than two classes"),

@@ -63,7 +63,7 @@ def import_adapterhub(folder: Path, base: BaseView, request: ImportRequest, *, w
         with_head: whether to import the prediction head.
 
     Raises:
-        UsageError: there are several adapters and none is selected, or a composition cannot be imported as a whole.
+        UsageError: there are several adapters without a selection, or a composition cannot be imported as a whole.
         FileError, FormatError, VersionError, TensorError: a file cannot be read or violates its format.
         MissingExtraError: the tensors are pickled, and torch is not installed.
         AdapterError: the adapter does not fit the base, or cannot be expressed.

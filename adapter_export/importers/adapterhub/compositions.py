@@ -1,10 +1,10 @@
-"""The compositions of setups, compiled to those of `graph.compose`.
+"""Compilation of AdapterHub setups to compositions of `graph.compose`.
 
-AdapterHub computes them in `methods/bottleneck.py`, and averages of LoRA and IA3 in `LoRALinear.mean` and `com`
-(`methods/lora.py`). An adapter reads what `pre_forward` makes of the value before it, and is added to the residual that
-this gives. In a stack each has its own; in an average all have the first one's, in a fusion all have the last one's.
-The last adapter of the whole decides what follows (`post_forward`). So each member is imported with the config that its
-place gives it, as an adapter on `h`, and the composition puts their graphs together.
+AdapterHub implements compositions in `methods/bottleneck.py`, and averages of LoRA and IA3 in `LoRALinear.mean` and
+`com` (`methods/lora.py`). `pre_forward` derives an adapter's input and residual from the previous value: in a stack,
+each adapter uses its own config for this; in an average, all use the first one's; in a fusion, all use the last one's.
+The last adapter of the whole composition determines the final step (`post_forward`). Each member is therefore imported
+with the config for its position, as an adapter on `h`, and the composition joins their graphs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_no
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """`AdapterFusionConfig` by its own names; the last three have no effect on what is computed."""
+    """`AdapterFusionConfig` with its field names; the last three have no effect on the computation."""
 
     key: bool
     query: bool
@@ -64,9 +64,9 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class _Fusion:
-    """The layer of a fusion, whose tensors at each site have been taken.
+    """A fusion layer with its tensors at each site.
 
-    The names of its parameters begin with `owner`; `others` are how many tensors of other fusions lie in its file.
+    `owner` prefixes its parameter names; `others` counts tensors of other fusions in its file.
     """
 
     owner: str
@@ -76,7 +76,7 @@ class _Fusion:
 
 
 def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple[Adapter, tuple[str, ...]]:
-    """Make one adapter of a composition, without a head, and say what a user should know."""
+    """Compile a composition to one adapter without a head; return it with notes."""
     methods, sites = _methods(setup), base.sites
     acting = _acting(setup.block, methods, sites)
     members, notes = [], dict[str, None]()
@@ -107,14 +107,14 @@ def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple
 
 
 def _methods(setup: Setup) -> dict[str, Method]:
-    """The method of each member; an AdapterError for what the library does not put together in this way."""
+    """Return the method of each member; AdapterError for compositions that the library does not support."""
     methods: dict[str, Method] = {}
     for name, member in setup.members.items():
         if len(member.config.methods) > 1:
             raise AdapterError(
-                "a union in a composition, whose two methods would be composed in two ways",
+                "a union in a composition, whose two methods would be composed differently",
                 found=f"`{name}`",
-                fix=f"give {argument('member', name, option='name')} to import it alone",
+                fix=f"pass {argument('member', name, option='name')} to import it separately",
             )
         methods[name] = member.config.methods[0]
     low_rank = {name: method for name, method in methods.items() if isinstance(method, LoraConfig)}
@@ -127,7 +127,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
             "LoRA and IA3 are stacked, with bottlenecks among them or not, or averaged among themselves",
             found=f"`{block.kind}` of {quoted(block.names)}, of which `{next(iter(low_rank))}` is LoRA or IA3",
             expected="a `Stack` of single adapters, or an `Average` of single LoRA or IA3",
-            fix=f"give {argument('member', next(iter(low_rank)), option='name')} to import it alone",
+            fix=f"pass {argument('member', next(iter(low_rank)), option='name')} to import it separately",
         )
     later = list(low_rank)[1:]
     wrong = [name for name in low_rank if low_rank[name].use_dora or (name in later and low_rank[name].use_gating)]
@@ -167,7 +167,7 @@ def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[st
 
 
 def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict[str, list[str]]:
-    """The bottlenecks that act at each sublayer, after a look at what the library can run."""
+    """Return the bottlenecks at each sublayer, after checking that the library supports them."""
     kinds = {one: as_kind(config, one) for one, config in methods.items() if isinstance(config, BottleneckConfig)}
     acting = {}
     for site in sites.sublayers:
@@ -191,7 +191,7 @@ def _check_block(block: Block, acting: Collection[str]) -> None:
 
 
 def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The config by which each member acts on `h` in its place, in the order of their names."""
+    """Return each member's config for its position, acting on `h`, in name order."""
     found: dict[str, Method] = {}
     for child in block.children:
         found |= {child: methods[child]} if isinstance(child, str) else _in_place(child, methods)
@@ -204,7 +204,7 @@ def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
             if first.is_parallel:  # then `h` and the residual are `x` for all
                 read, residual = False, True
             config = replace(config, original_ln_before=read, residual_before_ln=residual)
-        elif block.kind == "Fuse":  # what it adds alone
+        elif block.kind == "Fuse":  # only its update
             config = replace(config, residual_before_ln=True, use_gating=False, ln_after=False, dropout=0.0)
             if isinstance(child, str):
                 config = replace(config, original_ln_before=False)
@@ -215,7 +215,7 @@ def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
 def _import_member(
     setup: Setup, name: str, method: Method, base: BaseView, *, by_number: bool
 ) -> tuple[Adapter, tuple[str, ...]]:
-    """One member as an adapter of its own, by the name that it has in names of parameters."""
+    """Import one member as a separate adapter, named as in parameter names."""
     member = setup.members[name]
     saved, notes = member.folder.adapter, member.config.notes
     names = names_of(saved.tensors, member.config.name)
@@ -233,7 +233,7 @@ def _import_member(
                 mapped.forget((names.inverse or {}).values())
                 names = replace(names, modules={**names.modules, "invertible_adapters": {}})
                 own = member.config.name
-                notes += (f"AdapterHub runs the first adapter's invertible one alone: that of `{own}` has none",)
+                notes += (f"AdapterHub uses only the first invertible adapter: that of `{own}` has no effect",)
             notes += import_bottleneck(method, names, mapped, base.sites, kind, by_number=by_number)
             if name in _fused(setup.block):
                 modules = names.of("adapters").values()
@@ -244,7 +244,7 @@ def _import_member(
 
 
 def _fused(block: Block) -> set[str]:
-    """The adapters of which a fusion takes what they add alone."""
+    """Return the adapters whose bare updates are fused."""
     return {name for each in block.blocks() if each.kind == "Fuse" for name in each.last_names}
 
 
@@ -254,7 +254,7 @@ def _fusions(
     sites: SiteMap,
     request: ImportRequest,
 ) -> Iterator[tuple[Block, _Fusion]]:
-    """The layers of all fusions, their tensors taken."""
+    """Return the layers of all fusions with their tensors."""
     blocks = [block for block in setup.block.blocks() if block.kind == "Fuse"]
     for number, block in enumerate(blocks, 1):
         name = folder_name(",".join(setup.members[last].config.name for last in block.last_names))
@@ -283,7 +283,7 @@ def _fusions(
             if site.name not in keys:
                 mapped.fault(f"every tensor of the fusion at `{site.name}` is missing")
                 continue
-            if not recipes:  # the library makes a layer that it never calls
+            if not recipes:  # the library creates a layer that it never calls
                 mapped.forget(keys[site.name].values())
             parameters = {parameter: f"{site.name}.{owner}.{parameter}" for parameter in recipes}
             mapped.take(parameters, recipes, {"d": site.width}, keys[site.name])
@@ -292,7 +292,7 @@ def _fusions(
 
 
 class _Composer:
-    """Puts the graphs of the members that act at one site together; values are named by the nodes that define them."""
+    """Joins the graphs of the members at one site; values are named after their nodes."""
 
     def __init__(
         self, here: Mapping[str, Here], methods: Mapping[str, Method], fusions: Mapping[Block, _Fusion]
@@ -301,7 +301,7 @@ class _Composer:
         self._chain = Merged("h")
 
     def graph(self, block: Block) -> AdapterGraph:
-        """The graph of the whole."""
+        """Return the joined graph."""
         value = self._of(block, "h")
         last = [name for name in block.names if name in self._here][-1]
         method = self._methods[last]
@@ -321,12 +321,12 @@ class _Composer:
             return self._fuse(block, value)
         acting = [child for child in block.children if isinstance(child, Block) or child in self._here]
         lost = [at for at, child in enumerate(acting) if self._is_parallel(child)]
-        for child in acting[lost[-1] if lost else 0 :]:  # a parallel one reads `x`, and loses what is before it
+        for child in acting[lost[-1] if lost else 0 :]:  # a parallel adapter reads `x` and drops the earlier results
             value = self._of(child, value) if isinstance(child, Block) else self._single(child, value)
         return value
 
     def _average(self, block: Block, value: str) -> str:
-        """`1/N·Σ wᵢ·Aᵢ`: the library takes the mean of what the weights have weighed already."""
+        """Return `1/N·Σ wᵢ·Aᵢ`: the library averages the weighted results."""
         parts = []
         for child, weight in zip(block.children, block.weights, strict=True):
             if isinstance(child, Block):
@@ -347,7 +347,7 @@ class _Composer:
         assert isinstance(last, BottleneckConfig), "only bottlenecks are fused"
         read = residual = self._read(block.names[-1], value)
         if last.is_parallel:
-            value = "x"  # what a parallel one passes on instead of `h`
+            value = "x"  # the output of a parallel adapter, instead of `h`
         elif last.residual_before_ln == "post_add":
             residual = self._chain.once(Node("add", (value, "x"), f"{value}_sum"))
         elif last.residual_before_ln is True:
@@ -375,7 +375,7 @@ class _Composer:
         return self._chain.value
 
     def _read(self, name: str, value: str) -> str:
-        """Return the value that an adapter reads instead of `h`."""
+        """Return the input of an adapter, in place of `h`."""
         method = self._methods[name]
         assert isinstance(method, BottleneckConfig), "LoRA and IA3 are not nested"
         if method.is_parallel:
@@ -383,7 +383,7 @@ class _Composer:
         return self._chain.normed_sum(value) if method.original_ln_before else value
 
     def _is_parallel(self, child: Block | str) -> bool:
-        """Return whether an adapter, or the one that decides what a composition reads, reads `x` instead of `h`."""
+        """Return whether an adapter, or the one that determines a composition's input, reads `x` instead of `h`."""
         if isinstance(child, Block):
             child = child.last_names[-1] if child.kind == "Fuse" else child.names[0]
         method = self._methods[child]
@@ -392,17 +392,17 @@ class _Composer:
     def _single(self, name: str, value: str) -> str:
         one = self._here[name]
         if isinstance(self._methods[name], LoraConfig) and value != "h" and self._only_adds(name):
-            return self._chain.delta(_reading(one, "x"), {"x": value})  # in a stack, what the one before it adds
+            return self._chain.delta(_reading(one, "x"), {"x": value})  # in a stack, the previous update
         return (self._chain.delta if self._only_adds(name) else self._chain.result)(one, {"h": value})
 
     def _only_adds(self, name: str) -> bool:
-        """Return whether the library adds the residual once, behind the whole composition."""
+        """Return whether the library adds the residual once, after the whole composition."""
         method = self._methods[name]
         return method.composition_mode == "add" if isinstance(method, LoraConfig) else method.is_parallel
 
 
 def _reading(one: Here, value: str) -> Here:
-    """A LoRA that reads a value as wide as its layer's output instead of `u`."""
+    """Return a LoRA that reads a value of its layer's output width instead of `u`."""
     graph = one.graph
     nodes = tuple(
         replace(node, inputs=tuple(value if name == "u" else name for name in node.inputs)) for node in graph.nodes
@@ -416,7 +416,7 @@ def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusio
     fusions = list(fusions)
     if any(fusion.config.temperature for fusion in fusions):
         yield (
-            "the fusion's temperature falls from 50 with every call of the library and is not in its files: it stays "
+            "the fusion's temperature decreases from 50 with every call of the library and is not saved: it stays "
             "at 50, as in the first call after loading"
         )
     fused = {name: methods[name] for name in setup.members if name in _fused(setup.block)}
@@ -427,18 +427,18 @@ def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusio
     ]
     if ignored:
         names = quoted(ignored)
-        yield f"a fusion takes what its members add before their gates and norms: those of {names} have no effect"
+        yield f"a fusion uses updates before gates and norms: those of {names} have no effect"
     parallel = [name for name, method in methods.items() if isinstance(method, BottleneckConfig) and method.is_parallel]
     if parallel and any(block.kind == "Stack" and len(block.children) > 1 for block in setup.block.blocks()):
         yield (
-            f"AdapterHub's library loses in a stack what is before a parallel adapter ({quoted(parallel)}), and what "
-            "the layer computes where another one comes behind it: so does the imported adapter"
+            f"in a stack, AdapterHub's library drops results before a parallel adapter ({quoted(parallel)}), and "
+            "the layer's output if another adapter follows; the imported adapter does the same"
         )
     others = sum(fusion.others for fusion in fusions)
     if others:
-        yield f"{others} tensors of other fusions lie in the file, and were left out"
+        yield f"{others} tensors of other fusions in the file were ignored"
     if any(block.kind == "Average" and len(block.children) > 1 for block in setup.block.blocks()):
         yield (
-            "AdapterHub divides an average by the number of its members although its weights have the sum 1: the "
-            "imported adapter does so, too"
+            "AdapterHub divides an average by the number of members although its weights sum to 1; the "
+            "imported adapter does the same"
         )

@@ -1,4 +1,4 @@
-"""The methods of AdapterHub, bottlenecks, LoRA and IA3, at the sites of a base."""
+"""Import of AdapterHub's methods: bottlenecks, LoRA and IA3."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapter_export.importers.match import Target, inside, match
 from adapter_export.importers.tensor_map import Recipe, Source, TensorMap, as_it_is, flattened, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
-# Bottlenecks: every field of `BnConfig`, with invertible adapters and what Compacter shares (`methods/modeling.py`).
+# Bottlenecks: every field of `BnConfig`, invertible adapters, and shared tensors of Compacter (`methods/modeling.py`).
 
 EMBEDDINGS = "embeddings"
 
@@ -29,16 +29,16 @@ EMBEDDINGS = "embeddings"
 def import_bottleneck(
     config: BottleneckConfig, names: Names, mapped: TensorMap, sites: SiteMap, kind: str, *, by_number: bool
 ) -> tuple[str, ...]:
-    """Take bottlenecks to the sites of a base, and say what a user should know; the caller checks the mapped.
+    """Map bottlenecks to the sites of a base, and return notes; the caller calls `TensorMap.check`.
 
     Raises:
-        AdapterError: the config contradicts itself, or the base lacks its places.
+        AdapterError: the config is inconsistent, or the base lacks its sites.
     """
     if config.phm_layer and (config.shared_phm_rule or config.shared_W_phm) and not names.shared:
         raise AdapterError(
-            "is a Compacter without the tensors that its modules share; nothing that is computed with it can be right",
+            "is a Compacter without its shared tensors, so that its results cannot be reproduced",
             found="no tensor `shared_parameters.…`",
-            expected="`phm_rule`, and whatever else the config shares",
+            expected="`phm_rule`, and the other shared tensors of the config",
             fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
             "`AutoAdapterModel` in which it was trained",
         )
@@ -46,12 +46,12 @@ def import_bottleneck(
     keys, told = keys_at_sites(
         names.of("adapters"), lambda path: sublayer_target(path, sites), sites, by_number=by_number
     )
-    inverted = next(iter(sites.of_roles((EMBEDDINGS,))), None)  # the encoder's, where there is a decoder as well
+    inverted = next(iter(sites.of_roles((EMBEDDINGS,))), None)  # the encoder's, if there is a decoder
     if names.inverse is not None:
         if inverted is None:
             raise AdapterError(
-                "has an invertible adapter after the embeddings, and no such site was found in the base",
-                fix="give a base that starts from tokens, or train without `inv_adapter`",
+                "has an invertible adapter after the embeddings, a site that the base lacks",
+                fix="pass a base with token embeddings, or train without `inv_adapter`",
             )
         keys[inverted.name] = names.inverse
     for site in sites:
@@ -75,13 +75,13 @@ def import_bottleneck(
     if config.inv_adapter is not None:
         notes.append(
             "the invertible adapter acts after the embeddings; AdapterHub also inverts it before a language-model "
-            "head, which is not done here"
+            "head, which is not supported"
         )
     return tuple(notes)
 
 
 def bottleneck_widths(component: Component, site: Site) -> dict[str, int]:
-    """The widths of a bottleneck at a site, with those of the halves of its features."""
+    """Return the widths of a bottleneck at a site, including those of the halves of its features."""
     return {**component.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
 
 
@@ -93,9 +93,9 @@ def keys_at_sites(
     *,
     by_number: bool,
 ) -> tuple[dict[str, Keys], tuple[str, ...]]:
-    """The tensors of the module that acts at each site, by its name, and what a user should know.
+    """Return the tensors of the module at each site, by site name, and notes.
 
-    An AdapterError lists modules that the base lacks.
+    Raises AdapterError, listing modules that the base lacks.
     """
     found = match([target(path) for path in modules], sites, where, by_number=by_number)
     found.require(list(modules))
@@ -103,12 +103,12 @@ def keys_at_sites(
 
 
 def as_kind(config: BottleneckConfig, name: str) -> Kind:
-    """The graphs of a config; an AdapterError if it contradicts itself, or asks for what has no graph."""
+    """Return the graphs of a config; AdapterError if it is inconsistent or cannot be expressed."""
     try:
         kind = bottleneck_config(config, name)
     except UsageError as error:
         raise AdapterError(error.what, found=error.found, expected=error.expected, fix=error.fix) from error
-    # a full matrix is its own factor, the other one the identity: the rank is the narrower side
+    # a full matrix is one factor, the identity the other: the rank is the narrower side
     narrower = RelativeWidth("b", float(config.phm_dim), exact=True)
     return kind if config.factorized_phm_W else kind.with_widths(k=narrower)
 
@@ -116,10 +116,10 @@ def as_kind(config: BottleneckConfig, name: str) -> Kind:
 def without_unused_inverse(
     config: BottleneckConfig, document: Mapping[str, Any], names: Names
 ) -> tuple[BottleneckConfig, tuple[str, ...]]:
-    """Old task adapters name invertible adapters that they never had (`AdapterLoader._fix_legacy_config`)."""
+    """Remove unused invertible adapters from old task adapters (`AdapterLoader._fix_legacy_config`)."""
     if config.inv_adapter is None or document.get("type") != "text_task" or names.inverse is not None:
         return config, ()
-    note = "the config names an invertible adapter, which old task adapters do not use: it was left out"
+    note = "the config names an invertible adapter, which old task adapters do not use: it was ignored"
     return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
 
 
@@ -146,12 +146,12 @@ def _gate(width: str) -> dict[str, Recipe]:
 
 
 def _twice(name: str, again: str) -> Recipe:
-    """The norm before is a member of the module and the first of its `adapter_down`: files hold it under both names."""
+    """Read a norm stored under two names: as a member of the module, and in its `adapter_down`."""
 
     def the_same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         if not np.array_equal(one, other):
             raise TensorError(
-                "one tensor lies in the file under two names, and the two differ",
+                "the file contains a tensor under two names with different values",
                 found=f"`…{name}` and `…{again}`",
                 fix="save the adapter again with AdapterHub's library",
             )
@@ -161,7 +161,7 @@ def _twice(name: str, again: str) -> Recipe:
 
 
 def _phm(config: BottleneckConfig, first: str) -> dict[str, Recipe]:
-    """Projections of Kronecker products (`PHMLayer`): rule [n, n, n], factors [n, in/n, k] and [n, k, out/n]."""
+    """Return recipes for Kronecker products (`PHMLayer`): rule [n, n, n], factors [n, in/n, k] and [n, k, out/n]."""
     found = {"rule": _rule(config, "")}
     for name, library, part_in, part_out in (("down", first, "p", "q"), ("up", "adapter_up", "q", "p")):
         width, shared = "b" if name == "down" else "d", config.shared_W_phm
@@ -189,7 +189,7 @@ def _rule(config: BottleneckConfig, prefix: str) -> Recipe:
 
 
 def _identities(whole: Source, axis: int) -> Recipe:
-    """An identity matrix [k, k] for each product: a full matrix is its own factor; k is the bottleneck's share."""
+    """Return identity matrices [k, k], the second factors of full matrices; k is the bottleneck's share."""
 
     def make(matrices: np.ndarray) -> np.ndarray:
         width = matrices.shape[axis]
@@ -199,10 +199,10 @@ def _identities(whole: Source, axis: int) -> Recipe:
 
 
 def nice_recipes() -> dict[str, Recipe]:
-    """The parameters of an invertible adapter's graph, which has whole features where the library has halves.
+    """Return recipes for an invertible adapter's graph, which acts on whole features instead of halves.
 
-    `F` reads the second half (width `d2`) and writes the first (`d1`), `G` the other way round; the rows of the other
-    half are zero.
+    `F` reads the second half (width `d2`) and writes the first (`d1`), `G` the reverse; rows of the other half are
+    zero.
     """
 
     def first(half: np.ndarray, others: int) -> np.ndarray:
@@ -244,7 +244,7 @@ def _coupling(name: str, library: str, read: _Half, written: _Half, halves: tupl
 # LoRA and IA3 (`methods/lora.py`), around single linear layers and around fused ones.
 
 _FUSED = {"q": "query", "k": "key", "v": "value"}
-"""The parts of a fused layer, in their order, by the names that the config has for them."""
+"""Parts of a fused layer, in order, by their names in the config."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +260,10 @@ class LowRankForm:
 def import_low_rank(
     config: LoraConfig, names: Names, mapped: TensorMap, base: BaseView, *, by_number: bool
 ) -> tuple[str, ...]:
-    """Take LoRA or IA3 to the linear layers of a base, as `import_bottleneck` does."""
+    """Map LoRA or IA3 to the linear layers of a base, like `import_bottleneck`."""
     if config.is_vera and not names.shared:
         raise AdapterError(
-            "is a VeRA without the matrices that its layers share; nothing that is computed with it can be right",
+            "is a VeRA without its shared matrices, so that its results cannot be reproduced",
             found="no tensor `shared_parameters.…`",
             expected="`lora_A` and `lora_B`",
             fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
@@ -282,9 +282,9 @@ def import_low_rank(
 
 
 def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteMap, mapped: TensorMap) -> None:
-    """Every layer that is not left out must have what others like it have, and as many as the config asks for.
+    """Check that all adapted layers have the same tensors, as many as the config requires.
 
-    The library treats cross-attention as attention: both have the same.
+    The library treats cross-attention like attention.
     """
     there: dict[int, set[str]] = {}
     found: dict[int, set[str]] = {}
@@ -302,16 +302,16 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
     wanted = attention * config.selfattn_lora + config.intermediate_lora + config.output_lora
     own = [name for name in everywhere if not name.startswith("cross_")]
     if len(own) != wanted:
-        mapped.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
+        mapped.fault(f"each layer has {len(own)} adapted linear layers, and the config requires {wanted}")
 
 
 def low_rank_form(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
-    """The graph of LoRA or IA3 at a linear layer; AdapterError if the library, or no graph here, computes it there."""
+    """Return the graph of LoRA or IA3 at a linear layer; AdapterError if it is not supported there."""
     fused = _enabled(config, site) if site.role == "linear" and site.parts else ()
     if fused and (config.use_dora or config.is_vera or config.architecture != "lora"):
         raise AdapterError(
-            "AdapterHub runs DoRA, VeRA and MTL-LoRA at single linear layers alone, and this one is query, key and "
-            "value in one",
+            "AdapterHub supports DoRA, VeRA and MTL-LoRA only at single linear layers, and this one fuses query, key "
+            "and value",
             where=f"`{site.name}`",
             fix="train LoRA there instead",
         )
@@ -330,12 +330,12 @@ def low_rank_form(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm
 
 
 def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
-    """Return the thirds of a fused layer that take part; the library cuts it into three equal ones."""
+    """Return the adapted thirds of a fused layer; the library splits it into three equal parts."""
     third = site.width // len(_FUSED)
     expected = {name: (third * at, third * (at + 1)) for at, name in enumerate(_FUSED.values())}
     if dict(site.parts) != expected:
         raise AdapterError(
-            "AdapterHub cuts a fused layer into equal parts for query, key and value, which this one has not",
+            "AdapterHub splits a fused layer into equal parts for query, key and value, which this layer lacks",
             where=f"`{site.name}`",
             found=", ".join(f"{name} {start}:{end}" for name, (start, end) in site.parts.items()),
         )
@@ -343,7 +343,7 @@ def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
 
 
 def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:
-    """`h + (alpha/r)·B(A u)`; of a fused layer's products side by side, each writes its own part."""
+    """Return `h + (alpha/r)·B(A u)`; in a fused layer, each product writes its own part."""
     factor = 1.0 if config.use_gating else config.alpha / config.r
     graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
     down, up = _matrices(config)
@@ -372,7 +372,7 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm
 
 
 def _matrices(config: LoraConfig) -> tuple[Recipe, Recipe]:
-    """A [d_in, r] and B [d, r] of the product: the file's own, or what VeRA and MTL-LoRA make of theirs."""
+    """Return A [d_in, r] and B [d, r]: from the file, or computed for VeRA and MTL-LoRA."""
     if config.is_vera:  # `vera_B @ lora_B @ vera_D @ lora_A`
         sources = (
             Source("vera_B", ("d", "d")),
@@ -404,10 +404,10 @@ def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
     weight = base.weight_at(site)
     if weight is None:
         raise AdapterError(
-            "is `m/‖W + B A‖ ⊙ (h + B A u)`, and the base does not show the weight W of this layer as a tensor",
+            "is `m/‖W + B A‖ ⊙ (h + B A u)`, and the base does not expose the weight W of this layer",
             where=f"`{site.name}`",
             found="`use_dora`",
-            fix="give the model's own folder as the base",
+            fix="pass the model's folder as the base",
         )
     down, up = _matrices(config)
     count, magnitude = len(up.sources), Source("m.weight", ("d", 1))
@@ -436,7 +436,7 @@ def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
 
 
 def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarray:
-    """The `at`-th of stacked matrices [n·d/3, r] as [r, d]: in the `part`-th third of the columns, beside zeros."""
+    """Return the `at`-th of stacked matrices [n·d/3, r] as [r, d]: the `part`-th third of the columns, else zeros."""
     block = stacked[third * at : third * (at + 1)].T
     return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
 
@@ -463,7 +463,7 @@ def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowR
 
 
 def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: int) -> dict[str, Recipe]:
-    """The `at`-th of the stacked products, which writes the `part`-th third of the layer."""
+    """Return recipes for the `at`-th stacked product, which writes the `part`-th third of the layer."""
     return {
         f"{name}A.weight": Recipe((Source("lora_A", ("rn", "d_in")),), lambda a: a[rank * at : rank * (at + 1)].T),
         f"{name}B.weight": Recipe((Source("lora_B", ("dn", "r")),), lambda b: _in_thirds(b, at, part, third)),
@@ -473,7 +473,7 @@ def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: i
 
 
 def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:
-    """`alpha·l⊙h`, with a gate `g·l⊙h`; in a fused layer the other parts have ones."""
+    """Return `alpha·l⊙h`, with a gate `g·l⊙h`; other parts of a fused layer have factors of 1."""
     chain = Chain("h")
     chain.owned("scale_features", "scaling", {"weight": ("d",)})
     if config.use_gating:

@@ -1,9 +1,9 @@
-"""The modules that PEFT saved as a whole, as a prediction head.
+"""Import of modules fully saved by PEFT as a prediction head.
 
-What the heads of transformers compute is in no folder of PEFT, and no tensor shows it: heads of the same shapes differ
-in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear layer reads the pooled first token in BERT
-and the bare one in ViT. So there is a table, by the name of the base inside such a model, which stands before every
-module path of the adapter. Heads outside the table are read when the user says what they do.
+PEFT's folders do not contain the computation of a head, and tensors do not show it: heads of equal shapes differ in
+their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a single linear layer reads the pooled first token in BERT
+and the bare one in ViT. A table lists known heads by the name of the base in its model, the prefix of the adapter's
+module paths. Other heads need the user's description.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adapter_export.importers.tensor_map import Recipe, TensorMap
 class KnownHead:
     """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`, by the paths of its layers.
 
-    `pooling` is one of `POOLINGS`; `dense` lies in the head or in the base; without `classes`, the one layer is meant.
+    `pooling` is one of `POOLINGS`; `dense` is in the head or the base; without `classes`, the head has one layer.
     """
 
     pooling: str
@@ -47,53 +47,53 @@ RECIPES: Mapping[str, KnownHead] = {
     "distilbert": KnownHead("first", "pre_classifier", "relu", "classifier"),
     **dict.fromkeys(("vit", "deit"), KnownHead("first", classes="classifier")),
 }
-"""Heads for one class per text or image, as transformers 5 has them, in `modeling_<name>.py`."""
+"""Sequence and image classification heads of transformers 5, from `modeling_<name>.py`."""
 
 
 LAST_TOKEN = "score"
-"""The one module of decoders that classify texts by their last token, in `modeling_layers.py` of transformers 5."""
+"""Module of decoders that classify texts by their last token, from `modeling_layers.py` of transformers 5."""
 
 TOKENS = "tokens"
-"""The pooling of a head that pools nothing: one result for each token."""
+"""Pooling of a head without pooling: one result per token."""
 
 _TASKS: Mapping[str, ProblemType] = {kind.peft_type: name for name, kind in TASK_TYPES.items() if kind.peft_type}
 """Task type of a head, by PEFT's name of the task.
 
-A head for one label of a text may be one for several, or for numbers: all are saved alike.
+PEFT does not distinguish single-label, multi-label and regression heads.
 """
 
 _OF_A_TEXT = tuple(
     name for name in PROBLEM_TYPES if (one := TASK_TYPES[name]).output == "logits" and not one.has_choices
 )
-"""Task types that a head saved by PEFT for `SEQ_CLS` may have."""
+"""Possible task types of a `SEQ_CLS` head."""
 
 _UNKNOWN = (
-    "nothing says whether one label applies to a text or several do, so the adapter gives logits and no answers: "
-    f"say it with {argument('task', 'single_label')} or {argument('task', 'multi_label')}"
+    "the number of labels per text is unknown, so the adapter returns logits without answers: "
+    f"pass {argument('task', 'single_label')} or {argument('task', 'multi_label')}"
 )
 _UNKNOWN_TOKENS = (
-    "nothing says what the head says of tokens, so the adapter gives logits and no answers: say it with "
+    "the task of the token head is unknown, so the adapter returns logits without answers: pass "
     f"{argument('task', 'token')} or {argument('task', 'span')}"
 )
 _GUESSED = (
-    "nothing says whether one label applies to a text or several do: taken as one (`single_label`), as classes have "
-    f"names; {argument('task', 'multi_label')} says otherwise"
+    "the number of labels per text is unknown: assuming one (`single_label`), as classes have "
+    f"names; {argument('task', 'multi_label')} overrides it"
 )
 
 ChangeAt = Callable[[str, tuple[int, ...]], Change | None]
-"""The change of a layer, by its path and the shape [out, in] of its weight; `None` if its tensors do not fit."""
+"""Returns a layer's change by its path and weight shape [out, in]; `None` if its tensors do not fit."""
 
 BaseTensor = Callable[[str], np.ndarray | None]
-"""A tensor of the base by the name that it has in the adapter's model, such as `bert.pooler.dense.weight`."""
+"""Returns a tensor of the base by its name in the adapter's model, such as `bert.pooler.dense.weight`."""
 
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The user's facts about the head; for `None`, the recipe decides.
+    """The user's description of a head; `None` uses the table.
 
-    `pooling` is one of `POOLINGS` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order
-    of the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their
-    number fits, and `known_problem` is what it says of them.
+    `pooling` is one of `POOLINGS` or `tokens`; `activation` follows the head's dense layer; `labels` are in the order
+    of the logits; `task` is the task type. `known_labels` are the labels of the base's config, used if their number
+    matches, and `known_problem` is its task type.
     """
 
     pooling: str | None = None
@@ -107,7 +107,7 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer as torch has it: `weight` [out, in], `bias` [out]."""
+    """A linear layer in torch's layout: `weight` [out, in], `bias` [out]."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -115,9 +115,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class MadeHead:
-    """A head, if there is one, whose weights have been taken.
+    """An imported head, if any, with its weights.
 
-    `used` are the paths of modules outside the base's sites that went into it, `notes` what was decided on the way.
+    `used` are paths of modules outside of sites that the head contains; `notes` explain decisions.
     """
 
     head: Head | None = None
@@ -135,26 +135,26 @@ def take_head(
     choice: HeadChoice,
     where: object,
 ) -> MadeHead:
-    """The head that the saved modules are, if there are any; `width` is that of the final hidden state.
+    """Import the saved modules as a head, if any; `width` is the width of the final hidden state.
 
-    `changes` gives what the adapter does to a layer of the base that the head reads.
+    `changes` returns the adapter's change of a base layer that the head reads.
 
     Raises:
-        AdapterError: modules were saved that are no head, or a head whose way to read the hidden state is not known.
-        UsageError: the user says something of a head, and there is none, or labels of another number.
-        TensorError: tensors have shapes that do not go together.
+        AdapterError: saved modules are not a head, or its pooling is unknown.
+        UsageError: a head is described but missing, or the number of labels is wrong.
+        TensorError: tensor shapes are inconsistent.
     """
     in_base = [path for path in found.saved if base(f"{path}.weight") is not None]
     if choice.leave_out or not found.saved:
         if choice.labels or choice.pooling or choice.activation or choice.task:
-            raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
+            raise UsageError("a head is described, but the adapter has none, or it is excluded", where=where)
         _refuse(in_base, where)
         if not found.saved:
             return MadeHead()
-        # what is not in the base was a head, and so was the layer of the base that it read
+        # modules missing in the base belong to the head, and so do base layers that it reads
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
         names = quoted(found.saved)
-        return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
+        return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was ignored: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
     recipe = KnownHead(TOKENS) if tokens else _recipe(found, mapped, choice, where)
@@ -162,29 +162,29 @@ def take_head(
 
 
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
-    """Return the task that the user, PEFT's config or the model's class gives the head.
+    """Return the head's task from the user, PEFT's config or the model's class.
 
-    `single_label` is `SEQ_CLS` unless the user sets it; `None` if only the user's `pooling` shows that it is a head.
+    `single_label` represents `SEQ_CLS` unless the user sets it; `None` if only the user's `pooling` identifies a head.
     """
     saved = _TASKS.get(options.task_type or "") or class_type(options.model_class or "")
     named = options.task_type or options.model_class
     if saved is None and choice.pooling is None and choice.task is None:
         _refuse(in_base, where)
         raise AdapterError(
-            "has modules that were trained as a whole, and nothing says that they are a head",
+            "has fully trained modules that are not identified as a head",
             where=where,
             found=f"{quoted(options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS`, `TOKEN_CLS` or `QUESTION_ANS`",
-            fix=f"say what it reads with {argument('pooling', 'first')}, `mean`, `last` or `tokens`, if it is a head",
+            fix=f"if it is a head, describe its input with {argument('pooling', 'first')}, `mean`, `last` or `tokens`",
         )
     of_a_text = {saved, choice.task} <= {*_OF_A_TEXT}
     if choice.task is not None and saved not in (None, choice.task) and not of_a_text:
         found = f"{argument('task', choice.task)}, and PEFT saved `{named}`"
-        raise UsageError("the head answers another question", where=where, found=found)
+        raise UsageError("the task does not match the head", where=where, found=found)
     wanted = choice.task or saved
     if wanted is not None and choice.pooling is not None and TASK_TYPES[wanted].pools == (choice.pooling == TOKENS):
         found = f"{argument('pooling', choice.pooling)} of a head for `{wanted}`"
-        raise UsageError("the head does not read that", where=where, found=found)
+        raise UsageError("the pooling does not match the head", where=where, found=found)
     return wanted
 
 
@@ -197,11 +197,11 @@ def _recipe(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object)
         return KnownHead("last")
     if choice.pooling is None:
         raise AdapterError(
-            "has a head, and nothing says what it reads",
+            "has a head with unknown pooling",
             where=where,
-            found=f"a model whose base is called `{family}`",
-            expected=f"one of {quoted(RECIPES)}, or a head called `{LAST_TOKEN}`",
-            fix=f"say it with {argument('pooling', 'first')}, `mean` or `last`, or leave the head out with "
+            found=f"a model with a base named `{family}`",
+            expected=f"one of {quoted(RECIPES)}, or a head named `{LAST_TOKEN}`",
+            fix=f"pass {argument('pooling', 'first')}, `mean` or `last`, or exclude the head with "
             f"{argument('without_head', True)}",
         )
     if len(found.saved) == 1:
@@ -210,29 +210,29 @@ def _recipe(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object)
         first, last = _in_order(found.saved, mapped, where)
         return KnownHead(choice.pooling, first, choice.activation, last)
     raise UsageError(
-        "the head has a dense layer, and nothing says what stands behind it"
+        "the activation after the head's dense layer is unknown"
         if len(found.saved) == 2
         else "the head has too many layers",
         where=where,
         found=quoted(found.saved),
-        fix=f"give {argument('activation')}" if len(found.saved) == 2 else None,
+        fix=f"pass {argument('activation')}" if len(found.saved) == 2 else None,
     )
 
 
 def _in_order(saved: Mapping[str, Mapping[str, str]], mapped: TensorMap, where: object) -> tuple[str, str]:
-    """The dense layer and the last one: the shapes show it where they are not square."""
+    """Return the dense layer and the last one, determined by shapes unless they are square."""
     one, other = saved
     shapes = {path: mapped.tensors[keys["weight"]].shape if "weight" in keys else () for path, keys in saved.items()}
     fits = [
         (first, last) for first, last in ((one, other), (other, one)) if shapes[first][:1] == shapes[last][-1:] != ()
     ]
     if len(fits) != 1:
-        raise UsageError("the order of the head's layers cannot be told", where=where, found=f"`{one}` and `{other}`")
+        raise UsageError("the order of the head's layers is ambiguous", where=where, found=f"`{one}` and `{other}`")
     return fits[0]
 
 
 class _Maker:
-    """Puts the layers of a recipe together."""
+    """Builds a head from a recipe."""
 
     def __init__(
         self, found: Sorted, mapped: TensorMap, changes: ChangeAt, base: BaseTensor, width: int, where: object
@@ -250,17 +250,20 @@ class _Maker:
         for layer in layers.values():
             if layer.weight.shape[1] != read or layer.bias.shape != (len(layer.weight),):
                 raise TensorError(
-                    "the layers of the head do not go together",
+                    "the layers of the head are inconsistent",
                     where=self._where,
                     found=f"a layer {list(layer.weight.shape)} with the bias {list(layer.bias.shape)}",
                     expected=f"one that reads {read} features",
-                    fix="give the base that the adapter was trained on",
+                    fix="pass the base that the adapter was trained on",
                 )
             read = len(layer.weight)
         count = len(classes.bias)
         if choice.labels is not None and len(choice.labels) != count:
             raise UsageError(
-                "labels of another number than classes", where=self._where, found=len(choice.labels), expected=count
+                "the number of labels differs from the number of classes",
+                where=self._where,
+                found=len(choice.labels),
+                expected=count,
             )
         task, notes = _task(saved, count, choice, tokens=recipe.pooling == TOKENS)
         shown = Task("token", _default_labels(count)) if recipe.pooling == TOKENS else Task("regression")
@@ -284,7 +287,7 @@ class _Maker:
         return MadeHead(head, frozenset(self._used), notes)
 
     def _layer(self, path: str) -> Layer:
-        """A layer of the head, or one of the base that the head reads, with what the adapter does to it."""
+        """Return a layer of the head, or a base layer that the head reads, with the adapter's change."""
         self._used.add(path)
         if path not in self._found.saved:
             return self._of_base(path)
@@ -298,11 +301,11 @@ class _Maker:
         return {role: self._mapped.tensors[key] for role, key in keys.items()}
 
     def _of_base(self, path: str) -> Layer:
-        """A layer of the base, with the adapter's update inside."""
+        """Return a layer of the base with the adapter's change."""
         weight, bias = self._base(f"{path}.weight"), self._base(f"{path}.bias")
         if weight is None or weight.ndim != 2:
             raise AdapterError(
-                "has a head that reads a layer which neither the adapter nor the base has",
+                "has a head that reads a layer missing in adapter and base",
                 where=self._where,
                 found=f"no `{path}.weight`",
                 fix="capture the base with that layer, or save it with the adapter (`modules_to_save` in PEFT)",
@@ -321,10 +324,10 @@ class _Maker:
 def _task(
     saved: ProblemType | None, count: int, choice: HeadChoice, *, tokens: bool
 ) -> tuple[Task | None, tuple[str, ...]]:
-    """Return the task of a head, `None` if it is not known, and notes on it.
+    """Return the task of a head, or `None` if unknown, and notes.
 
     Raises:
-        AdapterError: it gives another number of them than its problem type has.
+        AdapterError: the number of outputs does not match the task type.
     """
     fits = len(choice.known_labels) == count
     named = choice.labels or (choice.known_labels if fits else ())
@@ -341,12 +344,10 @@ def _task(
     kind = TASK_TYPES[problem]
     wanted = kind.width or count
     if count != wanted:
-        raise AdapterError(f"a head for `{problem}` gives another number", found=count, expected=wanted)
+        raise AdapterError(f"a head for `{problem}` has a wrong number of outputs", found=count, expected=wanted)
     if kind.has_labels and not named:
         named = _default_labels(count)
-        notes.append(
-            f"PEFT saves no names of classes: they are called {', '.join(named)}; {argument('labels')} names them"
-        )
+        notes.append(f"PEFT does not save class names: they become {', '.join(named)}; {argument('labels')} sets them")
     return Task(problem, named if kind.has_labels else (), input=kind.pair_input), tuple(notes)
 
 
@@ -355,10 +356,10 @@ def _default_labels(count: int) -> tuple[str, ...]:
 
 
 def _refuse(paths: Sequence[str], where: object) -> None:
-    """Refuse what was trained as a whole and is no layer of a head."""
+    """Reject fully trained modules that are not layers of a head."""
     if paths:
         raise AdapterError(
-            "has modules that were trained as a whole and cannot be expressed",
+            "has fully trained modules that cannot be expressed",
             where=where,
             found=quoted(paths),
             expected="the layers of a prediction head",

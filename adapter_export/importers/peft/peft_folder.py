@@ -1,4 +1,4 @@
-"""The folder of one adapter of PEFT: `adapter_config.json`, and beside it tensors that belong to modules."""
+"""Folder of a PEFT adapter: `adapter_config.json` and tensors of modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHOLE_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """Its config without what is off, what this says of the computation, and the tensors by PEFT's keys."""
+    """A PEFT folder: config without options that are off, parsed options, and tensors by PEFT's keys."""
 
     path: Path
     config: Mapping[str, Any]
@@ -31,7 +31,7 @@ class PeftFolder:
 
 
 def read_folder(folder: Path, name: str | None = None, read_pickle: ReadPickle | None = None) -> PeftFolder:
-    """Read the folder of an adapter, or the one called `name` in a folder of several; errors name what is missing."""
+    """Read an adapter's folder, or the adapter `name` in a folder of several."""
     path = _adapter_in(folder, name)
     document: Any = read_json(path / CONFIG_FILE)
     options = read_options(document, path / CONFIG_FILE)
@@ -60,25 +60,25 @@ def _adapter_in(folder: Path, name: str | None) -> Path:
     elif not folder.is_dir():
         instead = "no folder"
     elif any((folder / name).is_file() for name in _WHOLE_MODELS):
-        instead = "a whole model, perhaps one that an adapter was merged into: it is a base of its own"
+        instead = "a whole model, possibly with a merged adapter, which is a base"
     else:
         instead = f"no `{CONFIG_FILE}`"
-    several = f"name one of them with {argument('member', option='name')}"
+    several = f"select one of them with {argument('member', option='name')}"
     raise FileError(
         "is not the folder of a PEFT adapter",
         where=folder,
         found=instead,
         expected=f"a folder with `{CONFIG_FILE}` and `{TENSOR_FILES[0]}`",
-        fix=several if inside else "give the folder that `save_pretrained` of PEFT wrote",
+        fix=several if inside else "pass the folder written by PEFT's `save_pretrained`",
     )
 
 
 _PREFIX = "base_model.model."
 _WRAPPED = (".modules_to_save.", ".base_layer.")
-"""Names of wrappers that PEFT puts around modules; some versions leave them in the keys."""
+"""Names of PEFT's module wrappers, which some versions keep in keys."""
 
 _ROOT = "base_model."
-"""Prefix of the names of tensors outside any adapted module."""
+"""Prefix of tensors outside of adapted modules."""
 
 _NEEDED: Mapping[str, frozenset[str]] = {
     "lora": frozenset({"lora_A.weight", "lora_B.weight"}),
@@ -95,12 +95,12 @@ _PREFIXES = {"lora": "lora_", "ia3": "ia3_", "ln_tuning": "ln_tuning_layers"}
 
 @dataclass(frozen=True)
 class Sorted:
-    """The keys of tensors by module path, as PEFT has it behind `base_model.model.`, and by their name there.
+    """Tensor keys by module path, without PEFT's prefix `base_model.model.`, and by name in the module.
 
-    `adapted` are matrices or vectors beside modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and
-    perhaps `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are the `weight` and `bias` of modules that
-    were trained as a whole, `biases` those of the base itself that were trained. `kept` are weights of the base that
-    PEFT saves along with a change of the language head. `own` lie at no module: they are the whole adapter's.
+    `adapted` are tensors of adapted modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and optional
+    `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are `weight` and `bias` of fully trained modules,
+    `biases` trained biases of the base. `kept` are base weights that PEFT saves with a change of the language head.
+    `own` belong to the whole adapter.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -111,9 +111,10 @@ class Sorted:
 
 
 def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
-    """Sort tensors by their keys; those of a `method` count as used once its formula reads them.
+    """Sort tensors by key; those of a `method` are marked as used when its formula reads them.
 
-    An AdapterError lists all that cannot be expressed, a TensorError all that are missing, left over or not finite.
+    Raises AdapterError, listing tensors that cannot be expressed, or TensorError, listing missing, unused and
+    non-finite tensors.
     """
     if options.method is None:
         _check_expressible(mapped.tensors, where)
@@ -130,8 +131,8 @@ def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")
     if not found.adapted:
-        what = "the file holds what all layers share, and nothing of any layer: save it again with its indices"
-        mapped.fault(what if found.own else f"no {options.kind} tensor is there")
+        what = "the file contains only shared tensors and none of a layer: save it again with its indices"
+        mapped.fault(what if found.own else f"there is no {options.kind} tensor")
     if options.method is None or not found.adapted:
         mapped.check()
     return found
@@ -156,7 +157,7 @@ def _check_expressible(tensors: Tensors, where: object) -> None:
 
 
 def _put(key: str, options: Options, found: Sorted) -> bool:
-    """Put one key where it belongs; whether it belongs anywhere."""
+    """Sort one key; return whether it is known."""
     name = key.removeprefix(_PREFIX)
     for wrapper in _WRAPPED:
         name = name.replace(wrapper, ".")
@@ -186,9 +187,9 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
 
 
 def _is_saved(path: str, options: Options) -> bool:
-    """Return whether the module, or one that contains it, was trained as a whole.
+    """Return whether the module, or a parent, was fully trained.
 
-    PEFT matches the bare ends of paths (`peft.utils.other._set_trainable`): `classifier` saves `pre_classifier`, too.
+    PEFT matches path suffixes (`peft.utils.other._set_trainable`): `classifier` also saves `pre_classifier`.
     """
     names = path.split(".")
     return any(".".join(names[:count]).endswith(options.saved) for count in range(1, len(names) + 1))

@@ -1,4 +1,4 @@
-"""A folder that PEFT wrote becomes an adapter."""
+"""Import of a PEFT folder."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from adapter_export.sites.site import LAYERS, Site, SiteMap
 def import_peft(
     folder: Path, base: BaseView, request: ImportRequest, *, head: HeadChoice | None = None, dense: bool = False
 ) -> Imported:
-    """Import an adapter of PEFT that is a fixed change of the base's weights.
+    """Import a PEFT adapter that is a fixed change of the base's weights.
 
     Args:
-        folder: the adapter, or several.
-        base: its `tensor` is needed where biases or norms of the base were trained and for heads that read a layer of
-            the base, its `layer_at` where the change is computed from the base's weights.
-        request: the name, the member and how layers are matched.
-        head: facts of the head that the folder does not have.
-        dense: allow a change of full rank, which is as large as the layer itself.
+        folder: a folder with one or several adapters.
+        base: the base; `tensor` is required for trained biases and norms, and for heads that read a base layer;
+            `layer_at` for changes that depend on base weights.
+        request: options of the import.
+        head: description of the head.
+        dense: whether to allow full-rank changes, as large as the layers.
 
     Raises:
-        AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
-            where no site is; all of them are listed.
-        TensorError: tensors are missing, left over or do not fit; all of them are listed.
-        UsageError: the facts of the head do not fit.
+        AdapterError: options, modules or a head cannot be expressed, or the base lacks modules or calls them outside of
+            sites; the message lists all.
+        TensorError: tensors are missing, unused or misshapen; the message lists all.
+        UsageError: the description of the head does not match.
     """
     read = read_folder(folder, request.member, request.read_pickle)
     options, where, mapped = read.options, read.path, TensorMap(read.tensors, read.path)
@@ -73,14 +73,14 @@ def import_peft(
         request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made.head, record
     )
     untouched = [
-        f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
+        f"`{path}` of the base matches the config, but the adapter does not change it"
         for path in in_base.untouched(found, options)
     ]
     return Imported(adapter, (*_notes(in_base.matched, found, options), *untouched, *mapped.notes(), *made.notes))
 
 
 def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
-    """Match the modules of the adapter with those of the base; norms by the paths of the base's own."""
+    """Match the modules of the adapter with those of the base; norms by path."""
     if options.kind != "ln_tuning":
         return match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
     renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
@@ -88,20 +88,20 @@ def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, 
 
 
 def _check_lost(paths: Sequence[str], where: object) -> None:
-    """Refuse a file that lacks tensors of modules that the config names."""
+    """Reject a file that lacks tensors of modules selected by the config."""
     if paths:
         raise TensorError(
-            "tensors are missing for modules that the config names",
+            "tensors are missing for modules selected by the config",
             where=where,
             found=quoted(paths),
-            fix="get the file from its source again; if it is right, name these in `exclude_modules` of the config",
+            fix="get the file from its source again; if it is complete, list these in `exclude_modules` of the config",
         )
 
 
 def _place(
     updates: Sequence[_Update], mapped: TensorMap, options: Options, changes: _Changes, base: _Base
 ) -> dict[str, int]:
-    """Place all updates in the order of the base's sites; returns the bytes of dense matrices at each site."""
+    """Place all updates in site order; return the bytes of dense matrices at each site."""
     order = {site.name: number for number, site in enumerate(base.map)}
     names: dict[tuple[float, bool], str] = {}
     cost = dict[str, int]()
@@ -123,10 +123,10 @@ def _place(
 
 @dataclass(frozen=True)
 class _Update:
-    """The change that the module at `path`, as the adapter names it, makes at one of its calls in the base.
+    """Change by the module at `path` (the adapter's name) at one of its calls in the base.
 
-    `keys` are those of its tensors, as in `Sorted.adapted`; empty if only a bias was trained. `shift` [out] is what
-    a trained bias of the base adds: to `h`, or to `y` behind a norm that follows a sum.
+    `keys` maps tensor names to keys, as in `Sorted.adapted`; empty if only a bias was trained. `shift` [out] is the
+    change of a trained bias: of `h`, or of `y` after a norm that follows a sum.
     """
 
     path: str
@@ -137,7 +137,7 @@ class _Update:
 
 
 def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
-    """The site of each norm behind a sum or the embeddings by its path, and the site value that it returns."""
+    """Return the site of each norm after a sum or the embeddings by path, and the site value of its result."""
     found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
     for site in sites.sublayers:
         if site.norm is not None and site.norm.weight is not None:
@@ -154,9 +154,9 @@ class _Changes:
         self._known: dict[str, Change | None] = {}
 
     def at(self, path: str, widths: tuple[int, ...] | None = None) -> Change | None:
-        """The change of a layer; none, and a fault of the file, where its tensors do not fit.
+        """Return the change of a layer; record a fault and return `None` if its tensors do not fit.
 
-        `widths` (out, in) are those of a layer that is no site; without them those of its site.
+        `widths` (out, in) of a layer without a site; defaults to those of its site.
         """
         if path not in self._known:
             self._known[path] = self._made(path, widths)
@@ -179,17 +179,17 @@ class _Changes:
         except IncompleteError:
             return None
         except (ValueError, IndexError, np.linalg.LinAlgError) as error:
-            self._mapped.fault(f"the tensors of `{path}` do not go together ({error})")
+            self._mapped.fault(f"the tensors of `{path}` are inconsistent ({error})")
             return None
         bias = layer.bias if change.bias is None else change.bias
         return replace(change, bias=bias)
 
 
 class _Base:
-    """The base as the adapter sees it; `read` gives its tensors by their names there.
+    """The base with the adapter's names; `read` returns tensors by their names in the base.
 
-    `linears` are the sites of each linear layer by module path, `norms` the site of each norm that a sum or the
-    embeddings go through, and the value that it returns.
+    `linears` maps module paths to sites of linear layers, `norms` to sites of norms after a sum or the embeddings, with
+    the value of their result.
     """
 
     def __init__(self, base: BaseView, matched: Match) -> None:
@@ -201,34 +201,34 @@ class _Base:
         self.norms = _norms(sites)
 
     def sites(self, path: str) -> Sequence[Site]:
-        """The calls of a linear layer of the adapter's model."""
+        """Return the calls of a linear layer of the adapter's model."""
         return self.matched.sites.get(path) or self.linears.get(self.matched.renaming(path) or "", [])
 
     def norm(self, path: str) -> tuple[Site, str] | None:
-        """The site of a norm of the adapter's model, and the site value that the norm returns."""
+        """Return the site of a norm of the adapter's model, and the site value of its result."""
         return self.norms.get(self.matched.renaming(path) or "")
 
     def tensor(self, name: str) -> np.ndarray | None:
-        """A tensor of the base by its name in the adapter's model."""
+        """Return a tensor of the base by its name in the adapter's model."""
         known = self.matched.renaming(name)
         return None if known is None else self._view.tensor(known)
 
     def bias(self, path: str) -> np.ndarray | None:
-        """The bias of a linear layer of the adapter's model, before training."""
+        """Return the bias of a linear layer of the adapter's model, before training."""
         return self.layer(path, "bias")
 
     def layer(self, path: str, name: str) -> np.ndarray | None:
-        """The `weight` [out, in] or the `bias` of a linear layer of the adapter's model, before training."""
+        """Return `weight` [out, in] or `bias` of a linear layer of the adapter's model, before training."""
         sites = self.sites(path)
         if self._view.layer_at is None or not sites:
             tensor = self.tensor(f"{path}.{name}")
-        else:  # a name alone does not show that this is all that the layer adds
+        else:  # a tensor name does not guarantee that the layer adds nothing else
             found = self._view.layer_at(sites[0])
             tensor = None if found is None else found.weight if name == "weight" else found.bias
         return None if tensor is None else tensor.astype(np.float64)
 
     def lost(self, found: Sorted, options: Options) -> list[str]:
-        """The modules that the config means and the adapter has no tensors for: a file that lost some."""
+        """Return modules selected by the config without tensors in the file, a sign of lost tensors."""
         if options.kind == "ln_tuning":
             return []
         if not self.matched.by_number:
@@ -238,16 +238,16 @@ class _Base:
         return [] if few else [site.name for site in alike(numbered, self.map)]
 
     def untouched(self, found: Sorted, options: Options) -> list[str]:
-        """The layers outside of all sublayers that the config means and the adapter has no tensors for.
+        """Return layers outside of sublayers that are selected by the config without tensors.
 
-        The model that it was trained in may have had none, as a classifier of tokens has no pooler.
+        The model of training may lack them, as token classifiers lack a pooler.
         """
         if options.kind == "ln_tuning" or self.matched.by_number:
             return []
         return [path for path in self._targeted(options, outside=True) if path not in found.adapted]
 
     def _targeted(self, options: Options, *, outside: bool) -> Iterator[str]:
-        """The paths in the adapter's model of the layers that the config means, in the sublayers or outside."""
+        """Yield paths, in the adapter's model, of layers selected by the config, inside or outside of sublayers."""
         paths = [path for path, sites in self.linears.items() if sites[0].is_outside == outside]
         return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
 
@@ -265,22 +265,22 @@ def _updates(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, wher
 
 
 def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
-    """The sites of trained norms; an AdapterError lists those that have none."""
+    """Return updates of trained norms; AdapterError lists norms without sites."""
     norms = {path: base.norm(path) for path in found.adapted}
     missing = [path for path, norm in norms.items() if norm is None]
     if missing:
         raise AdapterError(
-            "has trained norms where no adapter can act",
+            "has trained norms without sites",
             where=where,
             found=quoted(missing),
-            expected="norms behind a sum or behind the embeddings, not before a sublayer or behind the last layer",
-            fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
+            expected="norms after a sum or the embeddings, not before a sublayer or after the last layer",
+            fix="merge it with PEFT (`merge_and_unload`) and use the result as a base",
         )
     return [_Update(path, norm[0], found.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
 
 
 def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
-    """Return the difference of each trained bias to that of the base; equal ones are left out."""
+    """Return the difference of each trained bias to the base's; equal biases are omitted."""
     shifts, faults = {}, []
     for path, key in found.biases.items():
         bias, own = mapped.tensors[key], base.tensor(f"{path}.bias")
@@ -289,7 +289,7 @@ def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where
         elif (shift := bias.astype(np.float64) - own).any():
             shifts[path] = shift
     faults += [
-        f"`{path}.bias` belongs to no linear layer and no norm behind a sum"
+        f"`{path}.bias` belongs to no linear layer and no norm after a sum"
         for path in shifts
         if not (base.sites(path) or base.norm(path) or path in head.used)
     ]
@@ -298,14 +298,14 @@ def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where
             "has trained biases of the base that cannot be expressed",
             where=where,
             found="; ".join(faults),
-            expected="biases of linear layers, and of norms behind sums and embeddings",
+            expected="biases of linear layers, and of norms after sums and embeddings",
             fix="train it with `bias='none'` or `'lora_only'`",
         )
     return shifts
 
 
 def _check_kept(found: Sorted, mapped: TensorMap, base: _Base, where: object) -> None:
-    """Refuse weights of the base that PEFT saved along, as it does for language heads, if they are other ones."""
+    """Reject saved base weights, as for language heads, that differ from the base."""
     faults = []
     for path, key in found.kept.items():
         kept, own = mapped.tensors[key], base.layer(path, "weight")
@@ -314,16 +314,16 @@ def _check_kept(found: Sorted, mapped: TensorMap, base: _Base, where: object) ->
             faults.append(f"`{key}` {list(kept.shape)}, of which the base has {shape}")
     if faults:
         raise AdapterError(
-            "holds weights of the base that are not those of this one",
+            "contains base weights that differ from this base",
             where=where,
             found="; ".join(faults),
-            expected="the weights that the base has there, which PEFT saves along with a change of the language head",
-            fix="pass the base that it was trained on; one whose vocabulary was resized is another base",
+            expected="unchanged base weights, which PEFT saves with a change of the language head",
+            fix="pass the base that it was trained on; a resized vocabulary makes another base",
         )
 
 
 def _check_patterns(updates: Sequence[_Update], options: Options, where: object) -> None:
-    """Refuse patterns that versions of PEFT read differently, where nothing says which one wrote them."""
+    """Reject patterns that PEFT versions interpret differently, if the version is unknown."""
     paths = dict.fromkeys(update.path for update in updates if update.keys and not options.versioned)
     factors = {path: (options.older_factor_at(path), options.factor_at(path)) for path in paths}
     faults = [
@@ -333,10 +333,10 @@ def _check_patterns(updates: Sequence[_Update], options: Options, where: object)
     ]
     if faults:
         raise AdapterError(
-            "has an `alpha_pattern` that versions of PEFT read differently, and names no version",
+            "has an `alpha_pattern` that PEFT versions interpret differently, and no version",
             where=where,
             found="; ".join(faults),
-            fix="add the `peft_version` that trained it to the config if it is 0.15 or newer; else write whole paths "
+            fix="add the training `peft_version` to the config if it is 0.15 or newer; otherwise write whole paths "
             "in the pattern, with the alphas that were used",
         )
 
@@ -344,8 +344,7 @@ def _check_patterns(updates: Sequence[_Update], options: Options, where: object)
 def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dict[tuple[float, bool], str]) -> None:
     """Place `h + factor·B(A u)`.
 
-    A trained bias of the base stands beside the update, not inside its factor: then the factor goes into the weights,
-    in float64 and rounded once.
+    A trained bias is not scaled by the factor, which is then multiplied into the weights, in float64 and rounded once.
     """
     factor, shift, own_bias = options.factor_at(update.path), update.shift, "lora_B.bias" in update.keys
     recipes = dict(LORA)
@@ -368,9 +367,9 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
 
 
 def _place_change(mapped: TensorMap, update: _Update, change: Change, own: np.ndarray | None) -> int:
-    """Place a change of a layer's weight and bias; returns the bytes that a dense matrix takes.
+    """Place a change of a layer's weight and bias; return the bytes of a dense matrix.
 
-    The layer's output has its `own` bias in it, scaled with the rest: what is added is the difference.
+    The layer's output contains its `own` bias, which is scaled with it: the difference is added.
     """
     site, bias, own = update.site, change.bias, np.zeros(update.site.width) if own is None else own
     shift = (own if bias is None else bias) - (own if change.scale is None else change.scale * own)
@@ -400,30 +399,30 @@ def _place_change(mapped: TensorMap, update: _Update, change: Change, own: np.nd
 
 
 def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
-    """Refuse changes of full rank unless they are allowed: they are as large as the layers."""
+    """Reject full-rank changes, as large as the layers, unless they are allowed."""
     full = [name for name, size in cost.items() if size]
     if full and not dense:
         raise AdapterError(
-            "changes the weights by matrices of full rank, which a slot can hold and which are as large as the layers",
+            "changes the weights by full-rank matrices, as large as the layers",
             where=where,
             found=f"{sum(cost.values()):,} bytes at {len(full)} layers, and a product for each 4 of them in every call",
             expected="changes of low rank",
-            fix=f"allow them with {argument('dense', True)}; where only one adapter is needed, merge it into the base "
+            fix=f"allow them with {argument('dense', True)}; if you need only one adapter, merge it into the base "
             "instead",
         )
 
 
 def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
-    """Place a trained norm behind the base's own: `w'/w ⊙ v + (b' − b·w'/w)`."""
+    """Place a trained norm after the base's norm: `w'/w ⊙ v + (b' − b·w'/w)`."""
     site, path = update.site, update.path
     trained = {role.rpartition(".")[2]: mapped.tensors[key].astype(np.float64) for role, key in update.keys.items()}
     own = {role: base.tensor(f"{path}.{role}") for role in trained}
     if any(one is None or one.shape != trained[role].shape for role, one in own.items()):
-        mapped.fault(f"`{path}` is another norm in the base")
+        mapped.fault(f"`{path}` does not match the norm in the base")
         return
     weight = np.asarray(own["weight"], np.float64)
     if (weight == 0).any():
-        mapped.fault(f"`{path}` has factors of zero in the base, behind which nothing is left to scale")
+        mapped.fault(f"`{path}` has factors of zero in the base, which cannot be rescaled")
         return
     scale = trained["weight"] / weight
     recipes = {"scaling.weight": Recipe((), lambda: scale)}
@@ -450,7 +449,7 @@ def _behind_value(value: str, *, scale: bool, bias: bool) -> AdapterGraph:
 
 
 def _bias_alone(width_in: int, bias: np.ndarray) -> dict[str, Recipe]:
-    """A LoRA of rank 1 whose matrices are zeros, so that a bias fills the slots of one with a bias."""
+    """Return a LoRA of rank 1 with zero matrices, to place a bias in the slots of a LoRA with bias."""
     return {
         "lora_A.weight": Recipe((), lambda: np.zeros((width_in, 1))),
         "lora_B.weight": Recipe((), lambda: np.zeros((1, len(bias)))),
@@ -459,9 +458,10 @@ def _bias_alone(width_in: int, bias: np.ndarray) -> dict[str, Recipe]:
 
 
 def _place_shift(mapped: TensorMap, update: _Update) -> None:
-    """Place a bias alone.
+    """Place a single bias.
 
-    At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
+    At a linear layer it uses the graph of LoRA with zero matrices; elsewhere the graph reads the value that it
+    replaces.
     """
     site, shift = update.site, update.shift
     assert shift is not None, "an update without tensors is a shift"
@@ -475,7 +475,7 @@ def _place_shift(mapped: TensorMap, update: _Update) -> None:
 def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
     """Place `l⊙h`, or `l⊙u` where the layer's input is scaled (`peft.IA3Model._check_target_module_feedforward`).
 
-    PEFT matches the bare ends of paths here, not whole names. A config that says nothing leaves it to the shape.
+    PEFT matches path suffixes here, not whole names. Without a setting in the config, the shape decides.
     """
     names, path = options.feedforward, update.path
     if names is None:
@@ -488,22 +488,22 @@ def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
 
 
 def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
-    """Yield notes on renamed modules, and on patterns that PEFT may read in another way than intended."""
+    """Yield notes on renamed modules, and on ambiguous patterns."""
     if matched.renaming.drop:
-        yield f"the adapter's modules `{matched.renaming.drop}.…` are the base's without that beginning"
+        yield f"the adapter's modules `{matched.renaming.drop}.…` match the base's without this prefix"
     if matched.renaming.add:
-        yield f"the adapter's modules are the base's behind `{matched.renaming.add}.`"
+        yield f"the adapter's modules match the base's with the prefix `{matched.renaming.add}.`"
     yield from matched.notes()
     formula = options.method is not None or options.of_weights or options.kind == "ln_tuning"
     if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
-        version = f"version {options.version}" if options.versioned else "a version that the config does not name"
+        version = f"version {options.version}" if options.versioned else "an unknown version"
         yield f"PEFT saved it in {version}; the formula was checked with {CHECKED_WITH}: compare a few outputs"
     for pattern in options.idle_patterns(found.adapted):
-        yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
+        yield f"the pattern `{pattern}` matches no module of the adapter, neither here nor in PEFT"
     for path in found.adapted:
         if rivals := options.rivals(path):
             names = quoted(rivals)
             yield (
-                f"`{path}` matches the patterns {names} for alpha: the first counts, as when PEFT loads the folder; "
-                "it saves patterns sorted, so that another may have been the first in training"
+                f"`{path}` matches the patterns {names} for alpha: the first is used, as when PEFT loads the folder; "
+                "it saves patterns sorted, so that another may have been used in training"
             )

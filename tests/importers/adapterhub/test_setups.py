@@ -75,7 +75,7 @@ def test_the_record_says_what_was_imported(bert: Made) -> None:
 
 def test_an_average_that_is_divided_once_more_is_told(bert: Made) -> None:
     for case in ("setup_average", "setup_stack_of_average", "setup_average_lora", "setup_average_ia3"):
-        assert any("divides an average by the number of its members" in note for note in imported(case, bert).notes)
+        assert any("divides an average by the number of members" in note for note in imported(case, bert).notes)
     assert not imported("setup_stack", bert).notes
 
 
@@ -86,7 +86,7 @@ def test_the_first_invertible_adapter_acts_alone(copied: Copy, bert: Made) -> No
     compose(folder, "Stack", "b", "a")
     found = imported(folder, bert)
     assert "embeddings" not in found.adapter.placements
-    assert any("runs the first adapter's invertible one alone: that of `a` has none" in note for note in found.notes)
+    assert any("uses only the first invertible adapter: that of `a` has no effect" in note for note in found.notes)
 
 
 def test_heads(copied: Copy, bert: Made) -> None:

@@ -35,7 +35,7 @@ def test_places_are_drawn_as_torch_draws_them() -> None:
 
 
 def test_a_change_of_full_rank_is_a_choice() -> None:
-    with pytest.raises(AdapterError, match=r"full rank.*8,192 bytes at 2 layers.*dense"):
+    with pytest.raises(AdapterError, match=r"full-rank.*8,192 bytes at 2 layers.*dense"):
         imported(adapter_folder("change_fourierft"), dense=False)
     assert set(imported(adapter_folder("change_fourierft")).adapter.graphs) == {"delta"}
 

@@ -31,7 +31,7 @@ def renamed(old: str, new: str) -> Callable[[Arrays], Arrays]:
 
 def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
     strange = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=renamed(".bert.", ".strange."))
-    with pytest.raises(AdapterError, match=r"nothing says what it reads; found a model whose base is called `strange`"):
+    with pytest.raises(AdapterError, match=r"unknown pooling; found a model whose base is called `strange`"):
         imported(strange)
     hidden = np.random.default_rng(0).normal(0, 1, (2, 5, 32))
     adapter = imported(strange, HeadChoice(pooling="mean")).adapter
@@ -44,7 +44,7 @@ def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_dense_head_without_a_recipe_needs_its_activation(tmp_path: Path) -> None:
     folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=renamed(".roberta.", ".strange."))
-    with pytest.raises(UsageError, match=r"what stands behind it.*Give `activation`"):
+    with pytest.raises(UsageError, match=r"the activation after the head's dense layer is unknown.*Pass `activation`"):
         imported(folder, HeadChoice(pooling="first"))
     record = expected("roberta_lora_classify")
     mask = record["input.attention_mask"]
@@ -62,7 +62,7 @@ def test_square_layers_have_no_order(tmp_path: Path) -> None:
         }
 
     folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=square)
-    with pytest.raises(UsageError, match="order of the head's layers cannot be told"):
+    with pytest.raises(UsageError, match="order of the head's layers is ambiguous"):
         imported(folder, HeadChoice("first", "tanh"))
 
 
@@ -109,7 +109,7 @@ def test_more_than_a_head(tmp_path: Path) -> None:
     config = {"modules_to_save": ["classifier", "LayerNorm"]}
     folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=more, config=config)
     for choice in (None, HeadChoice(leave_out=True)):
-        with pytest.raises(AdapterError, match=r"trained as a whole and cannot.*found `bert\.embeddings\.LayerNorm`"):
+        with pytest.raises(AdapterError, match=r"trained modules that cannot.*found `bert\.embeddings\.LayerNorm`"):
             imported(folder, choice)
 
 
@@ -126,11 +126,15 @@ def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "task", "note"),
     [
-        (HeadChoice(), None, "nothing says whether one label applies to a text or several do"),
-        (HeadChoice(task="multi_label"), Task("multi_label", ("LABEL_0", "LABEL_1", "LABEL_2")), "no names of classes"),
-        (HeadChoice(labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "taken as one (`single_label`)"),
-        (HeadChoice(known_labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "taken as one"),
-        (HeadChoice(known_labels=("a", "b")), None, "nothing says whether"),
+        (HeadChoice(), None, "the number of labels per text is unknown, so"),
+        (
+            HeadChoice(task="multi_label"),
+            Task("multi_label", ("LABEL_0", "LABEL_1", "LABEL_2")),
+            "save class names",
+        ),
+        (HeadChoice(labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "assuming one (`single_label`)"),
+        (HeadChoice(known_labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "assuming one"),
+        (HeadChoice(known_labels=("a", "b")), None, "the number of labels per text is unknown"),
         (
             HeadChoice(known_labels=("a", "b", "c"), known_problem="multi_label"),
             Task("multi_label", ("a", "b", "c")),
@@ -172,11 +176,11 @@ def test_a_head_for_questions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "choice", "words"),
     [
-        ("bert_lora_tag", HeadChoice(task="single_label"), "the head answers another question"),
-        ("bert_lora_classify", HeadChoice(pooling="tokens"), "the head does not read that"),
-        ("bert_lora_classify", HeadChoice(task="span"), "the head answers another question"),
+        ("bert_lora_tag", HeadChoice(task="single_label"), "the task does not match the head"),
+        ("bert_lora_classify", HeadChoice(pooling="tokens"), "the pooling does not match the head"),
+        ("bert_lora_classify", HeadChoice(task="span"), "the task does not match the head"),
         ("bert_lora_classify", HeadChoice(task="ranking"), "a head for `ranking` gives another number; found 3"),
-        ("bert_lora", HeadChoice(task="single_label"), "something is said of a head"),
+        ("bert_lora", HeadChoice(task="single_label"), "a head is described"),
     ],
 )
 def test_tasks_that_the_folder_contradicts(folder: str, choice: HeadChoice, words: str) -> None:
@@ -186,7 +190,7 @@ def test_tasks_that_the_folder_contradicts(folder: str, choice: HeadChoice, word
 
 
 def test_words_about_no_head() -> None:
-    with pytest.raises(UsageError, match="something is said of a head"):
+    with pytest.raises(UsageError, match="a head is described"):
         imported(adapter_folder("bert_lora"), HeadChoice(labels=("a",)))
 
 

@@ -272,7 +272,7 @@ def test_patterns_that_versions_of_peft_read_differently(
 ) -> None:
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config=patterns | {"peft_version": None})
     if differ:
-        refused(folder, AdapterError, "names no version", "`: the factor 1.5 before version 0.15 and 0.75 since")
+        refused(folder, AdapterError, "and no version", "`: the factor 1.5 before version 0.15 and 0.75 since")
     else:
         imported(folder)
     imported(changed(folder, tmp_path / "b", config={"peft_version": "0.17.0"}))
@@ -284,7 +284,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path / "empty", FileError, "no `adapter_config.json`")
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "model.safetensors").write_bytes(b"")
-    refused(tmp_path / "merged", FileError, "a whole model, perhaps one that an adapter was merged into")
+    refused(tmp_path / "merged", FileError, "a whole model, possibly with a merged adapter")
     changed(adapter_folder("bert_lora"), tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     refused(tmp_path / "a", FileError, "has no tensors", "`adapter_model.safetensors` or `adapter_model.bin`")
