@@ -365,8 +365,8 @@ class Bundle(Described):
         """Open the graphs of the bundle, without golden data; arguments and errors as of `session`."""
         row = provider_named(provider)
         if row.runtime == "openvino" and (optimization != "all" or not packed):
-            name = "packed" if not packed else "optimization"
-            raise UsageError(f"`{provider}` has no such setting", found=argument(name), fix="leave it out")
+            found = f"optimization level `{optimization}`" if packed else "weights that are not packed"
+            raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=found, fix="leave it out")
 
         def opened(path: str) -> OpenGraph:
             if row.runtime == "openvino":

@@ -152,6 +152,14 @@ def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(3, "is not a bundle", "run", tmp_path, "--text", "x")
 
 
+def test_openvino_answers_as_the_cpu_does(cli, bundle: Path) -> None:
+    call = ("run", bundle, "--adapter", "topic", "--text", "x")
+    (found,), (expected,) = cli.json(*call, "--provider", "openvino")["rows"], cli.json(*call)["rows"]
+    assert found["label"] == expected["label"]
+    # float32 on both sides; a softmax changes by no more than its logits, whose budget is larger
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+
+
 def test_cuda_is_refused_with_a_word_where_there_is_none(cli, bundle: Path) -> None:
     import onnxruntime as ort
 

@@ -21,6 +21,8 @@ from adapter_export.format.manifest_json import read_manifest
 from adapter_export.providers import PROVIDERS, ProviderName, provider_names
 from adapter_export.runtime import Bundle, Request, Session
 from adapter_export.runtime.openvino_graph import open_openvino
+from adapter_export.server.models import LoadedBundle
+from adapter_export.server.server_settings import SessionSettings
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
@@ -154,10 +156,14 @@ class TestOpenVino:
         openvino.run(token_inputs(5, 3, 2), "narrow")
         np.testing.assert_array_equal(first, kept)
 
+    def test_the_server_opens_it(self, bundle: Bundle) -> None:
+        settings = SessionSettings(provider="openvino")
+        assert LoadedBundle("b", bundle, settings).session.provider == "openvino"
+
     def test_settings_of_onnx_runtime_are_refused(self, bundle: Bundle) -> None:
-        with pytest.raises(UsageError, match="`openvino` has no such setting; found `optimization`"):
+        with pytest.raises(UsageError, match=r"a setting of ONNX Runtime.*optimization level `none`"):
             bundle.session(provider="openvino", optimization="none")
-        with pytest.raises(UsageError, match="`openvino` has no such setting; found `packed`"):
+        with pytest.raises(UsageError, match="which `openvino` lacks; found weights that are not packed"):
             bundle.session(provider="openvino", packed=False)
         with pytest.raises(UsageError, match="a session needs a thread"):
             bundle.session(provider="openvino", threads=0)

@@ -53,6 +53,14 @@ def words(tokens: Sequence[int]) -> str:
     return " ".join(f"w{token}" for token in tokens)
 
 
+def test_openvino_writes_the_same(bundle: Bundle, session: Session) -> None:
+    """In its bank, each row with another adapter, from caches that are empty at first."""
+    choices = [*CHOICES, *CHOICES][: len(PROMPTS)]
+    expected = session.generate(PROMPTS, adapters=choices, decoding=Decoding(COUNT), ends={END})
+    openvino = bundle.session(provider="openvino", threads=1)
+    assert openvino.generate(PROMPTS, adapters=choices, decoding=Decoding(COUNT), ends={END}) == expected
+
+
 def test_every_row_has_the_text_of_transformers_and_peft(folder: Path, session: Session) -> None:
     expected = {name: [in_transformers(folder, name, prompt) for prompt in PROMPTS] for name in CHOICES}
     assert len({tuple(map(tuple, texts)) for texts in expected.values()}) == len(CHOICES)  # adapters are told apart

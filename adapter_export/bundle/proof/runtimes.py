@@ -91,7 +91,7 @@ def check_providers(
         try:
             yield check_provider(bundle, golden, name)
         except UsageError as error:
-            yield Finding.unverified("providers", name, error.message, _claim(name), name)
+            yield Finding.unverified("providers", name, f"{error.what}: {error.fix}", _claim(name), name)
 
 
 def check_provider(bundle: OpenedBundle, golden: Sequence[Golden], name: ProviderName) -> Finding:
