@@ -168,7 +168,7 @@ site: $(STAMP)
 
 docs: $(STAMP)
 	$(SITE)
-	$(PYTEST) tests/test_readme.py tests/api/test_python_page.py tests/cli/test_readme_python.py \
+	$(PYTEST) tests/test_pages.py tests/test_readme.py tests/test_site.py tests/api/test_python_page.py tests/cli/test_readme_python.py \
 		tests/format/test_specification.py tests/graph/compose/test_documented.py tests/graph/kinds/test_documented.py \
 		tests/importers/peft/test_documentation.py tests/runtime/test_docs.py
 

@@ -1,0 +1,66 @@
+"""The rules of the pages in `docs`: a command first, limits last, and short enough to be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from proselint.checks import __register__
+from proselint.config import DEFAULT
+from proselint.registry import CheckRegistry
+from proselint.tools import LintFile
+
+DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "decisions" not in path.parts)
+GUIDES = [path for path in PAGES if path.parent.name in ("how-to", "tutorial")]
+_COMMAND = re.compile(r"(?:\$ )?(?:adapter-export|python|make|pip|npm|cmake|docker|curl)\b")
+_CODE = {"python", "java", "ts", "js", "cpp", "c", "rust", "go"}
+
+
+_OFF = ("typography", "dates_times", "annotations")
+"""Checks of proselint for typeset text: curly quotes, dashes of dates, remarks in capitals."""
+
+_NO_PROSE = re.compile(
+    r"^```.*?^```|^#.*?$|^(?: {4}|\|).*?$|<!--.*?-->|`[^`\n]+`|(?<=\])\([^)]+\)|multiply-accumulates",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(DOCS.parent).as_posix()
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=_name)
+def test_a_guide_starts_with_a_command_and_ends_with_limits(path: Path) -> None:
+    text = path.read_text("utf-8")
+    start, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", start, re.M | re.S)
+    lines = [line for _, block in blocks for line in block.splitlines()]
+    runnable = any(language in _CODE for language, _ in blocks) or any(map(_COMMAND.match, lines))
+    assert runnable, "the part above the first heading has no command and no code"
+    assert sections[-1].startswith("Limits\n"), "the last section is not `## Limits`"
+
+
+def _findings(name: str, markdown: str) -> list[str]:
+    checks = {**DEFAULT["checks"], **dict.fromkeys(_OFF, False)}
+    found = LintFile(name, _NO_PROSE.sub("·", markdown)).lint({**DEFAULT, "checks": checks})
+    return [f"line {one.pos[0]}: {one.check_result.message}" for one in found]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _checks() -> None:
+    CheckRegistry().register_many(__register__)
+
+
+@pytest.mark.parametrize("path", [*PAGES, README], ids=_name)
+def test_proselint_finds_nothing_in_the_prose(path: Path) -> None:
+    assert _findings(path.name, path.read_text("utf-8")) == []
+
+
+def test_proselint_reads_prose_and_no_code() -> None:
+    assert len(_findings("page.md", "# A\n\nIt is very unique for ever.\n")) >= 2
+    assert (
+        _findings("page.md", "# A\n\n    very unique for ever\n\n```\nvery\n```\n\n| very |\n|---|\n\n`very`.\n") == []
+    )
