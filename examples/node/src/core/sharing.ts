@@ -1,17 +1,5 @@
 /**
- * Which rows run in one call, and which of them may be padded. docs/reference/format.md, "What may share a call":
- *
- * > The answer to a row is what the model gives for that row alone, without padding. Batches, padding and caches are
- * > optimizations that must not change it. Three facts of the manifest, which `build` measures and `check` measures
- * > again, decide what may share a call. If `batch_invariant` is false, every row runs in a call of its own. If
- * > `padding_neutral` is false, no row is padded. If a row's adapter fills a slot of a graph in `counts_padding` with
- * > anything but its neutral value, that row is not padded either. Rows that are not padded share a call only with rows
- * > of the same lengths. Padding goes after the tokens, 0 in every mask, never before them: positions count from the
- * > first token, whatever side the tokenizer's file names. The same rule decides whether a row is padded to a length
- * > that `lengths` allows; a row that may not be padded and has another length is refused. In arrays that come with
- * > padding, a client removes what the mask hides before the first token, and, where the row may not be padded, what it
- * > hides after the last token, along every axis of the mask; or it refuses the row. Zeros between tokens belong to the
- * > row.
+ * Decides which rows share a call, and which are padded: docs/reference/format.md, "What may share a call".
  *
  * This client pads a row only to reach a length in `lengths`, never to the length of another row.
  */
