@@ -1,13 +1,14 @@
-"""A server under 16 clients, beside its session in one process, a process for each adapter, and AdapterHub in FastAPI.
+"""A server under 16 clients, beside its session in process, KServe, a process for each adapter, and AdapterHub.
 
     python benchmarks/serving.py                                # eight adapters of MiniLM, 16 clients
     python benchmarks/serving.py --write                        # and write the table and the chart into docs/
     python benchmarks/serving.py --adapters 32 --rounds 10 --without adapterhub
+    python benchmarks/serving.py --without adapterhub each      # the decision 0027: `serve` or KServe's ModelServer
 
 Each client asks for one text after the other, each for another adapter. Ways take turns, and each ratio is of two of
 one round. One thread computes in every way; the server's own work, and the clients', has other cores if there are any.
 Where others use the machine, many processes get a larger part of it: then look at the processor time of a request.
-AdapterHub runs in the environment of `make bench`.
+AdapterHub runs in the environment of `make bench`, KServe in that of `make setup`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import itertools
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -44,13 +47,18 @@ from adapter_export.safe_io.output import Output
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 ALTERNATIVES = HERE.parent / ".venv" / "alternatives" / "bin" / "python"
+KSERVE_PYTHON = HERE.parent / ".venv" / "kserve" / "bin" / "python"
 SESSION, SERVE, EACH, HUB = "the session, in process", "`serve`", "a process for each adapter", "AdapterHub in FastAPI"
+PROTOCOL, KSERVE = "`serve`, Open Inference Protocol", "KServe's ModelServer, Open Inference Protocol"
 TEXTS = [
     f"How far is the {thing} from the {place}, and who was the first to {verb} it?"
     for thing in ("moon", "sea", "capital", "old bridge")
     for place in ("earth", "station", "border")
     for verb in ("measure", "see", "walk")
 ]
+
+AskedBy = Callable[[str, str], tuple[str, object]]
+"""Returns the path and the body that ask a model about a text."""
 
 
 @dataclass
@@ -82,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=480, help="of one round")
     parser.add_argument("--python", type=Path, default=ALTERNATIVES, help="the one that has AdapterHub")
-    parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each"])
+    parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each", "kserve"])
     parser.add_argument("--bundles", type=Path, help="a folder in which what is built is kept")
     parser.add_argument("--write", action="store_true", help="replace the table and the chart in docs/")
     given = parser.parse_args()
@@ -94,10 +102,13 @@ def main() -> None:
         _prepare(folder, names)
         ways = {SESSION: _in_process(folder / "bundle", names, given.clients)}
         one = [(folder / "bundle", names)]
-        ways[SERVE] = stack.enter_context(_served(one, given.clients))
+        ways[SERVE] = stack.enter_context(_served(one, given.clients, _plain_call))
+        if "kserve" not in given.without:
+            ways[PROTOCOL] = stack.enter_context(_served(one, given.clients, _protocol_call))
+            ways[KSERVE] = stack.enter_context(_kserve(folder, names, given.clients))
         if "each" not in given.without:
             each = [(folder / name, [name]) for name in names]
-            ways[EACH] = stack.enter_context(_served(each, given.clients))
+            ways[EACH] = stack.enter_context(_served(each, given.clients, _plain_call))
         if "adapterhub" not in given.without:
             ways[HUB] = stack.enter_context(_adapterhub(folder, names, given))
         _measure(ways, given.rounds, given.requests)
@@ -160,8 +171,17 @@ def _in_process(path: Path, names: Sequence[str], clients: int) -> Way:
     return way
 
 
+def _plain_call(name: str, text: str) -> tuple[str, object]:
+    return "/answer", {"model": name, "text": text}
+
+
+def _protocol_call(name: str, text: str) -> tuple[str, object]:
+    texts = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+    return f"/v2/models/{name}/infer", {"inputs": [texts], "outputs": [{"name": "answer"}]}
+
+
 @contextmanager
-def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int) -> Iterator[Way]:
+def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int, call: AskedBy) -> Iterator[Way]:
     """A server for each bundle; each request goes to the one that has its adapter."""
     with ExitStack() as stack:
         places, processes = {}, []
@@ -170,11 +190,42 @@ def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int) -> Iter
             process, port = stack.enter_context(_started([sys.executable, "-m", "adapter_export", "serve", *options]))
             processes.append(psutil.Process(process.pid))
             places |= dict.fromkeys(names, port)
-        ask = _asking(places, clients, lambda name, text: ("/answer", {"model": name, "text": text}))
-        way = Way(ask, processes)
+        way = Way(_asking(places, clients, call), processes)
         way.ask(2 * clients)
         way.memory = _memory(processes)
         yield way
+
+
+@contextmanager
+def _kserve(folder: Path, names: Sequence[str], clients: int) -> Iterator[Way]:
+    """The layout `kserve`: each adapter is a model of KServe's ModelServer, and all share one session."""
+    if not KSERVE_PYTHON.exists():
+        sys.exit(f"error: KServe is not there: {KSERVE_PYTHON} is missing. `make setup` installs it.")
+    if not (folder / "kserve").exists():
+        ae.ship(folder / "bundle", folder / "kserve", layout="kserve", name="bundle")
+        stage = HERE.parent / "packages" / "runtime" / "stage.py"
+        subprocess.run([sys.executable, stage, folder / "runtime"], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [KSERVE_PYTHON, folder / "kserve" / "kserve_server.py", "--model_dir", folder / "bundle"]
+    options = ["--http_port", str(port), "--enable_grpc", "false"]
+    around = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    around["PYTHONPATH"] = str((folder / "runtime").resolve())
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*words, *options], env=around, **pipes) as process:
+        try:
+            while process.poll() is None:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready"):
+                        break
+                except OSError:
+                    time.sleep(0.2)
+            way = Way(_asking(dict.fromkeys(names, port), clients, _protocol_call), [psutil.Process(process.pid)])
+            way.ask(2 * clients)
+            way.memory = _memory(way.processes)
+            yield way
+        finally:
+            process.terminate()
 
 
 @contextmanager
@@ -204,9 +255,7 @@ def _started(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], int]
             process.terminate()
 
 
-def _asking(
-    places: dict[str, int], clients: int, call: Callable[[str, str], tuple[str, dict[str, str]]]
-) -> Callable[[int], list[float]]:
+def _asking(places: dict[str, int], clients: int, call: AskedBy) -> Callable[[int], list[float]]:
     """Clients that ask one request after the other, each on connections that stay open."""
     names, texts = itertools.cycle(places), itertools.cycle(TEXTS)
 

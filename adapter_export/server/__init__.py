@@ -1,1 +1,1 @@
-"""An HTTP server for bundles: models by name, rows of many requests in one call, and routes between versions."""
+"""HTTP server for bundles: models by name, batches across requests, and routes between versions."""

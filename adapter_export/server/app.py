@@ -1,4 +1,4 @@
-"""The routes of HTTP: the plain API, health, metrics, administration and the page for people."""
+"""The ASGI application: routes, request log, and errors as responses."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _QUERY: Mapping[str, frozenset[str]] = {
     "/adapters/{name}": frozenset({"labels", "task", "bundle"}),
     "/": frozenset({"model", "text"}),  # read by the page
 }
-"""Query keys by the path of the route; all other routes have none."""
+"""Query keys by path of the route. Other routes accept none."""
 
 _QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
-"""Paths that are polled; logged only when they fail."""
+"""Paths that are polled; only their failures are logged."""
 
 
 class RequestLog:
-    """Counts, logs and traces each request, and gives it an id; a middleware of ASGI."""
+    """ASGI middleware that counts, logs and traces each request, and gives it an id."""
 
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app, self._context = app, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,7 +64,7 @@ class RequestLog:
                 status = message["status"]
                 given = MutableHeaders(scope=message)
                 given["x-request-id"] = key
-                if not self._context.control.ready:  # the client opens another one, to a server that stays
+                if not self._context.control.ready:  # the next connection goes to a server that stays
                     given["connection"] = "close"
             await send(message)
 
@@ -93,13 +93,13 @@ class RequestLog:
 
 
 class KnownQuery:
-    """Refuses unknown query keys, any of which could be a misspelled one; a middleware of ASGI."""
+    """ASGI middleware that refuses unknown query keys, which may be misspelled."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 400."""
+        """Handle a request; status 400 for unknown or repeated keys."""
         app: ASGIApp = self._app
         if scope.get("query_string"):
             keys = Counter(key for key, _ in QueryParams(scope["query_string"]).multi_items())
@@ -112,16 +112,16 @@ class KnownQuery:
 def _refused_query(keys: Counter[str], known: frozenset[str], path: str) -> Response | None:
     unknown, twice = sorted(set(keys) - known), [key for key, count in keys.items() if count > 1]
     if unknown:
-        words = f"unknown query key {quoted(unknown)}; expected {quoted(sorted(known)) or 'none'}"
+        words = f"unknown query key {quoted(unknown)}; expected {quoted(sorted(known)) or 'no key'}"
     elif twice:
-        words = f"the query key {quoted(twice)} is given twice"
+        words = f"duplicate query key {quoted(twice)}"
     else:
         return None
     return JSONResponse(_body(words, 400, path), status_code=400)
 
 
 def make_app(context: Context) -> ASGIApp:
-    """Return the server's app."""
+    """Return the application of a server."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -131,7 +131,7 @@ def make_app(context: Context) -> ASGIApp:
         await context.control.stop()
         await context.service.models.stop()
 
-    # without FastAPI's own pages, whose scripts come from elsewhere
+    # FastAPI's documentation pages would load scripts from a CDN
     app = FastAPI(title="adapter-export serve", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(UsageError, _refuse)
@@ -159,7 +159,7 @@ async def _refuse_unknown(request: HttpRequest, error: Exception) -> JSONRespons
 
 async def _fail(request: HttpRequest, error: Exception) -> JSONResponse:
     log("bug", level=logging.ERROR, trace=True, id=request.state.key)
-    return _refusal(request, f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
+    return _refusal(request, f"internal error ({type(error).__name__}); the log of the server has the traceback", 500)
 
 
 def _refusal(request: HttpRequest, words: str, status: int, again: int | None = None) -> JSONResponse:

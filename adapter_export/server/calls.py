@@ -1,4 +1,4 @@
-"""Requests of the plain API, read strictly from JSON."""
+"""Requests of the plain API, parsed strictly from JSON."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
 def _decoded(given: object) -> bytes:
-    """Return the bytes of base64; RequestError for other characters, which `Base64Bytes` of pydantic leaves out."""
+    """Decode base64; RequestError for foreign characters, which pydantic's `Base64Bytes` skips."""
     if not isinstance(given, str):
-        raise RequestError("a file is no text of base64", found=type(given).__name__)
+        raise RequestError("a file must be a base64 string", found=type(given).__name__)
     try:
         return base64.b64decode(given, validate=True)
     except ValueError as error:
-        raise RequestError("a file is not in base64", found=error, fix="in a shell: `base64 -w0 FILE`") from error
+        raise RequestError("a file is not valid base64", found=error, fix="in a shell: `base64 -w0 FILE`") from error
 
 
 FileBytes = Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
-"""The bytes of a file, sent in base64."""
+"""Bytes of a file, sent as base64."""
 
 Number = Annotated[float, Field(strict=True)]
-"""A number, and not a text or a truth value; the session checks its range."""
+"""A number, not a string or a boolean. The session checks its range."""
 
 Weights = dict[str, Number]
 Document = TypeVar("Document", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A document without unknown keys."""
+    """A JSON object that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TextPair(Strict):
-    """Two texts that are read together.
+    """A pair of texts.
 
     Attributes:
         text: the first text.
@@ -60,11 +60,11 @@ class TextPair(Strict):
 
 
 class TextOnSide(Strict):
-    """A text with its side of a search.
+    """A query or a document.
 
     Attributes:
         text: the text.
-        side: whether it is a query or a document.
+        side: query or document.
     """
 
     text: Words
@@ -84,29 +84,29 @@ class Question(Strict):
 
 
 class Call(Strict):
-    """The body of `POST /answer` and `POST /run`: rows, and the adapters that answer them.
+    """The body of `POST /answer` and `POST /run`: rows, and the adapters that compute them.
 
-    The rows are one of `text`, `texts`, `file`, `files` and `inputs`. One of `model`, `adapter` and `adapters` names
-    what answers; `base` is the base without adapters, which its head answers if it has one. `/run` needs no name, nor
-    does `/answer` where no adapter beside the base head has a task.
+    Exactly one of `text`, `texts`, `file`, `files` and `inputs` contains the rows. One of `model`, `adapter` and
+    `adapters` names the adapters; `base` is the base without adapters, with its own head if it has one. The name is
+    optional in `/run`, and in `/answer` if only the base head has a task.
 
     Attributes:
         model: the name of a model or a route, for all rows.
-        text: a text, which is one row.
-        pair: the second text of a pair whose first text is `text`.
-        choices: the choices of a question whose text is `text`.
-        side: whether `text` is a query or a document, for adapters with a prefix of each.
-        texts: a text, a text with its side, a pair, or a question with its choices for each row.
-        file: an image or an audio file in base64, which is one row.
-        files: such a file for each row.
-        inputs: for each input of the base a list of integers per row.
-        adapter: the adapter of all rows; null is no name.
-        adapters: an adapter for each row; null is the base.
-        strength: how much of an adapter's updates is added, for all rows or for each; 1 if left out.
-        weights: a number for each member of a weighted fusion, for all rows or for each; null for other adapters.
-        context: with `inputs`, for each row of a `span` a 1 for each token that may be the answer, 0 for the others;
-            null for rows of other tasks.
-        id: of the request; a route with shares decides by it.
+        text: a text, as one row.
+        pair: the second text of a pair; `text` is the first.
+        choices: the choices of a question; `text` is the question.
+        side: query or document, for adapters with a prefix for each.
+        texts: one text, text with its side, pair, or question with its choices per row.
+        file: an image or an audio file in base64, as one row.
+        files: one such file per row.
+        inputs: for each input of the base, one list of integers per row.
+        adapter: the adapter of all rows; null means no name.
+        adapters: one adapter per row; null is the base.
+        strength: scale of the adapter's updates, for all rows or one per row. Default: 1.
+        weights: member weights of a weighted fusion, for all rows or one object per row; null for other adapters.
+        context: with `inputs` of a `span`, one list per row: 1 for each token that may be part of the answer, 0 for
+            others; null for rows of other tasks.
+        id: the id of the request; a route with shares chooses a model by it.
     """
 
     model: str | None = None
@@ -127,23 +127,23 @@ class Call(Strict):
 
     @property
     def is_named(self) -> bool:
-        """True if the call names what answers it."""
+        """True if the call names a model or adapters."""
         return (self.model, self.adapter, self.adapters) != (None, None, None)
 
     def asked(self) -> list[Asked | bytes] | None:
         """Return the texts or files; `None` for `inputs`.
 
         Raises:
-            RequestError: there is nothing to run on, or more than one thing.
+            RequestError: the call has no rows, or more than one kind of them.
         """
         given, one_of = [name for name in _ROWS if getattr(self, name) is not None], f"one of {quoted(_ROWS)}"
         if len(given) > 1:
-            raise RequestError("there are two things to run on", found=quoted(given), expected=one_of)
+            raise RequestError("the call has more than one kind of rows", found=quoted(given), expected=one_of)
         if not given:
-            raise RequestError("there is nothing to run on", expected=one_of)
+            raise RequestError("the call has no rows", expected=one_of)
         beside = [name for name in ("pair", "choices", "side") if getattr(self, name) is not None]
         if beside and (self.text is None or len(beside) > 1):
-            raise RequestError("`pair`, `choices` and `side` belong to a `text`", expected="one of them beside `text`")
+            raise RequestError("`pair`, `choices` and `side` need a `text`", expected="one of them, with `text`")
         if self.text is not None:
             if self.choices is not None:
                 return [[Pair(self.text, choice) for choice in self.choices]]
@@ -161,11 +161,11 @@ class Call(Strict):
     def names(self, rows: int) -> list[str | None]:
         """Return the adapter or the model of each row."""
         if self.model is not None and (self.adapter is not None or self.adapters is not None):
-            raise RequestError("a call has one choice", expected="`model`, `adapter` or `adapters`")
+            raise RequestError("more than one of `model`, `adapter` and `adapters` is given", expected="one of them")
         given = self.adapter if self.model is None else self.model
         names = self.adapters if self.adapters is not None else [given] * rows
         if len(names) != rows or (self.adapters is not None and self.adapter is not None):
-            raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
+            raise RequestError("`adapters` needs one name per row, without `adapter`", found=len(names), expected=rows)
         return names
 
     def strengths(self, rows: int) -> Sequence[float]:
@@ -173,20 +173,20 @@ class Call(Strict):
         return strength_of_each(self.strength, rows)
 
     def weights_of(self, rows: int) -> Sequence[Mapping[str, float] | None]:
-        """Return the weights of the members of a fusion for each row."""
+        """Return the member weights of each row."""
         return weights_of_each(self.weights, rows)
 
     def contexts(self, rows: int) -> Sequence[np.ndarray | None]:
-        """Return for each row which of its tokens may be the answer to a question."""
+        """Return for each row a mask of the tokens that may be part of the answer."""
         if self.context is None:
             return [None] * rows
         if self.inputs is None or len(self.context) != rows:
             found = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
-            raise RequestError("`context` goes with `inputs`, one list per row", found=found)
+            raise RequestError("`context` needs `inputs`, and one list per row", found=found)
         return [None if row is None else np.array(row, bool) for row in self.context]
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
-        """Return the inputs of each row, [1, …], as the types that the bundle wants."""
+        """Return the inputs of each row, [1, …], with the types of the bundle's inputs."""
         inputs = {
             name: [np.array(row, dtypes.get(name, "int64")) for row in rows]
             for name, rows in (self.inputs or {}).items()
@@ -195,7 +195,7 @@ class Call(Strict):
 
 
 _ROWS = ("text", "texts", "file", "files", "inputs")
-"""Keys that give the rows of a call."""
+"""Keys that contain the rows of a call."""
 
 
 def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -217,10 +217,10 @@ def _asked(text: str | TextOnSide | TextPair | Question) -> Asked:
 
 
 def parse(kind: type[Document], data: bytes) -> Document:
-    """Read a document strictly: no key twice, no NaN, nothing that has no UTF-8.
+    """Parse a document strictly: no duplicate keys, NaN or invalid UTF-8.
 
     Raises:
-        FormatError, RequestError: it is not JSON, or not of the expected form.
+        FormatError, RequestError: the data is not JSON, or does not match the model.
     """
     try:
         return kind.model_validate(parse_json(data, "the request"))

@@ -1,4 +1,4 @@
-"""Rows that arrive while the session is busy go into its next call together, each with its own adapter."""
+"""Batching of concurrent requests: rows that arrive during a call share the next one, each with its own adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapter_export.runtime import Request
 from adapter_export.server.limits import RefusedError
 
 RunMany = Callable[[Sequence[Request]], list[Any]]
-"""Such as `session.run_many`: an answer for each request, in order."""
+"""Computes requests, such as `Session.run_many`: one result per request, in order."""
 
 
 class _Waiting(NamedTuple):
@@ -23,18 +23,18 @@ class _Waiting(NamedTuple):
 
 
 class Collector:
-    """Runs requests in threads; make it inside a running event loop.
+    """Runs requests in threads; create it inside a running event loop.
 
-    Continuous batching: a call begins as soon as one may, with all that waits, so that rows wait for others only while
-    nothing could have computed them; `max_wait` lets a call that could begin wait for company.
+    A call begins as soon as a thread is free, with all queued requests. Without load, no request waits; under load,
+    calls fill by themselves. `max_wait` delays a call that could begin, so that more requests join it.
 
     Args:
-        run_many: computes; called in a thread.
-        calls: maximum concurrent calls of it.
+        run_many: computes requests; called in a thread.
+        calls: maximum concurrent calls.
         most: maximum requests of one call.
         most_waiting: maximum queued requests.
-        max_wait: maximum seconds that a request waits for others although a call could begin.
-        on_call: called at each call with its number of requests, and the seconds that the first of them waited.
+        max_wait: maximum delay of a call in seconds.
+        on_call: called for each call with the number of requests and the seconds that the first of them waited.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Collector:
         """Return the answer of each request.
 
         Raises:
-            InputError: one of them does not fit; it does not disturb those of others.
-            RefusedError: too many wait.
+            InputError: one of them is invalid. Requests of other callers are not affected.
+            RefusedError: the queue is full.
         """
         if len(self._waiting) + len(requests) > self._most_waiting:
-            raise RefusedError(503, "too many requests are waiting; try again later", again=1)
+            raise RefusedError(503, "the queue is full; try again later", again=1)
         now = self._loop.time()
         futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in requests]
         self._waiting.extend(map(_Waiting, requests, futures, [now] * len(requests)))
@@ -78,18 +78,18 @@ class Collector:
         try:
             return list(await asyncio.gather(*futures))
         finally:
-            for future in futures:  # of a client that has gone, or whose other rows do not fit
+            for future in futures:  # the client disconnected, or another of its rows is invalid
                 future.cancel()
 
     async def stop(self) -> None:
-        """Answer what waits, then end the threads."""
+        """Answer queued requests, then end the threads."""
         while self._waiting or self._running:
             self._begin(in_time=False)
             await asyncio.gather(*self._running)
         self._threads.shutdown()
 
     def _begin(self, *, in_time: bool = True) -> None:
-        """Begin calls with what waits, as many as may run."""
+        """Begin calls with queued requests while threads are free."""
         while self._waiting and self._waiting[0].future.done():
             self._waiting.popleft()
         while self._free and self._waiting:
@@ -119,14 +119,14 @@ class Collector:
 
     async def _run(self, some: Sequence[_Waiting]) -> None:
         running = self._loop.run_in_executor(self._threads, self._run_many, [one.request for one in some])
-        (found,) = await asyncio.gather(running, return_exceptions=True)  # whatever happens, others are waiting
+        (found,) = await asyncio.gather(running, return_exceptions=True)  # an error must not stop the queue
         if isinstance(found, InputError) and len(some) > 1:
-            for one in some:  # one of them does not fit, and the others need not know
+            for one in some:  # one is invalid: run each alone, so that the others succeed
                 await self._run([one])
             return
         answers = [found] * len(some) if isinstance(found, BaseException) else found
         for one, answer in zip(some, answers, strict=True):
-            if one.future.done():  # the client has gone
+            if one.future.done():  # the client disconnected
                 continue
             if isinstance(answer, BaseException):
                 one.future.set_exception(answer)

@@ -20,28 +20,28 @@ from adapter_export.server.telemetry import Metrics, log
 
 
 class Relayed(Protocol):
-    """Has changes made in several processes, of which this is one."""
+    """Applies changes in several processes, of which this is one."""
 
     async def start(self, apply: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]], /) -> None:
-        """Begin to listen for changes that this process is to make."""
+        """Start to receive changes for this process; `apply` makes them."""
 
     async def ask(self, change: str, given: dict[str, Any], /) -> dict[str, Any]:
-        """Have a change made in all processes."""
+        """Make a change in all processes."""
 
 
 class Control:
-    """Changes a server, one change at a time.
+    """Changes a running server, one change at a time.
 
     Args:
-        service: that is changed.
+        service: the service to change.
         resolver: finds adapters by name.
-        metrics: hear of reloads.
-        state: the file that keeps the routes, so that a restart has them; none are kept without it.
-        keeps_state: this process writes it.
-        relay: has changes made in several processes.
+        metrics: count reloads.
+        state: the file that stores the routes across restarts; `None` stores nothing.
+        keeps_state: whether this process writes `state`.
+        relay: applies changes in all processes; `None` for a single one.
 
     Attributes:
-        ready: whether new calls are welcome: not while the server drains.
+        ready: whether the server accepts new calls; false while it drains.
     """
 
     def __init__(
@@ -62,31 +62,31 @@ class Control:
             service.routes = load_routes(state)
 
     async def start(self) -> None:
-        """Begin; inside an event loop."""
+        """Start inside a running event loop."""
         if self._relay is not None:
             await self._relay.start(self.apply)
         self.ready = True
 
     async def stop(self) -> None:
-        """End."""
+        """Stop accepting calls."""
         self.ready = False
 
     async def do(self, change: str, **given: Any) -> dict[str, Any]:
-        """Change something, and return what there is to say of it as JSON.
+        """Make a change in all processes, and return a JSON description.
 
         Args:
             change: `load`, `fetch`, `unload`, `reload`, `route`, `unroute` or `rollback`.
-            given: the arguments of the method of this name.
+            given: the arguments of the change.
 
         Raises:
-            InputError, UsageError, RefusedError: it cannot be done; nothing has changed.
+            InputError, UsageError, RefusedError: the change is refused, and nothing has changed.
         """
         if self._relay is not None:
             return await self._relay.ask(change, given)
         return await self.apply(change, given)
 
     async def apply(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Change something in this process; arguments and errors as of `do`."""
+        """Make a change in this process; arguments and errors as in `do`."""
         async with self._changing:
             done = await self._changes[change](self, **given)
         log("change", change=change, name=given.get("name"), route=given.get("route"), **done)
@@ -101,7 +101,7 @@ class Control:
         task: ProblemType | None = None,
         bundle: str | None = None,
     ) -> dict[str, Any]:
-        """Load an adapter from the bytes of its file, or from its file."""
+        """Load an adapter from bytes, or from a file."""
         if data is None:
             data = await asyncio.to_thread(read_bytes, Path(str(path)))
         extra = LoadedAdapter(name, data, None if labels is None else tuple(labels), task)
@@ -109,7 +109,7 @@ class Control:
         return {"bundle": served.name, "digest": extra.digest}
 
     async def _fetch(self, name: str, source: str | None = None) -> dict[str, Any]:
-        """Load an adapter that a resolver finds by its name, or by a reference."""
+        """Load an adapter by its name from the adapters folder, or by a reference from a hub."""
         models = self._service.models
         if source is not None:
             extra = await asyncio.to_thread(self._resolver.fetched, name, source, models.served)
@@ -117,19 +117,19 @@ class Control:
             return {"bundle": served.name, "digest": extra.digest}
         target = models.find(name) or await self._service.resolved(name)
         if target is None:
-            raise RefusedError(404, f"there is no model `{name}`, and no adapter of that name is found")
+            raise RefusedError(404, f"there is no model `{name}`, and no adapter with that name in the adapters folder")
         return {"bundle": target.served.name, "digest": target.digest}
 
     async def _unload(self, name: str) -> dict[str, Any]:
-        """Forget an adapter, when its last request has been answered."""
+        """Unload an adapter after its last request."""
         leading = self._service.routes.leading_to(name)
         if leading:
-            raise RefusedError(409, f"the route `{leading[0]}` leads to `{name}`; change that first")
+            raise RefusedError(409, f"route `{leading[0]}` uses `{name}`; change the route first")
         await self._service.models.unload(name)
         return {}
 
     async def _reload(self, name: str, home: str | None = None) -> dict[str, Any]:
-        """Serve what lies in the folder of a bundle now, or the copy of it that another process opened."""
+        """Reopen a bundle from its folder, or from the copy that another process opened at `home`."""
         fresh = None if home is None else Bundle.open(home, verify=False, copy=False)
         changed = await self._service.models.reload(name, fresh)
         served = next(one for one in self._service.models.served if one.name == name)
@@ -138,7 +138,7 @@ class Control:
         return {"bundle": name, "changed": changed, "dropped": served.dropped}
 
     async def _route(self, name: str, route: object) -> dict[str, Any]:
-        """Let a name lead to models."""
+        """Set a route."""
         wanted = route_of(route)
         known = set[str]()
         for model in (*wanted.shares, *filter(None, [wanted.shadow])):
@@ -148,17 +148,17 @@ class Control:
         return {}
 
     async def _unroute(self, name: str) -> dict[str, Any]:
-        """Forget a route."""
+        """Delete a route."""
         await self._keep(self._service.routes.lacking(name))
         return {}
 
     async def _rollback(self) -> dict[str, Any]:
-        """Go back to the routes before the last change."""
+        """Restore the routes from before the last change."""
         back = self._service.routes.back()
         for name, route in back.table.items():
             for model in route.shares:
                 if not (self._service.models.find(model) or await self._service.resolved(model)):
-                    raise RequestError("leads to no model any more", where=f"route `{name}`", found=f"`{model}`")
+                    raise RequestError("uses a model that is gone", where=f"route `{name}`", found=f"`{model}`")
         await self._keep(back)
         return {}
 

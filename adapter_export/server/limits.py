@@ -1,4 +1,4 @@
-"""Requests that are refused, and bounds on what a client may send."""
+"""Limits of requests, and refusals with an HTTP status."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from adapter_export.errors import AdapterExportError, NotFoundError, RemoteError
 
 MOST_ROWS = 256
-"""Rows of one request."""
+"""Maximum rows of a request."""
 
 _LONGEST_HEAD = 2**16
 """Maximum bytes of the headers of a request."""
 
 
 class RefusedError(Exception):
-    """A request that is refused with an HTTP status of its own.
+    """A refusal with an HTTP status.
 
     Args:
-        status: of HTTP.
-        words: one sentence.
-        again: seconds after which the client may ask again. Default: never.
+        status: the HTTP status.
+        words: the message, one sentence.
+        again: seconds until the client may retry. Default: no retry.
     """
 
     def __init__(self, status: int, words: str, again: int | None = None) -> None:
@@ -32,17 +32,17 @@ class RefusedError(Exception):
 
 
 def status_of(error: AdapterExportError) -> int:
-    """Return the HTTP status that says what kind of an error it is."""
+    """Return the HTTP status of an error."""
     if isinstance(error, NotFoundError):
         return 404
     return 502 if isinstance(error, RemoteError) else 400
 
 
 async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
-    """The body of a request.
+    """Return the body of a request.
 
     Raises:
-        RefusedError: it is larger, or takes longer to come.
+        RefusedError: 413, it exceeds `most` bytes; 408, it takes longer than `seconds`.
     """
     data = bytearray()
     too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes")
@@ -55,12 +55,12 @@ async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
                 if len(data) > most:
                     raise too_large
     except TimeoutError:
-        raise RefusedError(408, f"the body did not come within {seconds:g} seconds") from None
+        raise RefusedError(408, f"the body did not arrive within {seconds:g} seconds") from None
     return bytes(data)
 
 
 def impatient(seconds: float) -> type[HttpToolsProtocol]:
-    """Return the protocol of a server that closes a connection on which a head does not come whole, and in time."""
+    """Return a uvicorn protocol that closes connections whose headers are too large or take longer than `seconds`."""
 
     class Impatient(HttpToolsProtocol):
         waiting: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""The models of a server by name: adapters of its bundles, their bases, and what is loaded beside them."""
+"""The models of a server by name: bases, adapters of the bundles, and adapters loaded later."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from adapter_export.server.server_settings import Limits, SessionSettings
 from adapter_export.server.text_queue import TextQueue
 
 PIN = "@sha256:"
-"""Stands between the name of a model and the digest that it must have."""
+"""Separates the name of a model from its required digest."""
 
 _SHOWN = 20
-"""Maximum names in a message."""
+"""Maximum names in an error message."""
 
 _POLL = 0.005
-"""Seconds between two looks at whether an adapter is still in use."""
+"""Seconds between checks of whether an adapter is in use."""
 
 _uses = itertools.count(1)
 
@@ -73,7 +73,7 @@ def check_resident(bundle: Bundle, session: Session, settings: SessionSettings) 
     """Compare a session with golden data of the base and the resident adapters, unless its provider did so on opening.
 
     Raises:
-        FileError, FormatError: as `check_session`.
+        FileError, FormatError: as in `check_session`.
     """
     if not PROVIDERS[session.provider].proved:
         check_session(bundle, session, None if settings.resident is None else ())
@@ -81,9 +81,15 @@ def check_resident(bundle: Bundle, session: Session, settings: SessionSettings) 
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter that was loaded beside those of a bundle: the bytes of its file, and what its answers mean.
+    """An adapter that is not part of the bundle.
 
-    One that a resolver `found` by its name makes room for others, and is found again when a request names it.
+    Attributes:
+        name: its name.
+        data: the bytes of its `.onnx_adapter` file.
+        labels: the names of its classes.
+        task: its task.
+        found: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
+            again on demand.
     """
 
     name: str
@@ -99,30 +105,30 @@ class LoadedAdapter:
 
 
 def _reader(bundle: Bundle, session: Session) -> Reader | None:
-    """Return what reads texts or files for a bundle; `None` if clients must send arrays."""
+    """Return the reader of texts or files of a bundle; `None` if clients must send arrays."""
     if bundle.manifest.text is not None:
         return bundle.texts(session)
     if bundle.manifest.media is not None:
-        with suppress(RequestError):  # its processor is not known, or the base has more inputs than files fill
+        with suppress(RequestError):  # unknown preprocessing, or the base has inputs that files do not fill
             return bundle.files(bundle.manifest.media.medium, session)
     return None
 
 
 def _writer(bundle: Bundle, session: Session) -> TextWriter | None:
-    """Return what generates texts for a bundle; `None` if it has no tokenizer, or does not generate."""
+    """Return the writer of a bundle; `None` if it has no tokenizer, or does not generate text."""
     with suppress(RequestError):
         return bundle.writer(session)
     return None
 
 
 class LoadedBundle:
-    """A bundle in one session, and what waits for it.
+    """A bundle with its session and its queues.
 
     Args:
-        name: of the bundle.
-        bundle: that is served.
-        settings: how it computes.
-        extras: adapters beside those of the bundle; those that were made for another base are left out (`dropped`).
+        name: the name of the bundle.
+        bundle: the bundle.
+        settings: settings of the session.
+        extras: further adapters to load. Those that do not fit the bundle are listed in `dropped`.
     """
 
     def __init__(
@@ -130,14 +136,14 @@ class LoadedBundle:
     ) -> None:
         self.name, self.bundle, self.settings = name, bundle, settings
         self.session = open_session(bundle, settings)
-        if bundle.verified:  # not a copy that another process has opened and checked
+        if bundle.verified:  # otherwise another process has checked this copy
             check_resident(bundle, self.session, settings)
         self.reader, self._writer = _reader(bundle, self.session), _writer(bundle, self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
         self.extras: dict[str, LoadedAdapter] = {}
         self.dropped: list[str] = []
-        self.closing = set[str]()  # no new call may name them
+        self.closing = set[str]()  # new calls may not name them
         self.busy, self.used = Counter[str | None](), Counter[str | None]()
         for extra in extras:
             if model_version_of(extra.data, extra.name) == bundle.manifest.model_version and (
@@ -147,16 +153,16 @@ class LoadedBundle:
             else:
                 self.dropped.append(extra.name)
         self.collector: Collector | None = None
-        self.texts: TextQueue | None = None  # of a bundle that generates
+        self.texts: TextQueue | None = None  # only if the bundle generates text
 
     def load(self, extra: LoadedAdapter) -> None:
-        """Load an adapter beside those of the bundle; errors are those of `Session.load_bytes`."""
+        """Load a further adapter; errors as in `Session.load_bytes`."""
         self.session.load_bytes(
             extra.name, extra.data, labels=extra.labels, task=extra.task, where=f"adapter `{extra.name}`"
         )
         self.extras[extra.name] = extra
         self.digests[extra.name] = extra.digest
-        self.used[extra.name] = next(_uses)  # or one that was just found would be the first to go
+        self.used[extra.name] = next(_uses)  # otherwise it would be the first to be unloaded
 
     def forget(self, adapter: str) -> None:
         """Unload an adapter that no request uses."""
@@ -165,14 +171,14 @@ class LoadedBundle:
         self.extras.pop(adapter, None)
 
     def check_read(self, asked: object) -> None:
-        """Raise RequestError for a text where files are read, which would be a path on this machine, and vice versa."""
-        reads = "nothing but `inputs`" if self.reader is None else f"{self.reader.word}s"
+        """Refuse texts if the bundle reads files, since a text could be a path on this machine, and vice versa."""
+        reads = "`inputs` only" if self.reader is None else f"{self.reader.word}s"
         if self.reader is None or isinstance(asked, bytes) != (self.reader.word != "text"):
             found = "a file" if isinstance(asked, bytes) else "a text"
             raise RequestError(f"bundle `{self.name}` reads {reads}", found=found)
 
     def has(self, adapter: str) -> bool:
-        """Return whether a call may name an adapter."""
+        """Return whether calls may name an adapter."""
         return adapter in self.digests and adapter not in self.closing
 
     @property
@@ -181,7 +187,7 @@ class LoadedBundle:
         return sum(0 if queue is None else queue.waiting for queue in (self.collector, self.texts))
 
     def start(self, limits: Limits, observer: Observer) -> None:
-        """Begin to run; inside an event loop."""
+        """Start the queues inside a running event loop."""
         self.collector = Collector(
             self.session.run_many,
             calls=self.settings.concurrency,
@@ -199,19 +205,19 @@ class LoadedBundle:
             )
 
     def generating(self) -> TextQueue:
-        """Return the queue of texts to generate; RequestError if the bundle has no tokenizer, or does not generate."""
+        """Return the queue of texts; RequestError if the bundle has no tokenizer, or does not generate text."""
         if self.texts is None:
-            self.bundle.writer(self.session)  # raises the reason
+            self.bundle.writer(self.session)  # raises RequestError
             raise RequestError("the bundle is not served yet", where=f"bundle `{self.name}`")
         return self.texts
 
     async def idle(self, adapter: str | None = None, *, altogether: bool = False) -> None:
-        """Wait until no request uses an adapter, or altogether any."""
+        """Wait until no request uses an adapter; with `altogether`, until no request runs at all."""
         while self.busy.total() if altogether else self.busy[adapter]:
             await asyncio.sleep(_POLL)
 
     async def stop(self) -> None:
-        """Answer what waits, then end."""
+        """Answer queued requests, then end."""
         if self.collector is not None:
             await self.collector.stop()
         if self.texts is not None:
@@ -220,31 +226,31 @@ class LoadedBundle:
 
 @dataclass(frozen=True)
 class Target:
-    """A bundle's session with one of its adapters; `None` is the base."""
+    """A model: a bundle with one of its adapters; `None` is the base."""
 
     served: LoadedBundle
     adapter: str | None
 
     @property
     def name(self) -> str:
-        """That of the model, with its bundle."""
+        """The name of the model, with its bundle."""
         return self.served.name if self.adapter is None else f"{self.served.name}/{self.adapter}"
 
     @property
     def digest(self) -> str:
-        """The sha256 of the adapter's file; of a base, the checksum of the bundle's manifest."""
+        """The sha256 of the adapter's file; for a base, the checksum of the manifest."""
         if self.adapter is None:
             return self.served.bundle.manifest.checksum or self.served.bundle.manifest.base.rpartition(":")[2]
         return self.served.digests[self.adapter]
 
     @property
     def is_busy(self) -> bool:
-        """True while a request uses it."""
+        """True while a request uses the model."""
         return self.served.busy[self.adapter] > 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep it from being unloaded until the block ends."""
+        """Prevent unloading until the block ends."""
         self.served.busy[self.adapter] += 1
         self.served.used[self.adapter] = next(_uses)
         try:
@@ -254,10 +260,11 @@ class Target:
 
 
 class Models:
-    """Models by name: an adapter's own, `bundle/adapter`, or for a base that of its bundle; each may be pinned.
+    """Models by name.
 
-    Everything that changes what is served runs in the event loop, one change at a time; requests that have begun finish
-    on what they began with.
+    An adapter has its own name and `bundle/adapter`; a base has the name of its bundle. Either may be pinned to a
+    digest. Changes run in the event loop, one at a time. Running requests finish with the models that they started
+    with.
     """
 
     def __init__(
@@ -272,13 +279,13 @@ class Models:
         self._ending = set[asyncio.Task[None]]()
 
     def start(self, observer: Observer) -> None:
-        """Begin to run; inside an event loop."""
+        """Start the queues inside a running event loop."""
         self._observer = observer
         for served in self._served.values():
             served.start(self._limits, observer)
 
     async def stop(self) -> None:
-        """Answer what waits, then end."""
+        """Answer queued requests, then end."""
         await asyncio.gather(*self._ending, *(served.stop() for served in self._served.values()))
 
     @property
@@ -287,7 +294,7 @@ class Models:
         return tuple(self._served.values())
 
     def names(self) -> dict[str, Target]:
-        """Return all models by the names that are shown: the shortest that each can be called by."""
+        """Return all models by their shortest names."""
         found = {}
         for served in self._served.values():
             found[served.name] = Target(served, None)
@@ -297,11 +304,11 @@ class Models:
         return found
 
     def find(self, name: str) -> Target | None:
-        """Return the model of a name, if there is one; RefusedError (404) if it has another digest than is asked."""
+        """Return a model by name; RefusedError (404) if its digest differs from the pinned one."""
         name, pin, digest = name.partition(PIN)
         found = self._named(name)
         if found is not None and pin and found.digest != digest:
-            raise RefusedError(404, f"model `{name}` has the digest sha256:{found.digest}; asked for was {digest}")
+            raise RefusedError(404, f"model `{name}` has the digest sha256:{found.digest}, not {digest}")
         return found
 
     def _named(self, name: str) -> Target | None:
@@ -315,36 +322,36 @@ class Models:
         return Target(found[0], name) if len(found) == 1 else None
 
     def only(self) -> LoadedBundle:
-        """Return the one bundle; RequestError if there are several."""
+        """Return the only bundle; RequestError if there are several."""
         if len(self._served) > 1:
             raise RequestError(
-                "no model is named, and there are several bundles",
+                "the call names no model, and there are several bundles",
                 expected=f"one of {listed(self.names())}",
-                fix="name a model; that of a bundle's base has the bundle's name",
+                fix="name a model; the base of a bundle has the name of the bundle",
             )
         return self.served[0]
 
     async def load(
         self, extra: LoadedAdapter, *, bundle: str | None = None, keep: Collection[Target] = ()
     ) -> LoadedBundle:
-        """Load an adapter beside those of the bundle that it was built for.
+        """Load an adapter into the bundle that it was built for.
 
-        Where as many are loaded as may be, wait until one that was found by its name is idle, and unload it.
+        At the limit of loaded adapters, unload one that was loaded by name, as soon as it is idle.
 
         Args:
             extra: the adapter.
-            bundle: the name of its bundle. Default: the one that it was built for.
-            keep: models that stay, since the same request needs them.
+            bundle: the name of a bundle. Default: the one that the adapter was built for.
+            keep: models to keep loaded, since the same request uses them.
 
         Raises:
-            RefusedError: 404, there is no such bundle; 409, no adapter may be unloaded; 503, all that may are in use.
+            RefusedError: 404, unknown bundle; 409, no adapter may be unloaded; 503, all of them stay in use.
             InputError: as `Session.load`.
         """
         check_name(extra.name)
         try:
             async with asyncio.timeout(self._limits.request_timeout):
                 while True:
-                    async with self._changing:  # or several at once would each see room for one
+                    async with self._changing:  # concurrent loads must not share the last place
                         loaded = sum(len(served.extras) for served in self._served.values())
                         leaving = any(extra.name in served.closing for served in self._served.values())
                         if loaded < self._limits.max_adapters and not leaving:
@@ -358,14 +365,14 @@ class Models:
         served = self._for(extra, bundle)
         taken = {} if self._qualify else self._served
         if extra.name in taken or any(extra.name in other.digests for other in taken.values() if other is not served):
-            raise RequestError("a model of this name is there already", found=f"`{extra.name}`", fix="use another name")
+            raise RequestError("a model with this name exists", found=f"`{extra.name}`", fix="use another name")
         await asyncio.to_thread(served.load, extra)
         return served
 
     async def _make_room(self, keep: Collection[Target]) -> None:
-        """Unload an adapter that was found by its name: the least recently used one, of the idle ones if there are any.
+        """Unload the least recently used adapter that was loaded by name, preferably an idle one.
 
-        New requests cannot name it any more, so that it becomes idle however many clients use it.
+        New requests cannot name it meanwhile, so it becomes idle under any load.
         """
         found = [
             Target(one, extra.name) for one in self._served.values() for extra in one.extras.values() if extra.found
@@ -377,12 +384,12 @@ class Models:
         free = [target for target in others if target.served.has(str(target.adapter))]
         if free:
             await self._unload(min(free, key=lambda one: (one.is_busy, one.served.used[one.adapter])))
-        else:  # those that may be unloaded are being unloaded
+        else:  # all candidates are being unloaded
             await asyncio.sleep(_POLL)
 
     @staticmethod
     async def _unload(target: Target) -> None:
-        """Forget an adapter when no request uses it any more."""
+        """Unload an adapter as soon as no request uses it."""
         served, adapter = target.served, str(target.adapter)
         served.closing.add(adapter)
         try:
@@ -392,7 +399,7 @@ class Models:
             served.closing.discard(adapter)
 
     def _for(self, extra: LoadedAdapter, bundle: str | None) -> LoadedBundle:
-        """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
+        """Return the bundle that an adapter was built for. Default: the first one, whose `load` raises the error."""
         if bundle is not None:
             if bundle not in self._served:
                 raise RefusedError(404, f"there is no bundle `{bundle}`")
@@ -403,35 +410,35 @@ class Models:
         return next(iter(fitting), self.served[0])
 
     async def unload(self, name: str) -> None:
-        """Forget an adapter when no request uses it any more.
+        """Unload an adapter as soon as no request uses it.
 
-        Loads and reloads go on meanwhile: a request that uses it may be waiting for one.
+        Loads and reloads continue meanwhile, since a request that uses the adapter may wait for one.
 
         Raises:
-            RefusedError: 404, there is no such model; 409, it is the base of a bundle; 503, it is still in use.
+            RefusedError: 404, unknown model; 409, it is the base of a bundle; 503, it is still in use.
         """
         target = self._named(name)
         if target is None:
             raise RefusedError(404, f"there is no model `{name}`; expected one of {listed(self.names())}")
         if target.adapter is None:
-            raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
+            raise RefusedError(409, f"`{name}` is the base of a bundle and cannot be unloaded")
         try:
             async with asyncio.timeout(self._limits.request_timeout):
                 served = None
-                while target is not None and target.served is not served:  # again where its bundle was exchanged
+                while target is not None and target.served is not served:  # again if its bundle was reloaded
                     await self._unload(target)
                     served, target = target.served, self._named(name)
         except TimeoutError:
             raise RefusedError(503, f"`{name}` is still in use; try again later", again=1) from None
 
     async def reload(self, name: str, fresh: Bundle | None = None) -> bool:
-        """Serve what lies in the folder of a bundle now; return whether it is another one.
+        """Reopen a bundle from its folder; return whether it has changed.
 
-        Requests that have begun finish on the old session, which ends after the last of them.
+        Running requests finish on the old session.
 
         Raises:
-            RefusedError: 404, there is no such bundle.
-            FileError, FormatError, UsageError: the new one cannot be served; the old one is served further.
+            RefusedError: 404, unknown bundle.
+            FileError, FormatError, UsageError: the new bundle is refused, and the old one is still served.
         """
         async with self._changing:
             if name not in self._served:
@@ -457,7 +464,7 @@ class Models:
         await old.stop()
 
     def _check(self, adapters: Mapping[str, Sequence[str]]) -> None:
-        """Refuse names that two models have."""
+        """Raise UsageError if two models have the same name."""
         if self._qualify:
             return
         owners: dict[str, str] = {}
@@ -467,29 +474,29 @@ class Models:
                 if other != bundle or (name == bundle and names.count(name)):
                     if name in (bundle, other):
                         fix = f"give that bundle another name, OTHER=FOLDER, or {argument('qualify', True)}"
-                        raise UsageError("a bundle and an adapter have one name", found=f"`{name}`", fix=fix)
+                        raise UsageError("a bundle and an adapter have the same name", found=f"`{name}`", fix=fix)
                     raise UsageError(
-                        "two models have one name",
+                        "two models have the same name",
                         found=f"`{name}` in `{other}` and in `{bundle}`",
                         fix=f"give {argument('qualify', True)}, and name them `{other}/{name}` and `{bundle}/{name}`",
                     )
 
 
 def listed(names: Mapping[str, object]) -> str:
-    """Return the first of some names as words."""
+    """Return the first names, quoted, and the number of others."""
     shown = quoted(list(names)[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "none"
 
 
 def named_bundles(places: Sequence[str]) -> dict[str, Bundle]:
-    """Open bundles by name: that of the folder or of the repository, or what stands before `=`.
+    """Open bundles by name: the name before `=`, or that of the folder or repository.
 
     Args:
         places: folders, or references such as `oci://host/repository:tag`, which are fetched.
 
     Raises:
-        UsageError: two have one name.
-        InputError: one cannot be opened, or no model may have its name.
+        UsageError: two bundles have the same name.
+        InputError: a bundle cannot be opened, or its name is invalid.
     """
     found: dict[str, Bundle] = {}
     for place in places:
@@ -499,6 +506,6 @@ def named_bundles(places: Sequence[str]) -> dict[str, Bundle]:
             name = re.split("[@:]", place.rpartition("/")[2])[0] if is_remote else Path(place).resolve().name
         check_name(name)
         if name in found:
-            raise UsageError("two bundles have one name", found=f"`{name}`", fix=f"give one as OTHER={path}")
+            raise UsageError("two bundles have the same name", found=f"`{name}`", fix=f"rename one: OTHER={path}")
         found[name] = Bundle.open(locate(path, "artifact").path)
     return found

@@ -1,4 +1,4 @@
-"""The process that serves: sockets, signals and the end."""
+"""The server process: sockets, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from adapter_export.server.service import Service
 from adapter_export.server.telemetry import Metrics, Tracer, log, log_to_stderr
 
 _KEEP_ALIVE = 75
-"""Seconds until an idle connection is closed: longer than pools of clients keep theirs, so that they close first."""
+"""Seconds until an idle connection is closed. Longer than in client pools, so that clients close first."""
 
 OnReady = Callable[[str, Sequence[str]], object]
-"""Called with the address and the names of the models when calls are answered."""
+"""Called with the address and the names of the models when the server is ready."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """An app, and what its process must know of."""
+    """An application with its control and models."""
 
     app: ASGIApp
     control: Control
@@ -42,9 +42,9 @@ class Made:
 
 
 def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Relayed | None = None) -> Made:
-    """Open sessions and make the app; `relay` has changes made in other processes, too.
+    """Open sessions and create the application; errors as in `Bundle.session`, `Models` and `load_routes`.
 
-    Errors are those of `Bundle.session`, `Models` and `load_routes`.
+    `relay` applies changes in other processes as well.
     """
     metrics = Metrics()
     models = Models(bundles, settings.sessions, settings.limits, qualify=settings.qualify)
@@ -56,7 +56,7 @@ def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Rel
 
 
 def fetcher(settings: ServerSettings) -> Fetch | None:
-    """Return what brings bundles and adapters of hubs and registries, if that is wanted."""
+    """Return the function that fetches from hubs and registries; `None` unless `settings.hub`."""
     if not settings.hub:
         return None
     from adapter_export.hub.fetch import fetch  # noqa: PLC0415 - an extra
@@ -65,15 +65,15 @@ def fetcher(settings: ServerSettings) -> Fetch | None:
 
 
 def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnReady = lambda *_: None) -> None:
-    """Serve bundles in this process until it is terminated or interrupted.
+    """Serve bundles in this process until SIGTERM or SIGINT.
 
     Args:
         places: folders of bundles, or `NAME=FOLDER`.
-        settings: of the server.
-        on_ready: called when calls are answered.
+        settings: settings of the server.
+        on_ready: called when the server is ready.
 
     Raises:
-        UsageError: models have the same name, or the port is taken.
+        UsageError: two models have the same name, or the port is in use.
         InputError: a bundle cannot be opened.
     """
     with listen(settings) as listening:
@@ -82,25 +82,25 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
 
 
 def run_server(made: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
-    """Answer until this process is terminated."""
+    """Run the application until this process is terminated."""
     log_to_stderr(quiet=settings.quiet)
     signal.signal(
         signal.SIGTERM, lambda *_: None
-    )  # or uvicorn, which raises it again at its end, would clean up nothing
+    )  # uvicorn raises the signal again at its end, which would skip the cleanup
     _Server(made, settings, on_ready).run(sockets=[listening])
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """Return a socket that listens; UsageError if the port is taken."""
+    """Return a listening socket; UsageError if the port is in use."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        reason, _, _ = (error.strerror or str(error)).partition(" (while")  # Python's own words about the address
+        reason, _, _ = (error.strerror or str(error)).partition(" (while")  # Python appends the address
         raise UsageError(
             f"cannot listen ({reason})",
             found=f"{settings.host}:{settings.port}",
-            fix="choose another port, of which 0 takes one that is free, or another host",
+            fix="choose another host or port; port 0 picks a free one",
         ) from error
 
 
@@ -111,7 +111,7 @@ def address_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it is ready, drains on SIGTERM and reads its bundles again on SIGHUP."""
+    """A uvicorn server that reports readiness, drains on SIGTERM and reloads its bundles on SIGHUP."""
 
     def __init__(self, made: Made, settings: ServerSettings, on_ready: OnReady) -> None:
         super().__init__(
@@ -132,7 +132,7 @@ class _Server(uvicorn.Server):
         self._tasks = set[asyncio.Task[None]]()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to accept connections."""
         await super().startup(sockets)
         if self.should_exit or not sockets:
             return
@@ -141,7 +141,7 @@ class _Server(uvicorn.Server):
         self._on_ready(address_of(sockets[0]), list(self._made.models.names()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain first, if it was asked for; a second signal ends at once."""
+        """Drain first, then exit; a second signal exits at once."""
         if sig == signal.SIGTERM and self._made.control.ready and self._drain:
             self._made.control.ready = False
             loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Find adapters by name in a folder, or by reference in a hub or a registry, and make them fit a bundle."""
+"""Find adapters by name in a folder, or by reference in a hub or registry, and convert them for a bundle."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, LoadedAdapter, LoadedBundle
 
 Fetch = Callable[[str], Path]
-"""Brings what a reference such as `hf://owner/name` names onto this machine, and returns its folder."""
+"""Fetches a reference such as `hf://owner/name`, and returns its local folder."""
 
 
 @dataclass(frozen=True)
 class Resolver:
-    """Adapters by name.
+    """Finds adapters by name.
 
-    A folder has `NAME.onnx_adapter`, beside it `NAME.json` with the record of its task if it answers, or whole
-    adapters, `NAME/adapter_graph.json`, which become files for the bundle that they fit.
+    The folder contains `NAME.onnx_adapter` with an optional `NAME.json` that records the task, or the folder of an
+    adapter, `NAME/adapter_graph.json`, which is converted for the bundle that it fits.
 
     Attributes:
-        folder: where they are looked for.
-        fetch: fetches those of a hub or a registry; `None` fetches nothing.
-        most: the largest file that is read, in bytes.
+        folder: the folder to search; `None` finds nothing.
+        fetch: fetches references; `None` refuses them.
+        most: maximum size of a file in bytes.
     """
 
     folder: Path | None = None
@@ -39,10 +39,10 @@ class Resolver:
     most: int = 2**28
 
     def find(self, name: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter | None:
-        """Return the adapter of a name, which may be pinned (`name@sha256:…`), if there is one.
+        """Return an adapter by name, which may be pinned (`name@sha256:…`); `None` if it does not exist.
 
         Raises:
-            RefusedError: 404, it has another digest than is asked for.
+            RefusedError: 404, its digest differs from the pinned one.
             InputError: it is damaged, or fits none of the bundles.
         """
         name, pin, digest = name.partition(PIN)
@@ -60,25 +60,27 @@ class Resolver:
         else:
             return None
         if pin and found.digest != digest:
-            raise RefusedError(404, f"adapter `{name}` has the digest sha256:{found.digest}; asked for was {digest}")
+            raise RefusedError(404, f"adapter `{name}` has the digest sha256:{found.digest}, not {digest}")
         return found
 
     def fetched(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
-        """Return the adapter that a reference names, under a name.
+        """Fetch an adapter by reference, and give it a name.
 
         Raises:
-            RefusedError: 400, this server fetches nothing.
-            InputError: it cannot be had, is damaged, or fits none of the bundles.
+            RefusedError: 400, fetching is not enabled.
+            InputError: the adapter cannot be fetched, is damaged, or fits none of the bundles.
         """
         if self.fetch is None:
-            raise RefusedError(400, "this server was started without leave to fetch from hubs and registries")
+            raise RefusedError(400, "fetching from hubs and registries is not enabled on this server")
         folder = self.fetch(reference)
         files = sorted(folder.glob("*.onnx_adapter"))
         if (folder / "adapter_graph.json").is_file():
             return _of_adapter(name, folder, bundles)
         if len(files) == 1:
             return _of_file(name, files[0], self.most)
-        raise FormatError("holds no adapter", where=reference, expected="`adapter_graph.json`, or one `.onnx_adapter`")
+        raise FormatError(
+            "contains no adapter", where=reference, expected="`adapter_graph.json` or one `.onnx_adapter`"
+        )
 
 
 def _of_file(name: str, path: Path, most: int) -> LoadedAdapter:
@@ -92,7 +94,7 @@ def _of_file(name: str, path: Path, most: int) -> LoadedAdapter:
 
 
 def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
-    """Make the file of a whole adapter for the first bundle of its base that takes it."""
+    """Convert an adapter for the first bundle of its base that accepts it."""
     from adapter_export.bundle.change import write_fitted  # noqa: PLC0415 - loads onnx, for a second
 
     adapter = read_adapter(folder)
@@ -108,7 +110,7 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> Loa
                 continue
             return LoadedAdapter(name, read_bytes(path), task=adapter.task)
     raise refused or AdapterError(
-        "was trained on another base than those that are served",
+        "was trained on a base that is not served",
         where=f"adapter `{name}`",
         found=adapter.base,
         expected=", ".join(sorted({one.bundle.manifest.base for one in bundles})),

@@ -1,4 +1,4 @@
-"""The server as its routes see it: the service, who may change it, and the limits of clients."""
+"""Shared objects of the routes: service, control, limits and admission."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from adapter_export.server.telemetry import Metrics, Tracer
 Found = TypeVar("Found")
 
 _PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip")
-"""Added by a proxy, behind which anybody may be."""
+"""Headers of proxies, which may forward requests of any client."""
 
 
 class Admission:
-    """Admits administrators: clients with the token, or without one, loopback clients.
+    """Admits administrators: clients with the token; without a token, loopback clients.
 
-    Pages of other sites in a browser on this machine are not admitted: their requests name their `Origin`, and a
-    request by a name that leads here (DNS rebinding) names another `Host`.
+    Web pages in a browser on this machine are refused: their requests have a foreign `Origin`, or after DNS rebinding
+    a foreign `Host`.
     """
 
     def __init__(self, token: str | None) -> None:
@@ -39,24 +39,24 @@ class Admission:
         if self._token is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
-                raise RefusedError(401, "this needs the header `authorization: Bearer TOKEN` with the admin token")
+                raise RefusedError(401, "the header `authorization: Bearer TOKEN` with the admin token is required")
             return
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         near = request.client is not None and _is_loopback(request.client.host)
         own = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
         if not near or not own or any(name in request.headers for name in _PROXY_HEADERS):
-            raise RefusedError(403, "only loopback clients may do this; start the server with an admin token")
+            raise RefusedError(403, "only loopback clients may administer this server; start it with an admin token")
 
 
 async def _left(request: HttpRequest) -> None:
-    """Wait until the client has closed the connection."""
+    """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a header `Host` without its port; an empty text if it has none."""
+    """Return the host name of a `Host` header without the port; an empty string if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -72,12 +72,12 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Context:
-    """The parts of a server that its routes use.
+    """Shared objects of the routes.
 
     Attributes:
-        service: answers rows.
+        service: computes rows and texts.
         control: changes the service.
-        limits: of clients.
+        limits: limits of requests.
         metrics: count requests and calls.
         tracer: traces requests.
         admission: admits administrators.
@@ -91,7 +91,7 @@ class Context:
     admission: Admission
 
     async def in_time(self, answer: Awaitable[Found]) -> Found:
-        """Return an answer; RefusedError (503) if it takes longer than a request may."""
+        """Await an answer; RefusedError (503) after `request_timeout`."""
         seconds = self.limits.request_timeout
         try:
             async with asyncio.timeout(seconds):
@@ -100,7 +100,7 @@ class Context:
             raise RefusedError(503, f"there was no answer within {seconds:g} seconds", again=1) from None
 
     async def each_in_time(self, items: AsyncIterator[Found]) -> AsyncIterator[Found]:
-        """Yield items; RefusedError (503) if all of them take longer than a request may."""
+        """Yield items; RefusedError (503) if they are not complete after `request_timeout`."""
         seconds = self.limits.request_timeout
         end = asyncio.get_running_loop().time() + seconds
         try:
@@ -114,25 +114,25 @@ class Context:
             raise RefusedError(503, f"the answer took longer than {seconds:g} seconds", again=1) from None
 
     async def while_connected(self, request: HttpRequest, answer: Coroutine[Any, Any, Found]) -> Found:
-        """Return an answer in time, as `in_time`; stop computing it if the client of a request leaves.
+        """Await an answer as `in_time` does; cancel it if the client disconnects.
 
-        Call it after the body has been read.
+        The body of the request must have been read.
         """
         working = asyncio.create_task(self.in_time(answer))
         leaving = asyncio.create_task(_left(request))
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise RefusedError(499, "the client has closed the connection")
+                raise RefusedError(499, "the client disconnected")
             return working.result()
         finally:
             for task in (working, leaving):
                 task.cancel()
 
     async def body(self, request: HttpRequest) -> bytes:
-        """Return the body of a call; errors as of `body_of`."""
+        """Return the body of a request; errors as in `body_of`."""
         return await body_of(request, self.limits.max_body, self.limits.read_timeout)
 
     async def file(self, request: HttpRequest) -> bytes:
-        """Return the body of a request that sends the file of an adapter; errors as of `body_of`."""
+        """Return the body of a request that uploads an adapter; errors as in `body_of`."""
         return await body_of(request, MAX_ADAPTER_BYTES, self.limits.read_timeout)

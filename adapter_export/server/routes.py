@@ -1,4 +1,4 @@
-"""Names that lead to models: an alias, shares between versions (canary), a shadow, and the way back. Pure data."""
+"""The routing table: aliases, shares between versions (canary), shadows, and rollback. Pure data."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from adapter_export.safe_io.output import Output
 
 _VERSION = "1.0"
 _MOST_BEFORE = 100
-"""Maximum earlier states that are kept."""
+"""Maximum tables that are kept for rollback."""
 
 Known = Callable[[str], bool]
-"""Returns whether a model of a name exists."""
+"""Returns whether a model exists."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """The models that answer calls of a name.
+    """The models behind a name.
 
     Attributes:
-        shares: the models that answer, and the share of the calls that each gets; together 1.
-        shadow: a model that computes the same calls, whose answers are compared and never given.
+        shares: the share of requests by model; the sum is 1.
+        shadow: a model that computes the same requests for comparison; clients never get its answers.
     """
 
     shares: Mapping[str, float]
     shadow: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the route as JSON."""
         return {"shares": dict(self.shares), "shadow": self.shadow}
 
     def choose(self, name: str, request: str) -> str:
-        """Return the model that answers a request: always the same for one id of a request.
+        """Return the model of a request; the same for every request with this id.
 
-        A share that grows takes calls over and gives none away, where the others keep their order.
+        A share that grows keeps its requests and takes some of the others.
         """
         digest = hashlib.sha256(f"{name}\0{request}".encode()).digest()
         place, end = int.from_bytes(digest[:7]) / 2**56, 0.0
@@ -52,7 +52,7 @@ class Route:
             end += share
             if place < end:
                 return model
-        return given[-1][0]  # what rounding leaves between the sum and 1
+        return given[-1][0]  # rounding: the sum may be slightly below 1
 
 
 Table = Mapping[str, Route]
@@ -60,46 +60,46 @@ Table = Mapping[str, Route]
 
 @dataclass(frozen=True)
 class Routes:
-    """A table of routes, and the tables before it, the last one at the end."""
+    """The routing table, and earlier tables, most recent last."""
 
     table: Table = field(default_factory=lambda: MappingProxyType({}))
     before: tuple[Table, ...] = ()
 
     def choose(self, name: str, request: str) -> tuple[str, str | None]:
-        """Return the model that answers for a name, and the one in its shadow; without a route, the name itself."""
+        """Return the model and the shadow of a name; without a route, the name itself and `None`."""
         route = self.table.get(name)
         return (name, None) if route is None else (route.choose(name, request), route.shadow)
 
     def having(self, name: str, route: Route, known: Known) -> Routes:
-        """Return routes with another one for a name.
+        """Return routes with a new route for a name.
 
         Raises:
-            RequestError: shares are no shares, or it leads to nothing.
-            AdapterError: nothing may have the name.
+            RequestError: the shares are invalid, or a model does not exist.
+            AdapterError: the name is invalid.
         """
         check_name(name)
         _check(name, route, known)
         return self._then({**self.table, name: route})
 
     def lacking(self, name: str) -> Routes:
-        """Return routes without one; RequestError if there is none of this name."""
+        """Return routes without that of a name; RequestError if it has none."""
         if name not in self.table:
-            known = quoted(self.table) or "none: there are no routes"
-            raise RequestError("there is no route of this name", found=f"`{name}`", expected=known)
+            known = quoted(self.table) or "no routes exist"
+            raise RequestError("there is no route with this name", found=f"`{name}`", expected=known)
         return self._then({other: route for other, route in self.table.items() if other != name})
 
     def back(self) -> Routes:
-        """Return routes as they were before the last change; RequestError if there was none."""
+        """Return the routes from before the last change; RequestError if there was no change."""
         if not self.before:
-            raise RequestError("nothing was changed that could be rolled back")
+            raise RequestError("there is no change to roll back")
         return Routes(self.before[-1], self.before[:-1])
 
     def leading_to(self, model: str) -> list[str]:
-        """Return the names whose routes lead to a model."""
+        """Return the names whose routes use a model."""
         return [name for name, route in self.table.items() if model in {*route.shares, route.shadow}]
 
     def document(self) -> dict[str, Any]:
-        """Return them as JSON, without those before."""
+        """Return the current table as JSON."""
         return {name: route.document() for name, route in self.table.items()}
 
     def _then(self, table: Table) -> Routes:
@@ -110,19 +110,22 @@ def _check(name: str, route: Route, known: Known) -> None:
     where = f"route `{name}`"
     for share in route.shares.values():
         if not (math.isfinite(share) and 0 <= share <= 1):
-            raise RequestError("a share that is none", where=where, found=share, expected="a number from 0 to 1")
+            raise RequestError("a share is out of range", where=where, found=share, expected="a number from 0 to 1")
     total = math.fsum(route.shares.values())
     if abs(total - 1) > 1e-6:
-        raise RequestError("the shares are not together 1", where=where, found=total, expected="1")
+        raise RequestError("the shares do not add up to 1", where=where, found=total, expected="1")
     for model in (*route.shares, *filter(None, [route.shadow])):
         if not known(model):
             raise RequestError(
-                "leads to no model", where=where, found=f"`{model}`", fix="load the model first, or name another"
+                "names an unknown model",
+                where=where,
+                found=f"`{model}`",
+                fix="load the model first, or name another one",
             )
 
 
 def save_routes(routes: Routes, path: Path) -> None:
-    """Write a state file, under a temporary name that is renamed; WriteError if the system refuses."""
+    """Write a state file atomically; WriteError if the system refuses."""
     tables = [{name: route.document() for name, route in table.items()} for table in routes.before]
     data = canonical_json({"version": _VERSION, "routes": routes.document(), "before": tables})
     with Output(path, force=True).file() as temporary:
@@ -130,26 +133,26 @@ def save_routes(routes: Routes, path: Path) -> None:
 
 
 def load_routes(path: Path) -> Routes:
-    """Read a state file; without one, there are no routes.
+    """Read a state file; a missing file means no routes.
 
     Raises:
-        FileError, FormatError: it cannot be read, or holds something else.
+        FileError, FormatError: the file cannot be read, or is no state file.
     """
     if not path.exists():
         return Routes()
     document = read_json(path)
     if not isinstance(document, Mapping) or document.get("version") != _VERSION:
-        raise FormatError("is no state of `serve`", where=path, expected=f'`"version": "{_VERSION}"`')
+        raise FormatError("is not a state file of `serve`", where=path, expected=f'`"version": "{_VERSION}"`')
     before = document.get("before")
     if not isinstance(before, list):
-        raise FormatError("is no state of `serve`", where=path, expected="a list `before`")
+        raise FormatError("is not a state file of `serve`", where=path, expected="a list `before`")
     return Routes(_table(document.get("routes"), path), tuple(_table(one, path) for one in before))
 
 
 def _table(document: object, path: Path) -> Table:
     try:
         if not isinstance(document, Mapping):
-            raise RequestError("is no table of routes")
+            raise RequestError("the routes are not a JSON object")
         table = {check_name(str(name)): route_of(route) for name, route in document.items()}
         for name, route in table.items():
             _check(name, route, lambda _: True)
@@ -159,10 +162,10 @@ def _table(document: object, path: Path) -> Table:
 
 
 def route_of(document: object) -> Route:
-    """Return the route that JSON describes: `{"shares": {"a": 0.9, "b": 0.1}, "shadow": "c"}` or `{"alias": "a"}`.
+    """Parse a route: `{"shares": {"a": 0.9, "b": 0.1}, "shadow": "c"}` or `{"alias": "a"}`.
 
     Raises:
-        RequestError: it describes none.
+        RequestError: the document is malformed.
     """
     if isinstance(document, Mapping) and set(document) <= {"alias", "shares", "shadow"}:
         alias, shares, shadow = (document.get(key) for key in ("alias", "shares", "shadow"))
@@ -174,6 +177,6 @@ def route_of(document: object) -> Route:
         if isinstance(shares, Mapping) and numbers and shares and (shadow is None or isinstance(shadow, str)):
             return Route({str(model): float(share) for model, share in shares.items()}, shadow)
     raise RequestError(
-        "is no route",
-        expected='`{"alias": "a"}` or `{"shares": {"a": 0.9, "b": 0.1}}`, either of them with `"shadow": "c"`',
+        "malformed route",
+        expected='`{"alias": "a"}` or `{"shares": {"a": 0.9, "b": 0.1}}`, optionally with `"shadow": "c"`',
     )

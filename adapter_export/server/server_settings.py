@@ -1,4 +1,4 @@
-"""Settings of a server, each an option of `adapter-export serve`. Importing them loads no library of the server."""
+"""Settings of a server; each is an option of `adapter-export serve`. The module imports no server library."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SessionSettings:
         mapped_weights: compute on memory-mapped weights, which several processes share, instead of packed copies.
         provider: the execution provider.
         threads: threads of one operator.
-        concurrency: calls that a session runs at a time.
-        max_batch_size: maximum rows of a call.
-        max_batch_delay: maximum milliseconds that a row waits for others although a call could begin.
+        concurrency: concurrent calls of a session.
+        max_batch_size: maximum rows of a call, and maximum texts that are generated at a time.
+        max_batch_delay: maximum batching delay in milliseconds.
         resident: adapters kept in memory; the others load on demand. Default: all are kept.
     """
 
@@ -37,21 +37,21 @@ class SessionSettings:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of clients, so that no client can stop the others.
+    """Limits of requests, so that no client can block the others.
 
     Attributes:
         max_body: maximum bytes of a call.
-        max_adapters: maximum adapters loaded beside those of the bundles. An adapter that was found by its name makes
-            room when it is idle; a request waits for that at most `request_timeout`.
-        max_queue: maximum rows that wait for the session of a bundle.
+        max_adapters: maximum adapters loaded in addition to those of the bundles. An idle adapter that was loaded by
+            name is unloaded for another one; a request waits for that at most `request_timeout`.
+        max_queue: maximum queued rows of a bundle.
         max_new_tokens: maximum tokens of a completion.
         max_connections: maximum concurrent connections.
         read_timeout: seconds to receive the headers, then the body.
-        request_timeout: seconds until a request is answered.
+        request_timeout: seconds until a request is answered completely, also if streamed.
     """
 
     max_body: Annotated[int, Option("Maximum bytes of a call.", least=1)] = 2**22
-    max_adapters: Annotated[int, Option("Maximum adapters beside those of the bundles.", least=0)] = 64
+    max_adapters: Annotated[int, Option("Maximum adapters in addition to those of the bundles.", least=0)] = 64
     max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
     max_new_tokens: Annotated[int, Option("Maximum tokens of a completion.", least=1)] = 4096
     max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
@@ -71,15 +71,15 @@ class ServerSettings:
         host: the address to listen on.
         port: the port to listen on; 0 picks a free one.
         qualify: name models with their bundles only, `bundle/adapter`.
-        adapters_dir: a folder in which adapters are found by name.
+        adapters_dir: a folder of adapters to load by name.
         hub: let administrators load adapters from hubs and registries.
-        state: the file that keeps the routes across restarts.
-        drain: seconds after SIGTERM in which calls are still answered and readiness fails.
+        state: the file that stores the routes across restarts.
+        drain: seconds after SIGTERM during which requests are answered and readiness fails.
         quiet: log failures only.
         sessions: settings of sessions.
-        limits: limits of clients.
+        limits: limits of requests.
         token: required for administration. Default: only loopback clients may administer.
-        keeps_state: this process writes `state`.
+        keeps_state: whether this process writes `state`.
     """
 
     host: Annotated[str, "Address to listen on."] = "127.0.0.1"
@@ -89,7 +89,7 @@ class ServerSettings:
         Path | None, Option("Folder of adapters to load by name on demand.", "DIR", "--adapters")
     ] = None
     hub: Annotated[bool, "Let administrators load adapters from `hf://…` and `oci://…`."] = False
-    state: Annotated[Path | None, Option("File that keeps the routes across restarts.", "FILE")] = None
+    state: Annotated[Path | None, Option("File that stores the routes across restarts.", "FILE")] = None
     drain: Annotated[float, "Shutdown grace period in seconds; readiness fails meanwhile."] = 5.0
     quiet: Annotated[bool, "Log failures only."] = False
     sessions: SessionSettings = field(default_factory=SessionSettings)

@@ -1,4 +1,4 @@
-"""From rows with models to answers: texts become inputs, rows of all requests go through sessions together."""
+"""Compute rows and texts by model: routing, tokenization, batching across requests, and shadows."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _MOST_SHADOWS = 64
 _USUAL = Reading()
 
 Answer = dict[str, Any]
-"""An answer to a row as JSON, as docs/reference/format.md has it."""
+"""The answer to a row as JSON; docs/reference/format.md specifies it."""
 
 
 @dataclass(frozen=True)
 class TargetRow:
-    """A row of a request, and the model that answers it; `row.adapter` is that of the target."""
+    """A row of a request with its model; `row.adapter` is the adapter of the target."""
 
     target: Target
     row: Row
 
     def by(self, target: Target) -> TargetRow:
-        """Return the row for another model."""
+        """Return the row with another model."""
         return TargetRow(target, replace(self.row, adapter=target.adapter))
 
 
@@ -49,12 +49,12 @@ class Service:
     """Answers calls by the models of a server.
 
     Args:
-        models: that answer.
+        models: the models.
         resolver: finds adapters that are not loaded.
-        metrics: hear of shadows.
+        metrics: count rows of shadows.
 
     Attributes:
-        routes: names that lead to models.
+        routes: the routing table.
     """
 
     def __init__(self, models: Models, resolver: Resolver, metrics: Metrics) -> None:
@@ -66,16 +66,16 @@ class Service:
     async def target(
         self, name: str, key: str, state: State | None = None, keep: Collection[Target] | None = None
     ) -> Target:
-        """Return the model of a name, or the one that a route of this name leads to.
+        """Return the model of a name or route, loaded if needed.
 
         Args:
-            name: the name.
-            key: of the request; a route with shares decides by it.
-            state: of the request; gets `model`, `adapter` and `shadows`.
-            keep: models that loading this one does not unload, where the caller has locked `_resolving`.
+            name: the name of a model or a route.
+            key: the id of the request; a route with shares chooses by it.
+            state: the state of the request; receives `model`, `adapter` and `shadows`.
+            keep: models that must stay loaded; the caller has locked `_resolving` then.
 
         Raises:
-            RefusedError: 404, there is none; 409, 503, it cannot be loaded, as `Models.load`.
+            RefusedError: 404, unknown model; 409, 503, it cannot be loaded, as in `Models.load`.
         """
         chosen, shadow = self.routes.choose(name, key)
         found = self.models.find(chosen)
@@ -86,7 +86,7 @@ class Service:
             what = (
                 f"there is no model `{name}`"
                 if chosen == name
-                else f"route `{name}` leads to `{chosen}`, which is gone"
+                else f"route `{name}` uses `{chosen}`, which no longer exists"
             )
             raise RefusedError(404, f"{what}; expected one of {known}")
         if state is not None:
@@ -96,7 +96,7 @@ class Service:
         return found
 
     async def resolved(self, name: str) -> Target | None:
-        """Return the model of a name that a resolver finds, loaded now; errors as `Resolver.find` and `Models.load`."""
+        """Load the adapter that a resolver finds by name; errors as in `Resolver.find` and `Models.load`."""
         async with self._resolving:
             return await self._resolved(name)
 
@@ -109,7 +109,7 @@ class Service:
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
-        """Return the adapters with their tasks, as JSON; those of several bundles by their names as models."""
+        """Return the adapters with their tasks as JSON, by model name."""
         found = {}
         for name, target in self.models.names().items():
             if target.adapter is not None:
@@ -118,40 +118,40 @@ class Service:
         return found
 
     async def answer(self, call: Call, key: str, state: State) -> list[Answer]:
-        """Return an answer to each row of a call, by the task of its adapter; the base head answers for a base.
+        """Return an answer to each row of a call, according to the task of its adapter or of the base head.
 
         Raises:
-            UsageError: the call names nothing that answers, and adapters have tasks.
-            RequestError, RefusedError: it cannot be answered.
+            UsageError: the call names no adapter, and adapters have tasks.
+            RequestError, RefusedError: the call is refused.
         """
         return [one.document() for one in await self.answered(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
-        """Return the outputs of each row of a call, as of an adapter without a task; errors as of `answer`."""
+        """Return the outputs of each row of a call; errors as in `answer`."""
         computed = await self._rows_of(call, key, state, Reading(outputs=True))
         return [{"adapter": one.head.adapter, "task": None, "outputs": one.listed_outputs()} for one in computed]
 
     async def answered(self, call: Call, key: str, state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
-        """Return the rows of a call with their answers; errors as of `answer`."""
+        """Return the rows of a call with their answers; errors as in `answer`."""
         if not call.is_named:
             self.models.only().session.named(None)
         return await self._rows_of(call, key, state, reading)
 
     async def _rows_of(self, call: Call, key: str, state: State, reading: Reading) -> list[AnsweredRow]:
-        with ExitStack() as held:  # from when each is found: finding the next one may unload others
+        with ExitStack() as held:  # each is held once found, since loading the next one may unload others
             return await self.compute(await self._rows(call, key, state, held), state, reading)
 
     async def compute(self, rows: Sequence[TargetRow], state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
-        """Compute rows, those of one bundle together; then those of shadows, after the answers were sent.
+        """Compute rows, and start the computation of shadows.
 
         Args:
             rows: the rows.
-            state: of the request.
-            reading: how texts are read, and which outputs are kept.
+            state: the state of the request.
+            reading: treatment of long texts, and the outputs to keep.
 
         Raises:
-            RequestError: one of them does not fit.
-            RefusedError: too much waits.
+            RequestError: a row is invalid.
+            RefusedError: the queue is full.
         """
         state.rows = len(rows)
         computed = await self._computed(rows, reading)
@@ -168,18 +168,18 @@ class Service:
         return computed
 
     async def written(self, name: str, prompts: Sequence[str], decoding: Decoding, key: str, state: State) -> TextJob:
-        """Begin to write a text for each prompt; the caller closes the job.
+        """Start to generate a text for each prompt. The caller closes the job.
 
         Args:
-            name: of the model or route.
+            name: the name of a model or a route.
             prompts: at least one.
-            decoding: the options.
-            key: of the request; a route with shares decides by it.
-            state: of the request.
+            decoding: decoding options.
+            key: the id of the request; a route with shares chooses by it.
+            state: the state of the request.
 
         Raises:
-            RequestError: the model does not generate, or a prompt does not fit.
-            RefusedError: there is no such model, or too many rows wait.
+            RequestError: the model does not generate text, or a prompt has too few or too many tokens.
+            RefusedError: 404, unknown model; 503, the queue is full.
         """
         with ExitStack() as held:
             target = await self.target(name, key, state)
@@ -198,13 +198,13 @@ class Service:
         return job
 
     async def _shadow(self, route: str, model: str, rows: Sequence[TargetRow], computed: Sequence[AnsweredRow]) -> None:
-        """Compute rows by the shadow of a route, and compare; failures are counted, and do not reach clients."""
+        """Compute rows with the shadow of a route, and compare the answers. Failures are only counted and logged."""
         try:
             while any(served.waiting for served in self.models.served):
-                await asyncio.sleep(0.01)  # others, who wait for their answers, come first
+                await asyncio.sleep(0.01)  # requests of clients come first
             target = self.models.find(model) or await self.resolved(model)
             if target is None:
-                raise RequestError("the shadow is gone", found=f"`{model}`")
+                raise RequestError("the shadow no longer exists", found=f"`{model}`")
             found = await self._computed([row.by(target) for row in rows], _USUAL)
             pairs = [(one.document(), other.document()) for one, other in zip(computed, found, strict=True)]
         except (InputError, RefusedError) as error:
@@ -239,7 +239,7 @@ class Service:
         read_here = [row.asked for row in asked if not row.is_arrays]
         for one in read_here:
             served.check_read(one)
-        # tokens and pixels take time
+        # tokenization and image decoding would block the event loop
         read = await asyncio.to_thread(answerer.read, asked) if read_here else answerer.read(asked)
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
@@ -261,10 +261,10 @@ class Service:
     async def _targets(
         self, call: Call, names: Sequence[str | None], key: str, state: State, held: ExitStack
     ) -> dict[str | None, Target]:
-        """Return what answers for each name, and keep it from being unloaded until `held` ends."""
+        """Return the model of each name, and hold it until `held` closes."""
         found: dict[str | None, Target] = {}
         distinct = dict.fromkeys(names)
-        # or two requests, each of which holds what the other waits for, would wait for ever
+        # otherwise two requests could hold models that each other waits for
         gathers = len(distinct) > 1 and not all(self._is_loaded(name, key) for name in distinct)
         async with self._resolving if gathers else nullcontext():
             for name in distinct:
@@ -278,7 +278,7 @@ class Service:
     async def _called(
         self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target] | None
     ) -> Target:
-        """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
+        """Return the model of a name; as in the C++ service, `None` and `base` are the base."""
         is_base = name == BASE and self.models.find(BASE) is None and BASE not in self.routes.table
         if name is None or is_base:
             found = Target(self.models.only(), None)
@@ -288,19 +288,19 @@ class Service:
             return await self.target(name, key, state, keep)
         except RefusedError as error:
             if call.model is None and error.status == 404:
-                self.models.only().session.task(name)  # says which adapters are loaded, as the other clients do
+                self.models.only().session.task(name)  # raises an error that lists the adapters
             raise
 
 
 _UNCOMPARED = ("adapter", "probability", "probabilities")
-"""Keys of an answer in which a shadow may differ."""
+"""Keys in which the answer of a shadow may differ."""
 
 _LONG = ("probabilities", "tokens", "vector", "outputs")
-"""Keys of an answer that are not logged."""
+"""Keys that are too long for the log."""
 
 
 def same_answers(one: object, other: object) -> bool:
-    """Return whether two answers have equal labels and places, and close numbers; probabilities may differ."""
+    """Return whether two answers have equal labels and positions and close numbers; probabilities may differ."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = [set(each).difference(_UNCOMPARED) for each in (one, other)]
         return keys[0] == keys[1] and all(same_answers(one[key], other[key]) for key in keys[0])

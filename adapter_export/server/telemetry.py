@@ -28,7 +28,7 @@ _log = logging.getLogger("adapter_export.server")
 
 
 class Metrics:
-    """Counters of this process; where several share a port, of all of them (`PROMETHEUS_MULTIPROC_DIR`)."""
+    """Prometheus metrics of this process, or of all workers if `PROMETHEUS_MULTIPROC_DIR` is set."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -39,39 +39,37 @@ class Metrics:
         self._seconds = Histogram(
             "request_seconds", "Seconds from a request to its answer.", ("model",), buckets=_SECONDS, **kind
         )
-        self._rows = Counter("rows", "Rows that were computed.", ("bundle",), **kind)
-        self._calls = Histogram("call_rows", "Rows of a call of a session.", ("bundle",), buckets=_ROWS, **kind)
+        self._rows = Counter("rows", "Computed rows.", ("bundle",), **kind)
+        self._calls = Histogram("call_rows", "Rows per call of a session.", ("bundle",), buckets=_ROWS, **kind)
         self._steps = Histogram(
             "decoding_rows",
-            "Rows of a call that generates tokens.",
+            "Rows per call that generates tokens.",
             ("bundle",),
             buckets=_ROWS,
             **kind,
         )
         self._waits = Histogram(
-            "wait_seconds", "Seconds that the first row of a call waited.", ("bundle",), buckets=_SECONDS, **kind
+            "wait_seconds", "Queue time of the first row of a call in seconds.", ("bundle",), buckets=_SECONDS, **kind
         )
-        self._waiting = Gauge(
-            "waiting_rows", "Rows that wait for a session.", ("bundle",), multiprocess_mode="livesum", **kind
-        )
+        self._waiting = Gauge("waiting_rows", "Queued rows.", ("bundle",), multiprocess_mode="livesum", **kind)
         self._resident = Gauge(
             "resident_adapters", "Adapters in a cache.", ("bundle", "cache"), multiprocess_mode="livesum", **kind
         )
-        self._loads = Counter("adapter_loads", "Adapters that were put into a cache.", ("bundle", "cache"), **kind)
-        self._evictions = Counter("adapter_evictions", "Adapters that made room.", ("bundle", "cache"), **kind)
-        self._hits = Counter("adapter_hits", "Adapters that were found in a cache.", ("bundle", "cache"), **kind)
-        self._reloads = Counter("reloads", "Bundles that were exchanged.", ("bundle",), **kind)
-        self._shadows = Counter("shadow_rows", "Rows that a shadow computed, too.", ("route", "outcome"), **kind)
+        self._loads = Counter("adapter_loads", "Adapters loaded into a cache.", ("bundle", "cache"), **kind)
+        self._evictions = Counter("adapter_evictions", "Adapters evicted from a cache.", ("bundle", "cache"), **kind)
+        self._hits = Counter("adapter_hits", "Adapters found in a cache.", ("bundle", "cache"), **kind)
+        self._reloads = Counter("reloads", "Reloaded bundles.", ("bundle",), **kind)
+        self._shadows = Counter("shadow_rows", "Rows of shadows by outcome.", ("route", "outcome"), **kind)
         self._told: dict[tuple[int, str], Counts] = {}
 
     def request(self, model: str | None, status: int, seconds: float) -> None:
-        """Count a request; `model` is none where none was found, so that strangers cannot make up names."""
+        """Count a request. `model` is `None` if it is unknown, so that clients cannot create labels."""
         name = model or _NO_MODEL
         self._requests.labels(name, str(status)).inc()
         self._seconds.labels(name).observe(seconds)
 
     def call(self, served: LoadedBundle, rows: int, waited: float) -> None:
-        """Count a call of a session, and what its caches did since the one before."""
+        """Count a call of a session, and the cache events since the last one."""
         self._rows.labels(served.name).inc(rows)
         self._calls.labels(served.name).observe(rows)
         self._waits.labels(served.name).observe(waited)
@@ -82,7 +80,7 @@ class Metrics:
         self._steps.labels(served.name).observe(rows)
 
     def look(self, served: LoadedBundle) -> None:
-        """Count what the caches of a session did since it was last looked at."""
+        """Update the queue and cache metrics of a bundle."""
         self._waiting.labels(served.name).set(served.waiting)
         statistics = served.session.statistics
         for cache, counts in (("files", statistics.files), ("bank", statistics.bank)):
@@ -95,7 +93,7 @@ class Metrics:
             self._hits.labels(*names).inc(counts.hits - before.hits)
 
     def reloaded(self, served: LoadedBundle) -> None:
-        """Count a bundle that was exchanged."""
+        """Count a reload, and forget the old session."""
         self._reloads.labels(served.name).inc()
         self._told = {key: counts for key, counts in self._told.items() if key[0] == id(served.session)}
 
@@ -104,7 +102,7 @@ class Metrics:
         self._shadows.labels(route, outcome).inc(rows)
 
     def exposition(self) -> bytes:
-        """Return all of them in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._own)
         registry = CollectorRegistry()
@@ -113,12 +111,12 @@ class Metrics:
 
 
 def forget_process(process: int, folder: Path) -> None:
-    """Count no rows as waiting, and no adapters as resident, of a process that has ended."""
+    """Remove the gauges of a worker that has ended."""
     mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
 
 
 class _Line(logging.Formatter):
-    """A record as one line of JSON, which no text of a client can break or forge."""
+    """Formats a record as one line of JSON. Text of clients is escaped and cannot forge lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -135,7 +133,7 @@ class _Line(logging.Formatter):
 
 
 def log_to_stderr(*, quiet: bool) -> None:
-    """Write what is logged to stderr, a JSON document a line; only what is wrong where it is to be quiet."""
+    """Log JSON lines to stderr; with `quiet`, only warnings and errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
     for logger in (_log, logging.getLogger("uvicorn.error")):
@@ -144,20 +142,20 @@ def log_to_stderr(*, quiet: bool) -> None:
 
 
 def log(event: str, *, level: int = logging.INFO, trace: bool = False, **facts: object) -> None:
-    """Log an event with what is known of it."""
+    """Log an event with its facts; `trace` adds the current traceback."""
     if _log.isEnabledFor(level):
         _log.log(level, event, facts, exc_info=trace)
 
 
 class Tracer:
-    """Spans of requests where OpenTelemetry's SDK is installed and its standard variables name an exporter."""
+    """OpenTelemetry spans of requests, if the SDK is installed and its variables name an exporter."""
 
     def __init__(self) -> None:
         self._tracer: Any = _tracer()
 
     @contextmanager
     def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Any]:
-        """Trace a request, as a part of the trace that its headers name; yields the span, or nothing."""
+        """Trace a request as part of the trace in its headers; yields the span, or `None`."""
         if self._tracer is None:
             yield None
             return
@@ -169,7 +167,7 @@ class Tracer:
 
 
 def _tracer() -> Any:
-    """Return OpenTelemetry's tracer, set up by `OTEL_*`, or `None` if these name no installed exporter."""
+    """Return a tracer configured by `OTEL_*`; `None` if they name no installed exporter."""
     chosen = os.environ.get("OTEL_TRACES_EXPORTER", "")
     endpoint = any(
         os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -192,11 +190,11 @@ def _tracer() -> Any:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider.get_tracer("adapter_export.server")  # not for all of the process: FastAPI would trace requests, too
+    return provider.get_tracer("adapter_export.server")  # not global: FastAPI would trace requests as well
 
 
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # nor is a package above it
+    except ModuleNotFoundError:  # a parent package is missing
         return False

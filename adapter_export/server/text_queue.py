@@ -1,4 +1,4 @@
-"""Texts of all requests, generated together: a new text joins those that are written between two of their tokens."""
+"""Generation for concurrent requests: texts share calls, and join and leave between two tokens."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adapter_export.runtime.generation.text_writer import OpenText, Piece, TextW
 from adapter_export.server.limits import RefusedError
 
 Event = Piece | BaseException
-"""A piece of a text, or the reason why a request gets no more of them."""
+"""A piece of a text, or the error that ends a request."""
 
 
 @dataclass(eq=False)
 class TextJob:
-    """The texts of one request while they are written.
+    """The texts of one request.
 
     Attributes:
         texts: the texts.
-        held: closed when nothing more is written, such as a hold on the adapter.
-        events: pieces as they are written.
+        held: resources to release when the texts are done, such as a hold on the adapter.
+        events: pieces of the texts, as they are generated.
     """
 
     texts: Sequence[OpenText]
@@ -35,11 +35,11 @@ class TextJob:
 
     @property
     def is_done(self) -> bool:
-        """True if no more tokens are written."""
+        """True if no text gets more tokens."""
         return all(text.row.is_done for text in self.texts)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield the pieces of all texts as they are written.
+        """Yield the pieces of all texts as they are generated.
 
         Raises:
             InputError: a text cannot be computed.
@@ -53,22 +53,22 @@ class TextJob:
             yield event
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop generating, and release the resources. May be called more than once."""
         for text in self.texts:
             text.row.abandoned = True
         self.held.close()
 
 
 class TextQueue:
-    """Generates texts in a thread; make it inside a running event loop.
+    """Generates texts in a thread; create it inside a running event loop.
 
-    A text begins as soon as there is room for its row; all rows go through the session together, a token at a time.
+    Each step computes the next token of all running rows. A queued text joins when fewer than `most` rows run.
 
     Args:
-        writer: writes texts of a bundle.
-        most: maximum rows that are written at a time.
+        writer: generates texts with a bundle.
+        most: maximum running rows.
         most_waiting: maximum queued rows.
-        on_step: called after each call of a step with its number of rows.
+        on_step: called for each call of a step with its number of rows.
     """
 
     def __init__(self, writer: TextWriter, *, most: int, most_waiting: int, on_step: Callable[[int], None]) -> None:
@@ -85,15 +85,15 @@ class TextQueue:
         return sum(not text.row.is_done for _, text in self._waiting)
 
     def submit(self, job: TextJob) -> None:
-        """Begin to write the texts of a request; RefusedError (503) if too many wait."""
+        """Queue the texts of a request; RefusedError (503) if the queue is full."""
         if self.waiting + len(job.texts) > self._most_waiting:
-            raise RefusedError(503, "too many requests are waiting; try again later", again=1)
+            raise RefusedError(503, "the queue is full; try again later", again=1)
         self._waiting.extend((job, text) for text in job.texts)
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Write the texts that have been submitted, then end the thread."""
+        """Finish the submitted texts, then end the thread."""
         if self._running is not None:
             await self._running
         self._thread.shutdown()
@@ -119,7 +119,7 @@ class TextQueue:
             self._open = {row: both for row, both in self._open.items() if not row.is_done}
 
     def _joining(self) -> dict[WrittenRow, tuple[TextJob, OpenText]]:
-        """Take queued rows, as many as there is room for."""
+        """Remove as many rows from the queue as can start now."""
         found: dict[WrittenRow, tuple[TextJob, OpenText]] = {}
         while self._waiting and len(self._open) + len(found) < self._most:
             job, text = self._waiting.popleft()
@@ -131,7 +131,7 @@ class TextQueue:
 def _step(
     rows: RunningRows, new: Sequence[WrittenRow], texts: Mapping[WrittenRow, tuple[TextJob, OpenText]]
 ) -> list[tuple[TextJob, Event]]:
-    """Write a token of each row, and return what there is to show of the texts."""
+    """Compute the next token of each row; return the new pieces of text and the errors."""
     rows.join(new)
     found: list[tuple[TextJob, Event]] = []
     for row in rows.step():

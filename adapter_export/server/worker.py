@@ -1,4 +1,4 @@
-"""One of several processes that answer at one port: it makes the changes that the one that watches tells it."""
+"""A worker: one of several processes that share a port. It applies the changes that the supervisor sends."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from adapter_export.server.server_settings import Limits, ServerSettings, Sessio
 from adapter_export.server.telemetry import log, log_to_stderr
 
 MOST_LINE = 2**24
-"""The longest line between processes, in bytes; the files of adapters lie in a folder."""
+"""Maximum bytes of a line between processes. Files of adapters are passed by path."""
 
 Apply = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a worker, read from its first line.
+    """The configuration of a worker, sent as its first line.
 
     Attributes:
-        settings: of the server.
-        bundles: the folders with the private copies, by name.
-        folder: for files that workers share.
-        made: changes that were made before it came.
+        settings: settings of the server.
+        bundles: folders of the private copies, by name.
+        folder: folder for shared files.
+        made: earlier changes to apply.
     """
 
     settings: ServerSettings
@@ -48,7 +48,7 @@ class Task:
 
     @classmethod
     def of(cls, line: str) -> Task:
-        """Read it from its line."""
+        """Parse the line."""
         told = json.loads(line)
         settings = told["settings"]
         settings["sessions"] = SessionSettings(**settings["sessions"])
@@ -58,14 +58,14 @@ class Task:
 
 
 def refusal(error: AdapterExportError | RefusedError) -> list[Any]:
-    """Return an error of a change as JSON."""
+    """Return the error of a change as JSON."""
     if isinstance(error, RefusedError):
         return [error.status, str(error), error.again]
     return [status_of(error), str(error), None]
 
 
 class Relay:
-    """Talks with the process that watches."""
+    """The connection of a worker to the supervisor."""
 
     def __init__(self, connection: socket.socket, task: Task) -> None:
         self._connection, self._task = connection, task
@@ -74,7 +74,7 @@ class Relay:
         self._tasks = set[asyncio.Task[None]]()
 
     async def start(self, apply: Apply) -> None:
-        """Make the changes that were made before, then listen for others."""
+        """Apply earlier changes, then listen for new ones."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._connection, limit=MOST_LINE)
         for change, given in self._task.made:
             await apply(change, given)
@@ -85,12 +85,12 @@ class Relay:
         self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def ask(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Have a change made in all workers, and return what there is to say of it.
+        """Make a change in all workers, and return its JSON description.
 
         Raises:
-            RefusedError: it cannot be made.
+            RefusedError: the change is refused.
         """
-        if "data" in given:  # a file that all can read, and that a later worker reads, too
+        if "data" in given:  # other workers, including later ones, read the file
             with tempfile.NamedTemporaryFile(dir=self._task.folder, delete=False) as file:
                 file.write(given.pop("data"))
             given["path"] = file.name
@@ -112,7 +112,7 @@ class Relay:
                     future.set_exception(RefusedError(*message["refused"]))
                 else:
                     future.set_result(message["done"])
-        os.kill(os.getpid(), signal.SIGTERM)  # the process that watches has ended
+        os.kill(os.getpid(), signal.SIGTERM)  # the supervisor has ended
 
     async def _apply(self, apply: Apply, message: Mapping[str, Any]) -> None:
         try:
@@ -129,7 +129,7 @@ class Relay:
 
 
 def main(connection: int, listening: int) -> None:
-    """Answer at a socket that another process listens at."""
+    """Run a worker; the arguments are the file descriptors of the supervisor's connection and the listening socket."""
     pair = socket.socket(fileno=connection)
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -146,7 +146,7 @@ def main(connection: int, listening: int) -> None:
     except AdapterExportError as error:
         log("worker", level=logging.ERROR, error=str(error))
         sys.exit(error.exit_code)
-    with suppress(KeyboardInterrupt):  # the one that watches is interrupted, too, and says so
+    with suppress(KeyboardInterrupt):  # the supervisor reports the interrupt
         run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
 
 

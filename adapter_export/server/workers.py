@@ -1,7 +1,7 @@
-"""Several processes that share a port and the files of the bundles: this one watches, and workers answer.
+"""The supervisor of several workers that share a port and the files of the bundles.
 
-It opens each bundle once; workers map its private copy. A change that a client asks of one worker is made in all of
-them, one change at a time, and again in a worker that takes the place of one that died. They talk in lines of JSON.
+It opens each bundle once, and workers map its private copy. A change that one worker receives is applied in all of
+them, one change at a time, and again in a worker that replaces a dead one. The processes exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from adapter_export.server.worker import MOST_LINE, refusal
 
 _ROUTES = ("route", "unroute", "rollback")
 _MOST_MADE = 500
-"""Maximum changes that are repeated in a new worker: many more than can be rolled back."""
+"""Maximum changes that a new worker repeats; many more than can be rolled back."""
 
 _PAUSE = 1.0
-"""Seconds before a worker that died has a successor, so that one that cannot live costs little."""
+"""Seconds until a dead worker is replaced, so that one that cannot start costs little."""
 
 
 def serve_workers(
     places: Sequence[str], settings: ServerSettings, workers: int, on_ready: OnReady = lambda *_: None
 ) -> None:
-    """Serve bundles in several processes until this one is terminated; arguments and errors as of `serve_here`."""
+    """Serve bundles in several processes until this one is terminated; arguments and errors as in `serve_here`."""
     if os.name == "nt":
-        raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
+        raise UsageError("processes cannot share a port on Windows", fix=f"omit {argument('workers')}")
     log_to_stderr(quiet=settings.quiet)
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
         bundles = named_bundles(places)
@@ -53,13 +53,13 @@ def serve_workers(
 
 
 def _check(bundle: Bundle, settings: ServerSettings) -> None:
-    """Compare a session as those of the workers with golden data, which their copies of the bundle do not have."""
+    """Compare a session with golden data; the copies of the workers do not contain any."""
     check_resident(bundle, open_session(bundle, settings.sessions), settings.sessions)
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that answers, and what it was asked."""
+    """A worker process with its connection and pending changes."""
 
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
@@ -69,18 +69,18 @@ class _Worker:
     names: Sequence[str] = ()
 
     def send(self, **message: object) -> None:
-        """Send it a message."""
+        """Send a message to the worker."""
         self.writer.write(json.dumps(message, default=str).encode() + b"\n")
 
 
 class _Watch:
-    """The process that watches."""
+    """Starts, watches and replaces workers."""
 
     def __init__(
         self, bundles: dict[str, Bundle], settings: ServerSettings, listening: socket.socket, folder: Path
     ) -> None:
         self._bundles, self._settings, self._listening, self._folder = bundles, settings, listening, folder
-        self._old: list[Bundle] = []  # whose last calls are being answered
+        self._old: list[Bundle] = []  # still in use by running requests
         self._workers: list[_Worker] = []
         self._made: list[tuple[str, dict[str, Any]]] = []
         self._changing, self._ending = asyncio.Lock(), asyncio.Event()
@@ -88,7 +88,7 @@ class _Watch:
         self._tasks = set[asyncio.Task[None]]()
 
     async def run(self, count: int, on_ready: OnReady) -> None:
-        """Start workers, and watch them until the end."""
+        """Start the workers, and watch them until shutdown."""
         (self._folder / "metrics").mkdir()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,7 +96,7 @@ class _Watch:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_all()))
         await asyncio.gather(*(self._start(index) for index in range(count)))
         if not self._workers:
-            fix = f"see what they wrote to stderr, or leave {argument('workers')} out"
+            fix = f"see their errors on stderr, or omit {argument('workers')}"
             raise UsageError("no worker could start", fix=fix)
         if not self._ending.is_set():
             on_ready(address_of(self._listening), self._workers[0].names)
@@ -107,7 +107,7 @@ class _Watch:
         await asyncio.gather(*(worker.process.wait() for worker in self._workers))
 
     async def _start(self, index: int) -> None:
-        """Start a worker and wait until it answers; no change is made meanwhile."""
+        """Start a worker and wait until it is ready; changes wait meanwhile."""
         async with self._changing:
             own, others = socket.socketpair()
             words = [sys.executable, "-m", "adapter_export.server.worker", str(others.fileno())]
@@ -120,7 +120,7 @@ class _Watch:
             others.close()
             worker = _Worker(process, *await asyncio.open_connection(sock=own, limit=MOST_LINE))
             settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
-            keeps = self._settings.state is not None  # the file has the routes
+            keeps = self._settings.state is not None  # the state file contains the routes
             worker.send(
                 settings=asdict(settings),
                 bundles={name: bundle.home for name, bundle in self._bundles.items()},
@@ -137,10 +137,10 @@ class _Watch:
             if worker.ready.is_set():
                 self._workers.append(worker)
             elif not self._workers:
-                self._ending.set()  # it will not live the next time either, and has said why
+                self._ending.set()  # the first worker failed to start and has logged the reason
 
     async def _live(self, worker: _Worker, index: int) -> None:
-        """Replace a worker that exits early."""
+        """Replace a worker that exits."""
         await worker.process.wait()
         forget_process(worker.process.pid, self._folder / "metrics")
         if worker in self._workers:
@@ -175,7 +175,7 @@ class _Watch:
             worker.send(answer=message["ask"], done=done)
 
     async def _change(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Make a change in all workers; the first one says whether it can be made."""
+        """Apply a change in the first worker, which may refuse it, then in the others."""
         async with self._changing:
             fresh = None
             if change == "reload" and given["name"] in self._bundles:
@@ -186,7 +186,7 @@ class _Watch:
                 await asyncio.to_thread(_check, fresh, self._settings)
                 given = {**given, "home": str(fresh.home)}
             if not self._workers:
-                raise RefusedError(503, "no worker answers; ask again", again=1)
+                raise RefusedError(503, "no worker is running; try again", again=1)
             first, *others = self._workers
             done = await self._apply(first, change, given)
             await asyncio.gather(*(self._apply(worker, change, given) for worker in others))
@@ -205,7 +205,7 @@ class _Watch:
         try:
             return await future
         except asyncio.CancelledError:
-            raise RefusedError(503, "a worker ended meanwhile; ask again", again=1) from None
+            raise RefusedError(503, "a worker ended during the change; try again", again=1) from None
 
     async def _reload_all(self) -> None:
         for name in list(self._bundles):

@@ -151,9 +151,9 @@ def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -
     [
         ("/answer", {"adapter": "nobody", "texts": ["a"]}, "`nobody`: is not loaded"),
         ("/answer", {"adapter": "wide", "texts": [{"text": "a", "pair": "b"}]}, "of another kind than the task takes"),
-        ("/answer", {"adapter": "wide", "texts": ["a"], "inputs": {"input_ids": [[1]]}}, "two things to run on"),
-        ("/answer", {"adapters": ["wide"], "texts": ["a", "b"]}, "with one for each row"),
-        ("/run", {"adapter": "wide"}, "nothing to run on"),
+        ("/answer", {"adapter": "wide", "texts": ["a"], "inputs": {"input_ids": [[1]]}}, "more than one kind of rows"),
+        ("/answer", {"adapters": ["wide"], "texts": ["a", "b"]}, "one name per row"),
+        ("/run", {"adapter": "wide"}, "the call has no rows"),
         ("/run", {"adapter": "wide", "texts": []}, "there is no text"),
         ("/run", {"adapter": "wide", "inputs": {"input_ids": [[1]]}}, "no `attention_mask`"),
         (

@@ -173,7 +173,7 @@ def test_the_service_takes_what_the_schema_takes(service: TestClient, call: dict
         ({"inputs": ARRAYS, "adapter": "place", "context": [[1] * 3]}, "one value per token"),
         ({"inputs": ARRAYS, "adapter": "place", "context": [[0] * 10]}, "no token may be the answer"),
         ({"inputs": ARRAYS, "adapter": "place", "context": [CONTEXT[0]] * 2}, "one list per row"),
-        ({"text": TEXT, "pair": PASSAGE, "adapter": "place", "context": CONTEXT}, "goes with `inputs`"),
+        ({"text": TEXT, "pair": PASSAGE, "adapter": "place", "context": CONTEXT}, "needs `inputs`"),
     ],
 )
 def test_a_span_of_arrays_needs_its_context(service: TestClient, call: dict[str, Any], words: str) -> None:
@@ -190,7 +190,7 @@ def test_tensors_for_a_span_give_logits_and_no_answer(service: TestClient) -> No
     assert [(one["name"], one["shape"]) for one in found["outputs"]] == [("token_logits", [1, len(ROW), 2])]
     asked = {"inputs": inputs, "outputs": [{"name": "answer"}]}
     refused = service.post("/v2/models/place/infer", json=asked)
-    assert (refused.status_code, "which tokens may be the answer" in refused.json()["error"]) == (400, True)
+    assert (refused.status_code, "do not mark the tokens that may be part of the answer" in refused.json()["error"]) == (400, True)
     texts = [
         {"name": n, "shape": [1], "datatype": "BYTES", "data": [t]} for n, t in (("text", TEXT), ("pair", PASSAGE))
     ]
@@ -202,14 +202,14 @@ def test_tensors_for_a_span_give_logits_and_no_answer(service: TestClient) -> No
     ("method", "path", "words"),
     [
         ("PUT", "/adapters/new?labels=a,b,c&tsak=multi_label", "`tsak`; expected `bundle`, `labels`, `task`"),
-        ("PUT", "/adapters/new?labels=a,b,c&labels=d,e,f", "`labels` is given twice"),
-        ("DELETE", "/adapters/topic?task=token", "`task`; expected none"),
-        ("GET", "/adapters?x=", "`x`; expected none"),
-        ("POST", "/answer?model=topic", "`model`; expected none"),
-        ("POST", "/run?strength=2", "`strength`; expected none"),
-        ("POST", "/v2/models/topic/infer?strength=2", "`strength`; expected none"),
-        ("GET", "/metrics?a=1", "`a`; expected none"),
-        ("PUT", "/admin/routes/best?alias=topic", "`alias`; expected none"),
+        ("PUT", "/adapters/new?labels=a,b,c&labels=d,e,f", "duplicate query key `labels`"),
+        ("DELETE", "/adapters/topic?task=token", "`task`; expected no key"),
+        ("GET", "/adapters?x=", "`x`; expected no key"),
+        ("POST", "/answer?model=topic", "`model`; expected no key"),
+        ("POST", "/run?strength=2", "`strength`; expected no key"),
+        ("POST", "/v2/models/topic/infer?strength=2", "`strength`; expected no key"),
+        ("GET", "/metrics?a=1", "`a`; expected no key"),
+        ("PUT", "/admin/routes/best?alias=topic", "`alias`; expected no key"),
         ("GET", "/?modle=topic", "`modle`; expected `model`, `text`"),
     ],
 )

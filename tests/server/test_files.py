@@ -60,6 +60,6 @@ def test_a_path_on_the_server_is_never_read(service: TestClient, tmp_path: Path)
 def test_what_is_no_file_of_the_model_is_refused(service: TestClient) -> None:
     assert "bundle `film` reads texts; found a file" in _refused(service, model="topic", file=_sent(IMAGES[0]))
     assert "image 0: is not a readable image" in _refused(service, model="vit", file=_sent(IMAGES[0][:100]))
-    assert "not in base64" in _refused(service, model="vit", file="no base64!")
-    assert "two things" in _refused(service, model="vit", file=_sent(IMAGES[0]), text="a")
+    assert "not valid base64" in _refused(service, model="vit", file="no base64!")
+    assert "more than one kind of rows" in _refused(service, model="vit", file=_sent(IMAGES[0]), text="a")
     assert "there is no file" in _refused(service, model="vit", files=[])

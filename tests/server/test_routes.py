@@ -39,7 +39,7 @@ def test_every_change_is_taken_back_by_one_step(changes: list[tuple[str, Route |
     for state in reversed(states[:-1]):
         found = found.back()
         assert found == state
-    with pytest.raises(AdapterExportError, match="rolled back"):
+    with pytest.raises(AdapterExportError, match="no change to roll back"):
         found.back()
 
 
@@ -76,16 +76,16 @@ def test_a_share_that_grows_gives_no_call_away() -> None:
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"shares": {"a": 1.5}}, "a share that is none; found 1.5"),
-        ({"shares": {"a": -0.5, "b": 1.5}}, "a share that is none; found -0.5"),
-        ({"shares": {"a": 0.9, "b": 0.2}}, "together 1"),
-        ({"alias": "nobody"}, "leads to no model; found `nobody`"),
-        ({"alias": "a", "shadow": "nobody"}, "leads to no model; found `nobody`"),
-        ({"shares": {}}, "is no route"),
-        ({"shares": {"a": True}}, "is no route"),
-        ({"alias": "a", "shares": {"a": 1}}, "is no route"),
-        ({"alias": "a", "other": 1}, "is no route"),
-        ([], "is no route"),
+        ({"shares": {"a": 1.5}}, "a share is out of range; found 1.5"),
+        ({"shares": {"a": -0.5, "b": 1.5}}, "a share is out of range; found -0.5"),
+        ({"shares": {"a": 0.9, "b": 0.2}}, "add up to 1"),
+        ({"alias": "nobody"}, "names an unknown model; found `nobody`"),
+        ({"alias": "a", "shadow": "nobody"}, "names an unknown model; found `nobody`"),
+        ({"shares": {}}, "malformed route"),
+        ({"shares": {"a": True}}, "malformed route"),
+        ({"alias": "a", "shares": {"a": 1}}, "malformed route"),
+        ({"alias": "a", "other": 1}, "malformed route"),
+        ([], "malformed route"),
     ],
 )
 def test_what_is_no_route_is_refused(document: object, words: str) -> None:

@@ -144,7 +144,7 @@ def test_weights_of_a_fusion_are_those_of_each_row(counting: TestClient, session
         ({"adapter": "tone", "weights": OTHER}, "has no weights"),
         ({"adapter": "base", "weights": OTHER}, "weights are those of a fusion's members"),
         ({"adapter": "fused", "weights": {"topic": "1", "tone": 1}}, "weights.dict"),
-        ({"adapter": "tone", "context": [[1], [1]]}, "`context` goes with `inputs`"),
+        ({"adapter": "tone", "context": [[1], [1]]}, "`context` needs `inputs`"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(counting: TestClient, call: dict[str, Any], words: str) -> None:

@@ -69,9 +69,9 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
     ("call", "words"),
     [
         ({"model": "tone", "text": TEXT, "texts": [TEXT]}, "two things"),
-        ({"model": "tone"}, "nothing to run on"),
+        ({"model": "tone"}, "the call has no rows"),
         ({"model": "tone", "adapter": "tone", "text": TEXT}, "one choice"),
-        ({"model": "tone", "pair": TEXT}, "nothing to run on"),
+        ({"model": "tone", "pair": TEXT}, "the call has no rows"),
         ({"model": "tone", "texts": [TEXT], "pair": TEXT}, "belong to a `text`"),
         ({"model": "tone", "text": TEXT, "choices": [TEXT]}, "of another kind"),
         ({"model": "tone", "text": TEXT, "strenght": 0.5}, "strenght: the request is not of the expected form"),
@@ -231,7 +231,7 @@ def test_a_token_lets_in_from_anywhere(film: Path) -> None:
 
 
 def test_two_bundles_with_one_name(film: Path) -> None:
-    with pytest.raises(UsageError, match=r"two models have one name; found `topic` in `film` and in `other`"):
+    with pytest.raises(UsageError, match=r"two models have the same name; found `topic` in `film` and in `other`"):
         made_app(film, f"other={film}")
     with made_app(film, f"other={film}", qualify=True) as client:
         assert _answer(client, "other/tone")["adapter"] == "tone"
@@ -239,9 +239,9 @@ def test_two_bundles_with_one_name(film: Path) -> None:
         assert "several bundles" in client.post("/answer", json={"texts": [TEXT]}).json()["error"]
         both = client.post("/answer", json={"adapters": ["film/tone", "other/mood"], "texts": [TEXT, TEXT]}).json()
         assert [one["adapter"] for one in both["rows"]] == ["tone", "mood"]
-    with pytest.raises(UsageError, match=r"a bundle and an adapter have one name; found `tone`"):
+    with pytest.raises(UsageError, match=r"a bundle and an adapter have the same name; found `tone`"):
         made_app(f"tone={film}")
-    with pytest.raises(UsageError, match="two bundles have one name"):
+    with pytest.raises(UsageError, match="two bundles have the same name"):
         named_bundles([str(film), f"film={film}"])
 
 

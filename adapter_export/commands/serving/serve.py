@@ -1,4 +1,4 @@
-"""Serve bundles by HTTP, an adapter for each request."""
+"""Serve bundles by HTTP, with one adapter per request."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ def serve(
     bundles: Address | Sequence[Address],
     *,
     admin_token: Annotated[str | None, Option(variable="ADAPTER_EXPORT_ADMIN_TOKEN")] = None,
-    workers: Annotated[int, Option("Processes that share the port and the files of the bundles.", least=1)] = 1,
+    workers: Annotated[int, Option("Processes that share the port and the bundles' files.", least=1)] = 1,
     on_ready: Callable[[str, Sequence[str]], object] | None = None,
     **options: Annotated[Any, _OPTIONS],
 ) -> None:
-    """Serve bundles by HTTP: the name of an adapter is a model, and the name of a bundle its base.
+    """Serve bundles by HTTP: each adapter is a model, and the name of a bundle is its base.
 
-    It speaks the Open Inference Protocol v2, and plain JSON: POST /answer {"model": "trec", "text": "How far?"}. A page
-    for people is at /, metrics for Prometheus at /metrics. SIGHUP reloads the bundles; SIGTERM answers what has
-    arrived, and ends. Clients with the token in the environment variable `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes
-    and adapters; without a token, only loopback clients may.
+    Protocols: plain JSON (`POST /answer {"model": "trec", "text": "How far?"}`), the Open Inference Protocol v2, and
+    the APIs of OpenAI, Cohere and Text Embeddings Inference. A web page is at `/`, Prometheus metrics at `/metrics`.
+    SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
+    `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes and adapters; without a token, only loopback clients may.
 
     Call it in the main thread; it returns when the process is terminated.
 
     Args:
-        bundles: their folders, or `NAME=FOLDER`, or references such as `oci://host/repository:tag`, which are fetched.
-        admin_token: required for changes of routes and adapters. Default: only loopback clients may change them.
-        on_ready: called with the address and the names of the models when the server answers.
+        bundles: folders, `NAME=FOLDER`, or references such as `oci://host/repository:tag`, which are fetched.
+        admin_token: token that is required to change routes and adapters. Default: only loopback clients may.
+        on_ready: called with the address and the names of the models when the server is ready.
         options: the settings of `ServerSettings`, `SessionSettings` and `Limits`.
 
     Raises:
-        UsageError: models have the same name, the port is taken, or arguments do not go together.
-        MissingExtraError: the libraries of the server are not installed.
-        InputError: a bundle or the state cannot be read.
+        UsageError: two models have the same name, the port is in use, or an argument is out of range.
+        MissingExtraError: the libraries of the extra `serve` are not installed.
+        InputError: a bundle or the state file cannot be read.
     """
     require("fastapi", "serve", "serving")
     require("uvicorn", "serve", "serving")
@@ -74,7 +74,7 @@ def _settings(options: Mapping[str, Any], token: str | None) -> ServerSettings:
     if not 0 <= port <= _LAST_PORT:
         raise UsageError("must be a port", where=argument("port"), found=port, expected=f"0 to {_LAST_PORT:,}")
     if token == "":
-        raise UsageError("an empty admin token admits everybody", fix="give one, or none")
+        raise UsageError("the admin token is empty", fix="set a token, or none")
     of_server |= {name: Path(of_server[name]) for name in ("adapters_dir", "state") if name in of_server}
     return ServerSettings(**of_server, sessions=SessionSettings(**of_sessions), limits=Limits(**limits), token=token)
 

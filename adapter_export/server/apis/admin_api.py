@@ -14,7 +14,7 @@ from adapter_export.server.route_context import Context
 
 
 class Administration:
-    """The routes that show and change where names lead."""
+    """Routes of the routing table."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -32,18 +32,18 @@ class Administration:
         return JSONResponse(self._context.service.routes.document())
 
     async def route(self, name: str, request: HttpRequest) -> Response:
-        """Let a name lead to models."""
+        """Set the route of a name."""
         route = parse_json(await self._context.body(request), "the request")
         return await self._changed("route", name=name, route=route)
 
     async def unroute(self, name: str) -> Response:
-        """Forget a route."""
+        """Delete a route."""
         if name not in self._context.service.routes.table:
             raise RefusedError(404, f"there is no route `{name}`")
         return await self._changed("unroute", name=name)
 
     async def rollback(self) -> Response:
-        """Go back to the routes before the last change."""
+        """Restore the routes from before the last change."""
         return await self._changed("rollback")
 
     async def _changed(self, change: str, **given: Any) -> Response:

@@ -1,4 +1,4 @@
-"""Completions, as clients of OpenAI's API send them: texts that decoders write, whole or streamed.
+"""Completions of OpenAI's API: texts that decoders generate, whole or streamed.
 
 https://platform.openai.com/docs/api-reference/completions
 """
@@ -37,7 +37,7 @@ Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16
 
 
 def _default_only(default: object) -> BeforeValidator:
-    """Refuse every value but null and the one that changes nothing, which clients send of options they do not use."""
+    """Refuse every value except null and the default, which clients send for options that they do not use."""
 
     def check(given: object, info: ValidationInfo) -> object:
         if given is not None and given != default:
@@ -59,7 +59,7 @@ class StreamOptions(Strict):
     """Options of a stream.
 
     Attributes:
-        include_usage: send the counts of tokens in a last event.
+        include_usage: send token counts in the last event.
     """
 
     include_usage: StrictBool = False
@@ -70,14 +70,14 @@ class Completions(Strict):
 
     Attributes:
         model: the name of an adapter, a bundle or a route.
-        prompt: a text, or a list of texts; no token ids, which would be those of another tokenizer.
+        prompt: a text or a list of texts. Token ids are refused: they belong to another tokenizer.
         max_tokens: maximum tokens of each completion.
         temperature: sampling temperature; 0 takes the most likely token.
         top_p: sample from the fewest tokens that have this probability.
-        seed: random seed. Default: another one for each request.
-        stop: a string, or several, before which a completion ends.
+        seed: random seed. Default: a random one for each request.
+        stop: a string or several; a completion ends before them.
         n: completions of each prompt.
-        stream: send the text in events while it is written.
+        stream: send the text in server-sent events as it is generated.
         stream_options: options of a stream.
         user: ignored.
         best_of: not supported.
@@ -132,7 +132,7 @@ class Completions(Strict):
 
 
 class CompletionsApi:
-    """The routes of completions."""
+    """Routes of completions."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._service = context, context.service
@@ -143,7 +143,7 @@ class CompletionsApi:
             app.add_route(f"{prefix}/completions", self.completions, methods=["POST"])
 
     async def completions(self, request: HttpRequest) -> Response:
-        """Write a text for each prompt; with `stream`, send it in events."""
+        """Generate a text for each prompt."""
         asked = parse(Completions, await self._context.body(request))
         prompts, decoding = asked.prompts(), asked.decoding(self._context.limits.max_new_tokens)
         written = self._service.written(asked.model, prompts, decoding, request.state.key, request.state)
@@ -159,7 +159,7 @@ class CompletionsApi:
 
 
 class _Answer:
-    """The documents that answer a request.
+    """The response to a request.
 
     Args:
         asked: the request.
@@ -177,12 +177,12 @@ class _Answer:
         }
 
     def whole(self, done: Sequence[Generated]) -> dict[str, Any]:
-        """Return the answer that is not streamed."""
+        """Return the response without streaming."""
         choices = [_choice(at, text.text, text.finish) for at, text in enumerate(done)]
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     async def events(self, context: Context) -> AsyncIterator[str]:
-        """Yield server-sent events; an error after the first of them is an event."""
+        """Yield server-sent events. The status is sent by then, so an error is an event too."""
         counts = self._asked.stream_options is not None and self._asked.stream_options.include_usage
         usage = {"usage": None} if counts else {}
         try:
@@ -207,7 +207,7 @@ class _Answer:
 
 
 class _Events(StreamingResponse):
-    """A stream of events, whose texts end with it: at the last event, or when the client leaves."""
+    """A stream of events. It closes the job after the last event, or when the client disconnects."""
 
     def __init__(self, events: AsyncIterator[str], job: TextJob) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})

@@ -1,4 +1,4 @@
-"""The page for people."""
+"""The HTML page at `/`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 
 class FrontPage:
-    """The page for people, with a policy by which a browser runs its own script and nothing else."""
+    """The HTML page. Its content security policy allows only the script of the page."""
 
     def __init__(self) -> None:
         self._page = resources.files(__package__).joinpath("page.html").read_text("utf-8")

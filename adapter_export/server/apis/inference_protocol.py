@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2, as clients of KServe, Triton and MLServer speak it.
+"""The Open Inference Protocol v2, for clients of KServe, Triton and MLServer.
 
-Its extensions `binary_tensor_data` and `model_repository` are Triton's:
+The extensions `binary_tensor_data` and `model_repository` are Triton's:
 https://github.com/kserve/open-inference-protocol, https://github.com/triton-inference-server/server/tree/main/docs/protocol.
 """
 
@@ -39,7 +39,7 @@ _DTYPES: Mapping[str, str] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_LENGTH = "inference-header-content-length"
 _LEAST_VERSION = 12
-"""Digits of a digest that name a version."""
+"""Hexadecimal digits of a digest that identify a version."""
 
 TEXT, PAIR, ANSWER, LABEL, PROBABILITY = "text", "pair", "answer", "label", "probability"
 
@@ -62,18 +62,18 @@ class _Output(BaseModel):
 
 
 def _weights_of(given: object) -> object:
-    """Return weights that are given as text: clients such as KServe's send no objects among parameters."""
+    """Parse weights sent as text: clients such as KServe's cannot send objects as parameters."""
     return parse_json(given.encode(), "weights") if isinstance(given, str) else given
 
 
 class _Parameters(Strict):
-    """Parameters of a request; an unknown one could be a misspelled strength, or ask for the state of a sequence."""
+    """Parameters of a request. Unknown ones are refused: a misspelled strength would be ignored otherwise."""
 
     strength: Number = 1.0
     weights: Annotated[Weights | None, BeforeValidator(_weights_of)] = None
     side: TextSide | None = None
     binary_data_output: StrictBool = False
-    priority: Any = None  # Triton's, which says when to compute, not what
+    priority: Any = None  # Triton's scheduling parameters change no result
     timeout: Any = None
 
 
@@ -81,7 +81,7 @@ class _Infer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(default=None, max_length=200)
-    model_name: str | None = None  # KServe's client repeats what the address says
+    model_name: str | None = None  # KServe's client repeats the name in the path
     model_version: str | None = None
     parameters: _Parameters = _Parameters()
     inputs: list[_Tensor] = Field(min_length=1, max_length=64)
@@ -93,13 +93,13 @@ class _Load(Strict):
 
 
 class InferenceProtocol:
-    """The routes of the protocol."""
+    """Routes of the protocol."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._service, self._control = context, context.service, context.control
 
     def add_to(self, app: FastAPI) -> None:
-        """Add the routes to an app; those with a version first, since a name may have slashes."""
+        """Add the routes to an app, those with a version first, since a name may contain slashes."""
         admitted = [Depends(self._context.admission.check)]
         app.get("/v2")(self.server)
         app.get("/v2/health/live")(self.live)
@@ -119,21 +119,21 @@ class InferenceProtocol:
         return JSONResponse({"name": "adapter-export", "version": __version__, "extensions": extensions})
 
     async def live(self) -> Response:
-        """Return that the server lives."""
+        """Return liveness."""
         return JSONResponse({"live": True})
 
     async def ready(self) -> Response:
-        """Return whether new calls are welcome."""
+        """Return readiness; status 503 while the server drains."""
         ready = self._control.ready
         return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
 
     async def model_ready(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
-        """Return that a model answers; 404 if it does not exist."""
+        """Return the readiness of a model; status 404 if it does not exist."""
         await self._found(name, version, request.state.key)
         return JSONResponse({"name": name, "ready": True})
 
     async def infer(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
-        """Answer rows by a model."""
+        """Compute rows with a model."""
         asked, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
         key = asked.id or request.state.key
         target = await self._found(name, version, key, request.state)
@@ -155,18 +155,18 @@ class InferenceProtocol:
             for name, target in models.items()
         ]
         routes = [
-            {"name": name, "version": "", "state": "READY", "reason": f"a route to {', '.join(route.shares)}"}
+            {"name": name, "version": "", "state": "READY", "reason": f"route to {', '.join(route.shares)}"}
             for name, route in self._service.routes.table.items()
             if name not in models
         ]
         return JSONResponse([*known, *routes])
 
     async def load(self, name: str, request: HttpRequest) -> Response:
-        """Read a bundle again, or load an adapter by its name or by a reference."""
+        """Reload a bundle, or load an adapter by name or reference."""
         data = await self._context.body(request)
         source = (parse(_Load, data).parameters if data else {}).get("source")
         if source is not None and not isinstance(source, str):
-            raise RequestError("`source` is no reference", expected="a string such as `hf://owner/name`")
+            raise RequestError("`source` is not a reference", expected="a string such as `hf://owner/name`")
         if any(served.name == name for served in self._service.models.served):
             return JSONResponse(await self._context.in_time(self._control.do("reload", name=name)))
         return JSONResponse(await self._context.in_time(self._control.do("fetch", name=name, source=source)))
@@ -179,12 +179,12 @@ class InferenceProtocol:
     async def _found(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
         target = await self._service.target(name, key, state)
         if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
-            raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`; asked for was `{version}`")
+            raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`, not `{version}`")
         return target
 
 
 def version_of(target: Target) -> str:
-    """Return the version of a model: the beginning of the digest of its file."""
+    """Return the version of a model: the first digits of the digest of its file."""
     return target.digest[:_LEAST_VERSION]
 
 
@@ -223,30 +223,30 @@ def _metadata(target: Target) -> dict[str, Any]:
 
 
 def _read(data: bytes, header: str | None) -> tuple[_Infer, dict[str, np.ndarray]]:
-    """Return a request and its tensors; those of BYTES as arrays of `str`."""
+    """Parse a request and its tensors; BYTES become arrays of `str`."""
     end = len(data)
     if header is not None:
         if not header.isdecimal() or int(header) > len(data):
-            raise RequestError(f"`{_HEADER_LENGTH}` is not the length of the JSON", found=header)
+            raise RequestError(f"`{_HEADER_LENGTH}` is not the length of the JSON header", found=header)
         end = int(header)
     asked, place = parse(_Infer, data[:end]), end
     tensors: dict[str, np.ndarray] = {}
     for tensor in asked.inputs:
         size = tensor.parameters.get("binary_data_size")
         if (size is None) == (tensor.data is None):
-            raise RequestError(
-                "has no data, or twice", where=f"input `{tensor.name}`", expected="`data`, or binary data"
-            )
+            raise RequestError("needs either `data` or binary data", where=f"input `{tensor.name}`")
         raw = None
         if size is not None:
             if not isinstance(size, int) or not 0 <= size <= len(data) - place:
-                raise RequestError("has less data than it says", where=f"input `{tensor.name}`", found=size)
+                raise RequestError("has less data than declared", where=f"input `{tensor.name}`", found=size)
             raw, place = data[place : place + size], place + size
         if tensor.name in tensors:
-            raise RequestError("is given twice", where=f"input `{tensor.name}`")
+            raise RequestError("is duplicated", where=f"input `{tensor.name}`")
         tensors[tensor.name] = _array(tensor, raw)
     if place != len(data):
-        raise RequestError("there is more data than the inputs have", found=f"{len(data) - place} bytes")
+        raise RequestError(
+            "the request has more binary data than its inputs declare", found=f"{len(data) - place} bytes"
+        )
     return asked, tensors
 
 
@@ -256,29 +256,33 @@ def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
     if tensor.datatype == "BYTES":
         texts = list(_strings(raw, where)) if raw is not None else list(_flat(tensor.data))
         if len(texts) != count or not all(isinstance(text, str) for text in texts):
-            raise RequestError("has other data than its shape and type", where=where, found=f"{len(texts)} values")
+            raise RequestError(
+                "has data that does not match its shape and type", where=where, found=f"{len(texts)} values"
+            )
         if any(len(text) > MOST_CHARACTERS for text in texts):
             raise RequestError("is too long", where=where, expected=f"at most {MOST_CHARACTERS:,} characters")
         return np.array(texts, dtype=object)
     if tensor.datatype not in _DTYPES:
-        raise RequestError("is of an unknown type", where=where, found=tensor.datatype, expected=", ".join(_DTYPES))
+        raise RequestError("has an unknown type", where=where, found=tensor.datatype, expected=", ".join(_DTYPES))
     dtype = np.dtype(_DTYPES[tensor.datatype])
     if raw is not None:
         if count < 0 or len(raw) != count * dtype.itemsize:
-            raise RequestError("has other data than its shape and type", where=where, found=f"{len(raw)} bytes")
+            raise RequestError(
+                "has data that does not match its shape and type", where=where, found=f"{len(raw)} bytes"
+            )
         return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tensor.shape).astype(dtype)
     flat = list(_flat(tensor.data))
     kinds = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
     if len(flat) != count or not all(isinstance(x, kinds) and (dtype.kind == "b") == isinstance(x, bool) for x in flat):
-        raise RequestError("has other data than its shape and type", where=where, found=f"{len(flat)} values")
+        raise RequestError("has data that does not match its shape and type", where=where, found=f"{len(flat)} values")
     try:
         return np.array(flat, dtype).reshape(tensor.shape)
     except OverflowError:
-        raise RequestError("has a number that its type does not hold", where=where, expected=tensor.datatype) from None
+        raise RequestError("has a number out of the range of its type", where=where, expected=tensor.datatype) from None
 
 
 def _flat(data: Any) -> Iterator[Any]:
-    """Yield the values of lists in lists, which JSON's reader has bounded."""
+    """Yield the values of nested lists. The JSON parser limits their depth."""
     if isinstance(data, list):
         for one in data:
             yield from _flat(one)
@@ -287,13 +291,13 @@ def _flat(data: Any) -> Iterator[Any]:
 
 
 def _strings(raw: bytes, where: str) -> Iterator[str]:
-    """Yield the texts of binary data: each is four bytes of its length, and UTF-8."""
+    """Yield the texts of binary data: for each, its length in four bytes, then UTF-8."""
     place = 0
     while place < len(raw):
         size = int.from_bytes(raw[place : place + 4], "little")
         place += 4
         if place + size > len(raw):
-            raise RequestError("has less data than it says", where=where, found=f"{size} bytes")
+            raise RequestError("has less data than declared", where=where, found=f"{size} bytes")
         try:
             yield raw[place : place + size].decode()
         except UnicodeDecodeError as error:
@@ -302,30 +306,30 @@ def _strings(raw: bytes, where: str) -> Iterator[str]:
 
 
 def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parameters) -> list[TargetRow]:
-    """Return the rows of a request, texts or the inputs of the base."""
+    """Return the rows of a request: texts, or inputs of the base."""
     if TEXT not in tensors:
         asked: Sequence[Any] = split_rows(tensors)
     else:
         others = set(tensors) - {TEXT, PAIR}
         if others:
-            raise RequestError("there are two things to run on", found=", ".join(sorted(others)))
+            raise RequestError("the request has both texts and other inputs", found=", ".join(sorted(others)))
         firsts, seconds = tensors[TEXT], tensors.get(PAIR)
         if firsts.dtype != object or (seconds is not None and (seconds.dtype != object or len(seconds) != len(firsts))):
-            raise RequestError("texts are of the type BYTES, as many as there are pairs")
+            raise RequestError("`text` and `pair` must be BYTES of the same length")
         asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
     if not 0 < len(asked) <= MOST_ROWS:
-        raise RequestError("has too many rows, or none", found=len(asked), expected=f"1 to {MOST_ROWS}")
+        raise RequestError("has too few or too many rows", found=len(asked), expected=f"1 to {MOST_ROWS}")
     if parameters.side is not None and TEXT not in tensors:
-        raise RequestError("only texts have a side", where="`side`", found="inputs of the base")
+        raise RequestError("`side` needs texts", where="`side`", found="inputs of the base")
     rows = [Row(one, target.adapter, parameters.strength, parameters.weights) for one in asked]
     return [TargetRow(target, row.on_side(parameters.side)) for row in rows]
 
 
 def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the outputs that are asked for, [rows, …].
+    """Yield the requested outputs, [rows, …].
 
-    Default: those of an adapter's task and the output of its head; of tensors for a `span` the latter alone, since the
-    protocol has no way to say which tokens may be the answer; without a task, all.
+    Default: the answers and the output of the adapter's head; for tensors of a `span` only the latter, since the
+    protocol cannot mark the tokens that may be part of the answer; without a task, all outputs.
     """
     head, tensors = computed[0].head, list(computed[0].outputs[0])
     available = [] if head.task is None else [ANSWER]
@@ -337,14 +341,14 @@ def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> I
         wanted = tensors if head.task is None else own if lacks_context else [*available, *own]
     if lacks_context and ANSWER in wanted:
         raise RequestError(
-            "tensors do not say which tokens may be the answer",
+            "tensors do not mark the tokens that may be part of the answer",
             where=f"output `{ANSWER}`",
             fix=f"send `{TEXT}` and `{PAIR}`, ask for `{head.output}`, or call `/answer` with `context`",
         )
     answers = [one.document() for one in computed] if set(available).intersection(wanted) else []
     for name in wanted:
         if name not in (*available, *tensors):
-            raise RequestError("there is no such output", found=f"`{name}`", expected=quoted((*available, *tensors)))
+            raise RequestError("unknown output", found=f"`{name}`", expected=quoted((*available, *tensors)))
         if name == ANSWER:
             yield name, np.array([json.dumps(answer, ensure_ascii=False) for answer in answers], object)
         elif name in available:
@@ -365,7 +369,7 @@ def tensors_differ(computed: Sequence[AnsweredRow], name: str) -> bool:
 
 
 def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
-    """Return the response: tensors as JSON, or behind it where the client wants them binary."""
+    """Return the response, with tensors as JSON or, if requested, as binary data after it."""
     by_default = asked.parameters.binary_data_output
     wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in asked.outputs or ()}
     described, blobs = [], list[bytes]()
@@ -382,7 +386,7 @@ def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.
             blobs.append(blob)
         else:
             if not is_text and not np.isfinite(array).all():
-                raise RequestError("an output is NaN or infinite, which JSON cannot say", where=f"`{output}`")
+                raise RequestError("an output is NaN or infinite, which JSON cannot represent", where=f"`{output}`")
             record["data"] = array.ravel().tolist()
         described.append(record)
     document = {

@@ -1,4 +1,4 @@
-"""Routes of OpenAI's API: models and embeddings, as its clients and those of vLLM, LangChain and LlamaIndex send them.
+"""Models and embeddings of OpenAI's API, for its clients and those of vLLM, LangChain and LlamaIndex.
 
 https://platform.openai.com/docs/api-reference/embeddings, https://docs.vllm.ai/en/latest/serving/openai_compatible_server
 """
@@ -25,18 +25,16 @@ from adapter_export.server.route_context import Context
 from adapter_export.text import TextSide
 
 PREFIXES = ("/v1", "/openai/v1")
-"""Prefixes of the routes; the second one is KServe's."""
+"""Prefixes of the paths; the second is KServe's."""
 
 
 def text_or_texts(fix: str) -> BeforeValidator:
-    """Refuse token ids with advice, and lists that have too few or too many texts."""
+    """Refuse token ids, and lists with too few or too many texts; `fix` tells clients how to send texts."""
 
     def check(given: object, info: ValidationInfo) -> object:
         name = f"`{info.field_name}`"
         if isinstance(given, list) and any(isinstance(one, int | list) for one in given):
-            raise RequestError(
-                f"{name} has token ids, which would be those of another tokenizer", expected="texts", fix=fix
-            )
+            raise RequestError(f"{name} contains token ids of another tokenizer", expected="texts", fix=fix)
         if isinstance(given, list) and not 1 <= len(given) <= MOST_ROWS:
             raise RequestError(f"{name} has too few or too many texts", found=len(given), expected=f"1 to {MOST_ROWS}")
         return given
@@ -55,11 +53,11 @@ class Embeddings(Strict):
     """The body of `POST /v1/embeddings`.
 
     Attributes:
-        model: the name of an adapter that gives vectors, or of a route.
-        input: a text, or one text for each row; no token ids, which would be those of another tokenizer.
-        encoding_format: numbers, or the bytes of float32 numbers, little-endian, in base64.
-        dimensions: the width of the vectors: the full one, or one of the `widths` of the adapter's task.
-        input_type: whether texts are queries or documents, for adapters with a prefix of each.
+        model: the name of an adapter for `embedding`, or of a route.
+        input: a text or a list of texts. Token ids are refused: they belong to another tokenizer.
+        encoding_format: numbers, or base64 of little-endian float32 numbers.
+        dimensions: width of the vectors, one of the `widths` of the adapter's task. Default: the full width.
+        input_type: query or document, for adapters with a prefix for each.
         user: ignored.
     """
 
@@ -71,13 +69,13 @@ class Embeddings(Strict):
     user: str | None = None
 
     def call(self) -> Call:
-        """Return the rows as a call."""
+        """Return the request as a call of the plain API."""
         texts, side = [self.input] if isinstance(self.input, str) else self.input, self.input_type
         return Call(model=self.model, texts=[one if side is None else TextOnSide(text=one, side=side) for one in texts])
 
 
 class OpenAiApi:
-    """The routes of models and embeddings."""
+    """Routes of models and embeddings."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._service = context, context.service
@@ -91,11 +89,11 @@ class OpenAiApi:
             app.add_route(f"{prefix}/embeddings", self.embeddings, methods=["POST"])
 
     async def models(self) -> Response:
-        """List models and routes; the parent of an adapter is its bundle."""
+        """List models and routes. The parent of an adapter is its bundle; `generates` marks those of completions."""
         return JSONResponse({"object": "list", "data": list(self._models().values())})
 
     async def model(self, name: str) -> Response:
-        """Return one of `models`; 404 if there is no model of this name."""
+        """Return a model; status 404 if the name is unknown."""
         found = self._models().get(name)
         if found is None:
             raise RefusedError(404, f"there is no model `{name}`; `GET /v1/models` lists them")
@@ -118,26 +116,28 @@ class OpenAiApi:
         found: dict[str, dict[str, Any]] = {}
         for name, target in self._service.models.names().items():
             parent = None if target.adapter is None else target.served.name
-            found[name] = {"id": name, **shown, "root": target.name, "parent": parent}
+            generates = target.served.texts is not None
+            found[name] = {"id": name, **shown, "root": target.name, "parent": parent, "generates": generates}
         for name, route in self._service.routes.table.items():
             leads = next(iter(route.shares))
-            found.setdefault(name, {"id": name, **shown, "root": leads, "parent": None})
+            generates = found.get(leads, {}).get("generates", False)
+            found.setdefault(name, {"id": name, **shown, "root": leads, "parent": None, "generates": generates})
         return found
 
 
 def is_openai(path: str) -> bool:
-    """Return whether a path is one of OpenAI's API."""
+    """Return whether a path belongs to OpenAI's API."""
     return path.startswith(tuple(f"{prefix}/" for prefix in PREFIXES))
 
 
 def openai_error(words: str, status: int) -> dict[str, Any]:
-    """Return the body of a refusal, from which OpenAI's clients take the message."""
+    """Return the body of an error in OpenAI's format."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": words, "type": kind, "param": None, "code": status}}
 
 
 def tokens_of(rows: Sequence[AnsweredRow]) -> int:
-    """Return the number of tokens that were computed for rows of texts, special tokens included."""
+    """Return the number of tokens of the texts of rows, special tokens included."""
     return sum(len(one.encoding.ids) for row in rows if row.read is not None for one in row.read.rows)
 
 
@@ -145,7 +145,7 @@ def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
     answer, task = row.answer.answer, row.head.task
     if not isinstance(answer, Vector) or task is None:
         raise RequestError(
-            "gives no vectors",
+            "does not return vectors",
             where=f"model `{row.head.adapter}`",
             found=f"the task `{None if task is None else task.type}`",
             expected="an adapter for `embedding`",
@@ -155,7 +155,7 @@ def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
 
 def _encoded(vector: np.ndarray, asked: Embeddings) -> list[float] | str:
     if not np.isfinite(vector).all():
-        raise RequestError("a vector is NaN or infinite", fix="run `verify` on the bundle")
+        raise RequestError("a vector is NaN or infinite", fix="run `adapter-export verify` on the bundle")
     if asked.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()

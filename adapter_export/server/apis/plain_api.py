@@ -14,7 +14,7 @@ from adapter_export.server.route_context import Context
 
 
 class PlainApi:
-    """The routes of the plain API: answers, adapters, statistics and metrics."""
+    """Routes of the plain API."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._service = context, context.service
@@ -28,7 +28,7 @@ class PlainApi:
         app.get("/statistics")(self.statistics)
         app.get("/metrics")(self.metrics)
         for path, endpoint in (("/answer", self.answer), ("/run", self.run)):
-            app.add_route(path, endpoint, methods=["POST"])  # FastAPI's own way to a function takes time
+            app.add_route(path, endpoint, methods=["POST"])  # FastAPI's dependency injection adds time to each request
 
     async def adapters(self) -> Response:
         """List the adapters."""
@@ -55,7 +55,7 @@ class PlainApi:
         return await self.adapters()
 
     async def answer(self, request: HttpRequest) -> Response:
-        """Answer rows by the tasks of their adapters."""
+        """Answer rows according to the tasks of their adapters."""
         call, key = await self._call(request)
         return JSONResponse({"rows": await self._context.in_time(self._service.answer(call, key, request.state))})
 
@@ -70,12 +70,12 @@ class PlainApi:
         return call, call.id or request.state.key
 
     async def statistics(self) -> Response:
-        """Return what the sessions have computed; with several bundles, by bundle."""
+        """Return cache statistics of the session; with several bundles, by bundle."""
         found = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
         return JSONResponse(next(iter(found.values())) if len(found) == 1 else found)
 
     async def metrics(self) -> Response:
-        """Return metrics for Prometheus."""
+        """Return metrics in Prometheus's text format."""
         metrics = self._context.metrics
         for served in self._service.models.served:
             metrics.look(served)

@@ -1,4 +1,4 @@
-"""Routes that rank and classify texts, as clients of Cohere, Jina, Text Embeddings Inference (TEI) and vLLM send them.
+"""Ranking and classification, for clients of Cohere, Jina, Text Embeddings Inference (TEI) and vLLM.
 
 https://docs.cohere.com/reference/rerank, https://huggingface.github.io/text-embeddings-inference,
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server
@@ -26,10 +26,10 @@ from adapter_export.server.route_context import Context
 
 
 class CohereDocument(Strict):
-    """A document to rank, as an object.
+    """A document to rank.
 
     Attributes:
-        text: of the document.
+        text: the text of the document.
     """
 
     text: Words
@@ -38,19 +38,19 @@ class CohereDocument(Strict):
 class Rerank(Strict):
     """The body of `POST /rerank`, `/v1/rerank` and `/v2/rerank`: a query, and the texts to rank.
 
-    The texts are one of `documents`, as Cohere and Jina have them, and `texts`, as TEI has them; the response is of the
+    The texts are either `documents`, as in Cohere and Jina, or `texts`, as in TEI. The response has the format of the
     same library.
 
     Attributes:
         query: the query.
-        model: the name of a model or a route; may be left out where no adapter beside the base head has a task.
-        documents: texts, or objects with a `text`.
-        top_n: how many are returned, the best first. Default: all.
-        return_documents: also return the documents.
-        texts: the texts of TEI.
-        return_text: also return the texts.
-        raw_scores: return what the head gives, before the activation of its task.
-        truncate: cut pairs that are longer than the adapter takes; otherwise they are refused.
+        model: the name of a model or a route; optional if only the base head has a task.
+        documents: texts, or objects with the key `text`.
+        top_n: number of results, best first. Default: all.
+        return_documents: include the documents in the results.
+        texts: the texts, in TEI's format.
+        return_text: include the texts in the results.
+        raw_scores: return scores before the activation function of the task.
+        truncate: truncate long pairs instead of refusing them. Default: true for `documents`, false for `texts`.
     """
 
     query: Words
@@ -64,24 +64,24 @@ class Rerank(Strict):
     truncate: bool | None = None
 
     def candidates(self) -> list[str]:
-        """Return the texts to rank; RequestError unless they are given once."""
+        """Return the texts to rank; RequestError unless one of the two keys has them."""
         if (self.documents is None) == (self.texts is None):
-            raise RequestError("give the texts to rank once", expected="`documents` or `texts`")
+            raise RequestError("either `documents` or `texts` must be given", expected="one of them")
         return [one if isinstance(one, str) else one.text for one in self.documents or self.texts or ()]
 
     @property
     def long(self) -> LongTexts:
-        """The treatment of long pairs: Cohere cuts documents, TEI refuses them unless `truncate` is true."""
+        """Treatment of long pairs: Cohere truncates documents, TEI refuses them unless `truncate` is true."""
         cuts = self.texts is None if self.truncate is None else self.truncate
         return "cut" if cuts else "refuse"
 
 
 class Classify(Strict):
-    """The body of `POST /classify`, as vLLM has it.
+    """The body of `POST /classify`, in vLLM's format.
 
     Attributes:
-        model: the name of a model or a route; may be left out where no adapter beside the base head has a task.
-        input: a text, or one text for each row.
+        model: the name of a model or a route; optional if only the base head has a task.
+        input: a text or a list of texts.
         user: ignored.
     """
 
@@ -91,7 +91,7 @@ class Classify(Strict):
 
 
 class RerankApi:
-    """The routes of ranking and classification."""
+    """Routes of ranking and classification."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -147,14 +147,14 @@ _META = {"api_version": {"version": "2"}}
 def _score(row: AnsweredRow, *, raw: bool) -> float:
     answer = row.answer.answer
     if not isinstance(answer, Score) or row.head.task is None or not row.head.task.kind.ranks:
-        raise _other(row, "ranks no texts", "`ranking`")
+        raise _other(row, "does not rank texts", "`ranking`")
     return float(np.mean(row.results)) if raw else answer.score
 
 
 def _classified(row: AnsweredRow) -> dict[str, Any]:
     answer = row.answer.answer
     if not isinstance(answer, Prediction | LabelSet):
-        raise _other(row, "gives no label to a text", "`single_label` or `multi_label`")
+        raise _other(row, "does not classify texts", "`single_label` or `multi_label`")
     found = answer.probabilities
     return {"label": max(found, key=found.__getitem__), "probs": [*found.values()], "num_classes": len(found)}
 

@@ -32,6 +32,7 @@ from adapter_export_runtime.text import Pair
 from kserve.errors import InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.utils.numpy_codec import from_np_dtype
+from kserve.utils.utils import generate_uuid
 
 _PARAMETERS = {"strength", "weights", "side", "binary_data_output", "priority", "timeout"}
 """Parameters of a request in v2; an unknown one could be a misspelled strength."""
@@ -98,7 +99,7 @@ class AdapterModel(kserve.Model):
             head = answered[0].head.output
             names = [*answered[0].outputs[0]] if head is None else [head]
             outputs = [_output(name, np.stack([one.outputs[0][name] for one in answered])) for name in names]
-        return kserve.InferResponse(request.id, self.name, outputs)
+        return kserve.InferResponse(request.id or generate_uuid(), self.name, outputs)  # KServe's response needs an id
 
     def _answered(self, asked: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
         if not asked:
