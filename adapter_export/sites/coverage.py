@@ -1,7 +1,7 @@
-"""Proof that the sublayers that were found are all that a base has: what lies outside of them is no sublayer.
+"""Proof that all sublayers of a base were found: no layers outside of them form a sublayer.
 
-Outside lie embeddings, layers between stages, poolers and language heads. What lies there and either joins a value
-again that it is computed from, or attends, is a sublayer that was not found.
+Embeddings, layers between stages, poolers and language heads are outside of sublayers. Layers there that attend, or
+whose result is joined with a value it is computed from, form a sublayer that was not found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapter_export.sites.view import FlowIndex, FlowNode
 
 
 def coverage_of(index: FlowIndex, sublayers: Sequence[Site], final: str) -> Coverage:
-    """Look at everything outside of the sublayers, and at what these hold inside."""
+    """Analyze all layers outside and inside of the sublayers."""
     proof = _Proof(index, sublayers, final)
     aside = proof.aside()
     return Coverage(len(sublayers) - len(aside), (*aside, *proof.nested(), *proof.outside()))
@@ -23,14 +23,14 @@ def coverage_of(index: FlowIndex, sublayers: Sequence[Site], final: str) -> Cove
 
 @dataclass(frozen=True)
 class _Block:
-    """Something like a sublayer that is none of those found: the positions of its nodes, and why it is none."""
+    """A sublayer-like block that was not found: positions of its nodes, and the reason."""
 
     positions: frozenset[int]
     reason: str
 
 
 class _Proof:
-    """The sublayers of a base, for the search for layers outside them."""
+    """Search for layers outside of a base's sublayers."""
 
     def __init__(self, index: FlowIndex, sublayers: Sequence[Site], final: str) -> None:
         self._index, self._final = index, final
@@ -45,7 +45,7 @@ class _Proof:
         self._inside |= {at for position, site in self._sums.items() for at in self._carrying(position, site)}
 
     def _back(self, value: str) -> set[int]:
-        """The positions of the nodes that a value is computed by, back to the values of the streams."""
+        """Return positions of the nodes that compute a value, back to values of the streams."""
         index, found, waiting = self._index, set[int](), [value]
         while waiting:
             name = waiting.pop()
@@ -56,7 +56,7 @@ class _Proof:
         return found
 
     def _carrying(self, position: int, site: Site) -> set[int]:
-        """The positions of the nodes, such as factors of a gate, that bring `x` into a sum without a product."""
+        """Return positions of the nodes, such as factors of a gate, that carry `x` into a sum without a product."""
         index, found = self._index, set[int]()
         waiting = [value for value in index.nodes[position].inputs if value != site.h]
         while waiting:
@@ -68,7 +68,7 @@ class _Proof:
         return found - self._sums.keys()
 
     def _outer_sums(self, node: FlowNode, site: Site) -> Iterator[int]:
-        """The positions of the sums behind that of two parallel sublayers, up to the one that adds the stream."""
+        """Yield positions of the sums after that of two parallel sublayers, up to the one that adds the stream."""
         index = self._index
         while site.x is not None and not index.ancestry.is_straight(site.x, node.outputs[0]):
             following = index.readers(node.outputs[0])
@@ -79,26 +79,26 @@ class _Proof:
                 yield index.position(node.outputs[0])
 
     def aside(self) -> list[Unplaced]:
-        """The sublayers whose output does not go into the final hidden state."""
+        """Return sublayers whose output does not reach the final hidden state."""
         return [
             Unplaced(
                 self._layers(self._back(site.h)),
-                f"what `{site.name}` computes does not reach `{self._final}`, which heads read",
+                f"the result of `{site.name}` does not reach `{self._final}`, the input of heads",
             )
             for site in self._sublayers
             if not self._index.ancestry.depends(self._final, on=site.h)
         ]
 
     def nested(self) -> Iterator[Unplaced]:
-        """The sublayers that hold the sum of another one, or a residual sum of their own, inside."""
+        """Yield sublayers that contain the sum of another one, or an inner residual sum."""
         ancestry = self._index.ancestry
         for site in self._sublayers:
             assert site.x is not None  # as chosen
             held = {at for at in self._index.between(site.x, site.h) if self._sums.get(at, site) is not site}
-            own = {at for at in held if self._sums[at].x == site.x}  # of the sublayer beside it in a parallel block
+            own = {at for at in held if self._sums[at].x == site.x}  # of the other sublayer in a parallel block
             inner = [f"`{self._sums[at].name}`" for at in sorted(held - own)]
             inner += [
-                f"a residual sum of its own, `{node.outputs[0]}`"
+                f"an inner residual sum, `{node.outputs[0]}`"
                 for node, x, h in self._joins(self._back(site.h))
                 if node.kind == "add"
                 and node.name != site.residual
@@ -106,10 +106,10 @@ class _Proof:
                 and (ancestry.is_mixed(x, h) or self._index.flow.width(x) == site.width)
             ]
             if inner:
-                yield Unplaced(self._layers(self._back(site.h)), f"`{site.name}` holds {inner[0]}")
+                yield Unplaced(self._layers(self._back(site.h)), f"`{site.name}` contains {inner[0]}")
 
     def outside(self) -> list[Unplaced]:
-        """The blocks outside of the sublayers, each with its layers."""
+        """Return blocks outside of the sublayers, with their layers."""
         found: list[_Block] = []
         for block in (*self._joined(), *self._attending()):
             if not any(block.positions & other.positions for other in found):
@@ -121,22 +121,22 @@ class _Proof:
         return frozenset(at for at in positions if at not in self._inside and at not in self._sums)
 
     def _joined(self) -> Iterator[_Block]:
-        """Yield blocks that join a value again from which they are computed through weights."""
+        """Yield blocks whose result is joined with a value that they are computed from through weights."""
         index = self._index
         for node, x, h in self._joins(set(range(len(index.nodes))) - self._inside - self._sums.keys()):
             way = index.between(x, h)
             products = [index.nodes[at] for at in way if index.nodes[at].multiplies]
             if all(product.kind == "convolution" for product in products) or self._is_pooled(node.outputs[0]):
-                continue  # a position embedding or an image's, and a head that reads a text as one vector
+                continue  # a position or image embedding, or a head on a pooled vector
             position = index.position(node.outputs[0])
             if node.kind == "add":
                 reason = f"the sum `{node.outputs[0]}` adds them to `{x}`, which is not on the residual stream"
             else:
-                reason = f"`{node.outputs[0]}` joins them to `{x}` by `{node.op}`, which is no sum that can be followed"
+                reason = f"`{node.outputs[0]}` joins them with `{x}` by `{node.op}`, which is not a supported sum"
             yield _Block(self._outer([*way, *self._back(h), position]) or frozenset([position]), reason)
 
     def _joins(self, positions: Iterable[int]) -> Iterator[tuple[FlowNode, str, str]]:
-        """The nodes that read a value `x` of the shape of their result and some `h` computed from it by weights."""
+        """Yield nodes that read a value `x` of their result's shape, and an `h` computed from it through weights."""
         for node in (self._index.nodes[at] for at in sorted(positions)):
             if node.kind not in ("norm", "attention", "convolution") and len(set(node.inputs)) > 1:
                 for side, other in permutations(dict.fromkeys(node.inputs), 2):
@@ -146,11 +146,11 @@ class _Proof:
                         break
 
     def _joined_value(self, node: FlowNode, side: str, other: str) -> str | None:
-        """The last value that `side` is, but for norms and scales, and that `other` is computed from by weights."""
+        """Return the last value equal to `side` up to norms and scales from which weights compute `other`."""
         index, origins = self._index, self._index.ancestry.of(other)
         if node.kind == "product" and side in node.operands:
             return None
-        weighted = origins.weighted & ~origins.straight  # what holds `side` itself only mixes values of the stream
+        weighted = origins.weighted & ~origins.straight  # others only mix values of the stream
         if node.kind == "product" and node.weighted:
             weighted = origins.all
         own = index.ancestry.of(side)
@@ -160,7 +160,7 @@ class _Proof:
         return x if index.flow.width(node.outputs[0]) in widths else None
 
     def _attending(self) -> Iterator[_Block]:
-        """Attention whose result is added to nothing that it is computed from."""
+        """Yield attention whose result is not added to a value that it is computed from."""
         index = self._index
         for at, node in enumerate(index.nodes):
             if at in self._inside or at in self._sums or not node.mixes_tokens or not self._goes_on(at):
@@ -169,13 +169,13 @@ class _Proof:
                 continue
             end, total = self._next_sum(at)
             if total is None:
-                reason = f"no sum adds what they compute to a value of the stream that ends in `{self._final}`"
+                reason = f"no sum adds their result to a value of the stream that ends in `{self._final}`"
             else:
                 reason = f"the sum `{end}` adds two values that are both computed through weights"
             yield _Block(self._outer(self._back(end)), reason)
 
     def _goes_on(self, at: int) -> bool:
-        """Return whether a product follows: scores alone, as of pairs of tokens, are no attention."""
+        """Return whether a product follows: bare scores, as of token pairs, are not attention."""
         if self._index.nodes[at].kind == "attention":
             return True
         derived = set(self._index.nodes[at].outputs)
@@ -187,7 +187,7 @@ class _Proof:
         return False
 
     def _next_sum(self, at: int) -> tuple[str, FlowNode | None]:
-        """The first sum behind a node before the stream goes on, and its node; else the last value before that."""
+        """Return the next sum before the stream continues, with its node, or else the last value before."""
         index = self._index
         derived = set(index.nodes[at].outputs)
         end = index.nodes[at].outputs[0]

@@ -1,8 +1,8 @@
 """Find the sublayers of a base by the structure of its dataflow.
 
-The residual stream shows as a chain of sums `x + h`: `h` is computed from `x` through trained weights, and the next `x`
-from the sum through norms, dropouts and scales alone. Each such `h` is a sublayer. Sums of embeddings, a mask, a bias
-or a sum inside a sublayer are not on the chain.
+The residual stream is a chain of sums `x + h`: `h` is computed from `x` through trained weights, and the next `x` from
+the sum only through norms, dropouts and scales. Each such `h` is a sublayer. Sums of embeddings, a mask, a bias or
+inside a sublayer are not on the chain.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from adapter_export.sites.streams import Residual, Stream, layers_of, named_stre
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream
 
 OTHER_CALLS_KEY = "adapter_export.other_calls"
-"""The key, in the metadata of an ONNX graph, of the `FlowGraph.other_calls` of the base before its export: JSON."""
+"""Metadata key of an ONNX graph for the base's `FlowGraph.other_calls` before the export, as JSON."""
 
 _SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
-"""Operations that change the type of numbers at most."""
+"""Operations that change at most the data type."""
 
 _UNKNOWN = Norm("unknown", 0.0, None, None)
 
 
 def discover(flow: FlowGraph) -> SiteMap:
-    """Find the sites of a base, in a base of encoder and decoder with the stream before their names.
+    """Find the sites of a base; in an encoder–decoder, names start with the stream.
 
-    Raises `NoSitesError` if there is no residual stream, or several that are no encoder and decoder.
+    Raises NoSitesError without a residual stream, or with several that are not encoder and decoder.
     """
     index = FlowIndex(flow)
     streams = named_streams(index)
     if not streams:
         raise _no_sites(flow)
     final = _final(index, streams[-1].sums[-1].total)
-    if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
+    if flow.rank(final) != 3:  # a stream without tokens, such as in a tabular network
         raise _no_sites(flow)
     sublayers: list[list[Site]] = []
     for stream in streams:
@@ -62,7 +62,7 @@ def discover(flow: FlowGraph) -> SiteMap:
 
 
 def stream_values(sublayers: Iterable[Site]) -> set[str]:
-    """The values at which sublayers begin and end."""
+    """Return the values at which sublayers start and end."""
     return {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
 
 
@@ -75,9 +75,9 @@ class _Sublayer(NamedTuple):
 
 
 def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site]:
-    """The sublayers of a stream, whose layers count from `first` on in the base, and from 0 in their names.
+    """Yield the sublayers of a stream, whose layers are numbered from `first` in the base, and from 0 in names.
 
-    Of those that read the same `x`, attention comes first.
+    Among sublayers with the same `x`, attention comes first.
     """
     groups: dict[str, list[_Sublayer]] = {}
     for residual in stream.sums:
@@ -111,7 +111,7 @@ def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site
 
 
 def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
-    """One sublayer, or attention and ffn where `h` is the sum of both (parallel blocks)."""
+    """Yield one sublayer, or attention and ffn if `h` is the sum of both (parallel blocks)."""
     inner = index.producer(h)
     while inner is not None and inner.op.lower() in _SAME and len(inner.inputs) == 1:  # a dropout of the sum of both
         inner = index.producer(inner.inputs[0])
@@ -132,10 +132,10 @@ def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
 
 
 def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
-    """The site of what the stream starts from."""
+    """Return the site of the stream's first value."""
     width, value, node = _width(index.flow, start), start, index.producer(start)
     while node is not None and node.kind == "other" and len(node.inputs) == 1 and index.flow.alike(*node.inputs, value):
-        value = node.inputs[0]  # the module that makes the value, dropouts and casts aside
+        value = node.inputs[0]  # the module that computes the value, ignoring dropouts and casts
         before = index.producer(value)
         if before is None:
             break
@@ -144,7 +144,7 @@ def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
 
 
 def _final(index: FlowIndex, total: str) -> str:
-    """The final hidden state [batch, tokens, d]: the last sum, after the norm where one follows."""
+    """Return the final hidden state [batch, tokens, d]: the last sum, after a following norm."""
     final = index.last_before_product(total, index.computed_from(total))
     restored = [node.outputs[0] for node in index.readers(final) if node.kind == "layout" and node.inputs == (final,)]
     if index.flow.rank(final) == 2 and len(restored) == 1:  # the tokens of the batch were in one row
@@ -153,9 +153,9 @@ def _final(index: FlowIndex, total: str) -> str:
 
 
 def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
-    """The block's output `y`, and the norm that makes it of the sum `total`, if everything from there goes through it.
+    """Return the block's output `y`, and the norm after the sum `total`, if all consumers of the sum read it.
 
-    The norm behind a stream that `ends` after blocks with norms before them is the whole base's, and no block's.
+    The norm at the end of a stream (`ends`) of pre-norm blocks belongs to the base, not to a block.
     """
     behind = () if ends else index.computed_from(total)
     positions = list(takewhile(lambda at: not index.nodes[at].multiplies, behind))
@@ -172,7 +172,7 @@ def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm
 
 
 def _is_same(index: FlowIndex, value: str, total: str) -> bool:
-    """Return whether a value is the sum itself, casts and dropouts aside."""
+    """Return whether a value equals the sum, ignoring casts and dropouts."""
     while value != total:
         node = index.producer(value)
         if node is None or node.op.lower() not in _SAME or len(node.inputs) != 1:
@@ -182,12 +182,12 @@ def _is_same(index: FlowIndex, value: str, total: str) -> bool:
 
 
 def path_of(nodes: Iterable[FlowNode]) -> str | None:
-    """The module of the last product, which users know as the output projection."""
+    """Return the module of the last product, usually the output projection."""
     return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
 
 
 def follower_of(index: FlowIndex, total: str) -> str:
-    """The kind of what reads the sum first, casts, dropouts and reshapes aside."""
+    """Return the kind of the first reader of the sum, ignoring casts, dropouts and reshapes."""
     for at in index.computed_from(total):
         node = index.nodes[at]
         if node.kind not in ("other", "layout"):
@@ -198,16 +198,16 @@ def follower_of(index: FlowIndex, total: str) -> str:
 
 
 def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
-    """Return whether a node reduces the features of each token, as a norm in small pieces begins."""
+    """Return whether a node reduces the features of each token, the first step of a decomposed norm."""
     return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
 def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
-    """The sites, each linear one with the number of calls of its module that are no sites.
+    """Yield the sites, linear ones with the number of their module's calls that are not sites.
 
-    DeBERTa projects its relative positions with the layers of queries and keys (He et al. 2021, §3.1); exporters may
-    have computed that already. A module shows by its path, which may stand for matrices of several shapes, and its
-    matrix. A layer outside of all sublayers that has no path may be such a call of a layer inside.
+    DeBERTa projects relative positions with its query and key layers (He et al. 2021, §3.1), which exporters may fold.
+    A module is identified by its path, which may cover matrices of several shapes, and by its matrix. A layer without
+    path outside of sublayers may be such a call of an inner layer.
     """
     sites = list(sites)
     products = [node for node in index.nodes if node.linear]
@@ -228,7 +228,7 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
 
 
 def _names(index: FlowIndex, product: FlowNode) -> list[tuple[str, object]]:
-    """The identities of a module: its path with the widths of its matrix, and the matrix itself."""
+    """Return the identities of a module: its path with the widths of its matrix, and the matrix."""
     widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
     by_path = [] if product.path is None else [(product.path, widths)]
     return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]
@@ -236,7 +236,7 @@ def _names(index: FlowIndex, product: FlowNode) -> list[tuple[str, object]]:
 
 def _width(flow: FlowGraph, value: str) -> int:
     width = flow.width(value)
-    assert width is not None  # a stream has a known width
+    assert width is not None  # the width of a stream is known
     return width
 
 
@@ -245,10 +245,10 @@ def _no_sites(flow: FlowGraph) -> NoSitesError:
     sums = [node.outputs[0] for node in flow.nodes if node.kind == "add"]
     shaped = sum(is_stream(flow, value) and flow.rank(value) == 3 for value in sums)
     return NoSitesError(
-        "no residual stream was found in this base, and with it no place for an adapter",
+        "no residual stream was found in this base, so there are no sites for adapters",
         found=f"{products} products with trained weights and {len(sums)} sums of two activations, {shaped} of them of "
         "shape [batch, tokens, width] with a known width",
         expected="sums `x + h` of that shape, `h` computed from `x` through trained weights, as in every transformer",
-        fix="give a base with residual sublayers; if it is a transformer, capture it with a fixed width and with its "
+        fix="pass a base with residual sublayers; capture a transformer with a fixed width and with its "
         "layers visible (in torch: `torch.backends.mha.set_fastpath_enabled(False)`)",
     )

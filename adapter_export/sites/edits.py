@@ -1,4 +1,4 @@
-"""The surgery on a base, planned on its dataflow graph and done node by node on an ONNX graph or an FX graph."""
+"""Edits of a base, planned on its dataflow graph and applied to an ONNX or FX graph."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adapter_export.sites.site import LAYERS, Site
 from adapter_export.sites.view import FlowIndex, Piece
 
 Place = tuple[Site, str]
-"""A site, and which of its values is replaced: `u`, `h` or `y`."""
+"""A site, and the value to replace: `u`, `h` or `y`."""
 
 
 class Ref(NamedTuple):
-    """A value or a node of the base, or what replaced it, by its name in the view.
+    """A value or node of the base, or its replacement, by name in the view.
 
-    `layer` is the site whose layer alone reads it; empty where everyone does.
+    `layer` is the site whose layer is the only reader; empty for any reader.
     """
 
     name: str
@@ -28,8 +28,7 @@ class Ref(NamedTuple):
 class Rewiring:
     """A node that reads `new` instead of `old`.
 
-    If it prepares `old` for other layers as well, it stays, and a copy of it reads `new`: `outputs` are what it
-    defines.
+    If it also prepares `old` for other layers, it is kept, and a copy of it reads `new`: `outputs` are its results.
     """
 
     node: Ref
@@ -40,10 +39,10 @@ class Rewiring:
 
 @dataclass(frozen=True)
 class Edit:
-    """The replacement of one of a site's values, `u`, `h` or `y`, by `result`.
+    """Replacement of one of a site's values, `u`, `h` or `y`, by `result`.
 
-    `values` stand for the site's values by then. In a fused layer, `piece` are the features of `h` that the site is;
-    the others stay. All consumers of `h` and `y` read the new value; only the nodes of `rewirings` do for `u`.
+    `values` are the current replacements of the site's values. In a fused layer, `piece` are the site's features of
+    `h`; others are kept. All consumers of `h` and `y` read the new value; for `u`, only the nodes of `rewirings`.
     """
 
     site: Site
@@ -55,11 +54,11 @@ class Edit:
 
 
 def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
-    """Plan the replacement of values, in an order in which each is replaced before anyone reads it.
+    """Plan the replacement of values, in an order in which each is replaced before it is read.
 
-    One value may be several: the last linear layer's `h` is its sublayer's, and a block's `y` is what the next one
-    reads. Then who makes it comes before who reads it, an inner layer's output before the outer one's, a fused layer's
-    before its splits', and what the outer layer reads before what the inner one reads. Raises as `input_consumers`.
+    A value may have several roles: the last linear layer's `h` is its sublayer's, and a block's `y` is the next block's
+    input. Then producers precede readers, an inner layer's output precedes the outer one's, a fused layer's precedes
+    its splits', and the outer layer's input precedes the inner one's. For errors see `input_consumers`.
     """
 
     def order(place: Place) -> tuple[int, int]:
@@ -73,11 +72,11 @@ def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
 
 
 class _Planner:
-    """Follows what each node reads while values are replaced."""
+    """Tracks the inputs of nodes while values are replaced."""
 
     def __init__(self, index: FlowIndex) -> None:
         self._index = index
-        # by node and name of the value; where nothing is, what everyone reads
+        # by node and value name; defaults to the common replacement
         self._read: dict[tuple[Ref, str], Ref] = {}
         self._copies: dict[str, list[Ref]] = {}
         self._inputs: dict[str, Ref] = {}
@@ -96,7 +95,7 @@ class _Planner:
         return Edit(site, replaced, values, result, piece, tuple(self._rewired(values["u"], result, within)))
 
     def _read_by(self, within: InputConsumers) -> Ref:
-        """The value that a layer's own nodes read as `u`: an edit of a sublayer around it may have replaced it."""
+        """Return the value that a layer's nodes read as `u`, possibly replaced by an edit of the outer sublayer."""
         node, found = Ref(within.consumer), Ref("")
         for value in within.trail:
             found = self._read.get((node, value), Ref(value))
@@ -125,11 +124,11 @@ class _Planner:
 
 @dataclass(frozen=True)
 class InputConsumers:
-    """The nodes through which `u` goes into a layer.
+    """Nodes through which `u` enters a layer.
 
-    `consumers` read `u`, or what a shared node makes of it. `shared` prepare `u` for this layer and others, such as a
-    quantisation that three projections have in common, so that a copy must be made before one of them can read
-    something else. `trail` are the values on a way from one `consumer` back to `u`.
+    `consumers` read `u`, or the result of a shared node. `shared` nodes prepare `u` for several layers, such as a
+    quantisation for three projections, and must be copied before one layer reads another value. `trail` are the values
+    on a path from one consumer back to `u`.
     """
 
     consumers: frozenset[str]
@@ -139,11 +138,11 @@ class InputConsumers:
 
 
 def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
-    """Find where a site's layer reads its `u`; raises `NoSitesError` if nothing on the way to its `h` does.
+    """Find the nodes of a site's layer that read its `u`; NoSitesError if none on the paths to its `h` does.
 
-    A value behind a product, such as the keys and values that a decoder caches, belongs to the layer.
+    A value after a product, such as cached keys and values of a decoder, belongs to the layer.
     """
-    assert site.u is not None  # who replaces `u` has been told that there is one
+    assert site.u is not None  # callers check that the site has `u`
     way = set(index.between(site.u, site.h))
     leaving = _leaving(index, way, site.h)
     shared: set[str] = set()
@@ -162,7 +161,7 @@ def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
                 consumers[node.name] = trails[value]
     if not consumers:
         raise NoSitesError(
-            "nothing in a layer reads its input, so that it cannot be replaced",
+            "no node of the layer reads its input, so that it cannot be replaced",
             where=f"site `{site.name}`",
             found=f"`{site.u}`",
             fix="choose an adapter that replaces the output `h` there",
@@ -172,7 +171,7 @@ def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
 
 
 def _leaving(index: FlowIndex, way: set[int], h: str) -> set[int]:
-    """The positions of nodes from which a way that meets no product leads out of the layer, not through `h`."""
+    """Return positions of nodes with a path out of the layer that avoids products and `h`."""
     leaving: set[int] = set()
     for at in sorted(way, reverse=True):
         node = index.nodes[at]

@@ -1,9 +1,9 @@
-"""The linear layers of a base as sites: those inside its sublayers, told apart by what happens to their outputs.
+"""Linear layers of a base as sites; inside sublayers, their role is determined by the use of their outputs.
 
-Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
+Attention multiplies queries with keys and, after a softmax, the probabilities with values (Vaswani et al. 2017,
 §3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al. 2020,
-§3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2). Those
-outside of all sublayers, such as poolers and language heads, have the paths of their modules for names.
+§3.2). In an ffn with two branches, the gate is the one with the activation (Shazeer 2020, §2). Layers outside of
+sublayers, such as poolers and language heads, are named by module path.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from adapter_export.sites.streams import source_of
 from adapter_export.sites.view import FlowIndex, FlowNode, Piece, is_stream, pieces_of
 
 PACKED = ("query", "key", "value")
-"""The roles of what a fused attention reads in one value, in this order."""
+"""Roles in a packed input of a fused attention, in order."""
 
 _OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
-"""The roles of what a fused attention reads, by the number of its operands."""
+"""Roles of a fused attention's inputs, by number of operands."""
 
 _JOINED: Mapping[frozenset[str], str] = {
     frozenset({"query", "key", "value"}): "qkv",
@@ -31,27 +31,27 @@ _JOINED: Mapping[frozenset[str], str] = {
     frozenset({"key", "value"}): "kv",
     frozenset({"gate", "up"}): "gate_up",
 }
-"""The names of fused layers."""
+"""Names of fused layers."""
 
 _KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JOINED.values()})
-"""Names that say what a layer does; no layer has one of them for the name of its module alone."""
+"""Names by function; a layer never gets one of them only from its module name."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 _PATH = re.compile(r"(?!(head|shared)(\.|$))[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Paths of modules that can be names of sites: `head` and `shared` begin the names of other tensors of an adapter."""
+"""Module paths valid as site names; `head` and `shared` are reserved prefixes of adapter tensors."""
 
 _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
-"""Operations that let axes change places."""
+"""Operations that permute axes."""
 
 _ORDERING = frozenset({"topk", "sort", "argsort", "argmax"})
-"""Operations that put numbers in order."""
+"""Operations that sort."""
 
 
 def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
-    """Return whether a linear layer reads tokens before batch in `value`, as in `torch.nn.MultiheadAttention`.
+    """Return whether `value` has tokens before batch, as in `torch.nn.MultiheadAttention`.
 
-    `streams` are values of residual streams, whose axes are those of a request.
+    `streams` are values of residual streams, with the axis order of requests.
     """
     source = index.producer(value)
     before = () if source is None or not source.inputs else index.flow.shapes.get(source.inputs[0], ())
@@ -66,14 +66,14 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
 
 @dataclass(frozen=True)
 class Reach:
-    """The values and the nodes, in order, that a value is computed from, up to the next products."""
+    """Values and nodes, in order, that a value is computed from, up to the next products."""
 
     values: frozenset[str]
     nodes: tuple[FlowNode, ...]
     products: dict[str, FlowNode]
 
     def since(self, product: FlowNode) -> list[FlowNode]:
-        """The nodes on the way from one of the products."""
+        """Return the nodes on paths from one of the products."""
         derived, found = set(product.outputs), []
         for node in self.nodes:
             if not derived.isdisjoint(node.inputs):
@@ -83,7 +83,7 @@ class Reach:
 
 
 def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
-    """Walk back from a value, over every way, to the next product or to one of the values `ends`."""
+    """Walk back from a value along all paths to the next products or values in `ends`."""
     values: set[str] = set()
     nodes: dict[str, FlowNode] = {}
     products: dict[str, FlowNode] = {}
@@ -111,11 +111,11 @@ class Layer(NamedTuple):
 def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
     """Return the layer around a product with one trained matrix, or `None` if adapters cannot act there.
 
-    A layer of integers begins before quantisation and ends after scaling back; one with flattened tokens lies outside
-    of that.
+    An integer layer starts before quantisation and ends after rescaling; a layer with flattened tokens includes the
+    reshapes.
     """
     u, h = product.operands[0], _written(index, product)
-    while u not in index.flow.shapes:  # values of integers have no shape in a view
+    while u not in index.flow.shapes:  # integer values have no shape in a view
         node = index.producer(u)
         if node is None or not node.inputs:
             return None
@@ -126,7 +126,7 @@ def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
 
 
 def _written(index: FlowIndex, product: FlowNode) -> str:
-    """The product, scaled back and with its bias; both stand behind it alone, and a bias belongs to the same module."""
+    """Return the product after rescaling and bias, if each is its only consumer, and the bias is of the same module."""
     node, value = product, product.outputs[0]
     while node.epilogue != "bias":
         readers = index.readers(value)
@@ -142,7 +142,7 @@ def _written(index: FlowIndex, product: FlowNode) -> str:
 
 
 def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
-    """Both with batch and tokens apart, where they are only put together in between."""
+    """Return input and output with separate batch and tokens, if they are flattened only in between."""
     flow, source, readers = index.flow, index.producer(u), index.readers(h)
     if source is None or len(readers) != 1 or h in flow.outputs or (flow.rank(u), flow.rank(h)) != (2, 2):
         return None
@@ -156,7 +156,7 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
 
 
 class Use(NamedTuple):
-    """The use of a linear layer in a sublayer, a role such as `query`, with the values from which the role is read.
+    """Use of a linear layer in a sublayer: a role such as `query`, with the values that determine it.
 
     A fused layer has several.
     """
@@ -179,7 +179,7 @@ def attention_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Se
 
 
 def _operands(index: FlowIndex, mixing: dict[str, FlowNode], ends: Set[str]) -> Iterator[tuple[str, str]]:
-    """The roles, and the values that have them where attention multiplies."""
+    """Yield roles and values of the operands of attention's products."""
     for node in mixing.values():
         if node.kind == "attention":
             for roles, value in zip(_OPERANDS.get(len(node.operands), ()), node.operands, strict=False):
@@ -189,7 +189,7 @@ def _operands(index: FlowIndex, mixing: dict[str, FlowNode], ends: Set[str]) -> 
 
 
 def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode]) -> Iterator[tuple[str, str]]:
-    """The operands of a product and of the one that it multiplies the result of."""
+    """Yield the operands of two successive products."""
     (one, other), (behind_one, behind_other) = second.operands, found
     first_of_one, first_of_other = (each.products.keys() & mixing.keys() for each in found)
     if bool(first_of_one) == bool(first_of_other):
@@ -199,7 +199,7 @@ def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode])
         way = mixed.since(first)
         has_softmax = any(node.kind == "activation" for node in way)
         roles = ("query", "key", "value") if has_softmax else ("key", "value", "query")
-        # rows and columns keep their places, and with them queries and keys
+        # rows and columns stay in order, and with them queries and keys
         if all(node.op.lower() not in _SWAPS for node in way):
             yield from zip(roles, (*first.operands, alone), strict=False)
 
@@ -216,7 +216,7 @@ def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]
 
 
 def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
-    """The use of each layer before the last one: one branch, or two of which one goes through an activation."""
+    """Yield the use of each layer before the last one: one branch, or two, one of them with an activation."""
     values = [(node, node.outputs[0]) for node in way.products.values()]
     if len(values) == 1:
         (node, value), layer = values[0], layer_of(index, values[0][0])
@@ -227,7 +227,7 @@ def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
         values = [(node, piece) for piece in cuts]
     if len(values) == 2:
         read = [name for node in way.nodes if node.kind == "activation" for name in node.inputs]
-        # whether an activation on the way reads what is computed from one value and not from the other
+        # whether an activation on the path depends on one value and not on the other
         depends = index.ancestry.depends
         bent = [
             any(depends(name, on=value) and not depends(name, on=other) for name in read)
@@ -239,13 +239,13 @@ def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
 
 
 def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> list[FlowNode]:
-    """The linear layers behind which nothing multiplies any more."""
+    """Return the linear layers that no product follows."""
     unmultiplied = index.ancestry.of(h).unmultiplied
     return [node for node in nodes if node.linear and unmultiplied & index.ancestry.bit(node.outputs[0])]
 
 
 def _routes(index: FlowIndex, product: FlowNode) -> bool:
-    """Return whether a layer's output is put in order: a router chooses experts by it, and is no place for adapters."""
+    """Return whether a layer's output is sorted: it is a router of experts, not a site."""
     waiting, seen = [*product.outputs], set(product.outputs)
     while waiting:
         for node in index.readers(waiting.pop()):
@@ -258,7 +258,7 @@ def _routes(index: FlowIndex, product: FlowNode) -> bool:
 
 
 def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source: str) -> Iterator[Site]:
-    """The linear layers of a sublayer, in the order of evaluation.
+    """Yield the linear layers of a sublayer, in order of evaluation.
 
     `ends` are the values of the residual stream, `source` the one that the sublayer is computed from.
     """
@@ -287,9 +287,9 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source
 
 
 def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
-    """The linear layers that lie in no sublayer, in the order of evaluation, with names that no other site has.
+    """Yield the linear layers outside of sublayers, in order of evaluation, with unique names.
 
-    `sites` are all others. A layer on which no output of the base depends is none of them, nor is a router.
+    `sites` are all other sites. Excludes routers, and layers that no output depends on.
     """
     placed = {site.h for site in sites if site.role == "linear"}
     starts = {site.h: site.x for site in sites if site.role in SUBLAYERS and site.x is not None}
@@ -321,7 +321,7 @@ def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
 
 
 def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Piece]:
-    """Return the splits of a fused layer's output; empty unless each is known to be one piece."""
+    """Return the splits of a fused layer's output; empty unless each is contiguous."""
     sources = {
         role: {value for use in uses if use.role == role for value in use.values}
         for role in {use.role for use in uses if use.product is layer.product}
@@ -340,7 +340,7 @@ def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Pie
 
 
 def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
-    """A name for each layer: by its use; else that of its module; else a number."""
+    """Return a name for each layer: by use, or else module name, or else number."""
     roles = [{use.role for use in uses if use.product is layer.product} for layer in layers]
     names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
     unique = {name for name, times in Counter(names).items() if times == 1}

@@ -1,4 +1,4 @@
-"""Sites: the places of a base where an adapter can act."""
+"""Sites: the locations in a base where adapters can act."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 Role = Literal["attention", "cross_attention", "ffn", "linear", "part", "embeddings"]
 
 LAYERS: tuple[Role, ...] = ("linear", "part")
-"""The roles of single layers: those with a product of their own, and the parts of fused ones."""
+"""Roles of single layers: linear layers, and parts of fused ones."""
 
 SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
-"""The roles of what adds its output to the residual stream."""
+"""Roles of blocks that add their output to the residual stream."""
 
 
 _IN_A_LAYER = re.compile(r"(?P<stream>(?:.+?\.)?)layers\.(?P<layer>\d+)\.(?P<part>.+)")
@@ -21,10 +21,10 @@ _IN_A_LAYER = re.compile(r"(?P<stream>(?:.+?\.)?)layers\.(?P<layer>\d+)\.(?P<par
 
 @dataclass(frozen=True)
 class SiteName:
-    """The parts of a site's name: `decoder.`, 3 and `cross_attention` of `decoder.layers.3.cross_attention`.
+    """Parsed site name: `decoder.`, 3 and `cross_attention` for `decoder.layers.3.cross_attention`.
 
-    A name outside of all layers, such as `pooler.dense`, is one `part` without a `layer`. `layer` counts within its
-    stream, so that of a decoder's site is not `Site.layer`.
+    A name outside of layers, such as `pooler.dense`, is one `part` without a `layer`. `layer` counts within its stream,
+    so that a decoder's differs from `Site.layer`.
     """
 
     stream: str
@@ -39,18 +39,18 @@ class SiteName:
 
     @property
     def block(self) -> str:
-        """The name up to its layer, such as `decoder.layers.3`; empty outside of all layers."""
+        """Name up to its layer, such as `decoder.layers.3`; empty outside of layers."""
         return "" if self.layer is None else f"{self.stream}layers.{self.layer}"
 
     @property
     def place(self) -> str:
-        """The name without its layer, such as `decoder.cross_attention`."""
+        """Name without its layer, such as `decoder.cross_attention`."""
         return f"{self.stream}{self.part}"
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm over the features of each token (`unknown` if it cannot be read), its tensors [d] named as in the view."""
+    """A norm over the features of each token (`unknown` if unsupported), with tensors [d] by name in the view."""
 
     kind: Literal["layer", "rms", "unknown"]
     epsilon: float
@@ -60,35 +60,33 @@ class Norm:
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the base, as values of its dataflow graph (names of the view that found it).
+    """A site, as values of the base's dataflow graph, by name in the view that found it.
 
-    A sublayer has all values. A linear layer, inside it or outside of all of them, has only `u` and `h`, the
-    embeddings have only `h`; each value is [batch, tokens, width], or [batch·tokens, width] in a base that flattens
-    them there, or [batch, width] behind a pooling. A split of a fused linear layer (role `part`) names the values of
-    the whole layer, and is some of the features of its `h`.
+    A sublayer has all values, a linear layer only `u` and `h`, the embeddings only `h`. Values are [batch, tokens,
+    width], or [batch·tokens, width] if the base flattens them, or [batch, width] after a pooling. A split of a fused
+    linear layer (role `part`) has the values of the whole layer, and consists of some features of its `h`.
 
     Attributes:
-        name: such as `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder with the stream
-            first, `decoder.layers.3.cross_attention`; outside of all sublayers the module path, such as `pooler.dense`.
-        layer: the index from 0, a decoder's after the encoder's; `None` for embeddings and sites outside all layers.
-        width: the width `d` of `h`; at a sublayer that of the residual stream.
-        width_in: the width `d_in` of `u`; `d` where there is no `u`.
+        name: name such as `layers.3.attention.query` or `embeddings`; in an encoder–decoder with the stream first,
+            `decoder.layers.3.cross_attention`; outside of sublayers the module path, such as `pooler.dense`.
+        layer: index from 0, a decoder's after the encoder's; `None` for embeddings and sites outside of layers.
+        width: width `d` of `h`; at a sublayer, of the residual stream.
+        width_in: width `d_in` of `u`; `d` without `u`.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias.
         x: the residual stream at the sublayer's start.
-        u: what the sublayer itself reads: `x` after the pre-norm where there is one; a linear layer's input.
-        y: the block's output after the add, and after `norm` where the base normalises the sum.
-        residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
-        path: the module of the last product, at a sublayer its output projection, if the exporter recorded it. A module
-            that is called once per layer gives several sites the same path.
-        followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
-        parts: the slices [start, end) of `h`, in a fused linear layer, that are its splits; at a split, its own.
-        other_calls: how often the base calls the module of a linear layer on values other than activations of a text,
-            such as relative positions; an adapter at the site does not act there.
-        blocks: how many equal blocks `h` is cut into first, so that a split is a slice of each; more than 1 where
-            a fused layer is laid out head by head.
+        u: the sublayer's input, `x` after a pre-norm; a linear layer's input.
+        y: the block's output after the add, and after `norm` if the base normalizes the sum.
+        residual: the node that adds `h` to `x`, or to the other sublayer of a parallel block.
+        path: module of the last product, at a sublayer its output projection, if recorded by the exporter. Sites of a
+            module called in several layers share its path.
+        followed_by: kind of the sum's first reader, such as `norm`, or `output`; empty at other sites.
+        parts: slices [start, end) of `h` for the splits of a fused linear layer; at a split, its own.
+        other_calls: number of calls of a linear layer's module on values other than activations of a text, such as
+            relative positions; adapters do not act there.
+        blocks: number of equal blocks of `h`, so that a split is a slice of each; more than 1 in a fused layer with
+            interleaved heads.
         sequence_first: whether tokens come before batch, as in `torch.nn.MultiheadAttention`.
-        part_paths: the modules of a fused layer's splits, by split, where the trained model has them apart; at a split,
-            its own.
+        part_paths: modules of a fused layer's splits, if separate in the trained model; at a split, its own.
     """
 
     name: str
@@ -112,16 +110,16 @@ class Site:
 
     @property
     def place(self) -> str:
-        """Its name without the layer: `attention.query` of `layers.3.attention.query`, `decoder.ffn` likewise."""
+        """Name without the layer: `attention.query` for `layers.3.attention.query`; similarly `decoder.ffn`."""
         return SiteName.parse(self.name).place
 
     @property
     def is_outside(self) -> bool:
-        """True for a linear layer outside of all sublayers, such as a pooler or a language head."""
+        """True for a linear layer outside of sublayers, such as a pooler or a language head."""
         return self.role == "linear" and self.layer is None
 
     def part(self, name: str) -> Site:
-        """A split of this fused linear layer as a site of its own, beside it."""
+        """Return a split of this fused linear layer as an additional site."""
         start, end = self.parts[name]
         own_path = {name: self.part_paths[name]} if name in self.part_paths else {}
         return replace(
@@ -137,11 +135,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Unplaced:
-    """A sublayer that lies in none of the sites.
+    """A sublayer without a site.
 
     Attributes:
-        layers: its layers with weights, by their torch paths, or names in the graph.
-        reason: why they are not placed: a clause.
+        layers: its layers with weights, by torch path or name in the graph.
+        reason: reason, a clause.
     """
 
     layers: tuple[str, ...]
@@ -150,11 +148,11 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The part of a base that its sites cover.
+    """Coverage of a base by its sites.
 
     Attributes:
-        found: the number of sublayers that are sites.
-        unplaced: those that are not.
+        found: number of sublayers with sites.
+        unplaced: sublayers without sites.
     """
 
     found: int = 0
@@ -162,7 +160,7 @@ class Coverage:
 
     @property
     def expected(self) -> int:
-        """The number of sublayers that the base has, at least."""
+        """Minimum number of sublayers of the base."""
         return self.found + len(self.unplaced)
 
     @property
@@ -171,15 +169,15 @@ class Coverage:
         return not self.unplaced
 
     def __str__(self) -> str:
-        """Words such as `10 of 10 sublayers`, or `8 of at least 10`."""
+        """Format as `10 of 10 sublayers`, or `8 of at least 10`."""
         return f"{self.found} of {'' if self.is_complete else 'at least '}{self.expected} sublayers"
 
 
 @dataclass(frozen=True)
 class SiteMap:
-    """The sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads.
+    """The sites of a base in order of evaluation, and the final hidden state [batch, tokens, width] for heads.
 
-    `coverage` says whether these are all that the base has.
+    `coverage` records whether sublayers are missing.
     """
 
     sites: tuple[Site, ...]
@@ -188,7 +186,7 @@ class SiteMap:
     coverage: Coverage = Coverage()
 
     def __iter__(self) -> Iterator[Site]:
-        """The sites, each fused linear layer before its splits; a name that a site has is not given to a split."""
+        """Iterate over the sites, each fused linear layer before its splits; splits never reuse a site's name."""
         names = {site.name for site in self.sites}
         for site in self.sites:
             yield site
@@ -197,9 +195,9 @@ class SiteMap:
 
     @property
     def sublayers(self) -> tuple[Site, ...]:
-        """The sites of the roles in `SUBLAYERS`, which have all values."""
+        """Sites with roles in `SUBLAYERS`, which have all values."""
         return self.of_roles(SUBLAYERS)
 
     def of_roles(self, roles: tuple[str, ...]) -> tuple[Site, ...]:
-        """The sites whose role is one of `roles`."""
+        """Return the sites with one of `roles`."""
         return tuple(site for site in self if site.role in roles)

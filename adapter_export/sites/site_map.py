@@ -1,4 +1,4 @@
-"""Site maps: sites that a person gives, beside or instead of those that are found."""
+"""Site maps: user-defined sites that complete or override detected ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
 
 View = Literal["torch", "onnx"]
-"""The graph in which values are named: FX nodes of a torch base, or values of an ONNX graph."""
+"""Graph of value names: FX nodes of a torch base, or values of an ONNX graph."""
 
 SITE_MAP_KEY = "site_map"
-"""The key, in the settings of a training record, of the digest of the site map."""
+"""Key of the site map's digest in the settings of a training record."""
 
 
 @dataclass(frozen=True)
 class SiteValues:
-    """The names of a site's values in one view, as in `Site`; a sublayer's `y` is found where it is not given."""
+    """Names of a site's values in one view, as in `Site`; a sublayer's `y` defaults to the detected one."""
 
     h: str
     x: str | None = None
@@ -41,7 +41,7 @@ class SiteValues:
 
 @dataclass(frozen=True)
 class GivenSite:
-    """A site as a person gives it: what it is, and its values in each view."""
+    """A user-defined site: its role, and its values in each view."""
 
     role: Role
     layer: int | None
@@ -52,9 +52,9 @@ class GivenSite:
 
 @dataclass(frozen=True)
 class GivenSites:
-    """A site map; a site that is none leaves out one that was found, `final` the final hidden state that was found.
+    """A site map; `None` removes a detected site, and `final` overrides the final hidden state.
 
-    `source` is for messages, `digest` is `sha256:<hex>` of the contents.
+    `source` names it in messages; `digest` is `sha256:<hex>` of the contents.
     """
 
     source: str
@@ -64,13 +64,13 @@ class GivenSites:
 
 
 def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> SiteMap:
-    """The sites of a base: those that are found, overridden and completed by those that are given.
+    """Return the sites of a base: the detected ones, overridden and completed by the site map.
 
-    The linear layers of a given sublayer are found inside it; one that is left out takes them along. Where nothing is
-    found, those that are given are all, and `final` must be among them.
+    Linear layers of a user-defined sublayer are detected inside it, and removed with it. Without detected sites, the
+    site map must define all, including `final`.
 
     Raises:
-        NoSitesError: nothing is found, and a site map does not say it all.
+        NoSitesError: no sites are detected, and the site map is incomplete.
         UsageError: the site map does not fit the graph.
     """
     if given is None:
@@ -89,7 +89,7 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     for name in given.sites:
         if given.sites[name] is None and name not in names:
             known = ", ".join(site.name for site in found.sublayers) or "no site"
-            raise check.unfit(name, "nothing was found there", f"one of {known}")
+            raise check.unfit(name, "no such detected site", f"one of {known}")
     named = {name: check.site(name, site) for name, site in given.sites.items() if site is not None}
     replaced = tuple(f"{name}." for name in given.sites)
     inside = [site for site in found.sites if not site.is_outside]
@@ -101,39 +101,39 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         layers = () if source is None else linear_sites(check.index, site, ends - {site.h}, source)
         chosen |= {inner.name: inner for inner in layers if inner.h not in linear}
     chosen |= named
-    within = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # what is left out lies nowhere
+    within = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # removed sites are nowhere
     chosen |= {site.name: site for site in outside_sites(check.index, within) if site.name not in given.sites}
     check.stream("final", final)
     if flow.rank(final) != 3:
         raise check.unfit("final", check.shape(final), "the shape [batch, tokens, width]")
     check.differ(chosen.values())
     if all(site.role not in SUBLAYERS for site in chosen.values()):
-        raise check.unfit("sites", "every site is left out", "at least one site")
+        raise check.unfit("sites", "all sites are removed", "at least one site")
     ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
     sublayers = [site for site in ordered if site.role in SUBLAYERS]
-    left_out = [site for site in found.sublayers if given.sites.get(site.name, site) is None]  # by the user's will
+    left_out = [site for site in found.sublayers if given.sites.get(site.name, site) is None]  # removed by the user
     covered = replace(coverage_of(check.index, [*sublayers, *left_out], final), found=len(sublayers))
     return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0, covered)
 
 
 def check_complete(sites: SiteMap, given: GivenSites | None) -> None:
-    """Refuse the sites of a part of a base, unless the user gave a site map: what she names there is what she wants."""
+    """Reject incomplete coverage of a base, unless there is a site map, which states the user's intent."""
     if given is not None or sites.coverage.is_complete:
         return
     unplaced = "; ".join(f"{', '.join(each.layers[:4])}: {each.reason}" for each in sites.coverage.unplaced[:3])
     raise NoSitesError(
-        "not every sublayer of this base was placed, so that adapters and heads would act on a part of it alone",
+        "some sublayers of this base have no site, so that adapters and heads would act only on a part of it",
         found=f"{sites.coverage}; not placed: {unplaced}",
-        expected="each layer with weights in one sublayer, in the embeddings, or behind the final hidden state",
-        fix="if a part is what you want, write a site map with "
+        expected="each layer with weights in one sublayer, in the embeddings, or after the final hidden state",
+        fix="if this is intended, write a site map with "
         + command("open_base(MODEL).sites.write_site_map(PATH)", "sites MODEL --write-site-map sites.json")
-        + f", correct it, and give it as {argument('site_map')}",
+        + f", correct it, and pass it as {argument('site_map')}",
     )
 
 
 @dataclass(frozen=True)
 class _Check:
-    """Compares what is given with a graph."""
+    """Checks a site map against a graph."""
 
     source: str
     view: View
@@ -146,7 +146,7 @@ class _Check:
             where=f"{self.source}, `{place}`, view `{self.view}`",
             found=found,
             expected=expected,
-            fix=f"see the names with {command('open_base(MODEL).sites', 'sites MODEL --json')}",
+            fix=f"list the names with {command('open_base(MODEL).sites', 'sites MODEL --json')}",
         )
 
     def shape(self, value: str) -> str:
@@ -154,14 +154,14 @@ class _Check:
         return f"`{value}` of unknown shape" if shape is None else f"`{value}` of shape {list(shape)}"
 
     def stream(self, place: str, value: str) -> None:
-        """Refuse what is no value [batch, tokens, width] or [tokens, width] of the graph."""
+        """Reject names other than values [batch, tokens, width] or [tokens, width] of the graph."""
         if all(value not in (*node.inputs, *node.outputs) for node in self.index.nodes):
-            raise self.unfit(place, f"`{value}`, which is not in the graph", "a value on the way to a result")
+            raise self.unfit(place, f"`{value}`, which is not in the graph", "a value that a result depends on")
         if not is_stream(self.index.flow, value):
             raise self.unfit(place, self.shape(value), "[batch, tokens, width] or [tokens, width], the width a number")
 
     def differ(self, sites: Iterable[Site]) -> None:
-        """Two sites may not be one value: the second adapter would act on what the first one made.
+        """Reject sites with equal values: the second adapter would act on the result of the first.
 
         A sublayer's output may be that of its last linear layer.
         """
@@ -169,11 +169,11 @@ class _Check:
         for site in sites:
             key = site.h, site.role == "linear"
             if key in taken:
-                raise self.unfit(f"{site.name}.h", f"`{site.h}`, which `{taken[key]}` has", "a value of its own")
+                raise self.unfit(f"{site.name}.h", f"`{site.h}`, also used by `{taken[key]}`", "a unique value")
             taken[key] = site.name
 
     def site(self, name: str, given: GivenSite) -> Site:
-        """The site as this graph has it."""
+        """Return the site in this graph."""
         values, index = given.values.get(self.view), self.index
         if values is None:
             raise self.unfit(name, "no values in this view", f"`{self.view}` with `h` and `x`")
@@ -183,10 +183,10 @@ class _Check:
         start = values.u if given.role == "linear" else values.x
         if start is None:
             if given.role != "embeddings":
-                raise self.unfit(name, "`h` alone", "`u`, what it reads, as well")
+                raise self.unfit(name, "only `h`", "also its input `u`")
             return embeddings_site(index, name, values.h)
         source = start if given.role == "linear" else source_of(index, start, values.h) or start
-        if source != start:  # a stage begins here, and its `x` is a shortcut that nothing in the sublayer reads
+        if source != start:  # a stage starts here, and its `x` is a shortcut that the sublayer does not read
             values = replace(values, u=None)
         self._computed(name, given.role, values, source == start)
         width, width_in = (index.flow.width(value) or 0 for value in (values.h, values.u or values.h))
@@ -225,7 +225,7 @@ class _Check:
         return replace(site, x=values.x, y=y, norm=norm, residual=add.name, followed_by=follower)
 
     def _computed(self, name: str, role: Role, values: SiteValues, from_x: bool) -> None:
-        """Refuse values that are not computed from each other, or are not alike."""
+        """Reject values that are not computed from each other, or have different shapes."""
         depends, alike = self.index.ancestry.depends, self.index.flow.alike
         pairs = [("h", "u")] if role == "linear" else [("h", "x"), ("h", "u"), ("u", "x")] if from_x else []
         for late, early in [*pairs, ("y", "h")] if values.y is not None else pairs:

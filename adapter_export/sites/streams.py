@@ -1,4 +1,4 @@
-"""The residual streams of a base: chains of sums of a value with something computed from it, by their names.
+"""Residual streams of a base: chains of sums of a value and a result computed from it.
 
 A base has one stream, without a name, or an encoder and a decoder that attends to it.
 """
@@ -17,10 +17,10 @@ _ATTENTIONS: frozenset[Role] = frozenset({"attention", "cross_attention"})
 
 
 def role_of(index: FlowIndex, x: str, h: str) -> Role:
-    """The role of the sublayer that computes `h` from `x`.
+    """Return the role of the sublayer that computes `h` from `x`.
 
-    In cross-attention keys and values come from elsewhere (Vaswani et al. 2017, §3.2.3): each product of activations
-    has one factor that is computed from `x`, the queries or what they lead to, and others that are not.
+    In cross-attention, keys and values have another source (Vaswani et al. 2017, §3.2.3): each product of activations
+    has one factor computed from `x`, the queries or results of them, and other factors that are not.
     """
     if not index.ancestry.is_mixed(x, h):
         return "ffn"
@@ -32,9 +32,9 @@ def role_of(index: FlowIndex, x: str, h: str) -> Role:
 
 
 def layers_of(roles: Iterable[Role]) -> Iterator[int]:
-    """The layer of each sublayer of a stream, in order; attention and cross-attention in a row share one.
+    """Yield the layer of each sublayer of a stream, in order; successive attention and cross-attention share one.
 
-    A new layer begins at each other attention, and at an ffn whose layer has one already.
+    A new layer starts at any other attention, and at a second ffn.
     """
     layer, taken = 0, set[Role]()
     for role in roles:
@@ -46,14 +46,15 @@ def layers_of(roles: Iterable[Role]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Residual:
-    """A sum that holds `x` and `h` with some factors, `h` computed from `x` [batch, tokens, d] or [batch·tokens, d].
+    """A sum of `x` and `h` with factors, where `h` is computed from `x` [batch, tokens, d] or [batch·tokens, d].
 
     Attributes:
-        add: the node that adds `h`, or takes it off.
-        total: the sum with all of its terms.
-        source: what `h` is computed from: `x` but where a stage begins, whose `x` is the projected or pooled shortcut.
-        previous: the sum before it on the stream.
-        length: how many there are up to here.
+        add: the node that adds or subtracts `h`.
+        total: the sum of all terms.
+        source: the value `h` is computed from: `x`, except at the start of a stage, whose `x` is the projected or
+            pooled shortcut.
+        previous: the previous sum on the stream.
+        length: number of sums up to this one.
     """
 
     add: FlowNode
@@ -68,12 +69,12 @@ class Residual:
 def residual_streams(index: FlowIndex) -> list[list[Residual]]:
     """Return the sums of each residual stream, in order; empty if there is no such sum.
 
-    A stream in stages has a chain of sums per stage, each computed from the one before; they are put together.
+    A stream in stages has a chain of sums per stage, each computed from the previous one; they are joined.
     """
     depends, chains = index.ancestry.depends, list[list[Residual]]()
     for chain in _chains(_residuals(index)):
         first, last = chain[0], chain[-1]
-        # within one sublayer of another chain lie the adapters that a base has built in
+        # chains within a sublayer of another chain are built-in adapters
         inside = any(
             depends(first.source, on=sum_.source) and depends(sum_.h, on=last.total) for one in chains for sum_ in one
         )
@@ -98,7 +99,7 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
 
 
 def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
-    """Refuse a stream whose last axis no product with weights sums over, such as [batch, width, tokens]."""
+    """Reject a stream whose last axis is not contracted by products with weights, such as [batch, width, tokens]."""
     for stream in streams:
         verdicts = {verdict for residual in stream for verdict in _contracts_features(index, residual)}
         if verdicts == {False}:
@@ -106,7 +107,7 @@ def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
             raise NoSitesError(
                 "the width of this base is not on the last axis of its residual stream, where adapters act",
                 where=f"`{stream[0].x}`",
-                found=f"shape {shape}, of which the weights sum over another axis than the last",
+                found=f"shape {shape}, where weights contract an axis other than the last",
                 expected="[batch, tokens, width]",
                 fix="write the model with the width last, with `Linear` instead of convolutions over tokens",
             )
@@ -132,8 +133,8 @@ def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
 
 def _residuals(index: FlowIndex) -> list[Residual]:
     found: dict[str, Residual] = {}
-    parts: dict[str, str] = {}  # the whole sum that each sum of two terms is of
-    totals = 0  # the bits of the sums that are found
+    parts: dict[str, str] = {}  # the complete sum for each sum of two terms
+    totals = 0  # the bits of the sums found so far
     ancestry = index.ancestry
     for add in index.nodes:
         if add.kind != "add" or not all(is_stream(index.flow, value) for value in (*add.inputs, *add.outputs)):
@@ -144,7 +145,7 @@ def _residuals(index: FlowIndex) -> list[Residual]:
                 continue
             (x, source), h, adding = start, term, add
             inner = found.get(parts.get(term, ""))
-            if inner is not None and ancestry.is_straight(inner.x, side):  # an earlier value of the stream beside `h`
+            if inner is not None and ancestry.is_straight(inner.x, side):  # an earlier value of the stream
                 h, adding = inner.h, inner.add
                 del found[inner.total]
             kinds = {index.nodes[at].kind for at in index.between(source, h)}
@@ -167,9 +168,9 @@ def _residuals(index: FlowIndex) -> list[Residual]:
 def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
     """Return the `x` of a sum of `side` and `h`, and the source of `h`, or `None` if it is not a residual sum.
 
-    `x` is the last value that `side` holds without a product and that `h` is computed from through weights; `h` must
-    not hold it itself, or the sum only mixes values of the stream. Where that value has another shape, a stage begins,
-    and what is added, pooled or projected by weights, is its `x`.
+    `x` is the last value that `side` contains without a product and that `h` is computed from through weights; `h` must
+    not contain it directly, or the sum only mixes values of the stream. If that value has another shape, a stage
+    starts, and its `x` is the added value, pooled or projected by weights.
     """
     ancestry, flow = index.ancestry, index.flow
     x = ancestry.latest(ancestry.of(side).straight & ancestry.of(h).weighted & ~ancestry.of(h).straight)
@@ -180,7 +181,7 @@ def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
 
 
 def source_of(index: FlowIndex, x: str, h: str) -> str | None:
-    """Return the value that a sublayer computes `h` from: `x`, or at the start of a stage, the value `x` is made from.
+    """Return the value that a sublayer computes `h` from: `x`, or at the start of a stage, the origin of `x`.
 
     There, `x` is pooled or projected from it. A shortcut is projected if weights change its width and only `h` goes
     through attention. Returns `None` otherwise.
@@ -200,9 +201,9 @@ def source_of(index: FlowIndex, x: str, h: str) -> str | None:
 
 
 def whole_sum(index: FlowIndex, x: str, total: str) -> str:
-    """The sum that a stream goes on with: that of `x` and `h`, and of what else holds `x` or earlier values of it.
+    """Return the sum that continues a stream: of `x`, `h`, and other terms with `x` or earlier values.
 
-    `x + g·(h - x)` is one, so that the difference in it is none.
+    `x + g·(h - x)` is such a sum, so that its inner difference is not.
     """
     ancestry, value, whole = index.ancestry, total, total
     while len(readers := index.readers(value)) == 1 and value not in index.flow.outputs:
@@ -221,7 +222,7 @@ def whole_sum(index: FlowIndex, x: str, total: str) -> str:
 
 
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
-    """The chains that the sums form, the longest first, of equals the last; each sum is in one of them."""
+    """Return the chains of sums, longest first, later ones first among equals; each sum is in one chain."""
     by_length = sorted(residuals, key=lambda residual: residual.length)
     taken: set[str] = set()
     chains = []
@@ -239,7 +240,7 @@ def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
 
 @dataclass(frozen=True)
 class Stream:
-    """A residual stream, and what the names of its sites begin with: nothing where a base has one stream."""
+    """A residual stream, and the prefix of its site names, empty for a single stream."""
 
     prefix: str
     sums: tuple[Residual, ...]
@@ -248,7 +249,7 @@ class Stream:
 def named_streams(index: FlowIndex) -> list[Stream]:
     """Return the streams of a base, the one with the result last; empty if there is no residual sum.
 
-    Raises `NoSitesError` if there are several that are no encoder and decoder.
+    Raises NoSitesError if there are several that are not encoder and decoder.
     """
     found = residual_streams(index)
     if len(found) < 2:
@@ -269,10 +270,10 @@ def named_streams(index: FlowIndex) -> list[Stream]:
     )
     how = "; one runs inside the sublayers of another" if nested else ""
     raise NoSitesError(
-        "this base has several residual streams, and a site's name says nothing about which one it is in",
+        "this base has several residual streams, which site names cannot distinguish",
         found=f"{len(found)} streams, of {', '.join(str(len(sums)) for sums in found)} sublayers{how}",
         expected="one stream, or an encoder and a decoder that attends to its end",
-        fix="name the sites that you want in a site map"
+        fix="define the sites in a site map"
         if nested
-        else "capture the part that the adapters are for, such as the encoder, as a base of its own",
+        else "capture the part for the adapters, such as the encoder, as a separate base",
     )

@@ -1,6 +1,6 @@
-"""A neutral view of a dataflow graph for discovery, whichever framework the graph is from.
+"""Framework-independent view of a dataflow graph, for the discovery of sites.
 
-Its index says who reads what, what comes from what, and what lies between.
+Its index answers queries about readers, origins and paths.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from adapter_export.sites.site import Norm
 NodeKind = Literal["add", "product", "convolution", "attention", "norm", "activation", "layout", "other"]
 
 Epilogue = Literal["bias", "rescale"]
-"""The last step of a linear layer, behind its product: to add its bias, or to scale integers back."""
+"""Final step of a linear layer after its product: bias, or rescaling of integers."""
 
 Dim = int | str | None
-"""The length of an axis: a number, the graph's own name for an unknown number, or nothing known."""
+"""Axis length: a number, the graph's name of a dynamic length, or `None` if unknown."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A slice [start, end) of one axis, counted from 0."""
+    """A slice [start, end) of one axis, from 0."""
 
     axis: int
     start: int
@@ -34,27 +34,26 @@ class Cut:
 
 @dataclass(frozen=True)
 class FlowNode:
-    """One operation on activations, by a unique name; `op` is the framework's own name, for tables.
+    """One operation on activations, with a unique name; `op` is the framework's name, for tables.
 
     Attributes:
-        kind: `add` is the sum or the difference of two activations; `norm` a layer or RMS norm in one node;
-            `activation` a non-linear function of each number, the softmax among them; `layout` a transposition, a
-            reshape or a cut.
-        inputs: the activations it reads, in order, without weights, constants, and what is computed from these and from
-            the lengths of axes alone.
+        kind: `add` is a sum or difference of two activations; `norm` a layer or RMS norm in one node; `activation` an
+            elementwise non-linear function or a softmax; `layout` a transposition, reshape or slice.
+        inputs: the activations it reads, in order, excluding weights, constants, and values computed only from these
+            and axis lengths.
         weighted: whether one of the factors of a product is a trained weight.
-        norm: of a norm, and of the last piece of one that is written out; `normed` is what that reads.
-        linear: whether it is the product of a linear layer, of an activation and the trained matrix `weight` [in, out].
-        operands: the activations among the factors of a product, first the one whose index the rows of the result are;
-            query, key and value of a fused attention, or what holds all three.
-        contracts: of a product of one activation and a weight: the axis of the activation that it sums over, counted
-            from the end, -1 for the last; `None` if unknown.
-        terms: of a convolution: the maximum number of products summed in one element; `None` if unknown.
-        epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
-        cuts: of a layout that cuts one axis: the slice of its input that each output is.
-        order: of a layout that moves whole axes: the axis of its input for each axis of its output; `None` for a new
+        norm: for a norm, or the last node of a decomposed norm; `normed` is its input.
+        linear: whether it is the product of a linear layer: an activation times the trained matrix `weight` [in, out].
+        operands: activations among the factors of a product, first the one that indexes the result's rows; query, key
+            and value of a fused attention, or a packed value.
+        contracts: for a product of one activation and a weight, the contracted axis of the activation, from the end, -1
+            for the last; `None` if unknown.
+        terms: for a convolution, the maximum number of products summed in one element; `None` if unknown.
+        epilogue: its step in a linear layer; `bias` for a product that includes its bias.
+        cuts: for a layout that slices one axis, the slice of its input for each output.
+        order: for a layout that moves whole axes, the axis of its input for each axis of its output; `None` for a new
             axis of length 1.
-        packed: of an attention that reads one value with query, key and value: the slice that each of them is.
+        packed: for an attention with a packed input, the slices of query, key and value.
     """
 
     name: str
@@ -78,20 +77,20 @@ class FlowNode:
 
     @property
     def multiplies(self) -> bool:
-        """Return whether it mixes the features of a token or the tokens of a text: a product of any kind."""
+        """Return whether it is any product, which mixes features of a token or tokens of a text."""
         return self.kind in {"product", "convolution", "attention"}
 
     @property
     def mixes_tokens(self) -> bool:
-        """Return whether it multiplies activations with activations, as attention alone does."""
+        """Return whether it multiplies activations with activations, as only attention does."""
         return self.kind == "attention" or (self.kind == "product" and not self.weighted)
 
 
 @dataclass(frozen=True)
 class FlowGraph:
-    """A base seen as dataflow: the nodes that compute activations, in order, and the shapes that are known.
+    """Dataflow of a base: the nodes that compute activations, in order, and known shapes.
 
-    `other_calls` counts linear layers of weights alone, by their module paths and the names of their matrices.
+    `other_calls` counts linear layers on constants, by module path and matrix name.
     """
 
     nodes: Sequence[FlowNode]
@@ -100,19 +99,19 @@ class FlowGraph:
     other_calls: Mapping[str, int] = field(default_factory=dict)
 
     def rank(self, value: str) -> int | None:
-        """The number of axes, if known."""
+        """Return the number of axes, if known."""
         shape = self.shapes.get(value)
         return None if shape is None else len(shape)
 
     def width(self, value: str) -> int | None:
-        """The length of the last axis, if it is a known number."""
+        """Return the length of the last axis, if it is a known number."""
         shape = self.shapes.get(value)
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def alike(self, one: str, other: str) -> bool:
-        """Return whether both have as many axes, of lengths that do not contradict each other.
+        """Return whether two values have equal ranks and compatible lengths.
 
-        A number and a name do: the mean over the tokens is [batch, 1, d]. Two names may stand for one length.
+        A number and a name are incompatible: the mean over the tokens is [batch, 1, d]. Two names may be equal lengths.
         """
         first, second = self.shapes.get(one), self.shapes.get(other)
         if first is None or second is None or len(first) != len(second):
@@ -122,9 +121,9 @@ class FlowGraph:
 
 
 def convolved(weight: Sequence[Dim] | None, *, transposed: bool) -> int | None:
-    """The most products that a number of a convolution's result adds up, by the shape of its weight.
+    """Return the maximum number of products summed in one element of a convolution, by its weight's shape.
 
-    That is [out, in, *kernel], or [in, out, *kernel] if it is transposed.
+    The shape is [out, in, *kernel], or [in, out, *kernel] for a transposed convolution.
     """
     sizes = [size for axis, size in enumerate(weight or ()) if axis != transposed]
     known = [size for size in sizes if isinstance(size, int)]
@@ -132,7 +131,7 @@ def convolved(weight: Sequence[Dim] | None, *, transposed: bool) -> int | None:
 
 
 def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:
-    """The two operands of an Einstein sum, that first whose index is not the last of the result."""
+    """Return the two operands of an Einstein sum, first the one that does not contribute the result's last index."""
     terms, arrow, result = equation.replace(" ", "").partition("->")
     indices = terms.split(",")
     if not arrow or len(operands) != 2 or len(indices) != 2 or not result:
@@ -142,11 +141,11 @@ def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Origins(NamedTuple):
-    """The tracked values that a value is computed from, as bit sets: bit `i` is the `i`-th tracked value.
+    """Tracked values that a value is computed from, as bit sets: bit `i` is the `i`-th tracked value.
 
-    From those in `weighted` some way leads through a product with trained weights, in `mixed` through one of
-    activations with activations, in `multiplied` through any, in `straight` through none: norms, dropouts, casts,
-    sums, and factors that may be computed from it as well, as those of a gate.
+    Values in `weighted` have a path through a product with trained weights, in `mixed` through a product of
+    activations, in `multiplied` through any product, in `straight` through none: only norms, dropouts, casts, sums, and
+    factors, such as those of a gate.
     """
 
     all: int = 0
@@ -157,12 +156,12 @@ class Origins(NamedTuple):
 
     @property
     def unmultiplied(self) -> int:
-        """Tracked values with no path through a product: at most norms, dropouts, casts and scales."""
+        """Tracked values without a path through a product: only norms, dropouts, casts and scales."""
         return self.all & ~self.multiplied
 
 
 class Step(NamedTuple):
-    """An operation of a graph on its way to a view: the names of what it reads and defines, and what it does."""
+    """An operation of a graph for conversion to a view: names of inputs and outputs, and its effect."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -171,10 +170,10 @@ class Step(NamedTuple):
 
 
 def constant_starts(steps: Iterable[Step], constants: Set[str]) -> set[str]:
-    """Choose the constants from which a residual stream starts, such as learned queries repeated for each row.
+    """Choose the constants that start a residual stream, such as learned queries repeated for each row.
 
-    `constants` [batch, tokens, d] are computed from weights and the lengths of axes alone. Where one of them is added
-    to what is computed from it through a product, those are chosen that it is made of, and are made of none.
+    `constants` [batch, tokens, d] are computed only from weights and axis lengths. If one is added to a value computed
+    from it through a product, its most basic constants are chosen.
     """
     bits = {name: 1 << at for at, name in enumerate(sorted(constants))}
     origins: dict[str, Origins] = {}
@@ -199,7 +198,7 @@ def constant_starts(steps: Iterable[Step], constants: Set[str]) -> set[str]:
 class Ancestry:
     """The origins of every value, found in one pass over the graph.
 
-    Only possible residual streams [batch, tokens, d] are tracked, so that a set of them is one Python integer.
+    Only possible residual streams [batch, tokens, d] are tracked, so that a set fits into one Python integer.
     """
 
     def __init__(self, flow: FlowGraph) -> None:
@@ -217,7 +216,7 @@ class Ancestry:
                 mixed |= read.mixed
                 multiplied |= read.multiplied
                 straight |= read.straight
-            if node.epilogue == "rescale":  # its scales are computed from what the product read, and hold nothing of it
+            if node.epilogue == "rescale":  # its scales are computed from the product's input, but carry none of it
                 straight = 0
             if node.multiplies:
                 multiplied, straight = multiplied | everything, 0
@@ -235,19 +234,19 @@ class Ancestry:
         self._origins[name] = origins
 
     def of(self, value: str) -> Origins:
-        """Return what `value` is computed from."""
+        """Return the origins of a value."""
         return self._origins[value]
 
     def bit(self, value: str) -> int:
-        """The bit of a tracked value; 0 for any other."""
+        """Return the bit of a tracked value; 0 for other values."""
         return self._bits.get(value, 0)
 
     def depends(self, value: str, *, on: str) -> bool:
-        """Return whether `value` is computed from the tracked value `on`, or is it."""
+        """Return whether `value` is, or is computed from, the tracked value `on`."""
         return bool(self.of(value).all & self.bit(on))
 
     def is_straight(self, x: str, value: str) -> bool:
-        """Return whether `value` is computed from `x` on some way without any product."""
+        """Return whether `value` is computed from `x` on a path without products."""
         return bool(self.of(value).straight & self.bit(x))
 
     def is_weighted(self, x: str, h: str) -> bool:
@@ -259,7 +258,7 @@ class Ancestry:
         return bool(self.of(h).mixed & self.bit(x))
 
     def latest(self, bits: int) -> str | None:
-        """The last defined of a set of tracked values."""
+        """Return the value of a set that is defined last."""
         return self._tracked[bits.bit_length() - 1] if bits else None
 
 
@@ -269,7 +268,7 @@ def is_stream(flow: FlowGraph, value: str) -> bool:
 
 
 class FlowIndex:
-    """A graph without the nodes that no result depends on; a position is an index into its nodes."""
+    """A graph without unused nodes; a position is an index into its nodes."""
 
     def __init__(self, flow: FlowGraph) -> None:
         needed = set(flow.outputs)
@@ -293,15 +292,15 @@ class FlowIndex:
         return None if at is None else self.nodes[at]
 
     def position(self, value: str) -> int:
-        """The position of the node that defines it; before all of them for an input of the graph."""
+        """Return the position of the node that defines a value; before all nodes for a graph input."""
         return self._producers.get(value, -1)
 
     def readers(self, value: str) -> list[FlowNode]:
-        """The nodes that read it, in the order of evaluation."""
+        """Return the readers of a value, in order of evaluation."""
         return [self.nodes[at] for at in self._readers.get(value, ())]
 
     def between(self, x: str, h: str) -> list[int]:
-        """The positions of the nodes on all ways from `x` to `h`, in the order of evaluation."""
+        """Return the positions of the nodes on all paths from `x` to `h`, in order of evaluation."""
         found: set[int] = set()
         waiting = [h]
         while waiting:
@@ -312,7 +311,7 @@ class FlowIndex:
         return sorted(found)
 
     def computed_from(self, start: str) -> Iterator[int]:
-        """The positions of the nodes that follow `start`, up to the first that reads something else as well."""
+        """Yield the positions of the nodes that follow `start`, up to the first that also reads another value."""
         derived = {start}
         for at in range(self.position(start) + 1, len(self.nodes)):
             node = self.nodes[at]
@@ -323,15 +322,15 @@ class FlowIndex:
                 yield at
 
     def last_before_product(self, start: str, positions: Iterable[int], readers: Set[int] | None = None) -> str:
-        """The last value that everything computed from `start` goes through, before any product or move of its axes.
+        """Return the last value that all paths from `start` pass through, before any product or axis permutation.
 
-        `positions` are the nodes behind `start` [batch, tokens, d] in order; only `readers` count as reading, if given.
-        A way around the value, which is `start` or one like it, would have to read something earlier and be read later.
+        `positions` are the nodes after `start` [batch, tokens, d] in order; `readers` restricts the readers. A path
+        around the value would read an earlier value and be read later.
         """
         last, furthest = start, self._last_reader(start, readers)
         for at in positions:
             node = self.nodes[at]
-            # statistics of a norm, which are less wide, may be reshaped
+            # statistics of a norm, which are narrower, may be reshaped
             as_wide = any(self.flow.width(name) == self.flow.width(start) for name in node.inputs)
             if node.multiplies or (node.kind == "layout" and as_wide):
                 return last
@@ -341,13 +340,13 @@ class FlowIndex:
         return last
 
     def _last_reader(self, value: str, readers: Set[int] | None) -> int:
-        """The position of the last node that reads it; beyond all of them for a result that no node reads."""
+        """Return the position of the last reader of a value; beyond all nodes for a result without readers."""
         default = len(self.nodes) if value in self.flow.outputs else -1
         return max((at for at in self._readers.get(value, ()) if readers is None or at in readers), default=default)
 
 
 class Piece(NamedTuple):
-    """Some features of a value: the slice [start, end) of each of `blocks` equal blocks of them."""
+    """Features of a value: the slice [start, end) of each of `blocks` equal blocks."""
 
     start: int
     end: int
@@ -355,9 +354,9 @@ class Piece(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A value with the features of another one on several axes of the lengths `inner`.
+    """A value whose features are split into several axes of the lengths `inner`.
 
-    `places` is the index of each axis among them; `None` for an axis before the features.
+    `places` is the index of each axis in `inner`; `None` for an axis before the features.
     """
 
     value: str
@@ -366,16 +365,16 @@ class _View(NamedTuple):
 
 
 def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
-    """The values that are cut out of the last axis of a value [..., width], or out of an axis that is made of it.
+    """Return the values sliced from the last axis of a value [..., width], or from an axis derived from it.
 
-    A reshape may have put the features on several axes, as heads, and transpositions may have moved these.
+    A reshape may split the features into several axes, such as heads, and transpositions may move these.
     """
     flow, shape = index.flow, index.flow.shapes.get(value, ())
     if not shape or not isinstance(shape[-1], int):
         return {}
     outer = len(shape) - 1
     views = [_View(value, (shape[-1],), (*[None] * outer, 0))]
-    for node in index.readers(value):  # reshapes that make several axes of the last one, and leave the others alone
+    for node in index.readers(value):  # reshapes that split only the last axis
         after = flow.shapes.get(node.outputs[0], ())
         inner = tuple(axis for axis in after[outer:] if isinstance(axis, int))
         splits = len(after) > len(shape) and len(inner) == len(after) - outer and prod(inner) == shape[-1]
@@ -387,7 +386,7 @@ def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
             if node.order and not node.cuts:
                 places = tuple(None if axis is None else view.places[axis] for axis in node.order)
                 views.append(view._replace(value=node.outputs[0], places=places))
-            # a node that gives no tensor but all parts of one has others behind it that take them out
+            # a node that returns a list of parts is followed by nodes that select them
             whole = node.cuts or node.outputs[0] in flow.shapes
             for cutting in [node] if whole else index.readers(node.outputs[0]):
                 for name, cut in cutting.cuts.items():

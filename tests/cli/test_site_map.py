@@ -91,7 +91,7 @@ def test_a_map_that_does_not_fit_is_refused(cli, model: Path, edited: Path, tmp_
     document = json.loads(edited.read_text())
     document["sites"]["again"] = dict(document["sites"]["mine"])
     edited.write_text(json.dumps(document))
-    cli.refused(2, "expected a value of its own", "sites", model, "--site-map", edited)
+    cli.refused(2, "expected a unique value", "sites", model, "--site-map", edited)
     del document["sites"]["again"]
     document["sites"]["mine"]["torch"]["h"] = "nowhere"
     edited.write_text(json.dumps(document))

@@ -158,7 +158,7 @@ def test_a_width_of_zero_is_refused() -> None:
 def test_labels_and_head_belong_together() -> None:
     with pytest.raises(UsageError, match="Pass `labels`"):
         _pack(_tensors() | _head())
-    with pytest.raises(UsageError, match="no head"):
+    with pytest.raises(UsageError, match="no tensors belong to a head"):
         _pack(_tensors(), labels=("a", "b"))
     with pytest.raises(TensorError, match=rf"`head.classifier.weight` has shape \[{D}, 4\], not \[{D}, 2\]"):
         _pack(_tensors() | _head(), labels=("a", "b"))

@@ -64,7 +64,7 @@ class TestInputConsumers:
 
     def test_nothing_that_reads_it_is_an_error(self) -> None:
         graph = flow("p = gelu x \n h = linear p \n out = add x h")
-        with pytest.raises(NoSitesError, match="nothing in a layer reads its input"):
+        with pytest.raises(NoSitesError, match="no node of the layer reads its input"):
             input_consumers(FlowIndex(graph), site("p", u="h"))
 
 

@@ -257,7 +257,7 @@ class TestTensors:
         with pytest.raises(TensorError) as caught:
             load(retensor(copied("bert/seq_bn"), change), bert)
         for fault in (
-            "6 faults",
+            "6 tensors",
             f"`{self.PREFIX}.adapter_up.bias` is missing",
             f"`{self.PREFIX}.adapter_down.0.weight` is missing",
             f"`{self.PREFIX}.adapter_up.weight` has shape [3, 3], not [32, 4]",
@@ -277,7 +277,7 @@ class TestTensors:
             load(retensor(copied("bert/seq_bn"), change), bert)
 
     def test_a_layer_that_is_left_out_and_there_all_the_same(self, copied: Copy, bert: Made) -> None:
-        with pytest.raises(TensorError, match=r"4 faults.*layer\.0\.output.*is left over"):
+        with pytest.raises(TensorError, match=r"4 tensors.*layer\.0\.output.*is left over"):
             load(edit(copied("bert/seq_bn"), config={"leave_out": [0]}), bert)
 
     def test_lora_that_lacks_a_module_in_one_layer(self, copied: Copy, bert: Made) -> None:
@@ -546,7 +546,7 @@ class TestFusions:
 
         folder = copied("bert/fusion_dynamic")
         retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
-        with pytest.raises(TensorError, match=r"3 faults.*query\.weight` is missing.*dense\.weight` is left over"):
+        with pytest.raises(TensorError, match=r"3 tensors.*query\.weight` is missing.*dense\.weight` is left over"):
             fuse(folder, bert)
 
     def test_tensors_of_other_fusions_are_left_out(self, copied: Copy, bert: Made) -> None:

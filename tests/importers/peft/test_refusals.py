@@ -170,7 +170,7 @@ def _spoiled(tensors: Arrays, how: str) -> Arrays:
         ("left over", (f"`{QUERY}.lora_C.weight` is left over", "`stray` is left over")),
         ("rank", ("query.lora_A.weight` has shape [3, 32], not [4, 32]", "has shape [32, 2], not [32, 4]")),
         ("width", ("has shape [32, 4], not [4, 32]", "has shape [4, 32], not [32, 4]")),
-        ("not finite", (f"`{QUERY}.lora_A.weight` holds 128 NaN", f"`{VALUE}.lora_B.weight` holds 128 NaN")),
+        ("not finite", (f"`{QUERY}.lora_A.weight` contains 128 NaN", f"`{VALUE}.lora_B.weight` contains 128 NaN")),
         ("whole numbers", ("is int32", "is int64")),
         ("empty", ("empty shape [0, 32]", "empty shape [32, 0]")),
     ],
@@ -220,7 +220,7 @@ def test_an_architecture_that_is_another(tmp_path: Path) -> None:
 def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
     bert, _ = bare_bert()
     nameless = SiteMap(tuple(replace(site, path=None) for site in bert), "final", 32)
-    with pytest.raises(AdapterError, match=r"give `by_number=True`"):
+    with pytest.raises(AdapterError, match=r"`by_number=True`"):
         imported(adapter_folder("bert_lora"), nameless)
     found = imported(adapter_folder("bert_lora"), nameless, by_number=True)
     wanted = imported(adapter_folder("bert_lora"))
@@ -238,7 +238,7 @@ def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
 def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
     bert, _ = bare_bert()
     other = SiteMap(tuple(replace(site, path=f"other.{site.name}") for site in bert), "final", 32)
-    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*give `by_number=True`"):
+    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*`by_number=True`"):
         imported(adapter_folder("bert_lora"), other)
     found = import_peft(adapter_folder("bert_lora"), other, base="sha256:0", name="a", by_number=True)
     assert found.adapter.placements == imported(adapter_folder("bert_lora")).adapter.placements
@@ -246,7 +246,7 @@ def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
 
 
 def test_a_pooler_needs_a_base_with_one() -> None:
-    words = "found `pooler.dense`;", "Give a base that has these and whose outputs depend on them"
+    words = "found `pooler.dense`;", "Pass a base that has these modules and depends on them"
     refused(adapter_folder("bert_lora_all_linear"), AdapterError, *words)
 
 
