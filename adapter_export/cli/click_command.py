@@ -28,6 +28,7 @@ def made(command: Command[Found], name: str) -> click.Command:
     options = [param for param in params if isinstance(param, click.Option)]
     own = [
         *(option(flag, Annotated[bool, other.option], False) for flag, other in command.instead.items()),
+        *([click.Option(["--verbose"], is_flag=True, help=command.verbose)] if command.verbose else []),
         click.Option(["as_json", "--json"], is_flag=True, help="Write one JSON document to stdout."),
         config_option(),
     ]
@@ -58,16 +59,16 @@ def _page(command: Command[Any]) -> str:
     return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
 
 
-def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any) -> None:
+def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool = False, **given: Any) -> None:
     """Run the call and render its result."""
     for flag, other in command.instead.items():
         if given.pop(flag):
-            _run(other.command, title, as_json=as_json, **_taken(other, flag, given))
+            _run(other.command, title, as_json=as_json, verbose=verbose, **_taken(other, flag, given))
             return
     chosen = {name: value for name, value in given.items() if value is not None}
     known = inspect.signature(command.call).parameters
     with TerminalReporter(title) as reporter:
-        screen = TerminalScreen(chosen, reporter.notes)
+        screen = TerminalScreen(chosen, reporter.notes, verbose)
         keywords = dict(chosen)
         repeated = [keywords.pop(one.name) for one in known.values() if one.kind is one.VAR_POSITIONAL]
         keywords |= from_environment(command.call)

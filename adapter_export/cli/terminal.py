@@ -77,10 +77,11 @@ class TerminalScreen:
     Attributes:
         given: the call's arguments by parameter name.
         notes: notes reported by the call, worded for the command line.
+        verbose: True with `--verbose`.
     """
 
-    def __init__(self, given: Mapping[str, Any], notes: Sequence[str]) -> None:
-        self.given, self.notes = given, notes
+    def __init__(self, given: Mapping[str, Any], notes: Sequence[str], verbose: bool) -> None:
+        self.given, self.notes, self.verbose = given, notes, verbose
 
     def show(self, *parts: Table | str) -> None:
         """Write tables and titles to stdout, with an empty line after each table."""

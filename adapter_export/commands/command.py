@@ -23,6 +23,10 @@ class Screen(Protocol):
         """Arguments of the call by parameter name, without omitted options."""
 
     @property
+    def verbose(self) -> bool:
+        """True with `--verbose`."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """Notes reported by the call, worded for the command line."""
 
@@ -82,6 +86,7 @@ class Command(Generic[Found]):
         common: parameters of sections that also appear on the first page.
         live: the parameter for a callback that shows results before the call returns.
         instead: flags, by name, that run another call with the arguments it accepts.
+        verbose: help of `--verbose`, for a command that shows less by default; empty for no such flag.
     """
 
     call: Callable[..., Found | None]
@@ -95,6 +100,7 @@ class Command(Generic[Found]):
     common: Collection[str] = ()
     live: str | None = None
     instead: Mapping[str, Instead] = field(default_factory=dict)
+    verbose: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def tampered(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -> None:
-    done = cli.done("check", bundle, "--against", model)
+    done = cli.done("check", bundle, "--against", model, "--verbose")
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["base"], ["topic"], ["tone"])]
     assert {row[0] for row in rows} == {"base", "topic", "tone"}
     padding = [row for row in rows if "padding" in row]
@@ -57,7 +57,7 @@ def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path
     document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic", "--only", "base")
     validate(document, "check-report")
     assert (document["verdict"], document["scope"]) == ("passed", "part")
-    assert document["summary"].startswith("passed (a part, ")
+    assert document["summary"].startswith("passed (partial, ")
     assert document["against"] == str(hf_folder)
     assert document["reference"].startswith("torch")
     outputs = [one for each in document["findings"] for one in each["measurements"] if one["kind"] == "output"]
@@ -134,7 +134,7 @@ def test_a_mismatch_ends_with_1_and_says_where(cli, tampered: Path) -> None:
     assert any("found" in line and "expected" in line for line in block[1:4])
     assert any(line.startswith("  fails at none, basic, all") for line in block)
     assert any(line.startswith("  culprit: not at a site") for line in block)
-    (repeat,) = [line for line in block if line.startswith("  repeat: ")]
+    (repeat,) = [line for line in block if line.startswith("  reproduce: ")]
     assert "--only topic --case" in repeat
     assert block.index(repeat) < 8
     assert block[-1] == "failed"

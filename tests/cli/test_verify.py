@@ -33,6 +33,11 @@ def test_a_whole_bundle(cli, bundle: Path) -> None:
     assert all(one["status"] != "unverified" for one in found["findings"])
     assert done.stdout.splitlines()[-1] == found["summary"] == "passed (golden vectors only)"
     assert "in mixed batches" in done.stdout
+    assert "Coverage" not in done.stdout
+    assert "`--verbose` shows every claim" in done.stdout
+    whole = cli.done("verify", bundle, "--verbose").stdout
+    assert {"Outputs", "Claims", "Coverage"} <= set(whole.splitlines())
+    assert whole.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
 def test_a_result_that_is_off_is_exit_code_1(cli, copy: Path) -> None:

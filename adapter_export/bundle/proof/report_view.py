@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from adapter_export.bundle.ablation import note_of
@@ -65,6 +65,17 @@ def sections(report: Report, *, nodes: bool = False) -> Iterator[Section]:
     if report.agreements is not None:
         found = report.agreements
         yield Section(f"Against {found.original}, on {found.inputs}", [_agreements(found)])
+
+
+def overview(report: Report) -> Iterator[Line | Table]:
+    """Yield the worst result per graph and adapter, the number of verified claims, and the unverified ones."""
+    whole = report.table()
+    yield replace(whole, title=None, rows=whole.rows[:_MANY])
+    if len(whole.rows) > _MANY:
+        yield Line(f"… and {len(whole.rows) - _MANY} more rows", "facts")
+    yield _summary(report)
+    yield from _effects(report)
+    yield from _reasons(report.findings)
 
 
 def failed_lines(report: Report) -> Iterator[Line]:

@@ -15,7 +15,7 @@ from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, open_tokenizer
 from adapter_export.api.models.opening import base_for
-from adapter_export.commands.bundles._report import show_report
+from adapter_export.commands.bundles._report import VERBOSE, show_report
 from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.errors import InputError, Note, UsageError, argument, quoted
 from adapter_export.hub.address import locate
@@ -371,6 +371,7 @@ COMMAND = Command(
     exit_codes=(
         "0 every claim holds, 1 a claim failed, 3 the bundle or the model cannot be used, 4 nothing was compared"
     ),
+    verbose=VERBOSE,
     examples=(
         "adapter-export check bundle --against model.pt",
         "adapter-export check bundle",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Address, PathLike
-from adapter_export.commands.bundles._report import show_report
+from adapter_export.commands.bundles._report import VERBOSE, show_report
 from adapter_export.commands.command import Command
 from adapter_export.option import Option
 from adapter_export.providers import ProviderName
@@ -88,6 +88,7 @@ COMMAND = Command(
     show_report,
     passed=lambda report: report.passed,
     exit_codes="0 passed, 1 a claim failed, 3 the bundle is damaged or inconsistent, 4 nothing was compared",
+    verbose=VERBOSE,
     examples=(
         "adapter-export verify bundle",
         "adapter-export verify bundle --expect DIGEST",
