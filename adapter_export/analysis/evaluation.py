@@ -13,14 +13,17 @@ from sklearn.calibration import calibration_curve
 
 from adapter_export.analysis.contest import Measured
 from adapter_export.analysis.eval_rows import DifferingRow, cut, shown_text
+from adapter_export.analysis.language import MeasuredTexts
 from adapter_export.analysis.record_check import RecordCheck, compare_with_training_record
 from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.analysis.seen_rows import SeenRows
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.errors import MissedGateError, TrainingRowsError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.format.tabular.eval_data import EvalData
-from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.metrics import Decisions, Judged, Majority, Metric, metrics_of
+from adapter_export.graph.tasks import CAUSAL_LM, Task
+from adapter_export.graph.tasks.asked import BASE
+from adapter_export.graph.tasks.metrics import TOKENS, WRITINGS, Decisions, Judged, Majority, Metric, metrics_of
 from adapter_export.tables import Described, Table
 
 _BINS = 10
@@ -214,13 +217,20 @@ def versus(ours: Measured, reference: Measured, allowed: float) -> Versus:
     )
 
 
-def check_options(data: EvalData, task: Task, gates: Mapping[str, float]) -> None:
+def metrics_of_rows(data: EvalData, task: Task | None) -> tuple[Metric, ...]:
+    """Return the metrics of rows; without a task those of a language model."""
+    if task is None:
+        return TOKENS if data.rows[0].pair is None else WRITINGS
+    return metrics_of(data.problem, task.labels, compared=data.compared)
+
+
+def check_options(data: EvalData, metrics: Sequence[Metric], gates: Mapping[str, float]) -> None:
     """Refuse gates and slices that do not fit the data, before anything is computed.
 
     Raises:
         UsageError: a gate names another metric, or a column has too many values to slice by.
     """
-    check_gates(gates, metrics_of(data.problem, task.labels, compared=data.compared))
+    check_gates(gates, metrics)
     values = set() if data.slices is None else set(data.values(data.slices))
     if len(values) > _MOST_SLICES:
         raise UsageError(
@@ -276,6 +286,50 @@ def evaluation(
     )
 
 
+def evaluation_of_texts(
+    bundle: OpenedBundle,
+    measured: MeasuredTexts,
+    data: EvalData,
+    resampling: Resampling,
+    gates: Mapping[str, float],
+    *,
+    allow_training_rows: bool = False,
+) -> Evaluation:
+    """Report the scores of a language model on texts, or on prompts and answers."""
+    judged, manifest = measured.judged, bundle.manifest
+    scores = score(judged, resampling)
+    file = manifest.graphs["slots"]
+    if measured.adapter is not None:
+        file = f"{bundle.record(measured.adapter).source}/{GRAPH_FILE}"
+    return Evaluation(
+        bundle=str(bundle.folder),
+        adapter=BASE if measured.adapter is None else measured.adapter,
+        digest=bundle.digest,
+        source=next(one.sha256 for one in manifest.files if one.path == file),
+        task=CAUSAL_LM,
+        data=data.path.name,
+        sha256=data.sha256,
+        rows=len(data.rows),
+        runtime=f"onnxruntime {ort.__version__}",
+        resamples=resampling.count,
+        seed=resampling.seed,
+        metrics=judged.metrics,
+        scores=scores,
+        majority=None,
+        classes=(),
+        confusion=None,
+        calibration=None,
+        sliced_by=data.slices,
+        slices=() if data.slices is None else tuple(slice_by(data.values(data.slices), judged, resampling)),
+        versus=None,
+        training_record=None,
+        gates=apply_gates(gates, judged.metrics, scores),
+        seen=measured.seen,
+        allow_training_rows=allow_training_rows,
+        notes=(*data.notes, *measured.notes),
+    )
+
+
 @dataclass(frozen=True, repr=False)
 class Evaluation(Described):
     """Scores of an adapter of a bundle on the rows of a file.
@@ -284,7 +338,7 @@ class Evaluation(Described):
         bundle: its path.
         adapter: the name of the adapter.
         digest: the sha256 of the manifest of the bundle.
-        source: the sha256 of the adapter's `adapter_graph.json`.
+        source: the sha256 of the adapter's `adapter_graph.json`; of the base, of the graph with slots.
         task: its problem type.
         data: the name of the file.
         sha256: of its contents.

@@ -60,6 +60,9 @@ def evaluate(
     slices: Annotated[str | None, Option("Also report scores per value of this column.", "COLUMN")] = None,
     dimensions: Annotated[int | None, DIMENSIONS] = None,
     limit: Annotated[int | None, Option("Answer a random sample of this many rows.", "N", least=1)] = None,
+    stop: Annotated[
+        Sequence[str], Option("End an answer before this string (language models). Repeatable.", "TEXT")
+    ] = (),
     gate: Annotated[
         Mapping[str, float] | Sequence[str],
         Option("Minimum value of a metric (maximum if lower is better). Repeatable.", "METRIC=N"),
@@ -82,13 +85,15 @@ def evaluate(
     The metrics are those of the adapter's task, with 95 % intervals: accuracy and macro-F1 of classes, F1 and average
     precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of numbers, MRR
     and NDCG of rankings, Spearman's correlation of the cosines of pairs with a label, and for pairs without one NDCG,
-    MRR and recall, as each text ranks all others of `--pair` and `--negative`. Rows are read as `train` reads them, and
+    MRR and recall, as each text ranks all others of `--pair` and `--negative`. A language model has the perplexity of
+    texts, or of the answers in `--pair`, which it also writes: exact match. Rows are read as `train` reads them, and
     are tokenized as the bundle records. If training recorded scores for this same file, they are compared. A warning
     names rows that the adapter was trained or validated on.
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled rows: csv, tsv, jsonl or Parquet; images and audio as `train` reads them.
+        data: labelled rows: csv, tsv, jsonl or Parquet; images and audio as `train` reads them; of a language model
+            texts, prompts with answers, or a `.txt` file with a text in each line.
         gate: bound per metric, also as strings such as `accuracy=0.92`.
         allow_training_rows: allow gates on training rows.
         against: the model that the bundle was built from, to answer the same rows.
@@ -118,43 +123,62 @@ def evaluate(
     folder = folder_of(bundle, reporter)
     manifest = read_manifest(folder)
     chosen, gates = _chosen(manifest, adapter), _bounds(gate)
-    task = task_of(manifest, chosen, folder)
-    rows = options.read(file, task)
-    rows.check_pairs(task, chosen)
-    rows.check_labels(task)
+    of_head = next((one.task is not None for one in manifest.adapters if one.name == chosen), False)
+    writes = not of_head and _writes(manifest)
+    if stop and not writes:
+        raise UsageError("only language models write texts that end", where=argument("stop"), fix="leave it out")
+    task = None if writes else task_of(manifest, str(chosen), folder)
+    rows = options.read_texts(file) if task is None else options.read(file, task)
+    if task is not None:
+        rows.check_pairs(task, str(chosen))
+        rows.check_labels(task)
+    elif against is not None:
+        fix = "leave it out; `check` compares the logits of a language model with those of its model"
+        raise UsageError("is for adapters with a head", where=argument("against"), fix=fix)
     require_metrics("evaluate")
     from adapter_export.analysis.contest import ReferenceContestant, measure
-    from adapter_export.analysis.evaluation import check_options, evaluation
+    from adapter_export.analysis.evaluation import check_options, evaluation, evaluation_of_texts, metrics_of_rows
     from adapter_export.analysis.evaluation_page import page
+    from adapter_export.analysis.language import measure_texts
     from adapter_export.analysis.scores import Resampling
     from adapter_export.bundle.bundle_reader import OpenedBundle
 
-    opened = OpenedBundle.open(folder)
-    (own,) = contestants_of(opened, [chosen], str(opened.folder))
-    contestants = [own]
-    if against is not None:
-        model = base_for(against, OpenOptions(site_map, trust_pickle), reporter)
-        runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
-        contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
-    check_options(rows, own.task, gates)
-    found = evaluation(
-        measure(contestants, rows, reporter),
-        rows,
-        Resampling(resamples, seed),
-        gates,
-        allow_training_rows=allow_training_rows,
-    )
+    opened, resampling = OpenedBundle.open(folder), Resampling(resamples, seed)
+    check_options(rows, metrics_of_rows(rows, task), gates)
+    if task is None:
+        texts = measure_texts(opened, chosen, rows, stop, reporter)
+        found = evaluation_of_texts(opened, texts, rows, resampling, gates, allow_training_rows=allow_training_rows)
+    else:
+        (own,) = contestants_of(opened, [str(chosen)], str(opened.folder))
+        contestants = [own]
+        if against is not None:
+            model = base_for(against, OpenOptions(site_map, trust_pickle), reporter)
+            runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
+            contestants.append(
+                ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner)
+            )
+        found = evaluation(
+            measure(contestants, rows, reporter), rows, resampling, gates, allow_training_rows=allow_training_rows
+        )
     write_page(output, lambda: page(found))
     return found
 
 
-def _chosen(manifest: Manifest, given: str | None) -> str:
-    """Return the adapter to evaluate."""
+def _writes(manifest: Manifest) -> bool:
+    """Return whether a bundle generates text."""
+    return any(record.role == "cache" for record in manifest.inputs)
+
+
+def _chosen(manifest: Manifest, given: str | None) -> str | None:
+    """Return the adapter to evaluate; `None` is the base of a bundle that generates text."""
     from adapter_export.graph.tasks.asked import named_adapter
 
     tasks = {record.name: record.task is not None for record in manifest.adapters}
-    only = next(iter(tasks)) if len(tasks) == 1 else None
-    chosen = named_adapter(given or only, tasks, manifest.head) or manifest.head
+    writes, only = _writes(manifest), next(iter(tasks)) if len(tasks) == 1 else None
+    answering = {name: has_task or writes for name, has_task in tasks.items()}
+    chosen = named_adapter(given or only, answering, manifest.head) or manifest.head
+    if chosen is None and writes:
+        return None
     if chosen is None:
         fix = f"name one: {argument('adapter', words='NAME')}"
         raise UsageError("the base has no head that answers", found=f"adapters {quoted(tasks)}", fix=fix)
@@ -220,7 +244,7 @@ COMMAND = Command(
         "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     ),
     sections={
-        "data": ("start", "group", "negative", "delimiter", "encoding", "skip_incomplete"),
+        "data": ("start", "group", "negative", "stop", "delimiter", "encoding", "skip_incomplete"),
         "intervals": ("resamples", "seed"),
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
 from adapter_export.format.tabular.labelled import Columns, LabelledRow, data_digest, labelled_rows
-from adapter_export.format.tabular.table_faults import lines_of
-from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
+from adapter_export.format.tabular.language_tables import LanguageLines, incomplete_rows
+from adapter_export.format.tabular.table_faults import lines_of, raise_faults
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
 
@@ -132,14 +133,7 @@ class DataOptions:
         if self.dimensions is not None and not task.kind.is_vector:
             where, found = argument("dimensions"), f"the task `{task.type}`"
             raise UsageError("only vectors can be truncated", where=where, found=found, fix="omit it")
-        for option, column in (("group", self.group), ("slices", self.slices)):
-            if column is not None and column not in rows[0].cells:
-                expected, fix = (
-                    f"one of {quoted(rows[0].cells)}",
-                    did_you_mean(column, rows[0].cells, "name one of these"),
-                )
-                where = argument(option)
-                raise UsageError("no such column", where=where, found=f"`{column}`", expected=expected, fix=fix)
+        _check_columns(rows[0], group=self.group, slices=self.slices)
         if self.group is not None and not task.kind.ranks:
             raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
         of_rows = [str(row.text if self.group is None else row.cells[self.group]) for row in rows]
@@ -147,9 +141,7 @@ class DataOptions:
         kept = tuple(rows[at] for at in chosen)
         groups = tuple(of_rows[at] for at in chosen) if task.kind.ranks else ()
         digest, is_part = data_digest(path, rows), len(kept) < len(rows)
-        left_out = f"{len(table.incomplete):,} rows without a text or a label were skipped"
-        notes = (*table.notes, *([f"{left_out} ({lines_of(table.incomplete)})"] if table.incomplete else []))
-        notes += (f"{len(kept):,} of {len(rows):,} rows were drawn at random",) if is_part else ()
+        notes = (*table.notes, *self._left_out(table.incomplete, len(kept), len(rows)))
         return EvalData(
             path,
             digest,
@@ -163,6 +155,52 @@ class DataOptions:
             compared=problem != task.type,
             dimensions=self.dimensions,
         )
+
+    def read_texts(self, path: Path) -> EvalData:
+        """Read texts, or prompts and answers, for a language model; `columns.pair` is the column of answers.
+
+        Raises:
+            UsageError: a column does not exist, or an option does not go with texts.
+            DataError, FileError: the file cannot be read, or a row is broken.
+        """
+        given = {"group": self.group, "dimensions": self.dimensions, "negative": self.columns.negatives or None}
+        given |= {"label": self.columns.label, "start": self.columns.start}
+        for option in (name for name, value in given.items() if value is not None):
+            fix = f"omit it; {argument('pair')} is the column of answers"
+            raise UsageError("does not go with the texts of a language model", where=argument(option), fix=fix)
+        opened = LanguageLines.of(path, self.columns)
+        found, incomplete = list[LabelledRow](), list[int]()
+        for line, text, cells in opened.lines:
+            if text is None:
+                incomplete.append(line)
+            else:
+                found.append(LabelledRow(line, text[0], text[1], text[1], cells))
+        if incomplete and not self.skip_incomplete:
+            opened.faults.add(incomplete_rows(path, incomplete))
+        elif not found and not opened.faults.found:
+            opened.faults.add(DataError("contains no texts", where=path, expected="a text in each line, or a table"))
+        raise_faults([opened.faults])
+        _check_columns(found[0], slices=self.slices)
+        rows = tuple(found[at] for at in self._sampled([str(at) for at in range(len(found))]))
+        notes = (*opened.notes, *self._left_out(incomplete, len(rows), len(found)))
+        names = {**self.columns.names, "text": opened.text or None, "pair": opened.answer}
+        return EvalData(
+            path,
+            data_digest(path, rows),
+            rows,
+            len(rows) < len(found),
+            names,
+            slices=self.slices,
+            notes=notes,
+            problem=CAUSAL_LM,
+        )
+
+    def _left_out(self, incomplete: Sequence[int], kept: int, total: int) -> Iterator[str]:
+        """Yield clauses on rows that are not answered."""
+        if incomplete:
+            yield f"{len(incomplete):,} rows without a text or a label were skipped ({lines_of(incomplete)})"
+        if kept < total:
+            yield f"{kept:,} of {total:,} rows were drawn at random"
 
     def _sampled(self, units: Sequence[str]) -> list[int]:
         """Return the indices of a random sample in file order, deterministic for equal rows.
@@ -178,3 +216,12 @@ class DataOptions:
         ends = accumulate(counts[name] for name in names)
         taken = {name for name, end in zip(names, ends, strict=True) if end <= self.limit} or {names[0]}
         return [at for at, unit in enumerate(units) if unit in taken]
+
+
+def _check_columns(row: LabelledRow, **named: str | None) -> None:
+    """Raise UsageError if an option names a column that a row does not have."""
+    for option, column in named.items():
+        if column is not None and column not in row.cells:
+            expected = f"one of {quoted(row.cells)}"
+            fix = did_you_mean(column, row.cells, "name one of these")
+            raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected, fix=fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adapter_export.errors import DataError, argument
 from adapter_export.format.tabular.labelled import Columns
@@ -86,26 +87,63 @@ def read_language_tables(files: LanguageFiles) -> LanguageTables:
     return LanguageTables(files, {part: texts for part, (texts, _) in found.items()})
 
 
-def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
-    found: dict[WrittenText, None] = {}
-    repeated, incomplete = list[int](), list[int]()
-    if path.suffix.lower() == ".txt":
-        lines, note = text_lines(read_stream(path), path, files.columns.form.encoding)
-        faults, notes = TableFaults(path), tuple(filter(None, (note,)))
-        rows: Iterator[tuple[int, WrittenText | None]] = (
-            (number, (line.strip("\r\n"), None)) for number, line in enumerate(lines, 1) if not is_blank(line)
-        )
-    else:
-        table = open_table(path, files.columns.form)
-        faults, notes = table.faults, table.notes
-        first, second = files.columns.text, files.columns.pair
-        unnamed = replace(files.columns, form=DETECTED) == Columns()
+@dataclass(frozen=True)
+class LanguageLines:
+    """The lines of a file of texts, read one by one.
+
+    Attributes:
+        lines: the number of each line, its text, or `None` if it is incomplete, and its cells by column.
+        text: the column of texts or prompts; empty for a `.txt` file.
+        answer: the column of answers; `None` for texts.
+        faults: receives rows that cannot be read.
+        notes: on how the file was read.
+    """
+
+    lines: Iterator[tuple[int, WrittenText | None, Mapping[str, Any]]]
+    text: str
+    answer: str | None
+    faults: TableFaults
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, columns: Columns) -> LanguageLines:
+        """Open a `.txt` file with a text in each line, or a table; errors as of `open_table`."""
+        if path.suffix.lower() == ".txt":
+            lines, note = text_lines(read_stream(path), path, columns.form.encoding)
+            texts = ((number, line.strip("\r\n")) for number, line in enumerate(lines, 1) if not is_blank(line))
+            rows: Iterator[tuple[int, WrittenText | None, Mapping[str, Any]]] = (
+                (number, (line, None), {}) for number, line in texts
+            )
+            return cls(rows, "", None, TableFaults(path), tuple(filter(None, (note,))))
+        table = open_table(path, columns.form)
+        first, second = columns.text, columns.pair
+        unnamed = replace(columns, form=DETECTED) == Columns()
         if unnamed and first not in table.columns and {PROMPT, ANSWER} <= set(table.columns):
             first, second = PROMPT, ANSWER
         fix = f"name the column with {argument('text')}, and of answers with {argument('pair')}"
         cells = table.rows([first] if second is None else [first, second], fix)
-        rows = ((line, _complete(row[first], None if second is None else row[second], second)) for line, row in cells)
-    for line, text in rows:
+        rows = (
+            (line, _complete(row[first], None if second is None else row[second], second), row) for line, row in cells
+        )
+        return cls(rows, first, second, table.faults, table.notes)
+
+
+def incomplete_rows(path: Path, lines: Sequence[int]) -> DataError:
+    """Return the error for rows that lack a text or an answer."""
+    return DataError(
+        f"{len(lines):,} rows have no text or no answer",
+        where=path,
+        found=f"lines {some(lines, quote='')}",
+        fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+    )
+
+
+def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
+    found: dict[WrittenText, None] = {}
+    repeated, incomplete = list[int](), list[int]()
+    opened = LanguageLines.of(path, files.columns)
+    faults = opened.faults
+    for line, text, _ in opened.lines:
         if text is None:
             incomplete.append(line)
         elif text in found:
@@ -113,14 +151,7 @@ def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]
         else:
             found[text] = None
     if incomplete and not files.skip_incomplete:
-        faults.add(
-            DataError(
-                f"{len(incomplete):,} rows have no text or no answer",
-                where=path,
-                found=f"lines {some(incomplete, quote='')}",
-                fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
-            )
-        )
+        faults.add(incomplete_rows(path, incomplete))
     elif not found and not faults.found:
         expected = "a text in each line of a .txt file, or a table"
         faults.add(DataError("contains no texts", where=path, expected=expected))
@@ -129,7 +160,7 @@ def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]
             DataError("a single text cannot be both trained on and validated", where=path, expected="at least two")
         )
     digest = sha256_of(path) if found else ""
-    return LanguageTexts(list(found), repeated, incomplete, digest, notes), faults
+    return LanguageTexts(list(found), repeated, incomplete, digest, opened.notes), faults
 
 
 def _complete(text: object, answer: object, second: str | None) -> WrittenText | None:

@@ -82,6 +82,8 @@ NEIGHBOURS = (Metric("neighbour_accuracy"),)
 RANKINGS = (Metric("mrr"), Metric("ndcg_at_10"))
 RETRIEVALS = (*reversed(RANKINGS), *(Metric(f"recall_at_{count}") for count in _RECALL_AT))
 TOKENS = (Metric("perplexity", least=1.0, most=math.inf, more_is_better=False), Metric("token_accuracy"))
+WRITINGS = (*TOKENS, SPANS[0])
+"""Metrics of prompts with answers: those of their tokens, and the share of answers that are written word for word."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,35 @@ def judge_tokens(losses: Floats, right: Floats) -> Judged:
         return float(np.exp(losses[units].mean())), float(right[units].mean())
 
     return Judged(TOKENS, measure, np.arange(len(losses)), (), ())
+
+
+def judge_texts(
+    losses: Sequence[Floats], right: Sequence[Truths], written: Sequence[str] | None, answers: Sequence[str]
+) -> Judged:
+    """Judge the tokens of texts, and the answers that were written.
+
+    Perplexity is exp(Σ loss / Σ tokens) over all tokens of the rows, so that long texts weigh more. Draws for intervals
+    take whole rows, since tokens of one text depend on each other. A written answer is right if it equals the answer
+    without spaces around them.
+
+    Args:
+        losses: of each row, the cross-entropy of its tokens in nats, [tokens].
+        right: of each row, whether each token is the likeliest one.
+        written: the generated text of each row; `None` if the rows are texts without answers.
+        answers: the right answers of the rows, or their texts.
+    """
+    sums, counts = np.array([own.sum() for own in losses]), np.array([len(own) for own in losses])
+    hits = np.array([own.sum() for own in right])
+    exact = [one.strip() == other.strip() for one, other in zip(written or (), answers, strict=written is not None)]
+    each = {} if written is None else {"exact_match": np.array(exact, np.float64)}
+
+    def measure(units: Indices) -> Sequence[float]:
+        tokens = counts[units].sum()
+        of_tokens = float(np.exp(sums[units].sum() / tokens)), float(hits[units].sum() / tokens)
+        return *of_tokens, *(float(values[units].mean()) for values in each.values())
+
+    metrics = TOKENS if written is None else WRITINGS
+    return Judged(metrics, measure, np.arange(len(losses)), tuple(written or answers), tuple(answers), each=each)
 
 
 def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) -> Judged:

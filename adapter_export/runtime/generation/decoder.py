@@ -92,6 +92,20 @@ class Decoder:
                     yield row
                 batch.drop_done()
 
+    def logits(self, prompt: Sequence[int], tokens: Sequence[int], adapter: str | None) -> Iterator[np.ndarray]:
+        """Yield the logits of known tokens after a prompt, in parts [some tokens, words], in a call without other rows.
+
+        Args:
+            prompt: its tokens, which an encoder–decoder reads.
+            tokens: the tokens that follow, at least one.
+            adapter: the adapter; `None` is the base.
+
+        Raises:
+            RequestError: the prompt has no token, or the base does not take so many tokens.
+        """
+        self.inputs.check_prompt(prompt, "the prompt")
+        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens)
+
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
         never, words = {*self.record.end, self.record.padding}, (self.inputs.source or self.inputs.ids).limit or 1

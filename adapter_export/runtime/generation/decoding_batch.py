@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,9 @@ Finish = Literal["end", "stop", "length"]
 """Reason for the end of a text: a token that ends texts, a stop string, or a limit."""
 
 Arrays = Mapping[str, np.ndarray]
+
+_CHUNK = 256
+"""The most tokens of a call that computes the logits of a known text."""
 
 
 class Runs(Protocol):
@@ -165,6 +168,24 @@ class DecodingBatch:
 
     def logits(self) -> np.ndarray:
         """Compute the logits of the next token of each row, [rows, words]."""
+        return self._run()[:, -1]
+
+    def following(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield the logits of tokens that follow those of a new batch with a single row, [some tokens, words].
+
+        Long texts take several calls, so that the logits of a large vocabulary stay small.
+        """
+        given = np.concatenate([self._new, np.array([tokens[:-1]], np.int64)], 1)
+        skipped = given.shape[1] - len(tokens)
+        for start in range(0, given.shape[1], _CHUNK):
+            self._new = given[:, start : start + _CHUNK]
+            self._mask = np.ones_like(given[:, : start + _CHUNK])
+            logits = self._run()[0, max(0, skipped - start) :]
+            if len(logits):
+                yield logits
+
+    def _run(self) -> np.ndarray:
+        """Compute the logits of the new tokens, [rows, tokens, words], and keep their caches."""
         inputs = self._inputs
         feeds = {inputs.ids.name: self._new, **self._caches}
         if inputs.mask is not None:
@@ -180,7 +201,7 @@ class DecodingBatch:
         )
         self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
         self._source, self.is_new = self._source[:, :0], False
-        logits: np.ndarray = outputs[inputs.logits.name][:, -1]
+        logits: np.ndarray = outputs[inputs.logits.name]
         return logits
 
     def append(self, tokens: Sequence[int]) -> None:

@@ -117,6 +117,11 @@ class TextWriter:
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, ends: Collection[int]) -> None:
         self._decoder, self._tokenizer, self._ends = decoder, tokenizer, ends
 
+    @property
+    def ends(self) -> Collection[int]:
+        """The tokens that end a text."""
+        return self._ends
+
     def named(self, adapter: str | None) -> str | None:
         """Return the adapter that a call names, `None` for `base`; UsageError if one is required."""
         return named_adapter(adapter, dict.fromkeys(self._decoder.session.adapters, True), None)
