@@ -314,7 +314,7 @@ def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
     config = transformers.T5Config(**sizes, decoder_start_token_id=None, bos_token_id=None)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    with pytest.raises(BaseModelError, match="does not say with which token its decoder begins"):
+    with pytest.raises(BaseModelError, match="does not record its decoder's start token"):
         ae.capture(tmp_path / "t5", tmp_path / "base.pt", with_cache=True)
 
 
@@ -337,5 +337,5 @@ def test_an_encoder_of_sound_is_refused(tmp_path: Path) -> None:
     ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
     model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes, **heads, **ids))
     model.save_pretrained(tmp_path / "whisper")
-    with pytest.raises(BaseModelError, match="has an encoder that reads no tokens"):
+    with pytest.raises(BaseModelError, match="has an encoder that does not read tokens"):
         ae.capture(tmp_path / "whisper", tmp_path / "base.pt", with_cache=True)

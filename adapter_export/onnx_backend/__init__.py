@@ -1,1 +1,1 @@
-"""Bases in ONNX: opened, seen as dataflow, given slots, quantised, and run as a reference."""
+"""ONNX bases: opened, viewed as dataflow, given slots, quantized, and run as a reference."""

@@ -1,4 +1,4 @@
-"""Sessions on models in memory whose weights lie in a folder."""
+"""Sessions on models in memory whose weights are in a folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adapter_export.runtime import graphs
 from adapter_export.safe_io.parsers import parsing
 
 _PACKED_BYTES = 128 * 2**20
-"""The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
+"""Maximum bytes of weights that ONNX Runtime may prepack (copy into its kernels' layout)."""
 
 _MOST_SECONDS = 60.0
-"""Maximum time that a graph of unknown origin may take for inputs of a few tokens."""
+"""Maximum seconds that an untrusted graph may take for inputs of a few tokens."""
 
 
 def open_session(
@@ -26,10 +26,12 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open a model on the CPU.
 
-    Large weights are mapped from their file, not read: they stay what the operating system can take out of memory.
-    With `optimize` ONNX Runtime may rewrite the graph, but not with the optimizers to `leave_out`. With `pack` it may
-    copy weights into the order that suits its kernels, which many runs are worth; quantised ones, which compute
-    something else when they are not packed, are copied in any case. `BaseModelError` if it refuses the model.
+    Large weights are memory-mapped, so the operating system can evict them. With `optimize`, ONNX Runtime may rewrite
+    the graph, except with the optimizers in `leave_out`. With `pack`, it may prepack weights, which pays off over many
+    runs; quantized weights are always prepacked, because their kernels compute different results without it.
+
+    Raises:
+        BaseModelError: ONNX Runtime rejects the model.
     """
     values = (value.const_value for value in model.graph.initializers.values())
     tensors = [tensor for tensor in values if isinstance(tensor, ir.ExternalTensor)]
@@ -40,10 +42,10 @@ def open_session(
     level: graphs.Optimization = "all" if optimize else "none"
 
     def refusal(reason: str) -> BaseModelError:
-        fix = "open the base itself with ONNX Runtime; if that fails too, export it again"
+        fix = "try to open the base in ONNX Runtime; if that fails, too, export it again"
         return BaseModelError("ONNX Runtime cannot open the graph", where=folder, found=reason, fix=fix)
 
-    with parsing(refusal):  # a model of 2 GiB and more has no bytes
+    with parsing(refusal):  # a model of 2 GiB or more cannot be serialized
         data = ir.to_proto(model).SerializeToString()
     try:
         return graphs.open_session(data, optimization=level, where=folder, settings=settings, leave_out=leave_out)
@@ -52,7 +54,7 @@ def open_session(
 
 
 def try_session(session: ort.InferenceSession, arrays: Mapping[str, np.ndarray]) -> graphs.Arrays:
-    """Run a graph of others on small inputs, as `run_session` does; `BaseModelError` if it does not come to an end."""
+    """Run an untrusted graph on small inputs, as `run_session` does; `BaseModelError` after a timeout."""
     options = ort.RunOptions()
     timer = Timer(_MOST_SECONDS, setattr, (options, "terminate", True))
     timer.daemon = True
@@ -63,10 +65,10 @@ def try_session(session: ort.InferenceSession, arrays: Mapping[str, np.ndarray])
         if not options.terminate:
             raise
         raise BaseModelError(
-            f"did not come to an end in {_MOST_SECONDS:.0f} seconds",
+            f"did not finish in {_MOST_SECONDS:.0f} seconds",
             found=f"inputs of {', '.join(f'`{name}` {list(array.shape)}' for name, array in arrays.items())}",
-            expected="a graph that computes such small inputs at once",
-            fix="look for a `Loop` without an end in it",
+            expected="a graph that runs on such small inputs quickly",
+            fix="check it for an endless `Loop`",
         ) from error
     finally:
         timer.cancel()

@@ -1,4 +1,4 @@
-"""The ONNX lowering: every op of the adapter language as nodes of the standard ONNX domain."""
+"""ONNX lowering: every op of the adapter language as nodes of the standard ONNX domain."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adapter_export.graph.ops import check_three_axes
 _SMALLEST_NORM = 1e-12
 
 MINIMUM_OPSET = 17
-"""The first opset with `LayerNormalization`."""
+"""First opset with `LayerNormalization`."""
 
 _GELU_OPSET = 20
-"""The first opset with `Gelu`."""
+"""First opset with `Gelu`."""
 
 _REDUCE_AXES_OPSET = 18
-"""The first opset in which the axes of means and maxima are an input; those of `ReduceSum` are one in opset 17, too."""
+"""First opset in which the axes of means and maxima are an input; for `ReduceSum` they already are in opset 17."""
 
 _BOOL, _INT32, _INT64 = (ir.TensorType(dtype) for dtype in (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64))
 
@@ -35,17 +35,17 @@ Attributes = Mapping[str, Any]
 class Writer:
     """Writes named nodes on a tape.
 
-    A node and the value that it defines have one name: `<prefix>/<value>`, or `<prefix>/<value>/<step>` where an op
-    takes several nodes. Parameters are named with dots, so neither can meet the other.
+    A node and the value that it defines have one name: `<prefix>/<value>`, or `<prefix>/<value>/<step>` if an op takes
+    several nodes. Parameters are named with dots, so the names cannot collide.
 
     Attributes:
-        tape: collects the nodes; constants are `Constant` nodes, so the nodes are all there is.
-        prefix: the name of the place, such as `adapter.layers.0.ffn`.
-        opset: of the graph that the nodes will stand in, at least `MINIMUM_OPSET`.
-        metadata: written on each node.
-        stacked: whether the adapter's tensors have an axis of adapters before their own, [adapters, in, out] and
-            [adapters, 1, width], so that each row of the batch has those of its adapter. A value of one row then keeps
-            the axis of the tokens, with length 1; a mask is [batch, 1, tokens].
+        tape: collects the nodes; constants are `Constant` nodes, so nothing but nodes is added.
+        prefix: name of the place, such as `adapter.layers.0.ffn`.
+        opset: opset of the graph, at least `MINIMUM_OPSET`.
+        metadata: metadata written on each node.
+        stacked: whether the adapter's tensors have a leading axis of adapters, [adapters, in, out] and
+            [adapters, 1, width], so that each row of the batch uses those of its adapter. A value with one vector per
+            row then keeps the axis of the tokens, with length 1; a mask is [batch, 1, tokens].
     """
 
     tape: ir.tape.Tape
@@ -62,7 +62,7 @@ class Writer:
         attributes: Attributes | None = None,
         type: ir.TypeProtocol | None = None,
     ) -> ir.Value:
-        """Write one node whose output has the type of its first input, unless another is given."""
+        """Write one node whose output has the type of its first input unless another is given."""
         full_name = f"{self.prefix}/{name}"
         output = ir.Value(name=full_name, type=type or inputs[0].type)
         return self.tape.op(
@@ -70,7 +70,7 @@ class Writer:
         )
 
     def number(self, name: str, value: float, like: ir.Value) -> ir.Value:
-        """Write a scalar of the type of `like`; float32, the type of every adapter tensor, where that is unknown."""
+        """Write a scalar of the type of `like`; float32, the type of every adapter tensor, if that is unknown."""
         return self.constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
 
     def integers(self, name: str, value: int | Sequence[int]) -> ir.Value:
@@ -78,19 +78,19 @@ class Writer:
         return self.constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
 
     def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
-        """Write the mean over one axis, which stays with length 1."""
+        """Write the mean over one axis, which is kept with length 1."""
         return self._reduced(name, "ReduceMean", x, axis, keep=True)
 
     def largest(self, name: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
-        """Write the maximum over one axis, which stays with length 1 or is dropped."""
+        """Write the maximum over one axis, which is kept with length 1 or dropped."""
         return self._reduced(name, "ReduceMax", x, axis, keep=keep)
 
     def kept(self, name: str, mask: ir.Value) -> ir.Value:
-        """Write where a mask is not 0, as booleans."""
+        """Write the non-zero positions of a mask, as booleans."""
         return self.op(name, "Cast", (mask,), {"to": _BOOL.dtype}, type=_BOOL)
 
     def sum(self, name: str, x: ir.Value, axis: int) -> ir.Value:
-        """Write the sum over one axis, which stays with length 1."""
+        """Write the sum over one axis, which is kept with length 1."""
         return self.op(name, "ReduceSum", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
 
     def _reduced(self, name: str, op_type: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
@@ -99,7 +99,7 @@ class Writer:
         return self.op(name, op_type, (x, self.integers(f"{name}/axis", [axis])), {"keepdims": int(keep)})
 
     def check_three_axes(self, node: Node, x: ir.Value) -> None:
-        """Refuse a value that is known to have its rows and tokens on one axis; raises `GraphError`."""
+        """Raise `GraphError` for a value that is known to have its rows and tokens on one axis."""
         check_three_axes(node.op, node.output, None if x.shape is None else len(x.shape))
 
     def width(self, name: str, x: ir.Value) -> ir.Value:
@@ -112,20 +112,17 @@ class Writer:
 
 
 Write = Callable[[Writer, Node, Values, Owned], ir.Value]
-"""Writes one op."""
+"""Function that writes one op."""
 
 
 def one(op_type: str) -> Write:
-    """An op that ONNX has."""
+    """Return the lowering of an op that is a single ONNX operator."""
     return lambda writer, node, values, _owned: writer.op(node.output, op_type, values)
 
 
 def nothing(_: Writer, __: Node, values: Values, ___: Owned) -> ir.Value:
-    """An op that does nothing at inference."""
+    """Return the input unchanged: the op does nothing at inference."""
     return values[0]
-
-
-# Sums of values, of products, and weighted ones.
 
 
 def _dot(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
@@ -133,7 +130,7 @@ def _dot(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 
 def _mix(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]; stacked ones are so already."""
+    """Write weights [rows, N] as [rows, 1, N], to match values [batch, tokens, width]; stacked weights already are."""
     writer.check_three_axes(node, values[0])
     name = node.output
     weights = owned["weights"]
@@ -151,7 +148,7 @@ def _softmax_mix(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 
 def _weighted_sum(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
-    """The sum of N values, weighted by the last axis of the weights, [..., N]."""
+    """Write the sum of N values, weighted by the last axis of the weights, [..., N]."""
     weighted = []
     for index, value in enumerate(values):
         at = writer.integers(f"{name}/index_{index}", [index])
@@ -162,9 +159,6 @@ def _weighted_sum(writer: Writer, name: str, weights: ir.Value, values: Sequence
     for index, value in enumerate(rest, start=1):
         total = writer.op(name if index == len(rest) else f"{name}/sum_{index}", "Add", (total, value))
     return total
-
-
-# Products with weights.
 
 
 def _linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
@@ -187,9 +181,6 @@ def _product(writer: Writer, name: str, x: ir.Value, weight: ir.Value, bias: ir.
     return writer.op(name, "Add", (writer.op(f"{name}/product", "MatMul", (x, weight)), bias))
 
 
-# From one value per token to one per row.
-
-
 def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     index = writer.integers(f"{node.output}/index", [0] if writer.stacked else 0)
     return writer.op(node.output, "Gather", (values[0], index), {"axis": -2})
@@ -206,8 +197,8 @@ def _weighted_mean_pool(writer: Writer, node: Node, values: Values, _: Owned) ->
 
 
 def _masked_mean(writer: Writer, name: str, x: ir.Value, mask: ir.Value) -> ir.Value:
-    """One product per row, [1, tokens] @ [tokens, width], makes no masked copy of the hidden state."""
-    if writer.stacked:  # the mask is such a row, [batch, 1, tokens], and the result [batch, 1, width]
+    """Write one product per row, [1, tokens] @ [tokens, width], which avoids a masked copy of the hidden state."""
+    if writer.stacked:  # the mask already is [batch, 1, tokens], and the result is [batch, 1, width]
         total, count = writer.op(f"{name}/product", "MatMul", (mask, x)), writer.sum(f"{name}/count", mask, -1)
     else:
         axis = writer.integers(f"{name}/axis", [1])
@@ -219,9 +210,9 @@ def _masked_mean(writer: Writer, name: str, x: ir.Value, mask: ir.Value) -> ir.V
 
 
 def _last_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    """Gather one token per row by its place, [batch, 1], which is counted from the left whatever the padding is."""
+    """Gather one token per row by its index, [batch, 1], counted from the left for either padding side."""
     (x, mask), name = values, node.output
-    # onnxruntime's ArgMax takes no booleans, and no float16 on processors
+    # onnxruntime's ArgMax supports neither booleans nor, on the CPU, float16
     kept = writer.op(f"{name}/kept", "Cast", (writer.kept(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32)
     last = {"axis": -1, "keepdims": int(not writer.stacked), "select_last_index": 1}
     place = writer.op(f"{name}/place", "ArgMax", (kept,), last, type=_INT64)
@@ -248,9 +239,6 @@ def _unless_empty(writer: Writer, name: str, pooled: ir.Value, mask: ir.Value) -
     return writer.op(name, "Where", (some, pooled, writer.number(f"{name}/zero", 0.0, pooled)), type=pooled.type)
 
 
-# Norms over the last axis.
-
-
 def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
     """Write `LayerNormalization`, which takes one weight for all rows, or single steps if each row has its own."""
     (x,), name = values, node.output
@@ -266,7 +254,7 @@ def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.
 
 
 def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """Write the nodes that onnxruntime's SimplifiedLayerNormFusion matches; `RMSNormalization` is of opset 23."""
+    """Write the nodes that onnxruntime's SimplifiedLayerNormFusion matches; `RMSNormalization` needs opset 23."""
     (x,), name = values, node.output
     square = writer.op(f"{name}/square", "Pow", (x, writer.number(f"{name}/two", 2.0, x)))
     epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
@@ -283,9 +271,6 @@ def _l2_normalise(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Va
     return writer.op(name, "Div", (x, divisor))
 
 
-# Factors: constant, learned, per feature, per row.
-
-
 def _scale(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     (x,), name = values, node.output
     return writer.op(name, "Mul", (x, writer.number(f"{name}/factor", node.attributes["factor"], x)))
@@ -296,7 +281,7 @@ def _factors_weighted(writer: Writer, node: Node, values: Values, owned: Owned) 
 
 
 def _keep_half(*, first: bool) -> Write:
-    """Select a half; only in graphs that are not in their inference form, where most are zeros in weights."""
+    """Select a half; only in graphs outside inference form, which mostly uses zeros in weights instead."""
 
     def write(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
         (x,), name = values, node.output
@@ -317,11 +302,8 @@ def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, -2)))
 
 
-# Element-wise functions without parameters.
-
-
 def _gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    """Opset 20 has `Gelu`; before it, the spelling that onnxruntime's GeluFusion knows."""
+    """Write `Gelu` from opset 20 on; before, the nodes that onnxruntime's GeluFusion matches."""
     (x,), name = values, node.output
     if writer.opset >= _GELU_OPSET:
         return writer.op(name, "Gelu", (x,))
@@ -374,7 +356,7 @@ def _relu_squared(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Va
 
 
 def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    """ONNX has `Mish` from opset 18 on, but onnxruntime has no kernel for it."""
+    """Write the steps of Mish: ONNX has `Mish` from opset 18 on, but onnxruntime has no kernel for it."""
     (x,), name = values, node.output
     softplus = writer.op(f"{name}/softplus", "Softplus", (x,))
     return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Tanh", (softplus,))))
@@ -421,13 +403,13 @@ _WRITE: Mapping[str, Write] = {
 
 
 def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) -> ir.Value:
-    """Write an adapter graph, best in its `inference_form`, as ONNX nodes; ops of training write nothing.
+    """Write an adapter graph, ideally in its `inference_form`, as ONNX nodes; training-only ops write nothing.
 
     Args:
         graph: the graph.
         inputs: the ONNX value of each site value that the graph reads; in a head, `mask` as floating-point numbers.
-        parameters: the ONNX value of each parameter, [in, out] for weights; each feeds its `MatMul` as it is.
-        writer: where the nodes go, and under which names.
+        parameters: the ONNX value of each parameter, [in, out] for weights, which feed their `MatMul` unchanged.
+        writer: writes the nodes under its prefix.
 
     Returns:
         The value of the graph's result; one of `inputs` if the graph computes nothing.
@@ -436,5 +418,5 @@ def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) 
 
 
 def lowerings(writer: Writer) -> Mapping[str, Lowering[ir.Value]]:
-    """The ops, each writing its nodes by `writer`."""
+    """Return the lowering of each op with this writer."""
     return {op: partial(write, writer) for op, write in _WRITE.items()}

@@ -1,7 +1,7 @@
-"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
+"""Reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
 
-A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session of its own:
-what ONNX Runtime has read of a mapped file of weights stays in memory as long as its session is open.
+A graph with many weights is split between its nodes into pieces that run one after the other in separate sessions: ONNX
+Runtime keeps the pages of a mapped weight file in memory as long as its session is open.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from adapter_export.sites.edits import Place
 from adapter_export.sites.site import SiteMap
 
 PIECE_BYTES = 160 * 2**20
-"""The most weights of one piece; a node that has more is a piece by itself."""
+"""Maximum bytes of weights per piece; a node with more is a piece by itself."""
 
 _MOST_CUT = 4
-"""The number of sets of places that a base stays cut at; each has the base's weights in memory."""
+"""Maximum number of splits of a base to keep; each has the base's weights in memory."""
 
 
 class Pieces:
-    """A graph that is run seldom; each piece is opened when its turn comes, and closed before the next.
+    """A graph that runs rarely, in pieces; each piece is opened when needed and closed before the next.
 
-    The nodes are in the order of evaluation. `size` is the most bytes of external weights of one piece, by default
-    `PIECE_BYTES`; `keep` leaves every piece open for the next run, for graphs of few weights.
+    The nodes are in order of evaluation. `size` is the maximum bytes of external weights per piece, by default
+    `PIECE_BYTES`; `keep` leaves every piece open for the next run, for graphs with few weights.
     """
 
     def __init__(
@@ -59,24 +59,24 @@ class Pieces:
         return len(self._models)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name; `feeds` may have more than the graph reads. Raises as `open_session`, `run_session`."""
+        """Return all outputs by name; `feeds` may have extra values. Raises as `open_session` and `run_session`."""
         return self.run_all([feeds])[0]
 
     def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
-        """As `run` for each request, with each piece opened once."""
+        """Return the outputs of each request, opening each piece once."""
         known: list[Arrays] = [dict(feeds) for feeds in requests]
         for model in self._models:
             self._run_piece(model, known)
         return [{name: values[name] for name in self._outputs} for values in known]
 
     def reads_after(self, at: int) -> set[str]:
-        """Return the values that the pieces behind a piece read."""
+        """Return the values that the pieces after a piece read."""
         return {_name(value) for model in self._models[at + 1 :] for value in model.graph.inputs}
 
     def stream(self, given: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
-        """The outputs of one piece after the other; `given` is asked for what a piece reads that no piece has computed.
+        """Yield the outputs of one piece after the other; `given` returns inputs that no piece computes.
 
-        What it does not give keeps its default. Of what was computed, only what is still to be read stays in memory.
+        An input for which it returns `None` keeps its default. Computed values are dropped after their last use.
         """
         known: Arrays = {}
         for at, model in enumerate(self._models):
@@ -90,7 +90,7 @@ class Pieces:
             known = {name: value for name, value in found.items() if name in later}
 
     def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
-        """A function of its own, at whose end the session is closed."""
+        """Run one piece; a separate function, so that its session is closed at the end."""
         session = None if self._open is None else self._open.get(id(model))
         if session is None:
             session = open_session(model, self._folder, optimize=self._optimize, pack=False)
@@ -102,7 +102,7 @@ class Pieces:
 
 
 def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy of a graph whose outputs are those of its values that have these names and a known type."""
+    """Return a copy of a graph whose outputs are its values with these names and known types."""
     copy = model.clone()
     made = [value for node in copy.graph for value in node.outputs]
     copy.graph.outputs[:] = [value for value in made if value.name in names and value.type is not None]
@@ -110,19 +110,19 @@ def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
 
 
 def weights_are_many(model: ir.Model) -> bool:
-    """Return whether a graph has more weights outside of its file than one piece."""
+    """Return whether a graph has more external weights than one piece may have."""
     return sum(_external_bytes(value) for value in model.graph.initializers.values()) > PIECE_BYTES
 
 
 def _cut(model: ir.Model, size: int) -> list[ir.Model]:
     nodes = list(model.graph)
-    if any(value.producer() is None for value in model.graph.outputs):  # such an output crosses no cut
+    if any(value.producer() is None for value in model.graph.outputs):  # such an output is not computed by any piece
         return [model]
     reads = [set(all_read(node)) for node in nodes]
     last = {value: at for at, values in enumerate(reads) for value in values}
     last.update(dict.fromkeys(model.graph.outputs, len(nodes)))
     ends = list(_ends(nodes, reads, last, size))
-    if not ends and all(value.uses() for value in model.graph.inputs):  # nothing to leave out of a copy
+    if not ends and all(value.uses() for value in model.graph.inputs):  # one piece, no unused inputs
         return [model]
     pieces, start = [], 0
     for end in (*ends, len(nodes)):
@@ -134,7 +134,7 @@ def _cut(model: ir.Model, size: int) -> list[ir.Model]:
 def _ends(
     nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
 ) -> Iterator[int]:
-    """The nodes to cut before: as late as the weights allow, between values whose types are known."""
+    """Yield the nodes to split before: as late as the weights allow, between values of known types."""
     sizes = {value: _external_bytes(value) for values in reads for value in values}
     weights: set[ir.Value] = set()
     open_: set[ir.Value] = set()
@@ -175,23 +175,23 @@ def _external_bytes(value: ir.Value) -> int:
 
 
 def _name(value: ir.Value) -> str:
-    assert value.name is not None  # a loaded graph names every value
+    assert value.name is not None  # every value of a loaded graph has a name
     return value.name
 
 
 def cut_input(site: str, replaced: str) -> str:
-    """The input of a cut base that replaces a site's `u`, `h` or `y`."""
+    """Return the input of a split base that replaces a site's `u`, `h` or `y`."""
     return f"cut.{site}.{replaced}"
 
 
 @dataclass
 class Cut:
-    """A base cut open.
+    """A base split at sites.
 
-    In its model, a copy, the values of some sites are inputs, `cut_input(site, replaced)`. More outputs, named by
-    `exposed`, show what an adapter may read there, computed from the inputs that come before it, and the final hidden
-    state at `head/hidden`. The `places` are in the order of evaluation, each with the names of its outputs: site
-    values, and the tensors of the base's norm that a bound graph borrows.
+    In its model, a copy, the values of some sites are inputs, `cut_input(site, replaced)`. Additional outputs, named by
+    `exposed`, show the values that an adapter may read there, computed from earlier inputs, and the final hidden state
+    as `head/hidden`. The `places` are in order of evaluation, each with the names of its outputs: site values, and the
+    tensors of the base's norm that a bound graph borrows.
     """
 
     base: OnnxBase
@@ -200,7 +200,7 @@ class Cut:
     subgraphs: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """Compute some outputs by the subgraph that they need, which reads no other inputs."""
+        """Compute some outputs with the subgraph that they need, which reads no other inputs."""
         key = tuple(outputs)
         if key not in self.subgraphs:
             model, keep = self._needed(outputs), not weights_are_many(self.base.model)
@@ -208,7 +208,7 @@ class Cut:
         return self.subgraphs[key].run(feeds)
 
     def exactly(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """As `run`, in float64; raises one of `_NOT_EXACT` where that cannot be."""
+        """Compute as `run` does, in float64; raises one of `_NOT_EXACT` if that is impossible."""
         return _in_float64(self._needed(outputs), feeds)
 
     def _needed(self, outputs: Sequence[str]) -> ir.Model:
@@ -219,20 +219,20 @@ class Cut:
 
 
 _NOT_EXACT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, ImportError)
-"""Exceptions of ONNX's own implementation for an operator that it lacks, or that it has for float32 alone."""
+"""Exceptions of ONNX's reference implementation for operators that it lacks or supports in float32 only."""
 
 
 class Erf(OpRun):
-    """That of ONNX's own implementation computes in float32."""
+    """Erf in the precision of its input: ONNX's reference implementation computes in float32."""
 
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
         return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
 
 
 def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """The outputs of a graph whose floats are float64, computed by ONNX's own implementation of its operators.
+    """Return the outputs of a graph with float64 instead of float32, computed by ONNX's reference implementation.
 
-    Raises one of `_NOT_EXACT` where it has none for float64, such as for fused operators of ONNX Runtime.
+    Raises one of `_NOT_EXACT` for operators without float64, such as fused operators of ONNX Runtime.
     """
     wide = model.clone()
     values = [value for graph in wide.graphs() for value in (*graph.inputs, *graph.initializers.values())]
@@ -241,7 +241,7 @@ def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
         if value.const_value is not None:
             value.const_value = _widened(value.const_value)
         if value.dtype in _NARROW:
-            value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new one: copies share theirs
+            value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new type object: copies of a graph share them
     for node in wide.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
@@ -255,7 +255,7 @@ def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
     outputs = dict(zip(map(_name, wide.graph.outputs), map(np.asarray, found), strict=True))
     narrow = [name for name, array in outputs.items() if array.dtype.kind == "f" and array.dtype != np.float64]
     if narrow:
-        raise TypeError(f"an operator has no float64: {', '.join(narrow)}")
+        raise TypeError(f"an operator does not support float64: {', '.join(narrow)}")
     return outputs
 
 
@@ -264,13 +264,13 @@ _TYPES_TO_MAKE = (("Cast", "to"), ("EyeLike", "dtype"))
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """In memory, as the file of the weights is not at hand."""
+    """Return the tensor in float64, in memory: its file has float32."""
     array = np.array(tensor.numpy())
     return ir.tensor(array.astype(np.float64) if tensor.dtype in _NARROW else array, name=tensor.name)
 
 
 def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
-    """Cut a base open at some places; `NoSitesError` where what a site's layer reads cannot be replaced."""
+    """Split a base at some places; `NoSitesError` if the input of a site's layer cannot be replaced."""
     graft = SiteGraft(base, places)
     shown = []
     for edit in graft.edits:
@@ -281,7 +281,8 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
         copy = ir.Node("", "Identity", [graft.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
         copy.outputs[0].name = f"{fed}/value"
         graft.carry_out(edit, copy.outputs[0], [copy])
-        for name, value in there.items():  # only now: what shows a value would read what is fed in its place
+        # expose after replacing, which would redirect the new outputs to the replacement
+        for name, value in there.items():
             graft.expose(value, exposed(f"{site.name}.{replaced}", name))
         shown.append(((site, replaced), tuple(there)))
     graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
@@ -289,15 +290,15 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
 
 
 _Compute = Callable[[Cut, Mapping[str, np.ndarray], Sequence[str]], Arrays]
-"""Some outputs of a base that is cut: in its own precision, or in float64."""
+"""Function that computes some outputs of a split base, in its precision or in float64."""
 
 
 class CutRunner:
-    """Computes what a bundle must compute, without the exported graph; a `numerics.runner.Runner`.
+    """Computes the expected outputs of a bundle without the exported graph; a `numerics.runner.Runner`.
 
-    The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
-    them in float64, and its result goes into the next piece; the last one gives the outputs. The base runs in its own
-    precision as it is, not optimised.
+    The base is split where an adapter acts. Each piece provides one more site's values, on which the adapter is
+    evaluated in float64; its result feeds the next piece, and the last piece returns the outputs. The base runs in its
+    own precision, without optimization.
     """
 
     def __init__(self, base: OnnxBase) -> None:
@@ -307,19 +308,21 @@ class CutRunner:
 
     @property
     def description(self) -> str:
-        """The programs that compute, with their versions."""
+        """Programs that compute, with their versions."""
         base = f"onnxruntime {ort.__version__} {numerics(self._base.model).precision.words}"
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
     @property
     def sites(self) -> SiteMap:
-        """The sites of the base."""
+        """Sites of the base."""
         return self._base.sites
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+        """Return all outputs of the base by name and, for an adapter with a head, its result.
 
-        `AdapterError`: the adapter does not fit the base. `RequestError`: the base cannot compute these inputs.
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the base cannot compute these inputs.
         """
         return self._whole.run(inputs) if adapter is None else self._adapted(inputs, adapter, Cut.run)
 
@@ -337,7 +340,7 @@ class CutRunner:
     def _fed(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute = Cut.run
     ) -> tuple[Cut, Arrays]:
-        """The base cut where an adapter acts, and all its inputs: what the adapter makes at each site among them."""
+        """Return the base split where an adapter acts, and all its inputs, with the adapter's result at each site."""
         check_fit([adapter], self._base.sites)
         opened, feeds = self._opened(adapter), dict(inputs)
         for (site, replaced), shown in opened.places:
@@ -351,7 +354,7 @@ class CutRunner:
         return opened, feeds
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
-        """Return no elements: the graph in the bundle has the same operators, which return the same for no tokens."""
+        """Return no elements: the bundle's graph has the same operators, so its padding matches, too."""
         return {}
 
     def node_values(
@@ -362,9 +365,9 @@ class CutRunner:
         *,
         exactly: bool = True,  # noqa: ARG002
     ) -> Iterator[NodeValue]:
-        """The values of the base's graph by their names, and what an adapter makes at its sites; raises as `run`.
+        """Yield values of the base's graph by name, and the adapter's results at its sites; raises as `run`.
 
-        They come piece by piece, those of sites first. Adapters are computed in float64.
+        They are computed piece by piece, those of sites first. Adapters are computed in float64.
         """
         model, feeds = self._base.model, dict(inputs)
         if adapter is not None:
@@ -381,7 +384,7 @@ class CutRunner:
             yield from (NodeValue(name, value, path=paths.get(name)) for name, value in values.items())
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
-        """The NumPy type of each value that `node_values` can give, by its name."""
+        """Return the NumPy type of each value that `node_values` can yield, by name."""
         made = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
         known = {_name(value): value.dtype.numpy().name for value in made if value.name and value.dtype is not None}
         places = {} if adapter is None else adapter.placements
@@ -403,11 +406,11 @@ class CutRunner:
 
     @cached_property
     def keeps_weights(self) -> bool:
-        """Return whether the base's weights are so few that all its pieces may be open."""
+        """Return whether the base is small enough to keep all its pieces open."""
         return not weights_are_many(self._base.model)
 
     def _opened(self, adapter: Adapter) -> Cut:
-        """The base cut where an adapter acts, and nowhere else."""
+        """Return the base split exactly where an adapter acts."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         key = frozenset(replaced.items())
         if key not in self._cuts:

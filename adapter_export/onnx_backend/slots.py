@@ -1,4 +1,4 @@
-"""Slots: the tensors of an exported graph that an adapter fills, planned as the union over all adapters of a build."""
+"""Slots: tensors of an exported graph that adapters fill, planned as the union over all adapters of a build."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
-"""The beginning of every slot's name."""
+"""Prefix of every slot's name."""
 
 REPLACED = tuple(READABLE)
-"""The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
+"""Values of a site that graphs replace, in order of evaluation: `u`, `h`, `y`."""
 
 TOPOLOGY_KEY = "adapter_export.topology"
-"""The key of the plan's digest in `metadata_props`."""
+"""Key of the plan's digest in `metadata_props`."""
 
 PLAN_KEY = "adapter_export.plan"
-"""The key of the plan in `metadata_props`, JSON: `graphs`, and `groups` that name one of them by its place."""
+"""Key of the plan in `metadata_props`, JSON: `graphs`, and `groups` that refer to one of them by index."""
 
 
 @dataclass(frozen=True)
 class SlotGroup:
-    """One topology at one site, or one topology of prediction head: its graph in the form that goes into slots.
+    """One topology at one site, or one topology of prediction head: its graph in slot form.
 
-    `owner` is the site, or `head`; `graph_name` is the same at every site. `site_widths` are the symbols that the base
-    fixes, such as `d`; all others are free per adapter. `alone`: no other topology is there, so that the slots' names
-    do without its name. `short`: it has full matrices, whose zeros are one long along their last axis; not so in
-    graphs that older releases made.
+    `owner` is the site, or `head`; `graph_name` is the same at every site. `site_widths` are the symbols fixed by the
+    base, such as `d`; all others are free per adapter. `alone`: no other topology is there, so the slots' names omit
+    its name. `short`: full matrices are stored as zeros of length one along their last axis; false in graphs of older
+    releases.
     """
 
     owner: str
@@ -69,21 +69,21 @@ class SlotGroup:
 
     @property
     def prefix(self) -> str:
-        """The beginning of the names of its slots and nodes."""
+        """Prefix of the names of its slots and nodes."""
         return f"{SLOT_PREFIX}{self.owner}" if self.alone else f"{SLOT_PREFIX}{self.owner}.{self.graph_name}"
 
     @cached_property
     def key(self) -> str:
-        """Its topology, as text."""
+        """Text that identifies its topology."""
         return topology_key(self.graph)
 
     def slot(self, parameter: str) -> str:
-        """The slot of one of the graph's parameters; sites have one slot for what they share."""
+        """Return the slot of one of the graph's parameters; parameters that sites share have one slot."""
         prefix = f"{SLOT_PREFIX}{SHARED}.{self.graph_name}" if parameter in self.graph.shared else self.prefix
         return f"{prefix}.{parameter}"
 
     def records(self) -> Iterator[SlotRecord]:
-        """Its slots, in the order of the graph's parameters."""
+        """Yield its slots, in the order of the graph's parameters."""
         for parameter, neutral in self.neutral().items():
             shape = self.graph.parameters[parameter]
             axes = tuple(self.site_widths.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
@@ -93,16 +93,16 @@ class SlotGroup:
 
     @property
     def gives_zeros_idle(self) -> bool:
-        """Return whether its result is zero with its neutral parameters, if it is a head."""
+        """True if it is a head whose result with neutral parameters is zero."""
         return has_neutral_parameters(self.graph)
 
     @cached_property
     def shortened(self) -> frozenset[str]:
-        """The parameters whose neutral tensors, zeros, are one long along an axis that the base fixes."""
+        """Parameters whose neutral tensors, zeros, have length one along an axis fixed by the base."""
         return repeated_zeros(self.graph, self.site_widths) if self.short else frozenset()
 
     def neutral(self) -> Weights:
-        """Its neutral parameters, by parameter; zeros for a head that has none: its output is not read then."""
+        """Neutral parameters; zeros for a head that has none, because its output is not read then."""
         widths = neutral_widths(self.graph, self.site_widths)
         if self.owner == HEAD and not self.gives_zeros_idle:
             shapes = self.graph.parameter_shapes(widths)
@@ -114,7 +114,7 @@ class SlotGroup:
         }
 
     def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
-        """Random values that the graph may read, at one batch of one size, and its result for them in float64."""
+        """Return random inputs of the graph, of one batch and size, and its result for them in float64."""
         graph, rng = bind_base_norm(self.graph, None), np.random.default_rng(0)
         widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
         shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
@@ -124,7 +124,7 @@ class SlotGroup:
         return values, evaluate(graph, values, parameters)
 
     def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
-        """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
+        """Return the name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
         if isinstance(axis, int) or (self.owner == HEAD and self.alone and axis == "classes"):
             return axis
         prefix = self.prefix if parameter is None else self.slot(parameter).removesuffix(f".{parameter}")
@@ -133,7 +133,7 @@ class SlotGroup:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The adapters that go into one exported graph: groups in the order of evaluation, the heads last.
+    """Adapters of one exported graph: groups in order of evaluation, the heads last.
 
     Several groups at one site are chained in this order.
     """
@@ -142,12 +142,12 @@ class SlotPlan:
 
     @property
     def slots(self) -> tuple[SlotRecord, ...]:
-        """Every slot of the graph; one that sites share is there once."""
+        """Every slot of the graph; a slot that sites share occurs once."""
         return tuple(dict.fromkeys(record for group in self.groups for record in group.records()))
 
     @property
     def digest(self) -> str:
-        """The topology of the whole graph as `sha256:<hex>`: graphs of one digest take the same adapter files."""
+        """Digest of the topology of the graph, `sha256:<hex>`: equal digests accept the same adapter files."""
         facts = [
             [group.owner, group.graph_name, group.alone, group.key, dict(group.site_widths), *sorted(group.shortened)]
             for group in self.groups
@@ -155,7 +155,7 @@ class SlotPlan:
         return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
 
     def at(self, owner: str) -> tuple[SlotGroup, ...]:
-        """The groups at one site, or the heads."""
+        """Return the groups at one site, or the heads."""
         return tuple(self._by_owner.get(owner, ()))
 
     @cached_property
@@ -167,9 +167,9 @@ class SlotPlan:
 
 
 def topology_key(graph: AdapterGraph) -> str:
-    """A text that is equal for two graphs if and only if they compute the same from parameters of the same names.
+    """Return a text that is equal for two graphs exactly if they compute the same from parameters of the same names.
 
-    Names of values do not count, nor does what `slot_form` removes.
+    Names of values do not count, nor does anything that `slot_form` removes.
     """
     form = slot_form(graph)
     names = {node.output: f"v{index}" for index, node in enumerate(form.nodes)}
@@ -183,7 +183,7 @@ def topology_key(graph: AdapterGraph) -> str:
 
 @dataclass(frozen=True)
 class Reserved:
-    """A graph for which a plan has slots although no adapter of the build may have it: at a site, or as a head."""
+    """A graph for which a plan reserves slots, even without an adapter in the build: at a site, or as a head."""
 
     owner: str
     graph_name: str
@@ -191,7 +191,7 @@ class Reserved:
 
 
 def reserved_kinds(kinds: Iterable[Kind], sites: SiteMap) -> list[Reserved]:
-    """Return the graphs that whole kinds reserve; an `AdapterError` names a kind for which the base has no site."""
+    """Return the graphs that whole kinds reserve; raises `AdapterError` for a kind without sites in the base."""
     return [
         Reserved(site.name, component.graph_name, component.graph)
         for kind in kinds
@@ -200,10 +200,12 @@ def reserved_kinds(kinds: Iterable[Kind], sites: SiteMap) -> list[Reserved]:
 
 
 def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[Reserved] = ()) -> SlotPlan:
-    """The union of the slots of all adapters, of any topologies and widths, and of what is reserved beside them.
+    """Return the union of the slots of all adapters, of any topologies and widths, and of reserved graphs.
 
-    `AdapterError`: adapters act where the base has no site, or are of other widths, and all of them are listed; or two
-    slots would have one name. `NotNeutralError`: a graph that cannot lie idle, as `slot_form`.
+    Raises:
+        AdapterError: adapters act where the base has no site, or have other widths (all of them are listed); or two
+            slots would have the same name.
+        NotNeutralError: a graph cannot be idle, as for `slot_form`.
     """
     check_fit(adapters, sites)
     forms = _forms(adapters, reserved)
@@ -224,21 +226,22 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[R
         if other is not slot:
             shared = slot.site == other.site == SHARED and slot.graph == other.graph
             raise AdapterError(
-                "what sites share is of different widths there" if shared else "two slots would have one name",
+                "a shared tensor has different widths at its sites" if shared else "two slots would have the same name",
                 where=f"slot `{slot.name}`",
                 found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
-                fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
+                fix="build these adapters separately" if shared else "rename the graphs or the parameters",
             )
     return plan
 
 
 def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
-    """A tensor for every slot: the adapter's weights with factors folded in, neutral zeros where it does not act.
+    """Return a tensor for every slot: folded weights of the adapter, or neutral zeros where it does not act.
 
-    `AdapterError`: it does something for which the plan has no slots. `GraphError`: a factor takes a weight out of the
-    range of float32.
+    Raises:
+        AdapterError: the plan has no slots for the adapter.
+        GraphError: folding a factor exceeds the range of float32.
     """
-    graphs = {id(graph): graph for _, graph, _ in adapter.components()}  # one stands at many sites
+    graphs = {id(graph): graph for _, graph, _ in adapter.components()}  # sites share graph objects
     keys = {place: topology_key(graph) for place, graph in graphs.items()}
     own = {(owner, keys[id(graph)]): graph for owner, graph, _ in adapter.components()}
     planned = {(group.owner, group.key) for group in plan.groups}
@@ -260,28 +263,28 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
 
 
 def _no_slots(plan: SlotPlan, adapter: Adapter, unplanned: Mapping[tuple[str, str], AdapterGraph]) -> AdapterError:
-    """Name the places that lack slots and, where a slot there differs in its activation only, both activations."""
+    """Name the places without slots and, if slots there differ only in their activation, both activations."""
     places: dict[str, list[str]] = {}
     for (owner, _), graph in unplanned.items():
         near = filter(None, (_other_activation(graph, group.graph) for group in plan.at(owner)))
-        places.setdefault(next(near, "no slots for such a graph"), []).append(owner)
+        places.setdefault(next(near, "no slots for this graph"), []).append(owner)
     retrained = all("`" in difference for difference in places)
-    rebuilt = f"build again with this adapter among the others, or with its kind in {argument('reserve')}"
+    rebuilt = f"rebuild with this adapter, or with its kind in {argument('reserve')}"
     return AdapterError(
-        "computes something for which the exported graph has no slots",
+        "needs slots that the exported graph does not have",
         where=f"adapter `{adapter.name}` (kind `{adapter.kind}`)",
         found="; ".join(f"{difference} at {', '.join(sorted(owners))}" for difference, owners in places.items()),
-        fix=f"train it again with {argument('activation')} as in the slots, or {rebuilt}" if retrained else rebuilt,
+        fix=f"train it again with the {argument('activation')} of the slots, or {rebuilt}" if retrained else rebuilt,
     )
 
 
 def _other_activation(graph: AdapterGraph, slots: AdapterGraph) -> str | None:
-    """Compare two activations, if they are all that differs between a graph and one that has slots."""
+    """Compare two activations, if they are the only difference between a graph and one with slots."""
     ops = [node.op for node in slot_form(graph).nodes], [node.op for node in slots.nodes]
     differing = [pair for pair in zip(*ops, strict=False) if pair[0] != pair[1]]
     if len(ops[0]) != len(ops[1]) or len(differing) != 1 or not set(ACTIVATIONS).issuperset(differing[0]):
         return None
-    return "activation `{}` where the slots have `{}`".format(*differing[0])
+    return "activation `{}`, but the slots have `{}`".format(*differing[0])
 
 
 def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter) -> None:
@@ -289,31 +292,31 @@ def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter)
         tensor = np.ascontiguousarray(filled[name])
         if not np.array_equal(tensors.setdefault(group.slot(name), tensor), tensor):
             raise AdapterError(
-                "has two graphs that compute the same and share other tensors, for which a graph has one slot",
+                "has two equal graphs that share different tensors, but the exported graph has one slot for both",
                 where=f"adapter `{adapter.name}`, `{group.owner}`",
                 found=f"two values of `{group.slot(name)}`",
-                fix="give the places of both graphs tensors of their own, not shared ones",
+                fix="use separate tensors for the places of both graphs",
             )
 
 
 def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapter: Adapter) -> None:
-    """An idle group must do nothing whatever the adapter shares among its other places: tried out on random values."""
+    """Verify on random values that an idle group does nothing, whatever tensors the adapter shares."""
     if not shared:
         return
     values, result = group.try_out(idle)
     if not np.array_equal(result, values[group.graph.replaces]):
         raise NotNeutralError(
-            "what an adapter shares among its sites would act where the adapter does not",
+            "a tensor that an adapter shares between its sites would have an effect at other sites",
             where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
             found=quoted(shared),
-            fix="build this adapter on its own",
+            fix="build this adapter separately",
         )
 
 
 def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, dict[str, AdapterGraph]]:
-    """Return the graphs that go into slots, by owner and topology; always the same of several spellings of one."""
+    """Return the slot forms by owner and topology; equal graphs with different names share one form."""
     found: dict[str, dict[str, tuple[str, AdapterGraph]]] = {}
-    known: dict[int, tuple[str, tuple[str, AdapterGraph]]] = {}  # of one graph at many sites
+    known: dict[int, tuple[str, tuple[str, AdapterGraph]]] = {}  # cache for graphs shared by sites
     of_adapters = ((adapter.name, owner, graph) for adapter in adapters for owner, graph, _ in adapter.components())
     for name, owner, graph in (*of_adapters, *((one.graph_name, one.owner, one.graph) for one in reserved)):
         if id(graph) not in known:
@@ -327,7 +330,7 @@ def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[st
 
 
 def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, str]:
-    """One name for each topology; where two want the same name, the later one is numbered."""
+    """Return one name for each topology; a later topology with the same name gets a number."""
     wanted: dict[str, str] = {}
     for one in reserved:
         wanted.setdefault(topology_key(one.graph), one.graph_name)
@@ -347,9 +350,9 @@ def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> d
 
 @dataclass(frozen=True)
 class HeadSum:
-    """Heads that give one output: their results are added up, those of idle ones are zeros.
+    """Heads that share one output: their results are added; those of idle heads are zeros.
 
-    `width` is the last axis: a number if the base fixes it, else a symbol that each adapter gives a number.
+    `width` is the last axis: a number if the base fixes it, otherwise a symbol whose value each adapter sets.
     """
 
     output: str
@@ -359,16 +362,16 @@ class HeadSum:
 
 
 def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, ...]:
-    """The outputs of all heads of a plan, whose names are not among those of the base's outputs.
+    """Return the outputs of all heads of a plan, with names that differ from the base's outputs.
 
-    Heads of one result share an output, except where adding up would be wrong: a head that is not zero while it lies
-    idle, and heads of different fixed widths, have outputs of their own: `logits`, `logits_2`, and so on.
+    Heads with the same result share an output, unless adding would be wrong: a head whose idle result is not zero, and
+    heads of different fixed widths, have separate outputs: `logits`, `logits_2`, and so on.
     """
     groups: dict[tuple[HeadOutput, Dim, str], list[SlotGroup]] = {}
     for group in plan.at(HEAD):
         shape = group.graph.shapes()[group.graph.result]
         result = head_result(shape)
-        assert result is not None  # adapters are checked
+        assert result is not None  # validated with the adapter
         width = group.site_widths.get(shape[-1], shape[-1]) if isinstance(shape[-1], str) else shape[-1]
         apart = "" if group.gives_zeros_idle else group.graph_name
         groups.setdefault((result, width, apart), []).append(group)
@@ -382,7 +385,7 @@ def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, .
 
 
 def head_records(sums: Iterable[HeadSum]) -> tuple[HeadRecord, ...]:
-    """Every topology of head, as the manifest lists them."""
+    """Return every topology of head, as listed in the manifest."""
     return tuple(HeadRecord(group.graph_name, found.output, found.result) for found in sums for group in found.groups)
 
 
@@ -402,7 +405,7 @@ def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | No
 
 
 def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
-    """Keep a plan in the graph that was made by it: adapters are added by it, without the base."""
+    """Record a plan in its graph: adapters can then be added without the base."""
     graphs: list[dict[str, Any]] = []
     groups = []
     for group in plan.groups:
@@ -420,7 +423,7 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
 
 
 def read_plan(model: ir.Model, where: object) -> SlotPlan:
-    """The plan that a graph was made by; `FormatError` if it has none, or another than the digest beside it says."""
+    """Return the plan that a graph was made from; `FormatError` if it is missing or does not match its digest."""
     cause = None
     try:
         document: Any = parse_json(model.metadata_props[PLAN_KEY].encode(), PLAN_KEY)
@@ -434,9 +437,9 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
     except (InputError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause, found = error, f"{type(error).__name__}: {error}"
     raise FormatError(
-        "does not say what its slots were planned for",
+        "does not contain a valid slot plan",
         where=where,
         found=found,
-        expected=f"`{PLAN_KEY}` in the metadata of the graph, as this release writes it",
-        fix="build the bundle again",
+        expected=f"`{PLAN_KEY}` in the metadata of the graph, in the format of this release",
+        fix="rebuild the bundle",
     ) from cause

@@ -1,8 +1,8 @@
-"""A graph taken apart at the values that it has in common with what it came from: each step between them stands alone.
+"""Split a graph at the values that it shares with its source: each step between them can run separately.
 
-The exporter of torch stamps on every node the FX node that it was made for, and names the last one's value after it. A
-graph whose base was ONNX has the names of the source. So each such value is known by the name that it has in the
-reference, and what computes it from the known values before it is one step.
+torch's exporter records on every node the FX node that it was made for, and names the last one's value after it. A
+graph from an ONNX base has the names of its source. So each shared value is known by its name in the reference, and the
+nodes between it and earlier shared values are one step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 class Steps:
-    """The steps of a graph of a bundle; `names` gives for each value that a reference may know its name there.
+    """Steps of a bundle's graph.
 
     Attributes:
         model: a copy of the graph.
-        names: the name in the reference of values of the graph, by their own names, in the order of evaluation.
+        names: names in the reference by names in the graph, in order of evaluation.
     """
 
     def __init__(self, model: ir.Model, folder: Path) -> None:
@@ -43,7 +43,7 @@ class Steps:
         self._values = {value.name or "": value for value in typed}
 
     def known(self, dtypes: Mapping[str, str]) -> list[str]:
-        """Return the values that a reference has, too, whose values have these types, by their own names."""
+        """Return the values, by their names in the graph, that a reference has with the same types."""
         return [own for own, name in self.names.items() if dtypes.get(name) == self._dtype(own)]
 
     def _dtype(self, name: str) -> str | None:
@@ -51,7 +51,7 @@ class Steps:
         return None if dtype is None else dtype.numpy().name
 
     def alone(self, known: Collection[str]) -> Pieces:
-        """Let each step compute from inputs `given(name)`, which replace the `known` values; its outputs are these."""
+        """Make each step read its inputs from `given(name)` instead of `known` values, which become its outputs."""
         model = self.model.clone()
         for value in [value for node in model.graph for value in node.outputs if value.name in known]:
             place = ir.Value(name=given(value.name or ""), type=value.type, shape=None)
@@ -62,17 +62,17 @@ class Steps:
         return Pieces(with_outputs(model, known), self._folder, optimize=False)
 
     def whole(self, known: Collection[str] = ()) -> Pieces:
-        """The graph as it is, with the `known` values among its outputs."""
+        """Return the whole graph, with the `known` values among its outputs."""
         outputs = {value.name or "" for value in self.model.graph.outputs}
         return Pieces(with_outputs(self.model, {*known, *outputs}), self._folder, optimize=False)
 
     def step(self, name: str, known: Collection[str]) -> Step:
-        """Return what computes a value from known ones."""
+        """Return the step that computes a value from known ones."""
         return Step(self.model, self._folder, self._values[name], known)
 
 
 class Step:
-    """The nodes that compute one value from known ones, in the order of evaluation."""
+    """Nodes that compute one value from known ones, in order of evaluation."""
 
     def __init__(self, model: ir.Model, folder: Path, value: ir.Value, known: Collection[str]) -> None:
         self._model, self.folder, self.value = model, folder, value
@@ -93,32 +93,32 @@ class Step:
 
     @property
     def operators(self) -> str:
-        """The operators of its nodes, those that compute numbers: `Gemm`."""
+        """Operators of its nodes that compute numbers, for example `Gemm`."""
         own = [node.op_type for node in self.nodes if node.op_type not in _OF_SHAPES]
         return ", ".join(dict.fromkeys(own or [node.op_type for node in self.nodes]))
 
     @property
     def computing(self) -> list[str]:
-        """The names of these nodes, or of what they compute."""
+        """Names of these nodes, or of their results."""
         own = [node for node in self.nodes if node.op_type not in _OF_SHAPES] or self.nodes
         return [node.name or node.outputs[0].name or "" for node in own]
 
     @property
     def inputs(self) -> list[str]:
-        """The known values and the inputs of the graph that it reads."""
+        """Known values and graph inputs that it reads."""
         read = [value for node in self.nodes for value in all_read(node)]
         fed = [value.name or "" for value in read if value.is_graph_input() and not value.is_initializer()]
         return list(dict.fromkeys([*self.reads, *fed]))
 
     @cached_property
     def weights(self) -> dict[str, ir.Value]:
-        """The initializers that it reads, slots among them."""
+        """Initializers that it reads, including slots."""
         read = [value for node in self.nodes for value in all_read(node)]
         return {value.name or "": value for value in read if value.is_initializer()}
 
     @cached_property
     def model(self) -> ir.Model:
-        """The step as a graph of its own, whose inputs are the known values by their names."""
+        """The step as a separate graph whose inputs are the known values, by name."""
         made = {value for node in self.nodes for value in node.outputs}
         read = {value for node in self.nodes for value in all_read(node) if value not in made}
         overridable = set(self._model.graph.inputs)
@@ -138,7 +138,7 @@ class Step:
         return model
 
     def run(self, feeds: Mapping[str, np.ndarray], model: ir.Model | None = None) -> np.ndarray:
-        """The value, from the known values and slots by their names; `model` is this step with something changed."""
+        """Compute the value from known values and slots, by name; `model` is a modified copy of this step."""
         model = self.model if model is None else model
         session = open_session(model, self.folder, optimize=False, pack=False)
         inputs = {value.name for value in model.graph.inputs}
@@ -147,18 +147,18 @@ class Step:
 
 
 def given(name: str) -> str:
-    """The input that replaces a known value."""
+    """Return the input that replaces a known value."""
     return f"given/{name}"
 
 
 _OF_SHAPES = frozenset(
     {"Shape", "Concat", "Constant", "Squeeze", "Unsqueeze", "Slice", "Gather", "Cast", "Identity", "Reshape", "Expand"}
 )
-"""Operators that mostly prepare what another one reads."""
+"""Operators that mostly prepare the input of another one."""
 
 
 def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
-    """Yield values with the names that they have in the reference."""
+    """Yield values with their names in the reference."""
     results = {
         name: exposed(owner, role)
         for owner, values in site_values(model).items()
@@ -181,7 +181,7 @@ def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
             read = [
                 value for value in made if value.is_graph_output() or any(use.node not in nodes for use in value.uses())
             ]
-            # what a fusion or a slot reads may lack the last step of the FX node, such as adding the bias
+            # the input of a fusion or slot may lack the last step of the FX node, such as adding the bias
             others = [use.node for value in read for use in value.uses() if use.node not in nodes]
             whole = all(node.domain in ("", "ai.onnx") and _stamp(node) is not None for node in others)
             if len(read) == 1 and whole and read[0].name not in results:
@@ -192,6 +192,6 @@ def _stamp(node: ir.Node) -> str | None:
     """Return the name of the FX node that torch's exporter made a node for, or `None` without its metadata."""
     try:
         scopes: Sequence[object] = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "()"))
-    except (ValueError, SyntaxError):  # another tool may have written anything
+    except (ValueError, SyntaxError):  # other tools may have written anything
         return None
     return str(scopes[-1]) if scopes else None

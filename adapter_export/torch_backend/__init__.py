@@ -1,1 +1,1 @@
-"""The PyTorch backend: bases as archives, adapters as modules at sites, training."""
+"""PyTorch backend: bases as archives, adapters as modules at sites, training."""

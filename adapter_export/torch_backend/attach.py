@@ -1,4 +1,4 @@
-"""An adapter attached to a base: a module that computes both, in which the adapter alone is trainable."""
+"""Attach an adapter to a base: a module that computes both, in which only the adapter is trainable."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 _STD = 0.2
-"""Standard deviation of random weights: large enough that every part of an adapter acts."""
+"""Standard deviation of random weights: large enough that every part of an adapter has an effect."""
 
 
 @dataclass(frozen=True)
 class SiteCall:
-    """Values that one graph read in one pass, by name, and its result."""
+    """Inputs of one graph in one forward pass, by name, and its result."""
 
     read: Mapping[str, Tensor]
     result: Tensor
@@ -50,14 +50,15 @@ def attach(
     allow_mismatch: bool = False,
     learned: Collection[str] | None = None,
 ) -> AdaptedModel:
-    """Put an adapter, if any, into a base, which is left as it is and shares its weights.
+    """Attach an adapter, if any, to a base, which is not modified and shares its weights.
 
-    `sites` are found if not given; `learned` names the tensors to train, such as a fusion's with frozen members; all if
-    not given.
+    `sites` are detected by default; `learned` names the tensors to train, such as those of a fusion with frozen
+    members;
+    default: all.
 
     Raises:
         BaseMismatchError: the adapter was trained on another base.
-        AdapterError: the base lacks a site of the adapter or what its graph needs there, or has another width.
+        AdapterError: the base lacks a site of the adapter or an input of its graph there, or has another width.
         NoSitesError: the base has no sites.
     """
     sites = discover(base.flow) if sites is None else sites
@@ -69,17 +70,17 @@ def attach(
 
 
 class AttachedAdapter(Described, nn.Module):
-    """The graphs of an adapter as layers of a model, with their tensors as parameters.
+    """Graphs of an adapter as layers of a model, with their tensors as parameters.
 
-    It is a context manager: when the block ends, the adapter is detached. `adapter` is the one that was attached, or
-    `None` for the base alone; `to_adapter` returns it with the current weights. `learned` defaults to all tensors.
+    As a context manager, it detaches the adapter when the block ends. `adapter` is the attached adapter, or `None` for
+    the base without adapters; `to_adapter` returns it with the current weights. `learned` defaults to all tensors.
 
     Raises:
         AdapterError: there is no such tensor to train.
     """
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         name = None if self.adapter is None else self.adapter.name
         return {"adapter": name, "trainable_parameters": sum(one.numel() for one in self.parameters())}
 
@@ -95,18 +96,18 @@ class AttachedAdapter(Described, nn.Module):
             return
         unknown = sorted(set(learned or ()) - set(adapter.weights))
         if unknown:
-            raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))
+            raise AdapterError("the adapter does not have the tensors to train", found=", ".join(unknown))
         norms = {site.name: site.norm for site in sites}
         tensors = {
             name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
             for name, array in adapter.weights.items()
         }
-        for owner, graph, _ in adapter.components():  # what places share is one parameter
+        for owner, graph, _ in adapter.components():  # shared tensors are one parameter
             owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
             self._layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
 
     def __enter__(self) -> Self:
-        """Return the adapter, attached."""
+        """Return the attached adapter."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,35 +115,35 @@ class AttachedAdapter(Described, nn.Module):
         self.detach()
 
     def detach(self) -> None:
-        """Take the adapter off a module that is not ours; a base is never changed."""
+        """Remove the adapter from a user's module; a base is never modified."""
 
     @property
     def head_name(self) -> str | None:
-        """The name of the head's result among the outputs, from `head_output`; `None` without a head."""
+        """Name of the head's result among the outputs, from `head_output`; `None` without a head."""
         head = None if self.adapter is None else self.adapter.head
         return None if head is None else head_output([record.name for record in self.base.outputs], head.output)
 
     @property
     def task(self) -> Task:
-        """The task of the head; `AdapterError` if there is no head, or its task is not known."""
+        """Task of the head; `AdapterError` if there is no head, or its task is unknown."""
         task = self._head().task
         if task is None:
-            raise AdapterError("nothing says what the results of the head mean", fix="give the head a `Task`")
+            raise AdapterError("the adapter's head has no task", fix="set the head's `Task`")
         return task
 
     def _head(self) -> Head:
         if self.adapter is None or self.adapter.head is None:
-            raise AdapterError("the adapter has no head", fix="attach one with a head")
+            raise AdapterError("the adapter has no head", fix="attach an adapter with a head")
         return self.adapter.head
 
     @contextmanager
     def observed(self) -> Iterator[dict[str, SiteCall]]:
-        """Keep what each site's graph and the head's read and return while the block runs, by site or `head`."""
+        """Record the inputs and results of each site's graph and of the head in the block, by site or `head`."""
         calls: dict[str, SiteCall] = {}
 
         def keep(layer: nn.Module, values: tuple[Tensor, ...], result: Tensor) -> None:
             assert isinstance(layer, GraphLayer)
-            read = values[: len(layer.graph.inputs)]  # behind them stand tensors of the base
+            read = values[: len(layer.graph.inputs)]  # followed by tensors of the base
             calls[layer.owner] = SiteCall(dict(zip(layer.graph.inputs, read, strict=True)), result)
 
         handles = [layer.register_forward_hook(keep) for layer in self._layers.values()]
@@ -154,11 +155,11 @@ class AttachedAdapter(Described, nn.Module):
 
     @property
     def owned(self) -> Mapping[str, GraphLayer]:
-        """The layers, by site or `head`, in the order in which they were made."""
+        """Layers by site or `head`, in order of creation."""
         return self._layers
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The adapter's tensors by their names in its file, such as `<site>.<parameter>`."""
+        """Tensors of the adapter by their names in its file, such as `<site>.<parameter>`."""
         if self.adapter is None:
             return {}
         names = {owner: self.adapter.tensor_names(owner) for owner in self._layers}
@@ -169,22 +170,22 @@ class AttachedAdapter(Described, nn.Module):
         }
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Return the tensors that learn."""
+        """Return the trainable tensors."""
         return {name: tensor for name, tensor in self.tensors().items() if tensor.requires_grad}
 
     def cool(self, decay: float) -> None:
-        """Set the temperature of a fusion to the first one times `1 - decay`, at least 1."""
+        """Set the temperature of a fusion to the initial one times `1 - decay`, at least 1."""
         for owner, graph, _ in () if self.adapter is None else self.adapter.components():
             first = temperature_of(graph)
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
     def leave_out(self, sites: Collection[str]) -> None:
-        """Let the adapter do nothing at these sites, and act at all others; AdapterError where that cannot be."""
+        """Disable the adapter at these sites and enable it at all others; AdapterError if that is impossible."""
         for owner, layer in self._layers.items():
             layer.idle = owner in sites
             if layer.idle and layer.graph.replaces not in layer.graph.inputs:
                 raise AdapterError(
-                    "cannot be left out at a site, because it does not read what it replaces", where=f"`{owner}`"
+                    "cannot be disabled at a site, because it does not read the value it replaces", where=f"`{owner}`"
                 )
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
@@ -195,7 +196,7 @@ class AttachedAdapter(Described, nn.Module):
             TensorError: a weight is NaN or Inf.
         """
         if self.adapter is None:
-            raise AdapterError("no adapter is attached", fix="attach one first")
+            raise AdapterError("no adapter is attached", fix="attach an adapter first")
         weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors().items()}
         graphs = {place.graph: self._layers[site].graph for site, place in self.adapter.placements.items()}
         record = self.adapter.training if training is None else training
@@ -211,47 +212,47 @@ class AttachedAdapter(Described, nn.Module):
     ) -> None:
         """Write the adapter with the current weights into a folder.
 
-        `name` defaults to the folder's name, and `training`, any JSON object, to the adapter's own training record;
-        `force` replaces an existing folder.
+        `name` defaults to the folder's name, and `training`, any JSON object, to the adapter's training record; `force`
+        replaces an existing folder.
 
         Raises:
-            AdapterError, TensorError: as `to_adapter`.
-            OutputExistsError, WriteError: as `write_adapter`.
+            AdapterError, TensorError: as for `to_adapter`.
+            OutputExistsError, WriteError: as for `write_adapter`.
         """
         adapter = replace(self.to_adapter(training=training), name=name or Path(folder).resolve().name)
         write_adapter(adapter, Path(folder), force=force)
 
     def _mask(self) -> str | None:
-        """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
+        """Input that marks real tokens, if any; raises if several could be, because a head must not guess."""
         if HEAD not in self._layers or "mask" not in self._layers[HEAD].graph.inputs:
             return None
         return self.mask
 
     @cached_property
     def mask(self) -> str | None:
-        """The input that marks real tokens; `None` without one. Several raise a `BaseModelError`."""
+        """Input that marks real tokens; `None` without one. Several candidates raise a `BaseModelError`."""
         masks = masks_of(self.base.inputs, self.base.axes(self.sites.final)[1])
         if len(masks) > 1:
             raise BaseModelError(
-                "has several inputs that may be the attention mask",
+                "has several inputs that could be the attention mask",
                 found=quoted(masks),
-                expected="one integer or bool input [batch, tokens] that indexes no embedding",
-                fix="capture the base with one of them only",
+                expected="one integer or bool input [batch, tokens] that is not used as ids",
+                fix="capture the base with only one of them",
             )
         return masks[0] if masks else None
 
 
 class AdaptedModel(AttachedAdapter):
-    """A base with at most one adapter, whose tensors and the head's are the only parameters that may want gradients.
+    """A base with at most one adapter, whose tensors and the head's are the only parameters that may have gradients.
 
-    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. It starts
-    in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base. `body` is the graph: it
-    takes the inputs in the base's order, and returns the outputs in that of `forward`, the values of the base's graph
-    that are to be `seen`, by name, then the final hidden state.
+    The base's weights belong to `base`, shared and frozen: adapted models of one base have them in memory once. It
+    starts in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base. `body` is the
+    graph: it takes the inputs in the base's order, and returns the outputs in the order of `forward`, then the values
+    of the base's graph in `seen`, by name, then the final hidden state.
     """
 
     accepts_loss_kwargs = False
-    """A flag that the `Trainer` of transformers reads: `forward` takes only the inputs of the base."""
+    """Flag for the `Trainer` of transformers: `forward` takes only the inputs of the base."""
 
     def __init__(
         self,
@@ -267,24 +268,24 @@ class AdaptedModel(AttachedAdapter):
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Compute every output of the base by its name and, with a head, the result of its task.
+        """Compute every output of the base by name and, with a head, the result of its task.
 
-        RequestError if an input is missing or unknown.
+        Raises RequestError if an input is missing or unknown.
         """
         outputs = self._values(inputs)[: -self._seen]
         names = [*(record.name for record in self.base.outputs), *([] if self.head_name is None else [self.head_name])]
         return dict(zip(names, outputs, strict=True))
 
     def head(self, **inputs: Tensor) -> Tensor:
-        """Compute the head's result, of the shape that its task gives it; AdapterError if there is none."""
+        """Compute the head's result, in the shape of its task; AdapterError without a head."""
         self._head()
         return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
     def result(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute what a loss reads: the head's result, or without a head the base's logits of the next token.
+        """Compute the input of a loss: the head's result, or without a head the base's logits of the next token.
 
         Raises:
-            BaseModelError: there is no head, and the base gives no such logits.
+            BaseModelError: there is no head, and the base has no such logits.
         """
         if self.head_name is not None:
             return self.head(**inputs)
@@ -293,7 +294,7 @@ class AdaptedModel(AttachedAdapter):
 
     @cached_property
     def _next_token(self) -> str:
-        """The output with a number for every token at every place, [batch, tokens, vocabulary]."""
+        """Output with a logit for every vocabulary entry at every position, [batch, tokens, vocabulary]."""
         sizes = {record.limit for record in self.base.inputs if record.role == "ids"}
         kept = {record.next for record in self.base.inputs}
         named = [record for record in self.base.outputs if len(record.axes) == 3 and record.name not in kept]
@@ -308,7 +309,7 @@ class AdaptedModel(AttachedAdapter):
         return found[0]
 
     def on(self, device: torch.device) -> Self:
-        """Move it, with the devices that its graph names; the base stays where it is."""
+        """Move the model, including devices named in its graph; the base is not moved."""
         for node in self.body.graph.nodes:
             if "device" in node.kwargs:
                 node.update_kwarg("device", device)
@@ -319,9 +320,9 @@ class AdaptedModel(AttachedAdapter):
 
     @cached_property
     def pads(self) -> bool:
-        """True if rows may be padded: padding after the tokens changes no result, whatever the adapter has learnt.
+        """True if rows may be padded: padding after the tokens does not change results, for any adapter weights.
 
-        It is tried with random weights in the adapter and its head, by the rule of `build`.
+        Tested with random weights in the adapter and its head, by the rule of `build`.
         """
         base = self.base
         trial = padding_trial(base.inputs, base.outputs, base.lengths)
@@ -337,7 +338,7 @@ class AdaptedModel(AttachedAdapter):
 
     @contextmanager
     def with_random_weights(self) -> Iterator[None]:
-        """Give the adapter and its head random weights, let all layers act and turn off dropout in the block."""
+        """Use random weights in the adapter and its head, enable all layers and disable dropout in the block."""
         generator, tensors, layers = torch.Generator().manual_seed(0), self.tensors().values(), self._layers.values()
         kept, idle = [tensor.detach().clone() for tensor in tensors], [layer.idle for layer in layers]
         was_training = self.training
@@ -358,16 +359,16 @@ class AdaptedModel(AttachedAdapter):
             self.train(was_training)
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs on the device of the model's weights."""
+        """Return the inputs on the device of the model's weights."""
         device = next((tensor.device for tensor in self.parameters()), None)
         return {name: value.to(device) for name, value in inputs.items()}
 
     def hidden(self, **inputs: Tensor) -> Tensor:
-        """Compute the final hidden state, [batch, tokens, d], which a head reads."""
+        """Compute the final hidden state, [batch, tokens, d], which is the input of a head."""
         return self._values(inputs)[-1]
 
     def seen(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Compute the head's result, and the values that are to be seen with the final hidden state, in one pass."""
+        """Compute the head's result, and the `seen` values with the final hidden state, in one pass."""
         self._head()
         values = self._values(inputs)
         return values[-self._seen - 1], values[-self._seen :]

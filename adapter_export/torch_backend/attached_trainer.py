@@ -1,4 +1,4 @@
-"""An attached adapter in the `Trainer` of transformers: saved in each checkpoint, and at the end with its record."""
+"""Attached adapter in the `Trainer` of transformers: saved in each checkpoint, and at the end with its record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter_export.torch_backend.hooks import HookedAdapter
 from adapter_export.version import __version__
 
 CHECKPOINT_FOLDER = "adapter_export"
-"""The folder of the adapter in a checkpoint of the `Trainer`."""
+"""Folder of the adapter in a checkpoint of the `Trainer`."""
 
 _SETTINGS = (
     "num_train_epochs",
@@ -50,10 +50,10 @@ _NAMED = 5
 
 
 class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the library's types are not read
-    """Saves an attached adapter in each checkpoint, and at the end of the training where `output` says.
+    """Saves an attached adapter in each checkpoint, and to `output` at the end of the training.
 
-    With `load_best_model_at_end` that is the adapter of the best checkpoint, compared with what was saved there. Of
-    several processes the first one writes. `build` is called with the folder when it is written.
+    With `load_best_model_at_end`, that is the adapter of the best checkpoint, after comparing it with the saved one.
+    With several processes, only the first one writes. `build` is called with the folder after it is written.
     """
 
     def __init__(
@@ -71,23 +71,23 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
         self._datasets: dict[str, Any] = {}
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         return {"name": self._name, "output": self._output, "builds_a_bundle": self._build is not None}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
-        """Refuse a model without the adapter, and one in which more than the adapter is trained.
+        """Reject a model without the adapter, and a model in which other weights are trained, too.
 
         Raises:
             UsageError: the adapter does not act in the model, or not in all copies of it.
-            TrainingError: weights of the base are not frozen, or a resumed run has not the adapter of its checkpoint.
+            TrainingError: weights of the base are not frozen, or a resumed run lacks the adapter of its checkpoint.
         """
         model: nn.Module = kwargs["model"]
         if not any(module is self._adapter for module in model.modules()):
             raise UsageError(
-                "the adapter is not attached to the model that is trained",
+                "the adapter is not attached to the model being trained",
                 where=f"`{type(model).__name__}`",
-                fix="train inside the block of `attach`, and give the `Trainer` the model that the adapter is attached "
-                "to; one that was attached to a base is itself the model",
+                fix="train inside the block of `attach`, and pass the `Trainer` the model that the adapter is attached "
+                "to; for a base, the object returned by `attach` is the model",
             )
         if args.n_gpu > 1 and isinstance(self._adapter, HookedAdapter):
             raise UsageError(
@@ -99,11 +99,11 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
         free = [f"`{name}`" for name, one in model.named_parameters() if one.requires_grad and id(one) not in own]
         if free:
             raise TrainingError(
-                "weights beside the adapter's would be trained, and nothing saves them",
+                "weights other than the adapter's would be trained, but not saved",
                 where=f"`{type(model).__name__}`",
                 found=", ".join(free[:_NAMED]) + (f" and {len(free) - _NAMED} more" * (len(free) > _NAMED)),
-                expected="a frozen base: only the adapter and its head learn",
-                fix="do not call `requires_grad_` on the model after `attach`; a head belongs into the adapter: "
+                expected="a frozen base: only the adapter and its head are trained",
+                fix="do not call `requires_grad_` on the model after `attach`; add the head to the adapter: "
                 f"{argument('head')}",
             )
         for part, loader in (("training", "train_dataloader"), ("validation", "eval_dataloader")):
@@ -112,25 +112,25 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
             self._compare(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", "resumed")
 
     def on_evaluate(self, *_: Any, **kwargs: Any) -> None:
-        """Remember what is validated by: the `Trainer` opens it late."""
+        """Record the validation data: the `Trainer` opens it late."""
         self._datasets["validation"] = getattr(kwargs.get("eval_dataloader"), "dataset", None)
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Save the adapter in the checkpoint that was just written.
+        """Save the adapter in a newly written checkpoint.
 
         Raises:
-            TrainingError, TensorError: as `to_adapter`.
+            TrainingError, TensorError: as for `to_adapter`.
         """
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             self._save(folder / CHECKPOINT_FOLDER, self._record(args, state, state.global_step), force=True)
 
     def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Save the adapter, the best one if the `Trainer` has loaded it, and build what is to be built of it.
+        """Save the adapter, the best one if the `Trainer` has loaded it, and call `build`.
 
         Raises:
-            TrainingError: the weights are not those of the best checkpoint; or, as TensorError, from `to_adapter`.
-            OutputExistsError, WriteError: as `write_adapter`.
+            TrainingError: the weights differ from the best checkpoint, or, as TensorError, from `to_adapter`.
+            OutputExistsError, WriteError: as for `write_adapter`.
         """
         if not state.is_world_process_zero:
             return
@@ -147,7 +147,7 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
         self._adapter.save(folder, name=self._name, training=record, force=force)
 
     def _compare(self, checkpoint: Path, what: str) -> None:
-        """Compare the adapter with the one in a checkpoint, if this callback has saved one there."""
+        """Compare the adapter with the one in a checkpoint, if this callback saved one there."""
         folder = checkpoint / CHECKPOINT_FOLDER
         if not folder.is_dir():
             return
@@ -157,15 +157,15 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
         ]
         if differing:
             raise TrainingError(
-                f"the adapter is not that of the checkpoint that is {what}",
+                f"the adapter does not match the checkpoint that is {what}",
                 where=folder,
-                found=f"other weights in {', '.join(differing[:_NAMED])}",
-                expected="the same weights, bit for bit",
-                fix="attach an adapter of the same kind and widths, and train in float32; the folder holds the adapter",
+                found=f"different weights in {', '.join(differing[:_NAMED])}",
+                expected="equal weights, bit-exact",
+                fix="attach an adapter of the same kind and widths, and train in float32; the adapter is in the folder",
             )
 
     def _record(self, args: Any, state: Any, kept: int) -> dict[str, Any]:
-        """The record that `train` writes, of what the `Trainer` knows."""
+        """Return the record that `train` writes, from the `Trainer`'s state."""
         adapter = self._adapter.adapter
         task = None if adapter is None or adapter.task is None else adapter.task.type
         history = _history(state.log_history)
@@ -197,7 +197,7 @@ def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def _history(log: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """The losses and scores by step, as the `Trainer` has logged them; what is not finite is left out."""
+    """Return the losses and scores by step as logged by the `Trainer`, without non-finite values."""
     steps: dict[int, dict[str, Any]] = {}
     for entry in log:
         loss = entry.get("loss")

@@ -1,4 +1,4 @@
-"""The FX graph of a torch base as a neutral dataflow graph."""
+"""View of a torch base's FX graph as a backend-neutral dataflow graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapter_export.sites.view import (
     rows_first,
 )
 
-# Operators, named without namespace and overload.
+# Operators are named without namespace and overload.
 
 _LAYER = ("layer_norm", "native_layer_norm")
 _NORMS = (*_LAYER, "rms_norm", "_fused_rms_norm")
@@ -38,7 +38,7 @@ _FACTORS: Mapping[str, slice] = {
     **dict.fromkeys(("_weight_int8pack_mm", "_weight_int4pack_mm"), slice(0, 2)),
     "einsum": slice(0, None),
 }
-"""The products, and which of the tensors they read are multiplied; the others are biases."""
+"""Products, and the indices of the tensors that are multiplied; the others are biases."""
 
 _MATRICES = ("linear", "matmul", "mm", "addmm")
 """Products that may have one trained matrix."""
@@ -53,7 +53,7 @@ _ACTIVATIONS = frozenset({"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "e
 _RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten"}) | {
     *("squeeze", "unsqueeze", "expand", "expand_as", "slice", "narrow")
 }
-"""Moves that leave every number where it is as long as the shape stays."""
+"""Operators that move data, and move nothing if they keep the shape."""
 
 _MOVES = _RESHAPES | {
     *("transpose", "permute", "t", "mT", "movedim", "swapaxes", "roll", "flip"),
@@ -62,7 +62,7 @@ _MOVES = _RESHAPES | {
 }
 
 _AXES_MOVED = frozenset({"transpose", "permute", "unsqueeze", "squeeze", "contiguous", "clone"})
-"""Moves of whole axes."""
+"""Operators that move whole axes."""
 
 _SPLITS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": 1}
 """Ops that split a tensor, and the position of the argument `axis`, which defaults to 0."""
@@ -79,7 +79,7 @@ _SECOND_IS_SHAPE = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
 def flow_graph(module: GraphModule) -> FlowGraph:
     """View the flat module of an exported program (`torch.export.load(path).module()`) as dataflow.
 
-    The values are named like the FX nodes that compute them.
+    Values are named like the FX nodes that compute them.
     """
     activations = _activations(module.graph.nodes)
     (result,) = module.graph.find_nodes(op="output")
@@ -97,7 +97,7 @@ def flow_graph(module: GraphModule) -> FlowGraph:
 
 
 def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
-    """The nodes that compute tensors from the numbers of an input, or from constants that start a stream, in order."""
+    """Return in order the nodes whose tensors depend on an input, or on constants that start a stream."""
     nodes = list(nodes)
     found = _computed_from(nodes, set())
     constants = {node.name for node in nodes if node not in found and _is_repeated(node)}
@@ -115,7 +115,7 @@ def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
 
 
 def _computed_from(nodes: Iterable[Node], starts: Set[str]) -> dict[Node, None]:
-    scalars = torch.SymInt | torch.SymFloat | torch.SymBool | int | float  # such as the length of an axis
+    scalars = torch.SymInt | torch.SymFloat | torch.SymBool | int | float  # for example, the length of an axis
     found: dict[Node, None] = {}
     for node in nodes:
         fed = node.op == "placeholder" or any(source in found for source in _sources(node))
@@ -126,7 +126,7 @@ def _computed_from(nodes: Iterable[Node], starts: Set[str]) -> dict[Node, None]:
 
 
 def _is_repeated(node: Node) -> bool:
-    """Return whether a tensor [batch, tokens, d] has its batch from the inputs: a constant is repeated for each row."""
+    """Return whether a tensor [batch, tokens, d] gets its batch from the inputs: a constant is repeated per row."""
     value, shape = node.meta.get("val"), _shape(node) or ()
     is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
     return is_float and len(shape) == 3 and isinstance(shape[0], str) and isinstance(shape[2], int) and shape[2] > 1
@@ -159,13 +159,13 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
 
 
 def _op(node: Node) -> str:
-    """The name without namespace, overload and the mark of an in-place op: `add` for `aten.add_.Tensor`."""
+    """Return the name without namespace, overload and in-place mark: `add` for `aten.add_.Tensor`."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.split(".")[0].removesuffix("_")
 
 
 def _sources(node: Node) -> list[Node]:
-    """The nodes whose results it reads, without those of which it reads the shape alone."""
+    """Return the nodes whose values it reads, without those of which it reads only the shape."""
     if _op(node) in _SHAPES_ALONE:
         return []
     return node.all_input_nodes[:1] if _op(node) in _SECOND_IS_SHAPE else node.all_input_nodes
@@ -180,9 +180,9 @@ def _shape(node: object) -> tuple[Dim, ...] | None:
 
 
 def modules_of(node: Node) -> dict[str, str]:
-    """The module calls in which a node lies, the outermost first: torch's key of each, and the module's path."""
+    """Return the module calls around a node, the outermost first: torch's key of each, and the module's path."""
     stack = (node.meta.get("nn_module_stack") or {}).items()
-    # torch marks nodes that belong to no module so
+    # torch's key for nodes outside modules
     return {key: path for key, (path, _) in stack if not path.startswith("_empty_nn_module_stack")}
 
 
@@ -214,7 +214,7 @@ def _norm(node: Node, op: str) -> Norm | None:
     """Return a node as a norm, or `None` for any other node. Tensors have the names of the module's attributes."""
     if op not in _NORMS:
         return None
-    assert isinstance(node.target, OpOverload)  # norms are operators of torch in every exported program
+    assert isinstance(node.target, OpOverload)  # in an exported program, norms are always torch operators
     names = [argument.name for argument in node.target._schema.arguments]
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     tensors = [given.get("weight"), given.get("bias")]
@@ -229,9 +229,9 @@ def _norm(node: Node, op: str) -> Norm | None:
 
 
 def _operands(node: Node, op: str, activations: Set[Node]) -> tuple[str, ...]:
-    """The activations that are multiplied: factors of a product; query, key and value of an attention.
+    """Return the activations that are multiplied: factors of a product; query, key and value of an attention.
 
-    An attention that computes these itself has none.
+    Empty for an attention that computes these itself.
     """
     if op not in _FACTORS and ("attention" not in op or "multi_head_attention" in op):
         return ()
@@ -245,7 +245,7 @@ def _factors(node: Node, op: str) -> list[Node]:
 
 
 def _tensors(arguments: object) -> Iterator[Node]:
-    """The nodes among the arguments of a call, repetitions included."""
+    """Yield the nodes among the arguments of a call, including repetitions."""
     if isinstance(arguments, Node):
         yield arguments
     elif isinstance(arguments, list | tuple):
@@ -254,7 +254,7 @@ def _tensors(arguments: object) -> Iterator[Node]:
 
 
 def _is_linear(node: Node, op: str, activations: Set[Node]) -> bool:
-    """Return whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    """Return whether it multiplies an activation by one trained matrix and has no other effect."""
     if op not in _MATRICES or any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
         return False
     left, right = _factors(node, op)
@@ -262,7 +262,7 @@ def _is_linear(node: Node, op: str, activations: Set[Node]) -> bool:
 
 
 def _contracted(node: Node, op: str, activations: Set[Node]) -> int | None:
-    """The axis of its one activation, from the end, that a product with a weight sums over."""
+    """Return the axis of its single activation, from the end, that a product with a weight sums over."""
     if op in _CONVOLUTIONS:
         shape = _shape(next(iter(_tensors(node.args))))
         return None if shape is None else 1 - len(shape)
@@ -280,14 +280,14 @@ def _terms(node: Node, op: str) -> int | None:
 
 
 def _trained_matrix(node: Node, op: str) -> str | None:
-    """The name of the matrix of a linear layer, if the node multiplies with one."""
+    """Return the name of a linear layer's matrix, if the node multiplies by one."""
     factors = _factors(node, op) if op in _MATRICES else []
     right = factors[1] if len(factors) == 2 else None
     return str(right.target) if right is not None and right.op == "get_attr" else None
 
 
 def _epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:
-    """The step of a linear layer that a node is: the addition of a bias, [d] or with axes of length 1 before it."""
+    """Return the step of a linear layer that a node is: addition of a bias, [d] or with leading axes of length 1."""
     if op not in ("linear", "addmm", "add"):
         return None
     if op == "linear":
@@ -303,7 +303,7 @@ def _epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:
 def _cut(node: Node, op: str) -> Cut | None:
     """Return the slice of its input that a node is, or `None` if it is unknown or not one slice.
 
-    For one result of a `split`, that is the slice of what was split.
+    One result of a `split` is a slice of the tensor that was split.
     """
     if op == "getitem":
         whole, index = node.args
@@ -321,7 +321,7 @@ def _cut(node: Node, op: str) -> Cut | None:
 
 
 def _split(whole: Node, index: int) -> Cut | None:
-    """One of the tensors into which another one is split."""
+    """Return one of the tensors that another one is split into."""
     op, results = _op(whole), whole.meta.get("val")
     source = whole.args[0] if whole.args else None
     if not isinstance(source, Node) or not isinstance(results, list | tuple) or op not in _SPLITS:
@@ -335,7 +335,7 @@ def _split(whole: Node, index: int) -> Cut | None:
 
 def _axis(node: Node, axis: object) -> int:
     value = node.meta["val"]
-    assert isinstance(value, torch.Tensor)  # the operators take nothing else
+    assert isinstance(value, torch.Tensor)  # these operators accept nothing else
     assert isinstance(axis, int)
     return axis % value.dim()
 
@@ -347,7 +347,7 @@ def _size(node: Node, axis: object) -> int | None:
 
 
 def _order(node: Node, op: str) -> tuple[int | None, ...]:
-    """The axis of its input that each axis of a node's result is, of those that move whole axes; empty for others."""
+    """Return the input axis of each axis of the result, for operators that only move axes; empty for others."""
     shape = _shape(node.args[0]) if node.args and op in _AXES_MOVED else None
     if shape is None:
         return ()

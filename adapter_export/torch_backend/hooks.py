@@ -1,8 +1,8 @@
-"""An adapter attached by hooks to a module of the user's own, for any training loop.
+"""Attach an adapter to a user's module with hooks, for any training loop.
 
-The module is captured once, and its sites are found in the captured graph. Where a submodule takes or returns a value
-of that graph, a hook reads or replaces it; the module runs with its own `forward`, dropout and loss. Before anyone
-trains, the hooked module and the captured graph are compared at every site, with random weights in the adapter.
+The module is captured once, and sites are detected in the captured graph. If a submodule takes or returns a value of
+that graph, a hook reads or replaces it; the module runs with its own `forward`, dropout and loss. Before training, the
+hooked module and the captured graph are compared at every site, with random weights in the adapter.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from adapter_export.torch_backend.fx_view import modules_of
 from adapter_export.torch_backend.splice import cut_piece, every_token, join_piece
 
 ATTRIBUTE = "adapter"
-"""The submodule under which a module has its adapter, so that `parameters()`, `train()` and `to()` reach it."""
+"""Attribute under which a module gets its adapter, so that `parameters()`, `train()` and `to()` reach it."""
 
 _TOLERANCE = 1e-3
-"""Tolerance relative to the largest value: a misplaced hook differs by more, another order of rounding by less."""
+"""Tolerance relative to the largest value: a misplaced hook differs by more, another order of summation by less."""
 
 _NAMED = 5
 """Maximum number of tensors named in a message."""
@@ -57,31 +57,31 @@ def attach_to_module(
     site_map: GivenSites | None = None,
     learned: Collection[str] | None = None,
 ) -> HookedAdapter:
-    """Attach an adapter, or make one of the sites and the fingerprint; the module computes with it until `detach`.
+    """Attach an adapter, or one made from sites and fingerprint; the module uses it until `detach`.
 
-    The module takes and returns tensors, with float32 weights on the CPU; it may be moved once it is attached. The
-    adapter is a submodule of it meanwhile, and all other parameters are frozen. An adapter with a head adds the head's
-    result, `logits`, to what the module returns, if that is a dict or an output of transformers. Without example
-    inputs, tokens, images or sound are tried by their usual names; `learned` names the tensors to train, all if None.
+    The module takes and returns tensors, with float32 weights on the CPU; it may be moved afterwards. The adapter is a
+    submodule in the meantime, and all other parameters are frozen. A head adds its result, `logits`, to a dict or
+    transformers output that the module returns. Without example inputs, tokens, images or audio are tried under their
+    usual names; `learned` names the tensors to train; `None` trains all.
 
     Raises:
-        UsageError: the example inputs are not those of the module, or it has an adapter already.
+        UsageError: the example inputs do not match the module, or it already has an adapter.
         BaseModelError: torch cannot export the module.
         AdapterError: the adapter does not fit.
-        NoSitesError: a site lies inside a `forward`, where no hook reaches it.
+        NoSitesError: a site lies inside a `forward`, out of reach of hooks.
     """
     if hasattr(module, ATTRIBUTE):
         raise UsageError(
-            f"the module has a member `{ATTRIBUTE}` already",
+            f"the module already has an attribute `{ATTRIBUTE}`",
             where=f"`{type(module).__name__}`",
-            fix="detach the adapter that is there, or rename the member",
+            fix="detach the existing adapter, or rename the attribute",
         )
     given = (example_inputs, axes) if example_inputs is not None else obvious_inputs(module)
     if given is None:
         raise UsageError(
-            "what the module takes is not obvious",
+            "the inputs of the module are unclear",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
-            fix="give `example_inputs`, a dict of tensors by the names of the arguments of `forward`",
+            fix="pass `example_inputs`, a dict of tensors by the names of `forward`'s arguments",
         )
     base = base_of(module, *given)
     sites = sites_of(base.flow, "torch", site_map)
@@ -89,7 +89,7 @@ def attach_to_module(
     made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
     drawn = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in made.weights.items()}
-    trial = attach(base, replace(made, weights=drawn), sites=sites)  # which checks that it fits
+    trial = attach(base, replace(made, weights=drawn), sites=sites)  # also checks that it fits
     with ExitStack() as undoing:
         hooked = undoing.enter_context(HookedAdapter(module, base, made, sites, learned))
         hooked.compare_with(trial)
@@ -101,8 +101,8 @@ def attach_to_module(
 class Boundary:
     """A tensor that a submodule takes (`side` is `in`) or returns (`out`).
 
-    `call` counts the submodule's calls in one run of the module, from 0; `key` is the place among the arguments or
-    results, or the name; `None` for a result that is a tensor.
+    `call` counts the submodule's calls in one run of the module, from 0; `key` is the index or name among the arguments
+    or results; `None` for a result that is a tensor.
     """
 
     path: str
@@ -113,9 +113,9 @@ class Boundary:
 
 @dataclass(frozen=True)
 class _Stop:
-    """Actions at a boundary: edits replace the value in order, and it is kept as that of a node.
+    """Actions at a boundary: edits replace the value in order, and it is recorded as that of a node.
 
-    What one layer alone reads belongs to no node.
+    A value that only one layer reads belongs to no node.
     """
 
     at: Boundary
@@ -124,9 +124,9 @@ class _Stop:
 
 
 class HookedAdapter(AttachedAdapter):
-    """An adapter that acts in a module of the user's own, through hooks; `base` is the module as it was captured.
+    """An adapter that acts in a user's module through hooks; `base` is the captured module.
 
-    It is itself a module, whose parameters are the adapter's and the head's.
+    It is a module whose parameters are the adapter's and the head's.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class HookedAdapter(AttachedAdapter):
     ) -> None:
         super().__init__(base, adapter, sites, learned)
         self.layers = nn.ModuleList(self._layers.values())
-        self._module = (module,)  # not a submodule: that would be a circle
+        self._module = (module,)  # a tuple, not a submodule, which would be circular
         self._weights = weight_facts(base.program)
         self._signature = inspect.signature(module.forward)
         self._mask_name = self._mask()
@@ -195,14 +195,14 @@ class HookedAdapter(AttachedAdapter):
         self._undo.callback(module.register_forward_hook(self._finish).remove)
 
     def detach(self) -> None:
-        """Take the adapter off; the module is as it was before, bit for bit, where the loop has not changed it."""
+        """Remove the adapter; the module is bit-identical to before, except for changes by the training loop."""
         self._undo.close()
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
         """Return the adapter with the current weights; `training` replaces its training record.
 
         Raises:
-            TrainingError: the weights of the module are no longer those that it was attached to.
+            TrainingError: the weights of the module have changed since the adapter was attached.
             TensorError: a weight is NaN or Inf.
         """
         (module,) = self._module
@@ -212,18 +212,18 @@ class HookedAdapter(AttachedAdapter):
         changed = [f"`{name}`" for name, fact in facts.items() if fact != self._weights[name]]
         if changed:
             raise TrainingError(
-                "the weights of the module have changed while the adapter was attached, so it fits no base",
+                "the weights of the module have changed since the adapter was attached, so it does not fit its base",
                 where=f"`{type(module).__name__}`",
                 found=", ".join(changed[:_NAMED]) + (f" and {len(changed) - _NAMED} more" * (len(changed) > _NAMED)),
-                expected="frozen weights of one type, and no running statistics",
-                fix="give the optimizer the parameters of the adapter alone, and leave the module in float32",
+                expected="frozen weights of one type, without running statistics",
+                fix="pass only the adapter's parameters to the optimizer, and keep the module in float32",
             )
         return super().to_adapter(training=training)
 
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the head's result from the final hidden state [batch, tokens, d].
 
-        The mask [batch, tokens] is 1 for real tokens; all are real if it is not given.
+        The mask [batch, tokens] is 1 for real tokens; default: all are real.
 
         Raises:
             AdapterError: there is no head.
@@ -246,18 +246,18 @@ class HookedAdapter(AttachedAdapter):
         self._running = False
         counted = {path: number for path, number in self._count.items() if number != self._calls[path]}
         missed = set(self._layers) - self._reached - {HEAD}
-        # in training, layers may be dropped at random
+        # in training, layers may be dropped randomly
         if counted or (missed and not module.training):
             raise TrainingError(
-                "the module ran in another way than when it was captured, so the adapter did not act at every site",
+                "the module ran differently than during its capture, so the adapter did not act at every site",
                 found=", ".join(sorted(f"`{name}`" for name in counted or missed)),
-                fix="run it with the arguments that it was captured with, or train on the captured base",
+                fix="use the arguments of its capture, or train on the captured base",
             )
         if self.head_name is not None and isinstance(output, Mapping):
             logits = self.head(self._values[self.sites.final], self._mask_value)
             kind: Any = type(output)
             if hasattr(kind, "__dataclass_fields__") and self.head_name not in output:
-                # an output of transformers, which wrappers of the module rebuild from its members
+                # a transformers output: wrappers rebuild it from its fields, so the class needs the field
                 return _with_member(kind, self.head_name)(**output, **{self.head_name: logits})
             output = _replaced(output, self.head_name, logits)
         self._values.clear()
@@ -269,9 +269,9 @@ class HookedAdapter(AttachedAdapter):
         call = self._count[path] if self._calls[path] > 1 or self._running else 0
         if call >= self._calls[path] or (self._calls[path] > 1 and not self._running):
             raise TrainingError(
-                "calls a module more often than when it was captured, so it is not known which call is which site",
+                "calls a module more often than during its capture, so calls cannot be matched to sites",
                 where=f"`{path}`",
-                found="a further call",
+                found="an additional call",
                 expected=f"{self._calls[path]} in each run",
                 fix="turn gradient checkpointing off, or train on the captured base",
             )
@@ -292,13 +292,13 @@ class HookedAdapter(AttachedAdapter):
         return result
 
     def _met(self, stop: _Stop, value: object) -> Tensor:
-        """Let the layers of some sites replace a value, and keep it."""
+        """Replace a value by the layers of some sites in order, and record it."""
         if not isinstance(value, Tensor):
             raise TrainingError(
-                "takes or returns something else than when it was captured",
+                "has different inputs or outputs than during its capture",
                 where=f"`{stop.at.path}`",
                 found=f"no tensor at `{stop.at.key}`",
-                fix="run the module with the arguments that it was captured with, or train on the captured base",
+                fix="use the arguments of its capture, or train on the captured base",
             )
         for edit in stop.edits:
             value = self._acted(edit, value)
@@ -316,7 +316,7 @@ class HookedAdapter(AttachedAdapter):
             ]
         except KeyError as error:
             raise TrainingError(
-                "runs a site again without what it read before it",
+                "runs a site again without its earlier inputs",
                 where=f"site `{site.name}`",
                 found=f"no `{error.args[0]}`",
                 fix="turn gradient checkpointing off, or train on the captured base",
@@ -328,7 +328,7 @@ class HookedAdapter(AttachedAdapter):
     def compare_with(self, trial: AttachedAdapter) -> None:
         """Compare the hooked module with the captured graph, at every site, both with the weights of `trial`.
 
-        NoSitesError if they differ.
+        Raises NoSitesError if they differ.
         """
         module = self._module[0]
         tensors, drawn = self.tensors(), trial.tensors()
@@ -346,21 +346,19 @@ class HookedAdapter(AttachedAdapter):
         sites = [name for name, call in expected.items() if name in found and not _alike(call, found[name])]
         sites += [name for name in expected if name not in found and name != HEAD]
         if sites or not all(_close(one, other) for one, other in zip(wanted, outputs, strict=False)):
-            raise _unreachable(
-                quoted(sites) or "the outputs", "the module computes something else there than its captured graph"
-            )
+            raise _unreachable(quoted(sites) or "the outputs", "the module differs from its captured graph there")
 
 
 def _value_of(site: Site, name: str) -> str:
-    """The node of one of a site's values."""
+    """Return the node of one of a site's values."""
     node: str | None = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}[name]
-    assert node is not None  # the adapter was checked to fit
+    assert node is not None  # checked when the adapter was fitted
     return node
 
 
 def _unreachable(where: str, found: str) -> NoSitesError:
     return NoSitesError(
-        "hooks cannot act on the module as the adapter asks",
+        "hooks cannot attach this adapter to the module",
         where=where,
         found=found,
         expected="a value that a submodule takes or returns",
@@ -369,17 +367,17 @@ def _unreachable(where: str, found: str) -> NoSitesError:
 
 
 def _run(module: nn.Module, base: TorchBase, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The outputs of a module for inputs by their names in its base."""
+    """Return the outputs of a module for inputs by their names in its base."""
     values = [inputs[record.name].clone() for record in base.inputs]
     args, kwargs = pytree.tree_unflatten(values, base.program.call_spec.in_spec)
     return dict(named_tensors(module(*args, **kwargs), ""))
 
 
 class _Boundaries:
-    """Boundaries of submodules where values of a captured graph appear, and the number of calls of each submodule.
+    """Boundaries of submodules at which values of a captured graph appear, and the number of calls of each submodule.
 
-    Found by running both on the same inputs: the value of a node is a tensor that a submodule returns, among those in
-    whose `forward` the node lies, or takes, among those that read the node; and its numbers are the same.
+    Found by running both on the same inputs: the value of a node is a tensor with equal numbers that is returned by a
+    submodule whose `forward` contains the node, or taken by a submodule that reads the node.
     """
 
     def __init__(self, module: nn.Module, base: TorchBase, inputs: Mapping[str, Tensor]) -> None:
@@ -412,10 +410,10 @@ class _Boundaries:
                 self._tensors[Boundary(path, self.calls[path] - 1, side, key)] = value.detach()
 
     def of(self, name: str, site: Site | None, *, replaced: bool) -> Boundary:
-        """Return the boundary where the value of a node appears: where it is made, else where it is read.
+        """Return the boundary at which the value of a node appears: preferably where it is made, else where it is read.
 
-        It belongs to a site or, with none, to the head. NoSitesError if no submodule takes or returns it, or if it is
-        to be replaced and is also read in other places.
+        It belongs to a site, or to the head if `site` is `None`. NoSitesError if no submodule takes or returns it, or
+        if it is to be replaced and is also read elsewhere.
         """
         node = self._nodes[name]
         own = modules_of(node)
@@ -426,7 +424,7 @@ class _Boundaries:
         users = [modules_of(user) for user in node.users]
         entered = [next(((key, path) for key, path in user.items() if key not in own), None) for user in users]
         taken = [call[1] for call in entered if call is not None]
-        # what a submodule makes first of what it takes, such as a cast, may be the same numbers
+        # the first operation of a submodule, such as a cast, may keep the numbers
         for path in taken if replaced else [*taken, *reversed(own.values())]:
             for boundary in self._at(path, "in", value) if len(set(entered)) == 1 or not replaced else ():
                 return boundary
@@ -436,9 +434,9 @@ class _Boundaries:
         )
 
     def input_of(self, site: Site) -> Boundary:
-        """Return the boundary where the layer of a site reads its `u`; `NoSitesError` if that layer is no submodule."""
+        """Return the boundary at which the layer of a site reads its `u`; `NoSitesError` if it is not a submodule."""
         output = self.of(site.h, site, replaced=True)
-        assert site.u is not None  # the plan replaces `u` only where there is one
+        assert site.u is not None  # the plan replaces `u` only if the site has one
         value = self._values[self._nodes[site.u]]
         for boundary in self._at(output.path, "in", value):
             if boundary.call == output.call and output.side == "out":
@@ -446,7 +444,7 @@ class _Boundaries:
         raise _unreachable(f"site `{site.name}`", f"`{site.u}`, which no submodule `{output.path}` takes")
 
     def _at(self, path: str, side: str, value: Tensor) -> Iterator[Boundary]:
-        """The boundaries of a submodule that have a value, in the order of the run."""
+        """Yield the boundaries of a submodule that have a value, in the order of the run."""
         path = self._aliases.get(path, path)
         for boundary, tensor in self._tensors.items():
             same_width = tensor.numel() and tensor.shape[-1:] == value.shape[-1:]
@@ -460,7 +458,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float = _TOLERANCE) -> bool:
-    """Return whether two tensors differ by rounding alone; axes before the last may be one or several."""
+    """Return whether two tensors differ only by rounding; axes before the last may be merged."""
     if one.numel() != other.numel():
         return False
     one, other = one.reshape(-1), other.reshape(-1)
@@ -468,7 +466,7 @@ def _close(one: Tensor, other: Tensor, tolerance: float = _TOLERANCE) -> bool:
 
 
 def _members(value: Any) -> list[tuple[int | str | None, Any]]:
-    """A tensor, or the members of a tuple, a list or a mapping."""
+    """Return a tensor, or the members of a tuple, a list or a mapping."""
     if isinstance(value, Mapping):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, tuple | list) else [(None, value)]
@@ -476,16 +474,16 @@ def _members(value: Any) -> list[tuple[int | str | None, Any]]:
 
 @cache
 def _with_member(kind: type, name: str) -> Callable[..., Any]:
-    """A dataclass with one member more."""
+    """Return a dataclass with an additional field."""
     return make_dataclass(kind.__name__, [(name, Any, None)], bases=(kind,))
 
 
 def _replaced(whole: Any, key: int | str | None, value: Tensor) -> Any:
-    """Return the arguments or the result of a module with another tensor in one place."""
+    """Return the arguments or the result of a module with one tensor replaced."""
     if key is None:
         return value
     if isinstance(whole, dict):
-        whole[key] = value  # outputs of transformers are dicts that have attributes of the same names
+        whole[key] = value  # transformers outputs are dicts with attributes of the same names
         return whole
     items = [value if place == key else item for place, item in enumerate(whole)]
     if isinstance(whole, list):

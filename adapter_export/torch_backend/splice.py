@@ -1,4 +1,4 @@
-"""Calls of adapter graphs put into a copy of a base's FX graph."""
+"""Insert calls of adapter graphs into a copy of a base's FX graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 
 def cut_piece(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
-    """Features `start` to `end` of each of the equal blocks of a fused layer's output, [..., width]."""
+    """Return features `start` to `end` of each of the equal blocks of a fused layer's output, [..., width]."""
     return _in_blocks(whole, blocks)[..., start:end].flatten(-2)
 
 
@@ -35,19 +35,18 @@ def _in_blocks(value: Tensor, blocks: int) -> Tensor:
 def splice(
     base: TorchBase, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer], seen: Sequence[str] = ()
 ) -> fx.GraphModule:
-    """A module that computes the base with layers called at some sites, by name, and at the `head`.
+    """Return a module that computes the base with layers called at some sites, by name, and at the `head`.
 
-    The module shares the weights of the base, which is left as it is, and freezes them. It takes the base's
-    inputs by position and returns a flat tuple: the base's outputs, the head's result if there is one, the values of
-    the base that are to be `seen`, and the final hidden state. `mask` is the placeholder that says which tokens are
-    real; without one, all of them are.
+    The module shares the weights of the base, which is not modified, and freezes them. It takes the base's inputs by
+    position and returns a flat tuple: the base's outputs, the head's result if there is one, the `seen` values of the
+        base, and the final hidden state. `mask` is the placeholder that marks real tokens; without one, all are real.
 
     Raises:
-        NoSitesError: a layer replaces what a site's layer reads, and nothing there reads it.
-        AdapterError: a layer takes the tokens of a text together where the base has no axis of tokens.
+        NoSitesError: a layer replaces the input of a site's layer, and nothing there reads it.
+        AdapterError: a layer processes the tokens of a text together, but the base has no axis of tokens.
     """
     work = _Work(base.flat)
-    # names of sites hold dots, which torch does not take in the name of a submodule
+    # site names contain dots, which torch does not allow in submodule names
     targets = {owner: f"adapter_layer_{index}" for index, owner in enumerate(layers)}
     places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
     for edit in plan_edits(base.index, places):
@@ -64,7 +63,7 @@ def splice(
 
 
 class _Work:
-    """A copy of a base's graph to edit as planned; `nodes` are its values by the plan's names, as they are by now."""
+    """A copy of a base's graph for planned edits; `nodes` are its current values by the plan's names."""
 
     def __init__(self, base: fx.GraphModule) -> None:
         self.graph = fx.Graph()
@@ -75,7 +74,7 @@ class _Work:
         (self.output,) = self.graph.find_nodes(op="output")
 
     def insert(self, edit: Edit, layer: GraphLayer, target: str) -> None:
-        """Call a layer on a site's values; what it returns takes the place of one of them."""
+        """Call a layer on a site's values; its result replaces one of them."""
         read = [self.nodes[edit.values[name]] for name in layer.graph.inputs]
         old = self.nodes[edit.values[edit.replaced]]
         check_tokens(layer.graph, edit.site, old.meta["val"].dim() if "val" in old.meta else None)
@@ -94,7 +93,7 @@ class _Work:
         self.nodes |= {ref: new for ref, node in self.nodes.items() if node is old}
 
     def _join(self, piece: Piece, whole: fx.Node, call: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
-        """Let a layer read a piece of a value alone; the whole with the result in it, and the nodes that make it."""
+        """Let a layer read only a piece of a value; return the whole with its result, and the nodes that compute it."""
         with self.graph.inserting_before(call):
             cut = self.graph.call_function(cut_piece, (whole, *piece))
         call.replace_input_with(whole, cut)
@@ -122,7 +121,7 @@ class _Work:
 
 
 def every_token(hidden: Tensor) -> Tensor:
-    """A mask that keeps every token of `hidden` [batch, tokens, d]."""
+    """Return a mask that keeps every token of `hidden` [batch, tokens, d]."""
     return torch.ones_like(hidden[..., 0])
 
 

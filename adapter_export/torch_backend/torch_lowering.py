@@ -1,4 +1,4 @@
-"""Every op as differentiable torch code, for training and as the float32 reference, and graphs as layers of a model."""
+"""Torch lowering: every op as differentiable code, for training and as the float32 reference, and graphs as layers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
 
 def _mix(node: Node, values: Values, owned: Owned) -> Tensor:
     check_three_axes(node.op, node.output, values[0].ndim)
-    weights = owned["weights"].T[:, :, None, None]  # [N, rows, 1, 1], beside values [N, batch, tokens, width]
+    weights = owned["weights"].T[:, :, None, None]  # [N, rows, 1, 1], to match values [N, batch, tokens, width]
     return (weights * torch.stack(values)).sum(0)
 
 
@@ -159,14 +159,14 @@ TRAINING_LOWERINGS: Mapping[str, Lowering[Tensor]] = {
 
 
 POOLING_NAMESPACE = "adapter_export"
-"""The namespace of the operators of poolings, which a program names `adapter_export.last_token.default`."""
+"""Namespace of pooling operators, which appear in a program as `adapter_export.last_token.default`."""
 
 
 @cache
 def pooling_operator(pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a pooling of [batch, tokens, width] and the mask [batch, tokens] as one operator of torch.
+    """Return a pooling of [batch, tokens, width] and the mask [batch, tokens] as a single torch operator.
 
-    `torch.export` keeps an operator as it is, so that readers of the program find the pooling by its name.
+    `torch.export` keeps custom operators, so that readers of the program find the pooling by name.
     """
     row = POOLINGS[pooling]
     node, lowering = Node(row.name, ("hidden", "mask")[: row.arity.least], "pooled"), LOWERINGS[row.name]
@@ -184,10 +184,10 @@ def pooling_operator(pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
 class GraphLayer(nn.Module):
     """A graph with its tensors as parameters.
 
-    It computes in the type of its parameters and returns the type of the first value that it reads, so that a base of
-    half precision may have an adapter of float32. `owner` is the site at which it acts, or `head`; `norm` the one
-    before the site's `y`, with its tensors named as in the base's FX graph; `borrows` are the tensors of the base that
-    it is called with, behind the values of `graph.inputs`. While it is `idle`, it changes nothing.
+    It computes in the type of its parameters and returns the type of the first value that it reads, so that a
+    half-precision base may have a float32 adapter. `owner` is the site at which it acts, or `head`; `norm` the one
+    before the site's `y`, with its tensors named as in the base's FX graph; `borrows` are the base's tensors that are
+    passed after the values of `graph.inputs`. While it is `idle`, it changes nothing.
 
     Raises:
         GraphError: the graph applies the base's norm, which could not be read.
@@ -204,22 +204,22 @@ class GraphLayer(nn.Module):
         names = {} if norm is None else {BORROWED_WEIGHT: norm.weight, BORROWED_BIAS: norm.bias}
         self._borrowed = [name for name in BORROWED if name in self._bound.parameters and names[name] is not None]
         self.borrows = tuple(str(names[name]) for name in self._borrowed)
-        # a list, not a dict: the names of parameters hold dots, which torch does not take
+        # a list, not a dict: parameter names contain dots, which torch does not allow
         self._tensors = nn.ParameterList(tensors[name] for name in graph.parameters)
 
     def named_tensors(self) -> dict[str, nn.Parameter]:
-        """The parameters by the names of the graph."""
+        """Return the parameters by their names in the graph."""
         return dict(zip(self.graph.parameters, self._tensors, strict=True))
 
     def set_temperature(self, temperature: float) -> None:
-        """Change the temperature of a fusion; nothing in other graphs."""
+        """Change the temperature of a fusion; no effect on other graphs."""
         if temperature_of(self.graph) != temperature:
             self.graph, self._bound = (at_temperature(graph, temperature) for graph in (self.graph, self._bound))
 
     def forward(self, *values: Tensor) -> Tensor:
         """Compute the graph's result from the values of `graph.inputs`, in that order, and then those of `borrows`.
 
-        An idle one returns the value that its result would replace.
+        An idle layer returns the value that its result would replace.
         """
         if self.idle:
             return values[self.graph.inputs.index(self.graph.replaces)]
@@ -235,5 +235,5 @@ class GraphLayer(nn.Module):
         return result.to(values[0].dtype) if values[0].is_floating_point() else result
 
     def extra_repr(self) -> str:
-        """The place where it acts, and its ops."""
+        """Return the place where it acts, and its ops."""
         return f"{self.owner}: {' -> '.join(node.op for node in self.graph.nodes)}"

@@ -1,4 +1,4 @@
-"""The torch reference: a base that runs with any adapter, arrays in and arrays out."""
+"""Torch reference: a base that runs with any adapter, arrays in and arrays out."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from adapter_export.torch_backend.fx_view import modules_of
 _MOST_ATTACHED = 32
 
 _ROUNDED = 1e-5
-"""Rounding allowed between two runs, relative to the largest value: kernels may depend on the address of tensors."""
+"""Rounding allowed between two runs, relative to the largest value: kernels may depend on tensor addresses."""
 
 _MOST_WIDENED = 2**24
-"""The most numbers of a tensor that is computed with in float64 as well: 128 MiB."""
+"""Maximum numbers in a tensor that is also computed in float64: 128 MiB."""
 
 _STEP = 2.0**-23
-"""The relative error that is put into what a node reads, to see how far it moves the result."""
+"""Relative error added to a node's inputs to measure its effect on the result."""
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class TorchRunner:
-    """Computes with torch what a bundle must compute; a `numerics.runner.Runner`.
+    """Computes the expected outputs of a bundle with torch; a `numerics.runner.Runner`.
 
-    Each adapter is attached when it is first asked for; the latest ones stay so, one of those that differ in their
-    weights alone. Sites are found if not given; `allow_mismatch` takes adapters that were trained on another base.
+    Each adapter is attached on first use, and the latest ones stay attached; adapters that differ only in weights share
+    a model. Sites are detected by default; `allow_mismatch` accepts adapters trained on another base.
 
     Raises:
         NoSitesError: the base has no sites.
@@ -60,11 +60,11 @@ class TorchRunner:
 
     @property
     def keeps_weights(self) -> bool:
-        """It does: torch has the base in memory."""
+        """True: torch has the base in memory."""
         return True
 
     def model(self, adapter: Adapter | None) -> AdaptedModel:
-        """The base with an adapter attached, until one is asked for that differs in its weights alone and takes it.
+        """Return the base with an adapter attached; a later adapter that differs only in weights reuses the model.
 
         Raises:
             AdapterError: the adapter does not fit the base.
@@ -78,15 +78,15 @@ class TorchRunner:
                 known.adapter = adapter
                 for name, tensor in known.tensors().items():
                     tensor.data = torch.tensor(adapter.weights[name])
-        self._models = [*self._models[1 - _MOST_ATTACHED :], known]  # behind all others, the first of which goes
+        self._models = [*self._models[1 - _MOST_ATTACHED :], known]  # most recently used last; the first is evicted
         return known
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
-        """Return all outputs of the base by name and, for an adapter with a head, the result of its task.
+        """Return all outputs of the base by name and, for an adapter with a head, its result.
 
         Raises:
             AdapterError: the adapter does not fit the base.
-            RequestError: the inputs are not those of the base.
+            RequestError: the inputs do not match the base.
         """
         model, tensors = self.model(adapter), _tensors(inputs)
         with _inference():
@@ -94,7 +94,7 @@ class TorchRunner:
         return {name: value.numpy() for name, value in outputs.items()}
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
-        """The elements of the outputs that change when attention that may see no token returns something else."""
+        """Return the elements of the outputs that change when attention without visible tokens returns other values."""
         model = self.model(adapter)
         tensors = _tensors(inputs)
         ordered = self._base.ordered(tensors)
@@ -104,7 +104,7 @@ class TorchRunner:
             others, found = _Drawn(model.body).run(*ordered), model(**tensors)
         differ = {
             name: ((one - other).abs() > _ROUNDED * one.abs().max()).numpy()
-            for (name, one), other in zip(found.items(), others, strict=False)  # behind them is the final hidden state
+            for (name, one), other in zip(found.items(), others, strict=False)  # the final hidden state follows
             if one.is_floating_point()
         }
         return {name: elements for name, elements in differ.items() if elements.any()}
@@ -112,13 +112,13 @@ class TorchRunner:
     def node_values(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str], *, exactly: bool = True
     ) -> Iterator[NodeValue]:
-        """The values of nodes of the base's graph, and of adapters at their sites, in the order of evaluation.
+        """Yield the values of nodes of the base's graph, and of adapters at their sites, in order of evaluation.
 
-        Each is computed in float32 and, with `exactly`, in float64 from what it read in float32. One that nothing reads
-        any more is given back. Raises as `run`.
+        Each is computed in float32 and, with `exactly`, in float64 from its float32 inputs. Values are released after
+        their last use. Raises as `run`.
         """
         model, tensors = self.model(adapter), _tensors(inputs)
-        self._models.remove(model)  # so that no other adapter's weights come into it on the way
+        self._models.remove(model)  # so that no other adapter can reuse the model meanwhile
         walk = _Walk(model.body, exactly=exactly)
         walk.args_iter = iter(self._base.ordered(tensors))
         for node, name in _named(model):
@@ -129,14 +129,14 @@ class TorchRunner:
         self._models.append(model)
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
-        """The NumPy type of each value that `node_values` can give, by its name; lengths of axes are not among them."""
+        """Return the NumPy type of each value that `node_values` can yield, by name, without lengths of axes."""
         values = {name: node.meta.get("val") for node, name in _named(self.model(adapter)) if node.op != "get_attr"}
         return {
             name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)
         }
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
-        """Return all outputs as `run` does, computed in float64; `None` where torch lacks an operator for it."""
+        """Return all outputs of `run`, computed in float64; `None` if torch lacks a float64 operator."""
         model = self.model(adapter)
         tensors = _tensors(inputs)
         with suppress(RuntimeError, IndexError), torch.inference_mode():
@@ -148,7 +148,7 @@ class TorchRunner:
 
 
 def _named(model: AdaptedModel) -> Iterator[tuple[fx.Node, str]]:
-    """Yield the nodes of a model's graph; those that call an adapter are named after what they make."""
+    """Yield the nodes of a model's graph; calls of an adapter are named after their results."""
     results = {
         f"adapter_layer_{at}": site_result(owner, layer.graph.replaces)
         for at, (owner, layer) in enumerate(model.owned.items())
@@ -158,7 +158,7 @@ def _named(model: AdaptedModel) -> Iterator[tuple[fx.Node, str]]:
 
 
 class _Wide(fx.Interpreter):
-    """Computes a graph in float64: weights as they are fetched, so that two copies of all are never in memory."""
+    """Computes a graph in float64, converting weights on access so that two copies of all are never in memory."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -170,7 +170,7 @@ class _Wide(fx.Interpreter):
         return _widened(getattr(self, n.op)(n.target, args, kwargs))
 
     def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call an operator; one with the argument float32 gets float64."""
+        """Call an operator; an argument float32 becomes float64."""
         args, kwargs = pytree.tree_map(lambda each: torch.float64 if each is torch.float32 else each, (args, kwargs))
         return super().call_function(target, *_widened((args, kwargs)))
 
@@ -184,7 +184,7 @@ def _widened(values: Any) -> Any:
 
 
 class _Walk(fx.Interpreter):
-    """Runs a graph node by node; what nothing reads any more is forgotten."""
+    """Runs a graph node by node, and releases values after their last use."""
 
     def __init__(self, graph: fx.GraphModule, *, exactly: bool) -> None:
         super().__init__(graph)
@@ -192,9 +192,9 @@ class _Walk(fx.Interpreter):
         self._generator = torch.Generator().manual_seed(0)
 
     def step(self, node: fx.Node, name: str | None) -> NodeValue | None:
-        """Compute a node; if it has a name, show its value where that is a tensor."""
+        """Compute a node; return its value if it has a name and is a tensor."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        # first, as the operator may write into what it reads
+        # first, because the operator may write into its inputs
         exact, reach = (None, None) if name is None else self._exactly(node, args, kwargs)
         vague = _of_no_token(args, kwargs) if name is not None and node.target is _ATTENTION else None
         value = self.env[node] = self.run_node(node)
@@ -217,7 +217,7 @@ class _Walk(fx.Interpreter):
     def _exactly(
         self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.float64] | None]:
-        """The node in float64, and how far relative errors of the activations that it reads move it."""
+        """Return the node in float64, and the effect of relative errors of its input activations on it."""
         if self._wide is None:
             return None, None
         tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -239,7 +239,7 @@ class _Walk(fx.Interpreter):
             if not isinstance(exact, Tensor) or not exact.is_floating_point():
                 return None, None
             moved = call(node.target, *pytree.tree_map_only(Tensor, disturbed, (args, kwargs)))
-        except (RuntimeError, IndexError):  # torch has no such operator in float64
+        except (RuntimeError, IndexError):  # torch lacks the operator in float64
             return None, None
         return exact.numpy(), ((moved - exact).abs() / _STEP).numpy()
 
@@ -284,7 +284,7 @@ def _tensors(inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 @contextmanager
 def _inference() -> Iterator[None]:
-    """Compute without gradients; what torch refuses is a `RequestError`."""
+    """Compute without gradients; torch's errors become a `RequestError`."""
     try:
         with torch.inference_mode():
             yield
@@ -309,7 +309,7 @@ class _Drawn(fx.Interpreter):
 
 
 def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-    """Compute the values of some nodes of a base's graph, by their names; `RequestError` if it takes no such inputs."""
+    """Compute the values of some nodes of a base's graph, by name; `RequestError` if it rejects the inputs."""
     found: Arrays = {}
 
     class Keeping(torch.fx.Interpreter):
@@ -325,7 +325,7 @@ def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collec
 
 
 def _are_alike(one: Adapter | None, other: Adapter | None) -> bool:
-    """Return whether two adapters differ in nothing but their weights, and in what the results mean."""
+    """Return whether two adapters differ only in their weights, but not in the meaning of their results."""
     if one is None or other is None or one is other:
         return one is other
     heads = [None if each.head is None else (each.head.graph, each.head.widths) for each in (one, other)]

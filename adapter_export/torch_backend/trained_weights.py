@@ -1,4 +1,4 @@
-"""Weights of a torch base by use, in the order of evaluation, as the program computes with them."""
+"""Uses of a torch base's weights in order of evaluation, as the program computes with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REPEATED = frozenset({"expand", "reshape", "view", "unsqueeze"})
 def trained_weights(base: TorchBase) -> list[WeightUse]:
     """Return each use of a parameter by a node that computes activations.
 
-    What is computed from parameters alone is used as its result, such as the factor `1 + w` of a norm.
+    A value computed only from parameters, such as the factor `1 + w` of a norm, counts as one weight.
     """
     parameters = set(base.program.graph_signature.parameters)
     seen = {node.name: node for node in base.flow.nodes}
@@ -82,7 +82,7 @@ def _folded(flat: fx.GraphModule, node: fx.Node) -> Tensor:
         return _folded(flat, node.all_input_nodes[0])
     if not known or not callable(node.target):
         raise BaseModelError(
-            "computes with a weight in a way that cannot be compared",
+            "uses a weight in a way that cannot be compared",
             where=f"`{node.name}`",
             found=f"`{node.target}`",
             expected="a weight that does not depend on the lengths of the inputs",

@@ -91,5 +91,5 @@ def test_training_with_drops_ends_with_the_same_bits(taught: Path, tmp_path: Pat
     assert all(np.array_equal(tensor, halted.weights[name]) for name, tensor in whole.weights.items())
     assert any(not np.array_equal(tensor, other.weights[name]) for name, tensor in whole.weights.items())
     assert whole.training["settings"]["drop_layers"] == 1
-    with pytest.raises(UsageError, match="at least one layer must always learn"):
+    with pytest.raises(UsageError, match="at least one layer must always be trained"):
         train("all", drops=2)

@@ -205,7 +205,7 @@ def test_texts_are_read_by_the_options_of_train(text_folder: Path, tmp_path: Pat
     assert start(long, max_tokens=4) != start(long, max_tokens=4, truncation="left")
     (tmp_path / "tokenizer.json").write_text(base.tokenizer or "", encoding="utf-8")
     assert start(texts, tokenizer=tmp_path / "tokenizer.json") == start(texts)
-    with pytest.raises(UsageError, match=r"`max_tokens` is more than the model takes"):
+    with pytest.raises(UsageError, match=r"`max_tokens` exceeds the model's maximum length"):
         start(texts, max_tokens=10_000)
 
 

@@ -110,10 +110,10 @@ def test_training_warns_where_the_plan_recommends_less(text_folder: Path, tmp_pa
     planned = ae.plan(base, kinds=("houlsby",), bottlenecks=(2, 256), tokens=8, batch_size=2, rows=10)
     assert planned.recommended.bottleneck == 2
     wide = ae.train(base, table, name="wide", bottleneck=256, epochs=1, batch_size=4, reporter=heard)
-    assert any("parameters learn from" in note and "`plan(…, rows=…)`" in note for note in heard.notes)
+    assert any("parameters for" in note and "`plan(…, rows=…)`" in note for note in heard.notes)
     narrow = Heard()
     ae.train(base, table, name="narrow", bottleneck=2, epochs=1, batch_size=4, reporter=narrow)
-    assert not any("parameters learn from" in note for note in narrow.notes)
+    assert not any("parameters for" in note for note in narrow.notes)
     assert "many-parameters" not in {one.rule for one in ae.lint(wide).findings}, "its validation rows were measured"
 
 
@@ -179,8 +179,8 @@ def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"kinds": ("nothing",)}, "unknown kind"),
-        ({"kinds": ()}, "at least one"),
-        ({"bottlenecks": (8, 8)}, "different ones"),
+        ({"kinds": ()}, "must not be empty"),
+        ({"bottlenecks": (8, 8)}, "contain duplicates"),
         ({"bottlenecks": (0,)}, "too small"),
         ({"tokens": 0}, "too small"),
     ],

@@ -186,8 +186,8 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kinds": ()}, "`kinds` must be different ones"),
-        ({"seeds": (1, 1)}, "`seeds` must be different ones"),
+        ({"kinds": ()}, "`kinds` must not be empty or contain duplicates"),
+        ({"seeds": (1, 1)}, "`seeds` must not be empty or contain duplicates"),
         ({"bottlenecks": (0,)}, "`bottlenecks` must be positive numbers"),
         ({"learning_rates": "1..0.5"}, "`learning_rates` must be positive numbers"),
         ({"bottlenecks": "4..16"}, "a range has infinitely many settings; found 4..16"),
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(base: ae.Base, t
         ae.sweep(base, data, tmp_path / "sweep", **given)
     assert "the checkpoint is damaged" in str(damaged.value)
     kept = (runs / "ia3-0.001-seed1" / "weights.safetensors").stat().st_mtime_ns  # the others go on
-    assert "give `--restart` to start anew" in damaged.value.sentence("shell")
+    assert "pass `--restart` to start over" in damaged.value.sentence("shell")
     assert ae.sweep(base, data, tmp_path / "sweep", restart=True, **given) == first
     assert (runs / "ia3-0.001-seed1" / "weights.safetensors").stat().st_mtime_ns == kept, "what is finished stays"
 

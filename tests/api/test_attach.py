@@ -1,4 +1,4 @@
-"""`attach`: a fresh adapter, or one that is there, in a module or in a base."""
+"""`attach`: a new or an existing adapter, in a module or in a base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls of the API take what a Python caller has: objects, folders, names, mappings."""
+"""Arguments of the API: objects, folders, names and mappings."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path:
 
 def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, tmp_path: Path) -> None:
     one = _adapter(base, "one")
-    with pytest.raises(ae.errors.AdapterError, match=r"^two adapters have one name; found `one` 2 times") as raised:
+    with pytest.raises(ae.errors.AdapterError, match=r"^two adapters have the same name; found `one` 2") as raised:
         ae.build(base, [one, one], tmp_path / "bundle")
     assert "rename it: `other=FOLDER`" in raised.value.sentence("shell")
-    with pytest.raises(ae.errors.UsageError, match="an adapter without a name"):
+    with pytest.raises(ae.errors.UsageError, match="the name of an adapter is empty"):
         ae.build(base, [""], tmp_path / "bundle")
 
 
@@ -85,7 +85,7 @@ class _Encoder(nn.Module):
 
 def test_a_module_is_captured_with_an_example(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    with pytest.raises(ae.errors.UsageError, match="Give `example_inputs`"):
+    with pytest.raises(ae.errors.UsageError, match="Pass `example_inputs`"):
         ae.capture(_Encoder(), path)
     example = {"input_ids": torch.ones(2, 5, dtype=torch.int64)}
     described = ["input_ids=int64[batch,sequence]"]

@@ -1,4 +1,4 @@
-"""An adapter in the weights of its base: the result computes what both computed, or nothing is written."""
+"""Adapters merged into the weights of their base: results are unchanged, or nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(path: Path) -> ae.Base:
-    """A base of ours, which need not be tried out in another process."""
+    """Open one of our bases, without the sandbox."""
     return ae.open_base(path) if path.suffix == ".pt" else OnnxFileBase(path, loaded=open_onnx(path))
 
 

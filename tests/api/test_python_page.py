@@ -1,4 +1,4 @@
-"""The Python code on four pages of docs/how-to runs in the order of each page."""
+"""Run the Python code of four pages of docs/how-to in the order of each page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RETRIEVAL = ROOT / "docs" / "how-to" / "retrieval.md"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the page names: a small BERT with a tokenizer, adapters that two libraries saved for it, a pair of keys."""
+    """Provide the files that the pages name: a small BERT with a tokenizer, adapters of two libraries, a key pair."""
     model = shutil.copytree(base_folder("bert_lora"), tmp_path / "huggingface-folder")
     words = {
         word: number for number, word in enumerate(["[PAD]", "[UNK]", "good", "bad", "film", "play", "dull", "fine"])
@@ -80,7 +80,7 @@ def test_the_page_of_retrieval_runs(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def run(page: Path) -> dict[str, Any]:
-    """What the snippets of a page define, all in one module."""
+    """Run the snippets of a page in one module, and return its namespace."""
     names: dict[str, Any] = {}
     for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)):
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)  # noqa: S102 - the page's own

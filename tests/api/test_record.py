@@ -1,4 +1,4 @@
-"""Records of bases: they save the opening, say the same as it, and are never those of another model."""
+"""Records of bases: they avoid opening, contain the same facts, and never belong to another model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapter_export.format.files import CACHE_VARIABLE, canonical_json
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of records, empty at first."""
+    """An empty folder for records."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "bases"
 
@@ -43,7 +43,7 @@ def test_a_record_says_what_the_opened_base_says(
     cache: Path, tiny_bert_archive: Path, tmp_path: Path, weights: dict
 ) -> None:
     opened = ae.open_base(tiny_bert_archive)
-    assert not cache.exists(), "nothing but `recorded_base` reads or writes records"
+    assert not cache.exists(), "only `recorded_base` reads or writes records"
     for _ in range(2):
         base = recorded_base(tiny_bert_archive)
         assert str(base.sites) == str(opened.sites)

@@ -1,4 +1,4 @@
-"""The sites of a base as an object: a table, a drawing, data, and what has no site."""
+"""Sites of a base as an object: a table, a drawing, data, and layers without sites."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_sites_are_a_table_a_drawing_and_data(base: ae.Base) -> None:
 
 def test_layers_of_one_structure_are_drawn_once(base: ae.Base) -> None:
     drawing = base.sites.drawing().splitlines()
-    assert drawing[0] == "├── layers.0 … layers.1  (2 alike)"
+    assert drawing[0] == "├── layers.0 … layers.1  (2 layers)"
     assert drawing[-1].startswith("└── ")
     assert sum("▣ site" in line for line in drawing) == 2
     assert "layers.0.attention" in str(base.sites)

@@ -1,4 +1,4 @@
-"""`train`: its arguments are the options of the command, and what is wrong with them is said in Python's words."""
+"""`train`: its arguments match the options of the command, and errors use Python's names."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
     [
         ({"epoch": 3}, "`train` has no such argument; found `epoch`"),
         ({"validation": 0.2, "validation_data": "dev.tsv"}, "`validation` and `validation_data` exclude each other"),
-        ({"resume": True}, "only a run with an output can be interrupted and go on. Give `output`"),
-        ({"fuse": ["a"]}, "`fuse` is no list of two or more adapters"),
-        ({"fusion_temperature": 3.0}, "only a fusion has such an option; found `fusion_temperature`"),
-        ({"fuse": ["a", "b"], "rank": 4}, "has no kind of its own; found `rank`"),
+        ({"resume": True}, "only a run with an output can be resumed. Pass `output`"),
+        ({"fuse": ["a"]}, "`fuse` must list two or more adapters"),
+        ({"fusion_temperature": 3.0}, "this option applies only to a fusion; found `fusion_temperature`"),
+        ({"fuse": ["a", "b"], "rank": 4}, "has no kind; found `rank`"),
         ({"bottleneck": 0}, "`bottleneck` is too small"),
         (
             {"kind": "lora", "bottleneck": 4},
@@ -52,7 +52,10 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
         ({"task": "summary"}, "unknown problem type; found `summary`"),
         ({"task": "ranking"}, "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),
         ({"task": "token", "pair": "b"}, "`token` reads single texts, not pairs; found `b`. Omit `pair`"),
-        ({"task": "multi_label", "thresholds": (0.5, 1.5)}, "a threshold is a probability; found 1.5; expected 0 to 1"),
+        (
+            {"task": "multi_label", "thresholds": (0.5, 1.5)},
+            "a threshold must be a probability; found 1.5; expected 0 to 1",
+        ),
         ({"thresholds": (0.3,)}, "`thresholds` does not apply to this task and head"),
         ({"start": "s"}, "only answers to questions have a `start`"),
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),

@@ -179,5 +179,5 @@ def test_a_damaged_parquet_is_named(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_workers_need_ray(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`workers` are those of `ray`"):
+    with pytest.raises(UsageError, match="`workers` requires `ray`"):
         ae.run_many(bundle, tmp_path / "rows.jsonl", tmp_path / "out", workers=2)

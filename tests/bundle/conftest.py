@@ -1,4 +1,4 @@
-"""What the tests of bundles have in common."""
+"""Fixtures shared by the tests of bundles."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A small bundle, not to be changed."""
+    """A small bundle; do not change it."""
     return build_small(tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture
 def copy(built: Built, tmp_path: Path) -> Path:
-    """A copy of the small bundle, to be tampered with."""
+    """A copy of the small bundle, for tampering."""
     return shutil.copytree(built.folder, tmp_path / "bundle")

@@ -1,8 +1,8 @@
-"""The corpus of faults, and of bundles that are right: `make faults`, or `python tests/bundle/faults.py --help`.
+"""Corpus of faults and of correct bundles: `make faults`, or `python tests/bundle/faults.py --help`.
 
-On a decoder, a vision model and MiniLM with adapters that were trained on real texts, every kind of fault of
-`check --self-test` is planted at other places seed by seed. Then bundles with an adapter of each kind, with weights of
-several sizes, have to pass. It runs in parts, such as `--base decoder --seeds 2 --right 0`.
+On a decoder, a vision model and MiniLM with adapters trained on real texts, every kind of fault of `check --self-test`
+is planted at other places, seed by seed. Then bundles with an adapter of each kind, with weights of several sizes, must
+pass. Parts can be run separately, such as `--base decoder --seeds 2 --right 0`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from adapter_export.reporting import Reporter  # noqa: E402
 
 STDS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SMALL = ("houlsby", "pfeiffer", "lora")
-"""The adapters of the bundle in which faults are planted: two that share slots, and one at other sites."""
+"""Adapters of the bundle in which faults are planted: two that share slots, and one at other sites."""
 
 TRAINED = {"trec": "houlsby", "sentiment": "pfeiffer"}
-"""Adapters of MiniLM with their kinds, those of `make demo-full` where it has run."""
+"""Adapters of MiniLM with their kinds; those of `make demo-full` if it has run."""
 
 ROWS = 500
-"""The texts of a data set that a short training takes: 300 to learn from."""
+"""Texts for a short training: 300 training rows."""
 
 FOR_PLANTING, FOR_RIGHT = ("decoder", "vision", "minilm"), ("decoder", "encoder", "vision", "minilm")
 
 
 class Bases:
-    """The bases, captured when they are first asked for; the small ones have weights of standard deviation 0.2."""
+    """Bases, captured on first use; the small ones have weights with standard deviation 0.2."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Bases:
         return ae.open_base(path) if path.exists() else ae.capture(demo_data.base_folder(), self.folder / "minilm.pt")
 
     def bundle(self, name: str) -> ae.Bundle:
-        """Build the bundle that faults are planted in."""
+        """Build the bundle in which faults are planted."""
         base = getattr(self, name)
         adapters: list[Adapter] = []
         if name == "minilm":
@@ -104,11 +104,11 @@ class Bases:
 
 
 def adapter_of(base: ae.Base, kind: str, std: float, seed: int) -> Adapter:
-    """Make an adapter of a kind with a head; of all its tensors those around 0 have the standard deviation."""
+    """Make an adapter of a kind with a head; tensors around 0 have the given standard deviation."""
     made = KINDS[kind]()
     made = made.with_widths(b=4) if "b" in made.components[0].widths else made
     name = kind.replace("+", "p")
-    labels = ("a", "b", "c") if base.media is None else ()  # a head would say that it reads texts
+    labels = ("a", "b", "c") if base.media is None else ()  # a head's task would claim texts as its input
     adapter = random_of_kind(name, made, base.sites.map, base.fingerprint, labels=labels, seed=seed)
     scaled = {
         key: tensor if key.endswith(".scaling.weight") else tensor * tensor.dtype.type(std / 0.2)
@@ -131,7 +131,7 @@ class Printed(Reporter):
 
 
 def plant(bases: Bases, name: str, seeds: Sequence[int], kinds: Sequence[str]) -> Counter[str]:
-    """Plant kinds of fault, all if none are named, at other places for each seed; print those that were not located."""
+    """Plant kinds of fault, by default all, at other places for each seed; print those that were not located."""
     bundle, counts = bases.bundle(name), Counter[str]()
     for seed in seeds:
         for fault in ae.self_test(
@@ -148,7 +148,7 @@ def plant(bases: Bases, name: str, seeds: Sequence[int], kinds: Sequence[str]) -
 
 
 def right(names: Sequence[str]) -> list[tuple[float, str, str]]:
-    """Standard deviations, kinds and bases of bundles that are right: every three of them, but few of MiniLM."""
+    """Return standard deviations, kinds and bases of correct bundles: all combinations, but few of MiniLM."""
     small = list(product(STDS, KINDS, [name for name in names if name != "minilm"]))
     return small + [(std, kind, "minilm") for std, kind in zip(STDS, KINDS, strict=False) if "minilm" in names]
 

@@ -1,4 +1,4 @@
-"""Adapters whose files have fewer bits: rounded once, exact from there on, and shown to be what they are."""
+"""Adapter files with fewer bits: rounded once, exact from then on, and reported as such."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_stored_or_read() -> None:
 
 
 def test_an_adapter_in_int8_is_the_users_own_rounded(built: Built, copy: Path) -> None:
-    """Its factor of 2 goes into the weights before they are rounded; all of its files are smaller."""
+    """Its factor of 2 is folded into the weights before they are rounded; all of its files are smaller."""
     given = {name: make_adapter(name, "pfeiffer", "relu", 2, built.base, 2.0) for name in ("small", "tone")}
     manifest = add_adapters(copy, [given["small"]], references=CutRunner(built.base), precision="int8")
     (record,) = (one for one in manifest.adapters if one.name == "small")

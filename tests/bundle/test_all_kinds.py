@@ -1,4 +1,4 @@
-"""Every kind in one bundle: in each of its graphs each computes what its reference does, and leaves no trace."""
+"""All kinds in one bundle: in each graph, each matches its reference, and switching has no side effects."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ODD = BottleneckConfig(
     inv_adapter="nice",
     inv_adapter_reduction_factor=2.0,
 )
-"""A configuration with everything that can lie idle."""
+"""A configuration with everything that can be idle."""
 
 CLASSES = ((), ("a", "b"), ("a", "b", "c"), (), ("a", "b", "c", "d"))
 
 
 def kinds() -> dict[str, Kind]:
-    """Every published kind, one with many options, and some once more at other widths, for a base of width 16."""
+    """Return every published kind, one with many options, and some again at other widths, for a base of width 16."""
     made = {name.replace("+", "p"): maker() for name, maker in KINDS.items()}
     narrow = {name: _with_width(kind, 8) for name, kind in made.items()}
     again = {f"{name}_4": _with_width(made[name], 4) for name in ("houlsby", "seq_bn", "adapter_plus", "compacter")}
@@ -85,7 +85,7 @@ def test_each_kind_computes_what_the_reference_computes(built: Built) -> None:
     plain = session.run(inputs)["hidden"]
     for name, adapter in built.adapters.items():
         found, expected = session.run(inputs, adapter=name), built.runner.run(inputs, adapter)
-        assert np.abs(found["hidden"] - plain).max() > 0.05, f"`{name}` changes nothing"
+        assert np.abs(found["hidden"] - plain).max() > 0.05, f"`{name}` has no effect"
         for output, values in expected.items():
             np.testing.assert_allclose(found[output], values, atol=1e-4, rtol=1e-4, err_msg=f"{name}, {output}")
 
@@ -102,13 +102,13 @@ def test_after_any_kind_any_other_is_as_in_a_fresh_session(built: Built) -> None
 
 
 def in_all_orders(names: Sequence[str]) -> list[str]:
-    """Names one after the other, so that each once comes right behind each other one: 0 1 0 2 1 2 0."""
+    """Return a sequence in which each name directly follows each other name once: 0 1 0 2 1 2 0."""
     walk = [name for at, first in enumerate(names) for second in names[at + 1 :] for name in (first, second)]
     return [*walk, names[0]]
 
 
 def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
-    """Row by row, in two orders, with padding of every length."""
+    """Compare row by row, in two orders, with padding of every length."""
     assert built.manifest.bank is not None
     names = list(built.manifest.bank.rows)
     assert names == [None, *built.adapters]

@@ -1,4 +1,4 @@
-"""Where rounding is made larger, more is allowed; what is wrong is still seen, by the golden vectors alone."""
+"""Budgets grow where rounding is amplified, but golden vectors alone still expose faults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def imported(base: Made, name: str) -> Adapter:
 
 
 def sharp(base: Made) -> Adapter:
-    """A fusion that chooses more than it mixes: scores of some units, divided by 0.01."""
+    """Make a fusion that selects rather than mixes: scores of some units, divided by 0.01."""
     members = [
         random_of_kind(
             name,
@@ -72,7 +72,7 @@ def of_bert(base: Made) -> GoldenMaker:
 
 
 def faults(vectors: Golden, run: Callable[[Mapping[str, np.ndarray]], Arrays]) -> list[str]:
-    """What is wrong with a program."""
+    """Return the faults of a program."""
     found = []
     for case, outputs in zip(vectors.cases, vectors.outputs, strict=True):
         given = run(case.arrays)
@@ -81,7 +81,7 @@ def faults(vectors: Golden, run: Callable[[Mapping[str, np.ndarray]], Arrays]) -
 
 
 def weights(adapter: Adapter, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Adapter:
-    """With one tensor changed."""
+    """Change one tensor of an adapter."""
     return replace(adapter, weights={**adapter.weights, name: change(adapter.weights[name])})
 
 
@@ -98,7 +98,7 @@ def graphs(adapter: Adapter, change: Callable[[AdapterGraph], AdapterGraph]) -> 
 
 
 def without_residual(graph: AdapterGraph) -> AdapterGraph:
-    """The result is what was to be added."""
+    """Remove the residual: the result is the value that was to be added."""
     added = next(name for name in graph.nodes[-1].inputs if name != "h")
     return replace(graph, nodes=graph.nodes[:-1], result=added)
 
@@ -115,7 +115,7 @@ def with_epsilon(epsilon: float) -> Callable[[AdapterGraph], AdapterGraph]:
 
 
 def exchanged(adapter: Adapter) -> Adapter:
-    """The tensors of two sites in each other's place."""
+    """Swap the tensors of two sites."""
     one, other, *_ = adapter.placements
     taken: Weights = dict(adapter.weights)
     for name in adapter.weights:
@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[str, Change]] = {
 
 
 def test_all_forms_of_a_bundle_compute_it(bert: Made, tmp_path: Path) -> None:
-    """They deviate by up to three times what the formula alone allows; one has a switch in its slots, one is sharp."""
+    """Deviations reach three times the formula's budget; one adapter has a switch in its slots, one is sharp."""
     adapters = [*(imported(bert, name) for name in ("compacter", "norms_before__residual_post_add")), sharp(bert)]
     names = [adapter.name for adapter in adapters]
     cases = input_cases(bert.onnx.inputs, seed=0, max_tokens=bert.source.max_tokens)
@@ -196,7 +196,7 @@ def minilm(minilm_archive: Path) -> GoldenMaker:
 
 
 def test_a_trained_base_is_held_to_what_the_formula_says(minilm: GoldenMaker) -> None:
-    """That of MiniLM, and with an adapter as small as trained ones are."""
+    """MiniLM without adapters, and with an adapter as small as trained ones."""
     sites: SiteMap = minilm.references.sites
     adapter = random_of_kind("a", KINDS["houlsby"](None), sites, minilm.base)
     small = replace(adapter, weights={name: tensor / 10 for name, tensor in adapter.weights.items()})
@@ -206,7 +206,7 @@ def test_a_trained_base_is_held_to_what_the_formula_says(minilm: GoldenMaker) ->
 
 
 def test_a_scaling_of_1_001_in_minilm_fails(minilm: GoldenMaker) -> None:
-    """At one of twelve sites, whichever it is."""
+    """Scale any one of twelve sites."""
     adapter = random_of_kind("a", KINDS["houlsby"](None), minilm.references.sites, minilm.base)
     vectors = minilm.make(adapter)
     for site in adapter.placements:

@@ -103,7 +103,7 @@ class TestContents:
         assert not [t.name for t in model.graph.initializer if t.name in slots and t.external_data]
 
     def test_the_checker_of_onnx_passes(self, bundle: Path, tmp_path: Path) -> None:
-        copy = shutil.copytree(bundle, tmp_path / "copy")  # the checker refuses weights that are a hard link
+        copy = shutil.copytree(bundle, tmp_path / "copy")  # the checker rejects hard-linked weights
         onnx.checker.check_model(str(copy / "model.onnx"), full_check=True)
 
     def test_the_same_build_gives_the_same_bytes(self, bundle: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ class TestGolden:
 
 
 class Shifted:
-    """A reference that says something else than the base computes: by how much, and where."""
+    """A reference that differs from the base by an amount at one place."""
 
     description = "shifted"
 

@@ -51,7 +51,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def by_definition(tensor: np.ndarray) -> int:
-    """The formula of docs/reference/format.md, element by element, in integers of any size."""
+    """Evaluate the formula of docs/reference/format.md, element by element, in Python integers."""
     total = 0
     for index in product(*map(range, tensor.shape)):
         element = round(min(max(float(tensor[index]), -(2.0**22)), 2.0**22) * 2**30)
@@ -68,11 +68,11 @@ def test_the_checksum_is_that_of_the_specification(shape: tuple[int, ...], size:
     assert checksum(tensor) == by_definition(tensor)
     wider = np.zeros([size + 2 for size in shape], np.float32)
     wider[tuple(map(slice, shape))] = tensor
-    assert checksum(wider) == checksum(tensor), "zeros behind the end change nothing"
+    assert checksum(wider) == checksum(tensor), "zero-padding changes nothing"
 
 
 def _kinds() -> dict[str, Kind]:
-    """Every published kind, and some once more at other widths."""
+    """Return every published kind, and some again at other widths."""
     made = {name.replace("+", "p"): maker() for name, maker in KINDS.items()}
     again = {f"{name}_4": made[name].with_widths(b=4) for name in ("houlsby", "compacter")}
     wide = {name: kind.with_widths(b=8) if "b" in kind.components[0].widths else kind for name, kind in made.items()}
@@ -88,14 +88,14 @@ class Planned:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
-    """Every kind on one base."""
+    """Plan every kind on one base."""
     base = open_onnx(save_tiny(tmp_path_factory.mktemp("kinds")))
     made = {
         name: random_of_kind(name, kind, base.sites, base.fingerprint, labels=("a", "b"), seed=seed)
         for seed, (name, kind) in enumerate(_kinds().items())
     }
     pair = [random_adapter(name, pfeiffer(BottleneckOptions("relu")), base, bottleneck=3) for name in "ab"]
-    made["fused"] = adapter_fusion(*pair, name="fused")  # full matrices, which are one column where they lie idle
+    made["fused"] = adapter_fusion(*pair, name="fused")  # full matrices, which are one column when idle
     return Planned(base, made, plan_slots(list(made.values()), base.sites))
 
 
@@ -111,8 +111,8 @@ def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optim
         expected = [by_definition(tensors[slot.name]) for slot in slots]
         assert found.dtype == np.float32
         assert found.tolist() == [expected, expected], adapter.name
-    assert any(slot.neutral_value for slot in slots), "such as a vector of ones"
-    assert any(slot.axes != slot.graph_axes for slot in slots), "a matrix with two lengths"
+    assert any(slot.neutral_value for slot in slots), "some defaults are ones, such as a vector of ones"
+    assert any(slot.axes != slot.graph_axes for slot in slots), "some matrices have two lengths"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optim
     ],
 )
 def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], shape: tuple[int, ...]) -> None:
-    """Axes along which float64, or int64, cannot add up the products as they are."""
+    """Test axes along which float64, or int64, cannot sum the products exactly without reduction."""
     slot = SlotRecord("adapter.site.w", "site", "graph", "w", axes, (1,) * len(axes))
     known = shape if any(axis != size for axis, size in zip(axes, shape, strict=True)) else axes
     free = [axis if axis == size else f"w.{axis}" for axis, size in zip(axes, known, strict=True)]
@@ -142,7 +142,7 @@ def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], 
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 17}, name="graph")
     record = InputRecord("x", "float32", ("batch",), "values")
     model = add_checksums(ir.Model(graph, ir_version=8), [slot], "sums", [record])
-    # the largest numbers of one sign, in the last places
+    # the largest numbers of one sign, at the last positions
     tensor = np.full(shape, 0.5 - 2.0**-20, np.float32)
     (found,) = open_session(model, Path()).run(["sums"], {"x": np.zeros(2, np.float32), slot.name: tensor})
     assert found.tolist() == [[checksum(tensor)], [checksum(tensor)]]
@@ -151,7 +151,7 @@ def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], 
 
 
 def test_a_bank_computes_those_of_the_adapter_of_each_row(planned: Planned) -> None:
-    """Narrower adapters are filled up; row 0 is the base."""
+    """Narrower adapters are zero-padded; row 0 is the base."""
     slots = planned.plan.slots
     heads = head_sums(planned.plan, [record.name for record in planned.base.outputs])
     names = ["houlsby", "houlsby_4", "lora", "lora_3", "ia3", "compacter", "compacter_4", "fused"]
@@ -172,9 +172,6 @@ def test_a_bank_computes_those_of_the_adapter_of_each_row(planned: Planned) -> N
     assert len({tuple(row) for row in found.tolist()}) == len(chosen)
 
 
-# Bundles, and a client that knows nothing of checksums.
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build_small(tmp_path_factory.mktemp("plain"))
@@ -182,7 +179,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def bundle(request: pytest.FixtureRequest, plain: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with every graph, not to be changed; `mood` is wider than `tone`, and `own` is a head alone."""
+    """A bundle with every graph; do not change it. `mood` is wider than `tone`, and `own` is only a head."""
     folder = tmp_path_factory.mktemp("checked") / "bundle"
     topic = make_adapter("topic", "houlsby", "gelu", 3, plain.base)
     own = replace(topic, name="own", graphs={}, placements={}, weights=_of_head(topic))
@@ -231,7 +228,7 @@ class Client:
         }
 
     def wrong(self, name: str | None, file: str, feeds: Callable[[int], Mapping[str, np.ndarray]]) -> set[str]:
-        """The outputs that differ from golden vectors by more than they may; `feeds` from the number of rows."""
+        """Return the outputs that exceed their golden budgets; `feeds` takes the number of rows."""
         record, found = self.golden(name), set()
         golden = read_tensors(self.folder / record.path)
         for case in record.cases:
@@ -280,20 +277,20 @@ def _neutral_site(client: Client, own: Arrays) -> Arrays:
 
 
 def _of_another(client: Client, own: Arrays) -> Arrays:
-    """One tensor, of an adapter with tensors of the same shapes."""
+    """Use one tensor of an adapter with tensors of the same shapes."""
     other = client.tensors("mood")
     name = next(name for name in own if SITE in name and own[name].any() and own[name].shape == other[name].shape)
     return {**own, name: other[name]}
 
 
 def _stale(client: Client, own: Arrays) -> Arrays:
-    """The tensors of one site are those of the adapter before."""
+    """Keep the previous adapter's tensors at one site."""
     before = client.tensors("topic")
     return {name: before[name] if SITE in name else tensor for name, tensor in own.items()}
 
 
 def _turned(client: Client, own: Arrays) -> Arrays:
-    """The bytes of a matrix that is stored in the other order."""
+    """Store the bytes of a matrix in the other order."""
     name = next(name for name in own if SITE in name and own[name].ndim == 2 and own[name].any())
     return {**own, name: np.ascontiguousarray(own[name].T).reshape(own[name].shape)}
 
@@ -304,7 +301,7 @@ def _permuted(client: Client, own: Arrays) -> Arrays:
 
 
 def _one_element(client: Client, own: Arrays) -> Arrays:
-    """One element is the next float32: no output can show that."""
+    """Change one element to the next float32: no output can show that."""
     name = next(name for name in own if SITE in name and own[name].ndim == 2 and own[name].any())
     changed = own[name].copy()
     changed.flat[np.abs(changed).argmax()] *= np.float32(1 + 1e-6)
@@ -323,7 +320,7 @@ def test_wrong_tensors_are_found(bundle: Path, fault: Callable[[Client, Arrays],
 
 
 def test_a_skipped_input_is_found(bundle: Path) -> None:
-    """Where a slot is not fed, the graph uses its neutral default."""
+    """A slot that is not fed has its neutral default."""
     client = Client(bundle)
     own = client.tensors("tone")
     name = next(name for name in own if SITE in name and own[name].any())
@@ -369,9 +366,6 @@ def test_mixed_batches_have_the_checksums_of_each_row(bundle: Path) -> None:
     (found,) = session.run(["slot_checksums"], {**inputs, bank.ids: np.array(chosen)})
     for at, row in enumerate(chosen):
         assert np.array_equal(found[at], golden[bank.rows[row]][f"{case}.output.slot_checksums"][at])
-
-
-# What this package itself does with them.
 
 
 def test_the_runtime_returns_what_it_returned_before(bundle: Path) -> None:
@@ -425,7 +419,7 @@ def _budgets(manifest: Manifest) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize("bundle", ["fp32"], indirect=True)  # the reference of `add` has the precision of the bundle
 def test_adapters_that_are_added_have_them(bundle: Path, plain: Built, tmp_path: Path) -> None:
-    """A wider one makes all rows of the bank wider."""
+    """A wider adapter makes all rows of the bank wider."""
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     add_adapters(copy, [_tone(plain, "late", 9)], references=CutRunner(plain.base))
     client = Client(copy)

@@ -1,4 +1,4 @@
-"""The comparison itself: what must never pass, and what the measures must not depend on."""
+"""Comparison of arrays: cases that must never pass, and independence of the measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is open is opened once: every hash, every read of a graph, every session and every analysis is counted."""
+"""Resources are opened once: every hash, read of a graph, session and analysis is counted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from adapter_export.runtime import bundle
 
 
 class Counts:
-    """Counts real calls; files by their names, sessions with their levels, what is in memory as `memory`.
+    """Counts real calls; files by name, sessions with their levels, models in memory as `memory`.
 
     Attributes:
-        hashed: the files that were hashed, and other bytes by their hash.
-        read: the graphs that were read.
-        opened: the sessions that were opened, by graph and level.
-        analysed: how many graphs were analysed.
+        hashed: hashed files, and other bytes by their hash.
+        read: graphs that were read.
+        opened: opened sessions, by graph and level.
+        analysed: number of analysed graphs.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 GRAPHS = ("model.onnx", "model.inputs.onnx", "model.bank.onnx")
 ONE_SESSION_EACH = {(file, "ENABLE_ALL"): 1 for file in GRAPHS}
 WHEN_MADE = {**ONE_SESSION_EACH, **{(file, "ENABLE_ALL"): 3 for file in ("model.onnx", "model.bank.onnx")}}
-"""With those of other numbers of threads, whose bits must be the same to be recorded."""
+"""Including sessions with other thread counts, whose bits must agree to be recorded."""
 
 
 def names(files: Iterable[FileRecord]) -> Counter[str]:
@@ -96,7 +96,7 @@ def names(files: Iterable[FileRecord]) -> Counter[str]:
 
 
 def check_hashes(counts: Counts, files: Sequence[FileRecord]) -> None:
-    """Each file once; an adapter's weights also by its reader, for the sum that stands in the adapter itself."""
+    """Each file is hashed once; an adapter's weights also by its reader, for the digest in the adapter."""
     assert {name: count for name, count in counts.hashed.items() if name in names(files)} == names(files)
     again = {file.path: counts.hashed[file.sha256] for file in files if file.sha256 in counts.hashed}
     assert again == {file.path: 1 for file in files if file.path.endswith("weights.safetensors")}
@@ -110,7 +110,7 @@ def test_a_check_opens_each_graph_once_a_level(built: Built, counts: Counts) -> 
         ("model.onnx", "DISABLE_ALL"): 1,
         ("model.onnx", "ENABLE_BASIC"): 1,
         **ONE_SESSION_EACH,
-        ("memory", "DISABLE_ALL"): 1,  # the graph that shows what arrives at each site
+        ("memory", "DISABLE_ALL"): 1,  # the graph that exposes the values at each site
     }
     assert counts.analysed == 1
 
@@ -129,7 +129,7 @@ def test_a_build_analyses_each_graph_once(tmp_path: Path, counts: Counts) -> Non
     assert {name: count for name, count in counts.hashed.items() if name in files} == files
     assert {file: counts.read[file] for file in GRAPHS} == dict.fromkeys(GRAPHS, 1)
     assert {key: count for key, count in counts.opened.items() if key[0] in GRAPHS} == WHEN_MADE
-    assert counts.analysed == 2, "the base when it is opened, and the graph with slots"
+    assert counts.analysed == 2, "the base when opened, and the graph with slots"
 
 
 def test_a_change_hashes_what_is_new(copy: Path, built: Built, counts: Counts) -> None:

@@ -1,4 +1,4 @@
-"""Adapters that change nothing are named, at all or at some sites; all others are left alone."""
+"""Adapters without effect, overall or at some sites, are named; others are not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NORM = Norm("layer", 1e-5, "weight", "bias")
 
 
 def scaled(adapter: Adapter, name: str, factor: float, site: str = "") -> Adapter:
-    """The adapter with its up projections, at one site or at all, times a factor."""
+    """Multiply the up-projections of an adapter by a factor, at one site or all."""
     weights = {
         key: tensor * np.float32(factor) if key.startswith(site) and ".up." in key else tensor
         for key, tensor in adapter.weights.items()
@@ -42,7 +42,7 @@ def scaled(adapter: Adapter, name: str, factor: float, site: str = "") -> Adapte
 
 @pytest.fixture(scope="module")
 def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A bundle with adapters that change all, nothing, nothing at one site, less than rounding; its notes."""
+    """Build a bundle with adapters that change all, nothing, nothing at one site, less than rounding; its notes."""
     alive = random_adapter("alive", houlsby(), base, labels=("a", "b"))
     head = {key: tensor for key, tensor in alive.weights.items() if key.startswith("head.")}
     adapters = [
@@ -77,7 +77,7 @@ def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path:
 
 def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, list[str]]) -> None:
     report = prove(plan_check(built[0]), None)
-    assert report.passed, "to change nothing is no fault of the bundle"
+    assert report.passed, "an adapter without effect is not a fault of the bundle"
     found = {effect.adapter: effect for effect in report.effects}
     assert list(found) == ["alive", "zeros", "dead", "faint"]
     sites = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.ffn"]

@@ -1,4 +1,4 @@
-"""What a manifest says of the weights of a fusion is what the fusion was made of."""
+"""Fusion weights in the manifest match those of the fusion."""
 
 from __future__ import annotations
 

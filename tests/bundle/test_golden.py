@@ -1,4 +1,4 @@
-"""The matrix of shapes, and the parts of an output."""
+"""Matrix of shapes, and the parts of an output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden batches: lone answers of the reference, and mistakes of a bundle or of a client that they show."""
+"""Golden batches: separate answers of the reference, and the mistakes of bundles or clients that they expose."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def replayed(folder: Path, variants: Sequence[str] = ()) -> Finding:
 
 @contextmanager
 def edited_batches(folder: Path) -> Iterator[dict[str, Any]]:
-    """Change the golden batches of a bundle, and the hashes, as an attacker would."""
+    """Edit the golden batches of a bundle, and the hashes, as an attacker would."""
     file = folder / "golden" / "batches.json"
     document = json.loads(file.read_text(encoding="utf-8"))
     yield document
@@ -74,11 +74,8 @@ def edited_batches(folder: Path) -> Iterator[dict[str, Any]]:
     rehash(folder)
 
 
-# What torch gives for each row of a BERT with an adapter of every task, alone.
-
-
 def numbers_of(answer: Mapping[str, Any], name: str) -> Any:
-    """The numbers of an answer that follow from a result by arithmetic of this test."""
+    """Return the numbers of an answer, computed from a result by this test."""
     task = TASKS[name]
     if task.type == "token":
         return [[one["probabilities"][label] for label in task.labels] for one in answer["tokens"]]
@@ -101,7 +98,7 @@ def best_span(result: np.ndarray, places: range) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def results(text_folder: Path) -> list[tuple[GoldenBatchRow, np.ndarray | None]]:
-    """Each row with the result of torch for it alone; none for the base."""
+    """Return each row with torch's separate result for it; `None` for the base."""
     from adapter_export.torch_backend.torch_runner import TorchRunner
 
     runner = TorchRunner(ae.open_base(text_folder / "model.pt").torch)
@@ -145,7 +142,7 @@ def test_rows_differ_in_length_and_have_token_types(text_folder: Path) -> None:
         assert all(set(row.inputs["attention_mask"]) == {1} for row in own)
     shared = [row.inputs["input_ids"] for row in rows_of(text_folder / "bundle") if len(row.inputs["input_ids"]) == 6]
     assert len(shared) == len(TASKS)
-    assert all(ids == shared[0] for ids in shared), "only the adapter tells these rows apart"
+    assert all(ids == shared[0] for ids in shared), "only the adapter distinguishes these rows"
 
 
 def test_the_span_without_its_context_lies_outside(
@@ -163,9 +160,6 @@ def test_the_file_conforms_to_its_schema(text_folder: Path) -> None:
     assert list(Draft202012Validator(json.loads(schema_text("golden-batches"))).iter_errors(document)) == []
 
 
-# A client that makes a mistake.
-
-
 def padded_before(inputs: Inputs) -> Inputs:
     return {name: np.pad(array, [(0, 0), (4, 0)]) for name, array in inputs.items()}
 
@@ -176,7 +170,7 @@ def without_types(inputs: Inputs) -> Inputs:
 
 @pytest.mark.parametrize("mistake", [padded_before, without_types])
 def test_every_row_shows_a_mistake_with_its_inputs(text_folder: Path, mistake: Callable[[Inputs], Inputs]) -> None:
-    """By the graph as it is, with padding before the tokens, which shifts positions, or without token types."""
+    """Test the unmodified graph with left padding, which shifts positions, or without token types."""
     session = Bundle.open(text_folder / "bundle").session()
     for row in rows_of(text_folder / "bundle"):
         if row.adapter is None:
@@ -187,7 +181,7 @@ def test_every_row_shows_a_mistake_with_its_inputs(text_folder: Path, mistake: C
             for one in (inputs, mistake(inputs))
         )
         wrong = wrong[-len(right) :] if TASKS[row.adapter].type in ("token", "span") else wrong
-        if row.context is not None:  # places alone may stay what they are
+        if row.context is not None:  # positions alone may stay the same
             continue
         found = expected_numbers(wrong.astype(np.float64), row.adapter)
         same = np.abs(np.subtract(found, numbers_of(row.answer, row.adapter))).max() <= row.absolute
@@ -200,9 +194,6 @@ def test_rows_that_are_mixed_up_are_seen(text_folder: Path) -> None:
         for other in rows:
             if one is not other:
                 assert list(answer_faults(one.answer, other.answer, other.absolute, decided=other.decided))
-
-
-# A bundle that says something else.
 
 
 def test_verify_replays_them_in_the_graphs_that_there_are(text_folder: Path) -> None:
@@ -243,16 +234,13 @@ def test_a_task_that_was_changed_is_found(text_copy: Path) -> None:
         return replace(manifest, adapters=tuple(other if one is topic else one for one in manifest.adapters))
 
     rehash(text_copy, rotated)
-    session = Bundle.open(text_copy)  # the sources would show it before anything runs
+    session = Bundle.open(text_copy)  # without the sources, which would show it before anything runs
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.golden_batches import replay_batches
 
     opened = OpenedBundle(Bundle(text_copy, session.manifest, verified=False))
     found = replay_batches(opened, batches_of(text_copy), [None, *TASKS], list(session.manifest.graphs))
     assert found.detail.startswith("3 of 30 rows differ; `batch 1`, row 1 (`topic`): `label` found ")
-
-
-# Where padding counts.
 
 
 def tiny_base(folder: Path, lengths: Lengths | None = None) -> OnnxBase:
@@ -274,7 +262,7 @@ def build(base: OnnxBase, adapters: Sequence[Adapter], folder: Path, **settings:
 
 @pytest.mark.parametrize("lengths", [None, Lengths(8, 40, 8)])
 def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, lengths: Lengths | None) -> None:
-    """A client then pads the shorter of two rows, and the mean over all tokens, which opens the gate, is another."""
+    """A client then pads the shorter of two rows, which changes the mean over all tokens that opens the gate."""
     base = tiny_base(tmp_path, lengths)
     manifest = build(base, gated_adapters(base), tmp_path / "bundle", variants=[] if lengths else None)
     assert manifest.padding_neutral
@@ -311,7 +299,7 @@ def test_a_base_that_counts_padding(tmp_path: Path) -> None:
 
 
 def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
-    """The mask is scaled by the largest id of the batch: a manifest that says rows are apart is wrong."""
+    """The mask is scaled by the batch's largest id, so a manifest with `batch_invariant` is wrong."""
     mask = """
     numbers = Cast <to = 1> (input_ids)
     largest = ReduceMax <axes = [0, 1]> (numbers)
@@ -326,9 +314,6 @@ def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
     assert replayed(tmp_path / "bundle").passed
     rehash(tmp_path / "bundle", lambda one: replace(one, batch_invariant=True))
     assert replayed(tmp_path / "bundle").status == "failed"
-
-
-# Every bundle.
 
 
 def test_a_base_of_one_length_has_rows_of_that_length(tmp_path: Path) -> None:
@@ -352,7 +337,7 @@ def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_exchanged_show_in_8_bits(tmp_path: Path) -> None:
-    """In three rows `v` and `w` are too near each other; a fourth one is there because its answer is `w`."""
+    """In three rows the numbers of `v` and `w` are too close; a fourth row is included because its answer is `w`."""
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.golden_batches import replay_batches
 
@@ -375,7 +360,7 @@ def test_two_builds_write_the_same_file(built: Built, tmp_path: Path) -> None:
 
 
 def test_adding_and_removing_keeps_them(tmp_path: Path) -> None:
-    """As a build of all makes them; the last rows that go take the file with them."""
+    """The result matches a build with all adapters; removing the last rows removes the file."""
     base = tiny_base(tmp_path)
     adapters = [random_adapter(name, pfeiffer(), base, labels="ab") for name in ("a", "b", "c")]
     build(base, adapters, tmp_path / "all")

@@ -1,4 +1,4 @@
-"""A processor as steps, compared with transformers, and bundles whose record of it says something else."""
+"""A processor as steps, compared with transformers, and bundles with a wrong record of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_steps_give_what_transformers_gives(name: str, tmp_path: Path) -> None:
     record = media.record
     assert record.steps is not None
     assert " ".join(step.op for step in record.steps) == steps
-    if record.medium == "image":  # another file than those that capture compares
+    if record.medium == "image":  # a file that capture does not compare
         data = png(noise(50, 33, 3, seed=3))
         expected = processor(Image.fromarray(noise(50, 33, 3, seed=3)), return_tensors="np")[record.input][0]
     else:
@@ -92,7 +92,7 @@ def test_a_class_that_does_more_than_its_fields_say_is_found_out(tmp_path: Path)
 def test_a_folder_without_a_processor_or_with_a_broken_one(tmp_path: Path) -> None:
     assert own_media(tmp_path) == (None, ())
     (tmp_path / "preprocessor_config.json").write_text("[]")
-    assert "does not say what it reads" in own_media(tmp_path)[1][0]
+    assert "does not record its modality" in own_media(tmp_path)[1][0]
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
     media, notes = own_media(tmp_path)
     assert media is None

@@ -1,4 +1,4 @@
-"""Golden data tell an adapter from one that is applied in part: by vectors where budgets are narrow, else by parts."""
+"""Golden data expose an adapter that is applied only partly: by vectors if budgets are narrow, else by parts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _build(base: OnnxBase, adapters: list[Adapter], out: Path, **settings: Any) 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
 def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle in each precision, not to be changed."""
+    """A bundle in each precision; do not change it."""
     folder = tmp_path_factory.mktemp(request.param)
     base = _base(folder, request.param)
     return _build(base, _adapters(base), folder / "bundle", bake=["a"])
@@ -74,7 +74,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
 
 @pytest.fixture(scope="module")
 def built(int8: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle in 8 bits, not to be changed."""
+    """A bundle in 8 bits; do not change it."""
     variants = ["slots", "inputs", "bank", "fanout"]
     return _build(int8, _adapters(int8), tmp_path_factory.mktemp("int8") / "bundle", variants=variants, bake=["a"])
 
@@ -164,7 +164,7 @@ class TestVerify:
         passed, detail = _detail(report, "golden parts", "a")
         assert not passed
         assert f"`{site} off` in `model.onnx`" in detail
-        assert "model.bank.onnx" not in detail  # the bank has tensors of its own
+        assert "model.bank.onnx" not in detail  # the bank has separate tensors
         assert _detail(report, "golden parts", "b")[0]
 
     def test_inspect_shows_it(self, built: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden texts: what a tokenizer and a reference say of texts, and ways in which a bundle may say something else."""
+"""Golden texts: results of a tokenizer and a reference, and ways in which a bundle may differ."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ ONE_CASE: Mapping[str, Any] = {"variants": ["slots"], "cases": ["batch1_sequence
 
 @pytest.fixture(scope="module")
 def made(text_folder: Path) -> Path:
-    """`hf`, `model.pt`, `adapters/NAME` and `bundle`."""
+    """Folder with `hf`, `model.pt`, `adapters/NAME` and `bundle`."""
     return text_folder
 
 
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
+    """A copy for tampering."""
     return shutil.copytree(made / "bundle", tmp_path / "bundle")
 
 
 def replayed(folder: Path) -> Report:
-    """As `verify`, with the graph that answers texts alone."""
+    """Verify only the graph that answers texts."""
     return prove(plan_check(folder, variants=["slots"], quick=True), None)
 
 
@@ -61,7 +61,7 @@ def texts_of(report: Report) -> dict[str, Any]:
 
 @contextmanager
 def edited_texts(folder: Path) -> Iterator[dict[str, Any]]:
-    """Change the golden texts of a bundle, and the hashes, as an attacker would."""
+    """Edit the golden texts of a bundle, and the hashes, as an attacker would."""
     file = folder / "golden" / "texts.json"
     document = json.loads(file.read_text(encoding="utf-8"))
     yield document
@@ -88,7 +88,7 @@ def test_the_ids_are_those_of_transformers(made: Path) -> None:
 
 
 def test_the_answers_are_those_of_torch(made: Path) -> None:
-    """By the torch module itself with the adapter attached, and arithmetic of this test."""
+    """Compare with the torch module with the adapter attached, and arithmetic of this test."""
     base = ae.open_base(made / "model.pt")
     texts = {one.adapter: one for one in read_golden_texts(made / "bundle" / "golden" / "texts.json").sets}
     from adapter_export.torch_backend.torch_runner import TorchRunner
@@ -185,7 +185,7 @@ def _short(folder: Path) -> None:
 
 
 def _task(name: str, change: Callable[[Task], Task]) -> Change:
-    """Change the record of an adapter wherever it stands."""
+    """Change the record of an adapter in all its places."""
 
     def planted(folder: Path) -> None:
         source = folder / "adapters" / name
@@ -256,7 +256,7 @@ TOGETHER = (
     ("rotated labels", "rotated labels of tokens", "cut on the other side", "without a prefix", "texts for pairs"),
     ("trained at 24, served at all", "other thresholds"),
 )
-"""Those of different adapters in one bundle: each is blamed on its own."""
+"""Changes of different adapters in one bundle: each is reported for its adapter."""
 
 
 @pytest.mark.parametrize("faults", TOGETHER, ids=", ".join)
@@ -271,7 +271,7 @@ def test_each_fault_is_found_and_named(bundle: Path, faults: Sequence[str]) -> N
     found = {name: one for name, one in texts_of(report).items() if not one.passed}
     for subject, words in expected.items():
         assert words in found[subject].detail
-    if not expected.keys() & {"base", "tokenizer"}:  # nothing else is blamed
+    if not expected.keys() & {"base", "tokenizer"}:  # nothing else is reported
         assert found.keys() == expected.keys()
     assert all(len(one.detail) < 500 for one in found.values())
 
@@ -296,7 +296,7 @@ def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made:
 
 
 def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path) -> None:
-    """Where even the golden texts are forged."""
+    """Even if the golden texts are forged."""
     report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], **ONE_CASE)
     assert report.passed
     assert texts_of(report)["model"].detail == "the ids of 114 texts match the model's own tokenizer"
@@ -341,7 +341,7 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
     base = ae.capture(folder, tmp_path / "model.pt", reporter=heard)
     notes = heard.notes
     (note,) = notes
-    assert "gives other ids than transformers for 32 of 62 texts (`plain`, `upper case`, `mixed case` …)" in note
+    assert "and transformers disagree on the ids of 32 of 62 texts (`plain`, `upper case`, `mixed case` …)" in note
     adapter = read_adapter(made / "adapters" / "topic")
     assert adapter.head is not None
     assert adapter.head.task is not None
@@ -351,7 +351,7 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
 
 
 def test_answers_of_other_weights_are_found(bundle: Path) -> None:
-    """The tensors of another adapter, which no golden vector is compared with here, give other answers."""
+    """Another adapter's tensors, whose golden vectors are not compared here, give other answers."""
     with edited_texts(bundle) as document:
         topic = document["sets"][1]
         topic["texts"][3]["answer"]["probabilities"]["a"] += 10 * topic["absolute"]

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def bundle(whole: Built, tmp_path: Path) -> Path:
-    """A copy, to be tampered with."""
+    """A copy, for tampering."""
     return shutil.copytree(whole.folder, tmp_path / "bundle")
 
 
@@ -93,7 +93,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
                if each.variant == form and not each.mixed}
         for form in VARIANT_NAMES
     }  # fmt: skip
-    # those beyond the core are tried in the graph that clients run
+    # cases beyond the core run in the main graph only
     beyond = {case.name for case in plan_check(whole.folder).cases if not case.core}
     core = {place for place in runs["slots"] if place[2] not in beyond}
     assert {case for *_, case, _ in runs["slots"]} > beyond
@@ -122,7 +122,7 @@ def test_one_graph_can_be_checked_alone(whole: Built) -> None:
     report = check(whole.folder, "bank", only=("tone",))
     assert report.passed
     assert {(each.variant, each.adapter) for each in report.outputs} == {("bank", "tone")}
-    assert {each.mixed for each in report.outputs} == {False, True}, "beside the others, which are not looked at"
+    assert {each.mixed for each in report.outputs} == {False, True}, "besides the others, which are not compared"
     assert not report.sites
     with pytest.raises(UsageError, match="no such variant"):
         plan_check(whole.folder, variants=["fast"])
@@ -213,7 +213,7 @@ def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) 
 
 
 def _replace(graph: ir.Graph, old: ir.Value, op: str, **attributes: int) -> None:
-    """Let everything that reads a value read what an operator makes of it and itself."""
+    """Redirect all readers of a value to the result of an operator on the value and itself."""
     inputs = [old] if op.startswith("Reduce") else [old, old]
     node = ir.node(op, inputs, attributes)
     readers = [(reader, at) for reader, at in old.uses()]

@@ -1,4 +1,4 @@
-"""What must hold whatever the reference says, tried on programs that break it."""
+"""Invariants, tested on programs that break them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def double(inputs: Mapping[str, np.ndarray], adapter: str | None) -> dict[str, n
 
 
 class Sticky:
-    """A program in which an adapter that ran once leaves something behind."""
+    """A program in which an adapter has an effect on later runs."""
 
     def __init__(self) -> None:
         self.left = np.float32(0)

@@ -1,4 +1,4 @@
-"""Nodes in lockstep: right graphs pass; a planted fault is named where it is, in the base too, and what it is like."""
+"""Nodes in lockstep: correct graphs pass; a planted fault is located and described, even in the base."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def node(model: ir.Model, output: str) -> ir.Node:
 
 
 def behind(model: ir.Model, path: str, kind: str) -> ir.Node:
-    """The operator of this kind that torch's exporter made for a module."""
+    """Return the operator of this kind that torch's exporter made for a module."""
     return next(node for node in model.graph if node.op_type == kind and module_path(node) == path)
 
 
@@ -164,7 +164,7 @@ class TestOfATorchBase:
 
 
 class TestWhichSideIsWrong:
-    """A torch base has float64 as a third witness."""
+    """Use float64 as a third witness for a torch base."""
 
     def test_a_reference_that_is_off_is_named_as_such(self, text_folder: Path, torch_base: ae.Base) -> None:
         from adapter_export.torch_backend.torch_runner import TorchRunner
@@ -200,7 +200,7 @@ def proved(
 
 
 def skip(model: ir.Model) -> None:
-    """Let the residual sum behind the second layer's second sublayer read `h`, not what the adapter makes of it."""
+    """Make the residual sum after the second layer's second sublayer read `h` instead of the adapter's result."""
     total, h = node(model, "total1"), node(model, "ffn1").outputs[0]
     total.replace_input_with(1, h)
 
@@ -226,7 +226,7 @@ class TestOfAnOnnxBase:
         self.check_repro(Path(failure.location.repro or ""))
 
     def check_repro(self, folder: Path) -> None:
-        """It is a test case as ONNX lays them out, and it fails."""
+        """Run the test case in ONNX's layout, and verify that it fails."""
         data = folder / "test_data_set_0"
         session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         read = [onnx.load_tensor(data / f"input_{at}.pb") for at in range(len(session.get_inputs()))]
@@ -252,7 +252,7 @@ class TestOfAnOnnxBase:
         assert quiet[unit] < most[loud][unit]
 
         def stop(model: ir.Model) -> None:
-            """Let a unit go no further than on the case of the sites."""
+            """Clip a unit at its largest value in the case for the sites."""
             active = node(model, relu)
             bound = np.full(quiet.shape, np.inf, np.float32)
             bound[unit] = quiet[unit]
@@ -325,13 +325,13 @@ def test_the_fusion_that_changes_a_result_is_found_among_all(tmp_path: Path) -> 
     assert (fusion_of(ir.from_proto(model), tmp_path, feeds, "y") or "").startswith("GeluFusion")
     model.graph.node.pop()
     model.graph.output[0].name = "product"
-    assert fusion_of(ir.from_proto(model), tmp_path, feeds, "product") is None, "nothing is fused"
+    assert fusion_of(ir.from_proto(model), tmp_path, feeds, "product") is None, "no fusion"
 
 
 @pytest.fixture(scope="module")
 @extended
 def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the oldest ONNX Runtime that is supported."""
+    """A Python with the oldest supported ONNX Runtime."""
 
     def install(folder: Path) -> None:
         call = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "site")]

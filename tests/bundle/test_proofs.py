@@ -1,4 +1,4 @@
-"""What `build` tries out once, and the manifest says."""
+"""Facts that `build` measures once and records in the manifest."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) 
     assert not _built(base, adapters[:1], tmp_path).batch_invariant
     rehash(bundle, lambda said: replace(said, batch_invariant=True, padding_neutral=True))
     assert any("batch_invariant" in owed.where for owed in ae.verify(bundle).findings if owed.status == "failed")
-    heard = Heard()  # a bundle of an earlier release, which tried out less, says what is true when it is changed
+    heard = Heard()  # a bundle of an earlier release, which measured less, is corrected when it is changed
     manifest = add_adapters(bundle, adapters[1:], references=CutRunner(base), reporter=heard)
     assert (manifest.batch_invariant, manifest.padding_neutral) == (False, False)
     assert sum("tried out, it is False" in note for note in heard.notes) == 2
@@ -92,7 +92,7 @@ def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) 
 
 
 class TestRuns:
-    """By what a graph gives, without one."""
+    """Facts derived from a graph's outputs, without a graph."""
 
     @pytest.fixture
     def manifest(self, tmp_path: Path) -> Manifest:
@@ -107,7 +107,7 @@ class TestRuns:
         assert not _with_padding(manifest, run).padding_neutral
 
     def test_rounding_to_16_bits_explains_no_difference_in_runs_of_one_shape(self, manifest: Manifest) -> None:
-        """A sum over all ids, padding among them: zeros do not change it, and other ids do, by less than 1 %."""
+        """A sum over all ids, including padding: zeros do not change it, and other ids change it by less than 1 %."""
 
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             sums = [1 + 1e-4 * np.float32(feeds["input_ids"].sum()) for feeds in requests]
@@ -131,7 +131,7 @@ class TestRuns:
 class TestCheck:
     @pytest.fixture
     def gated(self, tmp_path: Path) -> Path:
-        """A graph that counts padding, and a norm over a bottleneck."""
+        """Build a graph that counts padding, with a norm over a bottleneck."""
         base = open_onnx(save_tiny(tmp_path))
         normed = with_inner_norm(random_adapter("normed", pfeiffer(), base, labels="ab"))
         _built(base, [random_adapter("gated", GATED, base, labels="ab"), normed], tmp_path)

@@ -1,4 +1,4 @@
-"""A whole check of a small bundle that is as it should be."""
+"""Complete check of a small correct bundle."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_brief_check_leaves_out_words_and_all_but_the_core(built: Built) -> No
 
 
 class WrongBase(CutRunner):
-    """The reference with a fault that some inputs alone show, so that the bundle seems to have it."""
+    """A reference with a fault at some inputs only, so that the bundle seems wrong."""
 
     keeps_weights = False
 
@@ -123,7 +123,7 @@ class WrongBase(CutRunner):
 
 
 def test_a_case_outside_the_core_is_judged_by_how_far_rounding_moves_it(built: Built) -> None:
-    """As MiniLM does behind a single token: the reference itself moves there by more than the formula says."""
+    """The reference changes by more than the formula's budget, like MiniLM after a single token."""
 
     class Moving(WrongBase):
         keeps_weights = True
@@ -145,7 +145,7 @@ def test_a_case_outside_the_core_is_judged_by_how_far_rounding_moves_it(built: B
 
 
 def _first(adapter: Adapter | None) -> float:
-    """Which way an error goes."""
+    """Return the sign of an error."""
     return 0.0 if adapter is None else float(next(iter(adapter.weights.values())).ravel()[0]) - 1
 
 
@@ -274,7 +274,7 @@ sys.exit(0 if report.passed else 1)
 
 
 class OffByALittle(CutRunner):
-    """The reference with one output changed: the stand-in for a bundle that is wrong there."""
+    """A reference with one output changed, in place of a bundle with a fault there."""
 
     def __init__(self, base: OnnxBase, change: str) -> None:
         super().__init__(base)

@@ -1,4 +1,4 @@
-"""Runs of ONNX Runtime are recorded when a bundle is built, and compared bit for bit where that means something."""
+"""ONNX Runtime's runs are recorded at build time, and compared bit for bit if they are comparable."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _build(base: OnnxBase, adapters: list[Adapter], out: Path, **settings: Any) 
 
 @pytest.fixture(scope="module")
 def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of `a` and `b` in every graph, not to be changed."""
+    """A bundle of `a` and `b` in every graph; do not change it."""
     variants = ["slots", "inputs", "bank", "fanout"]
     out = tmp_path_factory.mktemp("recorded") / "bundle"
     return _build(base, _adapters(base)[:2], out, variants=variants, bake=["a"])
@@ -73,7 +73,7 @@ def _verify(folder: Path, **settings: Any) -> Report:
 
 
 def _found(report: Report, name: str = CHECK) -> dict[str, str]:
-    """Return what was found, by subject."""
+    """Return the findings, by subject."""
     return {
         one.subject: f"{'passed' if one.passed else 'failed'}: {one.detail}"
         for one in report.findings
@@ -86,7 +86,7 @@ def _records(manifest: Manifest) -> dict[str | None, GoldenRecord]:
 
 
 def _digest(folder: Path, name: str | None, variant: str, threads: int) -> str:
-    """Return the digest of a graph as docs/reference/format.md describes it, in a session of its own."""
+    """Return the digest of a graph as docs/reference/format.md describes it, with a separate session."""
     manifest = read_manifest(folder)
     assert manifest.recorded is not None
     options = ort.SessionOptions()
@@ -121,7 +121,7 @@ def _with_golden(change: Callable[[str | None, GoldenRecord], GoldenRecord]) -> 
 
 
 def _elsewhere(**changes: object) -> Callable[[Manifest], Manifest]:
-    """Change where the runs of a bundle were recorded."""
+    """Change the machine on which the runs of a bundle were recorded."""
 
     def changed(manifest: Manifest) -> Manifest:
         assert manifest.recorded is not None
@@ -226,7 +226,7 @@ def test_a_difference_on_another_processor_is_open(bundle: Path) -> None:
     report = _verify(bundle, variants=["slots"])
     assert report.passed
     assert "AVX9" in _found(report, NOT_COMPARED)["a"]
-    assert set(_found(report)) == {"base", "b"}, "the same bits are the same on any processor"
+    assert set(_found(report)) == {"base", "b"}, "equal bits are comparable on any processor"
 
 
 @pytest.mark.parametrize("part", [{"only": ["a"]}, {"cases": ["batch1_tokens3"]}])
@@ -260,7 +260,7 @@ def test_adding_and_removing_renews_them(base: OnnxBase, bundle: Path) -> None:
 
 
 def test_an_adapter_whose_bits_depend_on_threads_is_left_out(tmp_path: Path) -> None:
-    """Threads share the columns of a product with more columns than rows, and add up more terms at a time then."""
+    """Threads split a product with more columns than rows by columns, and then sum more terms at a time."""
     base = open_onnx(save_tiny(tmp_path, tiny_model(width=256)))
     adapters = [
         random_adapter("wide", houlsby(), base, bottleneck=240),

@@ -1,4 +1,4 @@
-"""A report: its verdict, its coverage, and which failure it names."""
+"""A report: its verdict, its coverage, and the failure that it names."""
 
 from __future__ import annotations
 

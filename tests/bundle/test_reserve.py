@@ -1,4 +1,4 @@
-"""Slots for adapters that are still to come: a bundle of two adapters takes every kind later."""
+"""Slots reserved for future adapters: a bundle of two adapters accepts every kind later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -> None:
-    """Those that are added have 8 bits."""
+    """The added adapters have 8 bits."""
     base = open_onnx(save_tiny(tmp_path))
     made = {}
     for seed, (name, maker) in enumerate(KINDS.items()):

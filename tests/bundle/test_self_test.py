@@ -1,4 +1,4 @@
-"""A check that is put to the test: faults are planted in a copy, found, located, and gone again."""
+"""Self-test of a check: faults are planted in a copy, found, located and removed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
 
 
 def test_what_is_not_seen_is_said_to_be_missed(copy: Path) -> None:
-    """Without the model and recorded runs nothing says that a weight is off by an ulp; the outputs have other bits."""
+    """Without the model and recorded runs, a weight that is off by an ulp goes unnoticed; outputs differ by bits."""
     rehash(copy, unrecorded)
     kinds = ["one number of a word off by an ulp"]
     found = ae.self_test(copy, kinds=kinds, seed=1)
@@ -117,7 +117,7 @@ def test_a_bundle_that_is_wrong_has_no_self_test(built: Built, tmp_path: Path) -
 
 
 def test_a_copy_is_whole_again_after_every_kind(built: Built, tmp_path: Path) -> None:
-    """Planted one after the other, no fault leaves anything behind."""
+    """Faults planted one after the other leave nothing behind."""
     copy = Copy(OpenedBundle.open(built.folder), tmp_path)
     before = contents(copy.folder)
     for at, fault in enumerate(FAULTS):

@@ -1,4 +1,4 @@
-"""A bundle that is not what its manifest describes is refused before it runs, with right hashes, too."""
+"""A bundle that does not match its manifest is rejected before it runs, even with correct hashes."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_bad_input_is_named(copy: Path, change: Callable[[Path], None], error: t
 
 
 def test_an_adapter_file_of_another_base(copy: Path) -> None:
-    """Same names and shapes, and right hashes: the number in the file says it."""
+    """Names, shapes and hashes match: only the number in the file reveals it."""
     path = copy / "adapters/tone.onnx_adapter"
     native = ort.AdapterFormat()
     native.set_model_version(99)

@@ -1,4 +1,4 @@
-"""Every kind of tampering with a bundle makes its check fail, also where the hashes were written anew."""
+"""Every kind of tampering with a bundle fails its check, even with updated hashes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_wrong_scale_is_reported_at_its_site(copy: Path, factor: float) -> Non
     report = check(copy)
     assert {failure.adapter: failure.culprit and failure.culprit.name for failure in failures(report)} == sites
     bad = [(result.adapter, result.name) for result in report.sites if not result.passed]
-    assert bad == [*sites.items()], "an error that travels on must not count against the sites behind it"
+    assert bad == [*sites.items()], "an error must not count against later sites"
 
 
 def test_a_wrong_head_is_reported_at_the_head(copy: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_error_below_the_budget_of_every_site_is_seen_in_the_bits_of_its_slot
         if not one.passed and not one.measurements
     }
     places = {("slots", "tone"), ("bank rows", "tone"), ("recorded runs", "tone")}
-    assert bad.keys() == places, "the bank has the adapter as it was"
+    assert bad.keys() == places, "the bank still has the original adapter"
     assert bad["recorded runs", "tone"].startswith("`slots`, `inputs`: bits differ")
 
 
@@ -139,7 +139,7 @@ def test_files_of_one_adapter_that_do_not_agree_are_seen(copy: Path) -> None:
 
 
 def test_an_adapter_changed_everywhere_is_seen_by_its_golden_vectors(copy: Path) -> None:
-    """The tampered adapter is consistent in itself; only what was stored before contradicts it."""
+    """The tampered adapter is consistent; only the stored golden vectors contradict it."""
     source = read_adapter(copy / "adapters/tone")
     weights = {**source.weights, "layers.0.ffn.up.weight": source.weights["layers.0.ffn.up.weight"] * np.float32(1.01)}
     write_adapter(replace(source, weights=weights), copy / "adapters/tone", force=True)
@@ -209,7 +209,7 @@ def _without_hidden(tensors: dict[str, np.ndarray]) -> None:
 
 
 def test_another_budget_is_seen_beside_a_reference(built: Built, copy: Path) -> None:
-    """Whoever loosens the budgets in the manifest deceives the golden vectors, not the reference."""
+    """Larger budgets in the manifest affect the golden vectors, but not the reference."""
 
     def change(manifest: Manifest) -> Manifest:
         adapters = tuple(

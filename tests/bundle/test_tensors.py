@@ -1,4 +1,4 @@
-"""Faults that no sampling finds: one bit of a weight, a claim of the manifest, all copies of an adapter at once."""
+"""Faults that sampling cannot find: one bit of a weight, a fact in the manifest, all copies of an adapter at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def of(report: Report, start: str) -> list[Finding]:
 
 @pytest.fixture(scope="module")
 def torch_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bert_archive: Path) -> Path:
-    """A bundle of a torch archive, `model.pt` beside it, and its adapter `a`."""
+    """Build a bundle of a torch archive, with `model.pt` and its adapter `a` beside it."""
 
     def make(folder: Path) -> None:
         shutil.copy(tiny_bert_archive, folder / "model.pt")
@@ -88,7 +88,7 @@ def test_every_constant_of_a_torch_base_is_proved(torch_bundle: Path) -> None:
     assert {owed.status for owed in constants} == {"exact"}
     assert any("transposed" in owed.claim for owed in constants)
     assert {owed.status for start in ("nodes/", "source/", "slots/") for owed in of(report, start)} == {"exact"}
-    left_out = ["providers/others", "recorded-runs-not-compared/bundle"]  # one case of those that are recorded
+    left_out = ["providers/others", "recorded-runs-not-compared/bundle"]  # one of the recorded cases
     assert sorted(owed.id for owed in report.findings if owed.status == "unverified") == left_out
     words = {
         span.what: (span.done, span.of) for owed in of(report, "output/reference/slots/") for span in owed.coverage
@@ -162,7 +162,7 @@ def test_a_changed_node_and_a_changed_bank_are_located(built: Built, copy: Path)
 
 
 def test_what_build_did_not_write_is_open(built: Built, copy: Path) -> None:
-    """A map without a constant, and a bundle of before without a map: the graph is made again all the same."""
+    """A derivation without a constant, and an older bundle without a derivation: the graph is still exported again."""
     document = json.loads((copy / "derivation.json").read_text())
     document["made_by"]["onnx"] = "0.0.1"
     gone = [record["name"] for record in document["constants"] if record["name"].startswith("q")]
@@ -230,7 +230,7 @@ def test_what_the_manifest_claims_is_recomputed(copy: Path, key: str) -> None:
 
 
 def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
-    """Rounding may move other inputs far less than those of the golden vectors."""
+    """Rounding may affect other inputs far less than those of the golden vectors."""
     said = {name: 10 * each for name, each in read_manifest(copy).golden.absolute.items()}
     rehash(copy, lambda manifest: replace(manifest, golden=replace(manifest.golden, absolute=said)))
     bundle, least = OpenedBundle.open(copy), {(None, name): 1e-12 for name in said}
@@ -260,7 +260,7 @@ def test_golden_vectors_of_one_kind_alone_are_seen(copy: Path) -> None:
 
 
 def test_an_adapter_changed_in_all_its_copies_is_seen(built: Built, copy: Path, tmp_path: Path) -> None:
-    """Source, both files, the bank and the golden vectors together: only who has the adapter can know."""
+    """Change source, both files, the bank and the golden vectors together: only the user's copy reveals it."""
     own = {name: tmp_path / name for name in ("tone", "mood")}
     for name, place in own.items():
         shutil.copytree(built.folder / f"adapters/{name}", place)

@@ -171,7 +171,7 @@ class TestRefusals:
         adapters = [with_inner_norm(random_adapter(name, pfeiffer(), base, bottleneck=width)) for name, width in
                     (("wide", 6), ("narrow", 3))]  # fmt: skip
         plan = plan_slots(adapters, base.sites)
-        with pytest.raises(AdapterError, match="cannot stand in a bank beside a wider one"):
+        with pytest.raises(AdapterError, match="cannot share a bank with a wider one"):
             bank_rows(plan, head_sums(plan, ["hidden"]), adapters)
 
     def test_without_a_batch_there_is_no_bank_and_a_note_says_why(self, base: OnnxBase, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ class TestRefusals:
         fixed = replace(base, inputs=records, model=model)
         manifest = _build(fixed, _adapters(base), tmp_path / "usual", reporter=heard)
         assert (set(manifest.graphs), manifest.bank) == ({"slots", "inputs"}, None)
-        assert "no batch of any length" in heard.notes[0]
-        with pytest.raises(BaseModelError, match="no batch of any length"):
+        assert "lacks a dynamic batch" in heard.notes[0]
+        with pytest.raises(BaseModelError, match="lacks a dynamic batch"):
             _build(fixed, _adapters(base), tmp_path / "asked", variants=["bank"])
 
 
@@ -191,7 +191,7 @@ class TestRefusals:
 def test_a_graph_that_computes_something_else_is_found(
     bundle: Path, manifest: Manifest, variant: str, tmp_path: Path
 ) -> None:
-    """The graph of another variant is changed; the golden vectors of the one with slots still hold."""
+    """Another variant's graph is changed; the golden vectors of the graph with slots still pass."""
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     model = ir.load(folder / manifest.graphs[variant])
     act = next(node for node in model.graph if node.op_type == "Relu" and node.name.startswith("adapter."))

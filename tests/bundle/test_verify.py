@@ -1,4 +1,4 @@
-"""A bundle verifies itself: every form of the graph, every adapter, alone and in mixed batches."""
+"""A bundle verifies itself: every variant, every adapter, separately and in mixed batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter_export.reporting import Reporter
 
 @pytest.mark.parametrize("call", [ae.check, ae.verify])
 def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Callable[..., Report]) -> None:
-    """Files that are written over while a check runs change nothing, and the report names the bundle itself."""
+    """Overwriting files during a check has no effect, and the report names the original bundle."""
 
     class Overwriting(Reporter):
         begun = 0
@@ -44,7 +44,7 @@ def test_without_room_for_what_is_checked(built: Built) -> None:
     with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR") as caught:
         ae.verify(built.folder)
     assert str(built.folder) in str(caught.value)
-    assert "copy=False" not in str(caught.value), "which is no way of `verify`"
+    assert "copy=False" not in str(caught.value), "which `verify` does not offer"
 
 
 NAMES = {None, "topic", "tone", "mood"}

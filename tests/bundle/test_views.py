@@ -1,4 +1,4 @@
-"""A base whose sites in torch are others than those of its exported graph is refused: names, numbers and values."""
+"""A base is rejected if its sites in torch and in its exported graph differ: names, numbers and values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pair = tuple[ae.Base, OnnxBase]
 
 @pytest.fixture(scope="module")
 def pair(tiny_bert_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A base, and the graph that was exported from it."""
+    """A base, and its exported graph."""
     base = ae.open_base(tiny_bert_archive)
     folder = once(tmp_path_factory, "tiny_bert_graph", base.exported)
     return base, open_onnx(folder / "exported" / "base.onnx")
@@ -53,7 +53,7 @@ def _swapped(sites: SiteMap) -> SiteMap:
 
 
 def _value_of_another(name: str) -> Callable[[SiteMap], SiteMap]:
-    """The same value of the next sublayer for that of the first, as wide and as good a name."""
+    """Replace a value of the first sublayer by the same value of the next, with the same width."""
 
     def change(sites: SiteMap) -> SiteMap:
         one, other = [at for at, site in enumerate(sites.sites) if site.x is not None][:2]

@@ -46,18 +46,24 @@ def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
 
 def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Path, more: Path) -> None:
     found = cli.refused(
-        3, "has no slots; found activation `tanh` where the slots have `", "add", copy, more / "odd", "--against", model
+        3,
+        "needs slots that the exported graph does not have; found activation `tanh`, but the slots have `",
+        "add",
+        copy,
+        more / "odd",
+        "--against",
+        model,
     )
     assert "at layers.0.ffn" in found.stderr
     assert "Train it again with `--activation` as in the slots, or build again with this adapter" in found.stderr
     assert "or with its kind in `--reserve`" in found.stderr
     cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
     twice = f"{more / 'mood'},{more / 'mood'}"
-    cli.refused(3, "two adapters have one name; found `mood` 2 times", "add", copy, twice, "--against", model)
+    cli.refused(3, "two adapters have the same name; found `mood` 2 times", "add", copy, twice, "--against", model)
     found = cli.refused(2, "has an empty item", "add", copy, ",a", "--against", model)
     assert "--adapters" not in found.stderr
     cli.refused(2, "Missing option '--against'", "add", copy, more / "mood")
-    cli.refused(3, "is a graph of a bundle", "add", copy, more / "mood", "--against", copy / "model.onnx")
+    cli.refused(3, "is the graph of a bundle", "add", copy, more / "mood", "--against", copy / "model.onnx")
 
 
 def test_a_bundle_is_not_changed_under_the_feet_of_its_user(cli, copy: Path) -> None:

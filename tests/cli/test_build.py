@@ -75,14 +75,12 @@ def test_a_name_that_occurs_twice_is_refused(cli, model: Path, adapters: Path, t
 def test_a_name_that_leads_to_several_adapters_is_refused(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "tone", tmp_path / "adapters" / "tone"):
         shutil.copytree(adapters / "tone", place)
-    cli.refused(
-        3, "the name of several adapters", "build", model, "--adapters", "tone", "-o", "bundle", folder=tmp_path
-    )
+    cli.refused(3, "matches several adapters", "build", model, "--adapters", "tone", "-o", "bundle", folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("listed", "words"),
-    [("", "has an empty item"), ("a,,b", "has an empty item"), ("x=", "an adapter without a name; found `x=`")],
+    [("", "has an empty item"), ("a,,b", "has an empty item"), ("x=", "the name of an adapter is empty; found `x=`")],
 )
 def test_an_empty_name_is_a_wrong_call(
     cli, model: Path, adapters: Path, tmp_path: Path, listed: str, words: str

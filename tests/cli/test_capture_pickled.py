@@ -90,13 +90,15 @@ def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
     assert "only if you trust" in found.stderr.casefold()
     assert "capture --trust-pickle" in found.stderr
     assert not (tmp_path / "was here").exists()
-    cli.refused(3, "holds no module", "capture", "--trust-pickle", tmp_path / "mine.pt", "-o", tmp_path / "m.pt")
+    cli.refused(
+        3, "does not contain a module", "capture", "--trust-pickle", tmp_path / "mine.pt", "-o", tmp_path / "m.pt"
+    )
     assert (tmp_path / "was here").exists()
     assert not (tmp_path / "m.pt").exists()
 
 
 def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) -> None:
-    found = cli.refused(2, "not obvious", "capture", "--trust-pickle", pickled, "-o", tmp_path / "m.pt")
+    found = cli.refused(2, "are unclear", "capture", "--trust-pickle", pickled, "-o", tmp_path / "m.pt")
     assert "TransformerEncoder.forward(src" in found.stderr
     assert "--input" in found.stderr
 
@@ -104,7 +106,7 @@ def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("described", "words"),
     [
-        (["other=float32[batch,16]"], "not arguments of the model"),
+        (["other=float32[batch,16]"], "do not match the arguments of the model"),
         (["src"], "invalid input description"),
         (["src=float16[batch,sequence,16]"], "float32"),
         (["src=float32[batch,-1]"], "invalid input description"),
@@ -135,6 +137,6 @@ def test_what_is_no_pickle(cli, model: Path, hf_folder: Path, tmp_path: Path) ->
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     cli.refused(3, "a state dict", "capture", "--trust-pickle", tmp_path / "weights.pt", "-o", out)
     cli.refused(2, "a folder", "capture", "--trust-pickle", hf_folder, "-o", out)
-    cli.refused(2, "not arguments of the model", "capture", hf_folder, "--input", SRC, "-o", out)
+    cli.refused(2, "do not match the arguments of the model", "capture", hf_folder, "--input", SRC, "-o", out)
     cli.refused(3, "does not exist", "capture", "--trust-pickle", tmp_path / "nothing.pt", "-o", out)
     assert not out.exists()

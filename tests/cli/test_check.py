@@ -158,7 +158,9 @@ def test_another_model_is_refused(cli, bundle: Path, graph: Path, tmp_path: Path
     del other.metadata_props[:]
     other.metadata_props.extend(kept)
     onnx.save(other, tmp_path / "another.onnx")
-    cli.refused(3, "is another base than the bundle's", "check", bundle, "--against", tmp_path / "another.onnx")
+    cli.refused(
+        3, "does not match the base this bundle was built from", "check", bundle, "--against", tmp_path / "another.onnx"
+    )
 
 
 def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_layers_that_look_alike_are_drawn_once() -> None:
     assert {"layers 0–5", "layers 6–11"} <= {*_texts(svg)}
     assert len(_boxes(svg)) == 2 + 3
     details = [str(title.text) for title in ET.fromstring(svg).iter(f"{_SVG}title")]
-    assert sum(one.endswith("; alike in 6 layers") for one in details) == 5
+    assert sum(one.endswith("; the same in 6 layers") for one in details) == 5
     assert "acts at 24 places" in str(ET.fromstring(svg).findtext(f"{_SVG}desc")), "the words count each layer"
     odd = _adapter("layers.3.ffn", width=5)
     single = draw(placement_map("odd", sites, [("odd", odd)], sites))

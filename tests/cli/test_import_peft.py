@@ -79,9 +79,9 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
 
 def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
-    cli.refused(2, "facts of a task are given, and the adapter's head has no task", *call, "--max-tokens", 64)
+    cli.refused(2, "the adapter's head has no task, so facts about it cannot be set", *call, "--max-tokens", 64)
     cli.refused(2, "thresholds the number of labels differs", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
-    cli.refused(2, "a threshold is a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
+    cli.refused(2, "a threshold must be a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
     assert not (tmp_path / "a").exists()
 
 

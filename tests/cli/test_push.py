@@ -46,7 +46,7 @@ def test_a_signed_bundle_goes_and_comes(
     for code, words, options in (
         (3, "was signed with another key", ("--key", keys / "b.pub")),
         (3, "does not match the expected digest", ("--expect", "0" * 64)),
-        (2, "give either `--key` or `--certificate`", ("--key", keys / "a.pub", "--certificate", keys / "a.pub")),
+        (2, "pass either `--key` or `--certificate`", ("--key", keys / "a.pub", "--certificate", keys / "a.pub")),
     ):
         cli.refused(code, words, "pull", reference, "-o", again, *options)
     assert not again.exists()

@@ -158,7 +158,7 @@ def test_an_authority_vouches_for_the_signer(cli, copy: Path, keys: Path) -> Non
     words = "signed under a certificate that the chain does not cover"
     cli.refused(3, words, "verify", copy, "--certificate", keys / "other.crt")
     cli.refused(3, "with a certificate, not with a key", "verify", copy, "--key", keys / "a.pub")
-    cli.refused(2, "give either", "verify", copy, "--key", keys / "a.pub", "--certificate", keys / "ca.crt")
+    cli.refused(2, "pass either", "verify", copy, "--key", keys / "a.pub", "--certificate", keys / "ca.crt")
     wrong = ("--certificate", keys / "a.crt", "--force")
     cli.refused(3, "does not match", "sign", copy, "--key", keys / "b.pem", *wrong)
     cli.refused(3, "password", "sign", copy, "--key", keys / "a.sealed.pem", *wrong)

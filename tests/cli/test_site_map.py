@@ -49,7 +49,7 @@ def test_an_adapter_is_trained_built_and_checked_at_given_sites(cli, model: Path
     made = cli.json("train", model, "--data", data, "--site-map", edited, *options)
     assert made["sites"] == ["mine"]
     build = ("build", model, "--adapters", tmp_path / "tone", "-o", tmp_path / "bundle")
-    cli.refused(3, "made with another site map, or without one", *build)
+    cli.refused(3, "made with a different site map, or without one", *build)
     cli.done(*build, "--site-map", edited)
     cli.done("check", tmp_path / "bundle", "--against", model, "--site-map", edited, "--quick")
 
@@ -66,7 +66,7 @@ def test_given_sites_follow_the_base_into_another_graph(
     kind = ("--kind", "houlsby", "--activation", "relu", "--base", graph, "--site-map", edited)
     cli.done("pack", tmp_path / "mine.safetensors", *kind, "-o", tmp_path / "tone")
     build = ("build", graph, "--adapters", tmp_path / "tone", *options, "-o", tmp_path / "bundle")
-    cli.refused(3, "made with another site map, or without one", *build)
+    cli.refused(3, "made with a different site map, or without one", *build)
     made = cli.json(*build, "--site-map", edited)
     assert [site["name"] for site in made["manifest"]["sites"]] == ["mine"]
     cli.done("check", tmp_path / "bundle", "--against", graph, "--site-map", edited, "--quick")

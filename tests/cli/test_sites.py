@@ -31,7 +31,7 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
     found = cli.done("sites", model).stdout
     assert "layers.1.attention" in found
     assert "encoder.layer.1.output.dense" in found
-    assert "layers.0 … layers.1  (2 alike)" in found
+    assert "layers.0 … layers.1  (2 layers)" in found
     assert "▣ head" in found
     assert "query ▫  key ▫  value ▫  output ▫" in found
     assert "encoder.layer.*.attention.self.query" in found
@@ -45,7 +45,7 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
         (b"", "an empty file"),
         (b"\x80\x02}q\x00.", "a pickle"),
         (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file, as Keras writes it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file, such as a Keras model"),
         (b"\x1c\x00\x00\x00TFL3" + bytes(40), "a TensorFlow Lite model"),
         (b"\x18\x00\x00\x00ORTM" + bytes(40), "ONNX Runtime's own format"),
         (b"PK\x03\x04 and nothing more", "archive"),

@@ -73,7 +73,7 @@ def _onnx_with_data_outside(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-_SAFE_WAY = ("could run code when it is read", "only if you trust", "capture --trust-pickle", "runs its code once")
+_SAFE_WAY = ("could run code when loaded", "only if you trust", "capture --trust-pickle", "runs its code once")
 
 BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a pickled module": (
@@ -88,7 +88,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a text": (lambda path: path.write_text("text\tlabel\n"), ("found a text", "capture")),
     "an image": (
         lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40)),
-        ("begins with `89 50 4e 47", "capture"),
+        ("starting with `89 50 4e 47", "capture"),
     ),
     "an archive in float16": (_half(torch.float16), ("`float16`", "`float32`", ".float()")),
     "an archive in bfloat16": (_half(torch.bfloat16), ("`bfloat16`", "`float32`", ".float()")),
@@ -96,10 +96,10 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a folder with nothing": (lambda path: path.mkdir(), ("a folder without `config.json`", "capture")),
 }
 BAD_GRAPHS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "a graph whose weights are gone": (_onnx_without_data, ("is missing", "put it beside")),
+    "a graph whose weights are gone": (_onnx_without_data, ("is missing", "put it in the folder of")),
     "a graph with weights elsewhere": (
         _onnx_with_data_outside,
-        ("outside of its folder", "../data", "into one folder"),
+        ("outside its folder", "../data", "into one folder"),
     ),
 }
 

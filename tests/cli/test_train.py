@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (2, "`--resume` and `--restart` exclude each other", ("--resume", "--restart")),
         (2, "`--validation` and `--validation-data` exclude", ("--validation", "0.2", "--validation-data", "x.tsv")),
         (2, "the validation fraction must be above 0 and below 1", ("--validation", "1.5")),
-        (2, "`--max-tokens` is more than the model takes", ("--max-tokens", "10000")),
+        (2, "`--max-tokens` exceeds the model's maximum length", ("--max-tokens", "10000")),
         (2, "'--bottleneck': 0 is not in the range", ("--bottleneck", "0")),
         (2, "`--learning-rate` is out of range", ("--learning-rate", "-1")),
         (2, "a dropout rate is a probability", ("--dropout", "1")),

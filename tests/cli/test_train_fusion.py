@@ -131,8 +131,8 @@ def test_an_interrupted_run_goes_on(
 
 
 REFUSED = {
-    "only a fusion has such an option; found `--fusion-temperature`": (2, ("--fusion-temperature", "3")),
-    "is no list of two or more adapters": (2, ("--fuse", "topic")),
+    "this option applies only to a fusion; found `--fusion-temperature`": (2, ("--fusion-temperature", "3")),
+    "must list two or more adapters": (2, ("--fuse", "topic")),
     "each with a name of its own; found topic, topic": (2, ("--fuse", "topic,topic")),
     "is not an adapter": (3, ("--fuse", "topic,missing")),
     "has no kind; found `--bottleneck`, `--kind`": (
@@ -140,19 +140,19 @@ REFUSED = {
         ("--fuse", "topic,tone", "--kind", "houlsby", "--bottleneck", "4"),
     ),
     "has no kind; found `--init`": (2, ("--fuse", "topic,tone", "--init", "normal")),
-    "a fusion that is `static` has no such option; found `--value-penalty`": (
+    "a `static` fusion does not have this option; found `--value-penalty`": (
         2,
         ("--fuse", "topic,tone", "--fusion", "static", "--value-penalty", "1"),
     ),
-    "a fusion that is `weighted` has no such option; found `--no-key`": (
+    "a `weighted` fusion does not have this option; found `--no-key`": (
         2,
         ("--fuse", "topic,tone", "--fusion", "weighted", "--no-key"),
     ),
-    "a fusion that is `dynamic` has no such option; found `--weights`": (
+    "a `dynamic` fusion does not have this option; found `--weights`": (
         2,
         ("--fuse", "topic,tone", "--weights", "1,2"),
     ),
-    "`--fusion-temperature-decay` says how a temperature falls": (
+    "`--fusion-temperature-decay` requires a temperature": (
         2,
         ("--fuse", "topic,tone", "--fusion-temperature-decay", "0.1"),
     ),

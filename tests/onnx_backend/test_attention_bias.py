@@ -1,4 +1,4 @@
-"""The bias of query, key and value that fused attentions add: it belongs to the outputs of these layers."""
+"""Bias of query, key and value inside fused attentions: it belongs to the outputs of these layers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def block(attention: str = FUSED, more: str = "", *, used: tuple[str, ...] = LAYERS) -> onnx.ModelProto:
-    """`x` plus attention of `x`, the biases of three linear layers inside the attention."""
+    """Return `x` plus attention of `x`, with the biases of three linear layers inside the attention."""
     products = " ".join(f"{name} = MatMul(x, w_{name})" for name in used)
     text = f"""<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]>
         block (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] y) {{
@@ -56,7 +56,7 @@ def opened(folder: Path, model: onnx.ModelProto) -> OnnxBase:
 
 
 def in_torch(adapter: Adapter | None = None) -> np.ndarray:
-    """The same with every bias in the layer that it belongs to."""
+    """Compute the same with every bias in its layer."""
     tensors = {name: torch.from_numpy(array) for name, array in weights().items()}
     x = torch.from_numpy(X)
 
@@ -127,7 +127,7 @@ def test_a_bias_that_cannot_be_given_back_is_refused(tmp_path, attention, more, 
     base = opened(tmp_path, model)
     (site,) = (site.name for site in base.sites if site.h == "query")
     adapter = adapter_at("a", scaled("h"), [site], base.sites, base.fingerprint)
-    with pytest.raises(BaseModelError, match="adds the bias of a linear layer before it") as error:
+    with pytest.raises(BaseModelError, match="contains the bias of the preceding linear layer") as error:
         insert_slots(base, plan_slots([adapter], base.sites))
     assert "MultiHeadAttention" in str(error.value)
 
@@ -135,5 +135,5 @@ def test_a_bias_that_cannot_be_given_back_is_refused(tmp_path, attention, more, 
 def test_another_operator_that_reads_a_vector_is_refused(tmp_path):
     base = opened(tmp_path, block("b = com.microsoft.BiasDropout (query, bias) " + FUSED.replace("(query", "(b")))
     adapter = adapter_at("a", scaled("h"), ["layers.0.attention.query"], base.sites, base.fingerprint)
-    with pytest.raises(BaseModelError, match="`b`, BiasDropout: adds the bias"):
+    with pytest.raises(BaseModelError, match="`b`, BiasDropout: contains the bias"):
         insert_slots(base, plan_slots([adapter], base.sites))

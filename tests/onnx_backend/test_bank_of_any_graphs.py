@@ -1,4 +1,4 @@
-"""Any graph of the language in a bank: it computes what it does on its own, or is refused; never something else."""
+"""Any graph of the language in a bank: it gives the same result as separately, or is rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter(name: str, graph: AdapterGraph, widths: Mapping[str, int], base: Onn
 
 
 def pair(graph: AdapterGraph, base: OnnxBase) -> list[Adapter]:
-    """A wide one and a narrow one; two equally wide ones where a Kronecker product fixes the widths."""
+    """Return a wide and a narrow adapter, or two of equal width if a Kronecker product fixes the widths."""
     try:
         other = adapter("other", graph, NARROW, base)
     except AdapterExportError:
@@ -70,7 +70,7 @@ def test_a_bank_gives_what_slots_give(narrow_base: OnnxBase, graph: AdapterGraph
 
 
 def inner(op: str, **attributes: float) -> AdapterGraph:
-    """`h + B(op(A h))` with a width of its own between the two, over which the op looks."""
+    """Return `h + B(op(A h))` with a separate width between the two, over which the op works."""
     roles = ("weight", "bias") if op == "layer_norm" else ("weight",) if op == "rms_norm" else ()
     nodes = (
         Node("linear", ("h",), "down", {"weight": "down.weight"}),
@@ -99,7 +99,7 @@ def test_what_looks_at_all_of_a_bottleneck_cannot_be_filled_up(
     graph = inner(op, **attributes)
     wide, narrow = adapter("wide", graph, {**WIDTHS, "b": 6}, narrow_base), adapter("n", graph, NARROW, narrow_base)
     plan = plan_slots([wide, narrow], narrow_base.sites)
-    with pytest.raises(AdapterError, match="cannot stand in a bank beside a wider one") as raised:
+    with pytest.raises(AdapterError, match="cannot share a bank with a wider one") as raised:
         bank_rows(plan, head_sums(plan, ["hidden"]), [wide, narrow])
     assert 'variants=["slots", "inputs"]' in str(raised.value)
     equal = adapter("equal", graph, {**WIDTHS, "b": 6}, narrow_base)

@@ -73,7 +73,7 @@ class TestFingerprint:
 
 
 class TestOverridableBase:
-    """A base whose weights are inputs as well: IR 3 knows no other way, some exporters do it later too."""
+    """A base whose weights are also inputs: IR 3 requires it, and some later exporters do it, too."""
 
     @pytest.mark.parametrize("ir_version", [3, 8])
     def test_its_weights_become_constants(self, base: OnnxBase, tmp_path: Path, ir_version: int) -> None:
@@ -125,11 +125,11 @@ class TestBadFiles:
             (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "not an ONNX model"),
             (lambda path: path.write_text("<html>not found</html>"), "not an ONNX model"),
             (_cut, "not an ONNX model"),
-            (_remove_data, "is missing, and the model keeps weights in it"),
+            (_remove_data, "is missing, but contains weights of the model"),
             (_cut_data, "is truncated"),
-            (_relocate("/etc/passwd"), "outside of its folder"),
-            (_relocate("../tiny.onnx.data"), "outside of its folder"),
-            (_link_outside, "outside of its folder"),
+            (_relocate("/etc/passwd"), "outside its folder"),
+            (_relocate("../tiny.onnx.data"), "outside its folder"),
+            (_link_outside, "outside its folder"),
         ],
         ids=["empty", "zip", "text", "cut", "no-data", "cut-data", "absolute", "parent", "link"],
     )
@@ -173,7 +173,7 @@ class TestLinks:
 
 
 def test_the_weights_stay_on_disk(tmp_path: Path) -> None:
-    """A weight of 400 MB, never read: the file is a hole."""
+    """A weight of 400 MB, never read: the file is sparse."""
     model = tiny_model()
     onnx.helper.set_model_props(model, {FINGERPRINT_KEY: "sha256:abc"})
     path = save_tiny(tmp_path, model)

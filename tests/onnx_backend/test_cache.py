@@ -1,4 +1,4 @@
-"""Decoders with a cache as ONNX graphs that no tool made: widths, what heads may read, what an output must be."""
+"""Decoders with a cache, as hand-made ONNX graphs: widths, inputs of heads, requirements on outputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_open_widths_are_those_of_a_head(tmp_path):
 
 
 def test_inputs_that_are_left_out_at_the_end_are_dropped(tmp_path):
-    """onnxruntime 1.21 knows fewer of them."""
+    """onnxruntime 1.21 supports fewer of them."""
     base = open_cached(tmp_path)
     (attention,) = (node for node in base.model.graph if node.op_type == "GroupQueryAttention")
     assert [value is None for value in attention.inputs] == [False, True, True, False, False, False, False]
@@ -51,7 +51,7 @@ def test_a_bundle_computes_what_the_reference_computes_with_and_without_a_past(t
 
 
 def test_outputs_in_another_order_than_the_caches_are_refused(tmp_path):
-    """A client that took the values for the keys would generate nonsense."""
+    """A client that mistook the values for the keys would generate nonsense."""
     base = open_cached(tmp_path, cached_graph(("present_value", "present_key")))
     with pytest.raises(
         BaseModelError, match=r"output `present_value`: an output does not extend the cache.*`past_key`"
@@ -62,14 +62,14 @@ def test_outputs_in_another_order_than_the_caches_are_refused(tmp_path):
 def test_a_head_that_averages_over_a_mask_with_a_past_is_refused(tmp_path):
     base = open_cached(tmp_path)
     averaging = random_adapter("a", HOULSBY, base, labels="xy")
-    with pytest.raises(BaseModelError, match=r"its mask covers the tokens before.*without its cache"):
+    with pytest.raises(BaseModelError, match=r"its mask covers past tokens.*without its cache"):
         insert_slots(base, plan_slots([averaging], base.sites))
     first = random_adapter("b", HOULSBY, base, labels="xy", head=classification_head("first"))
     build(base, tmp_path / "bundle", first)
 
 
 def test_a_cache_holds_what_the_layer_computes_of_what_it_reads(tmp_path):
-    """Token by token, with a past, is what all tokens at once are."""
+    """Running token by token with a past matches running all tokens at once."""
     base = open_cached(tmp_path)
     adapter = adapter_at("a", scaled_plus("u", "x"), ["layers.0.attention"], base.sites, base.fingerprint)
     plan = plan_slots([adapter], base.sites)

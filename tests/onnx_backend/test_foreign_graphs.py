@@ -1,4 +1,4 @@
-"""Graphs that others made: their sites against lists by hand, their bundles against graphs edited by hand."""
+"""Graphs of other tools: their sites against hand-written lists, their bundles against graphs edited by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def names(layers: int) -> list[str]:
 
 
 def built(base: OnnxBase, folder: Path, inputs: Mapping[str, np.ndarray]) -> tuple[Adapter, dict[str, np.ndarray]]:
-    """A bundle of a base and an adapter, proved against the reference, and its outputs with that adapter."""
+    """Build a bundle of a base and an adapter, proved against the reference, and return its outputs with it."""
     adapter = random_adapter("a", KIND, base, bottleneck=16)
     axes = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)}
     lengths = [dict(zip(sorted(axes), (3, 7), strict=True))]
@@ -53,7 +53,7 @@ def built(base: OnnxBase, folder: Path, inputs: Mapping[str, np.ndarray]) -> tup
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, plain: np.ndarray, tolerance: float = 1e-4) -> None:
-    """The adapters must have been seen, too."""
+    """Compare two arrays, and verify that the adapters have an effect."""
     assert np.abs(expected - plain).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -94,13 +94,13 @@ def test_a_packaged_graph_with_weights_of_8_bits(foreign_graphs: Path, tmp_path:
 
 
 def test_a_packaged_graph_without_a_residual_stream(foreign_graphs: Path) -> None:
-    """A network for bytes, of JAX through tf2onnx."""
+    """A network on bytes, from JAX through tf2onnx."""
     with pytest.raises(NoSitesError, match="no residual stream was found"):
         open_onnx(foreign_graphs / "magika" / "models" / "standard_v3_3" / "model.onnx")
 
 
 class _Hidden(torch.nn.Module):
-    """The final hidden state alone: the older exporter knows no other outputs than tuples."""
+    """Return only the final hidden state: the older exporter supports no outputs except tuples."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ class _Hidden(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def minilm(minilm_folder: Path) -> torch.nn.Module:
-    """The first two of its six layers: the exporter and the fusions do the same to each."""
+    """Load the first two of six layers: the exporter and the fusions treat all layers the same."""
     return AutoModel.from_pretrained(minilm_folder, num_hidden_layers=LAYERS, attn_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module")
 def graphs(minilm: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MiniLM as the older exporter writes it at opset 14, fused, and both in 8 bits."""
+    """Create a folder with MiniLM from the older exporter at opset 14, fused, and both in 8 bits."""
     folder = tmp_path_factory.mktemp("minilm_graphs")
     axes = {0: "batch", 1: "tokens"}
     with pytest.warns():  # the older exporter is deprecated, and traces
@@ -142,7 +142,7 @@ def graphs(minilm: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def in_torch(minilm: torch.nn.Module, adapter: Adapter) -> np.ndarray:
-    """The final hidden state with adapters in hooks."""
+    """Compute the final hidden state with adapters in hooks."""
     weights = {name: torch.from_numpy(value) for name, value in adapter.weights.items()}
 
     def adapt(site: str, h: torch.Tensor) -> torch.Tensor:
@@ -163,7 +163,7 @@ def in_torch(minilm: torch.nn.Module, adapter: Adapter) -> np.ndarray:
 
 
 def _places(tensor: str) -> dict[str, str]:
-    """The outputs of the two projections of each layer, as the older exporter calls them."""
+    """Return the outputs of the two projections of each layer, by the older exporter's names."""
     parts = (("attention", "attention/"), ("ffn", ""))
     return {
         f"layers.{layer}.{role}": f"/model/encoder/layer.{layer}/{part}output/dense/{tensor}"
@@ -204,5 +204,5 @@ def test_minilm_in_8_bits_is_what_the_graph_edited_by_hand_computes(
     biases = {site: readers[h].input[4] for site, h in places.items() if readers[h].op_type.startswith("Skip")}
     assert len(biases) == (2 * LAYERS if name == "fused" else 0)
     (expected,) = run(with_bottlenecks(path, places, adapter.weights, biases), INPUTS, ["hidden"])
-    # a value on the edge between two of 255 steps may fall to either side
+    # a value between two of 255 steps may round to either side
     assert_close(found["hidden"], expected, run(plain, INPUTS, ["hidden"])[0], tolerance=2e-2)

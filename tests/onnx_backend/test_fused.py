@@ -1,4 +1,4 @@
-"""Residual sums inside fused operators: found, and filled as if they were in the open."""
+"""Residual sums inside fused operators: found and used like visible ones."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ KINDS = (houlsby(BottleneckOptions("gelu")), parallel(BottleneckOptions("relu"))
 
 
 def fuse(model: onnx.ModelProto, *, swapped: bool = False) -> onnx.ModelProto:
-    """Every `bias + h + x` and the norm behind it as one `SkipLayerNormalization`, in place.
+    """Fuse every `bias + h + x` and the next norm into one `SkipLayerNormalization`, in place.
 
     Args:
-        model: as `tiny_model` makes it.
-        swapped: give the sublayer first and the residual stream second, as some tools do.
+        model: a result of `tiny_model`.
+        swapped: pass the sublayer first and the residual stream second, as some tools do.
     """
     made = {node.output[0]: node for node in model.graph.node}
     gone = []
@@ -62,7 +62,7 @@ def opened(folder: Path, model: onnx.ModelProto) -> OnnxBase:
 
 @pytest.fixture(params=[False, True], ids=["stream first", "sublayer first"])
 def bases(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[OnnxBase, OnnxBase]:
-    """A base as it is, and fused."""
+    """Return a base without and with fusions."""
     return (
         opened(tmp_path / "open", tiny_model()),
         opened(tmp_path / "fused", fuse(tiny_model(), swapped=request.param)),
@@ -123,7 +123,7 @@ def test_without_a_bias_the_fused_operators_stay_and_idle_slots_change_no_bit(tm
 
 
 def test_a_bias_behind_two_parallel_sublayers_is_refused(tmp_path):
-    """Nothing says whether it was the one's or the other's."""
+    """The owner of the bias is ambiguous."""
     parallel_block = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
         g (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] out) {{
@@ -145,5 +145,5 @@ def test_a_bias_behind_two_parallel_sublayers_is_refused(tmp_path):
         parallel_block.graph.value_info.append(
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", "tokens", WIDTH])
         )
-    with pytest.raises(BaseModelError, match="nothing says to which it belongs"):
+    with pytest.raises(BaseModelError, match="its owner is ambiguous"):
         opened(tmp_path / "parallel", parallel_block)

@@ -1,4 +1,4 @@
-"""Values that fused operators hold inside: sums before a norm, biases of linear layers; replaced as in the open."""
+"""Values inside fused operators: sums before a norm, biases of linear layers; replaced like visible ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACTIVATIONS = {"BiasGelu": "none", "FastGelu": "tanh"}
 
 
 def two_blocks(norm: str, activation: str, *, fused: bool) -> onnx.ModelProto:
-    """Two ffn blocks with their norms before them and one behind the last; in the fused form, sums lie inside norms."""
+    """Return two pre-norm ffn blocks with a final norm; in the fused form, sums are inside norms."""
     rms = norm == "SkipSimplifiedLayerNormalization"
     weights = "g" if rms else "g, b"
     plain = f"SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5> (%s, {weights})"
@@ -66,7 +66,7 @@ def opened(folder: Path, model: onnx.ModelProto) -> OnnxBase:
 
 
 def run(base: OnnxBase, replaced: str, other: str, site: str) -> list[np.ndarray]:
-    """The result with a random adapter: by the exported graph, and by the cut base."""
+    """Return the results with a random adapter: of the exported graph, and of the split base."""
     adapter = adapter_at("a", scaled_plus(replaced, other), [site], base.sites, base.fingerprint)
     plan = plan_slots([adapter], base.sites)
     session = open_session(insert_slots(base, plan), base.folder)

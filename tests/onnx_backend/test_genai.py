@@ -1,4 +1,4 @@
-"""Folders of onnxruntime-genai: opened by their configuration, and what of them goes into a bundle."""
+"""Folders of onnxruntime-genai: opening by configuration, and the parts that go into a bundle."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_configuration_stays_as_it_is_where_the_graph_has_that_name_already(
 )
 def test_a_configuration_without_a_decoder_in_its_folder_is_refused(folder, document, found):
     (folder / "genai_config.json").write_text(json.dumps(document))
-    with pytest.raises(BaseModelError, match=rf"names no graph of a decoder in its folder; found {found}"):
+    with pytest.raises(BaseModelError, match=rf"names no decoder graph in its folder; found {found}"):
         read_genai(folder)
 
 
@@ -110,7 +110,7 @@ OUTPUTS = (
 
 
 def test_a_captured_decoder_of_any_names_gets_a_configuration():
-    """`tests/torch_backend/test_language.py` generates with one."""
+    """`tests/torch_backend/test_language.py` generates with such a configuration."""
     files = generating_files(INPUTS, OUTPUTS, Generation((2, 7), begin=1, tokenizer_config="{}"), 40, "model.onnx")
     assert set(files) == {"genai_config.json", "tokenizer_config.json"}
     model = json.loads(files["genai_config.json"])["model"]

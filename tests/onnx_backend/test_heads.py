@@ -1,4 +1,4 @@
-"""Adapters with heads of every task and look in one graph: each gives its own result at its own output."""
+"""Adapters with heads of every task and shape in one graph: each has its own result at its own output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fingerprint of an ONNX base is that of its weights, however they are stored."""
+"""The fingerprint of an ONNX base depends only on its weights, not on their storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _shuffled(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def _typed_fields(model: onnx.ModelProto, folder: Path) -> Path:
-    """Numbers in `float_data` instead of bytes in `raw_data`."""
+    """Store numbers in `float_data` instead of bytes in `raw_data`."""
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).ravel().tolist()
         tensor.CopyFrom(helper.make_tensor(tensor.name, tensor.data_type, list(tensor.dims), values))

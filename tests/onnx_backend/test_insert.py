@@ -35,13 +35,13 @@ LEVELS = ort.GraphOptimizationLevel
 TOLERANCE = 2e-5
 
 Run = Callable[..., dict[str, np.ndarray]]
-"""Computes the outputs with an adapter or none, on some inputs."""
+"""Function that computes the outputs with an adapter or the base, on some inputs."""
 
 INPUTS = token_inputs(5, 3, 1)
 
 
 def _runner(base: OnnxBase, adapters: Sequence[Adapter]) -> Run:
-    """Runs the exported graph of some adapters, by plain feeds."""
+    """Return a function that runs the exported graph of some adapters with plain feeds."""
     plan = plan_slots(adapters, base.sites)
     session = open_session(insert_slots(base, plan), base.folder)
 
@@ -60,7 +60,7 @@ def _untouched(base: OnnxBase, inputs: dict[str, np.ndarray] = INPUTS) -> dict[s
 
 @pytest.fixture(scope="module")
 def mixed(base: OnnxBase) -> list[Adapter]:
-    """Different topologies, widths and numbers of classes."""
+    """Return adapters of different topologies, widths and numbers of classes."""
     return [
         random_adapter("houlsby8", houlsby(GELU), base, bottleneck=8, labels="abc"),
         random_adapter("houlsby64", houlsby(GELU), base, bottleneck=64, labels="ab"),
@@ -207,7 +207,7 @@ class TestSpecialBases:
     def test_a_graph_with_slots_gets_no_second_ones(self, base: OnnxBase) -> None:
         plan = plan_slots([random_adapter("a", pfeiffer(RELU), base)], base.sites)
         again = replace(base, model=insert_slots(base, plan))
-        with pytest.raises(BaseModelError, match="slots already"):
+        with pytest.raises(BaseModelError, match="already have slots"):
             insert_slots(again, plan)
 
 
@@ -290,7 +290,7 @@ def _behind_a_transpose(model: ir.Model) -> None:
 
 
 def _no_input(model: ir.Model) -> None:
-    """What `optimize_for_ort` does."""
+    """Remove a slot from the inputs, as `optimize_for_ort` does."""
     model.graph.inputs.remove(model.graph.initializers["adapter.layers.0.ffn.up.weight"])
 
 
@@ -310,7 +310,7 @@ class TestVerify:
             (_behind_a_transpose, r"up.weight` feeds \[\('Transpose', 0\)\]"),
             (_no_input, "up.weight` cannot be overridden"),
             (_wider_default, "a default other than"),
-            (_base_weight_open, "`l0_up` can be overridden and is no slot"),
+            (_base_weight_open, "`l0_up` can be overridden, but is not a slot"),
         ],
     )
     def test_a_change_to_a_slot_is_found(

@@ -24,9 +24,9 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "large_base.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.extended
 def test_a_bundle_is_built_in_less_memory_than_its_base_takes(tmp_path: Path) -> None:
-    """Of 300 MB no more than one piece is mapped at a time. Time is that of processors, not of the clock.
+    """At most one piece of 300 MB is mapped at a time. Time is processor time.
 
-    Two of its seconds go into opening the graph in a process of its own first.
+    Two seconds of it open the graph in the sandbox first.
     """
     options = ["--gigabytes", "0.3", "--width", "1024", "--folder", str(tmp_path), "--", "--max-tokens", "2"]
     done = subprocess.run([sys.executable, str(PROGRAM), *options], capture_output=True, text=True, check=False)
@@ -47,7 +47,7 @@ def _megabytes(text: str, pattern: str) -> float:
 
 class TestLinks:
     def test_the_weights_of_one_file_are_linked(self, tmp_path: Path) -> None:
-        """What is written into that file is noticed; another one in its place leaves the bundle as it was."""
+        """Writing into that file is detected; replacing it leaves the bundle unchanged."""
         bundle, data, new = build_tiny(tmp_path), tmp_path / "tiny.onnx.data", tmp_path / "new"
         assert (bundle / "base.bin").samefile(data)
         start = data.read_bytes()[:4]

@@ -1,4 +1,4 @@
-"""A base of many sites: four times as many take four times as many steps, counted in lines of this package that run."""
+"""A base with many sites: four times the sites take four times the steps, counted in executed lines of this package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 4
 
 
 def _base(folder: Path, layers: int) -> Path:
-    """Sublayers `x + relu(x·up)·down`, one behind the other: three sites each."""
+    """Write sublayers `x + relu(x·up)·down` in sequence: three sites each."""
     rng = np.random.default_rng(0)
     nodes, weights, values, x = [], [], [], "x"
     for n in range(layers):
@@ -41,7 +41,7 @@ def _base(folder: Path, layers: int) -> Path:
 
 
 def _counted(call: Callable[[], Any]) -> tuple[Any, int]:
-    """The result of a call, and how many lines of the package ran."""
+    """Return the result of a call, and the number of executed lines of the package."""
     count = 0
 
     def line(_: FrameType, event: str, __: object) -> Any:

@@ -1,4 +1,4 @@
-"""Tensors by name: as torch holds them, whichever way the graph reads them."""
+"""Tensors by name: in torch's layout, regardless of the graph's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHT = np.random.default_rng(0).normal(0, 0.2, (4, 4)).astype(np.float32)  # [
 
 
 def written(folder: Path, node: onnx.NodeProto, tensor: np.ndarray) -> Path:
-    """A residual block whose ffn is one product, with a second weight that `node` reads."""
+    """Write a residual block whose ffn is one product, with a second weight that `node` reads."""
     types = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "t", 4]) for name in ("x", "y", "z")}
     flat = helper.make_tensor_value_info("p", TensorProto.FLOAT, None)
     body = [

@@ -1,4 +1,4 @@
-"""Fused bases: what was fused, the same sites, the same results, and slots that nothing fuses away."""
+"""Fused bases: the fusions, the same sites, the same results, and slots that nothing fuses away."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_operators_are_fused_and_the_sites_are_where_they_were(
     plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase
 ) -> None:
     ops = Counter(node.op_type for node in fused.model.graph)
-    assert ops["SkipLayerNormalization"] == ops["BiasGelu"] == 0  # which take longer than what they are made of
+    assert ops["SkipLayerNormalization"] == ops["BiasGelu"] == 0  # slower than the separate operators
     assert ops["Gelu"] >= 1
     assert len(fused.model.graph) < len(plain[0].model.graph)
     found, expected = ([(s.name, s.role, s.width, s.path) for s in base.sites.sublayers] for base in (fused, plain[0]))
@@ -89,7 +89,7 @@ def test_a_deviation_beyond_rounding_is_refused() -> None:
     check_deviation(close)
     for largest in (2e-5, float("nan")):
         for wrong in (replace(close, absolute=largest), replace(close, padding=largest)):
-            with pytest.raises(BaseModelError, match="does not compute what the plain one computes"):
+            with pytest.raises(BaseModelError, match="does not match the original"):
                 check_deviation(wrong)
 
 
@@ -102,7 +102,7 @@ def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
 
 
 def test_padding_is_measured_apart(base: OnnxBase, tmp_path: Path) -> None:
-    """A base that differs at padded positions only is close, but no fusion may differ there."""
+    """A base that differs only at padded positions is close, but a fusion must not differ even there."""
     model = tiny_model()
     (last,) = (node for node in model.graph.node if "hidden" in node.output)
     last.output[0] = "inner"
@@ -117,6 +117,6 @@ def test_padding_is_measured_apart(base: OnnxBase, tmp_path: Path) -> None:
     (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
     assert found.absolute <= found.allowed < found.padding
     assert found.cosine == pytest.approx(1.0)
-    assert "is close to the plain base" in str(found)
-    with pytest.raises(BaseModelError, match="does not compute"):
+    assert "is close to the original base" in str(found)
+    with pytest.raises(BaseModelError, match="does not match the original"):
         check_deviation(found)

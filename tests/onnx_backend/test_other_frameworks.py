@@ -1,6 +1,6 @@
-"""Transformers of Flax and Keras, as jax2onnx and tf2onnx wrote them: with adapters they give what their makers do.
+"""Transformers of Flax and Keras, exported by jax2onnx and tf2onnx: with adapters, they match their frameworks.
 
-`make.py` in `tests/fixtures/jax` and `tests/fixtures/keras` computed it, layer by layer.
+`make.py` in `tests/fixtures/jax` and `tests/fixtures/keras` computed the expected values, layer by layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SITES = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.f
 
 INSIDE = {
     "jax": {"attention": ("query", "key", "value", "output"), "ffn": ("up", "down")},
-    # tf2onnx adds the bias of the output projection behind two reshapes
+    # tf2onnx adds the bias of the output projection after two reshapes
     "keras": {"attention": ("query", "key", "value"), "ffn": ("up", "down")},
 }
 

@@ -1,4 +1,4 @@
-"""Graphs that torch did not make: their ways to write a transformer, and what of them cannot be taken."""
+"""Graphs that torch did not make: their variations of a transformer, and what is not supported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FLAX_LAYER = """
     ffn{i} = Reshape(down{i}, shape{i})
     {y} = Add(ffn{i}, middle{i})
 """
-"""Einsum over heads as JAX writes it, a norm in small pieces, a dense layer over rows as Keras does."""
+"""Einsum over heads as in JAX, a norm in small steps, a dense layer over rows as in Keras."""
 
 _SHAPES = {
     **dict.fromkeys(("query", "key", "value"), (16, 4, 4)),
@@ -63,7 +63,7 @@ _SHAPES = {
 
 
 def parsed(body: str, *, opset: int = 13, more: str = "") -> onnx.ModelProto:
-    """A graph from `x` to `y`, both [batch, tokens, 16], with random weights."""
+    """Return a graph from `x` to `y`, both [batch, tokens, 16], with random weights."""
     text = f"""<ir_version: 8, opset_import: ["" : {opset}{more}]>
         g (float[batch, tokens, 16] x) => (float[batch, tokens, 16] y) {{ {body} }}"""
     model = onnx.parser.parse_model(text)
@@ -83,7 +83,7 @@ def saved(folder: Path, model: onnx.ModelProto) -> Path:
 
 
 def adapted(base: OnnxBase, inputs: Mapping[str, np.ndarray]) -> tuple[Adapter, np.ndarray]:
-    """An adapter, and the first output with it, after the reference has agreed."""
+    """Return an adapter, and the first output with it, after comparing with the reference."""
     adapter = random_adapter("a", KIND, base)
     plan = plan_slots([adapter], base.sites)
     session = open_session(insert_slots(base, plan), base.folder)
@@ -104,7 +104,7 @@ def test_einsum_over_heads_and_dense_layers_over_rows(tmp_path: Path) -> None:
     model = parsed(
         "".join(_FLAX_LAYER.format(i=i, x=x, y=y) for i, (x, y) in enumerate((("x", "half"), ("half", "y"))))
     )
-    for node in model.graph.node:  # as TensorFlow names tensors
+    for node in model.graph.node:  # TensorFlow's tensor names
         for names in (node.input, node.output):
             names[:] = [f"{name}:0" if name not in ("x", "y") else name for name in names]
     for tensor in model.graph.initializer:
@@ -149,13 +149,13 @@ def test_a_sum_of_three_is_opened(tmp_path: Path, order: str) -> None:
 
 
 def test_the_scale_of_a_dynamic_quantisation_is_no_value_of_the_stream(tmp_path: Path) -> None:
-    """Otherwise `h`, the product times the scale, would look like a part of the stream, and be no sublayer."""
+    """Otherwise `h`, the product times the scale, would look like part of the stream, and not be a sublayer."""
     quantised = "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, eight, z) c = Cast <to = 1> (m) f = Mul(c, s)"
     model = parsed(f"{quantised} y = Add(x, f)", opset=17)
     eight = np.random.default_rng(0).integers(-100, 100, (16, 16)).astype(np.int8)
     model.graph.initializer.append(numpy_helper.from_array(eight, "eight"))
     shaped = [helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, ["batch", "tokens", 16])]
-    model.graph.value_info.extend(shaped)  # so that nothing is inferred
+    model.graph.value_info.extend(shaped)  # disables shape inference
     base = open_onnx(saved(tmp_path, model))
     assert [(site.name, site.h) for site in base.sites.sublayers] == [("layers.0.ffn", "f")]
 
@@ -169,10 +169,10 @@ _WHICH = "yes = Constant <value = bool {1}> ()"
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("f = MatMul(x, w) y = Sum(x, f, scale)", "nothing says to which of them those belong.*weights among"),
-        (f"{_WHICH} f = If <{_BRANCH}, {_OTHER}> (yes) y = Add(x, f)", "inside its control flow.*1 `If`"),
+        ("f = MatMul(x, w) y = Sum(x, f, scale)", "the owner of the weights is ambiguous.*weights among"),
+        (f"{_WHICH} f = If <{_BRANCH}, {_OTHER}> (yes) y = Add(x, f)", "inside control flow.*1 `If`"),
         (f"o = acme.Sharpen(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Sharpen` of `acme`"),
-        (f"o = RandomNormalLike(x) {_FFN}", "is random: each run draws other numbers.*`RandomNormalLike`"),
+        (f"o = RandomNormalLike(x) {_FFN}", "is random: each run draws new numbers.*`RandomNormalLike`"),
         (f"o = Erfc(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Erfc` of `ai.onnx`"),
     ],
     ids=["bias in a sum", "layers in an if", "operators of one's own", "numbers drawn", "made up"],
@@ -201,7 +201,7 @@ def test_functions_are_opened(tmp_path: Path) -> None:
 
 
 class TestOldOpsets:
-    """`LayerNormalization` is of opset 17; ONNX Runtime has it in every opset, and its optimiser writes it."""
+    """`LayerNormalization` requires opset 17, but ONNX Runtime has it in every opset, and its optimizer writes it."""
 
     AXES = "axis = Constant <value = int64[1] {1}> ()\n    bias = Unsqueeze(penalty, axis)"
 
@@ -210,12 +210,12 @@ class TestOldOpsets:
         plain = open_onnx(save_tiny(tmp_path))
         assert self.AXES in MASK
         mask = MASK if opset > 12 else MASK.replace(self.AXES, "bias = Unsqueeze <axes = [1]> (penalty)")
-        model = tiny_model(mask=mask, opset=max(opset, 11))  # onnx infers shapes from there on
+        model = tiny_model(mask=mask, opset=max(opset, 11))  # onnx infers shapes from opset 11 on
         model.opset_import[0].version = opset
         base = open_onnx(save_tiny(tmp_path, model))
         assert base.notes == (f"converted from opset {opset} to 17, which slots need; its outputs are unchanged",)
         assert (base.opset, base.inputs) == (17, plain.inputs)
-        assert opset < 13 or base.fingerprint == plain.fingerprint  # the axis is no constant below
+        assert opset < 13 or base.fingerprint == plain.fingerprint  # the axis is not a constant below 13
         assert [(site.name, site.h) for site in base.sites.sublayers] == [
             (site.name, site.h) for site in plain.sites.sublayers
         ]
@@ -239,7 +239,7 @@ class TestOldOpsets:
 
 
 class TestUnknownShapes:
-    """ONNX knows nothing of the results of ONNX Runtime's own operators; a run does."""
+    """ONNX cannot infer the results of ONNX Runtime's operators; a run shows them."""
 
     BODY = "u = MatMul(x, w) a = com.microsoft.BiasGelu(u, scale) f = MatMul(a, w) y = Add(x, f)"
 
@@ -251,6 +251,6 @@ class TestUnknownShapes:
         adapted(base, {"x": X})
 
     def test_stay_unknown_where_the_graph_cannot_be_run(self, tmp_path: Path) -> None:
-        body = self.BODY.replace("BiasGelu", "GemmFastGelu")  # which the CPU has no kernel for
+        body = self.BODY.replace("BiasGelu", "GemmFastGelu")  # the CPU has no kernel for it
         with pytest.raises(BaseModelError, match="1 `GemmFastGelu` of unknown output shape"):
             open_onnx(saved(tmp_path, parsed(body, opset=17, more=', "com.microsoft" : 1')))

@@ -1,4 +1,4 @@
-"""Linear layers outside of all sublayers as sites: a pooler [batch, d], a language head, and what is none."""
+"""Linear layers outside all sublayers as sites: a pooler [batch, d], a language head, and layers that are not sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS = token_inputs(4, 2, 3, 1, seed=1)
 
 
 def model() -> onnx.ModelProto:
-    """The tiny model with layers behind it, whose nodes say their modules as torch's exporter does."""
+    """Return the tiny model with additional layers, whose nodes name their modules like torch's exporter."""
     made = tiny_model(more=f", float[batch, {WIDTH}] pooled, float[batch, tokens, 7] logits, float[batch, 5] again")
     nodes = {
         "first": ("Gather", ["hidden", "zero"]),
@@ -79,7 +79,7 @@ def test_a_site_map_leaves_them_out_and_what_it_leaves_out_lies_nowhere(base: On
 
 
 def test_rows_of_a_bank_choose_what_acts_on_a_pooled_text(base: OnnxBase) -> None:
-    """`pooled + B(A first)` and `l⊙pooled`, and the same at layers with an axis of tokens, in one call."""
+    """Run `pooled + B(A first)` and `l⊙pooled`, and the same at layers with an axis of tokens, in one call."""
     on = ("pooler.dense", "outside.head", "query")
     adapters = [
         random_adapter("a", KINDS["lora"](LoraOptions(modules=on, rank=3)), base),

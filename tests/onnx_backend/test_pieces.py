@@ -1,4 +1,4 @@
-"""Pieces: a graph cut between its nodes computes what the whole graph computes."""
+"""Pieces: a graph split between its nodes computes the same as the whole graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.runtime.graphs import run_session
 
 SMALL = 2560
-"""The largest tensor of the tiny base."""
+"""Size of the largest tensor of the tiny base."""
 
 _BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
     branches (float[rows, 8] x, bool choice) => (float[rows, 8] y, float[rows, 8] early) {
@@ -106,7 +106,7 @@ def test_a_missing_input_is_named(base: OnnxBase) -> None:
 
 
 class TestSelfCheck:
-    """Of a bundle whose weights are many, which here means more than a few kilobytes."""
+    """Self-check of a bundle with many weights, which here means more than a few kilobytes."""
 
     @pytest.fixture(autouse=True)
     def _small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ class TestSelfCheck:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
         manifest = read_manifest(folder)
         weights = np.fromfile(folder / "base.bin", "<f4")
-        (folder / "base.bin").unlink()  # one more name of the base's own file
+        (folder / "base.bin").unlink()  # a hard link to the base's file
         (weights * np.float32(1.01)).tofile(folder / "base.bin")
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):
             prove_new(OpenedBundle.being_made(folder, manifest))

@@ -1,4 +1,4 @@
-"""Bases in every precision: the same sites, slots that can all be overridden, parity with the cut base itself."""
+"""Bases in every precision: the same sites, slots that can all be overridden, parity with the split base."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_command_line_offers_the_precisions_of_the_format() -> None:
 
 @pytest.mark.extended
 def test_the_root_logger_is_left_alone() -> None:
-    """ONNX Runtime's quantiser configures it when it is imported."""
+    """ONNX Runtime's quantizer configures it on import."""
     module = "adapter_export.onnx_backend.quantise.precision"
     code = f"import logging, {module}; print(logging.root.handlers, logging.root.level)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -125,7 +125,7 @@ class TestBase:
             assert made.inputs == base.inputs
 
     def test_gemm_is_quantised_as_well(self, tmp_path: Path) -> None:
-        """What torch makes of `Conv1D`, and of a linear layer on two axes."""
+        """Test `Gemm`, torch's export of `Conv1D` and of a linear layer on two axes."""
         model = tiny_model(more=", float[batch, 16] pooled")
         first = numpy_helper.from_array(np.array(0), "first")
         weight = numpy_helper.from_array(np.eye(16, dtype=np.float32)[::-1].copy(), "pool_weight")
@@ -158,7 +158,7 @@ class TestNumerics:
         assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
     def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
-        """A row alone, and in a batch with one whose first token is 20 times as large as any other."""
+        """Compare a row alone with the row in a batch whose other row has a first token 20 times as large."""
         model = tiny_model()
         table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
         large = numpy_helper.to_array(table).copy()
@@ -177,7 +177,7 @@ class TestNumerics:
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"], indirect=True)
     def test_what_is_not_finite_stays_so(self, made: OnnxBase) -> None:
-        """Where ONNX Runtime rounds to 8 bits it passes over NaN, and what it computes looks like any other number."""
+        """ONNX Runtime loses NaN when it rounds to 8 bits, and the results look like ordinary numbers."""
         layer = Extractor(onnx.load(made.folder / "base.onnx")).extract_model(["context0"], ["attention0"])
         session = open_session(ir.from_proto(layer), made.folder)
         right = np.random.default_rng(0).standard_normal((2, 3, 16)).astype(np.float32)
@@ -192,7 +192,7 @@ class TestNumerics:
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"])
     def test_a_row_is_bit_for_bit_the_same_in_any_batch(self, tmp_path: Path, precision: PrecisionName) -> None:
-        """Also where the number of tokens is odd, and columns are long enough for the largest blocks."""
+        """Test odd numbers of tokens and columns long enough for the largest blocks, too."""
         base = open_onnx(save_tiny(tmp_path, tiny_model(width=256)))
         made = in_precision(base, precision, new_folder(tmp_path / "made"))
         session, inputs = open_session(made.model, made.folder), token_inputs(7, 7, 7)
@@ -222,7 +222,7 @@ class TestNumerics:
 
     @pytest.mark.parametrize("precision", ["int8"], indirect=True)
     def test_integers_fit_where_products_are_added_up_in_16_bits(self, made: OnnxBase) -> None:
-        """Processors without VNNI add two products of bytes in 16 bits, and cut off what is larger."""
+        """Processors without VNNI add two byte products in 16 bits, and saturate."""
         weights = [
             value.const_value.numpy() for name, value in made.model.graph.initializers.items() if ".int8" in name
         ]
@@ -232,7 +232,7 @@ class TestNumerics:
 
 class TestBundle:
     def test_every_slot_can_be_overridden(self, made: OnnxBase) -> None:
-        """`insert_slots` verifies it; here each slot is moved, and moves the outputs."""
+        """`insert_slots` verifies it; here each slot is changed, and changes the outputs."""
         adapter, *_ = adapters_of(made)
         plan = plan_slots([adapter], made.sites)
         session = open_session(insert_slots(made, plan), made.folder)
@@ -272,7 +272,7 @@ class TestBundle:
         assert {result.level for result in report.outputs} == {"none", "basic", "all"}
 
     def test_a_changed_weight_is_still_seen(self, made: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
-        """A budget for rounded activations is wide, but each site is held to that of its own arithmetic."""
+        """A budget for rounded activations is wide, but each site has a budget for its own arithmetic."""
         plan = plan_check(bundle[0])
         for each in plan.adapters:
             adapter, name = plan.bundle.source(each), "layers.0.ffn.up.weight"
@@ -303,7 +303,7 @@ class TestBundle:
 class TestRefusals:
     @pytest.mark.parametrize("precision", ["int8"], indirect=True)
     def test_a_base_in_another_precision(self, made: OnnxBase, tmp_path: Path) -> None:
-        with pytest.raises(BaseModelError, match=r"not in float32 any more; found int8"):
+        with pytest.raises(BaseModelError, match=r"is not in float32; found int8"):
             in_precision(made, "int4-weights", tmp_path)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -313,7 +313,7 @@ class TestRefusals:
 
     def test_a_base_without_products_that_can_be_quantised(self, tmp_path: Path) -> None:
         model = tiny_model()
-        for node in model.graph.node:  # a product by another name, which no quantiser knows
+        for node in model.graph.node:  # a product with another name, which no quantizer supports
             if node.op_type == "MatMul":
                 node.op_type = "Einsum"
                 weighted = any(node.input[1] == tensor.name for tensor in model.graph.initializer)
@@ -322,5 +322,5 @@ class TestRefusals:
                 )
         base = open_onnx(save_tiny(tmp_path, model))
         (tmp_path / "out").mkdir()
-        with pytest.raises(BaseModelError, match="no products that can be quantised"):
+        with pytest.raises(BaseModelError, match="no products that can be quantized"):
             in_precision(base, "int4-weights", tmp_path / "out")

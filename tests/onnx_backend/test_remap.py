@@ -1,4 +1,4 @@
-"""Site maps in rewritten bases: the given sites are the same places after quantisers and fusions."""
+"""Site maps in rewritten bases: the given sites are the same places after quantization and fusion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECISIONS: tuple[PrecisionName, ...] = ("fp16", "int8", "int8-weights", "int4-w
 
 
 def _given(h: str = "down1") -> GivenSites:
-    """Another name for what is found, a place that is not found, and one that is left out."""
+    """Return another name for a detected site, a place that is not detected, and a site that is removed."""
     return GivenSites(
         source="map.json",
         digest="sha256:" + "0" * 64,
@@ -62,7 +62,7 @@ def test_a_value_that_is_gone_is_named(tmp_path: Path) -> None:
         for value in node.outputs:
             if value.name == "down1":
                 value.name = "kept by nobody"
-    with pytest.raises(BaseModelError, match=r"has lost a value that the site map names when it is in fp16"):
+    with pytest.raises(BaseModelError, match=r"has lost a value of the site map when it is in fp16"):
         in_precision(base, "fp16", tmp_path / "made")
 
 

@@ -1,4 +1,4 @@
-"""Sites at which tokens come before the batch: a bank turns them where that is known, and is refused where not."""
+"""Sites with tokens before the batch: a bank transposes them if the order is known, and is rejected otherwise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 8
 
 
 def sequence_first(folder: Path, axes: list[str | None]) -> OnnxBase:
-    """An ffn that reads [tokens, batch, width], with these axes recorded there."""
+    """Write an ffn that reads [tokens, batch, width], with these axes recorded there."""
     model = parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 20]>
         g (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] y) {{
@@ -68,7 +68,7 @@ def test_without_names_what_a_transposition_gives_is_known(tmp_path):
 
 @pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
 def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
-    """The build runs mixed batches against each row alone."""
+    """The build compares mixed batches with separate rows."""
     manifest = build(sequence_first(tmp_path, axes), tmp_path / "bundle", ["slots", "bank"], at="up")
     assert sorted(manifest.graphs) == ["bank", "slots"]
 
@@ -76,7 +76,7 @@ def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
 def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
     base = sequence_first(tmp_path, [None, None])
     assert "layers.0.ffn.down" in [site.name for site in base.sites]
-    with pytest.raises(BaseModelError, match=r'cannot tell rows apart.*variants=\["slots", "inputs"\]'):
+    with pytest.raises(BaseModelError, match=r'cannot separate rows.*variants=\["slots", "inputs"\]'):
         build(base, tmp_path / "bundle", ["slots", "bank"])
     assert not (tmp_path / "bundle").exists()
     assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
@@ -88,7 +88,7 @@ def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(t
     (site,) = (site.name for site in base.sites if site.h == at)
     one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
     fused, variants = weighted_fusion(one, two, name="fused"), ["slots", "inputs"]
-    for tokens in (3, 4):  # as many as rows: ONNX Runtime finds nothing wrong
+    for tokens in (3, 4):  # with as many tokens as rows, ONNX Runtime reports no error
         cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": tokens}])
         with pytest.raises(BaseModelError, match=r"rows cannot have separate weights.*compose average"):
             build_bundle(base, [fused], tmp_path / "b", references=CutRunner(base), cases=cases, variants=variants)

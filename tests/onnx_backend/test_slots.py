@@ -174,7 +174,7 @@ class TestMisfits:
 
 
 class TestIdleMatrices:
-    """A full matrix that lies idle is one column of zeros, which ONNX Runtime repeats."""
+    """An idle full matrix is one column of zeros, which ONNX Runtime broadcasts."""
 
     @pytest.fixture
     def adapters(self, base: OnnxBase) -> list[Adapter]:
@@ -242,7 +242,7 @@ class TestIdleMatrices:
 
 
 def test_every_pooling_in_rows_of_a_bank(base: OnnxBase) -> None:
-    """Padding on either side, and within a row: each row pools the tokens that its mask keeps."""
+    """Padding on either side, and within a row: each row pools the tokens of its mask."""
     adapters = [
         random_adapter(name, pfeiffer(RELU), base, labels="a", head=classification_head(name)) for name in POOLINGS
     ]

@@ -1,4 +1,4 @@
-"""What a graph does not say of its inputs, and a run shows: equal lengths under two names, and the longest input."""
+"""Facts about inputs that only a run shows: equal lengths under two names, and the maximum length."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ COUNTED = """
     axis = Constant <value = int64[1] {{1}}> ()
     bias = Unsqueeze(penalty, axis)
 """
-"""Positions counted over the tokens that are not padding, as in RoBERTa: `padding + cumsum(input_ids != padding)`."""
+"""Positions counted over the non-padding tokens, as in RoBERTa: `padding + cumsum(input_ids != padding)`."""
 
 
 def with_positions(count: int, nodes: str = POSITIONS) -> onnx.ModelProto:
-    """A transformer with a table of positions that are added to the attention scores."""
+    """Return a transformer whose position table is added to the attention scores."""
     model = tiny_model(mask=nodes)
     table = np.random.default_rng(0).standard_normal(count).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(table, "positions"))
@@ -69,7 +69,7 @@ def with_positions(count: int, nodes: str = POSITIONS) -> onnx.ModelProto:
 
 
 def parsed(inputs: str, body: str) -> tuple[ir.Model, list[InputRecord]]:
-    """A graph and its inputs, which are numbers."""
+    """Return a graph and its float inputs."""
     text = f"""<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => (float[a, b, c] y) {{ {body} }}"""
     model = ir.from_proto(parser.parse_model(text))
     return model, [InputRecord(value.name or "", "float32", axes(value), "values") for value in model.graph.inputs]
@@ -77,7 +77,7 @@ def parsed(inputs: str, body: str) -> tuple[ir.Model, list[InputRecord]]:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_one_length_under_two_names_is_one_axis(tmp_path: Path, named: bool) -> None:
-    """As tf2onnx writes the inputs of Keras' transformers."""
+    """tf2onnx writes inputs of Keras transformers this way."""
     model = tiny_model()
     for number, value in enumerate(model.graph.input):
         for place, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -86,7 +86,7 @@ def test_one_length_under_two_names_is_one_axis(tmp_path: Path, named: bool) -> 
     one, other = base.inputs
     assert one.axes == other.axes == (("unk__0", "unk__1") if named else ("input_ids.0", "input_ids.1"))
     twin = "unk__3" if named else "attention_mask.1"
-    assert f"the axis `{twin}` is as long as `{one.axes[1]}`, as runs have shown" in base.notes
+    assert f"axis `{twin}` always equals `{one.axes[1]}`, found by test runs" in base.notes
     bundle = ae.build(tmp_path / "tiny.onnx", [random_adapter("a", pfeiffer(), base)], tmp_path / "bundle")
     report = ae.check(bundle, against=tmp_path / "tiny.onnx", quick=True)
     assert report.passed
@@ -133,7 +133,7 @@ def test_models_that_count_positions_are_built_from_the_older_exporter(tmp_path:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     base = by_older_exporter(Hidden().eval(), inputs, axes, tmp_path)
     bundle = ae.build(tmp_path / "model.onnx", [random_adapter("a", pfeiffer(), base)], tmp_path / "bundle")
-    # 40 positions, of which the rows 0 and 1 are those of padding and before it
+    # 40 positions; rows 0 and 1 are for padding and before it
     assert bundle.manifest.lengths == {"tokens": Lengths(1, 38)}
     assert ae.check(bundle, against=tmp_path / "model.onnx", quick=True).passed
 
@@ -158,7 +158,7 @@ def test_the_shortest_input_is_found(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_takes_no_short_input_is_built(tmp_path: Path) -> None:
-    """As those of sound, whose convolutions in front need some samples."""
+    """Audio models need some samples for the convolutions in front."""
     fifth = "four = Constant <value = int64 {4}> () fifth = Gather <axis = 1> (attention_mask, four)"
     path = save_tiny(tmp_path, tiny_model(mask=MASK + fifth, more=", int64[batch] fifth"))
     bundle = ae.build(path, [random_adapter("a", pfeiffer(), open_onnx(path))], tmp_path / "bundle")
@@ -173,7 +173,7 @@ def test_a_graph_of_few_positions_is_built_without_being_told(tmp_path: Path) ->
     adapter = random_adapter("a", pfeiffer(), open_onnx(path))
     heard = Heard()
     bundle = ae.build(path, [adapter], tmp_path / "bundle", reporter=heard)
-    assert "the axis `tokens` may be 1 to 24 long, as runs have shown" in heard.steps
+    assert "length of axis `tokens`: 1 to 24, found by test runs" in heard.steps
     assert bundle.manifest.lengths == {"tokens": Lengths(1, 24)}
     assert "batch3_tokens24" in bundle.manifest.golden.cases
     assert ae.check(bundle, against=path).passed

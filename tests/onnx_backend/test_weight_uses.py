@@ -1,4 +1,4 @@
-"""Weights of a graph as ONNX Runtime computes with them: quantized by its quantizers, dequantized by its kernels."""
+"""Weights of a graph as ONNX Runtime uses them: quantized by its quantizers, dequantized by its kernels."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from adapter_export.numerics.weight_match import StoredRows, WeightUse, match_we
 from adapter_export.onnx_backend.base.weight_uses import weight_uses
 
 K, N = 112, 12
-"""A width of four blocks of 32, the last one shorter."""
+"""Width of four blocks of 32, the last one shorter."""
 
 
 def product(weight: np.ndarray) -> onnx.ModelProto:
-    """A graph with one product."""
+    """Return a graph with one product."""
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
         product (float[rows, {K}] x) => (float[rows, {N}] y) {{ y = MatMul(x, weight) }}"""
@@ -60,7 +60,7 @@ def weight() -> np.ndarray:
 
 
 def rows_of(use: WeightUse) -> StoredRows:
-    """All rows, read in two parts."""
+    """Return all rows, read in two parts."""
     parts = [use.read(0, 5), use.read(5, use.rows)]
     arrays = [(part.values, np.broadcast_to(part.half, part.values.shape)) for part in parts]
     return StoredRows(*(np.concatenate(each) for each in zip(*arrays, strict=True)))
@@ -89,10 +89,10 @@ def test_dequantized_weights_are_those_of_onnxruntime_and_within_their_rounding(
 
 @pytest.mark.parametrize("config", ["symmetric", "with zero points", "8 bits"])
 def test_numbers_halfway_between_two_steps_are_within_them(config):
-    """Whichever way float32 rounds them, as it adds the zero point to the quotient."""
+    """They may round either way in float32, which adds the zero point to the quotient."""
     steps = np.concatenate([np.arange(-7, 7) + 0.5, [-8, 8]])
     halfway = np.outer(np.resize(steps, K), np.linspace(0.001, 0.02, N)).astype(np.float32)
-    is_end = np.resize(np.abs(steps) == 8, K)[:, None]  # which gives the scale
+    is_end = np.resize(np.abs(steps) == 8, K)[:, None]  # determines the scale
     beside = [np.where(is_end, halfway, np.nextafter(halfway, np.float32(sign))) for sign in (-9, 9)]
     for numbers in (halfway, *beside):
         quantizer = MatMulNBitsQuantizer(product(numbers), block_size=32, algo_config=CONFIGS[config])
@@ -184,7 +184,7 @@ def test_zero_points_of_a_wrong_number_are_refused(weight):
     quantizer.process()
     model = quantizer.model.model
     (zeros,) = (tensor for tensor in model.graph.initializer if "zero" in tensor.name)
-    for shape, found in (((13,), "13 numbers"), ((N, 1), "4 scales and 2 zero points for each row of 112")):
+    for shape, found in (((13,), "13 numbers"), ((N, 1), "4 scales and 2 zero points per row of 112")):
         zeros.CopyFrom(numpy_helper.from_array(np.zeros(shape, np.uint8), zeros.name))
         with pytest.raises(BaseModelError, match=f"has a weight that cannot be compared.*found {found}"):
             weight_uses(ir.from_proto(model))

@@ -230,7 +230,7 @@ def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
     for value in (value for node in bank.graph for value in node.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(["other" if str(dim) == "batch" else dim for dim in value.shape])
-    with pytest.raises(BaseModelError, match=r"`MatMul` computes: does not say which axis .*one axis `batch`"):
+    with pytest.raises(BaseModelError, match=r"`MatMul` computes: does not record the batch axis .*one axis `batch`"):
         cut_bank(bank, record)
     with pytest.raises(UsageError, match="`fanout` is made from `bank`"):
         ae.build(bundle.folder.parent / "base.onnx", [], bundle.folder / "other", variants=("fanout",))

@@ -24,11 +24,11 @@ def test_a_graph_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pyt
     open_base(path)
     trial._tried.clear()
     monkeypatch.setattr(trial, "_SECONDS", 0.01)
-    with pytest.raises(BaseModelError, match=r"it ended the process in which it was tried; found timeout after"):
+    with pytest.raises(BaseModelError, match=r"it crashed the sandbox process; found timeout after"):
         open_base(path)
     monkeypatch.undo()
     monkeypatch.setattr(trial, "_BYTES", 2**20)
-    with pytest.raises(BaseModelError, match="it ended the process in which it was tried"):
+    with pytest.raises(BaseModelError, match="it crashed the sandbox process"):
         open_base(path)
 
 

@@ -60,7 +60,7 @@ def test_a_matrix_that_multiplies_behind_the_last_sublayer():
 def test_a_note_that_cannot_be_read_is_refused():
     made = model("")
     made.metadata_props["adapter_export.other_calls"] = "[1"
-    with pytest.raises(BaseModelError, match="has a note on its layers that cannot be read"):
+    with pytest.raises(BaseModelError, match="has a malformed record of its layers"):
         flow_graph(made)
     made.metadata_props["adapter_export.other_calls"] = '{"w": 2}'
     assert other_calls(made) == {"up": 2, "down": 0}

@@ -1,4 +1,4 @@
-"""The small encoder as a base, and trainings of it."""
+"""The small encoder as a base, and training runs of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(base: TorchBase) -> TrainingData:
 @pytest.fixture(scope="session")
 @extended
 def ended_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model.pt`, and what `ended_training` leaves of a run killed at steps 5 and 16 and of one without memory."""
+    """Folder with `model.pt`, and the results of runs killed at steps 5 and 16 and of one without memory."""
 
     def make(folder: Path) -> None:
         archive = save_encoder(folder / "model.pt")

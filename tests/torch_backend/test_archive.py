@@ -1,4 +1,4 @@
-"""Files that are no archives, damaged archives: each a named error, never a traceback, never other numbers."""
+"""Files that are not archives, and damaged archives: each a clear error, never a traceback or wrong numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def entries(archive: Path) -> Entries:
 
 
 def save_torchscript(path: Path) -> None:
-    """The zip of `torch.jit.save`, which itself is deprecated and warns."""
+    """Write the zip of `torch.jit.save`, which is deprecated and warns."""
     with zipfile.ZipFile(path, "w") as file:
         for name in ("data.pkl", "constants.pkl", "code/__torch__/model.py", "version"):
             file.writestr(f"model/{name}", b"")
@@ -77,7 +77,7 @@ def save_other_zip(path: Path) -> None:
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
-    "text": (lambda path: path.write_text("hello"), "begins with `68 65 6c 6c 6f`"),
+    "text": (lambda path: path.write_text("hello"), "starting with `68 65 6c 6c 6f`"),
     "json": (lambda path: path.write_text("{}"), "a text file"),
     "html": (lambda path: path.write_text("<!doctype html>"), "HTML"),
     "git_lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
@@ -158,16 +158,16 @@ def bias(**fields: object) -> Callable[[Entries], object]:
 DAMAGE: dict[str, tuple[Callable[[Entries], object], str]] = {
     "no weights": (remove("data/weights/weight_0"), "no entry `data/weights/weight_"),
     "no list of weights": (remove(WEIGHTS), "no entry"),
-    "no json": (put(PROGRAM, b"{"), "no JSON"),
-    "deep json": (put(PROGRAM, b"[" * 100_000), "no JSON"),
-    "huge number": (put(PROGRAM, b"9" * 100_000), "no JSON"),
+    "no json": (put(PROGRAM, b"{"), "is not JSON"),
+    "deep json": (put(PROGRAM, b"[" * 100_000), "is not JSON"),
+    "huge number": (put(PROGRAM, b"9" * 100_000), "is not JSON"),
     "a key twice": (put(PROGRAM, b'{"graph_module": 1, "graph_module": 2}'), "twice"),
-    "no program": (put(PROGRAM, b"{}"), "holds no program"),
+    "no program": (put(PROGRAM, b"{}"), "does not contain a program"),
     "an empty program": (put(PROGRAM, b'{"graph_module": {}}'), "torch cannot load"),
     "another format": (put("archive_format", b"pt3"), "archive_format"),
     "another version": (put("archive_version", b"7"), "torch cannot load"),
     "big-endian": (put("byteorder", b"big"), "byteorder"),
-    "text that is none": (put("extra/tokenizer.json", b"\xff"), "no UTF-8"),
+    "text that is none": (put("extra/tokenizer.json", b"\xff"), "is not UTF-8"),
     "a note that is none": (put("extra/adapter_export.json", b"{}"), "version"),
     "a note with a new key": (
         put("extra/adapter_export.json", b'{"version": "1.0.0", "producer": "x", "inputs": {}, "more": 1}'),
@@ -176,9 +176,9 @@ DAMAGE: dict[str, tuple[Callable[[Entries], object], str]] = {
     "sizes beyond the bytes": (bias(sizes=[{"as_int": 5}]), "at least 20"),
     "strides beyond the bytes": (bias(strides=[{"as_int": 2}]), "at least 28"),
     "offset beyond the bytes": (bias(storage_offset={"as_int": 1}), "at least 20"),
-    "negative size": (bias(sizes=[{"as_int": -1}]), "no numbers"),
-    "symbolic size": (bias(sizes=[{"as_expr": {"expr_str": "1"}}]), "no numbers"),
-    "true as a size": (bias(sizes=[{"as_int": True}]), "no numbers"),
+    "negative size": (bias(sizes=[{"as_int": -1}]), "not numbers"),
+    "symbolic size": (bias(sizes=[{"as_expr": {"expr_str": "1"}}]), "not numbers"),
+    "true as a size": (bias(sizes=[{"as_int": True}]), "not numbers"),
     "sparse": (bias(layout=1), "dense"),
     "unknown type": (bias(dtype=99), "dense"),
     "on a GPU": (bias(device={"type": "cuda", "index": 0}), r"to\('cpu'\)"),
@@ -321,7 +321,7 @@ def test_a_weight_behind_the_end_of_the_file_is_refused(archive: Path, tmp_path:
         (info, *_) = (info for info in file.infolist() if "data/weights/weight_" in info.filename)
     data[info.header_offset + 28 : info.header_offset + 30] = b"\xff\xff"  # the length of the extra field
     (tmp_path / "moved.pt2").write_bytes(data)
-    with pytest.raises(BaseModelError, match="behind the end of the file"):
+    with pytest.raises(BaseModelError, match="past the end of the file"):
         load_base(tmp_path / "moved.pt2", mapped=True)
 
 

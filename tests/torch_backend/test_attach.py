@@ -1,4 +1,4 @@
-"""Adapters in a base: the right numbers at the right place, and the base as it was."""
+"""Adapters in a base: correct values at the right place, and an unchanged base."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def inputs() -> dict[str, Tensor]:
 
 
 def by_hand(module: Encoder, adapter: Adapter, kind: str, activation: str, inputs: dict[str, Tensor]) -> Tensor:
-    """The hidden state by the published formula, written with hooks on the original model and with nothing of ours."""
+    """Compute the hidden state by the published formula, with hooks on the original model and no code of ours."""
 
     def bottleneck(owner: str, v: Tensor) -> Tensor:
         t = {name: torch.from_numpy(tensor) for name, tensor in adapter.parameters(owner).items()}
@@ -70,7 +70,7 @@ def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: s
     with torch.inference_mode():
         found = attach(base, adapter)(**inputs)["hidden"]
     expected = by_hand(original, adapter, kind, activation, inputs)
-    assert (expected - base.run(inputs)["hidden"]).abs().max() > 0.1, "the adapter must do something"
+    assert (expected - base.run(inputs)["hidden"]).abs().max() > 0.1, "the adapter must have an effect"
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_the_head_is_the_reference_head(base, inputs) -> None:
 
 
 class WithoutMask(nn.Module):
-    """A base that takes no mask."""
+    """A base without a mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def test_missing_and_unknown_inputs_are_refused(base, inputs) -> None:
     model = attach(base, None)
     with pytest.raises(RequestError, match="expected input_ids, attention_mask"):
         model(input_ids=inputs["input_ids"])
-    with pytest.raises(RequestError, match="not those of the base"):
+    with pytest.raises(RequestError, match="do not match the base"):
         model(**inputs, more=inputs["input_ids"])
 
 
@@ -270,7 +270,7 @@ def test_without_an_adapter_there_is_none_to_give(base) -> None:
 
 
 class ScoringEncoder(Encoder):
-    """An encoder whose own output is called `logits`."""
+    """An encoder with an output called `logits`."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         return {"logits": super().forward(input_ids, attention_mask)["hidden"]}

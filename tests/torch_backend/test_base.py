@@ -1,4 +1,4 @@
-"""Modules saved as bases and loaded again: names, numbers, fingerprints, and what cannot be a base."""
+"""Modules saved as bases and loaded again: names, numbers, fingerprints, and unsupported modules."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_output_with_the_name_of_an_input_is_renamed(tmp_path: Path) -> None:
     ("form", "message"),
     [
         (lambda a, b: {"cache": SimpleNamespace(a=a)}, "`cache`"),
-        (lambda a, b: None, "no tensor"),
+        (lambda a, b: None, "not a tensor"),
         (lambda a, b: "a", "`str`"),
     ],
 )
@@ -121,7 +121,7 @@ def test_examples_of_any_shape_give_a_base_for_all_shapes(shape: tuple[int, int]
     torch.manual_seed(0)
     module = Encoder(layers=1).eval()
     ids = torch.ones(shape, dtype=torch.int64)
-    # one tensor for both: torch would take the two inputs for the same one
+    # one tensor for both: torch would treat the two inputs as one
     base = round_trip(module, {"input_ids": ids, "attention_mask": ids}, tmp_path)
     for rows, tokens in ((1, 1), (3, 7), (2, 24), (5, 5)):
         given = torch.randint(0, len(WORDS), (rows, tokens))
@@ -270,8 +270,8 @@ def test_each_module_is_new_and_shares_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "not those of the base"),
-        ({"x": torch.ones(1, 4), "y": torch.ones(1)}, "not those of the base"),
+        ({}, "do not match the base"),
+        ({"x": torch.ones(1, 4), "y": torch.ones(1)}, "do not match the base"),
         ({"x": torch.ones(1, 5)}, "cannot compute"),
     ],
 )
@@ -284,11 +284,11 @@ def test_inputs_that_do_not_fit(inputs: dict[str, Tensor], message: str, tmp_pat
 @pytest.mark.parametrize(
     ("inputs", "axes", "message"),
     [
-        ({"y": torch.ones(1, 4)}, None, "not arguments"),
-        ({}, None, "not arguments"),
-        ((torch.ones(1, 4), torch.ones(1, 4)), None, "not arguments"),
-        ({"x": [1, 2]}, None, "no tensor"),
-        ({"x": torch.ones(0, 4)}, None, "no one length"),
+        ({"y": torch.ones(1, 4)}, None, "do not match the arguments"),
+        ({}, None, "do not match the arguments"),
+        ((torch.ones(1, 4), torch.ones(1, 4)), None, "do not match the arguments"),
+        ({"x": [1, 2]}, None, "not a tensor"),
+        ({"x": torch.ones(0, 4)}, None, "different lengths"),
         ({"x": torch.ones(2, 4)}, {"y": {0: "batch"}}, "an axis is named"),
         ({"x": torch.ones(2, 4)}, {"x": {2: "batch"}}, "an axis is named"),
     ],
@@ -315,7 +315,7 @@ class LongOnly(nn.Module):
 
 
 class Stateful(nn.Module):
-    """Computes short inputs in another way, and goes on to do so (BigBird)."""
+    """Computes short inputs differently, and keeps doing so (BigBird)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ class ChangingItsInput(nn.Module):
 
 
 class Harmless(nn.Module):
-    """Changes what it computed itself."""
+    """Modifies its own intermediate results in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x + 1).view(-1, 7).mul_(2)
@@ -365,8 +365,8 @@ class NoTensors(nn.Module):
         (Fixed(), r"torch cannot export.*constant \(7\).*Fix that axis"),
         (Counting(), "changes its own weights or inputs.*calls"),
         (ChangingItsInput(), "changes its own weights or inputs.*`x`"),
-        (NoTensors(), "cannot compute an example.*nothing"),
-        (nn.Linear(7, 7).half(), "cannot compute an example.*Half"),
+        (NoTensors(), "cannot run on example inputs.*nothing"),
+        (nn.Linear(7, 7).half(), "cannot run on example inputs.*Half"),
     ],
 )
 def test_modules_that_cannot_be_bases(module: nn.Module, message: str, tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_lengths_are_those_that_the_captured_branch_computes(
     path, axes = tmp_path / "model.pt", {"x": {0: "batch", 1: "length"}}
     save_base(module, {"x": torch.ones(2, 7)}, path, axes=axes, lengths=wanted)
     base = load_base(path)
-    # an odd example is captured again with an even one, as a record can say multiples of 2, and not of what is none
+    # an odd example is captured again with an even one: a record can express multiples of 2, but not odd lengths
     assert base.lengths["length"] == (expected or Lengths(2, multiple_of=2))
     with torch.no_grad():
         for length in (base.lengths["length"].minimum, base.lengths["length"].near(40)):
@@ -423,7 +423,7 @@ def test_a_fixed_axis_is_a_number(tmp_path: Path) -> None:
     path, axes = tmp_path / "model.pt", {"x": {0: "batch", 1: "length"}}
     save_base(Fixed(), {"x": torch.ones(2, 3)}, path, axes=axes, lengths={"length": Lengths(7, 7)})
     assert load_base(path).inputs[0].axes == ("batch", 7)
-    with pytest.raises(UsageError, match=r"no such dynamic axis.*`tokens`.*`batch`, `length`"):
+    with pytest.raises(UsageError, match=r"unknown dynamic axis.*`tokens`.*`batch`, `length`"):
         save_base(Fixed(), {"x": torch.ones(2, 3)}, path, axes=axes, lengths={"tokens": Lengths(7, 7)}, force=True)
 
 
@@ -505,7 +505,7 @@ def test_a_transformer_of_torch_with_its_fast_path(tmp_path: Path) -> None:
 
 
 class Nested(nn.Module):
-    """Reads tensors inside of containers."""
+    """Reads tensors inside containers."""
 
     def forward(self, x: Tensor, past: list[dict[str, Tensor]], pair: tuple[Tensor, Tensor]) -> Tensor:
         return x + 10 * past[0]["a"] + 100 * past[1]["a"] + 1000 * pair[0] + 10000 * pair[1]
@@ -523,5 +523,5 @@ def test_tensors_in_containers_are_inputs_with_keys_and_places_in_their_names(tm
 
 def test_an_example_input_in_a_container_that_is_no_tensor_is_named(tmp_path):
     inputs = {"x": torch.ones(2), "past": [{"a": 3}, {"a": torch.ones(2)}], "pair": (torch.ones(2), torch.ones(2))}
-    with pytest.raises(UsageError, match=r"`past.0.a`: an example input is no tensor; found `int`"):
+    with pytest.raises(UsageError, match=r"`past.0.a`: an example input is not a tensor; found `int`"):
         save_base(Nested(), inputs, tmp_path / "model.pt")

@@ -1,4 +1,4 @@
-"""A base head: the numbers of transformers in ONNX Runtime, and a note on whatever is left out."""
+"""Base heads: the numbers of transformers in ONNX Runtime, and a note on every head that is left out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ HEADS: list[tuple[str, str, dict[str, Any], str]] = [
 
 
 def requests(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Four rows of seven tokens, the last ones padded; or four images."""
+    """Return four rows of seven tokens, the last ones padded; or four images."""
     found = obvious_inputs(model)
     assert found is not None
     if "pixel_values" in found[0]:
@@ -71,7 +71,7 @@ def requests(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Results of transformers, in the layout of the output that a head of this type fills."""
+    """Return the results of transformers, in the layout of a head of this type."""
     with torch.inference_mode():
         if kind == "multiple_choice":  # two questions with two choices each
             choices = {name: value.reshape(2, 2, -1) for name, value in inputs.items()}
@@ -119,8 +119,8 @@ def load_archive(folder: Path, name: str) -> dict[str, bytes]:
 
 
 LEFT_OUT = [
-    ("Bert", "ForMaskedLM", ["`cls.predictions.transform.dense.weight`", "none that gives answers"]),
-    ("GPT2", "LMHeadModel", ["GPT2LMHeadModel"]),  # its weights are those of the embeddings
+    ("Bert", "ForMaskedLM", ["`cls.predictions.transform.dense.weight`", "no head with a known task"]),
+    ("GPT2", "LMHeadModel", ["GPT2LMHeadModel"]),  # it shares the weights of the embeddings
 ]
 
 
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
         ae.build(base, [], tmp_path / "bundle")
 
 
-@pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base takes")])
+@pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base accepts")])
 def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> None:
     small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
     heard = Heard()
@@ -190,7 +190,7 @@ def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> Non
 
 
 def test_a_head_that_rounding_moves_far_is_taken(tmp_path: Path) -> None:
-    """Its terms cancel out: behind a norm, a hidden state has the sum 0."""
+    """Its terms cancel: after a norm, the sum of a hidden state is 0."""
     model = small("Bert", "ForTokenClassification")
     with torch.no_grad():
         model.classifier.weight.add_(100)
@@ -200,13 +200,13 @@ def test_a_head_that_rounding_moves_far_is_taken(tmp_path: Path) -> None:
     with torch.no_grad():
         results = [exact(**inputs).logits.float() for inputs in found.cases]
     distances = [float((one - other).abs().max()) for one, other in zip(results, found.results, strict=True)]
-    assert max(distances) > 2e-5  # far above what three products of such numbers round to
+    assert max(distances) > 2e-5  # far above the rounding of three products of such numbers
     adapter, notes = replace(found, results=results).of(open_folder(tmp_path / "folder"), model="BertModel", unused=())
     assert adapter is not None, notes
 
 
 class OfAllLayers(transformers.BertForTokenClassification):
-    """Its head has the dropout of the last layer."""
+    """A classifier whose head has the dropout of the last layer."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.bert(input_ids, attention_mask).last_hidden_state
@@ -217,7 +217,7 @@ class OfAllLayers(transformers.BertForTokenClassification):
 def test_one_layer_is_traced_where_it_shows_the_head(
     deep: type[PreTrainedModel], traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(traced[0])  # weights that no other test has, whose program is not known
+    torch.manual_seed(traced[0])  # unique weights, whose program is not cached
     model = deep(transformers.BertConfig(**SIZES | {"num_hidden_layers": 2})).eval()
     export, linears = torch.export.export, []
 
@@ -276,7 +276,7 @@ def test_a_head_in_an_archive_is_read_strictly(fault: str, tagger: Path, tmp_pat
     else:
         entries[f"extra/{HEAD_GRAPH}"] = entries[f"extra/{HEAD_GRAPH}"].replace(b"LABEL_1", b"LABEL_7")
     write_entries(tmp_path / "bad.pt", entries)
-    with pytest.raises(BaseModelError, match=r"head that (cannot be read|is not its own).*Capture the base again"):
+    with pytest.raises(BaseModelError, match=r"head (that cannot be read|of another base).*Capture the base again"):
         load_base(tmp_path / "bad.pt")
 
 
@@ -339,7 +339,7 @@ def decoder_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.extended
 def test_a_decoder_that_classifies_texts(decoder_folder: Path, tmp_path: Path) -> None:
-    """Captured, trained, built in every variant and served: the numbers of transformers, padded on either side."""
+    """Capture, train, build in every variant and serve it: the numbers match transformers, padded on either side."""
     base = ae.capture(decoder_folder, tmp_path / "model.pt")
     data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])
     quick: dict[str, Any] = {"kind": "lora", "rank": 2, "epochs": 1, "init": "small_normal", "learning_rate": 0.1}
@@ -370,11 +370,11 @@ def test_a_decoder_that_classifies_texts(decoder_folder: Path, tmp_path: Path) -
 
 @pytest.mark.extended
 def test_texts_that_end_with_the_token_of_padding(decoder_folder: Path, tmp_path: Path) -> None:
-    """transformers reads the token before it, and the head that one: the two agree on no text."""
+    """transformers reads the token before it, and the head that token: they never agree."""
     folder = shutil.copytree(decoder_folder, tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 102}))  # [SEP]
-    with pytest.warns(UserWarning, match=r"head .* is left out.*id 102, with which the tokenizer ends texts"):
+    with pytest.warns(UserWarning, match=r"head .* is left out.*id 102, but the tokenizer ends texts"):
         assert ae.capture(folder, tmp_path / "model.pt").base_head is None
 
 
@@ -388,10 +388,10 @@ def test_a_decoder_without_an_id_of_padding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        (["good", "bad"], {}, "another question than the data.*found a head for `single_label`, ugly, bad, good"),
-        (["good", "bad", "grim"], {}, "another question than the data.*expected `single_label`, bad, good, grim"),
-        (["good", "bad", "ugly"], {"task": "embedding"}, "another question than the data.*expected `embedding`"),
-        (["good", "bad", "ugly"], {"pooling": "first"}, r"the head of the base cannot be changed; found `pooling`"),
+        (["good", "bad"], {}, "does not match the data.*found a head for `single_label`, ugly, bad, good"),
+        (["good", "bad", "grim"], {}, "does not match the data.*expected `single_label`, bad, good, grim"),
+        (["good", "bad", "ugly"], {"task": "embedding"}, "does not match the data.*expected `embedding`"),
+        (["good", "bad", "ugly"], {"pooling": "first"}, r"the base head cannot be changed; found `pooling`"),
         (["good", "bad", "ugly"], {"head": "mine"}, "unknown initial head; found `mine`"),
     ],
 )
@@ -406,5 +406,5 @@ def test_no_training_starts_as_a_head_that_is_not_there(minilm_folder: Path, tmp
     small("Bert", "ForMaskedLM", vocab_size=30522).save_pretrained(tmp_path / "folder")
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
     base = ae.open_base(tmp_path / "folder")
-    with pytest.raises(UsageError, match=r"no head from which.*BertForMaskedLM` is left out"):
+    with pytest.raises(UsageError, match=r"no head to start from.*BertForMaskedLM` is left out"):
         ae.train(base, table(tmp_path / "train.tsv", ["good", "bad"]), head="base")

@@ -1,4 +1,4 @@
-"""Splits and batches: every row where it belongs, once."""
+"""Splits and batches: every row once, in the right place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_rows_of_like_length_share_batches() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 3000)
     padded = sum(len(batch) * lengths[batch].max() for batch in training_batches(lengths, 32, (0, 0)))
     assert padded < 1.05 * lengths.sum()
-    assert 32 * lengths.max() * (3000 // 32) > 1.5 * lengths.sum(), "without sorting it would be much"
+    assert 32 * lengths.max() * (3000 // 32) > 1.5 * lengths.sum(), "without sorting, padding would be large"
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Decoders with their caches, held against `generate` of transformers."""
+"""Decoders with their caches, compared with `generate` of transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNTS = {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_
 MODELS: Mapping[str, hf.PretrainedConfig] = {
     # grouped heads, rotary positions
     "llama": hf.LlamaConfig(**SIZE, **COUNTS, num_key_value_heads=1, max_position_embeddings=40),
-    # a table of positions, and a language head whose weight is the table of words
+    # a position table, and a language head that shares the word table
     "gpt2": hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=40, **COUNTS),
 }
 
@@ -109,7 +109,7 @@ def test_a_text_in_two_parts_is_the_text_at_once(base):
 
 
 def test_an_adapter_of_the_whole_model_is_one_of_the_archive(base, folder, tmp_path):
-    """The fingerprints agree, or the runner would refuse it, and so does what it computes."""
+    """The fingerprints agree, or the runner would reject it, and so do the results."""
     ids, rng = torch.tensor([[5, 9, 33, 41]]), np.random.default_rng(0)
     model = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
     with ae.attach(model, kind="houlsby", bottleneck=2) as attached, torch.no_grad():
@@ -142,10 +142,10 @@ def test_a_model_that_keeps_something_else_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_language_head_is_refused(tmp_path):
-    """Or its weights would be random numbers."""
+    """Otherwise its weights would be random."""
     hf.LlamaForCausalLM(MODELS["llama"]).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BaseModelError, match=r"random numbers; found `lm_head.weight`"):
+    with pytest.raises(BaseModelError, match=r"which would be random; found `lm_head.weight`"):
         capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)

@@ -1,4 +1,4 @@
-"""Bases with some of the layers of others, and with other weights."""
+"""Bases with some of the layers of others, or with other weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_left_computes_as_the_model_without_those_layers(name: str, tmp_
 
 
 class Widening(nn.Module):
-    """Two blocks, of which the second reads 8 features and gives 16."""
+    """Two blocks, the second of which reads 8 features and returns 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Widening(nn.Module):
 
 def test_a_layer_of_another_width_stays() -> None:
     base = base_of(random(Widening()), {"values": torch.randn(2, 5, 8)}, {"values": {0: "batch", 1: "tokens"}})
-    with pytest.raises(BaseModelError, match="layer 0 of this base cannot be left out"):
+    with pytest.raises(BaseModelError, match="layer 0 of this base cannot be dropped"):
         with_layers(base, sites_of(base), [1, 2])
 
 

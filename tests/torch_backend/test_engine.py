@@ -1,4 +1,4 @@
-"""What the loop gets from accelerate, and what stops it: each by one sentence."""
+"""The loop's use of accelerate, and clear errors for what stops it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ GPU = torch.accelerator.is_available()
             "the device does not exist; expected `cpu`",
             marks=pytest.mark.skipif(GPU, reason="there is a GPU"),
         ),
-        ({"device": "cpu", "precision": "fp16"}, 'float16 is for GPUs.* Give `precision="bf16"`'),
-        ({"log_to": ("paper",)}, "accelerate knows no such tracker; found `paper`; expected .*`tensorboard`"),
+        ({"device": "cpu", "precision": "fp16"}, 'float16 training needs a GPU.* Pass `precision="bf16"`'),
+        ({"log_to": ("paper",)}, "accelerate does not support this tracker; found `paper`; expected .*`tensorboard`"),
         ({"log_to": ("swanlab",)}, "the tracker `swanlab` is not installed. Run `pip install swanlab`"),
     ],
 )
@@ -55,7 +55,7 @@ def test_what_is_not_there_is_named(arguments: dict[str, str], message: str) -> 
 
 
 def test_no_device_is_left_behind_when_the_model_moves(base) -> None:
-    """Without a GPU: on torch's device `meta`, where one tensor on the processor would be an error."""
+    """Tested without a GPU: on torch's device `meta`, where a single tensor on the CPU would be an error."""
     model = prepared(base).on(torch.device("meta"))
     inputs = {record.name: torch.ones(2, 5, dtype=torch.int64) for record in base.inputs}
     assert model.result(model.placed(inputs)).device.type == "meta"
@@ -97,7 +97,7 @@ def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> 
 
 
 def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -> None:
-    """One in the midst of accumulation would leave steps out, and its precision would be taken."""
+    """One in the middle of accumulation would skip steps, and its precision would be used."""
     alone = train(prepared(base), data, replace(QUICK, precision="bf16"))
     theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)
     with theirs.accumulate():
@@ -117,7 +117,7 @@ class TestTheMetricThatDecides:
         assert scores[result.best_epoch - 1] == (min(scores) if metric == "loss" else max(scores))
 
     def test_one_that_the_task_does_not_have_is_refused(self, base, data) -> None:
-        with pytest.raises(UsageError, match="no such metric; found `f1`; expected `loss`, `accuracy`, `macro_f1`"):
+        with pytest.raises(UsageError, match="lacks this metric; found `f1`; expected `loss`, `accuracy`, `macro_f1`"):
             train(prepared(base), data, replace(QUICK, metric="f1"))
 
 
@@ -140,12 +140,12 @@ class TestClassWeights:
         assert found["bad"] != found["good"]
 
     def test_a_label_that_is_not_there_is_named(self, base, data) -> None:
-        with pytest.raises(UsageError, match="labels that the data do not have; found `fine`; expected `bad`, `good`"):
+        with pytest.raises(UsageError, match="the data do not have these labels; found `fine`; expected `bad`, `good`"):
             train(prepared(base), data, replace(QUICK, class_weights={"fine": 2.0}))
 
 
 class Overflow(Reporter):
-    """Makes a tensor so large, after a number of steps, that what it computes is infinite."""
+    """Makes a tensor so large, after some steps, that its results are infinite."""
 
     def __init__(self, tensor: torch.Tensor, step: int) -> None:
         self.tensor, self.left = tensor, step
@@ -169,9 +169,9 @@ def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data
 
 
 def test_without_memory_it_says_what_to_lower(ended_runs: Path) -> None:
-    """In a process of its own: what other tests gave back would be memory, and a worker that has none may crash."""
+    """Run in a separate process: memory freed by other tests would count, and a worker without memory may crash."""
     said = (ended_runs / "memory.txt").read_text()
-    assert re.search(r"step 1: memory is out; found 30000 rows .*`gradient_accumulation`", said), said
+    assert re.search(r"step 1: out of memory; found 30000 rows .*`gradient_accumulation`", said), said
 
 
 @pytest.mark.parametrize("change", ["learning_rate", "labels"])
@@ -215,7 +215,7 @@ class Unmasked(TextExamples):
 
 
 class TestTheCache:
-    """Hidden states below the first adapter."""
+    """Cache of activations below the first adapter."""
 
     def test_epochs_are_what_they_are_without_it(self, base, data) -> None:
         one, other = (train(prepared(base), data, replace(QUICK, cache_mb=size)) for size in (0, 64))
@@ -227,9 +227,7 @@ class TestTheCache:
         tokens = int(data.training.lengths.sum())
         assert low is not None
         assert high is not None
-        assert (low.bytes, high.bytes) == (
-            (tokens + 1) * 2 * 16 * 4,
-        ) * 2  # the stream, and what the sublayer adds to it
+        assert (low.bytes, high.bytes) == ((tokens + 1) * 2 * 16 * 4,) * 2  # the stream, and the sublayer's summand
         products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
         assert products == [9, 3]  # of 13, with the pooler
 

@@ -1,4 +1,4 @@
-"""Sizes and guards: what torch writes passes, what is more than arithmetic does not."""
+"""Sizes and guards: torch's output is accepted, anything beyond arithmetic is not."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ BATCH = "L['ids'].size()[0]"
         (f"{IDS} == 7", Lengths(7, 7)),
         (f"{IDS} != 7", Lengths(exceptions=(7,))),
         (f"{IDS} % 8 == 0", Lengths(8, multiple_of=8)),
-        (f"{IDS} % 8 != 5", None),  # a record cannot say this
+        (f"{IDS} % 8 != 5", None),  # a record cannot express this
         (f"{IDS} // 2 <= 5", Lengths(1, 11)),
         (f"(32 + ((-1)*max(0, 32 + ((-1)*{IDS})))) != 32", Lengths(1, 31)),
         (f"(({IDS} - 30) // 4) % ({IDS} // 10) >= 0", Lengths(10)),  # it divides by 0 below
-        # what GPT-2 gives: the mask is reshaped to [batch, −1]
+        # from GPT-2: the mask is reshaped to [batch, −1]
         (f"(L['mask'].size()[0]*{MASK}) % {BATCH} == 0", Lengths()),
         (f"(L['mask'].size()[0]*{MASK}) == ({BATCH}*((L['mask'].size()[0]*{MASK}) // {BATCH}))", Lengths()),
         (f"{IDS} % 8 == 0 and {IDS} <= 512", Lengths(8, 512, 8)),

@@ -1,4 +1,4 @@
-"""Folders of any architecture: the class that they name, the inputs that their files make, experts, and bad input."""
+"""Folders of any architecture: their class, the inputs made from their files, experts, and bad input."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SERIES = "past_values=float32[batch,32,2]"
 
 
 def made(name: str, config: str, /, **settings: Any) -> hf.PreTrainedModel:
-    """A model with random weights of standard deviation 0.2."""
+    """Return a model with random weights of standard deviation 0.2."""
     torch.manual_seed(0)
     model: hf.PreTrainedModel = getattr(hf, name)(getattr(hf, f"{config}Config")(**settings)).eval()
     with torch.no_grad():
@@ -70,11 +70,11 @@ def test_the_class_that_the_folder_names_is_opened(tmp_path: Path) -> None:
 
 
 CLASSES = [
-    # a class with a head, and what is its base: the bare model of the architecture if the folder has its weights
+    # a class with a head, and its base: the bare model of the architecture if the folder has its weights
     (("BertForMaskedLM", "Bert", SIZE | WORDS), "BertModel"),
     (("T5ForTokenClassification", "T5", T5), "T5EncoderModel"),
     (("WhisperForAudioClassification", "Whisper", WHISPER), "WhisperForAudioClassification"),
-    # others are what they are
+    # other classes stay unchanged
     (("CLIPTextModelWithProjection", "CLIPText", SIZE | WORDS), "CLIPTextModelWithProjection"),
 ]
 
@@ -119,12 +119,12 @@ def test_classes_that_nobody_can_open(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"names a class that the installed transformers does not have.*Ours"):
         open_folder(tmp_path)
     rewritten(tmp_path, auto_map={"AutoModel": "ours.T5EncoderOfOurs"})
-    with pytest.raises(BaseModelError, match=r"code of its own, which is not run.*`T5EncoderOfOurs`"):
+    with pytest.raises(BaseModelError, match=r"custom model class, whose code is not run.*`T5EncoderOfOurs`"):
         open_folder(tmp_path)
 
 
 def tokenizer(folder: Path, *, types: bool, **config: object) -> None:
-    """A tokenizer of two words, which tells the texts of a pair apart or not."""
+    """Write a tokenizer of two words, which marks the texts of a pair or not."""
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, "[UNK]"))
     words.post_processor = TemplateProcessing(single="$A", pair=f"$A $B:{int(types)}", special_tokens=[])
     words.save(str(folder / "tokenizer.json"))
@@ -140,7 +140,7 @@ def tokenizer(folder: Path, *, types: bool, **config: object) -> None:
         (False, {"model_input_names": ["input_ids", "token_type_ids"]}, True),
         (True, {"tokenizer_class": "RobertaTokenizer"}, False),
         (False, {"tokenizer_class": "BertTokenizer"}, True),
-        (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, True),  # a class of any model says nothing
+        (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, True),  # a class for any model is no evidence
     ],
 )
 def test_the_inputs_that_a_tokenizer_makes(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_one_type_of_tokens_is_no_input() -> None:
 
 
 def shapes(model: nn.Module, prepared: Prepared) -> Mapping[str, tuple[object, ...]]:
-    """The shapes of the obvious inputs, dynamic axes by name."""
+    """Return the shapes of the obvious inputs, with dynamic axes by name."""
     found = obvious_inputs(model, prepared)
     assert found is not None
     examples, axes = found
@@ -207,13 +207,18 @@ def test_inputs_as_the_model_documents_them(
 def test_inputs_as_they_are_described(tmp_path: Path) -> None:
     model = made("PatchTSTModel", "PatchTST", **PATCHES)
     model.save_pretrained(tmp_path / "folder")
-    with pytest.raises(BaseModelError, match=r"cannot compute an example.*doesn't match.*`inputs=\[\"NAME"):
+    with pytest.raises(BaseModelError, match=r"cannot run on example inputs.*doesn't match.*`inputs=\[\"NAME"):
         open_folder(tmp_path / "folder")
     made("BertModel", "Bert", **SIZE, **WORDS).save_pretrained(tmp_path / "text")
     for folder, described, error, message in (
-        ("folder", "past=float32[batch,32,2]", UsageError, r"not arguments of the model.*found past.*past_values"),
-        ("folder", "past_values=float32[batch,32]", BaseModelError, r"cannot compute an example.*float32\[2, 32\]"),
-        ("text", "input_ids=float32[batch,sequence]", BaseModelError, r"cannot compute an example.*FloatTensor"),
+        (
+            "folder",
+            "past=float32[batch,32,2]",
+            UsageError,
+            r"do not match the arguments of the model.*found past.*past_values",
+        ),
+        ("folder", "past_values=float32[batch,32]", BaseModelError, r"cannot run on example inputs.*float32\[2, 32\]"),
+        ("text", "input_ids=float32[batch,sequence]", BaseModelError, r"cannot run on example inputs.*FloatTensor"),
     ):
         with pytest.raises(error, match=message):
             ae.capture(tmp_path / folder, tmp_path / "model.pt", inputs=[described])
@@ -229,7 +234,7 @@ def test_inputs_as_they_are_described(tmp_path: Path) -> None:
 
 
 class Strided(nn.Module):
-    """Takes no fewer than 40 samples."""
+    """Requires at least 40 samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +261,7 @@ WAVE = {"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3)} | {
 
 @pytest.mark.extended
 def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> None:
-    """From an archive of torch without lengths, and from the folder, at the lengths that the note advises."""
+    """Build from an archive of torch without lengths, and from the folder, at the lengths that the note advises."""
 
     class Hidden(nn.Module):
         def __init__(self) -> None:
@@ -276,9 +281,9 @@ def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> Non
     heard = Heard()
     ae.capture(tmp_path / "folder", tmp_path / "whole.pt", reporter=heard)
     (note,) = heard.notes
-    assert note.startswith("takes inputs of 30 or more along `samples`"), "a condition of torch"
+    assert note.startswith("accepts lengths 30 or more of `samples`"), "a condition of torch"
     assert "samples=20..29" in note
-    # the model itself takes no fewer than 20, so there is nothing to advise: a note would be a warning, which fails
+    # the model requires at least 20, so there is nothing to advise: a note would be a warning, which fails
     ae.capture(tmp_path / "folder", tmp_path / "short.pt", lengths=["samples=20..29"])
     for name, lengths in (("plain.pt2", Lengths(30)), ("whole.pt", Lengths(30)), ("short.pt", Lengths(20, 29))):
         (tmp_path / f"graph_{name}").mkdir()
@@ -292,7 +297,7 @@ def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> Non
     [
         ("MixtralModel", "Mixtral", {"num_local_experts": 4}),
         ("Qwen2MoeModel", "Qwen2Moe", {"num_experts": 4, "moe_intermediate_size": 8}),
-        ("GptOssModel", "GptOss", {"num_local_experts": 4, "head_dim": 8}),  # biases, and a gate of its own
+        ("GptOssModel", "GptOss", {"num_local_experts": 4, "head_dim": 8}),  # biases, and a separate gate
     ],
 )
 def test_dense_experts_are_exact(name: str, config: str, settings: dict[str, Any]) -> None:
@@ -326,7 +331,7 @@ def test_a_mixture_of_experts(tmp_path: Path) -> None:
 
 
 class TwoTowers(nn.Module):
-    """One of them reads nothing that is given."""
+    """A module with one part that reads none of the given inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,7 +354,7 @@ class Noisy(nn.Module):
 
 
 class Quiet(nn.Module):
-    """A dropout that the mode switches off."""
+    """A dropout that `eval` mode disables."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(x, 0.5, self.training)
@@ -361,5 +366,5 @@ def test_what_is_random_in_eval_mode_is_no_base(tmp_path: Path) -> None:
         capture_folder(tmp_path / "folder", tmp_path / "model.pt")
     save_base(Quiet(), {"x": torch.ones(2, 4)}, tmp_path / "quiet.pt")
     torch.export.save(torch.export.export(Noisy(), (torch.ones(2, 4),)), tmp_path / "noisy.pt")
-    with pytest.raises(BaseModelError, match=r"is random in `eval` mode: each run draws other numbers.*`rand_like`"):
+    with pytest.raises(BaseModelError, match=r"is random in `eval` mode: each run draws new numbers.*`rand_like`"):
         load_base(tmp_path / "noisy.pt")

@@ -1,4 +1,4 @@
-"""Fusions learn with their members frozen."""
+"""Fusions are trained with their members frozen."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def members(base: TorchBase) -> list[Adapter]:
 
 
 def prepared(base: TorchBase, fused: Adapter) -> AdaptedModel:
-    """With a new head, which learns too."""
+    """Return the attached fusion with a new head, which is trained, too."""
     whole = with_head(fused, make_head(width=sites_of(base).width, labels=LABELS))
     learned = [*own_tensors(fused), *(name for name in whole.weights if name.startswith("head."))]
     return attach(base, whole, learned=learned)
 
 
 def temperature(model: AdaptedModel) -> float:
-    """At the sites where several members act."""
+    """Return the temperature at the sites where several members act."""
     adapter = model.to_adapter()
     (found,) = {temperature_of(adapter.graphs[adapter.placements[f"layers.{layer}.ffn"].graph]) for layer in range(2)}
     return found
@@ -60,7 +60,7 @@ def test_members_stay_bit_for_bit_and_the_rest_learns(base, data, members: list[
     result = train(model, data, replace(QUICK, epochs=6, value_penalty=0.01))
     after = model.to_adapter().weights
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    idle = {name for name in own_tensors(fused) if name.endswith("fusion.key.bias")}  # moves all scores alike
+    idle = {name for name in own_tensors(fused) if name.endswith("fusion.key.bias")}  # shifts all scores equally
     assert changed - idle == {*own_tensors(fused), "head.classifier.weight", "head.classifier.bias"} - idle
     assert set(model.learned()) == changed | idle
     assert result.history[-1].training_loss < result.history[0].training_loss
@@ -114,7 +114,7 @@ def test_another_choice_of_what_learns_is_another_run(base, data, members: list[
 
 def test_what_cannot_learn_is_named(base, data, members: list[Adapter]) -> None:
     stacked = with_head(stack(*members, name="s"), make_head(width=sites_of(base).width, labels=LABELS))
-    with pytest.raises(TrainingError, match="none of the adapter's tensors"):
+    with pytest.raises(TrainingError, match="no tensor of the adapter"):
         train(attach(base, stacked, learned=()), data, QUICK)
-    with pytest.raises(AdapterError, match="that the adapter does not have; found other"):
+    with pytest.raises(AdapterError, match="does not have the tensors to train; found other"):
         attach(base, stacked, learned=["other"])

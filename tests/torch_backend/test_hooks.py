@@ -1,4 +1,4 @@
-"""Adapters attached by hooks to a user's own module: the right sites, her own loop, and the module as it was."""
+"""Adapters attached by hooks to a user's module: the right sites, the user's loop, and an unchanged module."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def model_of(name: str) -> nn.Module:
-    """A small model whose weights have a standard deviation of 0.2."""
+    """Return a small model whose weights have a standard deviation of 0.2."""
     torch.manual_seed(0)
     model = MODELS[name]()
     with torch.no_grad():
@@ -71,13 +71,13 @@ _models = cache(model_of)
 
 
 def shared_model(name: str) -> nn.Module:
-    """The same, one for all tests that leave it as it was."""
+    """Return the same model, shared by all tests that leave it unchanged."""
     return _models(name).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _traced_once() -> Iterator[None]:
-    """However many adapters are attached to a model, one after the other."""
+    """Trace each model once, for any number of adapters attached one after the other."""
     with traced_once():
         yield
 
@@ -85,7 +85,7 @@ def _traced_once() -> Iterator[None]:
 def made(
     kind: str = "houlsby", options: BottleneckOptions | None = None, labels: tuple[str, ...] | None = ("no", "yes")
 ) -> Callable[[SiteMap, str], Adapter]:
-    """Makes an adapter with random weights."""
+    """Make an adapter with random weights."""
 
     def make(sites: SiteMap, base: str) -> Adapter:
         made = KINDS[kind](options)
@@ -105,7 +105,7 @@ def inputs_of(seed: int = 1) -> dict[str, Tensor]:
 
 
 def captured(model: nn.Module, folder: Path) -> TorchBase:
-    """A model as a base that was saved."""
+    """Return a model as a saved base."""
     found = obvious_inputs(model)
     assert found is not None
     save_base(model, found[0], folder / "model.pt", axes=found[1])
@@ -114,7 +114,7 @@ def captured(model: nn.Module, folder: Path) -> TorchBase:
 
 @pytest.fixture(scope="module")
 def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchBase]:
-    """Gives the captured base of a model, once for all adapters in it."""
+    """Return the captured base of a model, shared by all its adapters."""
     return cache(lambda name: captured(model_of(name).eval(), tmp_path_factory.mktemp(name)))
 
 
@@ -141,7 +141,7 @@ def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
     arrays = {key: given.get(key, torch.zeros_like(given["input_ids"])).numpy() for key in names}
     expected = TorchRunner(base).run(arrays, read_adapter(tmp_path / "a"))
     moved = (output.last_hidden_state - plain).abs().max()
-    assert moved > 0.05, "the adapter must do something"
+    assert moved > 0.05, "the adapter must have an effect"
     largest = np.abs(expected["last_hidden_state"]).max()
     np.testing.assert_allclose(output.last_hidden_state, expected["last_hidden_state"], atol=1e-5 * largest, rtol=0)
     np.testing.assert_allclose(output.logits, expected["logits"], atol=1e-5 * np.abs(expected["logits"]).max(), rtol=0)
@@ -231,7 +231,7 @@ def test_without_a_mask_every_token_counts_for_the_head() -> None:
 
 
 class Scaled(nn.Module):
-    """Layers with a factor inside `forward`, behind the output projection."""
+    """Layers with a factor inside `forward`, after the output projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         with attach_to_module(model, made()) as adapter:
             if checkpointed:
                 model.activation_checkpointing_enable()
-                model.train()  # which the layers ask for
+                model.train()  # required by the layers
                 for part in model.modules():
                     if isinstance(part, nn.Dropout):
                         part.p = 0.0
@@ -304,19 +304,19 @@ def test_a_value_taken_from_a_wrong_place_is_noticed(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hooks._Boundaries, "of", elsewhere)
     model = shared_model("bert")
-    with pytest.raises(NoSitesError, match=r"`layers\.0\.ffn`.*something else there than its captured graph"):
+    with pytest.raises(NoSitesError, match=r"`layers\.0\.ffn`.*differs from its captured graph there"):
         attach_to_module(model, made("pfeiffer"))
     assert not hasattr(model, "adapter")
 
 
 def test_one_adapter_at_a_time() -> None:
     model = shared_model("bert")
-    with attach_to_module(model, made()), pytest.raises(UsageError, match="has a member `adapter` already"):
+    with attach_to_module(model, made()), pytest.raises(UsageError, match="already has an attribute `adapter`"):
         attach_to_module(model, made())
 
 
 def test_inputs_that_are_not_obvious_are_asked_for() -> None:
-    with pytest.raises(UsageError, match="Give `example_inputs`"):
+    with pytest.raises(UsageError, match="Pass `example_inputs`"):
         attach_to_module(Scaled(), made())
 
 

@@ -1,7 +1,7 @@
-"""Archives that run code when torch loads them: each really does, and none does here.
+"""Archives that run code when torch loads them: each really does in torch, and none does here.
 
-Every attack makes the entries of a harmless archive those of a hostile one, which creates the file `marker`. Some
-strike when torch loads the file, some when the program is unlifted (`.module()`), some when it is called.
+Every attack replaces entries of a harmless archive by hostile ones, which create the file `marker`. Some strike when
+torch loads the file, some when the program is unlifted (`.module()`), some when it is called.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ def _change_in_spec(entries: Entries, change: Callable[[Any], object]) -> None:
 
 
 def name_of_an_input(entries: Entries, marker: Path) -> None:
-    """A default value in the source text that torch compiles."""
+    """Use a default value in the source text that torch compiles."""
     name = json.dumps(f"x={_code(marker)}")
     text = entries[PROGRAM].decode()
     entries[PROGRAM] = text.replace('"name": "x"', f'"name": {name}').replace('"x": {', f"{name}: {{").encode()
 
 
 def key_of_an_input(entries: Entries, marker: Path) -> None:
-    """An expression in the source text that torch compiles."""
+    """Use an expression in the source text that torch compiles."""
     leaf = {"type": None, "context": None, "children_spec": []}
 
     def change(spec: Any) -> None:
@@ -133,7 +133,7 @@ def key_of_an_input(entries: Entries, marker: Path) -> None:
 
 
 def operator_on_files(entries: Entries, marker: Path) -> None:
-    """`aten.from_file` makes the file that it maps."""
+    """Use `aten.from_file`, which creates the file that it maps."""
 
     def call(document: Any) -> None:
         graph = document["graph_module"]["graph"]
@@ -198,7 +198,7 @@ def test_torch_alone_runs_it(hostile: tuple[Path, Path]) -> None:
     path, marker = hostile
     with quiet(), contextlib.suppress(*LIBRARY_ERRORS):
         module = torch.export.load(path).module()
-        # not through `__call__`: its checks of the inputs come first
+        # not through `__call__`, which checks the inputs first
         module.forward(torch.ones(3, 4))
     assert marker.exists()
 

@@ -1,4 +1,4 @@
-"""Adapters before training: a graph at every site of the kind, drawn from the seed."""
+"""Adapters before training: a graph at every site of the kind, initialized from the seed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_without_labels_there_is_no_head(base) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
-    """Names and shapes of tensors are checked by `Adapter`."""
+    """`Adapter` checks names and shapes of tensors."""
     made = KINDS[kind]()
     made = made.with_widths(b=8) if "b" in made.components[0].widths else made
     adapter = init_adapter(made, encoder(), name="a", base="f" * 64)

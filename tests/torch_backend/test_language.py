@@ -1,4 +1,4 @@
-"""Language modelling: what is learnt of texts and answers, and decoders whose adapters write differently."""
+"""Language modelling: the training targets in texts and answers, and decoders whose adapters generate differently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with random weights, whose words are numbers; its tokenizer puts `<s>` before each text."""
+    """A Llama with random weights, whose words are numbers; its tokenizer prepends `<s>` to each text."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     special = {"pad_token_id": PADDING, "bos_token_id": BEGIN, "eos_token_id": END}
@@ -61,7 +61,7 @@ def ids(*numbers: int) -> tuple[int, ...]:
 
 
 def learnt(base: ae.Base, data: Path, **options: object) -> tuple[ae.Adapter, list[str]]:
-    """An adapter after one epoch, and what was noted."""
+    """Return an adapter after one epoch, and the notes."""
     heard = Heard()
     settings = {"kind": "pfeiffer", "bottleneck": 2, "epochs": 1, "validation_data": data, **options}
     return ae.train(base, data, task="causal_lm", reporter=heard, **settings), heard.notes
@@ -90,7 +90,7 @@ def test_the_loss_of_a_batch_is_that_of_transformers(folder: Path, base: ae.Base
 
 
 def test_answers_are_learnt_and_prompts_are_not(base: ae.Base, tmp_path: Path) -> None:
-    """The scores do not change with what stands in place of a prompt's tokens, if nothing reads them."""
+    """The scores do not depend on a prompt's tokens if nothing reads them."""
     rows = [{"prompt": "n1 n2", "answer": "n3"}, {"prompt": "n4", "answer": "n5 n6"}, {"prompt": "n4", "answer": "n7"}]
     made, notes = learnt(base, write(tmp_path / "a.jsonl", rows))
     # 1 + 2 + 1 words of answers, and the end of each
@@ -116,7 +116,7 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
     cut, notes = learnt(base, texts, max_tokens=4)
     assert cut.training["data"]["training"]["tokens_to_learn"] == 3 + 2
     assert "1 rows of the training data repeat another row and were skipped (line 4)" in notes
-    assert any("1 texts of the training data are longer than 4 tokens and are cut there" in note for note in notes)
+    assert any("1 texts of the training data exceed 4 tokens and are truncated" in note for note in notes)
     packed, notes = learnt(base, texts, max_tokens=4, packing=True)
     # <s> n1 n2 n3 | n4 n5 n6 </s> | <s> n7 </s>
     assert packed.training["data"]["training"]["tokens_to_learn"] == 3 + 3 + 2
@@ -131,7 +131,7 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
 def test_two_adapters_write_differently_and_are_swapped_without_a_new_session(
     genai_is_there: None, base: ae.Base, tmp_path: Path
 ) -> None:
-    """One counts up from where the prompt ends, the other down; both end with the last number."""
+    """One counts up from the end of the prompt, the other down; both end with the last number."""
     import onnxruntime_genai as genai
 
     starts = range(COUNT)
@@ -182,23 +182,23 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
     masked = hf.BertForMaskedLM(hf.BertConfig(vocab_size=FIRST + COUNT, initializer_range=0.2, **sizes))
     example = {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
     both_ways = ae.capture(masked, tmp_path / "bert.pt", example_inputs=example, tokenizer=folder)
-    with pytest.raises(BaseModelError, match="reads tokens that come later"):
+    with pytest.raises(BaseModelError, match="reads later tokens"):
         learnt(both_ways, texts)
     with pytest.raises(BaseModelError, match=r"captured with its cache.*`task=\"causal_lm\"`"):
         ae.train(base, texts)
-    with pytest.raises(BaseModelError, match=r"reads tokens that come later.*train an adapter without a gate"):
-        learnt(base, texts, gate=True)  # the mean over all tokens, although a fresh one hardly acts
+    with pytest.raises(BaseModelError, match=r"reads later tokens.*train an adapter without a gate"):
+        learnt(base, texts, gate=True)  # the mean over all tokens, although a new adapter has little effect
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "first"}, "no head and no fusion is trained for it; found `pooling`"),
+        ({"pooling": "first"}, "without a trained head or fusion; found `pooling`"),
         ({"class_weights": "balanced"}, "found `class_weights`"),
-        ({"end_token": "n99"}, "the tokenizer has no such token"),
-        ({"packing": True}, "prompts and answers are not packed"),
+        ({"end_token": "n99"}, "the tokenizer lacks this token"),
+        ({"packing": True}, "prompts and answers cannot be packed"),
         ({"metric": "accuracy"}, "expected `loss`, `perplexity`, `token_accuracy`"),
-        ({"max_tokens": 2}, "no token of the training data can be learnt"),
+        ({"max_tokens": 2}, "no token of the training data can be learned"),
         ({"validation_data": None, "validation": 1.0}, "above 0 and below 1"),
         ({"text": "words"}, "there is no column `words`"),
     ],
@@ -221,12 +221,12 @@ def test_rows_without_an_answer_and_files_without_texts_are_refused(base: ae.Bas
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(DataError, match="contains no texts"):
         learnt(base, tmp_path / "empty.txt")
-    with pytest.raises(UsageError, match=r"only `causal_lm` learns whole texts; found `packing`"):
+    with pytest.raises(UsageError, match=r"this option applies only to `causal_lm`; found `packing`"):
         ae.train(base, pairs, packing=True)
 
 
 def test_an_input_of_which_nobody_knows_what_it_is_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Positions index an embedding, as tokens do."""
+    """Positions index an embedding, like tokens."""
     texts = write(tmp_path / "texts.jsonl", [{"text": "n1 n2 n3"}, {"text": "n4 n5 n6"}])
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
     model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=FIRST + COUNT, **sizes))

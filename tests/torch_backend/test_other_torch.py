@@ -1,4 +1,4 @@
-"""Archives of other releases of torch: of the oldest and the newest, and with fields of one that is newer still."""
+"""Archives of other torch releases: the oldest and the newest, and with fields of an even newer one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ PLACES: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 def write_changed(entries: Entries, path: Path, place: str, added: object) -> Path:
-    """Add the field `novel` in a place."""
+    """Add the field `novel` at one place."""
     entry, at = PLACES[place]
     edit(entries, entry, lambda document: at(document).update(novel=added))
     write_entries(path, entries)
@@ -146,7 +146,7 @@ def test_the_way_out_is_named_and_works(archive: Path, entries: Entries, tmp_pat
 def test_a_field_of_the_installed_torch_may_name_values(
     entries: Entries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The installed torch is one that is newer than this package: its nodes have a field more."""
+    """The installed torch is newer than this package: its nodes have one more field."""
     newer = make_dataclass("Node", [("novel", str, "")], bases=(schema.Node,))
     monkeypatch.setattr(schema, "Node", newer)
     load_base(write_changed(entries, tmp_path / "name.pt2", "node", "linear"))

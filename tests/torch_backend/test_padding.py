@@ -1,4 +1,4 @@
-"""Where padding changes results, rows are trained and measured as they are alone."""
+"""If padding changes results, rows are trained and scored without it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GATED = BottleneckOptions("gelu", gate=True)
 
 
 class Unmasked(torch.nn.Module):
-    """A model that takes no mask."""
+    """A model without a mask."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Unmasked(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`convolution.pt`, whose tokens read their neighbours behind any mask, and `unmasked.pt`."""
+    """Folder with `convolution.pt`, whose tokens read their neighbours regardless of the mask, and `unmasked.pt`."""
 
     def make(folder: Path) -> None:
         ids = torch.ones(2, 5, dtype=torch.long)
@@ -72,7 +72,7 @@ def adapted(base: TorchBase, options: BottleneckOptions | None = None) -> Adapte
 
 
 def alone(model: AdaptedModel, examples: TextExamples, row: int) -> torch.Tensor:
-    """What the model gives for a text by itself, without padding."""
+    """Return the model's result for a single text, without padding."""
     encoding = examples.tokenizer.rows([examples.texts[row]])[0].encoding
     known = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
     with torch.inference_mode():
@@ -84,7 +84,7 @@ class TestWhatIsFound:
         assert adapted(base).pads
 
     def test_a_gate_reads_it(self, base: TorchBase) -> None:
-        assert not attach(base, make_adapter(base, options=GATED)).pads  # a fresh one hardly acts
+        assert not attach(base, make_adapter(base, options=GATED)).pads  # a new adapter has little effect
 
     def test_a_convolution_reads_it(self, convolution: TorchBase) -> None:
         assert not adapted(convolution).pads
@@ -111,7 +111,7 @@ class TestWhatIsFound:
 
 @pytest.mark.parametrize("name", ["gate", "convolution", "unmasked"])
 class TestRows:
-    """Rows of a model whose padding counts."""
+    """Rows of a model that counts padding."""
 
     @pytest.fixture
     def model(self, name: str, base: TorchBase, convolution: TorchBase, unmasked: TorchBase) -> AdaptedModel:
@@ -131,7 +131,7 @@ class TestRows:
         assert targets.tolist() == examples.answers[rows].tolist()
 
     def test_each_is_trained_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
-        """The gradient of a batch is that of its rows by themselves, whatever it is cut into."""
+        """The gradient of a batch equals that of its separate rows, however it is split."""
         examples: Any = data.training
         settings = replace(QUICK, epochs=1, batch_size=60, learning_rate=1e-9, clip=1e9)
         losses = torch.stack([alone(model, examples, row) for row in range(60)])
@@ -176,7 +176,7 @@ class TestCalls:
             assert (examples.lengths[rows[call.places]] == call.inputs["input_ids"].shape[1]).all()
 
     def test_choices_of_different_lengths_are_in_different_calls(self, base: TorchBase) -> None:
-        """The scores are those of each choice by itself, in the order of the choices."""
+        """The scores are those of each separate choice, in the order of the choices."""
         tokenizer, names = Tokenizer.from_json(tokenizer_json(), MAX_TOKENS), tuple(one.name for one in base.inputs)
         texts = [tuple(Pair("film", " ".join(OTHER[:count])) for count in own) for own in ((3, 1), (1, 2, 3))]
         found = TextExamples.of(texts, np.array([0, 1]), tokenizer, names, "multiple_choice")
@@ -191,13 +191,13 @@ class TestCalls:
         torch.testing.assert_close(results, torch.cat(expected), rtol=0, atol=1e-5)
 
     def test_labels_of_words_find_their_tokens(self, base: TorchBase) -> None:
-        """Results of calls are put side by side; behind the tokens of a shorter row nothing is learnt."""
+        """Results of calls are joined; nothing is learned after the tokens of a shorter row."""
         tokenizer, names = Tokenizer.from_json(tokenizer_json(), MAX_TOKENS), tuple(one.name for one in base.inputs)
         words = [OTHER[:5], OTHER[:2], OTHER[:4]]
         found = TextExamples.of(words, [np.arange(len(own)) for own in words], tokenizer, names, "token")
 
         class Places(AdaptedModel):
-            """Gives each token its length and its place."""
+            """Returns for each token its length and its position."""
 
             pads = False  # type: ignore[assignment]
 
@@ -224,7 +224,7 @@ def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, conv
 
 
 def test_a_student_learns_from_what_its_teacher_gives_for_a_row_alone(base: TorchBase) -> None:
-    """The distance in a batch of several lengths is the mean of those of its rows."""
+    """The distance in a batch of several lengths is the mean over its separate rows."""
     examples: Any = review_data(base).training
     teacher = Teacher(adapted(base, GATED), DistillationLoss())
     student, rows = adapted(base), np.arange(12)

@@ -1,4 +1,4 @@
-"""Embedders learnt from pairs: their loss and metrics beside those of sentence-transformers."""
+"""Embedders trained on pairs: their loss and metrics compared with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROWS, FULL = 7, 12
 
 
 class Given(nn.Module):
-    """Vectors that a caller gives, as the only module of a model of sentence-transformers."""
+    """Given vectors, as the only module of a sentence-transformers model."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sentence_embedding": features["vectors"]}
@@ -68,7 +68,7 @@ def mean_loss(found: Tensor, targets: Tensor, temperature: float = 0.05, widths:
 @pytest.mark.parametrize("texts", [2, 3, 4])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_the_loss_is_that_of_sentence_transformers(texts: int, temperature: float) -> None:
-    """In float64 both sum the same terms in another order: 1e-9 of values near 10."""
+    """In float64, both sum the same terms in different orders: 1e-9 of values near 10."""
     own, theirs = vectors(texts), vectors(texts)
     loss = MultipleNegativesRankingLoss(SentenceTransformer(modules=[Given()]), scale=1 / temperature)
     wanted = loss([{"vectors": theirs[:, at]} for at in range(texts)], torch.zeros(ROWS))
@@ -101,7 +101,7 @@ def test_more_rows_than_are_compared_at_a_time() -> None:
 
 
 def test_false_negatives_do_not_count() -> None:
-    """The loss of an anchor is that of a batch without the documents that belong to it, too."""
+    """The loss of an anchor equals that of a batch without the other documents that belong to it."""
     found, targets = vectors(3).detach(), numbers(3)
     targets[3, 0] = targets[0, 0]  # one anchor with two positives,
     targets[5, 1] = targets[3, 1]  # the second of which is also that of another anchor,
@@ -121,7 +121,7 @@ def test_false_negatives_do_not_count() -> None:
 
 
 def _first(found: Tensor, targets: Tensor) -> Tensor:
-    """The loss of the first row by the definition: over the documents that are no other positive of its anchor."""
+    """Return the loss of the first row by definition: over documents that are not another positive of its anchor."""
     anchor, own = int(targets[0, 0]), int(targets[0, 1])
     positives = {int(one[1]) for one in targets if int(one[0]) == anchor} | {anchor}
     terms, right = [], None
@@ -193,7 +193,7 @@ class TestMetrics:
 
 
 def rows(count: int = 56) -> list[dict[str, str]]:
-    """Anchors with three telling words, positives with the same ones, and negatives with two of them."""
+    """Return anchors with three informative words, positives with the same ones, and negatives with two of them."""
     rng = np.random.default_rng(0)
     words = [*combinations([*GOOD, *BAD], 3)]
 
@@ -239,10 +239,11 @@ def test_pairs_are_learnt(negatives: tuple[str, ...], base: TorchBase, tmp_path:
 
 
 def test_parts_of_a_batch_are_compared_with_each_other(base: TorchBase, tmp_path: Path) -> None:
-    """Four parts end with the weights of whole batches.
+    """Four parts give the weights of whole batches.
 
-    Sums in another order differ in the last bits of float32, 6e-8 of values near 1, in each of ten steps of Adam, which
-    divides by the size of small gradients: 1e-4.
+    Different orders of summation differ in the last bits of float32, 6e-8 of values near 1, in each of ten steps of
+    Adam,
+    which divides by the size of small gradients: 1e-4.
     """
     found = read(base, tmp_path, ("one",))
 

@@ -1,4 +1,4 @@
-"""What a pickle would import is read without unpickling it."""
+"""Imports of a pickle are read without unpickling it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def scores(bundle: ae.Bundle, name: str = BASE_HEAD) -> np.ndarray:
 
 
 def by_softmax(folder: Path, model: Any, texts: list[Any]) -> np.ndarray:
-    """The probability of `yes` against `no` at the last token, as the model card of Qwen3-Reranker computes it."""
+    """Return the probability of `yes` against `no` at the last token, as in the model card of Qwen3-Reranker."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_the_scores_of_two_tokens_in_a_prompt(folder: Path, tmp_path: Path) -> N
 
 
 def cross_encoder(folder: Path, place: Path, *, template: str = "") -> Path:
-    """Write a folder as sentence-transformers saves a cross-encoder that is a language model."""
+    """Write a folder in the format of sentence-transformers for a cross-encoder that is a language model."""
     shutil.copytree(folder, place)
     modules = [
         ("Transformer", "base.modules.transformer", ""),
@@ -138,11 +138,11 @@ def test_a_cross_encoder_of_sentence_transformers(folder: Path, tmp_path: Path) 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
-    """Without it the head gives scores and no answers; with it, those of sentence-transformers."""
+    """Without it, the head scores but does not answer; with it, it matches sentence-transformers."""
     library = pytest.importorskip("sentence_transformers")
     one = "{{ messages | selectattr('role', 'eq', 'ROLE') | map(attribute='content') | first }}"
     template = PROMPT.replace("{text}", one.replace("ROLE", "query")).replace("{pair}", one.replace("ROLE", "document"))
-    plain = shutil.copytree(folder, tmp_path / "plain")  # as a chat template is encoded without special tokens
+    plain = shutil.copytree(folder, tmp_path / "plain")  # because chat templates are encoded without special tokens
     tokenizer = json.loads((plain / "tokenizer.json").read_text())
     (plain / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
     place = cross_encoder(plain, tmp_path / "folder", template=template)
@@ -168,10 +168,10 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reranker_tokens": ["yes"]}, "names two tokens"),
+        ({"reranker_tokens": ["yes"]}, "must name two tokens"),
         ({"reranker_tokens": ["yes", "nonesuch"]}, "does not have.*found `nonesuch`"),
         ({"reranker_tokens": ["yes", "no"], "with_cache": True}, "without its cache"),
-        ({"prompt": "{pair} before {text}"}, "is for a reranker"),
+        ({"prompt": "{pair} before {text}"}, "applies to rerankers only"),
         ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "no places for a pair"),
     ],
 )
@@ -186,11 +186,11 @@ def test_what_is_no_reranker(options: dict[str, Any], message: str, folder: Path
 
 @pytest.mark.extended
 def test_logits_that_are_no_linear_layer(minilm_folder: Path, tmp_path: Path) -> None:
-    """Gemma 2 bends its logits."""
+    """Gemma 2 has soft-capped logits."""
     options = {**QWEN3, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
     small("Gemma2", "ForCausalLM", **options).save_pretrained(tmp_path / "folder")
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
-    with pytest.raises(BaseModelError, match="in another way than as a linear layer"):
+    with pytest.raises(BaseModelError, match="not a linear layer"):
         ae.capture(tmp_path / "folder", tmp_path / "model.pt", reranker_tokens=["yes", "no"])
 
 

@@ -68,7 +68,7 @@ def test_an_adapter_of_another_base_needs_permission(base, arrays) -> None:
 
 
 def test_inputs_that_the_base_cannot_take_are_refused(runner: Runner, arrays) -> None:
-    with pytest.raises(RequestError, match="not those of the base"):
+    with pytest.raises(RequestError, match="do not match the base"):
         runner.run({"input_ids": arrays["input_ids"]}, None)
     with pytest.raises(RequestError, match="cannot compute"):
         runner.run({**arrays, "input_ids": arrays["input_ids"] + 1000}, None)

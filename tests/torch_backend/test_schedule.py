@@ -1,4 +1,4 @@
-"""The learning rate: up in a line, down in a line, never zero."""
+"""Learning rate: linear up, linear down, never zero."""
 
 from __future__ import annotations
 

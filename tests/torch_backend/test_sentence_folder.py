@@ -55,7 +55,7 @@ def library() -> Any:
 
 
 def answered(bundle: ae.Bundle, name: str | None = None) -> np.ndarray:
-    """Answer the texts with a bundle, [texts, width]; its base head where it has no other adapter."""
+    """Answer the texts with a bundle, [texts, width]; with its base head if it has no other adapter."""
     answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
     return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
 
@@ -111,7 +111,7 @@ TAKEN: dict[str, tuple[dict[str, Any], Modules]] = {
 
 
 def folder_of(place: Path, minilm_folder: Path, pooling: dict[str, Any], modules: Modules, inner: str = "") -> Path:
-    """A folder as sentence-transformers writes it, of a small BERT with random weights."""
+    """Write a folder in the format of sentence-transformers, with a small BERT with random weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     BertModel(BertConfig(initializer_range=0.2, max_position_embeddings=64, **sizes)).save_pretrained(place / inner)
@@ -149,7 +149,7 @@ def folder_of(place: Path, minilm_folder: Path, pooling: dict[str, Any], modules
 @pytest.fixture(scope="module")
 @extended
 def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each of `TAKEN`, all of one model, and `bundle` with their heads as adapters, in which it is found.
+    """A folder for each of `TAKEN`, all of one model, and `bundle` with their heads as adapters.
 
     The heads are those of captured archives.
     """
@@ -163,7 +163,7 @@ def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the library, for names of options that old folders have
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from the library, for option names in old folders
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> None:
     expected = library.SentenceTransformer(str(taken / name), device="cpu", local_files_only=True).encode(TEXTS)
@@ -194,7 +194,7 @@ def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_pa
 
 
 def like_qwen3_embedding(folder: Path, minilm_folder: Path) -> Path:
-    """A decoder that pads on the left with the token that ends each text, pools it, and has a prompt for queries."""
+    """Write a decoder that pads on the left with its end-of-text token, pools it, and has a prompt for queries."""
     options = {"vocab_size": 30522, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
     small("Qwen3", **options).save_pretrained(folder)
     tokenizer = json.loads((minilm_folder / "tokenizer.json").read_text())
@@ -284,12 +284,12 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "two poolings": (in_config("1_Pooling/config.json", pooling_mode=["mean", "cls"]), "found `mean` and `cls`"),
     "old flags": (in_config("1_Pooling/config.json", pooling_mode=None, **ROOT), "found `mean_sqrt_len_tokens`"),
     "another module": (last_module("sentence_transformers.models.LSTM"), "found `LSTM`"),
-    "code of its own": (last_module("mine.Dense"), "a module that heads do not have"),
-    "a pickle": (pickled, "no weights that are safe to read"),
+    "custom model class": (last_module("mine.Dense"), "a module that heads do not support"),
+    "a pickle": (pickled, "no weights in a safe format"),
     "lowercase": (in_config("sentence_bert_config.json", do_lower_case=True), "lowercases texts"),
-    "prompts": (prompted, "leaves the tokens of a prompt out"),
+    "prompts": (prompted, "excludes the tokens of a prompt"),
     "an activation": (in_config("2_Dense/config.json", activation_function="torch.nn.PReLU"), "found `torch.nn.PReLU`"),
-    "a residual": (in_config("2_Dense/config.json", use_residual=True), "does not read the one before it"),
+    "a residual": (in_config("2_Dense/config.json", use_residual=True), "does not read the preceding one"),
 }
 
 
@@ -313,8 +313,11 @@ def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_fold
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([], "begins with no transformer"),
-        ([{"type": "sentence_transformers.models.BoW", "path": "0_BoW"}], "begins with no transformer; found `BoW`"),
+        ([], "does not start with a transformer"),
+        (
+            [{"type": "sentence_transformers.models.BoW", "path": "0_BoW"}],
+            "does not start with a transformer; found `BoW`",
+        ),
         ([{"type": "sentence_transformers.models.Transformer", "path": "../../etc"}], "module that cannot be read"),
         (["Transformer"], "module that cannot be read"),
     ],

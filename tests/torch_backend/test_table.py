@@ -1,4 +1,4 @@
-"""Labelled texts from files: every form, and every fault by its line."""
+"""Labelled texts from files: every format, and every fault with its line."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_quoted_cell_of_csv_may_hold_lines(tmp_path: Path) -> None:
 
 
 def test_a_lone_quote_in_tsv_swallows_no_lines(tmp_path: Path) -> None:
-    """The format has no quotes, so a reader of quotes would join lines until the next one."""
+    """The format has no quotes: a reader that supports quotes would join lines until the next one."""
     found = read(written(tmp_path, "rows.tsv", 'text\tlabel\n"Good start\tx\nnext\ty\nend"\tx\n"a" b\ty\n'))
     assert found.texts == ('"Good start', "next", 'end"', '"a" b')
 

@@ -48,7 +48,7 @@ TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
 
 
 def rows(problem: ProblemType, count: int = 240) -> list[dict[str, Any]]:
-    """Texts of telling words among others: what there is to say of them by problem type."""
+    """Return texts with informative words among others, and their answers by task type."""
     rng = np.random.default_rng(0)
     found = {}
     while len(found) < count:
@@ -127,7 +127,7 @@ def test_each_task_is_learnt(problem: ProblemType, base: TorchBase, tmp_path: Pa
     found = read(base, problem, tmp_path)
     model = model_for(base, make_head(problem, width=WIDTH, **look))
     data = TrainingData(found.training, found.validation)
-    epochs = 6 if problem in ("multiple_choice", "span") else 20  # both are learnt in three
+    epochs = 6 if problem in ("multiple_choice", "span") else 20  # both are learned in three
     settings = LoopSpec(epochs=epochs, batch_size=16, learning_rate=0.03, patience=20)
     before = evaluate(model, found.validation, settings)
     result = train(model, data, settings)
@@ -218,7 +218,7 @@ def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
 
 
 def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: Path) -> None:
-    """The loss and the metrics are those of each question by itself."""
+    """The loss and the metrics are those of each separate question."""
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
     texts = [tuple(Pair("film", choice) for choice in choices) for choices in (("good", "bad play"), ("a", "the", "b"))]
@@ -247,7 +247,7 @@ class TestTokenTargets:
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         words = [("good", "film-was", "bad"), ("dull",)]
         found = TextExamples.of(words, [np.array([2, 0, 1]), np.array([1])], tokenizer, names, "token")
-        # [CLS] good film - was bad [SEP]: the pieces of a word after its first have no class
+        # [CLS] good film - was bad [SEP]: only the first piece of a word has a class
         first = [IGNORED, 2, 0, IGNORED, IGNORED, 1, IGNORED]
         assert learnt(found, [0, 1]) == [first, [IGNORED, 1, *[IGNORED] * 5]]
         assert learnt(found, [1]) == [[IGNORED, 1, IGNORED]]
@@ -267,7 +267,7 @@ class TestTokenTargets:
 
 
 def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
-    """The class of each token, `IGNORED` where there is none, by the rows that `matched` keeps."""
+    """Return the class of each token, `IGNORED` if it has none, for the rows that `matched` keeps."""
     (call,) = examples.calls(np.asarray(rows), pads=True)
     shape = call.inputs["input_ids"].shape
     places, classes = examples.matched(torch.arange(shape[0] * shape[1]).reshape(*shape, 1), np.asarray(rows))
@@ -290,7 +290,7 @@ def test_the_contrastive_loss_by_hand() -> None:
     vectors, classes = rng.standard_normal((5, 3)), np.array([0, 1, 0, 2, 1])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     losses = []
-    for row in (0, 1, 2, 4):  # row 3 has no peer
+    for row in (0, 1, 2, 4):  # no other row has the class of row 3
         others = [k for k in range(5) if k != row]
         total = np.log(sum(np.exp(unit[row] @ unit[k] / 0.1) for k in others))
         peers = [k for k in others if classes[k] == classes[row]]
@@ -365,13 +365,13 @@ def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBa
     assert (found.labels, found.validation.answers.tolist()) == (("bad", "good"), [1])
     with pytest.raises(DataError, match="one row only"):
         read_tables(TaskFiles(learn, 0.5))
-    with pytest.raises(DataError, match="one row only"):  # whose rows are compared with each other
+    with pytest.raises(DataError, match="one row only"):  # its rows are compared with each other
         read_tables(TaskFiles(learn, validate, problem="embedding"))
 
 
 @pytest.fixture(scope="module")
 def built(base: TorchBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a head of every look, its golden vectors by torch; building it compares them."""
+    """A bundle with a head of every shape, with golden vectors by torch; building it compares them."""
     folder = tmp_path_factory.mktemp("built")
     export_onnx(base, folder / "base.onnx")
     plain = with_random_weights(make_adapter(base, labels=None))

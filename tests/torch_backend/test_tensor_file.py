@@ -1,4 +1,4 @@
-"""Files of `torch.save`: tensors by name are read as torch reads them, and nothing else is."""
+"""Files of `torch.save`: tensors by name are read like in torch, and nothing else is."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Hostile:
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
     marker = tmp_path / "marker"
     path = save({"a": torch.zeros(1), "b": Hostile(marker)}, tmp_path / "a.bin", zipped)
-    with pytest.raises(FormatError, match=r"could run code when it is loaded; found `.*mkdir"):
+    with pytest.raises(FormatError, match=r"could run code when loaded; found `.*mkdir"):
         read_torch_file(path)
     assert not marker.exists()
 
@@ -84,7 +84,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zip
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([torch.zeros(1)], "holds no dictionary of tensors"),
+        ([torch.zeros(1)], "does not contain a dictionary of tensors"),
         ({"a": 3, "b": torch.zeros(1)}, "more than tensors by name; found `a`"),
         ({"a": {"b": torch.zeros(1)}}, "more than tensors by name; found `a`"),
         ({3: torch.zeros(1)}, "more than tensors by name; found `3`"),
@@ -127,8 +127,8 @@ def rewritten(change: Callable[[str, bytes], bytes], compression: int = zipfile.
     ("data", "message"),
     [
         (rewritten(lambda name, data: data[:-4] if name.endswith("data/0") else data), "or it is damaged"),
-        (rewritten(lambda name, data: data, zipfile.ZIP_DEFLATED), "is no archive as `torch.save` writes it"),
-        (rewritten(lambda name, data: b"\x80\x02K\x01." if name.endswith("pkl") else data), "no dictionary"),
+        (rewritten(lambda name, data: data, zipfile.ZIP_DEFLATED), "is not an archive written by `torch.save`"),
+        (rewritten(lambda name, data: b"\x80\x02K\x01." if name.endswith("pkl") else data), "not contain a dictionary"),
         (b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.", "not a file of `torch.save`"),
         (b"\x80\x02}q\x00(X\x01\x00\x00\x00ac__builtin__\neval\nu.", "found `__builtin__.eval`"),
         (b'{"json": 1}', "not a file of `torch.save`"),
@@ -142,7 +142,7 @@ def test_a_file_that_was_tampered_with_is_named(tmp_path: Path, data: bytes, mes
 
 
 def test_a_view_outside_of_its_numbers_is_refused(tmp_path: Path) -> None:
-    """The offset of the 4 × 4 tensor is raised by one in the pickle: its last number would lie behind the file."""
+    """The offset of the 4 × 4 tensor is increased by one in the pickle: its last number would be past the end."""
 
     def shift(name: str, data: bytes) -> bytes:
         at = data.rindex(b"K\x00K\x04K\x04") if name.endswith("pkl") else 0
@@ -179,7 +179,7 @@ def test_damage_anywhere_is_a_named_error_or_another_tensor(tmp_path: Path, zipp
 
 
 BOMB = b"\x80\x02}(" + b")" + b"q\x01h\x01\x86" * 60 + b"Nu."
-"""A dictionary whose key is a tuple of twice the same tuple, 60 times in one another: its hash takes 2⁶⁰ steps."""
+"""A dictionary whose key is a tuple of twice the same tuple, nested 60 times: its hash takes 2⁶⁰ steps."""
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ BOMB = b"\x80\x02}(" + b")" + b"q\x01h\x01\x86" * 60 + b"Nu."
     [
         (BOMB, "one tuple in two places"),
         (b"\x80\x02ccollections\nOrderedDict\n" + BOMB[3:-2] + b"\x85R.", "one tuple in two places"),
-        (b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"Nu.", "tuples that lie 9 deep"),
+        (b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"Nu.", "tuples nested 9 deep"),
     ],
 )
 @pytest.mark.parametrize("zipped", LAYOUTS)
@@ -202,7 +202,7 @@ def test_keys_that_take_for_ever_to_hash_are_refused_before(
 
 @pytest.mark.parametrize("zipped", LAYOUTS)
 def test_many_views_of_few_numbers_take_no_memory(tmp_path: Path, zipped: bool) -> None:
-    """3,000 views of 4 MB were 12 GB of arrays."""
+    """3,000 views of 4 MB would be 12 GB of arrays."""
     numbers = torch.zeros(1024, 1024)
     path = save({f"t{n}": numbers.view(-1) for n in range(3000)}, tmp_path / "a.bin", zipped)
     with pytest.raises(FormatError, match="many tensors that share few numbers; found 12582912000 bytes in a file of"):
@@ -220,7 +220,7 @@ def test_views_of_one_another_share_their_numbers(tmp_path: Path, zipped: bool) 
 
 
 def test_entries_that_are_larger_than_the_file_are_refused(tmp_path: Path) -> None:
-    """Two entries of an archive can lie at the same place in it."""
+    """Two entries of an archive may overlap in the file."""
     data = _whole(True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("data/0"))

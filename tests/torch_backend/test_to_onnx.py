@@ -118,7 +118,7 @@ def tiny_session(tiny_bert: TorchBase, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_an_export_shares_no_names_with_the_next_one(tiny_bert: TorchBase) -> None:
-    """A program is converted once in a process; what is done to one model is not seen in another."""
+    """A program is converted once per process; changes of one model do not affect another."""
     first = to_onnx(tiny_bert)
     expected = ir.to_proto(first).SerializeToString()
     for value in (*first.graph.inputs, *first.graph.outputs, *first.graph.initializers.values()):
@@ -130,7 +130,7 @@ def test_an_export_shares_no_names_with_the_next_one(tiny_bert: TorchBase) -> No
 
 
 class Awkward(nn.Module):
-    """Its outputs are an input, a weight, one value twice, and names that the exporter gives to other values."""
+    """Outputs that are an input, a weight, one value twice, and names that the exporter gives to other values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_awkward_outputs(tmp_path: Path) -> None:
 
 
 class Spelled(nn.Module):
-    """Ops that are written otherwise for the exporter, one of them as an output."""
+    """Ops that are rewritten for the exporter, one of them as an output."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         first, second, rest = x.chunk(3, -1)
@@ -168,7 +168,7 @@ class Spelled(nn.Module):
 
 
 class SpelledImages(nn.Module):
-    """The same of ops on images, and what a router of experts writes."""
+    """Rewritten ops on images, and those of a router of experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class SpelledImages(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Ops on numbers of several types, which torch brings to one and ONNX does not."""
+    """Ops on numbers of several types, which torch promotes and ONNX does not."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         signs = (x > 0).long()
@@ -193,7 +193,7 @@ class Mixed(nn.Module):
 
 
 class Reordered(nn.Module):
-    """Puts values into the order that a view of them needs, as attention does."""
+    """Transposes values for a view, as attention does."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"flat": torch.stack([x, y], -1).transpose(1, 2).contiguous().view(-1, 10) * 2}
@@ -210,7 +210,7 @@ class WrittenFresh(nn.Module):
 
 
 class Written(nn.Module):
-    """Writes into a view of what it reads later."""
+    """Writes into a view of a value that it reads later."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         copy = x * 1
@@ -259,7 +259,7 @@ def test_only_what_onnx_cannot_write_is_traced_again(
 
 
 class Convolved(nn.Module):
-    """Convolutions with kernels of one to three axes, one of groups, and one that is transposed."""
+    """Convolutions with kernels of one to three axes, a grouped one, and a transposed one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def test_what_convolutions_add_up_is_known_on_both_sides(tmp_path: Path) -> None
 
 
 class Decomposed(nn.Module):
-    """Ops that torch decomposes into some that the module has as well, and one that writes into a view."""
+    """Ops that torch decomposes into others of this module, and one that writes into a view."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         near = nn.functional.cosine_similarity(x, y, dim=-1)
@@ -290,14 +290,14 @@ class Decomposed(nn.Module):
 
 
 class WeightNormed(nn.Module):
-    """A weight norm, which is written with a quotient for ONNX, and a sum, which is for finding sites."""
+    """A weight norm, which becomes a quotient for ONNX, and a sum, which is needed to find sites."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"weights": torch._weight_norm(y, x[:1], 1) * 2, "sums": torch.addcdiv(x, y, y.abs() + 1) * 2}
 
 
 class Unfolded(nn.Module):
-    """An op that is written as a gather and a transposition, which is one with the next."""
+    """An op that becomes a gather and a transpose, which merges with the next."""
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"windows": torch.stack([x, y, x, y], -1).unfold(1, 3, 2).transpose(1, 2) + 1}
@@ -323,7 +323,7 @@ def test_a_name_of_the_graph_of_torch_is_that_of_its_value(module: nn.Module, fe
 
 
 class Routed(nn.Module):
-    """Computes the rows that a mask chooses, whose number no shape says."""
+    """Computes the rows selected by a mask, whose number is not in any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         found, chosen = torch.zeros_like(x), x[:, 0] > 0
@@ -359,7 +359,7 @@ def serialised(base: TorchBase) -> bytes:
 
 
 def test_numbers_that_torch_counts_are_not_in_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch may count on from one conversion to the next, as it does for Speech2Text."""
+    """torch may continue its numbering from one conversion to the next, as for Speech2Text."""
     module, inputs = Counting(), (torch.randn(3, 5),)
     decompose, seen, first = _fx_passes.decompose_with_registry, [], serialised(base_of(module, inputs))
 
@@ -372,7 +372,7 @@ def test_numbers_that_torch_counts_are_not_in_a_model(monkeypatch: pytest.Monkey
         return program
 
     monkeypatch.setattr(_fx_passes, "decompose_with_registry", counting_on)
-    assert serialised(base_of(module, inputs)) == first, "another program, which is converted again"
+    assert serialised(base_of(module, inputs)) == first, "a different program, which is converted again"
     assert seen
 
 

@@ -1,4 +1,4 @@
-"""Heads read from the graph of a whole model: what they compute, or the name of what they cannot say."""
+"""Heads read from the graph of a complete model: their operations, or the name of an unsupported one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Parts = Callable[["Whole", Tensor, Tensor], Tensor]
 
 
 class Whole(nn.Module):
-    """An encoder, and heads by name, each written as a function of the final hidden state and the mask."""
+    """An encoder, and heads by name, each a function of the final hidden state and the mask."""
 
     def __init__(self, heads: Mapping[str, Parts]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Whole(nn.Module):
             nn.init.normal_(tensor, std=0.2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Compute the hidden state as well, so that a head can be held to what it reads."""
+        """Compute the hidden state, too, so that a head can be compared with its input."""
         hidden = self.encoder(input_ids, attention_mask)["hidden"]
         return {"hidden": hidden} | {name: head(self, hidden, attention_mask) for name, head in self.heads.items()}
 
@@ -74,7 +74,7 @@ def inputs() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def known() -> tuple[Whole, TorchBase]:
-    """A model with all heads that can be said, and its program."""
+    """A model with all supported heads, and its program."""
     model = Whole(HEADS).eval()
     return model, base_of(model, inputs())
 
@@ -91,7 +91,7 @@ def test_a_head_computes_what_the_model_computed(name: str, known: tuple[Whole, 
     assert found.graph.parameter_shapes(found.widths) == {name: each.shape for name, each in found.weights.items()}
     assert computed[name].abs().max() > 0.05
     assert np.abs(result - computed[name].numpy()).max() < 1e-5
-    # what the usual heads are called, so that they share their slots
+    # the usual names of heads, so that they share their slots
     assert "classifier.weight" in found.graph.parameters
 
 
@@ -115,16 +115,16 @@ UNKNOWN: dict[str, tuple[Parts, str]] = {
 
 @pytest.fixture(scope="module")
 def unknown() -> TorchBase:
-    """A model with all heads that cannot be said."""
+    """A model with all unsupported heads."""
     return base_of(Whole({name: head for name, (head, _) in UNKNOWN.items()}), inputs())
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_no_head_can_say_is_named(name: str, unknown: TorchBase) -> None:
-    with pytest.raises(AdapterError, match=f"language of heads does not have; found `{UNKNOWN[name][1]}`"):
+    with pytest.raises(AdapterError, match=f"head language lacks; found `{UNKNOWN[name][1]}`"):
         trace_head(unknown, [name])
 
 
 def test_an_output_that_is_not_there(known: tuple[Whole, TorchBase]) -> None:
-    with pytest.raises(AdapterError, match="does not return what its class promises; found `hidden`, `a linear of"):
+    with pytest.raises(AdapterError, match="differ from those of its class; found `hidden`, `a linear of"):
         trace_head(known[1], ["start_logits"])

@@ -1,4 +1,4 @@
-"""Training: what must be learnt is, what must not change does not, and an interruption leaves no trace."""
+"""Training: the right tensors change, the others do not, and an interruption has no effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 
 
 class Witness(Reporter):
-    """Remembers what it heard."""
+    """Records its messages."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -115,7 +115,7 @@ def test_it_stops_when_nothing_gets_better(base, data) -> None:
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(ended_runs: Path, tmp_path: Path) -> None:
-    """Killed between two checkpoints, then after the last step of an epoch, before it was validated."""
+    """Killed between two checkpoints, then after the last step of an epoch, before its validation."""
     shutil.copytree(ended_runs / "killed", tmp_path / "killed")
     threads = torch.get_num_threads()
     try:
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(base, data, tmp_path: Path, damage: str) 
 
 
 class Sabotage(Reporter):
-    """Puts a NaN into the model after a number of steps."""
+    """Writes a NaN into the model after a number of steps."""
 
     def __init__(self, tensor: Tensor, step: int) -> None:
         self.tensor = tensor
@@ -208,7 +208,7 @@ def test_without_a_head_there_is_nothing_to_train(base, data) -> None:
 
 
 def test_a_loop_of_ones_own(base, data) -> None:
-    """What the README shows to those who have a loop already."""
+    """Run the README's example for users with an existing loop."""
     model = attach(base, make_adapter(base))
     optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)
     (call,) = data.training.calls(np.arange(20), pads=True)

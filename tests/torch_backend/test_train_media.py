@@ -24,7 +24,7 @@ ROWS = 12
 
 
 def image(colour: str, seed: int) -> bytes:
-    """A colour with noise, which a mean over pixels tells from others."""
+    """Return a colour with noise, which a mean over pixels distinguishes from others."""
     return png((np.array(COLOURS[colour]) * 0.6 + noise(12, 20, 3, seed=seed) * 0.4).astype(np.uint8))
 
 
@@ -38,7 +38,7 @@ def make_folder(folder: Path, first: int = 0, rows: int = ROWS) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train`, and `test` with other images."""
+    """Folder with `train`, and `test` with other images."""
     root = tmp_path_factory.mktemp("colours")
     make_folder(root / "test", ROWS, 4)
     make_folder(root / "train")
@@ -149,7 +149,7 @@ def test_what_an_archive_reads_is_known_before_it_is_opened(
 
 def test_what_is_for_texts_is_refused(vit_folder: Path, data: Path) -> None:
     for options in ({"max_tokens": 8}, {"truncation": "left"}, {"pair": "second", "task": "ranking"}):
-        with pytest.raises(UsageError, match="is for texts"):
+        with pytest.raises(UsageError, match="applies to texts only"):
             ae.train(vit_folder / "model.pt", data / "train", **options)
     with pytest.raises(UsageError, match="`token` reads texts"):
         ae.train(vit_folder / "model.pt", data / "train", task="token")
@@ -160,7 +160,7 @@ def test_a_base_without_a_processor_says_so(vit_folder: Path, data: Path, tmp_pa
     (folder / "preprocessor_config.json").unlink()
     base = ae.capture(folder, tmp_path / "model.pt")
     assert base.media is None
-    with pytest.raises(UsageError, match="does not say how it reads images"):
+    with pytest.raises(UsageError, match="does not record its image or audio preprocessing"):
         ae.train(base, data / "train")
 
 
@@ -172,7 +172,7 @@ def test_a_folder_is_no_table_of_texts(tiny_bert_archive: Path, data: Path) -> N
 
 
 def make_clips(folder: Path, seconds: float = 0.1) -> Path:
-    """Low and high tones in noise."""
+    """Write low and high tones with noise."""
     for label, pitch in (("low", 300), ("high", 2400)):
         (folder / label).mkdir(parents=True)
         for seed in range(8):
@@ -228,7 +228,7 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
 
 
 def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) -> None:
-    """Wav2Vec2 reads no mask: each call has clips of one length, and the bundle confirms the scores."""
+    """Wav2Vec2 has no mask: each call has files of one length, and the bundle confirms the scores."""
     import torch
     import transformers as hf
 
@@ -267,7 +267,7 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
         bottleneck=4,
         reporter=heard,
     )
-    assert "padding changes results: only rows of one length share a call" in heard.notes
+    assert "padding changes results: only rows of equal length share a batch" in heard.notes
     bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
     found = ae.evaluate(bundle, tmp_path / "test", resamples=0)
     assert found.training_record is not None

@@ -1,4 +1,4 @@
-"""Training on the real base: the loss falls, the base stays, the start is near it."""
+"""Training on the real base: the loss falls, the base is unchanged, the start is close to it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PLACES = (
 )
 
 WEIGHT_STDS = {"small_normal": 0.88 * SMALL_STD, "normal": HEAD_STD, "zero_up": 0, "kaiming_zero_up": 0}
-"""Of the up-projection, and of the down-projection where that is not zero; what is cut at two deviations has 0.88."""
+"""Factors of the up-projection, and of the down-projection if it is not zero; truncation at 2 deviations gives 0.88."""
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def adapted(base: TorchBase, kind: str, scheme: str) -> AdaptedModel:
 def test_every_scheme_starts_near_the_base(base, examples, scheme: str) -> None:
     """One adapter adds U·gelu(D·h), where gelu(z) is about z/2 for small z: std²·√(d·b)/2 of the norm of h.
 
-    The twelve are independent, so together they give √12 times that, if h is no larger than the stream that it is added
-    to and the layers behind pass a change on as it is.
+    The twelve are independent, so together they add √12 times that, if h is not larger than the stream that it is added
+    to and later layers pass a change on unchanged.
     """
     model = adapted(base, "houlsby", scheme)
     bound = WEIGHT_STDS[scheme] ** 2 * math.sqrt(384 * 64) / 2 * math.sqrt(12)

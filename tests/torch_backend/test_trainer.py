@@ -1,4 +1,4 @@
-"""The callback for the `Trainer` of transformers: what it saves, and what it refuses."""
+"""Callback for the `Trainer` of transformers: what it saves and what it rejects."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _traced_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _freeze() -> None:
-    """Spare the collector what earlier tests left: each call of `train` walks through all that is not frozen."""
+    """Freeze objects of earlier tests for the garbage collector: each call of `train` walks all others."""
     gc.collect()
     gc.freeze()
 
@@ -68,11 +68,11 @@ def loss(outputs: Any, labels: Tensor, **_: object) -> Tensor:
 
 
 def trainer(model: nn.Module, folder: Path, callbacks: list[TrainerCallback], **options: Any) -> Trainer:
-    """One epoch has 2 steps, ends with a validation and a checkpoint."""
+    """Return a trainer whose epoch has 2 steps and ends with a validation and a checkpoint."""
     settings: dict[str, Any] = {"num_train_epochs": 4, "learning_rate": 0.2, "report_to": "none", "disable_tqdm": True}
     settings |= {"remove_unused_columns": False, "label_names": ["labels"], "eval_strategy": "epoch"}
     settings |= {"save_strategy": "epoch", "load_best_model_at_end": True, "logging_steps": 1}
-    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, **options}  # the first one is the worst
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, **options}  # the first one is worst
     return Trainer(
         model,
         TrainingArguments(str(folder), **settings),
@@ -85,12 +85,12 @@ def trainer(model: nn.Module, folder: Path, callbacks: list[TrainerCallback], **
 
 def run(made: Trainer, **options: Any) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries, about each other
+        warnings.simplefilter("ignore")  # from the libraries, about each other
         made.train(**options)
 
 
 class Interrupt(TrainerCallback):
-    """Stops a run as a kill would, after step 5: the last checkpoint is that of step 4."""
+    """Stops a run like a kill after step 5: the last checkpoint is that of step 4."""
 
     def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
         if state.global_step == 5:
@@ -110,7 +110,7 @@ def test_the_best_checkpoint_is_saved_and_built_and_a_resumed_run_ends_as_a_whol
     best = Path(str(whole.state.best_model_checkpoint))
     saved, last = ae.load_adapter(tmp_path / "a"), ae.load_adapter(tmp_path / "whole/checkpoint-8/adapter_export")
     kept = ae.load_adapter(best / "adapter_export").weights
-    assert best.name != "checkpoint-8", "or the last checkpoint cannot be told from the best one"
+    assert best.name != "checkpoint-8", "otherwise the last checkpoint would be the best one"
     assert all(np.array_equal(saved.weights[name], kept[name]) for name in kept)
     assert any(not np.array_equal(saved.weights[name], last.weights[name]) for name in kept)
     record = saved.training
@@ -169,7 +169,7 @@ def test_a_base_that_is_attached_is_the_model(model: BertModel, tmp_path: Path) 
 
 
 def test_what_the_model_returns_can_be_made_anew_of_its_members(model: BertModel, adapter: AttachedAdapter) -> None:
-    """As `DistributedDataParallel` does."""
+    """`DistributedDataParallel` does this."""
     output = model(**{name: torch.ones(1, 3, dtype=torch.int64) for name in ("input_ids", "attention_mask")})
     again = pytree.tree_unflatten(*pytree.tree_flatten(output))
     assert isinstance(again, BaseModelOutputWithPoolingAndCrossAttentions)
@@ -180,13 +180,13 @@ def test_what_the_model_returns_can_be_made_anew_of_its_members(model: BertModel
 def test_a_model_without_the_adapter_is_refused(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     saving = ae.trainer_callback(adapter, tmp_path / "a")
     adapter.detach()
-    with pytest.raises(UsageError, match="the adapter is not attached to the model that is trained"):
+    with pytest.raises(UsageError, match="the adapter is not attached to the model being trained"):
         run(trainer(model, tmp_path / "runs", [saving]))
 
 
 def test_weights_that_would_be_trained_are_named(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     model.embeddings.word_embeddings.weight.requires_grad_(True)
-    with pytest.raises(TrainingError, match=r"nothing saves them; found `embeddings.word_embeddings.weight`"):
+    with pytest.raises(TrainingError, match=r"but not saved; found `embeddings.word_embeddings.weight`"):
         run(trainer(model, tmp_path / "runs", [ae.trainer_callback(adapter, tmp_path / "a")]))
 
 
@@ -206,7 +206,7 @@ def test_weights_that_changed_are_named(model: BertModel, adapter: AttachedAdapt
 
 
 class Lose(TrainerCallback):
-    """Takes the best checkpoint away from under the `Trainer`, which then keeps the last weights with a warning."""
+    """Deletes the best checkpoint during training; the `Trainer` then keeps the last weights with a warning."""
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         if state.global_step == 8:
@@ -217,7 +217,7 @@ def test_a_best_checkpoint_that_was_not_loaded_is_seen(
     model: BertModel, adapter: AttachedAdapter, tmp_path: Path
 ) -> None:
     made = trainer(model, tmp_path / "runs", [ae.trainer_callback(adapter, tmp_path / "a"), Lose()])
-    with pytest.raises(TrainingError, match="the adapter is not that of the checkpoint that is kept"):
+    with pytest.raises(TrainingError, match="the adapter does not match the checkpoint that is kept"):
         run(made)
 
 

@@ -1,1 +1,1 @@
-"""Adapters made of tensors, of files and of each other; the kinds, and the tasks of heads."""
+"""Load, combine, import and export adapters; their kinds, and the tasks of their heads."""

@@ -1,4 +1,4 @@
-"""Adapters: read from folders, written, and completed with what is known of their base and their task."""
+"""Adapters: read from folders, written, and completed with facts about their base and their task."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _FILES = ("adapter_graph.json", "weights.safetensors")
 
 
 def load_adapter(place: Address, *, name: str | None = None, near: PathLike | None = None) -> Adapter:
-    """Read an adapter, and believe nothing before it is checked.
+    """Read and validate an adapter.
 
     Args:
         place: its folder, a name that is looked up in the current folder, beside `near` and in `./adapters`, or a
-            reference such as `hf://owner/name@revision`, which is fetched.
-        name: renames it.
-        near: a path beside which a name is looked up, too, such as that of the base.
+            reference to fetch, such as `hf://owner/name@revision`.
+        name: new name of the adapter.
+        near: path beside which a name is looked up, too, such as the base's.
 
     Raises:
-        FileError: no adapter is there.
-        AdapterError: a name leads to several adapters.
-        FormatError: a file breaks the format; `VersionError`, `HashError` and `TensorError` are kinds of it.
+        FileError: there is no adapter.
+        AdapterError: a name matches several adapters.
+        FormatError: a file breaks the format; `VersionError`, `HashError` and `TensorError` are subclasses.
     """
     from adapter_export.format.adapter_files import read_adapter
 
@@ -61,7 +61,7 @@ def load_adapter(place: Address, *, name: str | None = None, near: PathLike | No
 
 
 def _find(place: str, near: Path) -> Path:
-    """Return the folder that a path or a name leads to; one of its files is enough, the reader names the other."""
+    """Return the folder for a path or a name; one of its files is enough, because the reader reports the other."""
     candidates = [locate(place, "artifact").path if is_remote(place) else Path(place)]
     if Path(place).name == place:
         candidates = list(dict.fromkeys([*candidates, near.parent / place, Path("adapters", place)]))
@@ -69,10 +69,10 @@ def _find(place: str, near: Path) -> Path:
     found = list({path.resolve(): path for path in adapters}.values())
     if len(found) > 1:
         raise AdapterError(
-            "is the name of several adapters",
+            "matches several adapters",
             where=f"`{place}`",
             found=quoted(found),
-            fix=f"give the folder itself, such as `{found[0].resolve()}`",
+            fix=f"pass a folder, such as `{found[0].resolve()}`",
         )
     if found:
         return found[0]
@@ -88,11 +88,11 @@ def _find(place: str, near: Path) -> Path:
 
 
 def save(adapter: Adapter, folder: PathLike, *, force: bool = False) -> Path:
-    """Write an adapter folder; the same adapter always gives the same bytes.
+    """Write an adapter folder; equal adapters give equal bytes.
 
     Raises:
-        OutputExistsError: `folder` exists and `force` is not given.
-        WriteError: the operating system refused; `folder` is as it was before.
+        OutputExistsError: `folder` exists and `force` is false.
+        WriteError: the operating system refused; `folder` is unchanged.
     """
     from adapter_export.format.adapter_files import write_adapter
 
@@ -101,23 +101,23 @@ def save(adapter: Adapter, folder: PathLike, *, force: bool = False) -> Path:
 
 
 def adapters_of(adapters: Adapters, base: Base) -> tuple[Adapter, ...]:
-    """Read adapters for a base; two of one name, or one made with another site map, are an `AdapterError`."""
+    """Read adapters for a base; raises `AdapterError` for equal names or another site map."""
     chosen = load_members(adapters, base.path)
     counts = Counter(adapter.name for adapter in chosen)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise AdapterError(
-            "two adapters have one name",
+            "two adapters have the same name",
             found=", ".join(f"`{name}` {counts[name]} times" for name in twice),
             expected="different names",
-            fix="leave one out, or rename it: `other=FOLDER`",
+            fix="remove one, or rename it: `other=FOLDER`",
         )
     check_site_map(chosen, base.given)
     return tuple(chosen)
 
 
 def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
-    """Read adapters from their folders, looked up as `load_adapter` does; an empty name is a `UsageError`."""
+    """Read adapters from their folders, located as by `load_adapter`; an empty name is a `UsageError`."""
     chosen = []
     for name, each in adapters.items() if isinstance(adapters, Mapping) else ((None, each) for each in adapters):
         place: Adapter | Address = each
@@ -125,7 +125,7 @@ def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
             renamed, _, place = each.rpartition("=")
             name = name or renamed
             if not place:
-                raise UsageError("an adapter without a name", found=f"`{each}`", expected="its folder, or its name")
+                raise UsageError("the name of an adapter is empty", found=f"`{each}`", expected="a folder or a name")
         if isinstance(place, str | Path):
             chosen.append(load_adapter(place, name=name, near=near))
         else:
@@ -134,7 +134,7 @@ def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
 
 
 def with_site_map(adapter: Adapter, base: Base) -> Adapter:
-    """Return an adapter that records the site map that its sites were looked up with, or that there was none."""
+    """Return an adapter that records the site map of its sites, or that there was none."""
     from adapter_export.sites.site_map import SITE_MAP_KEY
 
     given = None if base.given is None else base.given.digest
@@ -142,22 +142,22 @@ def with_site_map(adapter: Adapter, base: Base) -> Adapter:
 
 
 def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> None:
-    """Refuse an adapter that was made with another site map: its sites may be other places of the same names."""
+    """Reject an adapter made with another site map: its sites may be other places with the same names."""
     given = None if sites is None else sites.digest
     for adapter in adapters:
         record = _site_map_of(adapter)
         if record and given not in record.values():
             raise AdapterError(
-                "was made with another site map, or without one",
+                "was made with a different site map, or without one",
                 where=f"adapter `{adapter.name}`",
                 found=next(iter(record.values())) or "no site map",
                 expected=given or "no site map",
-                fix=f"give the site map that it was made with: {argument('site_map', words='FILE')}",
+                fix=f"pass the site map that it was made with: {argument('site_map', words='FILE')}",
             )
 
 
 def _site_map_of(adapter: Adapter) -> dict[str, str | None]:
-    """Return what an adapter's record says of its site map; nothing for adapters that this package did not make."""
+    """Return the site map in an adapter's record; empty for adapters that another package made."""
     from adapter_export.sites.site_map import SITE_MAP_KEY
 
     record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
@@ -165,7 +165,7 @@ def _site_map_of(adapter: Adapter) -> dict[str, str | None]:
 
 
 def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) -> dict[str, Any]:
-    """Return a composition's record with facts of its members: the sha256 of their weights, their data, their site map.
+    """Return a composition's record with facts about its members: digests of weights, training data and site maps.
 
     Raises:
         AdapterError: the members have different site maps.
@@ -178,7 +178,7 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
         raise AdapterError(
             "the members of a composition were made with different site maps",
             found=", ".join(f"`{name}`: {next(iter(one.values())) or 'none'}" for name, one in maps.items()),
-            fix="compose adapters of one site map",
+            fix="compose adapters with the same site map",
         )
     composition = dict(record[COMPOSITION])
     composition["members"] = [
@@ -193,14 +193,14 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
 
 
 def import_request(folder: Path, name: str | None, member: str | None, by_number: bool) -> ImportRequest:
-    """Return the request of an import; pickled tensors are read where torch is installed."""
+    """Return the request of an import; pickled tensors can be read if torch is installed."""
     from adapter_export.importers.base_view import ImportRequest
 
     request = ImportRequest(name or member or folder.resolve().name, member, by_number)
     if find_spec("torch") is None:
         return request
 
-    def read_pickle(path: Path) -> Tensors:  # most files are none, and torch takes a second to be loaded
+    def read_pickle(path: Path) -> Tensors:  # deferred: torch takes a second to load, and most files are not pickles
         from adapter_export.torch_backend.base.pickles import read_torch_file
 
         return read_torch_file(path)
@@ -209,9 +209,10 @@ def import_request(folder: Path, name: str | None, member: str | None, by_number
 
 
 def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
-    """Return what is not known of a head of transformers that reads the last token, on the tokenizer of its base.
+    """Return a note if a transformers head that reads the last token may read another token here.
 
-    transformers takes the last token whose id is not `pad_token_id`, and the head the last one that the mask keeps.
+    transformers reads the last token whose id is not `pad_token_id`; the exported head reads the last token of the
+    mask.
 
     Raises:
         AdapterError: the tokenizer ends texts with that id, so the two never read the same token.
@@ -228,15 +229,15 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
         return ()
     if padding is None:
         return (
-            f"the tokenizer ends texts with the token {ending}, which the head reads: if that is the `pad_token_id` of "
+            f"the tokenizer ends texts with token {ending}, which the head reads: if that is the `pad_token_id` of "
             "the model, transformers reads the token before it",
         )
     raise AdapterError(
-        "has a head that skips padding, and the tokenizer of its base ends texts with the token of padding",
+        "has a head that skips padding, but the tokenizer of its base ends texts with the padding token",
         where=adapter.name,
         found=f"`pad_token_id` {padding}",
-        expected="another one than the token that ends texts",
-        fix=f"train it with another token of padding, or leave the head out with {argument('without_head', True)}",
+        expected="a token that does not end texts",
+        fix=f"train it with another padding token, or import it without the head:  {argument('without_head', True)}",
     )
 
 
@@ -244,7 +245,7 @@ def base_of_import(base: Base | Address | None, found: Located) -> Base | Addres
     """Return the base that an adapter of another library is imported for.
 
     Raises:
-        UsageError: there is none; the message has the name that the adapter's configuration gives it.
+        UsageError: there is none; the message includes its name in the adapter's configuration.
     """
     if base is not None:
         return base
@@ -252,18 +253,18 @@ def base_of_import(base: Base | Address | None, found: Located) -> Base | Addres
 
     named = named_base(found.path)
     raise UsageError(
-        "an adapter is imported for the model that it was trained on",
+        "importing an adapter requires the model it was trained on",
         where=found.asked,
         found=f"no {argument('base')}",
-        fix=f"give the model: {argument('base', words='MODEL')}"
+        fix=f"pass the model: {argument('base', words='MODEL')}"
         if named is None
-        else f"its configuration names `{named}`: give {argument('base', named)}, or a capture of it",
+        else f"its configuration names `{named}`: pass {argument('base', named)}, or a capture of it",
     )
 
 
 @contextmanager
 def naming_base(folder: Path) -> Iterator[None]:
-    """Add the base that the configuration of an adapter names to the `OtherModulesError` that the block raises."""
+    """Add the base named in an adapter's configuration to an `OtherModulesError` raised by the block."""
     try:
         yield
     except OtherModulesError as error:
@@ -280,7 +281,7 @@ def naming_base(folder: Path) -> Iterator[None]:
 def finished(
     imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, found: Located | None = None
 ) -> Adapter:
-    """Report the notes, and return the adapter with the facts of its task, the site map of its base and its source."""
+    """Report the notes, and return the adapter with the facts of its task, its base's site map and its source."""
     for note in imported.notes:
         reporter.note(Note(note))
     adapter = with_facts(imported.adapter, facts)

@@ -26,17 +26,17 @@ def compare_outputs(
     what: str,
     called: Mapping[str, str] | None = None,
 ) -> tuple[float, float, int]:
-    """Return the largest difference of the outputs that both have, the largest value, and how many were compared.
+    """Return the largest difference of common outputs, the largest value, and the number of compared elements.
 
     Args:
         base: the base.
         adapter: the adapter that it runs with.
-        run: the other model; takes inputs by the base's names and returns its outputs.
-        what: the other model, in words.
-        called: names that outputs of the base have in the other model. Default: the same.
+        run: the other model: takes inputs by the base's names and returns its outputs.
+        what: description of the other model.
+        called: names of the base's outputs in the other model; default: the same names.
 
     Raises:
-        ParityError: nothing is compared, or the difference is no rounding.
+        ParityError: nothing is compared, or the difference exceeds rounding.
     """
     import numpy as np
 
@@ -51,7 +51,7 @@ def compare_outputs(
             finite = np.isfinite(wanted[name])
             if not np.array_equal(finite, np.isfinite(found[name])):
                 raise ParityError(
-                    f"`{name}`, `{case.name}`", found="NaN or infinity", expected="what base and adapter give"
+                    f"`{name}`, `{case.name}`", found="NaN or infinity", expected="the outputs of base and adapter"
                 )
             error = max(error, float(np.abs(wanted[name] - found[name])[finite].max(initial=0)))
             scale = max(scale, float(np.abs(wanted[name][finite]).max(initial=0)))

@@ -1,4 +1,4 @@
-"""Adapters for export: read from a folder or a bundle, with the base whose module paths they need."""
+"""Adapters to export: read from a folder or a bundle, with the base whose module paths they need."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _MANIFEST = "manifest.json"
 
 
 def is_bundle(source: Adapter | PathLike) -> bool:
-    """Return whether an adapter is to be taken from a bundle."""
+    """Return whether an adapter comes from a bundle."""
     return isinstance(source, str | Path) and (Path(source) / _MANIFEST).is_file()
 
 
 def adapter_in_bundle(folder: Path, name: str | None) -> tuple[Adapter, BaseView]:
-    """Read an adapter of a bundle, and the sites that the bundle records.
+    """Read an adapter of a bundle, and the sites recorded in the bundle.
 
     Raises:
-        UsageError: the bundle has several adapters and none is named, or no adapter of this name.
+        UsageError: the bundle has several adapters and none is named, or has no adapter with this name.
         FileError, FormatError: files of the bundle are damaged.
     """
     from adapter_export.format.adapter_files import read_adapter
@@ -38,11 +38,11 @@ def adapter_in_bundle(folder: Path, name: str | None) -> tuple[Adapter, BaseView
     records = {record.name: record for record in manifest.adapters}
     if name not in records and (name is not None or len(records) != 1):
         raise UsageError(
-            "the bundle has several adapters, and none is named" if name is None else "no adapter of this name",
+            "the bundle has several adapters, and none is named" if name is None else "no adapter has this name",
             where=folder,
             found=quoted(records) if name is None else f"`{name}`",
             expected=None if name is None else quoted(records),
-            fix=f"give {argument('adapter')} with one of them",
+            fix=f"pass one of them as {argument('adapter')}",
         )
     verify_files(manifest, folder)
     adapter = read_adapter(folder / records[name or next(iter(records))].source)
@@ -50,7 +50,7 @@ def adapter_in_bundle(folder: Path, name: str | None) -> tuple[Adapter, BaseView
 
 
 def _view(manifest: Manifest, adapter: Adapter) -> BaseView:
-    """Return the base as a bundle records it: names, roles, widths and module paths of sites, and no tensors."""
+    """Return the base as recorded in a bundle: names, roles, widths and module paths of sites, without tensors."""
     from adapter_export.importers.base_view import BaseView
     from adapter_export.sites.site import SUBLAYERS, Role, Site, SiteMap
 
@@ -77,7 +77,7 @@ def _view(manifest: Manifest, adapter: Adapter) -> BaseView:
 def adapter_with_base(
     source: Adapter | PathLike, model: Base | PathLike, options: OpenOptions, reporter: Reporter
 ) -> tuple[Adapter, Base]:
-    """Read an adapter and open its base; `BaseMismatchError` if it was trained on another one."""
+    """Read an adapter and open its base; `BaseMismatchError` if it was trained on another base."""
     base = base_for(model, options, reporter, recorded=True)
     adapter = load_adapter(source, near=base.path) if isinstance(source, str | Path) else source
     if adapter.base != base.fingerprint:

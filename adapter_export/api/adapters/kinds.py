@@ -1,4 +1,4 @@
-"""A kind of adapter by name, with what is free in it by name: the options of `train` and `pack`."""
+"""Kinds of adapters by name, with their settings: the options of `train` and `pack`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def kind_names() -> str:
-    """Return the names of all kinds as the metavar of a choice."""
+    """Return the names of all kinds, as a metavar."""
     from adapter_export.graph.kinds import KINDS
 
     return f"[{'|'.join(KINDS)}]"
@@ -27,13 +27,13 @@ def kind_options() -> type:
 
 
 def packed_options() -> type:
-    """Return those of the options of kinds that plain tensors do not show, as `kind_options`."""
+    """Return as a class like that of `kind_options` the settings that tensors do not reveal."""
     return _merged("PackedOptions", packed=True)
 
 
 @cache
 def _merged(title: str, *, packed: bool) -> type:
-    """Make a class with a field for each option of a kind; options of one name become one of either type."""
+    """Make a class with a field for each option of a kind; options with one name accept either type."""
     from adapter_export.graph.kinds import KINDS
 
     found: dict[str, list[tuple[Any, KindOption, Any]]] = {}
@@ -47,13 +47,13 @@ def _merged(title: str, *, packed: bool) -> type:
         default = _shown_default(defaults)
         sentences = " ".join(dict.fromkeys(option.help for option in options))
         words = f"{sentences}  [default: {default}]" if default else sentences
-        kind = Union[tuple(kinds)]  # noqa: UP007 - of any number
+        kind = Union[tuple(kinds)]  # noqa: UP007 - the number of types varies
         merged.append((name, Annotated[kind, replace(options[0], help=words)], None))
     return make_dataclass(title, merged, frozen=True)
 
 
 def _shown_default(defaults: Collection[Any]) -> str:
-    """Return the words for the default of an option that several kinds have; nothing for off and `None`."""
+    """Return the text for the default of an option that several kinds have; empty for false and `None`."""
     words = {",".join(one) if isinstance(one, tuple) else str(one) for one in defaults}
     if words & {"False", "None", ""}:
         return ""
@@ -61,7 +61,7 @@ def _shown_default(defaults: Collection[Any]) -> str:
 
 
 def swept_options() -> frozenset[str]:
-    """Return the options by which a sweep varies a kind."""
+    """Return the options of kinds that a sweep varies."""
     from adapter_export.graph.kinds import KINDS
 
     both = (maker.swept(what) for maker in KINDS.values() for what in ("width", "place"))
@@ -69,21 +69,21 @@ def swept_options() -> frozenset[str]:
 
 
 def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
-    """Return the kind of a name with the options that are given (not `None`); a wrong one is a `UsageError`."""
+    """Return the named kind with the given options (not `None`); `UsageError` for an invalid one."""
     from adapter_export.graph.kinds import kind_named
 
     return kind_named(name).changed(**{key: value for key, value in given.items() if value is not None})
 
 
 def at_least_1(name: str, value: int) -> int:
-    """Return the value of an argument; below 1 it is a `UsageError`."""
+    """Return the value of an argument; `UsageError` below 1."""
     if value < 1:
         raise UsageError(f"{argument(name)} is too small", found=value, expected="at least 1")
     return value
 
 
 def check_different(name: str, given: Collection[object]) -> None:
-    """Refuse an argument that lists nothing, or something twice."""
+    """Reject an argument that is empty or contains duplicates."""
     if not given or len(set(given)) < len(given):
         found = ", ".join(map(str, given)) or "none"
-        raise UsageError(f"{argument(name)} must be different ones, at least one", found=found)
+        raise UsageError(f"{argument(name)} must not be empty or contain duplicates", found=found)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TaskFacts(TypedDict, total=False):
-    """Facts between a text and a head's answers that neither tensors nor configs show."""
+    """Facts about encoding and answers that tensors and configurations do not reveal."""
 
     thresholds: Annotated[
         tuple[float, ...],
@@ -29,29 +29,29 @@ class TaskFacts(TypedDict, total=False):
 
 
 def check_thresholds(given: Sequence[float]) -> None:
-    """Raise UsageError for a threshold that is no probability."""
+    """Raise UsageError for a threshold outside 0 to 1."""
     outside = [number for number in given if not 0 <= number <= 1]
     if outside:
-        raise UsageError("a threshold is a probability", found=outside[0], expected="0 to 1")
+        raise UsageError("a threshold must be a probability", found=outside[0], expected="0 to 1")
 
 
 def thresholds_for(labels: Sequence[str], given: Sequence[float]) -> tuple[float, ...]:
-    """Return a threshold for each label, where one for all of them is enough; raises UsageError for other numbers."""
+    """Return one threshold per label, repeating a single one; raises UsageError for other numbers."""
     check_thresholds(given)
     found = tuple(given) * len(labels) if len(given) == 1 else tuple(given)
     if found and len(found) != len(labels):
-        expected = f"1, or one for each of the {len(labels)} labels"
-        raise UsageError("thresholds of another number than labels", found=len(found), expected=expected)
+        expected = f"1, or {len(labels)}, one per label"
+        raise UsageError("the number of thresholds does not match the labels", found=len(found), expected=expected)
     return found
 
 
 def with_facts(adapter: Adapter, facts: Mapping[str, Any]) -> Adapter:
-    """Return an adapter whose task has these facts, too."""
+    """Return an adapter with these facts added to its task."""
     if not facts:
         return adapter
     head = adapter.head
     if head is None or head.task is None:
         given = ", ".join(map(argument, facts))
-        raise UsageError("facts of a task are given, and the adapter's head has no task", found=given)
+        raise UsageError("the adapter's head has no task, so facts about it cannot be set", found=given)
     each = {"thresholds": thresholds_for(head.labels, facts["thresholds"])} if "thresholds" in facts else {}
     return replace(adapter, head=replace(head, task=replace(head.task, **{**facts, **each})))

@@ -1,1 +1,1 @@
-"""Bundles: made, changed, proved, measured and signed."""
+"""Build, prove, measure and sign bundles."""

@@ -1,4 +1,4 @@
-"""Bundles: opened, and options of the commands that make them."""
+"""Open bundles; options shared by the commands that make them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ AllowBaseMismatch = Annotated[bool, "Accept adapters trained on other weights of
 
 
 def open_bundle(bundle: Bundle | Address, *, verify: bool = True) -> Bundle:
-    """Open a bundle and compare every file with its hash.
+    """Open a bundle and compare every file with its SHA-256.
 
     Args:
-        bundle: its folder, or a reference such as `hf://owner/name@revision`, which is fetched.
-        verify: without it, damage goes unseen: most damaged weights run.
+        bundle: its folder, or a reference to fetch, such as `hf://owner/name@revision`.
+        verify: if false, damage goes unnoticed: most damaged weights run.
 
     Raises:
-        FileError: a file is missing, or a link leads out of the folder.
-        FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are kinds of
-            it.
+        FileError: a file is missing, or a link points outside the folder.
+        FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are
+            subclasses.
     """
     from adapter_export.runtime import Bundle
 
@@ -45,13 +45,13 @@ def open_bundle(bundle: Bundle | Address, *, verify: bool = True) -> Bundle:
 
 
 def folder_of(bundle: Bundle | Address, reporter: Reporter = SILENT) -> Path:
-    """Return the folder of a bundle, to be read; one of a hub or a registry is fetched, and `reporter` has the step."""
+    """Return the folder of a bundle for reading; a remote bundle is fetched, and `reporter` receives the step."""
     return locate(bundle, "artifact", reporter).path if isinstance(bundle, str | Path) else bundle.folder
 
 
 def own_folder(bundle: Bundle | PathLike) -> Path:
-    """Return the folder of a bundle on this machine, to be changed; a reference to a hub is a `UsageError`."""
+    """Return the folder of a local bundle for writing; a remote reference is a `UsageError`."""
     if isinstance(bundle, str | Path) and is_remote(bundle):
-        fix = f"run `adapter-export pull {as_written(bundle)} -o bundle`, and give that"
-        raise UsageError("is not on this machine, and a bundle here is needed", where=as_written(bundle), fix=fix)
+        fix = f"run `adapter-export pull {as_written(bundle)} -o bundle`, and pass that folder"
+        raise UsageError("is remote, but a local bundle is needed", where=as_written(bundle), fix=fix)
     return folder_of(bundle)

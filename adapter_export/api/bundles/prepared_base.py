@@ -1,4 +1,4 @@
-"""A base as it goes into a bundle: in its precision, with operators fused or not, and with what is its reference."""
+"""Prepare a base for a bundle: its precision, operator fusion, and the reference for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapter_export.onnx_backend.quantise.rewritten import Deviation
 
 _FEW_TOKENS = 2
-"""The length of the golden vectors of a large base: each row of a product costs."""
+"""Length of the golden vectors of a large base: each row of a product takes time."""
 
 _SLOW = 1.05
 """Lower quartile of the time over that in float32 from which a precision is called slow."""
@@ -35,10 +35,10 @@ _SLOW = 1.05
 def prepared(
     base: Base, precision: Precision, optimize: bool, allow_mismatch: bool, reporter: Reporter
 ) -> Iterator[tuple[OnnxBase, Runner]]:
-    """Yield the base as it goes into a bundle, and what computes its golden vectors.
+    """Yield the base to store in a bundle, and the runner that computes its golden vectors.
 
-    That is the model itself, or the quantised base cut open at its sites where the precision is another: the model in
-    float32 says nothing about rounding in 8 bits. Fused operators are compared with what they were made of.
+    The runner is the model, or in another precision the quantized base split at its sites: the float32 model has no
+        8-bit rounding. Fused operators are compared with the operators they replace.
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
 
@@ -47,12 +47,12 @@ def prepared(
         plain = base.checked_export(folder, reporter)
         made = plain
         if precision.name != "fp32":
-            reporter.step(f"bringing the base into {precision.name}")
+            reporter.step(f"converting the base to {precision.name}")
             made = _in_precision(plain, precision, folder)
             _warn_of_far(_deviations(plain, made, reporter), precision, reporter)
         references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
         if optimize:
-            if made is not plain:  # rounding to few bits would hide a wrong fusion
+            if made is not plain:  # verify the fusion before quantizing, whose rounding would hide a fault
                 _fused(plain, folder / "plain", reporter)
             made = _fused(made, folder / "optimized", reporter)
         if precision.name != "fp32":
@@ -61,7 +61,7 @@ def prepared(
 
 
 def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
-    """Return a base with fused operators; `BaseModelError`: it computes something else."""
+    """Return a base with fused operators; `BaseModelError` if its outputs change."""
     from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 
     reporter.step("fusing operators of the base")
@@ -75,9 +75,9 @@ def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
 
 @contextmanager
 def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
-    """Yield the reference for a bundle, in the precision of its graph, and a function that makes that graph again.
+    """Yield the reference for a bundle in the precision of its graph, and a function that exports the graph again.
 
-    The function takes whether operators are fused, and is called within the context.
+    The function takes whether operators are fused, and must be called within the context.
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
 
@@ -102,7 +102,7 @@ def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Call
 
 
 def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origin:
-    """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
+    """Return the origin of a bundle's constants: the tensors of a model, and the libraries that export its graph."""
     own = base.precision == precision
     libraries = (*(() if own and not optimized else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
     origin = base.origin()
@@ -110,31 +110,31 @@ def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origi
 
 
 def model_of(manifest: Manifest, model: Base | Address) -> Base:
-    """Open the model that a bundle was built from; another one is a `BaseModelError`."""
+    """Open the model that a bundle was built from; `BaseModelError` for another model."""
     from adapter_export.format.files import IDENTITY_FILE
 
     base = open_base(model)
     if base.fingerprint != manifest.base:
         raise BaseModelError(
-            "is another base than the bundle's",
+            "does not match the base this bundle was built from",
             where=base.path,
             found=f"base fingerprint {base.fingerprint}",
             expected=manifest.base,
-            fix="give the model that the bundle was built from",
+            fix="pass the model that the bundle was built from",
         )
     if base.form != "genai" and any(file.path == IDENTITY_FILE for file in manifest.files):
         raise BaseModelError(
-            "has the weights that the bundle's were rounded or joined from, and is not what it was built from",
+            "contains the original weights of the model, but the bundle was built from a converted model",
             where=base.path,
             found=f"a {base.form_name}",
             expected="the onnxruntime-genai folder",
-            fix="give that folder",
+            fix="pass that folder",
         )
     return base
 
 
 def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
-    """Return the inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
+    """Return the inputs of the golden vectors: two short ones for a large base, which takes seconds per input."""
     from adapter_export.format.manifest import token_lengths
     from adapter_export.numerics.sample_inputs import input_cases, less_padded
     from adapter_export.onnx_backend.base.external import is_large
@@ -152,13 +152,13 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
     except RequestError as error:
         most = token_lengths(base.inputs, with_probed_lengths(base).lengths).maximum
         raise RequestError(
-            "the base cannot compute an input of this length",
+            "the base cannot run an input of this length",
             where=f"`{case.name}`",
             found=error.found,
-            expected="inputs that the base computes" if most is None else f"at most {most} tokens",
-            fix=f"if it takes fewer tokens, give their number as {argument('max_tokens', most)}",
+            expected="inputs that the base can run" if most is None else f"at most {most} tokens",
+            fix=f"if its maximum is lower, pass it as {argument('max_tokens', most)}",
         ) from error
-    # readers of golden vectors compare every output in them
+    # store only the outputs of the base: readers compare every stored output
     while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
         cases[-1] = shorter
     return cases
@@ -173,7 +173,7 @@ def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
 
 
 def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
-    """Return how far the quantised or optimised base is from the plain one, and report it."""
+    """Return and report the difference of the quantized or optimized base from the original."""
     from adapter_export.numerics.sample_inputs import loss_cases
     from adapter_export.onnx_backend.quantise.rewritten import deviations
 
@@ -212,7 +212,7 @@ def _warn_of_far(found: Sequence[Deviation], precision: Precision, reporter: Rep
     if far:
         reporter.note(
             Note(
-                f"in {name}, {quoted(far)} is far from the plain base, so answers may change: "
+                f"in {name}, {quoted(far)} differs much from the float32 base, so answers may change:  "
                 f"measure both with {measure}, or build with another {argument('base_precision')}"
             )
         )

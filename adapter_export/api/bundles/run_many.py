@@ -45,49 +45,49 @@ def run_many(
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Answered:
-    """Answer every row of a table of any length, in shards that are written when they are whole.
+    """Answer every row of a table of any length, in shards that are written when complete.
 
     ::
 
         done = ae.run_many("bundle", "reviews.parquet", "answers", adapter="sentiment", ray="auto")
 
-    Repeat the same call to resume a killed run. Shards are deterministic, on processors of one
-    kind: with a multiple of 2,048 as `shard_rows`, those that `adapter-export run --many` writes of the same file.
+    Repeat the same call to resume an interrupted run. Shards are deterministic on processors of one kind. If
+    `shard_rows` is a multiple of 2,048, they equal the shards of `adapter-export run --many` for the same file.
 
     Args:
-        bundle: the bundle, or its folder; on a cluster, all machines see it there.
-        data: a Parquet, JSON lines, csv or tsv table, a `.txt` file with a text in each line, or a folder of such
-            files; likewise.
-        output: the folder for `shard-00000.jsonl` and so on, with one document for each row; likewise.
-        adapter: of all rows, or `base`; needed where no column names one and adapters have tasks.
-        adapter_column: the column that names the adapter of each row.
-        strength: as in `Session.run`, for all rows.
-        side: the side of all texts, where their adapter has prefixes of queries and of documents.
-        weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.
-        text_column: the column with the texts.
-        pair_column: the column with the second texts of pairs, or with lists of choices.
-        delimiter: the character between the cells of a csv file; detected by default.
-        encoding: the encoding of text files; UTF-8 by default, and detected in csv, tsv and `.txt` files.
-        long_texts: as in `TextReader.answer`.
-        stride: likewise.
-        token_budget: as in `Session.run_many`.
-        allow_mixed_rows: as in `Session.run`.
-        shard_rows: how many rows a shard has.
+        bundle: the bundle, or its folder; on a cluster, a path that all machines can read.
+        data: a Parquet, JSON lines, csv or tsv table, a `.txt` file with one text per line, or a folder of such files;
+            on a cluster, a path that all machines can read.
+        output: the folder for `shard-00000.jsonl` and so on, with one document per row; on a cluster, shared.
+        adapter: adapter of all rows, or `base`; required if no column names one and adapters have tasks.
+        adapter_column: column with the adapter of each row.
+        strength: as for `Session.run`, for all rows.
+        side: side of all texts, if their adapter has prefixes for queries and documents.
+        weights: as for `Session.run`, for all rows, whose adapter is a weighted fusion.
+        text_column: column with the texts.
+        pair_column: column with the second texts of pairs, or with lists of choices.
+        delimiter: delimiter of a csv file; detected by default.
+        encoding: encoding of text files; default: UTF-8, detected in csv, tsv and `.txt` files.
+        long_texts: as for `TextReader.answer`.
+        stride: as for `TextReader.answer`.
+        token_budget: as for `Session.run_many`.
+        allow_mixed_rows: as for `Session.run`.
+        shard_rows: rows per shard.
         ray: compute with Ray Data on a cluster: `auto`, `local`, or its address.
-        workers: concurrent shards on Ray. Default: as many as the cluster has room for.
-        provider: where to compute.
-        threads: of one operation, and processors of a worker.
-        force: replace the answers of another job.
-        reporter: receives the number of shards that have answers.
+        workers: concurrent shards on Ray; default: as many as fit on the cluster.
+        provider: execution provider.
+        threads: threads per operation, and processors per worker.
+        force: whether to replace the answers of another job.
+        reporter: receives the number of answered shards.
 
     Returns:
-        The folder, how many shards there are, and how many were there before.
+        The folder, the number of shards, and the number of shards that already existed.
 
     Raises:
-        UsageError: arguments do not go together, or no cluster answers.
+        UsageError: arguments conflict, or no cluster responds.
         MissingExtraError: Ray or pyarrow is not installed.
-        OutputExistsError, FileError: the folder holds something else, or the answers of another job.
-        DataError, RequestError: a row is broken, or does not fit its adapter; finished shards stay.
+        OutputExistsError, FileError: the folder contains other files, or the answers of another job.
+        DataError, RequestError: a row is malformed, or does not fit its adapter; complete shards are kept.
     """
     from adapter_export.batch.job import Choice, Job, run_job
     from adapter_export.batch.table_rows import Columns
@@ -98,9 +98,9 @@ def run_many(
     from adapter_export.safe_io.regular_files import sha256_of
 
     if adapter is not None and adapter_column is not None:
-        raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} do not go together")
+        raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} exclude each other")
     if workers is not None and ray is None:
-        raise UsageError(f"{argument('workers')} are those of {argument('ray')}, which is not given")
+        raise UsageError(f"{argument('workers')} requires {argument('ray')}")
     if ray is not None:
         require("ray", "ray", argument("ray"))
         require("pandas", "ray", argument("ray"))

@@ -1,4 +1,4 @@
-"""Signatures of bundles, verified."""
+"""Verify signatures of bundles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def verify_signature(
     bundle: Bundle | PathLike, *, key: PathLike | None = None, certificates: Sequence[PathLike] = ()
 ) -> Signature:
-    """Show that a bundle is what its signer made, without running it; `verify` does both.
+    """Verify that a bundle is unchanged since it was signed, without running it; `verify` can do both.
 
     ::
 
@@ -27,26 +27,26 @@ def verify_signature(
 
     Args:
         bundle: the bundle, or its folder.
-        key: the public key that must have signed it, a PEM file.
-        certificates: PEM files of certificate authorities, instead of a key. A signature with any certificate that
-            they issued is accepted.
+        key: public key of the signer, a PEM file.
+        certificates: PEM files of certificate authorities, instead of a key. A signature with any certificate they
+            issued is accepted.
 
     Raises:
-        UsageError: not one of the two is given.
-        MissingExtraError: the library of signatures is not installed.
-        SignatureError: the bundle is not signed, by somebody else, or is not what was signed.
+        UsageError: not exactly one of the two is given.
+        MissingExtraError: the signing library is not installed.
+        SignatureError: the bundle is unsigned, has another signer, or has changed since it was signed.
         FileError, FormatError: a file cannot be read.
     """
     require_signatures()
     from adapter_export.bundle.signature import verify_signature
 
     if (key is None) == (not certificates):
-        raise UsageError(f"give either {argument('key')} or {argument('certificates', option='certificate')}")
+        raise UsageError(f"pass either {argument('key')} or {argument('certificates', option='certificate')}")
     chain = [Path(one) for one in certificates]
     return verify_signature(folder_of(bundle), key=None if key is None else Path(key), chain=chain)
 
 
 def require_signatures() -> None:
-    """Import the library of signatures; without it, it is a `MissingExtraError`."""
-    for library in ("model_signing", "OpenSSL"):  # the first imports the second, and does not say so in its metadata
+    """Import the signing libraries; `MissingExtraError` if they are missing."""
+    for library in ("model_signing", "OpenSSL"):  # model_signing imports OpenSSL, but its metadata do not list it
         require(library, "sign", "a signature")

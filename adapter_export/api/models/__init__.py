@@ -1,1 +1,1 @@
-"""Bases: opened or captured, their sites, a drawing of where adapters act."""
+"""Open or capture bases, find their sites, and draw where adapters act."""

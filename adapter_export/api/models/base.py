@@ -1,4 +1,4 @@
-"""Bases: one class for each form a model comes in, and the call that opens them."""
+"""Bases: one class per form of a model, opened on demand."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class OpenOptions:
     """Options for opening a base.
 
     Attributes:
-        site_map: a file with sites that override or complete those that are found.
-        trust_pickle: load an archive that could run code; only one that you made yourself.
+        site_map: a file with sites that override or complete the detected ones.
+        trust_pickle: load an archive that could run code; only for files that you made yourself.
     """
 
     site_map: PathLike | None = None
@@ -63,7 +63,7 @@ class OpenOptions:
 
     @cached_property
     def given(self) -> GivenSites | None:
-        """The sites of the site map; `FormatError` if the file cannot be read."""
+        """Sites of the site map; `FormatError` if the file cannot be read."""
         if self.site_map is None:
             return None
         from adapter_export.format.site_map_json import read_site_map
@@ -72,12 +72,12 @@ class OpenOptions:
 
 
 DEFAULTS = OpenOptions()
-"""No site map, and no trust in pickles."""
+"""Defaults: no site map, and no trust in pickles."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The record of an earlier opening, under the key of all that it depends on."""
+    """The record of an earlier opening, and the key of everything it depends on."""
 
     key: str
     record: BaseRecord
@@ -85,12 +85,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """Weights of a base into which an adapter was merged.
+    """Weights of a base after merging an adapter.
 
     Attributes:
-        tensors: new weights and biases by their names in the base, with the axes that it stores.
-        record: `adapter`, `weights_sha256` and the fingerprint of the `base` before.
-        head: the adapter's head, which becomes the base head; `None` keeps that of the base.
+        tensors: new weights and biases by their names in the base, in its memory layout.
+        record: `adapter`, `weights_sha256` and the fingerprint of the original `base`.
+        head: the adapter's head, which becomes the base head; `None` keeps the existing base head.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -100,17 +100,17 @@ class MergedWeights:
 
 @dataclass(frozen=True, repr=False)
 class Base(Described):
-    """A frozen pretrained model; `open_base` and `capture` return one.
+    """A frozen pretrained model, as returned by `open_base` and `capture`.
 
-    The model is opened when a property needs more than the record of an earlier opening has.
+    The model is opened when a property needs more than the record of an earlier opening contains.
 
     Attributes:
-        path: the file or the folder; `None` for a module that was captured in memory.
-        options: how it is opened.
-        kept: the record of an earlier opening, if there is one.
-        fetched: the reference with its commit from which `path` was fetched; `None` for a path of the user.
-        form: what the path leads to.
-        trainable: torch can train adapters on it.
+        path: the file or folder; `None` for a module captured in memory.
+        options: options for opening it.
+        kept: the record of an earlier opening, if any.
+        fetched: the reference with commit that `path` was fetched from; `None` for a local path.
+        form: form of the model.
+        trainable: whether torch can train adapters on it.
     """
 
     path: Path | None
@@ -122,7 +122,7 @@ class Base(Described):
     trainable: ClassVar[bool]
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         path: object = "in memory" if self.path is None else self.path
         facts: dict[str, object] = {"path": path, "form": self.form_name}
         if self.is_open or self.kept is not None:
@@ -131,7 +131,7 @@ class Base(Described):
 
     @property
     def form_name(self) -> str:
-        """The form in words, such as `torch archive`."""
+        """Name of the form, such as `torch archive`."""
         return FORM_NAMES[self.form]
 
     @property
@@ -142,10 +142,10 @@ class Base(Described):
     @property
     @abstractmethod
     def torch(self) -> TorchBase:
-        """The model as torch trains it; `BaseModelError` for an ONNX graph."""
+        """The model for training in torch; `BaseModelError` for an ONNX graph."""
 
     def _opened(self, load: Callable[[Path], Opened]) -> Opened:
-        """Open the model; `BaseModelError` if it is no longer the one of the record."""
+        """Open the model; `BaseModelError` if it no longer matches the record."""
         assert self.path is not None, "a base without a path is loaded"
         model = load(self.path)
         if self.kept is not None and self.record_key() != self.kept.key:
@@ -153,14 +153,14 @@ class Base(Described):
         return model
 
     def record_key(self) -> str | None:
-        """Return the key of the model's record now; `None` where no record can be kept."""
+        """Return the current key of the model's record; `None` if it cannot have a record."""
         from adapter_export.format.base_record import record_key
 
         site_map = self.options.site_map
         return None if self.path is None else record_key(self.path, None if site_map is None else Path(site_map))
 
     def write_record(self, key: str) -> None:
-        """Write the record of a base that was just opened, unless its files have changed since the key was made."""
+        """Write the record of a newly opened base, unless its files have changed since the key was computed."""
         from adapter_export.format.base_record import BaseRecord, keep_record
         from adapter_export.safe_io.regular_files import sha256_of
 
@@ -184,18 +184,18 @@ class Base(Described):
             keep_record(key, record)
 
     def check_trainable(self) -> None:
-        """Raise a `BaseModelError` for an ONNX graph; nothing is opened."""
+        """Raise a `BaseModelError` for an ONNX graph, without opening it."""
         if not self.trainable:
             raise BaseModelError(
                 f"is an {FORM_NAMES[self.form]}, which torch cannot train",
                 where=self.path,
                 expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
-                fix="give the model that the graph was exported from",
+                fix="use the model that the graph was exported from",
             )
 
     @property
     def given(self) -> GivenSites | None:
-        """Sites that override or complete those that are found."""
+        """Sites that override or complete the detected ones."""
         return self.options.given
 
     @property
@@ -204,17 +204,17 @@ class Base(Described):
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of its weights, `sha256:<hex>`."""
+        """SHA-256 of its weights, as `sha256:<hex>`."""
         return self._facts.fingerprint
 
     @property
     def inputs(self) -> tuple[InputRecord, ...]:
-        """The inputs, in the order of the model."""
+        """Inputs, in the order of the model."""
         return self._facts.inputs
 
     @property
     def outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs, in the order of the model."""
+        """Outputs, in the order of the model."""
         return self._facts.outputs
 
     @property
@@ -224,12 +224,12 @@ class Base(Described):
 
     @property
     def source(self) -> str | None:
-        """The repository of the Hub that it came from, `hf://owner/name@commit`, if that is known."""
+        """Hub repository that it came from, as `hf://owner/name@commit`, if known."""
         return self.fetched or self._facts.source
 
     @property
     def model_type(self) -> str | None:
-        """The name of its architecture in transformers, such as `bert`, if it is known."""
+        """Name of its architecture in transformers, such as `bert`, if known."""
         return self._facts.model_type
 
     @property
@@ -238,7 +238,7 @@ class Base(Described):
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it is known; `BaseModelError` if it crashes the tokenizers library."""
+        """Text of its `tokenizer.json`, if known; `BaseModelError` if it crashes the tokenizers library."""
         text = self._tokenizer
         if text is not None:
             from adapter_export.text import try_tokenizer
@@ -248,30 +248,30 @@ class Base(Described):
 
     @property
     def texts(self) -> GoldenTexts | None:
-        """Golden texts with the ids that the model's own library gives them, if they are known."""
+        """Golden texts with ids from the model's own library, if known."""
         return self.model.texts
 
     @property
     def media(self) -> CapturedMedia | None:
-        """Preprocessing of images or audio by the model's own processor, if it is known."""
+        """Preprocessing of images or audio by the model's own processor, if known."""
         return self.model.media
 
     @property
     def is_open(self) -> bool:
-        """True once the model was opened."""
+        """True once the model is open."""
         return "model" in vars(self)
 
     @property
     def reads(self) -> str | None:
-        """`text`, or the modality of the files that it reads, without opening it; `None` if only opening it tells."""
+        """`text`, or the modality of its input files, without opening it; `None` if that requires opening it."""
         return None
 
     @property
     def base_head(self) -> Adapter | None:
-        """The head of the model that was captured, as an adapter without sites.
+        """Head of the captured model, as an adapter without sites.
 
-        `None` if there was none, if it was left out (`notes` say why), or if a site map gives another final hidden
-        state.
+        `None` if there was none, if it was removed (`notes` has the reason), or if a site map specifies another final
+        hidden state.
         """
         return None if self.given is not None and self.given.final else self.model.base_head
 
@@ -288,29 +288,29 @@ class Base(Described):
 
     @property
     def parameters(self) -> int:
-        """The number of its stored floating-point weights."""
+        """Number of stored floating-point weights."""
         return self.model.parameters
 
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor by its name in the torch model; `None` if there is none.
 
-        A matrix of an ONNX graph has the axes of torch's `Linear`, [out, in].
+        A matrix of an ONNX graph is returned in the layout of torch's `Linear`, [out, in].
         """
         return self.model.tensor(name)
 
     @property
     def lengths(self) -> Bounds:
-        """Lengths of its dynamic axes; an axis that is not listed may have any."""
+        """Lengths of its dynamic axes; an axis that is not listed may have any length."""
         return self.model.lengths
 
     @property
     def max_tokens(self) -> int | None:
-        """Maximum number of tokens, if it is known."""
+        """Maximum number of tokens, if known."""
         return self._tokens.maximum
 
     @property
     def fit(self) -> Fit | None:
-        """Token counts to which texts are padded; `None` for a base that takes every length."""
+        """Token counts to which texts are padded; `None` for a base that accepts every length."""
         return None if self._tokens.unbroken else Fit(self._tokens, self.model.pads)
 
     @property
@@ -321,7 +321,7 @@ class Base(Described):
 
     @property
     def flow(self) -> FlowGraph:
-        """The dataflow graph in which sites are found."""
+        """Dataflow graph in which sites are detected."""
         return self.model.flow
 
     @abstractmethod
@@ -342,17 +342,17 @@ class Base(Described):
 
     @cached_property
     def layer_at(self) -> Callable[[Site], Layer | None]:
-        """A function that returns the layer behind a site; `None` where the base does not show its tensors."""
+        """Function that returns the layer behind a site; `None` if the base does not expose its tensors."""
         from adapter_export.numerics.base_layers import layer_finder
 
         return layer_finder(self.model)
 
     @property
     def view(self) -> BaseView:
-        """The base as importers read it; `NoSitesError` if sublayers were not placed."""
+        """The base for importers; `NoSitesError` if sublayers were not placed."""
         from adapter_export.importers.base_view import BaseView
 
-        # `layer_at` opens the base, which most imports never need
+        # lazy: `layer_at` opens the base, which most imports never need
         return BaseView(
             self.fingerprint, self.sites.complete, self.model_type, self.tensor, lambda site: self.layer_at(site)
         )
@@ -362,7 +362,7 @@ class Base(Described):
         """Return the base as an ONNX graph; a torch model is exported into the folder."""
 
     def checked_export(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
-        """Return the base as an ONNX graph whose sites are complete and those of this base.
+        """Return the base as an ONNX graph whose sites are complete and match this base.
 
         Raises:
             NoSitesError: sublayers were not placed.
@@ -376,52 +376,52 @@ class Base(Described):
         return graph
 
     def site_maps(self, folder: Path) -> dict[View, SiteMap]:
-        """Return the sites by the names of each view; a torch model is exported into the folder."""
+        """Return the sites by their names in each view; a torch model is exported into the folder."""
         return {"onnx": self.exported(folder).sites}
 
     @abstractmethod
     def runner(self, *, allow_mismatch: bool = False) -> Runner:
-        """Return a runner of the model as it is; with `allow_mismatch`, also for adapters of another fingerprint."""
+        """Return a runner of the unmodified model; with `allow_mismatch`, also for adapters of another fingerprint."""
 
     @property
     @abstractmethod
     def precision(self) -> PrecisionName:
-        """The precision in which the model computes."""
+        """Precision in which the model computes."""
 
     @abstractmethod
     def origin(self) -> Origin:
-        """Return the tensors, the program and the libraries that a graph exported from it follows from."""
+        """Return the tensors, the program and the libraries that determine an exported graph."""
 
     def with_probed_lengths(self, reporter: Reporter = SILENT) -> Base:  # noqa: ARG002
-        """Return the base with the lengths at which it runs, where its file does not state them."""
+        """Return the base with lengths found by test runs, if its file does not state them."""
         return self
 
     @property
     def default_variants(self) -> tuple[VariantName, ...] | None:
-        """Variants of the graph that a bundle gets by default; `None` for all that the model allows."""
+        """Default graph variants of a bundle; `None` for all that the model allows."""
         return None
 
     @property
     def generation(self) -> GenerationRecord | None:
-        """Settings for writing texts; `None` for a base without caches, or with unknown settings."""
+        """Settings for generating text; `None` for a base without caches, or with unknown settings."""
         return None
 
     @abstractmethod
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
-        """Return the files by name that onnxruntime-genai needs beside a graph of this name; empty for no decoder."""
+        """Return files by name that onnxruntime-genai needs with a graph of this name; empty if it is not a decoder."""
 
     @property
     def weight_files(self) -> frozenset[Path]:
-        """Files with weights beside the file of the model, which the key of its record does not cover."""
+        """Weight files that the key of its record does not cover."""
         return frozenset()
 
     @property
     def config(self) -> Path | None:
-        """The `config.json` of a Hugging Face folder; `None` for another form."""
+        """`config.json` of a Hugging Face folder; `None` for other forms."""
         return None
 
     def live(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
-        """Return a function that runs the model in its own library; `None` where only the capture is there.
+        """Return a function that runs the model in its own library; `None` if only the capture is available.
 
         Raises:
             BaseModelError: the library cannot open the model.
@@ -429,19 +429,19 @@ class Base(Described):
         return None
 
     def captured_as(self, manifest: Manifest) -> Base:  # noqa: ARG002
-        """Return the base captured with the inputs and lengths of a bundle's manifest, where its form allows it."""
+        """Return the base captured with the inputs and lengths in a bundle's manifest, if its form allows it."""
         return self
 
     def check_takes_head(self, adapter: Adapter) -> None:
-        """Raise an `AdapterError` for an adapter whose head a merged base could not keep."""
+        """Raise an `AdapterError` for an adapter whose head a merged base cannot store."""
 
     @abstractmethod
     def write_merged(self, merged: MergedWeights, path: Path) -> Base:
-        """Write the base with new weights to a path and return it; `BaseModelError` if its form cannot keep them."""
+        """Write the base with new weights to a path and return it; `BaseModelError` if its form cannot store them."""
 
 
 def require(library: str, extra: str, needed_for: str) -> ModuleType:
-    """Import a library that is an extra; without it, it is a `MissingExtraError`."""
+    """Import a library of an extra; `MissingExtraError` if it is not installed."""
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as error:
@@ -451,7 +451,7 @@ def require(library: str, extra: str, needed_for: str) -> ModuleType:
 
 
 def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
-    """Return the tokenizer of a bundle; without one it is a `UsageError` with this fix."""
+    """Return the tokenizer of a bundle; `UsageError` with this fix if it has none."""
     if manifest.text is None:
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     require("tokenizers", "text", "reading texts")

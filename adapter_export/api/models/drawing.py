@@ -1,4 +1,4 @@
-"""A placement map as SVG: the base down, an adapter a column, a box where it acts; for light and dark backgrounds."""
+"""Placement map as SVG: the base from top to bottom, a column per adapter, a box at each of its sites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BASE_WIDTHS = {symbol for shape in SITE_VALUES.values() for symbol in shape}
 
 @dataclass(frozen=True)
 class SiteRow:
-    """A site or `head`, with its layer (empty if it is in none) and its name there.
+    """A site or `head`, with its layer (empty outside layers) and its name in it.
 
     A sublayer adds to the residual stream; a linear layer inside one does not.
     """
@@ -30,7 +30,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """An adapter at one place: its widths or number of classes, in short and at length."""
+    """One adapter at one place: its widths or number of classes, in a short and a long text."""
 
     text: str
     detail: str
@@ -48,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of a layer, or of several that look alike; `more` says so behind the details of a cell."""
+    """Rows of a layer, or of several equal layers; `more` is the note on equal layers for a cell's details."""
 
     label: str
     rows: tuple[SiteRow, ...]
@@ -57,26 +57,26 @@ class Block:
 
 @dataclass(frozen=True)
 class PlacementMap:
-    """The places, in the order of the base, and the adapters."""
+    """Places in the order of the base, and the adapters."""
 
     title: str
     rows: tuple[SiteRow, ...]
     columns: tuple[Column, ...]
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the layers from the bottom up; three or more in a row at which all adapters act alike are one block."""
+        """Yield the layers from the bottom up; three or more consecutive layers with equal adapters form one block."""
         layers = [tuple(rows) for _, rows in groupby(self.rows, key=lambda row: row.layer)]
         for _, alike in groupby(layers, key=self._signature):
             run = tuple(alike)
             if len(run) >= _FOLDED and run[0][0].layer:
                 yield Block(
-                    f"{_layer_name(run[0][0], 's')}–{_number(run[-1][0])}", run[0], f"; alike in {len(run)} layers"
+                    f"{_layer_name(run[0][0], 's')}–{_number(run[-1][0])}", run[0], f"; the same in {len(run)} layers"
                 )
             else:
                 yield from (Block(_layer_name(rows[0]), rows) for rows in run)
 
     def _signature(self, rows: Sequence[SiteRow]) -> object:
-        """Return what two layers have in common that are drawn alike."""
+        """Return a value that is equal for layers that are drawn the same."""
         cells = [[cell and cell.text for cell in (one.cells.get(row.name) for one in self.columns)] for row in rows]
         return rows[0].layer.removesuffix(_number(rows[0])), [(row.place, row.is_sublayer) for row in rows], cells
 
@@ -84,7 +84,7 @@ class PlacementMap:
 def placement_map(
     title: str, sites: Iterable[str], adapters: Sequence[tuple[str, Adapter]], always: Iterable[str]
 ) -> PlacementMap:
-    """Lay adapters, each with its name here, out over the sites; those in `always` have a row in any case."""
+    """Arrange adapters, with their names, over the sites; sites in `always` get a row even without adapters."""
     wanted = {*always, *(site for _, adapter in adapters for site in adapter.placements)}
     names = [site for site in sites if site in wanted]
     names += [HEAD] * any(adapter.head is not None for _, adapter in adapters)
@@ -125,16 +125,16 @@ _COLOURS = 6
 _MARGIN, _TITLE = 20, 34
 _ROW, _BOX, _GAP = 22, 18, 10
 _CHARACTER = 6.6
-"""The width of a letter at 12 px, about."""
+"""Approximate width of a letter at 12 px."""
 _WIDE, _NARROW, _FEW = 112, 46, 6
-"""The width of a column where there are few of them, and where there are more."""
+"""Column widths for few and for many columns."""
 _INDENT = 16
 _FOLDED = 3
-"""From this number of layers on, those that look alike are drawn once."""
+"""Minimum number of layers at which equal layers are drawn once."""
 
 
 def draw(what: PlacementMap) -> str:
-    """Return the drawing as the text of an SVG file; pointing at a box shows what acts there."""
+    """Return the drawing as SVG text; tooltips describe the adapter in each box."""
     return ET.tostring(_Drawing(what).svg(), encoding="unicode", xml_declaration=False) + "\n"
 
 
@@ -227,7 +227,7 @@ class _Drawing:
         return y + _MARGIN
 
     def _legend(self, root: ET.Element, y: float) -> float:
-        """Draw the colour of each kind, and say what the numbers are."""
+        """Draw the colour of each kind, and explain the numbers."""
         x: float = _MARGIN
         for kind, colour in self._colours.items():
             if x + 34 + _width(kind) > self._width - _MARGIN and x > _MARGIN:
@@ -246,7 +246,7 @@ def _layer_name(row: SiteRow, plural: str = "") -> str:
 
 
 def _number(row: SiteRow) -> str:
-    """Return `3` for `decoder.layers.3`, and nothing for what is in no layer."""
+    """Return `3` for `decoder.layers.3`, and an empty string outside layers."""
     return row.layer.rpartition("layers.")[2] if "layers." in row.layer else ""
 
 

@@ -1,4 +1,4 @@
-"""The four forms of a base: torch archives, Hugging Face folders, ONNX files and onnxruntime-genai folders."""
+"""Four forms of a base: torch archives, Hugging Face folders, ONNX files and onnxruntime-genai folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class ArchiveBase(Base):
-    """A torch archive; or a module that was captured in memory, which is `loaded`."""
+    """A torch archive, or a module captured in memory (`loaded`)."""
 
     loaded: TorchBase | None = field(default=None, repr=False)
 
@@ -42,7 +42,7 @@ class ArchiveBase(Base):
 
     @cached_property
     def model(self) -> TorchBase:
-        """The model as torch runs and trains it."""
+        """The model for running and training in torch."""
         return self.loaded if self.loaded is not None else self._opened(self._load)
 
     def _load(self, path: Path) -> TorchBase:
@@ -53,24 +53,24 @@ class ArchiveBase(Base):
 
     @property
     def torch(self) -> TorchBase:
-        """The model as torch trains it."""
+        """The model for training in torch."""
         return self.model
 
     @property
     def is_open(self) -> bool:
-        """True once the model was opened, or if it was captured in memory."""
+        """True once the model is open, or if it was captured in memory."""
         return self.loaded is not None or super().is_open
 
     @property
     def reads(self) -> str | None:
-        """The modality by the processor in the archive, `text` without one; `None` for a file that is no archive."""
+        """Modality of the processor in the archive, `text` without one; `None` if the file is not an archive."""
         if self.path is None:
             return None
         from adapter_export.format.media import archived_medium
 
         try:
             return archived_medium(self.path) or "text"
-        except InputError:  # opening it says what is wrong
+        except InputError:  # opening it reports the error
             return None
 
     def _site_map(self) -> SiteMap:
@@ -90,7 +90,7 @@ class ArchiveBase(Base):
         return open_onnx(path, given=self.given)
 
     def checked_export(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
-        """Return the exported graph, after its sites were compared with those of the program by their values."""
+        """Return the exported graph, after comparing its sites with those of the program by value."""
         from adapter_export.bundle.views import check_same_sites
         from adapter_export.torch_backend.torch_runner import node_values
 
@@ -110,7 +110,7 @@ class ArchiveBase(Base):
 
     @property
     def precision(self) -> PrecisionName:
-        """The program computes in float32."""
+        """Precision of the program, float32."""
         return "fp32"
 
     def origin(self) -> Origin:
@@ -124,7 +124,7 @@ class ArchiveBase(Base):
 
     @property
     def generation(self) -> GenerationRecord | None:
-        """Settings for writing texts, from the configuration of its folder; `None` without caches or settings."""
+        """Settings for generating text, from the folder's configuration; `None` without caches or settings."""
         from adapter_export.format.model_config import Generation
 
         said, cached = self.model.generation, any(record.role == "cache" for record in self.inputs)
@@ -137,7 +137,7 @@ class ArchiveBase(Base):
         return generating_files(self.inputs, self.outputs, self.model.generation, self.max_tokens, graph)
 
     def write_merged(self, merged: MergedWeights, path: Path) -> ArchiveBase:
-        """Write an archive with the new weights, and a note of what was merged."""
+        """Write an archive with the new weights, and a note about the merge."""
         from adapter_export.torch_backend.base.derive import with_merged_weights
         from adapter_export.torch_backend.base.torch_base import write_base
 
@@ -148,13 +148,13 @@ class ArchiveBase(Base):
 
 @dataclass(frozen=True, repr=False)
 class FolderBase(ArchiveBase):
-    """A Hugging Face folder, or one of sentence-transformers; it is captured when it is opened."""
+    """A Hugging Face or sentence-transformers folder; it is captured when it is opened."""
 
     form: ClassVar[Form] = "folder"
 
     @property
     def reads(self) -> str | None:
-        """`text` for a folder without a processor; transformers decides what a processor reads."""
+        """`text` for a folder without a processor; `None` otherwise, because transformers determines the modality."""
         from adapter_export.format.media import PROCESSOR_FILE
 
         return None if self.path is None or (self.path / PROCESSOR_FILE).is_file() else "text"
@@ -178,7 +178,7 @@ class FolderBase(ArchiveBase):
         return None if self.path is None else live_folder(self.path, self.model)
 
     def captured_as(self, manifest: Manifest) -> Base:
-        """Return the folder captured with the inputs and lengths of the manifest, if that is the same model."""
+        """Return the folder captured with the inputs and lengths in the manifest, if that is the same model."""
         from adapter_export.format.axes import axis_names
         from adapter_export.torch_backend.base.huggingface_folder import open_folder
 
@@ -188,7 +188,7 @@ class FolderBase(ArchiveBase):
         lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
         try:
             again = replace(self, loaded=open_folder(self.path, inputs=manifest.inputs, lengths=lengths))
-        except (InputError, UsageError):  # the base does not take them; `check` reports that
+        except (InputError, UsageError):  # the base does not accept them; `check` reports it
             return self
         return again if again.fingerprint == self.fingerprint else self
 
@@ -204,7 +204,7 @@ class OnnxFileBase(Base):
 
     @cached_property
     def model(self) -> OnnxBase:
-        """The graph, its large weights still on disk."""
+        """The graph, with its large weights on disk."""
         return self.loaded if self.loaded is not None else self._opened(self._load)
 
     def _load(self, path: Path) -> OnnxBase:
@@ -224,39 +224,39 @@ class OnnxFileBase(Base):
         return self.model.sites
 
     def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:  # noqa: ARG002
-        """Return the graph as it is."""
+        """Return the unmodified graph."""
         return self.model
 
     def runner(self, *, allow_mismatch: bool = False) -> Runner:  # noqa: ARG002
-        """Return a runner that cuts the graph at its sites and computes adapters in float64."""
+        """Return a runner that splits the graph at its sites and computes adapters in float64."""
         from adapter_export.onnx_backend.onnx_runner import CutRunner
 
         return CutRunner(self.model)
 
     @property
     def precision(self) -> PrecisionName:
-        """The precision of the products in the graph, the coarsest if there are several."""
+        """Precision of the products in the graph; the coarsest if there are several."""
         from adapter_export.onnx_backend.base.onnx_base import numerics
 
         return numerics(self.model.model).precision.name
 
     def origin(self) -> Origin:
-        """Return the constants of the file as it is on disk."""
+        """Return the constants of the file on disk."""
         from adapter_export.bundle.proof.exact_tensors import Origin
 
         return Origin.of(self.model)
 
     def with_probed_lengths(self, reporter: Reporter = SILENT) -> OnnxFileBase:
-        """Return the base with the lengths at which it runs; a large graph is not run."""
+        """Return the base with lengths found by test runs; large graphs are not run."""
         from adapter_export.onnx_backend.base.external import is_large
         from adapter_export.onnx_backend.base.onnx_base import with_probed_lengths
 
         if self.lengths or is_large(self.model.model):
             return self
-        reporter.step("looking for the shortest and the longest input that the graph takes")
+        reporter.step("searching for the shortest and longest input of the graph")
         probed = with_probed_lengths(self.model)
         for axis, lengths in probed.lengths.items():
-            reporter.step(f"the axis `{axis}` may be {lengths} long, as runs have shown")
+            reporter.step(f"length of axis `{axis}`: {lengths}, found by test runs")
         return replace(self, loaded=probed)
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:  # noqa: ARG002
@@ -271,16 +271,16 @@ class OnnxFileBase(Base):
         return frozenset(external_files(self.model.model, self.model.folder))
 
     def check_takes_head(self, adapter: Adapter) -> None:
-        """Raise an `AdapterError` for a head: a graph has no place for one."""
+        """Raise an `AdapterError` for a head: a graph cannot store it."""
         if adapter.head is not None:
             raise AdapterError(
-                "has a head, which an ONNX graph of a base has no place for",
+                "has a head, which an ONNX base cannot store",
                 where=f"adapter `{adapter.name}`",
-                fix=f"leave it out with {argument('without_head', True)}, or merge into the torch archive",
+                fix=f"merge without it ({argument('without_head', True)}), or merge into the torch archive",
             )
 
     def write_merged(self, merged: MergedWeights, path: Path) -> OnnxFileBase:
-        """Write the graph with the new weights as one file; `BaseModelError` if it is too large for that."""
+        """Write the graph with the new weights as one file; `BaseModelError` if it is too large."""
         from adapter_export.onnx_backend.base.merged_graph import write_merged
         from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
@@ -290,16 +290,16 @@ class OnnxFileBase(Base):
 
 @dataclass(frozen=True, repr=False)
 class GenaiBase(OnnxFileBase):
-    """A folder of onnxruntime-genai: the graph of a decoder, and the files that it generates with."""
+    """A folder of onnxruntime-genai: the graph of a decoder, and its files for generation."""
 
     form: ClassVar[Form] = "genai"
 
     @cached_property
     def folder(self) -> GenaiFolder:
-        """The configuration and the files beside the graph."""
+        """Configuration and files beside the graph."""
         from adapter_export.onnx_backend.base.genai import read_genai
 
-        assert self.path is not None  # a folder is never made in memory
+        assert self.path is not None  # a folder always has a path
         return read_genai(self.path)
 
     def _load(self, path: Path) -> OnnxBase:  # noqa: ARG002
@@ -308,12 +308,12 @@ class GenaiBase(OnnxFileBase):
 
     @cached_property
     def unidentified(self) -> OnnxBase:
-        """The graph without the facts of the trained model that `identify` has found."""
+        """The graph without facts of the trained model found by `identify`."""
         return super()._load(self.folder.graph)
 
     @property
     def model_type(self) -> str | None:
-        """The name of the architecture in transformers, if the folder was compared with the trained model."""
+        """Name of the architecture in transformers, if the folder was matched to the trained model."""
         return None if self.folder.identity is None else self.folder.identity.model_type
 
     @property
@@ -322,7 +322,7 @@ class GenaiBase(OnnxFileBase):
 
     @property
     def lengths(self) -> Bounds:
-        """Lengths of the dynamic axes, with no more tokens than the configuration allows."""
+        """Lengths of the dynamic axes, limited to the configuration's maximum number of tokens."""
         from adapter_export.format.axes import narrowed
 
         return narrowed(self.inputs, super().lengths, self.folder.max_tokens) or super().lengths
@@ -333,7 +333,7 @@ class GenaiBase(OnnxFileBase):
         return ("slots",)
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
-        """Return the folder's files, with the name of the bundle's graph in the configuration."""
+        """Return the folder's files, with the bundle's graph named in the configuration."""
         return self.folder.companions(self.model, graph)
 
     @property

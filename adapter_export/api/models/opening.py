@@ -1,4 +1,4 @@
-"""Open a base of any form, or take its record of an earlier opening."""
+"""Open a base of any form, or use the record of an earlier opening."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def open_base(model: Address | Base, *, site_map: PathLike | None = None, trust_
     """Open a base.
 
     Args:
-        model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai, told apart by
-            their contents; or a model of the Hub, `owner/name[@revision]`. A base is returned as it is.
-        site_map: a file with sites that override or complete those that are found.
-        trust_pickle: load an archive that could run code; only one that you made yourself.
+        model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai, detected by its
+            contents; or a model of the Hub, `owner/name[@revision]`. A `Base` is returned unchanged.
+        site_map: a file with sites that override or complete the detected ones.
+        trust_pickle: load an archive that could run code; only for files that you made yourself.
 
     Raises:
         FileError: the path does not exist.
-        RemoteError: the Hub does not give it.
-        BaseModelError: it is no base, or a damaged one.
+        RemoteError: the Hub does not provide it.
+        BaseModelError: it is not a base, or is damaged.
         NoSitesError: an ONNX base in which no place for an adapter was found.
         MissingExtraError: a library that its form needs is not installed.
     """
@@ -37,15 +37,15 @@ def open_base(model: Address | Base, *, site_map: PathLike | None = None, trust_
 
 
 def unopened(model: Address | Base, options: OpenOptions = DEFAULTS, reporter: Reporter = SILENT) -> Base:
-    """Return a base that is opened when a property first needs its model; arguments are those of `open_base`.
+    """Return a base that is opened when a property first needs its model; arguments as for `open_base`.
 
-    A model of the Hub is fetched now; `reporter` receives the step.
+    A model of the Hub is fetched immediately; `reporter` receives the step.
     """
     if isinstance(model, Base):
         if options.site_map is not None:
-            raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
+            raise UsageError(f"{argument('site_map')} does not apply to an open base", fix="pass it to `open_base`")
         return model
-    _ = options.given  # a site map that cannot be read is an error before the model is opened
+    _ = options.given  # fail on an unreadable site map before the model is opened
     found = locate(model, "model", reporter)
     return _CLASSES[form_of(found.path)](found.path, options, fetched=found.source)
 
@@ -61,7 +61,7 @@ _CLASSES: Mapping[Form, type[ArchiveBase | OnnxFileBase]] = {
 def recorded_base(model: Address | Base, options: OpenOptions = DEFAULTS, reporter: Reporter = SILENT) -> Base:
     """Return a base that answers from the record of an earlier opening; the first call opens it and writes the record.
 
-    Arguments and errors are those of `open_base`. An archive that could run code has no record.
+    Arguments and errors as for `open_base`. An archive that could run code has no record.
     """
     base = unopened(model, options, reporter)
     if base is model:
@@ -83,13 +83,13 @@ def recorded_base(model: Address | Base, options: OpenOptions = DEFAULTS, report
 def base_for(
     model: Address | Base, options: OpenOptions, reporter: Reporter = SILENT, *, recorded: bool = False
 ) -> Base:
-    """Open a base for a call, and report the changes that were made to its model as steps.
+    """Open a base for a call, and report changes to its model as steps.
 
     Args:
-        model: as `open_base` takes it.
-        options: likewise.
+        model: as for `open_base`.
+        options: options for opening it.
         reporter: receives the steps.
-        recorded: as `recorded_base`.
+        recorded: whether to use a record, as `recorded_base` does.
     """
     if recorded:
         base = recorded_base(model, options, reporter)
@@ -97,7 +97,7 @@ def base_for(
         base = unopened(model, options, reporter)
         if base is not model:
             _ = base.model
-    if base is not model and base.form != "archive":  # `capture` has reported those of an archive
+    if base is not model and base.form != "archive":  # `capture` has already reported those of an archive
         for note in base.notes:
             reporter.step(f"{Path(str(model)).name}: {note}")
     return base

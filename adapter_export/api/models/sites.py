@@ -1,4 +1,4 @@
-"""The sites of a base: a table, a drawing, and what has none."""
+"""Sites of a base: a table, a drawing, and layers without sites."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sites(Described):
     """Places where adapters can act in a base; `print` and notebooks show them.
 
     Attributes:
-        map: the sites as the rest of the package reads them.
+        map: the sites in the form used by the rest of the package.
         base: the base.
     """
 
@@ -34,15 +34,15 @@ class Sites(Described):
     _not_placed: tuple[str, ...] | None = field(default=None, repr=False)
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         return {"base": self.base.path, "sites": sum(1 for _ in self.map), "width": self.map.width}
 
     @property
     def complete(self) -> SiteMap:
-        """The map, of a base of which every sublayer was placed, or whose sites were given.
+        """Return the map of a base whose sublayers were all placed, or whose sites were given.
 
         Raises:
-            NoSitesError: sublayers were not placed; it names their layers, and says why.
+            NoSitesError: sublayers were not placed; the message has their layers and the reason.
         """
         from adapter_export.sites.site_map import check_complete
 
@@ -57,15 +57,15 @@ class Sites(Described):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by which adapters know the sites."""
+        """Names of the sites in adapters."""
         return tuple(site.name for site in self.map)
 
     @cached_property
     def not_placed(self) -> tuple[str, ...]:
-        """The layers with trained weights at which no adapter can act, by their torch paths, or names in the graph.
+        """Layers with trained weights at which no adapter can act, by torch path or name in the graph.
 
-        Convolutions are such layers; a linear layer of a block among them is a sign that the structure was not
-        understood, and that a site map is needed.
+        Convolutions are such layers. A linear layer of a block among them is a sign that the structure was not
+        recognized and that a site map is needed.
         """
         if self._not_placed is not None:
             return self._not_placed
@@ -79,14 +79,14 @@ class Sites(Described):
         return tuple(dict.fromkeys(node.path or node.name for node in nodes))
 
     def table(self) -> Table:
-        """Return the sublayers: name, role, width of the residual stream, torch path, value, what reads the sum."""
+        """Return the sublayers: name, role, width of the residual stream, torch path, value, operator after the sum."""
         columns = ("site", "role", "width", "torch path", "value", "followed by")
         found = self.map.sublayers
         rows = [(site.name, site.role, site.width, site.path or "", site.h, site.followed_by) for site in found]
         return Table(columns, rows, numbers="llr", spare=("followed by", "value"))
 
     def inner_table(self) -> Table:
-        """Return the linear layers and embeddings; those that differ in the number of their layer alone share a row."""
+        """Return the linear layers and embeddings; those that differ only in the number of their layer share a row."""
         rows: dict[tuple[str, str, str, str], list[str]] = {}
         for site in self.map.of_roles(("embeddings", "linear")):
             width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
@@ -99,7 +99,7 @@ class Sites(Described):
         return Table(("inside", "width", "parts", "torch path", "site"), cells)
 
     def drawing(self) -> str:
-        """Return the layers as a tree of text; neighbours of one structure are drawn once."""
+        """Return the layers as a text tree; equal consecutive layers are drawn once."""
         from adapter_export.graph.adapter import BASE_HEAD
 
         layers = [(name, tuple(members)) for name, members in groupby(self.map.sublayers, key=_layer_name)]
@@ -108,7 +108,7 @@ class Sites(Described):
         for _, group in groupby(layers, key=_structure):
             alike = list(group)
             (first, sublayers), (last, _) = alike[0], alike[-1]
-            lines.append(f"├── {first}" if len(alike) == 1 else f"├── {first} … {last}  ({len(alike)} alike)")
+            lines.append(f"├── {first}" if len(alike) == 1 else f"├── {first} … {last}  ({len(alike)} layers)")
             for number, site in enumerate(sublayers, 1):
                 corner, line = ("└", " ") if number == len(sublayers) else ("├", "│")
                 lines.append(f"│   {corner}── {site.role}  h + x → {site.followed_by}   ▣ site")
@@ -122,7 +122,7 @@ class Sites(Described):
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON data."""
+        """Return all sites and facts as JSON data."""
         return {
             "model": None if self.base.path is None else str(self.base.path),
             "form": self.base.form,
@@ -139,7 +139,7 @@ class Sites(Described):
         }
 
     def write_site_map(self, path: Path | str, *, force: bool = False) -> None:
-        """Write the sites as a site map, to be edited; that of a torch base has the names of its ONNX graph as well.
+        """Write the sites as a site map for editing; for a torch base, with the names in its ONNX graph, too.
 
         Raises:
             OutputExistsError, WriteError: the file cannot be written.

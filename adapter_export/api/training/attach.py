@@ -1,4 +1,4 @@
-"""Attach an adapter to a model, for a training loop of your own."""
+"""Attach an adapter to a model, for use in your own training loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Initialization:
-    """First weights of a new adapter, and the head for its labels."""
+    """Initial weights of a new adapter, and the head for its labels."""
 
     labels: Annotated[Sequence[str] | None, "Classes of the head. Default: no head."] = None
     pooling: Annotated[str, Option(POOLING_HELP, choices=tuple(POOLINGS))] = "mean"
@@ -34,7 +34,7 @@ class Initialization:
     seed: Annotated[int, "Random seed."] = 0
 
     def adapter(self, kind: Kind, sites: SiteMap, base: str, head: Head | None) -> Adapter:
-        """Return a new adapter at the sites of a base, which is named by its fingerprint."""
+        """Return a new adapter at the sites of a base with this fingerprint."""
         from adapter_export.graph.heads import HeadOptions, make_head
         from adapter_export.torch_backend.train.init_adapter import init_adapter
 
@@ -59,7 +59,7 @@ def attach(
     site_map: PathLike | None = None,
     **options: Annotated[Any, ATTACH_OPTIONS],
 ) -> AttachedAdapter:
-    """Attach an adapter for a training loop of your own; when the block ends, the model is as it was.
+    """Attach an adapter for your own training loop; the model is restored when the block ends.
 
     ::
 
@@ -68,29 +68,28 @@ def attach(
             ...                       # model(**batch).logits, any loss, backward, step
             adapter.save("reviews")
 
-    Your own module runs as always, with its `forward` and its dropout; everything in it but the adapter is frozen. It
-    is compared with its captured graph first, at every site. What it returns, if that is a dict or an output of
-    transformers, gets the head's result as `logits`. Of a base, the object that is returned is the model:
-    `adapter(**inputs)`.
+    Your module keeps its `forward` and its dropout; everything in it except the adapter is frozen. First, it is
+    compared with its captured graph at every site. If it returns a dict or a transformers output, that gets the head's
+    result as `logits`. For a base, the returned object is the model: `adapter(**inputs)`.
 
     Args:
-        model: your module, with float32 weights on the CPU (move it when the adapter is attached); or a torch base.
+        model: your module, with float32 weights on the CPU (move it after attaching the adapter); or a torch base.
         adapter: the adapter to train; `None` makes a new one.
-        kind: of a new adapter.
-        head: of a new adapter; `None` makes one for its `labels`.
-        learned: names of the adapter's tensors that learn; `None` is all.
-        example_inputs: of a module, by name or in the order of `forward`; tokens, images and audio under their usual
-            names need none.
-        axes: dynamic axes of these inputs, as `capture` takes them.
-        site_map: a file with sites that override or complete those that are found; a `Base` has its own.
-        options: of a new adapter: those of its kind, such as `bottleneck`, `rank` or `dropout`; `labels`, the classes
-            of its head, and `pooling`, the head's input, such as `mean` or `last`; `init`, the initialization of its
-            weights, and `seed`.
+        kind: kind of a new adapter.
+        head: head of a new adapter; `None` makes one for its `labels`.
+        learned: names of the adapter's tensors to train; `None` trains all.
+        example_inputs: example inputs of a module, by name or in the order of `forward`; not needed for tokens, images
+            and audio under their usual names.
+        axes: dynamic axes of these inputs, as for `capture`.
+        site_map: a file with sites that override or complete the detected ones; not for a `Base`.
+        options: options of a new adapter: those of its kind, such as `bottleneck`, `rank` or `dropout`; `labels`, the
+            classes of its head, and `pooling`, the head's input, such as `mean` or `last`; `init`, the initialization
+            of its weights, and `seed`.
 
     Raises:
-        UsageError: an option that the kind does not have, or inputs that are not those of the module.
-        BaseModelError: torch cannot export the module; `NoSitesError`: a site lies inside a `forward`, where no hook
-            reaches it: train on the captured base.
+        UsageError: an option that the kind does not have, or inputs that do not match the module.
+        BaseModelError: torch cannot export the module; `NoSitesError`: a site lies inside a `forward`, out of reach of
+            hooks: train on the captured base instead.
         AdapterError: the adapter does not fit.
     """
     of_kind, of_start = ATTACH_OPTIONS.split("attach", options)

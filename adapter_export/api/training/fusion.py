@@ -1,4 +1,4 @@
-"""Fusions that learn: the options of one, and its weights before training."""
+"""Trainable fusions: their options, and their initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FusionType = Literal["dynamic", "static", "weighted"]
 
 @dataclass(frozen=True)
 class FusionSpec:
-    """The type of a fusion, and its options."""
+    """Type of a fusion, and its options."""
 
     fusion: Annotated[
         FusionType, "Fusion: attention with a value projection, attention without one, or one weight per adapter."
@@ -53,32 +53,32 @@ class FusionSpec:
     )
 
     def check(self, members: Sequence[object]) -> None:
-        """Refuse options without members, or that the type of the fusion does not have.
+        """Reject options without members, and options that the type of the fusion does not have.
 
         Raises:
-            UsageError: there is one.
+            UsageError: an option does not apply.
         """
         given = list(changed(self))
         if not members:
             if given:
                 raise UsageError(
-                    "only a fusion has such an option",
+                    "this option applies only to a fusion",
                     found=", ".join(map(argument, given)),
-                    fix=f"say of what: {argument('fuse', ['a', 'b'])}, or leave it out",
+                    fix=f"pass {argument('fuse', ['a', 'b'])}, or remove the option",
                 )
             return
         if len(members) < 2:
-            raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{members[0]}`")
+            raise UsageError(f"{argument('fuse')} must list two or more adapters", found=f"`{members[0]}`")
         if self.fusion not in _HAS:
             raise UsageError("unknown fusion", found=f"`{self.fusion}`", expected=quoted(_HAS))
         unknown = [name for name in given if name not in ("fusion", *_HAS[self.fusion])]
         if unknown:
             found = ", ".join(map(argument, unknown))
-            raise UsageError(f"a fusion that is `{self.fusion}` has no such option", found=found)
+            raise UsageError(f"a `{self.fusion}` fusion does not have this option", found=found)
         if self.fusion_temperature_decay is not None and self.fusion_temperature == 1:
             raise UsageError(
-                f"{argument('fusion_temperature_decay')} says how a temperature falls",
-                fix=f"give {argument('fusion_temperature')} as well",
+                f"{argument('fusion_temperature_decay')} requires a temperature",
+                fix=f"pass {argument('fusion_temperature')}, too",
             )
 
     def loop(self, loop: LoopSpec) -> LoopSpec:
@@ -93,7 +93,7 @@ class FusionSpec:
     def fuse(
         self, base: Base, members: Sequence[Adapter], name: str, head: Head, seed: int
     ) -> tuple[Adapter, list[str]]:
-        """Return the fusion before training, with a new head, and the names of its tensors that learn."""
+        """Return the untrained fusion with a new head, and the names of its trainable tensors."""
         from adapter_export.graph.compose import FusionOptions, adapter_fusion, weighted_fusion
         from adapter_export.graph.compose.members import own_tensors
         from adapter_export.torch_backend.train.init_adapter import with_head

@@ -1,4 +1,4 @@
-"""A training run: what learns, from which rows, with which head and loop, on which machine."""
+"""Training run: the learner, rows, head, loop and machine."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.task_files import TextTask
 
 _ROWS_MEASURED = 32
-"""Most rows by which the initial change of the final hidden state is measured."""
+"""Maximum rows for measuring the initial change of the final hidden state."""
 
 _ALIKE = 0.99
-"""From this mean cosine of unlike rows on, the contrastive loss is within 0.1 nats of that of identical vectors."""
+"""Mean cosine of dissimilar rows above which the contrastive loss is within 0.1 nats of that of equal vectors."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Start:
     """A model before the first step.
 
     Attributes:
-        model: has the tensors that learn.
-        facts: of the model, for the record of the run.
-        origin: of its first weights, a clause for a reporter.
-        teacher: the model it learns from, and the loss of that; `None` where it learns from labels only.
-        compared: models whose answers to the test rows, or validation rows, are compared after the run.
+        model: the model with the trainable tensors.
+        facts: facts about the model for the training record.
+        origin: origin of its initial weights, as a clause for a reporter.
+        teacher: the teacher model with its loss; `None` if it learns from labels only.
+        compared: models whose answers to the test rows, or validation rows, are compared after training.
     """
 
     model: AdaptedModel
@@ -60,16 +60,16 @@ class Start:
 
     @property
     def pads(self) -> bool:
-        """True if padding changes no result, so that rows of different lengths share a call."""
+        """True if padding does not change results, so that rows of different lengths share a batch."""
         return self.model.pads and (self.teacher is None or self.teacher.model.pads)
 
 
 class Learner(Protocol):
-    """A model that learns in a run: a new adapter, a fusion of adapters, or a student."""
+    """A trainable model: a new adapter, a fusion of adapters, or a student."""
 
     @property
     def task(self) -> Task | None:
-        """The task of a teacher, which is that of the run; `None` where the head of the job says it."""
+        """Task of a teacher, which the run adopts; `None` if the head of the job defines it."""
 
     def begin(self, job: TrainingJob, rows: TextTask) -> Start:
         """Return the model before training, attached to the base of the job."""
@@ -80,9 +80,9 @@ class FirstHead:
     """A head before training.
 
     Attributes:
-        head: the head; `None` where the base itself predicts the next token.
-        weights: those of the base head, where the run starts from it.
-        targets: of rows with labels that apply or not [rows, classes] or [rows], from which its bias starts.
+        head: the head; `None` if the base predicts the next token.
+        weights: weights of the base head, if the run starts from it.
+        targets: labels as 0 and 1, [rows, classes] or [rows], from which its bias is initialized.
     """
 
     head: Head | None
@@ -90,7 +90,7 @@ class FirstHead:
     targets: np.ndarray | None = None
 
     def onto(self, adapter: Adapter) -> Adapter:
-        """Return an adapter that has the head with these first weights and this bias."""
+        """Return an adapter that has the head with these initial weights and this bias."""
         from adapter_export.torch_backend.train.init_adapter import with_prior
 
         begun = adapter if self.targets is None else with_prior(adapter, self.targets)
@@ -102,12 +102,12 @@ class Trained:
     """A finished run.
 
     Attributes:
-        model: holds the weights of the best epoch.
-        rows: what it learnt from.
+        model: the model with the weights of the best epoch.
+        rows: the training rows.
         result: epochs, losses and the best epoch.
-        record: of the run, as JSON.
-        judged: the test rows, or the validation rows where there is no test, judged for each model that is compared.
-        writes: True in the process that writes.
+        record: the training record, as JSON.
+        judged: scores of each compared model on the test rows, or on the validation rows without a test file.
+        writes: true in the process that writes.
     """
 
     model: AdaptedModel
@@ -119,7 +119,7 @@ class Trained:
 
     @property
     def measured(self) -> tuple[str, Examples]:
-        """The rows that are judged, and what they are: `test` or `validation`."""
+        """The scored rows, and their split: `test` or `validation`."""
         return ("validation", self.rows.validation) if self.rows.test is None else ("test", self.rows.test)
 
 
@@ -128,13 +128,13 @@ class TrainingJob:
     """A training run of a base.
 
     Attributes:
-        base: the base, which torch can train.
-        learner: what learns.
-        data: the files of the rows, and how they are read.
+        base: a base that torch can train.
+        learner: the model to train.
+        data: the files of the rows, and options for reading them.
         head: the task, and its head.
-        loop: the settings of the loop.
-        machine: the device, its precision and the trackers.
-        checkpoints: the folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
+        loop: settings of the loop.
+        machine: device, precision and trackers.
+        checkpoints: folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
         tables: the rows, if they were read before the base is opened.
     """
 
@@ -148,13 +148,13 @@ class TrainingJob:
     tables: TrainingTables | LanguageTables | None = None
 
     def run(self, reporter: Reporter = SILENT) -> Trained:
-        """Read the rows, train, and measure the best epoch.
+        """Read the rows, train, and score the best epoch.
 
         Raises:
-            UsageError: arguments do not go together.
-            BaseModelError: the base cannot be trained so.
+            UsageError: arguments conflict.
+            BaseModelError: the base cannot be trained this way.
             DataError: the data cannot be used.
-            TrainingError: the loss is not finite, memory is out, or the interrupted run is another one.
+            TrainingError: the loss is not finite, memory is exhausted, or the interrupted run has other settings.
         """
         from adapter_export.sites.site_map import SITE_MAP_KEY, check_complete
         from adapter_export.torch_backend.train.data import TrainingData
@@ -166,7 +166,7 @@ class TrainingJob:
         engine = Engine(self.machine, *([] if self.checkpoints is None else [self.checkpoints.with_suffix(".logs")]))
         reporter = reporter if engine.first else _Mute()
         with engine.open() as accelerator:
-            check_complete(self.base.sites.map, self.base.given)  # before rows are read, which takes long
+            check_complete(self.base.sites.map, self.base.given)  # fail before reading rows, which is slow
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task, self.tables)
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)
@@ -202,7 +202,7 @@ class TrainingJob:
             return replace(done, judged=self._judged(start, done, loop, accelerator, reporter))
 
     def finish(self, done: Trained, output: Path, title: str) -> None:
-        """Draw the learning curve into the folder of the output, and remove the checkpoints."""
+        """Draw the learning curve into the output folder, and remove the checkpoints."""
         from adapter_export.torch_backend.train.objectives import OBJECTIVES
         from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
 
@@ -212,7 +212,7 @@ class TrainingJob:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def first_head(self, rows: TextTask) -> FirstHead:
-        """Return the head before training: a new one for the rows, or the head of the base."""
+        """Return the head before training: a new one for the rows, or the base head."""
         from adapter_export.graph.tasks import TASK_TYPES
 
         kind = TASK_TYPES[rows.problem]
@@ -223,7 +223,7 @@ class TrainingJob:
         return FirstHead(head, weights, rows.training.answers if kind.starts_at_prior else None)
 
     def _started(self, reader: RowReader, rows: TextTask, reporter: Reporter) -> Start:
-        """Attach what learns, and refuse rows that the base cannot take."""
+        """Attach the learner, and reject rows that the base cannot process."""
         from adapter_export.torch_backend.train.language import check_causal
 
         start = self.learner.begin(self, rows)
@@ -234,13 +234,13 @@ class TrainingJob:
         return start
 
     def _described(self, start: Start, rows: TextTask) -> tuple[dict[str, Any], str]:
-        """Return facts on the start for the record, and a clause with the initial change of the final hidden state."""
+        """Return facts about the start for the record, and a clause on the initial change of the final hidden state."""
         import numpy as np
 
         from adapter_export.torch_backend.train.init_adapter import relative_change
 
         adapter, examples = start.model.adapter, rows.training
-        if adapter is None or not adapter.placements:  # a student, whose own weights learn
+        if adapter is None or not adapter.placements:  # a student, whose weights are the base's
             return dict(start.facts), start.origin
         places = np.arange(min(_ROWS_MEASURED, self.loop.batch_size, len(examples.texts)))
         change = relative_change(start.model, next(examples.calls(places, pads=start.model.pads)).inputs)
@@ -248,7 +248,7 @@ class TrainingJob:
         return {**start.facts, "initial_change": change}, clause
 
     def _loop(self, rows: TextTask, accelerator: Accelerator) -> LoopSpec:
-        """Return the settings of the loop with its precision, and with numbers for balanced class weights."""
+        """Return the settings of the loop with its precision, and balanced class weights as numbers."""
         from adapter_export.torch_backend.train.data import balanced
 
         loop = replace(self.loop, precision=accelerator.mixed_precision)
@@ -259,7 +259,7 @@ class TrainingJob:
     def _judged(
         self, start: Start, done: Trained, loop: LoopSpec, accelerator: Accelerator, reporter: Reporter
     ) -> list[Judged]:
-        """Judge the answers of each model that is compared; note vectors that are all alike."""
+        """Score each compared model; warn if vectors are nearly identical."""
         from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.torch_backend.train.measure import cosine_apart, judged
         from adapter_export.torch_backend.train.objectives import OBJECTIVES
@@ -277,7 +277,7 @@ class TrainingJob:
 
 
 class _Mute(Reporter):
-    """Ignores what a process reports that is not the first one."""
+    """Ignores reports of all processes except the first."""
 
     def note(self, text: str) -> None:
         """Ignore it."""
@@ -291,13 +291,13 @@ def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
 def _counts(rows: TextTask) -> str:
     from adapter_export.graph.tasks import TASK_TYPES
 
-    counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
+    counts = f"{len(rows.training.texts):,} training rows, {len(rows.validation.texts):,} validation rows"
     task = TASK_TYPES[rows.problem].recorded or rows.problem
     return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{task}`"
 
 
 def _too_many(start: Start, rows: int) -> Iterator[str]:
-    """Yield a note if the adapter has enough parameters to memorise its rows; heads do not count."""
+    """Yield a note if the adapter has enough parameters to memorize its rows; heads do not count."""
     from adapter_export.analysis.adapter_costs import MOST_PER_ROW
     from adapter_export.graph.adapter import HEAD
 
@@ -306,31 +306,31 @@ def _too_many(start: Start, rows: int) -> Iterator[str]:
     if count > MOST_PER_ROW * rows:
         narrower = command("plan(…, rows=…)", f"plan MODEL --rows {rows}")
         yield (
-            f"{count:,} parameters learn from {rows:,} rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
-            f"memorise them; compare it with the narrower one that {narrower} recommends"
+            f"{count:,} parameters for {rows:,} training rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
+            f"memorize them; compare it with the narrower one recommended by {narrower}"
         )
 
 
 def _undecided(scores: Scores) -> Iterator[str]:
-    """Yield a note if nearly all validation rows get one answer."""
+    """Yield a note if nearly all validation rows get the same answer."""
     if scores.collapse is not None:
         yield (
-            f"{scores.collapse} (validation rows); give more {argument('epochs')}, a larger "
+            f"{scores.collapse} (validation rows); use more {argument('epochs')}, a larger "
             f"{argument('learning_rate')}, or {argument('class_weights', 'balanced')}"
         )
 
 
 def _collapsed(cosine: float) -> Iterator[str]:
-    """Yield a note if rows of different labels have vectors that are all alike, by their mean cosine."""
+    """Yield a note if rows of different labels have nearly identical vectors, by their mean cosine."""
     if cosine > _ALIKE:
         yield (
-            f"the vectors are all alike: of rows with different labels the mean cosine is {cosine:.4f}, so "
-            f"they tell nothing apart; give a smaller {argument('learning_rate')}, or more {argument('epochs')}"
+            f"the vectors are nearly identical (mean cosine of rows with different labels: {cosine:.4f}), so "
+            f"they do not separate labels; use a smaller {argument('learning_rate')}, or more {argument('epochs')}"
         )
 
 
 def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
-    """Return the head of the base for the task of a new one, and its tensors, classes in the order of the data.
+    """Return the base head for the task of a new head, and its tensors, with classes in the order of the data.
 
     Raises:
         UsageError: the base has no head with a task, or one for another task.
@@ -343,19 +343,19 @@ def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
     if known is None or known.head is None or known.head.task is None or wanted is None:
         found = f"; {base.notes[0]}" if base.notes else ""
         raise UsageError(
-            "the base has no head from which a training could start",
+            "the base has no head to start from",
             where=argument("head", "base"),
             found=f"no head with a task{found}",
-            fix="leave it out, and the head starts at random",
+            fix="remove the option to start from a random head",
         )
     head, task = known.head, known.head.task
     if task.type != wanted.type or set(task.labels) != set(wanted.labels) or _results(head) != _results(new):
         raise UsageError(
-            "the base head answers another question than the data",
+            "the base head's task does not match the data",
             where=argument("head", "base"),
             found=f"a head for `{task.type}`, {', '.join(task.labels) or _results(head)}",
             expected=f"`{wanted.type}`, {', '.join(wanted.labels) or _results(new)}",
-            fix="rename the labels in the data, or let the head start at random",
+            fix="rename the labels in the data, or start from a random head",
         )
     order = [task.labels.index(label) for label in wanted.labels]
     weights = {
@@ -369,7 +369,7 @@ def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
 
 
 def _results(head: Head) -> int:
-    """Return the number of results of a head; 0 for a vector, which may have any width."""
+    """Return the number of outputs of a head; 0 for a vector, which may have any width."""
     from adapter_export.graph.tasks import CLASSES
 
     return head.widths.get(CLASSES, 0)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NewAdapter:
-    """A new adapter with a new head, or with that of the base.
+    """A new adapter with a new head, or with the base head.
 
     Attributes:
-        kind: what the adapter computes, and where.
-        name: of the adapter.
-        scheme: the initialization of its weights; `None` is that of the kind.
-        options: of the kind, as they were given, for the record.
+        kind: kind of the adapter, with its sites.
+        name: name of the adapter.
+        scheme: initialization of its weights; `None` is the default of the kind.
+        options: options of the kind as given, for the record.
     """
 
     kind: Kind
@@ -61,12 +61,12 @@ class NewAdapter:
 
 @dataclass(frozen=True)
 class NewFusion:
-    """A fusion of adapters, which stay unchanged, with a new head, or with that of the base.
+    """A fusion of frozen adapters with a new head, or with the base head.
 
     Attributes:
         members: the adapters.
-        spec: the type of the fusion, and its options.
-        name: of the fusion.
+        spec: type of the fusion, and its options.
+        name: name of the fusion.
     """
 
     members: Sequence[Adapter]
@@ -79,10 +79,10 @@ class NewFusion:
         from adapter_export.torch_backend.attach import attach
 
         first, seed = job.first_head(rows), job.loop.seed
-        assert first.head is not None  # as no fusion learns to write
+        assert first.head is not None  # fusions always have a head: they cannot be trained to generate
         made, learned = self.spec.fuse(job.base, self.members, self.name, first.head, seed)
         model = attach(job.base.torch, first.onto(made), sites=job.base.sites.complete, learned=learned)
-        # the loop has these two with their defaults
+        # record these two from the loop, which fills in defaults
         of_loop = ("fusion_temperature_decay", "value_penalty")
         options = {name: value for name, value in changed(self.spec).items() if name not in of_loop}
         facts = {"fusion": self.spec.fusion, **options}
@@ -91,12 +91,12 @@ class NewFusion:
 
 @dataclass(frozen=True)
 class NewStudent:
-    """A base with a head, all weights of which learn.
+    """A base with a head, whose weights are all trained.
 
     Attributes:
-        layers: the layers of the base that it has.
-        teacher: the adapter of the teacher; `None` where it learns from labels only, with a new head.
-        loss: the loss of what it learns from the teacher.
+        layers: indices of the layers it keeps.
+        teacher: adapter of the teacher; `None` to learn from labels only, with a new head.
+        loss: the distillation loss.
     """
 
     layers: tuple[int, ...]
@@ -105,11 +105,11 @@ class NewStudent:
 
     @property
     def task(self) -> Task | None:
-        """The task of the teacher."""
+        """Task of the teacher."""
         return None if self.teacher is None else self.teacher.task
 
     def begin(self, job: TrainingJob, rows: TextTask) -> Start:
-        """Return the student, and its teacher, whose hidden states before each layer that is kept are seen."""
+        """Return the student, and its teacher with the hidden states before each kept layer exposed."""
         from adapter_export.graph.adapter import BASE_HEAD, HEAD
         from adapter_export.graph.adapter import Adapter as AdapterType
         from adapter_export.torch_backend.attach import AdaptedModel
@@ -123,7 +123,7 @@ class NewStudent:
         its = ArchiveBase(None, base.options, loaded=own).sites.complete
         if self.teacher is None:
             first = job.first_head(rows)
-            assert first.head is not None  # as no student learns to write
+            assert first.head is not None  # students always have a head: they cannot be trained to generate
             made = first.onto(head_alone(first.head, BASE_HEAD, own.fingerprint, seed=job.loop.seed))
             model = Student(own, made, its)
             return Start(model, self._facts, self._origin, compared=(model,))
@@ -132,7 +132,7 @@ class NewStudent:
         seen = [ends_of(its, layer)[0] for layer in layers_of(its)[1:]]
         matched = [ends_of(sites, layer)[0] for layer in self.layers[1:]]
         final = len(base.torch.axes(sites.final))
-        if any(len(base.torch.axes(value)) != final for value in matched):  # a base that flattens batch and tokens
+        if any(len(base.torch.axes(value)) != final for value in matched):  # the base flattens batch and tokens
             seen, matched = [], []
         model = Student(own, made, its, seen)
         teacher = Teacher(AdaptedModel(base.torch, self.teacher, sites, seen=matched), self.loss)
@@ -148,8 +148,8 @@ class NewStudent:
         return f"all weights of {len(self.layers)} layers learn"
 
     def student(self, done: Trained) -> TorchBase:
-        """Return the trained student as a base with its head, which holds the training record."""
+        """Return the trained student as a base with its head and the training record."""
         from adapter_export.torch_backend.train.distil_loop import Student
 
-        assert isinstance(done.model, Student)  # as `begin` makes one
+        assert isinstance(done.model, Student)  # `begin` returns one
         return done.model.to_base(done.record)

@@ -1,4 +1,4 @@
-"""Rows of files as a base takes them, read for training and for measuring."""
+"""Rows of files as inputs of a base, for training and for scoring."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.task_files import TextTask
 
 MAX_TOKENS = 128
-"""Length to which texts are truncated by default, if the model takes as many tokens."""
+"""Default truncation length of texts, if the model accepts as many tokens."""
 
 
 def open_trainable(model: Base | Address, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
@@ -39,7 +39,7 @@ def open_trainable(model: Base | Address, site_map: PathLike | None = None, *, t
 
 
 def adapter_with_task(base: Base, place: Adapter | Address) -> Adapter:
-    """Return an adapter, or that of a folder, whose head has a task; the base is not opened for it.
+    """Return an adapter whose head has a task, from its folder if necessary; the base is not opened.
 
     Raises:
         AdapterError: it has no head, or one without a task.
@@ -50,7 +50,7 @@ def adapter_with_task(base: Base, place: Adapter | Address) -> Adapter:
             "the adapter's head has no task",
             where=f"adapter `{adapter.name}`",
             found="no head" if adapter.head is None else "a head without a task",
-            fix="give an adapter whose head has a task",
+            fix="use an adapter whose head has a task",
         )
     return adapter
 
@@ -58,17 +58,17 @@ def adapter_with_task(base: Base, place: Adapter | Address) -> Adapter:
 def tables_before_opening(
     base: Base, data: DataSpec, head: HeadSpec, task: Task | None = None, *, splits: bool = True
 ) -> TrainingTables | LanguageTables | None:
-    """Read the tables of a base that is not opened yet, so that their faults are known before it is.
+    """Read the tables of an unopened base, so that their errors are reported before it is opened.
 
     Args:
         base: the base.
         data: the files.
         head: the task to learn.
-        task: the task of the adapter that answers the rows; `None` for a new one.
+        task: task of the adapter that answers the rows; `None` for a new one.
         splits: whether rows are held out, or files given, for validation and test.
 
     Returns:
-        The tables; `None` for a base that is open, or if only opening it tells whether it reads texts.
+        The tables; `None` for an open base, or if the modality is unknown until it is opened.
 
     Raises:
         UsageError: columns that the task does not have.
@@ -96,19 +96,19 @@ def _tables(
     paths: tuple[Path, Path | float | None, Path | None] = data.files if splits else (data.files[0], None, None)
     columns = data.columns if medium is None or data.text != "text" else replace(data.columns, text=medium)
     problem, labels = (head.task, ()) if task is None else (task.type, task.labels)
-    assert problem != CAUSAL_LM  # as it generates
+    assert problem != CAUSAL_LM  # language tables are read above
     remembers = not data.without_row_digests
     problem, columns = columns.read_as(problem)
     own = data if task is None else task
     prefixes = (own.query_prefix, own.document_prefix) if own.has_sides else (own.prefix, own.prefix)
     if own.has_sides and TASK_TYPES[problem].has_answers:
-        what, fix = "the adapter embeds queries and documents", f"name the column of the documents: {argument('pair')}"
+        what, fix = "the adapter embeds queries and documents", f"pass the column of the documents: {argument('pair')}"
         raise UsageError(what, found="a column of single texts", fix=fix)
     return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefixes, labels, remembers), medium)
 
 
 def _generates(head: HeadSpec, task: Task | None) -> bool:
-    """Return whether the base learns to write, without a head."""
+    """Return whether the base is trained to generate, without a head."""
     from adapter_export.graph.tasks import TASK_TYPES
 
     return task is None and not TASK_TYPES[head.task].has_head
@@ -122,15 +122,15 @@ def check_adapter_of(base: Base, adapter: Adapter) -> None:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads the rows of files as a base takes them, for a task to learn or for that of an adapter.
+    """Reads the rows of files as inputs of a base, for a task to learn or for an adapter's task.
 
     Attributes:
-        base: the base that takes the rows.
+        base: the base.
         data: the files and the limits of texts.
         head: the task to learn.
-        task: the task of the adapter that answers the rows; `None` for a new one.
-        source: turns texts into tokens, or files into the values of an image or of audio.
-        columns: of the table.
+        task: task of the adapter that answers the rows; `None` for a new one.
+        source: encodes texts as tokens, or files as the values of an image or audio.
+        columns: columns of the table.
         tables: the rows of the files, if they were read before the base was opened.
     """
 
@@ -154,7 +154,7 @@ class RowReader:
         """Return the reader for the rows of a base, or of an adapter with that task.
 
         Raises:
-            BaseModelError: the base was captured with its cache, or does not record how it reads its inputs.
+            BaseModelError: the base was captured with its cache, or does not record its preprocessing.
             UsageError: options for texts with a base that reads images or audio, too many tokens, or columns that the
                 task does not have.
             AdapterError: the adapter was trained with another tokenizer or another processor.
@@ -179,15 +179,15 @@ class RowReader:
 
     @property
     def generates(self) -> bool:
-        """True if the base learns to write, without a head."""
+        """True if the base is trained to generate, without a head."""
         return _generates(self.head, self.task)
 
     def read(self, seed: int) -> TextTask:
-        """Read the files, and split them by the seed.
+        """Read the files, and split them with the seed.
 
         Raises:
             DataError: a file cannot be used.
-            UsageError: the tokenizer makes tokens that the model does not have, or texts without labels do not fit.
+            UsageError: the tokenizer has tokens that the model does not have, or unlabelled texts do not fit the task.
         """
         from adapter_export.format.tabular.language_tables import LanguageTables
         from adapter_export.torch_backend.train.language import Endings, read_language
@@ -205,21 +205,21 @@ class RowReader:
         return rows
 
     def read_all(self) -> tuple[LabelledExamples, tuple[str, ...]]:
-        """Read the training file, unsplit; returns its rows, and notes on it.
+        """Read the training file without splitting it; returns its rows, and notes on it.
 
         Raises:
-            DataError: the file cannot be used, or has labels that the adapter does not know.
+            DataError: the file cannot be used, or has labels unknown to the adapter.
         """
         from adapter_export.format.tabular.training_tables import TrainingTables
         from adapter_export.torch_backend.train.task_files import read_examples
 
         tables = self._read_tables(splits=False)
-        assert isinstance(tables, TrainingTables)  # as an adapter answers them
+        assert isinstance(tables, TrainingTables)  # an adapter's task always has labelled rows
         rows = read_examples(tables, self.source, side=self._side)
         return rows, tuple(tables.tables["training"].remarks("labelled", rows.word))
 
     def check_padding(self, rows: TextTask, *, pads: bool) -> Iterator[str]:
-        """Refuse texts of a length that the base does not take, as bundles do; yield a note if no row is padded."""
+        """Reject texts of a length that the base does not accept; yield a note if rows cannot be padded."""
         fit = self.base.fit if self.source.medium is None else None
         if fit is not None:
             for name, part in rows.parts.items():
@@ -227,10 +227,10 @@ class RowReader:
                     for tokens in sorted(part.sizes):
                         fit(tokens, pads=pads)
         if not pads and len(rows.training.sizes | rows.validation.sizes) > 1:
-            yield "padding changes results: only rows of one length share a call"
+            yield "padding changes results: only rows of equal length share a batch"
 
     def record(self) -> dict[str, Any]:
-        """Return how the rows are read and answered, for the record of a training."""
+        """Return the preprocessing of rows and answers, for the training record."""
         of_texts = ("truncation", *PREFIXES, "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
         columns = {name: value for name, value in self.columns.names.items() if value is not None}
@@ -240,7 +240,7 @@ class RowReader:
     def _tokenizer(self) -> Tokenizer:
         from adapter_export.torch_backend.train.data import TextSource
 
-        assert isinstance(self.source, TextSource)  # as a base without a processor reads texts
+        assert isinstance(self.source, TextSource)  # a base without a processor reads texts
         return self.source.tokenizer
 
     def _read_tables(self, *, splits: bool) -> TrainingTables | LanguageTables:
@@ -250,13 +250,13 @@ class RowReader:
 
     @property
     def _side(self) -> Side:
-        """The end at which texts are cut: that of the task, of the options, or of the tokenizer."""
+        """Side on which texts are truncated: from the task, the options, or the tokenizer."""
         if self.task is not None:
             return self.task.truncation
         return self.data.truncation or ("right" if self.source.medium is not None else self._tokenizer.side)
 
     def _with_unlabelled(self, rows: TextTask, path: Path) -> TextTask:
-        """Return the rows with texts without labels behind those that are learnt, each once."""
+        """Return the training rows followed by the unlabelled texts, without duplicates."""
         import numpy as np
 
         from adapter_export.format.tabular.labelled import read_texts
@@ -267,8 +267,8 @@ class RowReader:
 
         learnt = rows.training
         if not TASK_TYPES[rows.problem].one_label or not isinstance(learnt, TextExamples):
-            what = "only texts with one label may lack it"
-            raise UsageError(what, where=argument("unlabelled"), found=f"the task `{rows.problem}`", fix="leave it out")
+            what = "unlabelled texts require a task with one label per text"
+            raise UsageError(what, where=argument("unlabelled"), found=f"the task `{rows.problem}`", fix="remove it")
         held_out = {text for part in (rows.validation, rows.test) if part is not None for text in part.texts}
         unlabelled, notes = read_texts(path, self.columns)
         read = [text if other is None else Pair(text, other) for text, other in unlabelled]
@@ -280,24 +280,24 @@ class RowReader:
         return replace(rows, training=every, sources=sources, notes=(*rows.notes, *notes))
 
     def _check_ids(self, rows: TextTask) -> None:
-        """Refuse a tokenizer whose tokens the model does not have."""
+        """Reject a tokenizer with tokens that the model does not have."""
         for record in self.base.inputs:
             highest = max(part.highest.get(record.name, 0) for part in rows.parts.values())
             if record.limit is not None and highest >= record.limit:
                 raise UsageError(
-                    "the tokenizer makes tokens that the model does not have",
+                    "the tokenizer has tokens that the model does not have",
                     where=f"`{record.name}`",
                     found=f"the id {highest}",
                     expected=f"0 to {record.limit - 1}",
-                    fix=f"give the tokenizer of the model: {argument('tokenizer')}",
+                    fix=f"use the model's tokenizer: {argument('tokenizer')}",
                 )
 
     def _check_task(self, task: Task) -> None:
-        """Refuse columns, a tokenizer or a processor that are not those that the adapter was trained with."""
+        """Reject columns, a tokenizer or a processor that differ from the adapter's training."""
         paired = task.input == "pair" or task.kind.pairs == "required"
         if task.input in ("text", "pair") and paired != (self.columns.pair is not None):
             pair = argument("pair")
-            fix = f"name the column of the second texts: {pair}" if paired else f"leave {pair} out"
+            fix = f"pass the column of the second texts: {pair}" if paired else f"remove {pair}"
             raise UsageError(f"the teacher answers {'pairs of texts' if paired else 'single texts'}", fix=fix)
         known = self.source.digest
         wanted = task.tokenizer if self.source.medium is None else task.processor
@@ -306,11 +306,11 @@ class RowReader:
                 "the teacher was trained with another tokenizer, or another processor",
                 found=f"digest {str(known)[:12]}…",
                 expected=f"{wanted[:12]}…",
-                fix=f"give the one that it was trained with: {argument('tokenizer')}",
+                fix=f"use the one it was trained with: {argument('tokenizer')}",
             )
 
     def _end_token(self) -> int | None:
-        """Return the id of the token that ends a text; `None` if neither the options nor the base name one."""
+        """Return the id of the token that ends a text; `None` if neither the options nor the base specify one."""
         token = self.data.end_token
         if token is None:
             ends = self.base.torch.generation.end
@@ -318,20 +318,20 @@ class RowReader:
         found = self._tokenizer.id_of(token)
         if found is None:
             where = argument("end_token")
-            raise UsageError("the tokenizer has no such token", where=where, found=f"`{token}`", expected="e.g. `</s>`")
+            raise UsageError("the tokenizer lacks this token", where=where, found=f"`{token}`", expected="e.g. `</s>`")
         return found
 
 
 def _check_no_cache(base: Base) -> None:
-    """Refuse a base with a cache: rows of a table have no past, and a head reads the hidden state."""
+    """Reject a base with a cache: rows of a table have no past, and a head reads the hidden state."""
     caches = [record.name for record in base.inputs if record.role == "cache"]
     if caches:
         raise BaseModelError(
-            "was captured with its cache, as it generates, and rows of a table have no past",
+            "was captured with its cache, for generation, but rows of a table have no past",
             where=base.path,
             found=f"{len(caches)} inputs such as `{caches[0]}`",
             expected="the bare model",
-            fix=f"train it to write: {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
+            fix=f"train it to generate with {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
             f"{argument('with_cache', True)}",
         )
 
@@ -344,38 +344,38 @@ def _text_source(base: Base, given: Address | None, max_tokens: int | None, prom
 
 
 def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:
-    """Return the given tokenizer or the base's, with the limit of a training where none is given.
+    """Return the given tokenizer or the base's, with the default limit if none is given.
 
     Raises:
-        UsageError: there is no tokenizer, or the base does not take as many tokens.
+        UsageError: there is no tokenizer, or the base does not accept as many tokens.
     """
     from adapter_export.text import Tokenizer, read_tokenizer
 
     known = base.max_tokens
     limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
     if known is not None and limit > known:
-        what = f"{argument('max_tokens')} is more than the model takes"
+        what = f"{argument('max_tokens')} exceeds the model's maximum length"
         raise UsageError(what, found=limit, expected=f"at most {known}")
     if given is not None:
         return Tokenizer.from_json(read_tokenizer(locate(given, "tokenizer").path), limit, base.fit)
     if base.tokenizer is None:
-        fix = f"name its `tokenizer.json`, or the folder of it: {argument('tokenizer')}"
+        fix = f"pass its `tokenizer.json`, or the folder with it: {argument('tokenizer')}"
         if base.inputs[0].dtype == "float32":
-            fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
-            raise UsageError("the model does not say how it reads images or audio", where=base.path, fix=fix)
-        raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
+            fix = "capture it again from a folder with a `preprocessor_config.json`"
+            raise UsageError("the model does not record its image or audio preprocessing", where=base.path, fix=fix)
+        raise UsageError("the model has no tokenizer", where=base.path, fix=fix)
     return Tokenizer.from_json(base.tokenizer, limit, base.fit)
 
 
 def _check_files_only(data: DataSpec, medium: str) -> None:
-    """Refuse options for texts beside a model that reads images or audio."""
+    """Reject options for texts with a model that reads images or audio."""
     given = changed(data)
     of_texts = [
         name for name in ("pair", "negative", "tokenizer", "max_tokens", "truncation", *PREFIXES) if name in given
     ]
     if of_texts:
         found = ", ".join(map(argument, of_texts))
-        raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
+        raise UsageError(f"applies to texts only, and the model reads `{medium}`", found=found, fix="remove it")
 
 
 def _media_source(base: Base, data: DataSpec, columns: Columns) -> tuple[MediaSource, Columns]:

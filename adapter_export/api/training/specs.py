@@ -1,4 +1,4 @@
-"""Rows and heads of a training: `DataSpec` and `HeadSpec`, whose annotated fields are options of commands."""
+"""Rows and heads of a training run: `DataSpec` and `HeadSpec`, whose annotated fields are options of commands."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.task_files import TextTask
 
 _HELD_OUT = 0.1
-"""Fraction of the rows that are held out if neither a fraction nor a file is given."""
+"""Default fraction of the rows that are held out."""
 
 PREFIXES = ("prefix", "query_prefix", "document_prefix")
-"""The fields of `DataSpec` and of `Task` with texts before rows."""
+"""Fields of `DataSpec` and of `Task` with texts that precede rows."""
 
 _SHAPE = ("pooling", "head_layers", "head_width", "head_activation", "head_dropout", "vector_width", "l2_normalise")
-"""The fields of `HeadSpec` that shape a new head."""
+"""Fields of `HeadSpec` that shape a new head."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class DataSpec:
     """Files of labelled rows, their columns, and the limits of texts.
 
     Attributes:
-        training: the file to learn from, or a folder of images or audio files for each label.
-        unlabelled: a file with more texts, without labels, that a teacher answers.
+        training: training file, or a folder of image or audio files for each label.
+        unlabelled: a file with more texts, without labels, for a teacher to answer.
     """
 
     training: PathLike
@@ -92,19 +92,19 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_data is not None:
             both = f"{argument('validation')} and {argument('validation_data')}"
-            raise UsageError(f"{both} exclude each other", fix="give one of them")
+            raise UsageError(f"{both} exclude each other", fix="pass only one")
         if self.prefix and self.has_sides:
             both = f"{argument('prefix')} and those of queries and documents"
-            raise UsageError(f"{both} exclude each other", fix="give one of them")
+            raise UsageError(f"{both} exclude each other", fix="pass only one")
 
     @property
     def has_sides(self) -> bool:
-        """True if queries and documents have prefixes of their own."""
+        """True if queries and documents have separate prefixes."""
         return bool(self.query_prefix or self.document_prefix)
 
     @property
     def columns(self) -> Columns:
-        """The columns of the table."""
+        """Columns of the table."""
         from adapter_export.format.tabular.labelled import Columns
         from adapter_export.format.tabular.table_files import TableFormat
 
@@ -113,7 +113,7 @@ class DataSpec:
 
     @cached_property
     def files(self) -> tuple[Path, Path | float, Path | None]:
-        """The training file, the validation file or the fraction that is held out, and the test file."""
+        """Training file, validation file or held-out fraction, and test file."""
         held_out = _HELD_OUT if self.validation is None else float(self.validation)
         validation = held_out if self.validation_data is None else locate(self.validation_data, "table").path
         test = None if self.test_data is None else locate(self.test_data, "table").path
@@ -122,7 +122,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The task to learn, and the head that answers it."""
+    """Task to learn, and the head that answers it."""
 
     task: Annotated[
         Learnt,
@@ -149,8 +149,7 @@ class HeadSpec:
     l2_normalise: Annotated[bool, "Normalize vectors to length 1 (`embedding` only)."] = False
     widths: Annotated[
         tuple[int, ...],
-        "Widths to which vectors can be truncated, each with a loss of its own beside the full width's (Matryoshka, "
-        "`embedding` only).",
+        "Widths to which vectors can be truncated, each with its own loss term (Matryoshka, `embedding` only).",
     ] = ()
 
     def __post_init__(self) -> None:
@@ -169,9 +168,9 @@ class HeadSpec:
         shaped = [name for name in _SHAPE if name in given and self.head == "base"]
         if shaped:
             raise UsageError(
-                "the head of the base cannot be changed",
+                "the base head cannot be changed",
                 found=", ".join(map(argument, shaped)),
-                fix=f"leave it out, or leave {argument('head', 'base')} out",
+                fix=f"remove it, or remove {argument('head', 'base')}",
             )
         kind = TASK_TYPES[self.task]
         unfit = [] if self.head_layers else ["head_width", "head_activation"]
@@ -186,14 +185,14 @@ class HeadSpec:
         raise UsageError(
             f"{argument(option)} does not apply to this task and head",
             found=f"the task `{self.task}` and {self.head_layers} dense layers",
-            fix=f"leave it out, or give another {argument('task')} or {argument('head_layers')}",
+            fix=f"remove it, or change {argument('task')} or {argument('head_layers')}",
         )
 
     def check(self, data: DataSpec, **more: object) -> None:
-        """Refuse options of the rows, and `more` of other objects by name, that do not apply to the task.
+        """Reject options of the rows, and `more` of other objects by name, that do not apply to the task.
 
         Raises:
-            UsageError: there is one.
+            UsageError: an option does not apply.
         """
         from adapter_export.graph.tasks import TASK_TYPES
 
@@ -201,13 +200,13 @@ class HeadSpec:
         if not kind.has_head:
             given = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
             names = (*_SHAPE, "head", "thresholds", *PREFIXES, "truncation", *more)
-            what = "the base itself predicts the next token, and no head and no fusion is trained for it"
+            what = "the base predicts the next token, without a trained head or fusion"
         else:
             given, names = of_data, ("packing", "end_token")
-            what = f"only `{CAUSAL_LM}` learns whole texts"
+            what = f"this option applies only to `{CAUSAL_LM}`"
         strange = [name for name in names if name in given]
         if strange:
-            raise UsageError(what, found=", ".join(map(argument, strange)), fix="leave it out")
+            raise UsageError(what, found=", ".join(map(argument, strange)), fix="remove it")
         for option in PREFIXES:
             if option in of_data and not kind.is_vector:
                 self._refuse(option)
@@ -215,7 +214,7 @@ class HeadSpec:
             self._refuse("temperature")
         data.columns.check(self.task)
         if data.has_sides and TASK_TYPES[data.columns.read_as(self.task)[0]].has_answers:
-            what, fix = "only pairs have queries and documents", f"name the column of the documents: {argument('pair')}"
+            what, fix = "only pairs have queries and documents", f"pass the column of the documents: {argument('pair')}"
             found = next(name for name in PREFIXES if name in of_data)
             raise UsageError(what, where=argument(found), found="a column of single texts", fix=fix)
 
@@ -245,12 +244,12 @@ class HeadSpec:
 
 
 def _below(full: int, widths: Sequence[int]) -> tuple[int, ...]:
-    """Return the widths below the full one, each once, the largest first.
+    """Return the widths below the full one, without duplicates, in descending order.
 
     Raises:
         UsageError: one is larger than the full width.
     """
     if max(widths, default=0) > full:
         where, expected = argument("widths"), f"at most {full}, the width of the vectors"
-        raise UsageError("vectors are not so wide", where=where, found=max(widths), expected=expected)
+        raise UsageError("a width exceeds that of the vectors", where=where, found=max(widths), expected=expected)
     return tuple(sorted({width for width in widths if width < full}, reverse=True))

@@ -1,1 +1,1 @@
-"""ONNX bases: opened without reading their weights, checked, made ready for slots."""
+"""ONNX bases: opened without reading their weights, validated, and prepared for slots."""

@@ -1,4 +1,4 @@
-"""The record in an onnxruntime-genai folder of the trained model whose weights it holds: `base_identity.json`."""
+"""Match of an onnxruntime-genai folder to the trained model it was converted from: `base_identity.json`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.version import __version__
 
 IDENTITY_VERSION = "1.0.0"
-"""The version of the format that is written, and the newest that is read."""
+"""Format version that is written, and the newest that can be read."""
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """The proof that a graph holds the weights of a trained model, each within its rounding.
+    """Evidence that a graph contains the weights of a trained model, each within its rounding.
 
     Attributes:
-        version: the version of this format.
-        graph: the fingerprint of the graph's own weights.
-        base: the fingerprint of the trained model, which adapters name.
-        model_type: the name of its architecture in transformers.
-        weights: the rows of each weight with those that they were made from, and how far they differ.
-        renamed: names of sites in the trained model, by the names that the graph gives them.
+        version: format version.
+        graph: fingerprint of the graph's weights.
+        base: fingerprint of the trained model, which adapters name.
+        model_type: name of its architecture in transformers.
+        weights: the rows of each weight with their trained rows, and the differences.
+        renamed: names of sites in the trained model, by their names in the graph.
         paths: module paths of sites in the trained model.
         producer: the program that compared them.
     """
@@ -53,11 +53,11 @@ class BaseIdentity:
         """Return the graph with the fingerprint, names and paths of the trained model.
 
         Raises:
-            BaseModelError: it is another graph than the one that was compared, or two sites would have one name.
+            BaseModelError: the record belongs to another graph, or two sites would have the same name.
         """
         if graph.fingerprint != self.graph:
             raise BaseModelError(
-                "was compared with a trained model when it had other weights",
+                "has changed since it was compared with a trained model",
                 where=graph.path.with_name(IDENTITY_FILE),
                 found=graph.fingerprint,
                 expected=self.graph,
@@ -68,13 +68,13 @@ class BaseIdentity:
         twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
         if twice:
             raise BaseModelError(
-                "gives several sites one name",
+                "assigns the same name to several sites",
                 where=graph.path.with_name(IDENTITY_FILE),
                 found=quoted(twice),
-                expected="a name of its own for each site",
+                expected="a unique name for each site",
                 fix="delete the file, and compare again",
             )
-        note = f"`{IDENTITY_FILE}`: its {len(self.weights)} weights are those of {self.base}, each within its rounding"
+        note = f"`{IDENTITY_FILE}`: its {len(self.weights)} weights match {self.base}, each within its rounding"
         return replace(graph, fingerprint=self.base, sites=sites, notes=(*graph.notes, note))
 
 
@@ -83,7 +83,7 @@ def read_identity(path: Path) -> BaseIdentity:
 
     Raises:
         FileError: it cannot be read.
-        FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
+        FormatError: it breaks the format; the message has the JSON path. `VersionError` is a subclass.
     """
     document = read_json(path)
     with version_checked(document, IDENTITY_VERSION, path), within(path):

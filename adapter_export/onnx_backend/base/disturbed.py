@@ -1,8 +1,8 @@
-"""Graphs that round elsewhere: a base whose norms and biases are off by a few units in the last place.
+"""Simulate the rounding of other machines: change a base's norms and biases by a few units in the last place.
 
-Another processor or another release adds up in another order, and its last bits differ. In a base that quantises its
-activations such a difference now and then moves a value by a whole step. Runs of a disturbed graph are samples of what
-other machines give.
+Other processors and releases sum in a different order, so the last bits differ. If a base quantizes its activations,
+such a difference occasionally moves a value by a whole step. Runs of disturbed graphs sample the results of other
+machines.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import onnx_ir as ir
 from adapter_export.safe_io.regular_files import map_bytes
 
 _UNITS = {ir.DataType.FLOAT: 4.0, ir.DataType.DOUBLE: 4.0, ir.DataType.FLOAT16: 1.0}
-"""Units in the last place that an element is off, by its type: kernels of one operation differ by about as many.
-Those of float16 add up in float32, and round once."""
+"""Change of an element in units in the last place, by type: about the difference between kernels of one operation.
+float16 kernels sum in float32 and round once."""
 
 
 def disturbed(model: ir.Model, folder: Path, kept: Collection[str], seed: int) -> ir.Model:
-    """Return a copy of a graph with errors of random signs in its constant vectors of floats.
+    """Return a copy of a graph with errors of random sign in its constant float vectors.
 
     Args:
-        model: the graph; it stays as it is.
-        folder: with its external tensors.
-        kept: initializers that stay as they are.
-        seed: of the signs.
+        model: the graph; it is not changed.
+        folder: the folder with its external tensors.
+        kept: initializers that keep their values.
+        seed: seed of the signs.
     """
     copy, rng = model.clone(), np.random.default_rng(seed)
     for graph in copy.graphs():
@@ -45,7 +45,7 @@ def _is_vector(tensor: ir.TensorProtocol) -> bool:
 
 
 def _values(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:
-    """Return the elements of a tensor; onnx_ir refuses a file with hard links, which the weights of a bundle may be."""
+    """Return the elements of a tensor; onnx_ir rejects hard links, which a bundle's weights may be."""
     if isinstance(tensor, ir.ExternalTensor):
         with map_bytes(folder / str(tensor.location)) as mapped:
             return np.frombuffer(mapped, tensor.dtype.numpy(), tensor.size, tensor.offset or 0).copy()

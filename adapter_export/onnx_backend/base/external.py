@@ -1,6 +1,6 @@
-"""External data: where the large weights of an ONNX model lie, checked before they are read; models on disk.
+"""External data: locations of an ONNX model's large weights, validated before they are read; models on disk.
 
-On disk all large weights of a bundle's graphs are in one file, linked as it is or written tensor by tensor.
+All large weights of a bundle's graphs are in one file, which is hard-linked or written tensor by tensor.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from adapter_export.safe_io.regular_files import read_bytes, sha256_of_part
 WEIGHTS_FILE = "base.bin"
 
 EMBEDDED_BYTES = 1024
-"""Smaller tensors stay in the graph's own file."""
+"""Maximum bytes of tensors that stay in the graph's file."""
 
 _LEAST_USED = 0.9
-"""The share of a file that a graph must use for the file to be linked as a whole."""
+"""Minimum fraction of a file that a graph must use for the whole file to be linked."""
 
 
 _PROTO_BYTES = 2**31 - 1
-"""The largest message of protobuf."""
+"""Maximum size of a protobuf message."""
 
 
 def read_model(path: Path, refusal: Callable[[str], AdapterExportError]) -> ir.Model:
-    """Read an ONNX file; external data are not read. What its parsers raise becomes `refusal(reason)`.
+    """Read an ONNX file without its external data. Exceptions of its parsers become `refusal(reason)`.
 
     Raises:
-        FileError: it is no regular file, cannot be read, or is larger than any message of protobuf.
+        FileError: it is not a regular file, cannot be read, or is larger than any protobuf message.
     """
     data = read_bytes(path, _PROTO_BYTES)
-    if not data:  # a valid message
+    if not data:  # an empty file is a valid message
         raise refusal("0 bytes")
     with parsing(refusal):
         model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(data))
@@ -49,11 +49,13 @@ def read_model(path: Path, refusal: Callable[[str], AdapterExportError]) -> ir.M
 
 
 def settle_external_data(model: ir.Model, path: Path) -> Path:
-    """Compare every external tensor with the file that it names, then let it name that file without links.
+    """Validate the file of every external tensor, then make the tensor refer to that file without links.
 
-    A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow. Returns the
-    folder to which the tensors' locations are relative from now on: that of the model, or of the file that it links to.
-    `BaseModelError`: a file is missing, lies outside of the model's folder, or is too short.
+    A model cache keeps a model and its data as symbolic links in one folder, which ONNX Runtime does not follow.
+    Returns the folder that tensor locations are relative to afterwards: that of the model, or of the file it links to.
+
+    Raises:
+        BaseModelError: a file is missing, outside the model's folder, or too short.
     """
     values = list(_external_values(model))
     files = {}
@@ -77,11 +79,11 @@ def _check_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
         raise _outside(path, tensor.location)
     if not file.is_file():
         raise BaseModelError(
-            "is missing, and the model keeps weights in it",
+            "is missing, but contains weights of the model",
             where=file,
             found="no such file",
             expected=f"the data of `{tensor.name}`",
-            fix=f"put it beside `{path.name}`",
+            fix=f"put it in the folder of `{path.name}`",
         )
     needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
     if file.stat().st_size < needed:
@@ -90,13 +92,13 @@ def _check_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
             where=file,
             found=f"{file.stat().st_size} bytes",
             expected=f"at least {needed}, for `{tensor.name}`",
-            fix="copy it again as a whole",
+            fix="copy it again completely",
         )
 
 
 def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
     return BaseModelError(
-        "keeps weights outside of its folder",
+        "has weights outside its folder",
         where=model,
         found=f"`{location}`",
         expected="files in the folder of the model",
@@ -105,7 +107,7 @@ def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
 
 
 def external_files(model: ir.Model, folder: Path) -> set[Path]:
-    """The files with the external data of a settled model, whose locations are relative to `folder`."""
+    """Return the external data files of a settled model, whose locations are relative to `folder`."""
     return {(folder / tensor.location).resolve() for _, tensor in _external_values(model)}
 
 
@@ -117,16 +119,16 @@ def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTen
 
 
 def sha256_of_tensor(tensor: ir.TensorProtocol) -> str:
-    """The sha256 of the raw little-endian bytes, in lower-case hexadecimal, without holding external data in memory."""
+    """Return the SHA-256 of the raw little-endian bytes as lower-case hexadecimal, streaming external data."""
     if not isinstance(tensor, ir.ExternalTensor):
         return hashlib.sha256(tensor.tobytes()).hexdigest()
     return sha256_of_part(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
 
 
 def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A view of a checked tensor that reads its file.
+    """Return a view of a validated tensor that reads its file.
 
-    onnx-ir itself refuses files with several hard links, such as package installers make.
+    onnx-ir rejects files with several hard links, which package installers create.
     """
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
@@ -147,11 +149,14 @@ def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> i
 
 
 def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> None:
-    """Write a graph, and the weights of its base beside it in `base.bin`; the slots stay in the graph's file.
+    """Write a graph, and its base's weights to `base.bin` in the same folder; slots stay in the graph's file.
 
-    Where the weights lie in one file on the same file system, `base.bin` is one more name of that file (a hard link).
-    Otherwise, and with `copy_weights`, they are streamed: not the whole base is in memory at any time. The model refers
-    to `base.bin` afterwards. `BaseModelError`: the graph breaks a rule of ONNX.
+    If the weights are in one file on the same file system, `base.bin` becomes a hard link to it. Otherwise, and with
+    `copy_weights`, they are streamed, so the base is never completely in memory. Afterwards, the model refers to
+    `base.bin`.
+
+    Raises:
+        BaseModelError: the graph breaks a rule of ONNX.
     """
     overridable = {value.name for value in model.graph.inputs}
     weights = {
@@ -184,7 +189,7 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
 
 
 def join_weights(model: ir.Model, path: Path) -> bool:
-    """Write the external data of a model, however many files it is in, into one file, which the model then refers to.
+    """Write the external data of a model from any number of files into one file, which the model then refers to.
 
     Returns false, and writes nothing, if the model has no external data.
     """
@@ -195,7 +200,7 @@ def join_weights(model: ir.Model, path: Path) -> bool:
 
 
 def _stream(tensors: Mapping[ir.Value, ir.TensorProtocol], path: Path) -> None:
-    """Write tensors to a file, one at a time, and let their values refer to it."""
+    """Write tensors to a file one at a time, and make their values refer to it."""
     read = [readable(tensor) for tensor in tensors.values()]
     written = ir.external_data.convert_tensors_to_external(read, path.parent, path.name)
     for value, external in zip(tensors, written, strict=True):
@@ -203,7 +208,7 @@ def _stream(tensors: Mapping[ir.Value, ir.TensorProtocol], path: Path) -> None:
 
 
 def is_large(model: ir.Model) -> bool:
-    """Return whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
+    """Return whether the weights of a model take a gigabyte or more, so that each run takes seconds."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None) >= 2**30
 
@@ -216,7 +221,7 @@ def bytes_with_weights(path: Path, model: ir.Model) -> int:
 
 
 def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path) -> bool:
-    """Give the file that holds the weights one more name; false where that cannot be, or most of it is not used."""
+    """Create a hard link to the file with the weights; return false if that is impossible or most of it is unused."""
     external = {value: tensor for value, tensor in weights.items() if isinstance(tensor, ir.ExternalTensor)}
     files = {Path(tensor.path).resolve() for tensor in external.values()}
     if len(external) < len(weights) or len(files) != 1:
@@ -226,7 +231,7 @@ def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path
         return False
     try:
         os.link(file, target)
-    except OSError:  # another file system, one without hard links, or a file that is not the user's
+    except OSError:  # another file system, no support for hard links, or another owner
         return False
     for value, tensor in external.items():
         value.const_value = relocated(tensor, WEIGHTS_FILE, target.parent)
@@ -235,10 +240,10 @@ def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path
 
 @contextmanager
 def _checkable(path: Path) -> Iterator[Path]:
-    """Yield a copy of the graph in which every operator is in the domain that it belongs to.
+    """Yield a copy of the graph in which every operator is in its correct domain.
 
-    ONNX Runtime has operators of its own in the standard domain (`SimplifiedLayerNormalization`), and tools write them.
-    Beside it lies a file of the size of the weights: the checker refuses files with several hard links.
+    ONNX Runtime registers some of its operators in the standard domain (`SimplifiedLayerNormalization`), and tools use
+    that. A sparse file of the weights' size lies beside it, because the checker rejects files with several hard links.
     """
     model = onnx.load(path, load_external_data=False)
     own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]

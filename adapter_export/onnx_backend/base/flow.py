@@ -1,4 +1,4 @@
-"""An ONNX graph as a neutral dataflow graph."""
+"""View of an ONNX graph as a backend-neutral dataflow graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind, Step, constant_starts
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
-"""Moves that leave every number where it is as long as the shape stays."""
+"""Operators that move data, and move nothing if they keep the shape."""
 
 _MOVES = _RESHAPES | {
     *("Slice", "Split", "Gather", "GatherElements", "GatherND", "Concat", "Pad", "Tile"),
@@ -30,27 +30,29 @@ _ACTIVATIONS = frozenset({"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "Elu", "Selu
 }
 
 _ELEMENTWISE = operators.NORMS | {"Add", "Sub", "Mul", "Div", "Cast", "Identity"}
-"""Operators whose result is as wide as what they read."""
+"""Operators whose result has the width of their input."""
 
 _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
-"""Operators that read the shape of a tensor and none of its numbers."""
+"""Operators that read the shape of a tensor and none of its values."""
 
 _QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-"""Dtypes that products may read instead of an activation; adapters cannot, so these values get no shapes."""
+"""Types that products may read instead of an activation; adapters cannot, so these values get no shapes."""
 
 
 LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     *(ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
     *(LookupError, MemoryError, RuntimeError, TypeError, ValueError),
 )
-"""Errors that the libraries raise while reading or rewriting a graph they do not support."""
+"""Errors that the libraries raise while reading or rewriting an unsupported graph."""
 
 
 def flow_graph(model: ir.Model) -> FlowGraph:
     """View the main graph of a model as dataflow; its values keep their names, and missing shapes are inferred.
 
-    A sum that is fused with its norm is shown as two nodes: the sum, with the name of the fused node, and the norm.
-    `BaseModelError`: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
+    A sum that is fused with its norm appears as two nodes: the sum, with the name of the fused node, and the norm.
+
+    Raises:
+        BaseModelError: a residual sum is hidden inside an operator, or the shape of a sum is unknown.
     """
     graph = (model if has_shapes(model.graph) else with_inferred_shapes(model)).graph
     activations, names = activations_of(graph), node_names(graph)
@@ -77,29 +79,29 @@ def _check_sums_are_visible(graph: ir.Graph, activations: Set[str]) -> None:
             "the residual sums of this graph are hidden inside fused operators",
             where=f"graph `{graph.name}`",
             found=", ".join(f"{count} `{op}`" for op, count in fused.items()),
-            expected="an `Add` for each of them",
-            fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+            expected="an `Add` for each sum",
+            fix="use the graph before optimization; ONNX Runtime fuses it when loading",
         )
 
 
 def check_layers_are_visible(graph: ir.Graph) -> None:
-    """Refuse layers in the branches of an `If` or the body of a loop, where no slot can stand, and hidden sums."""
+    """Reject hidden sums, and layers in the branches of an `If` or the body of a loop, which cannot have slots."""
     _check_sums_are_visible(graph, activations_of(graph))
     products = {*operators.FACTORS, *operators.CONVOLUTIONS}
     inner = {node: {each.op_type for body in _bodies(node) for each in body.all_nodes()} for node in graph}
     hiding = Counter(node.op_type for node, ops in inner.items() if not ops.isdisjoint(products))
     if hiding:
         raise BaseModelError(
-            "layers of this graph lie inside its control flow, where adapters cannot act",
+            "layers of this graph are inside control flow, where adapters cannot act",
             where=f"graph `{graph.name}`",
             found=", ".join(f"{count} `{op}` with products inside" for op, count in hiding.items()),
-            expected="a graph whose layers all lie in the open",
+            expected="a graph with all layers outside control flow",
             fix="export it again for one case, without `If`, `Loop` and `Scan`",
         )
 
 
 def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs inside a node: branches of an `If`, the body of a loop."""
+    """Yield the graphs inside a node: branches of an `If`, the body of a loop."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
@@ -108,22 +110,22 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def _check_sums_have_shapes(flow: FlowGraph) -> None:
-    """Refuse a graph of which only the beginning is understood: the rest of its sites would be missing."""
+    """Reject a graph that is understood only in part: the rest of its sites would be missing."""
     if all(flow.shapes.keys() >= {*node.inputs, *node.outputs} for node in flow.nodes if node.kind == "add"):
         return
     opaque = Counter(
         node.op for node in flow.nodes if node.outputs[0] not in flow.shapes and flow.shapes.keys() >= set(node.inputs)
     )
     raise BaseModelError(
-        "the shapes of this graph are not recorded, and not all of them can be inferred",
+        "some shapes of this graph are neither recorded nor can be inferred",
         found=", ".join(f"{count} `{op}`" for op, count in opaque.items()) + " of unknown output shape",
         expected="operators of the ONNX standard, or shapes recorded in the graph",
-        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+        fix="use the graph before optimization; ONNX Runtime fuses it when loading",
     )
 
 
 def has_shapes(graph: ir.Graph) -> bool:
-    """Return whether the shapes of all sums of floats are recorded, and of what they add."""
+    """Return whether the shapes of all float sums and of their operands are recorded."""
     for node in graph:
         if node.op_type == "Add" or operators.is_skip_norm(node):
             summands = [value for value in _read(node)[: operators.SUMMANDS] if value.producer() is not None]
@@ -134,17 +136,18 @@ def has_shapes(graph: ir.Graph) -> bool:
 
 
 def is_known(shape: ir.Shape | None) -> bool:
-    """Return whether a shape says what discovery needs: how many axes, and of two or three how long the last is."""
+    """Return whether a shape has what discovery needs: its number of axes, and of two or three the last length."""
     if shape is None:
         return False
     last = shape[-1] if len(shape) in (2, 3) else 0
-    return isinstance(last, int) or (last.value is not None and not last.value.startswith("unk__"))  # ONNX's own names
+    return isinstance(last, int) or (last.value is not None and not last.value.startswith("unk__"))
 
 
 def with_inferred_shapes(model: ir.Model) -> ir.Model:
-    """A copy with the shapes that ONNX can infer; its tensors are those of the original.
+    """Return a copy with the shapes that ONNX can infer; it shares the tensors of the original.
 
-    `BaseModelError`: what is recorded contradicts itself.
+    Raises:
+        BaseModelError: recorded shapes contradict each other.
     """
     try:
         return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
@@ -158,7 +161,7 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
 
 
 def activations_of(graph: ir.Graph) -> set[str]:
-    """The values that are computed from the numbers of an input, or from constants that start a stream."""
+    """Return the values that depend on an input, or on constants that start a stream."""
     found = _computed_from(graph, set())
     constants = {
         value.name
@@ -179,7 +182,7 @@ def _computed_from(graph: ir.Graph, starts: Set[str]) -> set[str]:
 
 
 def _is_repeated(value: ir.Value) -> bool:
-    """Return whether a tensor [batch, tokens, d] has its batch from the inputs: a constant is repeated for each row."""
+    """Return whether a tensor [batch, tokens, d] gets its batch from the inputs: a constant is repeated per row."""
     shape = _shape(value) or ()
     is_float = value.dtype is not None and value.dtype.is_floating_point()
     return is_float and len(shape) == 3 and not isinstance(shape[0], int) and isinstance(shape[2], int) and shape[2] > 1
@@ -194,12 +197,12 @@ def _step(node: ir.Node) -> Step:
 
 
 def _read(node: ir.Node) -> list[ir.Value]:
-    """The inputs that are there; an optional input may be left out."""
+    """Return the inputs of a node, without optional inputs that are absent."""
     return [value for value in node.inputs if value is not None]
 
 
 def all_read(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs of a node, and what the bodies of control flow in it read from outside."""
+    """Yield the inputs of a node, and the outer values that its control-flow bodies read."""
     yield from _read(node)
     for body in _bodies(node):
         inside = [*body.outputs, *(value for inner in body for value in all_read(inner))]
@@ -207,7 +210,7 @@ def all_read(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
-    """A unique name for each node: its own, or that of its first output where it has none or shares it."""
+    """Return a unique name for each node: its own, or that of its first output if its own is absent or shared."""
     names: dict[ir.Node, str] = {}
     taken: set[str] = set()
     for node in graph:
@@ -217,7 +220,7 @@ def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
 
 
 def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]:
-    """The node as the view shows it: a fused sum and norm as two nodes."""
+    """Yield the view of a node: a fused sum and norm are two nodes."""
     seen = _flow_node(node, name, activations)
     if not operators.is_skip_norm(node):
         yield seen
@@ -231,7 +234,7 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
 
 
 def _sum_name(node: ir.Node, name: str) -> str:
-    """The name of the sum inside a fused node; a new one where the node does not put the sum out."""
+    """Return the name of the sum inside a fused node; a new name if the sum is not an output."""
     return operators.sum_output(node) or f"{name}{operators.UNNAMED_SUM}"
 
 
@@ -265,7 +268,7 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
     if op in ("Add", "Sum") and len(inputs) == 2 and len(node.inputs) == 2:
         return "add"
     if op == "Sub" and len(inputs) == 2 and len({_known_shape(value) for value in (*node.inputs, *node.outputs)}) == 1:
-        return "add"  # the difference between activations of one shape; in a norm, one has a width of 1
+        return "add"  # a difference of activations of one shape; in a norm, one of them has width 1
     if op in operators.FACTORS:
         return "product"
     if op in operators.CONVOLUTIONS:
@@ -284,17 +287,17 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
 def _shapes(
     graph: ir.Graph, names: Mapping[ir.Node, str], activations: Set[str]
 ) -> Iterator[tuple[str, tuple[Dim, ...]]]:
-    """The shapes of activations.
+    """Yield the shapes of activations.
 
-    A sum that is fused with its norm has the norm's shape. The input of a linear layer, before its quantisation, has
-    the width of the matrix where none is recorded.
+    A sum that is fused with its norm has the norm's shape. If no shape is recorded, the input of a linear layer, before
+    quantization, has the width of the matrix.
     """
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         shape = _shape(value)
         is_rounded = value.dtype in _QUANTISED or operators.is_relative(value)
         if value.name in activations and shape is not None and not is_rounded:
             yield value.name or "", shape
-    for value in graph.outputs:  # older exporters of torch give each axis of a result a name of its own
+    for value in graph.outputs:  # older torch exporters give each axis of a result a separate name
         shape, node = _shape(value), value.producer()
         if node is not None and shape and isinstance(shape[-1], str) and node.op_type in _ELEMENTWISE:
             summands = [before for each in _read(node) if (before := _shape(each)) and len(before) == len(shape)]
@@ -315,7 +318,7 @@ def _shapes(
 
 
 def _known_shape(value: ir.Value | None) -> tuple[object, ...]:
-    """The ranks and widths that are known; another tuple for each value of which nothing is."""
+    """Return the known ranks and widths; a unique tuple for each value without any."""
     shape = None if value is None else _shape(value)
     return (value,) if not shape or not isinstance(shape[-1], int) else (len(shape), shape[-1])
 
@@ -327,21 +330,22 @@ def _shape(value: ir.Value) -> tuple[Dim, ...] | None:
 
 
 def module_path(node: ir.Node) -> str | None:
-    """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
+    """Return the module path that torch's exporter records for a node: the scopes from the root to the node."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is None:
         return None
     try:
         *modules, _ = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, TypeError):  # it is shown to people only; another tool may have written anything
+    except (ValueError, SyntaxError, TypeError):  # shown to people only; other tools may have written anything
         return None
     return next((str(module) for module in reversed(modules) if module), None)
 
 
 def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
-    """The number of calls on weights alone of each linear layer, by its module path and by the name of its matrix.
+    """Return the number of weight-only calls of each linear layer, by its module path and by the name of its matrix.
 
-    Counted here and, as metadata say, in the graph that this one was exported from; see `FlowGraph.other_calls`.
+    Counted in this graph and, according to the metadata, in the graph it was exported from; see
+    `FlowGraph.other_calls`.
     """
     found = Counter(
         name
@@ -357,7 +361,7 @@ def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
         noted = None
     if not isinstance(noted, dict) or any(type(count) is not int for count in noted.values()):
         raise BaseModelError(
-            "has a note on its layers that cannot be read",
+            "has a malformed record of its layers",
             where=f"`metadata_props`, `{OTHER_CALLS_KEY}`",
             found=text[:60],
             expected="a JSON object of numbers",

@@ -1,4 +1,4 @@
-"""Folders of onnxruntime-genai: `genai_config.json`, the graph of a decoder that it names, a tokenizer."""
+"""Folders of onnxruntime-genai: `genai_config.json`, the decoder graph it names, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG_FILE, TOKENIZER_CONFIG_FILE = "genai_config.json", "tokenizer_config.json
 
 @dataclass(frozen=True)
 class GenaiFolder:
-    """A folder with the graph of a decoder, its configuration, and the files that onnxruntime-genai generates with."""
+    """Folder with a decoder graph, its configuration, and the files that onnxruntime-genai needs for generation."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -33,7 +33,7 @@ class GenaiFolder:
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it has one; `FormatError` where that is no text."""
+        """Text of its `tokenizer.json`, if it has one; `FormatError` if that is not text."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             return None
@@ -41,22 +41,22 @@ class GenaiFolder:
 
     @cached_property
     def identity(self) -> BaseIdentity | None:
-        """The record of the trained model whose weights it holds; `FormatError` for one that cannot be read."""
+        """Record of the trained model with its weights; `FormatError` if it cannot be read."""
         path = self.folder / IDENTITY_FILE
         return read_identity(path) if path.is_file() else None
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that it takes, past and new ones together."""
+        """Maximum number of tokens, including past and new ones."""
         length = self.config["model"].get("context_length")
         return length if isinstance(length, int) and length > 0 else None
 
     def companions(self, decoder: OnnxBase, graph: str) -> dict[str, Path | bytes]:
-        """Return the files by name that onnxruntime-genai needs beside a bundle's graph.
+        """Return the files by name that onnxruntime-genai needs with a bundle's graph.
 
         Args:
-            decoder: the opened graph of the folder, whose weights are left out.
-            graph: the file name of the bundle's graph, which the configuration gets.
+            decoder: the opened graph of the folder, whose weights are excluded.
+            graph: file name of the bundle's graph, for the configuration.
         """
         own = {decoder.path.resolve(), *external_files(decoder.model, decoder.folder)}
         others = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.resolve() not in own]
@@ -69,7 +69,7 @@ class GenaiFolder:
 
 
 def read_genai(folder: Path) -> GenaiFolder:
-    """Read the configuration of a folder of onnxruntime-genai's model builder.
+    """Read the configuration of a folder written by onnxruntime-genai's model builder.
 
     Raises:
         FileError, FormatError: a file cannot be read.
@@ -80,13 +80,13 @@ def read_genai(folder: Path) -> GenaiFolder:
     name = _graph_name(config)
     if name is None or Path(name).name != name:
         raise BaseModelError(
-            "names no graph of a decoder in its folder",
+            "names no decoder graph in its folder",
             where=f"{path}, `model.decoder.filename`",
             found="nothing" if name is None else f"`{name}`",
-            expected="the name of a file beside it, such as `model.onnx`",
+            expected="the name of a file in the same folder, such as `model.onnx`",
             fix="build the folder again with `python -m onnxruntime_genai.models.builder`",
         )
-    assert isinstance(config, dict)  # it has a name of a graph in it
+    assert isinstance(config, dict)  # checked above: it names a graph
     return GenaiFolder(folder, config, folder / name)
 
 
@@ -97,10 +97,9 @@ def generating_files(
     max_tokens: int | None,
     graph: str,
 ) -> dict[str, bytes]:
-    """Return the files by name that onnxruntime-genai needs beside the graph of a captured decoder.
+    """Return the files by name that onnxruntime-genai needs with the graph of a captured decoder.
 
-    Empty for a base that is no decoder with keys and values of each layer, or whose end token or maximum length is
-    unknown.
+    Empty unless the base is a decoder with keys and values of each layer, a known end token and a known maximum length.
     """
     caches = {record.name: str(record.next) for record in inputs if record.role == "cache"}
     roles = {record.role: record.name for record in inputs if record.name not in caches}
@@ -136,7 +135,7 @@ def generating_files(
         **{name: number for name, number in ids.items() if number is not None},
         "decoder": decoder,
     }
-    # each `present` is a new tensor: the graph does not write into the caches that it is given
+    # each `present` is a new tensor: the graph does not update its input caches in place
     search = {"max_length": max_tokens, "past_present_share_buffer": False}
     files = {CONFIG_FILE: json.dumps({"model": model, "search": search}, indent=4).encode()}
     if generation.tokenizer_config is not None:

@@ -1,7 +1,7 @@
-"""Probe a graph by running it: axes that always have equal lengths, and the lengths at which it runs.
+"""Probe a graph by running it: find axes of equal length, and the lengths at which it runs.
 
-Exporters give one length several names, or none, and leave out how many positions a table has. ONNX Runtime refuses
-what does not fit. It is asked with small inputs, a bounded number of times.
+Exporters may give one length several names or none, and do not record the size of a position table. ONNX Runtime
+rejects invalid lengths, so it is run with small inputs, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from adapter_export.numerics.sample_inputs import LENGTHS, input_cases
 from adapter_export.onnx_backend.model_session import open_session, try_session
 
 _LONGER = (65, 401, 1025, 4097, 16385)
-"""The lengths at which a graph is tried that takes no short input, as one with convolutions over samples of sound."""
+"""Lengths to try for a graph that rejects short inputs, for example one with convolutions over audio samples."""
 
 _MOST_POSITIONS = 4096
-"""The longest text that is tried: attention takes memory with its square."""
+"""Maximum length to try: attention takes memory quadratically."""
 
 _SECONDS = 20.0
-"""The time for the search of the longest text; what has run by then counts."""
+"""Maximum seconds of the search for the longest text; results up to then count."""
 
 Runs = Callable[[Mapping[str, int]], bool]
-"""A predicate: a graph runs with these lengths, by the name of the axis."""
+"""Predicate: whether a graph runs with these lengths, by axis name."""
 
 
 def axes(value: ir.Value) -> tuple[Axis, ...]:
-    """Return the shape of a graph's input or output; an axis without a name gets one from its place."""
+    """Return the shape of a graph's input or output; an axis without a name gets one from its position."""
     shape = () if value.shape is None else value.shape
     return tuple(
         dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{index}") for index, dim in enumerate(shape)
@@ -43,10 +43,10 @@ def axes(value: ir.Value) -> tuple[Axis, ...]:
 
 
 def runs_with(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> Runs:
-    """Return what tries a graph; one that ONNX Runtime cannot open runs with no lengths."""
+    """Return a predicate that runs a graph; always false for a graph that ONNX Runtime cannot open."""
     try:
         session = open_session(model, folder, optimize=False, pack=False)
-    except BaseModelError:  # those who need a session say so
+    except BaseModelError:  # callers that need a session report the error
         return lambda _: False
 
     def runs(lengths: Mapping[str, int]) -> bool:
@@ -66,8 +66,8 @@ def _without_padding(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the inputs filled with one id, then with another.
 
-    Positions may be counted over the tokens that are not padding (RoBERTa, MPNet), so padding hides the end of their
-    table. A graph does not name its padding id, but at most one of two ids can be it.
+    Positions may be counted over non-padding tokens (RoBERTa, MPNet), so padding would hide the end of their table. A
+    graph does not record its padding id, but at most one of two ids can be it.
     """
     limits = {record.name: record.limit or 1 for record in inputs if record.role == "ids"}
     for last in (1, 2) if max(limits.values(), default=1) > 1 else (1,):
@@ -76,10 +76,10 @@ def _without_padding(
 
 
 def equal_axes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> dict[str, str]:
-    """Return the names of axes that have the length of another one, each with that one's name.
+    """Return the names of axes that always equal another axis, each with that axis' name.
 
-    Looked at are axes at one place of several inputs. If the graph runs only where some of them are equal, these are:
-    the fewest of which it runs when all of them change together.
+    Candidates are axes at the same position in several inputs. If the graph rejects different lengths for them, the
+    result is the smallest set for which it runs when all of them change together.
     """
     places: dict[int, list[str]] = {}
     for record in inputs:
@@ -114,7 +114,7 @@ def equal_axes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> 
 
 
 def rename_axes(model: ir.Model, same: Mapping[str, str]) -> None:
-    """Give axes the names of those that they are as long as; those of inputs without a name are named as by `axes`."""
+    """Rename axes to the axes they equal; axes of inputs without a name are named as by `axes`."""
     inputs = {value.name for value in model.graph.inputs}
     for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
         if value.shape is None:
@@ -126,11 +126,11 @@ def rename_axes(model: ir.Model, same: Mapping[str, str]) -> None:
 
 
 def length_limits(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> dict[str, tuple[int, int | None]]:
-    """Return the smallest and the largest length of each axis behind the batch; `None` if no limit was met.
+    """Return the smallest and the largest length of each axis after the batch; `None` for no limit.
 
-    The graph is taken to run at every length between two at which it runs. A largest length is looked for below the
-    longest input that is tried anyway, and at the sizes of the constants of the graph: that of a table of positions is
-    among them. No axis is in the result of a graph with caches, or that does not run at all.
+    The graph is assumed to run at every length between two at which it runs. A maximum is searched below the longest
+    input that is tried, and at the sizes of the graph's constants, which include position tables. The result is empty
+    for a graph with caches, or that does not run at all.
     """
     if any(record.role == "cache" for record in inputs):
         return {}
@@ -150,7 +150,7 @@ def length_limits(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) 
 
 
 def _sizes(model: ir.Model) -> set[int]:
-    """The lengths of all axes of all constants."""
+    """Return the lengths of all axes of all constants."""
     constants = [value.const_value for value in model.graph.initializers.values()]
     constants += [
         ir.convenience.get_const_tensor(node.outputs[0]) for node in model.graph if node.op_type == "Constant"
@@ -159,14 +159,14 @@ def _sizes(model: ir.Model) -> set[int]:
 
 
 class _Search:
-    """Looks for the ends of the lengths at which something runs; it runs at the `usual` one."""
+    """Search for the minimum and maximum length at which something runs; it runs at `usual`."""
 
     def __init__(self, runs: Callable[[int], bool], usual: int) -> None:
         self._runs, self._usual = runs, usual
         self._until = time.monotonic() + _SECONDS
 
     def least(self) -> int:
-        """The smallest length."""
+        """Return the smallest length."""
         if self._runs(1):
             return 1
         low, high = 1, self._usual
@@ -176,14 +176,14 @@ class _Search:
         return high
 
     def most(self, sizes: Iterable[int]) -> int | None:
-        """The largest length, if one of the sizes is beyond it."""
+        """Return the largest length if it is below one of the sizes, otherwise `None`."""
         longest = max(LENGTHS)
         good, pace = self._usual, 0.0
         for size in (longest, *(size + 1 for size in sizes if longest <= size <= _MOST_POSITIONS)):
             if size <= good:
                 continue
             start = time.monotonic()
-            if start + pace * size**2 > self._until:  # attention takes time with the square, too
+            if start + pace * size**2 > self._until:  # attention takes time quadratically
                 return None
             if not self._runs(size):
                 return self._between(good, size)
@@ -191,7 +191,7 @@ class _Search:
         return None
 
     def _between(self, good: int, bad: int) -> int:
-        """The largest length of two between which it lies: most often a little below the size of a table."""
+        """Return the largest valid length between two: usually a little below the size of a table."""
         step = 1
         while bad - good > 1 and time.monotonic() < self._until:
             middle = max(bad - step, (good + bad) // 2)

@@ -1,8 +1,8 @@
-"""A base made ready for slots: operators checked, weights constant, opset converted, sums written out, shapes known.
+"""Prepare a base for slots: validate operators, make weights constant, convert the opset, expand sums, infer shapes.
 
-None of it changes what the base computes; where the graph is converted, both are run and compared. Shapes that ONNX
-does not know, of ONNX Runtime's own operators and of lengths that a graph computes, are read off two runs: every named
-axis of the inputs has another length in each.
+The base still computes the same; if the opset is converted, both graphs are run and compared. Shapes that ONNX cannot
+infer, for ONNX Runtime's own operators and computed lengths, are read from two runs in which every named input axis has
+different lengths.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from adapter_export.runtime.graphs import FAILURES
 from adapter_export.safe_io.parsers import parsing
 
 _IR_VERSION = 10
-"""The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
+"""First opset with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
 
 _DOMAINS = ("ai.onnx", "com.microsoft")
-"""The beginnings of the domains of ONNX Runtime's operators."""
+"""Prefixes of the domains of ONNX Runtime's operators."""
 
 _ADDED = 2
-"""The input of `Gemm` that is added to the product."""
+"""Index of the input of `Gemm` that is added to the product."""
 
 _MEANWHILE = "com.microsoft.meanwhile"
-"""The domain, while a graph is converted, of ONNX Runtime's own operators that stand in the domain of ONNX."""
+"""Temporary domain, during conversion, of ONNX Runtime's operators in the standard domain."""
 
 _TOLERANCE = 1e-5
-"""The deviation allowed, of the largest value of an output; the operators, and so their rounding, are the same."""
+"""Allowed deviation relative to the largest value of an output; equal operators round nearly the same."""
 
 
 _REQUIRED = onnx.defs.OpSchema.FormalParameterOption.Single
@@ -61,17 +61,17 @@ _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 
 
 def check_operators(model: ir.Model, path: Path) -> None:
-    """Refuse operators that draw numbers, and those that ONNX Runtime does not have, such as an exporter's own."""
+    """Reject random operators, and operators that ONNX Runtime does not have."""
     own = {(domain, name) for domain, name, *_ in model.functions}
     bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
     nodes = [node for body in bodies for node in body]
     drawing = next((node for node in nodes if _is_random(node)), None)
     if drawing is not None:
         raise BaseModelError(
-            "is random: each run draws other numbers",
+            "is random: each run draws new numbers",
             where=f"{path}, `{drawing.outputs[0].name}`",
             found=f"`{drawing.op_type}`",
-            expected="the same results in every run",
+            expected="a deterministic graph",
             fix="export the model in `eval` mode, without dropout or noise",
         )
     counts = Counter((node.domain, node.op_type) for node in nodes)
@@ -89,14 +89,14 @@ def check_operators(model: ir.Model, path: Path) -> None:
 
 
 def _check_arity(model: ir.Model) -> None:
-    """Refuse nodes with more or fewer inputs and outputs than the standard, or ONNX Runtime, gives their operator."""
+    """Reject nodes with fewer or more inputs or outputs than their operator allows."""
 
     @cache
     def schema(name: str, domain: str) -> onnx.defs.OpSchema | None:
         standard = "" if domain == "ai.onnx" else domain
         try:
             return onnx.defs.get_schema(name, model.opset_imports.get(standard) or 1, standard)
-        except onnx.defs.SchemaError:  # not of the standard
+        except onnx.defs.SchemaError:  # not a standard operator
             return None
 
     for node in model.graph.all_nodes():
@@ -112,8 +112,8 @@ def _check_arity(model: ir.Model) -> None:
             raise BaseModelError(
                 "has a node with a wrong number of inputs or outputs",
                 where=f"`{node.outputs[0].name if node.outputs else node.name}`",
-                found=f"`{node.op_type}` of {sum(is_there)} and {len(node.outputs)}",
-                expected=f"at least {max(fewest, len(required))} and {outputs[0]}",
+                found=f"`{node.op_type}` with {sum(is_there)} inputs and {len(node.outputs)} outputs",
+                expected=f"at least {max(fewest, len(required))} inputs and {outputs[0]} outputs",
                 fix="run `onnx.checker.check_model` on it, and export the model again",
             )
 
@@ -128,7 +128,7 @@ def _is_random(node: ir.Node) -> bool:
 
 
 def _is_there(domain: str, name: str) -> bool:
-    """Return whether the standard has an operator of this name, or ONNX Runtime, which is asked with a graph of it."""
+    """Return whether ONNX or ONNX Runtime has an operator with this name; ONNX Runtime is probed with a graph."""
     if domain and not domain.startswith(_DOMAINS):
         return False
     if onnx.defs.has(name, domain="" if domain == "ai.onnx" else domain):
@@ -141,15 +141,15 @@ def _is_there(domain: str, name: str) -> bool:
     try:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except FAILURES as error:  # it has too few inputs in any case
+    except FAILURES as error:  # the node has too few inputs, so this always fails
         return not any(words in str(error) for words in ("No Op registered for", "is not a registered function/op"))
     return True
 
 
 def normalise(model: ir.Model) -> None:
-    """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone.
+    """Turn the base's weights into constants, so that a build's slots are its only overridable initializers.
 
-    Functions are inlined, caches get their widths, and nodes lose inputs that are left out at their ends.
+    Functions are inlined, caches get their widths, and trailing absent inputs of nodes are removed.
     """
     model.ir_version, has_functions = _IR_VERSION, bool(model.functions)
     try:
@@ -158,26 +158,26 @@ def normalise(model: ir.Model) -> None:
         RemoveInitializersFromInputsPass()(model)
     except LIBRARY_ERRORS as error:
         raise BaseModelError(
-            "has functions that cannot be written out",
+            "has functions that cannot be inlined",
             found=str(error).partition("\n")[0],
-            expected="functions as the ONNX standard describes them",
+            expected="functions that follow the ONNX standard",
             fix="export the model again without functions of your own",
         ) from error
-    if has_functions:  # they have given attributes to their nodes
+    if has_functions:  # inlining sets attributes of nodes
         check_parts(model)
     _check_arity(model)
     for node in model.graph.all_nodes():
-        while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
+        while node.inputs and node.inputs[-1] is None:  # older runtimes support fewer optional inputs
             node.resize_inputs(len(node.inputs) - 1)
         if node.op_type == "GroupQueryAttention":
             _fix_cache_widths(node)
 
 
 def _fix_cache_widths(attention: ir.Node) -> None:
-    """Give keys and values [batch, heads, tokens, width] that go in and come out their width: that of one head.
+    """Set the width of input and output caches [batch, heads, tokens, width]: that of one head.
 
-    The builder of onnxruntime-genai leaves it open, because it halves where 4-bit numbers are packed. In caches of
-    float32 it is that of one attention head; query, key and value lie side by side where there is no input for the key.
+    The builder of onnxruntime-genai leaves it open, because it halves for packed 4-bit numbers. In float32 caches it is
+    the width of one attention head. Without an input for the key, query, key and value are packed side by side.
     """
     query, heads = attention.inputs[0], attention.attributes.get_int("num_heads", 0)
     if not any(attention.inputs[1:2]):
@@ -193,11 +193,13 @@ def _fix_cache_widths(attention: ir.Node) -> None:
 
 
 def open_sums(graph: ir.Graph) -> None:
-    """Write out the sums of activations inside other operators, in place, so that each sum is an `Add`.
+    """Expand the sums of activations inside other operators, in place, so that each sum is an `Add`.
 
-    `Sum` adds any number of values, and `ReduceSum` and `ReduceMean` those that were stacked. `Gemm` adds its third
-    input to a product; where that is an activation, it holds a residual sum. The numbers stay what they were, rounding
-    aside. `BaseModelError`: a sum of activations holds a weight, too, and nothing says whose it is.
+    `Sum` adds any number of values; `ReduceSum` and `ReduceMean` add stacked values. `Gemm` adds its third input to a
+    product, which is a residual sum if that input is an activation. Results are unchanged within rounding.
+
+    Raises:
+        BaseModelError: a sum also contains a weight, and it is ambiguous which activation that belongs to.
     """
     activations = activations_of(graph)
     for node in list(graph):
@@ -217,7 +219,7 @@ def open_sums(graph: ir.Graph) -> None:
 
 
 def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir.Value | None:
-    """Write the sum inside a node as operators on a tape, and return it; `None` if the node has no sum inside."""
+    """Write the sum inside a node as operators on a tape, and return it; `None` if the node contains no sum."""
 
     def number(value: float) -> ir.Value:
         dtype = node.outputs[0].dtype or ir.DataType.FLOAT
@@ -228,11 +230,11 @@ def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir
     if node.op_type == "Sum" and len(read) >= 2 and len(node.inputs) > 2:
         if len(read) < len(node.inputs):
             raise BaseModelError(
-                "adds activations and weights in one operator, and nothing says to which of them those belong",
+                "adds activations and weights in one operator, so the owner of the weights is ambiguous",
                 where=f"`{node.outputs[0].name}`, {node.op_type}",
-                found="weights among what it adds",
+                found="weights among the summands",
                 expected="an `Add` for each sum",
-                fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+                fix="use the graph before optimization; ONNX Runtime fuses it when loading",
             )
         return reduce(lambda total, value: tape.op("Add", [total, value]), read)
     if node.op_type == "Gemm" and added is not None and added in read:
@@ -248,9 +250,10 @@ def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir
 
 
 def with_slot_opset(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> tuple[ir.Model, tuple[str, ...]]:
-    """The model in an opset that slots can be written in, and what was done for that, for the user.
+    """Return the model in an opset that supports slots, and notes on the conversion for the user.
 
-    `BaseModelError`: the converted model cannot be made, run, or does not compute the same.
+    Raises:
+        BaseModelError: the model cannot be converted, or the result does not run or match.
     """
     opset = model.opset_imports.get("", 0)
     if opset >= MINIMUM_OPSET:
@@ -261,9 +264,9 @@ def with_slot_opset(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
     except RequestError as error:
         shapes = (f"`{name}` {list(array.shape)}" for name, array in small_cases(inputs)[0].arrays.items())
         raise BaseModelError(
-            f"was converted to opset {MINIMUM_OPSET}, which slots need, but cannot be compared with what it was",
+            f"was converted to opset {MINIMUM_OPSET}, which slots need, but cannot be compared with the original",
             found=str(error.found),
-            expected=f"a model that can be run on inputs of {', '.join(shapes)}",
+            expected=f"a model that runs on inputs of {', '.join(shapes)}",
             fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
         ) from error
     done = f"converted from opset {opset} to {MINIMUM_OPSET}, which slots need; its outputs are unchanged"
@@ -271,10 +274,10 @@ def with_slot_opset(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
 
 
 def _converted(model: ir.Model, folder: Path) -> ir.Model:
-    """Convert a model by ONNX's own converter.
+    """Convert a model with ONNX's version converter.
 
-    ONNX Runtime has `LayerNormalization` in every opset, and its optimiser writes it into older ones. The converter
-    knows no such operator there, so that these stand in another domain meanwhile.
+    ONNX Runtime has `LayerNormalization` in every opset, and its optimizer writes it into older ones. The converter
+    does not know it there, so these nodes are moved to another domain during the conversion.
     """
     with parsing(_not_converted):
         proto = ir.to_proto(model)
@@ -285,7 +288,7 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
     try:
         made = ir.from_proto(version_converter.convert_version(proto, MINIMUM_OPSET))
     except (RuntimeError, ValueError, ConvertError, onnx.onnx_cpp2py_export.shape_inference.InferenceError) as error:
-        # the text of a failed assertion stands behind the place in ONNX's own code
+        # the message has the location in ONNX's code before the text of the failed assertion
         raise _not_converted(str(error).strip().partition("\n")[0].rpartition(" failed: ")[2]) from error
     for node in made.graph:
         node.domain = "" if node.domain == _MEANWHILE else node.domain
@@ -297,7 +300,7 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
 
 
 def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
-    """Run a model and what it was converted to on the same inputs."""
+    """Run a model and its converted version on the same inputs, and compare the outputs."""
     sessions = [open_session(model, folder, optimize=False) for model in (before, after)]
     for case in small_cases(inputs):
         expected, found = (try_session(session, case.arrays) for session in sessions)
@@ -307,20 +310,20 @@ def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequenc
             scale = float(np.abs(value[np.isfinite(value)]).max(initial=0))
             if not np.allclose(found[name], value, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
                 worst = np.abs(found[name].astype(np.float64) - value).max()
-                raise _not_converted(f"output `{name}` deviates by {worst:.1e}")
+                raise _not_converted(f"output `{name}` differs by {worst:.1e}")
 
 
 def _not_converted(found: str) -> BaseModelError:
     return BaseModelError(
         f"cannot be converted to opset {MINIMUM_OPSET}, which slots need",
         found=found,
-        expected="a model that computes the same as before",
+        expected="a model with unchanged outputs",
         fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
     )
 
 
 def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
-    """Record in a model what shapes can be known of its values."""
+    """Record all shapes in a model that can be found."""
     if has_shapes(model.graph):
         return
     inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
@@ -336,9 +339,9 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
 
 
 def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> bool:
-    """Replace the recorded shapes that have another number of axes than two runs show; whether there were any.
+    """Replace recorded shapes whose number of axes differs from two runs; return whether there were any.
 
-    What fuses operators leaves the shape of a value that had the name before.
+    Fusion tools leave the shape of an earlier value with the same name.
     """
     recorded = [value for value in _values(model) if value.shape is not None]
     wrong = [
@@ -352,7 +355,7 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
 
 
 def small_cases(inputs: Sequence[InputRecord]) -> list[InputCase]:
-    """Two cases of small inputs; no named axis has the same length in both."""
+    """Return two cases of small inputs; no named axis has the same length in both."""
     named = axis_names(inputs)
     lengths = [2, *range(5, 2 * len(named) + 5, 2)]
     shapes = [{name: length + more for name, length in zip(named, lengths, strict=False)} for more in (0, 1)]
@@ -366,19 +369,19 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _observed(
     model: ir.Model, values: Sequence[ir.Value], folder: Path, inputs: Sequence[InputRecord]
 ) -> Iterator[tuple[ir.Value, np.ndarray, np.ndarray]]:
-    """Return some values of a model with their arrays in two runs; `None` if the model cannot be run."""
+    """Yield some values of a model with their arrays in two runs; nothing if the model cannot run."""
     shown = model.clone()
     wanted = {value.name for value in values} - {value.name for value in shown.graph.outputs}
     for value in [value for value in _values(shown) if value.name in wanted]:
-        value.shape = None  # a recorded one that is wrong is an error of ONNX Runtime
+        value.shape = None  # ONNX Runtime fails if a recorded shape is wrong
         shown.graph.outputs.append(value)
     try:
         session = open_session(shown, folder, optimize=False)
-    except BaseModelError:  # a later check says which shapes are missing
+    except BaseModelError:  # a later check reports missing shapes
         return
     try:
         runs = [try_session(session, case.arrays) for case in small_cases(inputs)]
-    except RequestError:  # likewise
+    except RequestError:  # reported by a later check, too
         return
     for value in values:
         one, other = (run.get(value.name or "") for run in runs)
@@ -387,7 +390,7 @@ def _observed(
 
 
 def _common_shape(value: ir.Value, one: np.ndarray, other: np.ndarray) -> ir.Shape | None:
-    """Return the shape that two runs have in common; an axis that varies keeps the name that it has."""
+    """Return the shape that two runs have in common; an axis that varies keeps its name."""
     if one.ndim != other.ndim:
         return value.shape
     known = value.shape if value.shape is not None and len(value.shape) == one.ndim else [None] * one.ndim

@@ -1,4 +1,4 @@
-"""A base as an ONNX file: opened without reading its weights, checked, described, its precision included."""
+"""A base as an ONNX file: opened without reading its weights, validated and described, with its precision."""
 
 from __future__ import annotations
 
@@ -43,37 +43,37 @@ from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
-"""The key of the base's fingerprint in `metadata_props`."""
+"""Key of the base's fingerprint in `metadata_props`."""
 
 LENGTHS_KEY = "adapter_export.lengths"
-"""The key of what is known of the lengths of its axes: a `LengthsNote` as JSON."""
+"""Key of the lengths of its axes in `metadata_props`: a `LengthsNote` as JSON."""
 
 _RESHAPING = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
-"""The ops that look rows up in a table, and the attribute with its axis and that attribute's default."""
+"""Operators that look up rows of a table, with the attribute of its axis and that attribute's default."""
 
 _FUSED_LOOKUPS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 _FUSED_TABLES = {0: 2, 1: 4}
-"""Inputs of com.microsoft's fused embeddings: the position of each table, by the position of its ids."""
+"""Inputs of com.microsoft's fused embeddings: the index of each table, by the index of its ids."""
 
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
-"""Each takes one scale for a whole activation, [batch, tokens, d], when it runs: the rows of a batch share it."""
+"""Operators that compute one scale for a whole activation, [batch, tokens, d]: the rows of a batch share it."""
 
 _INTEGER = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
 """Products of activations that are rounded to 8 bits."""
 
 _MOST_ELEMENTS = 2**30
-"""The most elements of an input along its fixed axes."""
+"""Maximum elements of an input along its fixed axes."""
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 _INT8_ACCURACY = 4
-"""The accuracy level at which `MatMulNBits` rounds its activations to 8 bits, block by block of one row."""
+"""Accuracy level at which `MatMulNBits` rounds its activations to 8 bits, block by block of one row."""
 
 
 @dataclass(frozen=True)
 class LengthsNote:
-    """Lengths that the graph exported from an archive keeps; see `TorchBase`."""
+    """Lengths recorded in a graph that was exported from an archive; see `TorchBase`."""
 
     lengths: Mapping[str, Lengths]
     pads: bool
@@ -81,12 +81,11 @@ class LengthsNote:
 
 @dataclass(frozen=True)
 class OnnxBase:
-    """A base, its large weights still on disk in `folder`. Its model stays as it is: surgery works on copies.
+    """A base whose large weights stay on disk in `folder`. Its model is not modified: rewrites work on copies.
 
-    The fingerprint is that of the weights, `sha256:<hex>`, or that of the archive which the file was exported from.
-    `lengths` are those that its dynamic axes may have; `pads` is false where tokens that a mask hides are known to
-    change the others. `notes` say what was changed so that slots can go in; `given` is the site map that `sites`
-    follow, if there is one.
+    The fingerprint is that of the weights, `sha256:<hex>`, or of the archive that the file was exported from. `lengths`
+    are valid lengths of its dynamic axes; `pads` is false if masked tokens are known to change the others. `notes` are
+    the changes made for slots; `given` is the site map that `sites` follow, if any.
     """
 
     path: Path
@@ -105,12 +104,12 @@ class OnnxBase:
 
     @cached_property
     def index(self) -> FlowIndex:
-        """An index of the dataflow graph."""
+        """Index of the dataflow graph."""
         return FlowIndex(self.flow)
 
     @cached_property
     def mask(self) -> str | None:
-        """The input that says which tokens of the final hidden state are real; several raise `BaseModelError`."""
+        """Input that marks the real tokens of the final hidden state; several candidates raise `BaseModelError`."""
         known = {axis for record in self.inputs for axis in record.axes if isinstance(axis, str)}
         values = (value for node in self.model.graph for value in node.outputs if value.name == self.sites.final)
         shape = next((value.shape for value in values), None)
@@ -121,18 +120,18 @@ class OnnxBase:
         of_two = tokens is None and any(site.role == "cross_attention" for site in self.sites)
         if len(masks) > 1 or (masks and of_two):
             raise BaseModelError(
-                "has several inputs that may be the attention mask",
+                "has several inputs that could be the attention mask",
                 where=self.path,
                 found=quoted(masks),
-                expected="one integer or bool input [batch, tokens] that indexes no embedding",
+                expected="one integer or bool input [batch, tokens] that is not used as ids",
                 fix="export the base with one of them only",
             )
         return masks[0] if masks else None
 
     def tensor(self, name: str) -> np.ndarray | None:
-        """A floating-point tensor by its name in the torch model; a matrix as torch's `Linear` holds it, [out, in].
+        """Return a floating-point tensor by its name in the torch model; a matrix in the layout of `Linear`, [out, in].
 
-        None where the base has none of this name, or where it is not clear which axis is which.
+        `None` if the base has no tensor with this name, or if its layout is unknown.
         """
         value = self.model.graph.initializers.get(name)
         if value is None or value.const_value is None:
@@ -147,47 +146,47 @@ class OnnxBase:
 
     @property
     def model_type(self) -> None:
-        """A graph does not name its architecture."""
+        """`None`: a graph does not record its architecture."""
 
     @property
     def source(self) -> None:
-        """A graph does not name a repository."""
+        """`None`: a graph does not record a repository."""
 
     @property
     def tokenizer(self) -> None:
-        """A graph has no tokenizer."""
+        """`None`: a graph has no tokenizer."""
 
     @property
     def texts(self) -> None:
-        """A graph has no golden texts."""
+        """`None`: a graph has no golden texts."""
 
     @property
     def media(self) -> None:
-        """A graph has no preprocessing of images or audio."""
+        """`None`: a graph has no preprocessing of images or audio."""
 
     @property
     def base_head(self) -> None:
-        """A graph has no head apart from its outputs."""
+        """`None`: a graph has no head besides its outputs."""
 
     @property
     def parameters(self) -> int:
-        """The number of its floating-point weights."""
+        """Number of its floating-point weights."""
         tensors = (value.const_value for value in self.model.graph.initializers.values())
         return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
 
     def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
-        """Return the weight of a layer as [out, in], of a norm as [d], and whether the graph has it as [in, out]."""
+        """Return the weight of a layer as [out, in], of a norm as [d], and whether the graph stores it as [in, out]."""
         weight = self.tensor(name)
         return weight, weight is not None and product is not None and bool(self.holds_in_first(name))
 
     def bias_name(self, weight: str, product: FlowNode | None) -> str:
-        """Return the name of the bias of a layer or a norm; empty if a layer has none."""
+        """Return the name of the bias of a layer or a norm; empty if it has none."""
         if product is None:
             return f"{weight.removesuffix('weight')}bias"
         return self.bias_behind(product.outputs[0]) or ""
 
     def readers(self, name: str) -> int:
-        """Return the number of nodes that read a weight: a language head may have that of the embeddings."""
+        """Return the number of nodes that read a weight: a language head may share the embeddings'."""
         initializers = self.model.graph.initializers
         return len(initializers[name].uses()) if name in initializers else 0
 
@@ -204,7 +203,7 @@ class OnnxBase:
         return next((value.name for value in constants if value.shape is not None and len(value.shape) == 1), None)
 
     def holds_in_first(self, name: str) -> bool | None:
-        """Return whether the graph stores a matrix as [in, out]; `None` if its axes are not clear."""
+        """Return whether the graph stores a matrix as [in, out]; `None` if its layout is unknown."""
         layouts = {_reads_in_first(node, index) for node, index in self.model.graph.initializers[name].uses()}
         return layouts.pop() if len(layouts) == 1 else None
 
@@ -217,11 +216,11 @@ def _reads_in_first(node: ir.Node, index: int) -> bool | None:
 
 
 def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
-    """Open a base; the sites that are `given` override or complete those that are found.
+    """Open a base; `given` sites override or complete the detected ones.
 
     Raises:
         FileError: the file cannot be read.
-        BaseModelError: it is no ONNX model that can be a base, or its external data are not where they should be.
+        BaseModelError: it is not an ONNX model that can be a base, or its external data are missing.
         NoSitesError: no place for an adapter was found in it.
         UsageError: the given sites do not fit the graph.
     """
@@ -233,7 +232,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     fingerprint = model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model)
     inputs, outputs = _interface(model)
     same: dict[str, str] = {}
-    # our own export knows its axes, and those of caches are known by what comes out again
+    # our exports record their axes, and axes of caches are known from the returned caches
     if FINGERPRINT_KEY not in model.metadata_props and not any(record.role == "cache" for record in inputs):
         same = equal_axes(model, folder, inputs)
     if same:
@@ -245,10 +244,10 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     complete_shapes(model, folder, inputs)
     flow = flow_graph(model)
     sites = known = sites_of(flow, "onnx", given)
-    with suppress(NoSitesError):  # sites that a site map leaves out own their biases all the same
+    with suppress(NoSitesError):  # biases belong to detected sites even if the site map omits them
         known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)
-    notes += tuple(f"the axis `{axis}` is as long as `{other}`, as runs have shown" for axis, other in same.items())
+    notes += tuple(f"axis `{axis}` always equals `{other}`, found by test runs" for axis, other in same.items())
     opset, known_lengths = model.opset_imports[""], _lengths(model, path, (*inputs, *outputs))
     return OnnxBase(
         path,
@@ -268,14 +267,14 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
 
 
 def with_probed_lengths(base: OnnxBase) -> OnnxBase:
-    """Return a base with the lengths at which it runs; its file says nothing of them."""
+    """Return a base with lengths found by test runs, for a file that does not state them."""
     limits = length_limits(base.model, base.folder, base.inputs)
     found = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}
     return replace(base, lengths=found)
 
 
 def _lengths(model: ir.Model, path: Path, records: Sequence[InputRecord | OutputRecord]) -> LengthsNote:
-    """Return the lengths that an archive's graph states; other graphs state none."""
+    """Return the lengths recorded in an archive's graph; empty for other graphs."""
     text = model.metadata_props.get(LENGTHS_KEY)
     if text is None:
         return LengthsNote({}, True)
@@ -296,12 +295,12 @@ def _load(path: Path) -> ir.Model:
     model = read_model(path, partial(_no_model, path))
     if not len(model.graph) or not model.graph.outputs:
         raise _no_model(path, "a graph without nodes or outputs")
-    if TOPOLOGY_KEY in model.metadata_props:  # it has the fingerprint of its base, and would be compared with itself
+    if TOPOLOGY_KEY in model.metadata_props:  # it has its base's fingerprint, and would be compared with itself
         raise BaseModelError(
-            "is a graph of a bundle, with adapters in it",
+            "is the graph of a bundle, with adapters",
             where=path,
-            expected="the base without them",
-            fix="give the model that the bundle was built from",
+            expected="the base without adapters",
+            fix="use the model that the bundle was built from",
         )
     return model
 
@@ -311,15 +310,15 @@ def _no_model(path: Path, found: str) -> BaseModelError:
         "is not an ONNX model, or is truncated",
         where=path,
         found=found,
-        expected="a model as `torch.onnx.export` or another exporter writes it",
-        fix="export it again, or copy it again as a whole",
+        expected="a model written by `torch.onnx.export` or another exporter",
+        fix="export it again, or copy it again completely",
     )
 
 
 def _fingerprint(model: ir.Model) -> str:
-    """The sha256 over the sorted facts of all weights, initializers or constant nodes; none is held in memory.
+    """Return the SHA-256 over the sorted facts of all weights, initializers or constant nodes, streaming large ones.
 
-    It does not depend on where the weights lie, inside the file or beside it, nor on the order of anything.
+    It depends neither on the location of the weights, inside the file or outside, nor on their order.
     """
     values = [
         value
@@ -329,7 +328,7 @@ def _fingerprint(model: ir.Model) -> str:
             *(node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs),
         )
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         facts = sorted(pool.map(_fact, values))
     return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
 
@@ -348,10 +347,10 @@ def _input_record(value: ir.Value) -> InputRecord:
     fixed = math.prod(axis for axis in record.axes if isinstance(axis, int))
     if fixed > _MOST_ELEMENTS:
         raise BaseModelError(
-            "takes an input that no memory holds",
+            "has an input that does not fit into memory",
             where=f"`{record.name}`",
             found=f"{list(record.axes)}",
-            expected=f"at most {_MOST_ELEMENTS:,} elements in a row",
+            expected=f"at most {_MOST_ELEMENTS:,} elements per row",
             fix="export the model again",
         )
     if limits:
@@ -360,7 +359,7 @@ def _input_record(value: ir.Value) -> InputRecord:
 
 
 def embedding_rows(value: ir.Value) -> Iterator[int]:
-    """The number of rows of each weight that is indexed by this value."""
+    """Yield the number of rows of each weight that is indexed by this value."""
     same = [value]
     for one in same:
         for node, index in one.uses():
@@ -399,8 +398,8 @@ class Numerics:
     """Precision of a graph.
 
     Attributes:
-        precision: that of its products; a graph of mixed precisions counts as its coarsest.
-        batch_invariant: whether a row's result is the same in any batch, rounding aside.
+        precision: precision of its products; the coarsest for a graph of mixed precision.
+        batch_invariant: whether a row's result does not depend on other rows, within rounding.
     """
 
     precision: Precision
@@ -408,7 +407,7 @@ class Numerics:
 
 
 def numerics(model: ir.Model) -> Numerics:
-    """Read off a graph how it computes."""
+    """Determine the precision of a graph from its operators."""
     nodes = list(model.graph.all_nodes())
     ops = {node.op_type for node in nodes}
     integer = not ops.isdisjoint(_DYNAMIC | _INTEGER)
@@ -430,7 +429,7 @@ def numerics(model: ir.Model) -> Numerics:
 
 
 def _weight_bits(node: ir.Node) -> Iterator[int]:
-    """The bits of a weight that is unpacked for a product; a table that is looked up is none."""
+    """Yield the bits of a weight that is unpacked for a product, but not of lookup tables."""
     if node.op_type == "MatMulNBits":
         yield node.attributes.get_int("bits", 4)
     elif node.op_type == "DequantizeLinear" and (dtype := _dtype_of_first(node)) is not None:
@@ -438,6 +437,6 @@ def _weight_bits(node: ir.Node) -> Iterator[int]:
 
 
 def _dtype_of_first(node: ir.Node) -> ir.DataType | None:
-    """The dtype of the first input of a node, if that is a weight."""
+    """Return the type of a node's first input if that is a weight."""
     tensor = None if node.inputs[0] is None else node.inputs[0].const_value
     return None if tensor is None else tensor.dtype

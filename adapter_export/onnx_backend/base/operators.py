@@ -1,7 +1,7 @@
-"""The operators of an ONNX graph: products and linear layers, layouts, norms, and what is fused with them.
+"""Operators of an ONNX graph: products and linear layers, layouts, norms, and their fusions.
 
 `SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations and
-normalise the sum, which is their fourth output. Their bias was that of the sublayer that they add, so belongs to `h`.
+normalize the sum, which is their fourth output. Their bias comes from the sublayer that they add, so it belongs to `h`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FACTORS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
     "Einsum": tuple(range(8)),
 }
-"""The products, and which of their inputs are multiplied; the others are biases, scales and zero points."""
+"""Products, and the indices of the inputs that are multiplied; the others are biases, scales and zero points."""
 
 CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "NhwcConv"), (0, 1)),
@@ -30,7 +30,7 @@ CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
 }
 
 _PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
-"""The fused attentions that hold the weights of query, key and value, as their second input."""
+"""Fused attentions whose second input contains the weights of query, key and value."""
 
 _SEPARATE = frozenset(
     {"MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention", "SparseAttention"}
@@ -41,34 +41,34 @@ _MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "Transp
     "DynamicQuantizeMatMul"
 }
 _PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
-"""Operators that multiply with one trained matrix: as a tensor [in, out], or packed in blocks."""
+"""Operators that multiply by one trained matrix: a tensor [in, out], or packed blocks."""
 
 _PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
-"""Operators that may change a matrix before it is multiplied with."""
+"""Operators that may transform a matrix before it is multiplied."""
 
 _BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
-"""The input that is the bias of a linear layer."""
+"""Index of the input with the bias of a linear layer."""
 
 _RESCALED = frozenset({"MatMulIntegerToFloat", "MatMulNBits"})
-"""Linear layers of com.microsoft whose result may be multiplied by a factor for each token: of what they read."""
+"""Linear layers of com.microsoft whose result may be multiplied by a factor per token, computed from their input."""
 
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
-"""The operators that add and normalise, and which of their inputs is the bias."""
+"""Operators that add and normalize, and the index of the input with the bias."""
 
 UNBIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
-"""Activations of com.microsoft whose second input is a bias of what they read, and the same without a bias."""
+"""Activations of com.microsoft whose second input is a bias of the first, and their equivalents without a bias."""
 
 UNNAMED_SUM = "/sum"
-"""The end of the name of such a node's sum, behind the node's, where the node keeps the sum to itself."""
+"""Suffix of the name of such a node's sum, after the node's name, if the sum is not an output."""
 
 SUMMANDS = 2
-"""The first inputs of an operator that adds and normalises are what it adds."""
+"""Indices of the summands of an operator that adds and normalizes."""
 
 SUM_OUTPUT = 3
-"""The output that is the sum."""
+"""Index of the output with the sum."""
 
 _ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,), "BiasAdd": (2,)}
-"""Operators of com.microsoft that add activations to what they compute, and the inputs that are summands."""
+"""Operators of com.microsoft that add activations to their result, and the indices of these inputs."""
 
 NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
@@ -76,13 +76,13 @@ _DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormali
 
 
 def required_inputs(op: str) -> Sequence[int]:
-    """Return the places of the inputs that an operator of ONNX Runtime needs, as far as they are read here."""
+    """Return the indices of the required inputs of an operator of ONNX Runtime, among those that are read here."""
     places = {**dict.fromkeys(("BiasGelu", *NORMS), (0, 1)), **dict.fromkeys(_SKIP_NORMS, (0, 1, 2))}
     return {**FACTORS, **CONVOLUTIONS, **places}.get(op, (0,))
 
 
 def cuts_of(node: ir.Node) -> dict[str, Cut]:
-    """Return the slice of the input that each output is; empty if it is unknown or not one slice."""
+    """Return the slice of the input that each output is; empty if it is unknown or not a single slice."""
     source = node.inputs[0] if node.inputs else None
     if source is None or source.shape is None or node.op_type not in ("Split", "Slice", "Gather"):
         return {}
@@ -113,14 +113,14 @@ def cuts_of(node: ir.Node) -> dict[str, Cut]:
 
 
 def _numbers(node: ir.Node, at: int) -> list[int] | None:
-    """The integers of an input, if they are constant."""
+    """Return the integers of an input if they are constant."""
     value = node.inputs[at] if at < len(node.inputs) else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None or not tensor.dtype.is_integer() else [int(one) for one in tensor.numpy().ravel()]
 
 
 def order_of(node: ir.Node) -> tuple[int | None, ...]:
-    """The axis of its input that each axis of a node's result is, of those that move whole axes; empty for others."""
+    """Return the input axis of each axis of the result, for operators that only move axes; empty for others."""
     source = node.inputs[0] if node.inputs else None
     if node.op_type == "Transpose":
         return tuple(node.attributes.get_ints("perm", ()))
@@ -139,7 +139,7 @@ def order_of(node: ir.Node) -> tuple[int | None, ...]:
 
 
 def stacked(node: ir.Node) -> list[ir.Value]:
-    """The values that a reduction reads, if they were stacked on the one axis that it takes away; else none."""
+    """Return the values that a reduction reads if they were stacked on the single axis it removes; otherwise empty."""
     maker = None if node.inputs[0] is None else node.inputs[0].producer()
     axes = list(node.attributes.get_ints("axes", ())) or _numbers(node, 1) or []
     if maker is None or maker.op_type != "Concat" or len(axes) != 1 or node.attributes.get_int("keepdims", 1) == 1:
@@ -157,14 +157,14 @@ def stacked(node: ir.Node) -> list[ir.Value]:
 
 
 def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
-    """Return whether one of the factors of a product is no activation."""
+    """Return whether one of the factors of a product is not an activation."""
     return any(value is not None and value.name not in activations for value in _factors(node))
 
 
 def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
-    """The activations that are multiplied: factors of a product; query, key and value of an attention.
+    """Return the activations that are multiplied: factors of a product; query, key and value of an attention.
 
-    An attention that computes these itself has none.
+    Empty for an attention that computes these itself.
     """
     if holds_weights(node):
         return ()
@@ -188,9 +188,9 @@ def _factors(node: ir.Node) -> list[ir.Value | None]:
 
 
 def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
-    """The slices of query, key and value in the one value that a grouped attention may read them in.
+    """Return the slices of query, key and value in the single packed value that a grouped attention may read.
 
-    Its documentation has them as [(heads + 2·kv_heads)·head_size], one after the other.
+    Source: its documentation, [(heads + 2·kv_heads)·head_size], in this order.
     """
     value = node.inputs[0] if node.inputs else None
     if node.op_type != "GroupQueryAttention" or value is None or value.shape is None or any(node.inputs[1:3]):
@@ -204,7 +204,7 @@ def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
 
 
 def is_linear(node: ir.Node, activations: Set[str]) -> bool:
-    """Return whether a node multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    """Return whether a node multiplies an activation by one trained matrix and has no other effect."""
     if operands(node, activations) != (_name(node.inputs[0] if node.inputs else None),):
         return False
     if node.op_type in _PACKED:
@@ -245,7 +245,7 @@ def terms(node: ir.Node) -> int | None:
 
 
 def before_rounding(value: ir.Value | None) -> ir.Value | None:
-    """Return the activation before it was rounded to 8 bits: the value itself where it is not rounded."""
+    """Return the activation before its rounding to 8 bits; the value if it is not rounded."""
     maker = None if value is None else value.producer()
     if maker is None or maker.op_type not in ("DynamicQuantizeLinear", "QuantizeLinear"):
         return value
@@ -255,14 +255,14 @@ def before_rounding(value: ir.Value | None) -> ir.Value | None:
 
 
 def is_relative(value: ir.Value) -> bool:
-    """Return whether an activation was divided by the largest of each token, to be rounded and for nothing else."""
+    """Return whether an activation was divided by the maximum of each token only for rounding."""
     maker = value.producer()
     readers = {use.node.op_type for use in value.uses()}
     return maker is not None and maker.op_type == "Div" and readers == {"QuantizeLinear"}
 
 
 def trained_matrix(node: ir.Node) -> str | None:
-    """The name of the matrix of a linear layer, if the node may be one; as it is stored, before any transposition."""
+    """Return the name of a linear layer's matrix if the node may be one, as stored, before any transposition."""
     if node.op_type not in _MATRICES | _PACKED or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
@@ -272,7 +272,7 @@ def trained_matrix(node: ir.Node) -> str | None:
 
 
 def width_in(node: ir.Node) -> int | None:
-    """The width of what a linear layer reads, as its matrix says."""
+    """Return the input width of a linear layer, from its matrix."""
     if node.op_type in _PACKED:
         return node.attributes.get_int("K", 0) or None
     transposed = node.attributes.get_int("transB", 0)
@@ -282,7 +282,7 @@ def width_in(node: ir.Node) -> int | None:
 
 
 def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
-    """The step of a linear layer that a node is: the addition of a bias, or what scales integers back."""
+    """Return the step of a linear layer that a node is: the addition of a bias, or the rescaling of integers."""
     if node.op_type in _BIASES:
         at = _BIASES[node.op_type]
         has_bias = at < len(node.inputs) and node.inputs[at] is not None
@@ -300,7 +300,7 @@ def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
 
 
 def _is_vector(value: ir.Value | None) -> bool:
-    """Return whether a value has one number per feature: [d], or axes of length 1 before it."""
+    """Return whether a value has one number per feature: [d], or with leading axes of length 1."""
     shape = [] if value is None or value.shape is None else list(value.shape)
     return bool(shape) and all(size == 1 for size in shape[:-1]) and shape[-1] != 1
 
@@ -310,12 +310,12 @@ def _name(value: ir.Value | None) -> str:
 
 
 def is_skip_norm(node: ir.Node) -> bool:
-    """Return whether a node adds two activations and normalises the sum."""
+    """Return whether a node adds two activations and normalizes the sum."""
     return node.op_type in _SKIP_NORMS
 
 
 def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
-    """Return whether a node may hold a residual sum that cannot be opened; `activations` are names."""
+    """Return whether a node may contain a residual sum that cannot be expanded; `activations` are names."""
     if node.op_type.startswith("Skip"):
         return not is_skip_norm(node)
     added = [node.inputs[at] for at in _ADDED.get(node.op_type, ()) if at < len(node.inputs)]
@@ -323,36 +323,36 @@ def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
 
 
 def sum_output(node: ir.Node) -> str | None:
-    """Return the name of the sum inside such a node; `None` if the node does not output it."""
+    """Return the name of the sum inside such a node; `None` if it is not an output."""
     return (node.outputs[SUM_OUTPUT].name or None) if len(node.outputs) > SUM_OUTPUT else None
 
 
 def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
-    """Refuse a bias that was fused behind the sum of two parallel sublayers: nothing says whose it is.
+    """Reject a bias that was fused with the sum of two parallel sublayers: its owner is ambiguous.
 
-    The nodes of the graph go by the names that `sites` uses.
+    `nodes` are named as in `sites`.
     """
     residuals = {site.residual for site in sites.sublayers if site.residual is not None}
     sums = {value for name in residuals for value in nodes[name].outputs}
     for name, node in nodes.items():
         if name not in residuals and fused_bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):
             raise BaseModelError(
-                "a bias was fused behind the sum of two sublayers, and nothing says to which it belongs",
+                "a bias was fused with the sum of two sublayers, so its owner is ambiguous",
                 where=f"`{name}`, {node.op_type}",
-                fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+                fix="use the graph before optimization; ONNX Runtime fuses it when loading",
             )
 
 
 def fused_bias(node: ir.Node) -> ir.Value | None:
-    """The bias of a linear layer that is fused into the operator behind it: a residual sum or an activation."""
+    """Return the bias of a linear layer that is fused into the next operator: a residual sum or an activation."""
     at = 1 if node.op_type in UNBIASED and node.domain == "com.microsoft" else _SKIP_NORMS.get(node.op_type)
     return node.inputs[at] if at is not None and at < len(node.inputs) else None
 
 
 def norm_of(node: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
-    """The norm that a node is, has inside beside a sum, or is the last step of, and the name of what the norm reads.
+    """Return the norm that a node is, contains besides a sum, or ends, and the name of the norm's input.
 
-    None for any other node; beside a sum the norm reads that sum, which has no name here.
+    `None` for any other node. Besides a sum, the norm reads that sum, which has no name here.
     """
     if node.op_type in NORMS or is_skip_norm(node):
         return _whole(node, activations), _name(node.inputs[0])
@@ -360,7 +360,7 @@ def norm_of(node: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
 
 
 def _whole(node: ir.Node, activations: Set[str]) -> Norm:
-    """The norm of one operator, whose factor, and behind it the bias of a layer norm, come after what it reads."""
+    """Return the norm of a single operator, whose inputs after the first are the factor and a layer norm's bias."""
     at = SUMMANDS if is_skip_norm(node) else 1
     is_rms = "LayerNormalization" not in node.op_type or "Simplified" in node.op_type
     tensors = [node.inputs[i] if i < len(node.inputs) else None for i in ((at,) if is_rms else (at, at + 1))]
@@ -374,12 +374,12 @@ def _whole(node: ir.Node, activations: Set[str]) -> Norm:
 
 
 def _as_written(epsilon: float) -> float:
-    """The shortest decimal of a float32: files hold 1e-12 as 9.99999996e-13."""
+    """Return the shortest decimal for a float32: files contain 1e-12 as 9.99999996e-13."""
     return float(str(np.float32(epsilon)))
 
 
 def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
-    """A layer norm `(x - mean) / sqrt(variance + epsilon) * weight + bias`, or an RMS norm without mean and bias."""
+    """Return a layer norm `(x - mean) / sqrt(variance + epsilon) * weight + bias`, or an RMS norm."""
     scaled, bias = _operands_of(last, activations) if last.op_type == "Add" else (last.outputs[0], None)
     weighted = _made_by(scaled, "Mul")
     if weighted is None or (bias is None) != (last is weighted):
@@ -395,7 +395,7 @@ def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | Non
     if epsilon is None or mean is None or not _is_square(mean.inputs[0], centred) or not _reduces_last(mean):
         return None
     source = _before_centring(centred)
-    if (source is None) != (bias is None):  # the first pieces of a layer norm, or a bias behind an RMS norm
+    if (source is None) != (bias is None):  # part of a layer norm, or a bias after an RMS norm
         return None
     if source is None or bias is None:
         return Norm("rms", _as_written(epsilon), weight.name, None), _name(centred)
@@ -403,7 +403,7 @@ def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | Non
 
 
 def _before_centring(value: ir.Value | None) -> ir.Value | None:
-    """Return the value that this one is without its mean over the features; `None` if it is another."""
+    """Return the value before its mean over the features was subtracted; `None` if it is another operation."""
     subtracted = _made_by(value, "Sub")
     mean = None if subtracted is None else _made_by(subtracted.inputs[1], "ReduceMean")
     if subtracted is None or mean is None or mean.inputs[0] is not subtracted.inputs[0] or not _reduces_last(mean):
@@ -412,7 +412,7 @@ def _before_centring(value: ir.Value | None) -> ir.Value | None:
 
 
 def _operands_of(node: ir.Node, activations: Set[str]) -> tuple[ir.Value | None, ir.Value | None]:
-    """The activation and the trained vector of an operation on both."""
+    """Return the activation and the trained vector of an operation on both."""
     one, other = node.inputs[0], node.inputs[1]
     activation, vector = (one, other) if one is not None and one.name in activations else (other, one)
     if vector is None or vector.name in activations or vector.shape is None or len(vector.shape) != 1:
@@ -426,13 +426,13 @@ def _made_by(value: ir.Value | None, op: str) -> ir.Node | None:
 
 
 def _of(node: ir.Node | None, op: str) -> ir.Node | None:
-    """The operation of this name that a node reads."""
+    """Return the operation with this name that a node reads."""
     found = [] if node is None else [made for value in node.inputs if (made := _made_by(value, op)) is not None]
     return found[0] if found else None
 
 
 def _number(node: ir.Node, activations: Set[str]) -> float | None:
-    """The constant that is added to an activation."""
+    """Return the constant that is added to an activation."""
     for value in node.inputs:
         tensor = None if value is None or value.name in activations else ir.convenience.get_const_tensor(value)
         if tensor is not None and tensor.size == 1:
@@ -449,7 +449,7 @@ def _is_square(value: ir.Value | None, of: ir.Value | None) -> bool:
 
 
 def _reduces_last(mean: ir.Node) -> bool:
-    """Return whether a mean is over the last axis alone, which stays as one of length 1."""
+    """Return whether a mean is over the last axis only and keeps it with length 1."""
     axes = list(mean.attributes.get_ints("axes", ()))
     if len(mean.inputs) > 1 and mean.inputs[1] is not None:
         axes = _numbers(mean, 1) or []

@@ -1,4 +1,4 @@
-"""A graph of others is opened and run in a process of its own before it is opened in this one."""
+"""Open and run an untrusted graph in a child process before this process opens it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from adapter_export.safe_io.child import Limits, try_out
 from adapter_export.safe_io.regular_files import sha256_of
 
 _SECONDS, _BYTES_A_SECOND = 120.0, 20 * 2**20
-"""The time for a graph, and how fast its weights are read from the slowest disk."""
+"""Timeout for a graph, and the minimum read speed of its weights on a slow disk."""
 
 _BYTES, _COPIES = 4 * 2**30, 4
-"""The memory for a graph, and how many copies of its weights may be made."""
+"""Memory limit for a graph, and the number of copies of its weights that are allowed."""
 
 
 def try_graph(path: Path, site_map: Path | str | None = None) -> None:
-    """Open a graph of others in a child process, optimise it there, and run it; once for all files of that content.
+    """Open an untrusted graph in a child process, optimize it there, and run it; once per file content.
 
     ONNX, its converter and ONNX Runtime are C++ code, which a malicious graph can crash.
 
     Raises:
-        BaseModelError: the child crashed, took too long or too much memory; or any error of `open_onnx`.
+        BaseModelError: the child crashed, or took too much time or memory; or any error of `open_onnx`.
     """
     if not path.is_file():
         return
@@ -38,7 +38,7 @@ def try_graph(path: Path, site_map: Path | str | None = None) -> None:
 
     def refusal(reason: str) -> BaseModelError:
         return BaseModelError(
-            "cannot be opened: it ended the process in which it was tried",
+            "cannot be opened: it crashed the sandbox process",
             where=path,
             found=reason,
             expected="a graph that ONNX Runtime opens and runs on small inputs",
@@ -54,10 +54,10 @@ _tried: set[tuple[str, str | None, int]] = set()
 
 
 def open_and_run(path: str, site_map: str | None = None) -> None:
-    """Open a base as `open_onnx` does, then a session on it, and run that on small inputs, which it may refuse.
+    """Open a base as `open_onnx` does, then a session on it, and run it on small inputs, which it may reject.
 
     Raises:
-        BaseModelError, NoSitesError, FileError, UsageError: as `open_onnx` and `try_session`.
+        BaseModelError, NoSitesError, FileError, UsageError: as for `open_onnx` and `try_session`.
     """
     base = open_onnx(Path(path), given=None if site_map is None else read_site_map(Path(site_map)))
     session = open_session(base.model, base.folder)

@@ -1,7 +1,7 @@
-"""The structure of a graph of others, checked before anything is read off it: names, attributes, tensors, order, size.
+"""Validate the structure of an untrusted graph before reading it: names, attributes, tensors, order, size.
 
-The checker of ONNX does more, but refuses graphs that run: it wants external data beside the graph, and knows no
-operators of ONNX Runtime.
+ONNX's checker validates more, but rejects graphs that run: it requires external data beside the graph, and does not
+know ONNX Runtime's operators.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from adapter_export.errors import BaseModelError
 from adapter_export.safe_io.parsers import parsing
 
 _MOST_NODES = 1_000_000
-"""The most nodes of a graph with its functions written out."""
+"""Maximum nodes of a graph with its functions inlined."""
 
 _MOST_AXES = 32
-"""The most axes of a tensor: those of the oldest NumPy that is supported."""
+"""Maximum axes of a tensor: the limit of the oldest supported NumPy."""
 
 ATTRIBUTES = {
     **dict.fromkeys(("accuracy_level", "axis", "bits", "gather_axis", "K", "keepdims"), ir.AttributeType.INT),
@@ -31,14 +31,15 @@ ATTRIBUTES = {
     **dict.fromkeys(("alpha", "beta", "epsilon"), ir.AttributeType.FLOAT),
     **dict.fromkeys(("approximate", "equation"), ir.AttributeType.STRING),
 }
-"""The attributes that are read here, each of one type in all operators of ONNX and ONNX Runtime."""
+"""Attributes that are read here, each of one type in all operators of ONNX and ONNX Runtime."""
 
 
 def check_structure(model: ir.Model, path: Path) -> None:
-    """Put the nodes in order, and refuse a graph that has none, that breaks a rule, or that grows beyond all measure.
+    """Sort the nodes, and reject a graph that has a cycle, breaks a rule, or is too large.
 
-    `BaseModelError` for a cycle, a function that calls itself, functions that unfold to more than a million nodes; and
-    as `check_parts`.
+    Raises:
+        BaseModelError: a cycle, a recursive function, functions that unfold to more than a million nodes; or as for
+            `check_parts`.
     """
     with parsing(partial(_refusal, path, "has a graph inside a node that cannot be read")):
         calls = {
@@ -53,10 +54,10 @@ def check_structure(model: ir.Model, path: Path) -> None:
                 sizes[key] = sum(count * sizes.get(name, 1) for name, count in calls[key].items())
     except CycleError as error:
         names = " → ".join(f"`{name}`" for _, name, _ in error.args[1])
-        raise _refusal(path, "has a function that calls itself", names) from error
+        raise _refusal(path, "has a recursive function", names) from error
     total = sum(count * sizes.get(name, 1) for name, count in called.items())
     if total > _MOST_NODES:
-        raise _refusal(path, "has too many nodes when its functions are written out", f"{total:,}")
+        raise _refusal(path, "has too many nodes after inlining its functions", f"{total:,}")
     for body in (model.graph, *(function.graph for function in model.functions.values())):
         try:
             if not _is_in_order(body):
@@ -65,22 +66,22 @@ def check_structure(model: ir.Model, path: Path) -> None:
             raise _refusal(path, "has a cycle", "a node that needs its own result") from error
     for domain, version in model.opset_imports.items():
         if not 0 <= version < 2**31:
-            raise _refusal(path, "asks for a version of operators that there is not", f"{version} of `{domain}`")
+            raise _refusal(path, "imports an opset that does not exist", f"{version} of `{domain}`")
     if "" not in model.opset_imports:
-        raise _refusal(path, "asks for no version of the operators of ONNX", "no such import")
+        raise _refusal(path, "does not import an ONNX opset", "no opset import for `ai.onnx`")
     check_parts(model, path)
 
 
 def check_parts(model: ir.Model, path: Path | None = None) -> None:
-    """Refuse names that are no text, attributes of a wrong type, impossible shapes, and tensors that cannot be read."""
+    """Reject names that are not text, attributes of a wrong type, impossible shapes, and unreadable tensors."""
     own = [(graph, False) for graph in model.graphs()]
     of_functions = [(graph, True) for one in model.functions.values() for graph in (one.graph, *one.graph.subgraphs())]
     for graph, is_function in (*own, *of_functions):
-        if any(not isinstance(name, str) for name in _names(graph)):  # protobuf gives bytes where a text is no UTF-8
-            raise _refusal(path, "has a name that is no UTF-8", f"graph `{graph.name!a}`")
-        for value in graph.inputs:  # of others, tools write -1 for a length that is not known
+        if any(not isinstance(name, str) for name in _names(graph)):  # protobuf returns bytes if a text is not UTF-8
+            raise _refusal(path, "has a name that is not UTF-8", f"graph `{graph.name!a}`")
+        for value in graph.inputs:  # only inputs: for other values, tools write -1 for an unknown length
             if any(isinstance(dim, int) and dim < 0 for dim in value.shape or ()):
-                raise _refusal(path, "has an input of a negative length", f"`{value.name}` {value.shape}")
+                raise _refusal(path, "has an input of negative length", f"`{value.name}` {value.shape}")
         for node in graph:
             for name, attribute in node.attributes.items():
                 if attribute.is_ref() and not is_function:
@@ -115,7 +116,7 @@ def _names(graph: ir.Graph) -> Iterator[object]:
 
 
 def _check_tensors(graph: ir.Graph, path: Path | None) -> None:
-    """Read the initializers and constants of a graph, but those that lie in other files."""
+    """Read the initializers and constants of a graph, except those in other files."""
     for value in (*graph.initializers.values(), *(node.outputs[0] for node in graph if node.outputs)):
         unreadable = parsing(partial(_refusal, path, f"has a tensor that cannot be read, `{value.name}`"))
         with unreadable:
@@ -123,6 +124,6 @@ def _check_tensors(graph: ir.Graph, path: Path | None) -> None:
         if tensor is None:
             continue
         if len(tensor.shape) > _MOST_AXES:
-            raise _refusal(path, "has a tensor of too many axes", f"`{tensor.name}` with {len(tensor.shape)}")
+            raise _refusal(path, "has a tensor with too many axes", f"`{tensor.name}` with {len(tensor.shape)}")
         with unreadable:
             _ = tensor.nbytes if isinstance(tensor, ir.ExternalTensor) else tensor.numpy()

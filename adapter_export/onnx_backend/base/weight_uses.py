@@ -1,4 +1,4 @@
-"""Weights of an ONNX graph by use, in the order of evaluation: floats, and integers in blocks with scales."""
+"""Uses of an ONNX graph's weights in order of evaluation: floats, and integers in blocks with scales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.flow import activations_of
 
 _POSITION_TABLES = {"GroupQueryAttention": (7, 8), "SparseAttention": (7, 8), "RotaryEmbedding": (2, 3)}
-"""Inputs of com.microsoft's operators with the cosines and sines of positions, which are computed and not trained."""
+"""Inputs of com.microsoft's operators for cosines and sines of positions, which are not trained."""
 
 _PACKED = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 """Operators that read integers in blocks, scales and zero points, and dequantize them."""
@@ -39,8 +39,10 @@ _Array = npt.NDArray[Any]
 def weight_uses(model: ir.Model) -> list[WeightUse]:
     """Return each use of a weight by a node that computes activations, in the order of the graph.
 
-    Single numbers, and the cosines and sines of positions, are no weights. `BaseModelError`: a weight is stored in a
-    way that cannot be read.
+    Scalars, and cosines and sines of positions, are not weights.
+
+    Raises:
+        BaseModelError: a weight is stored in an unsupported way.
     """
     activations = activations_of(model.graph)
     computing = [node for node in model.graph if any(value.name in activations for value in node.outputs)]
@@ -68,7 +70,7 @@ def _is_factor(node: ir.Node, at: int) -> bool:
 
 @dataclass(frozen=True)
 class _Source:
-    """The tensor that an operand is made of, whether it is transposed on the way, and what dequantizes it."""
+    """Tensor of an operand, whether it is transposed on the way, and the node that dequantizes it."""
 
     value: ir.Value
     tensor: ir.TensorProtocol
@@ -77,7 +79,7 @@ class _Source:
 
 
 def _source(value: ir.Value, reader: ir.Node) -> _Source | None:
-    """Follow an operand back to its weight; `None` if it has no floats but single numbers."""
+    """Follow an operand back to its weight; `None` if it has no floats except scalars."""
     transposed, dequantized, one = False, None, value
     while (tensor := ir.convenience.get_const_tensor(one)) is None:
         node = one.producer()
@@ -90,14 +92,14 @@ def _source(value: ir.Value, reader: ir.Node) -> _Source | None:
         elif node.op_type == "DequantizeLinear":
             dequantized = node
         before = node.inputs[0]
-        assert before is not None  # required by each of these operators
+        assert before is not None  # a required input of these operators
         one = before
     is_weight = tensor.size > 1 and (dequantized is not None or tensor.dtype.is_floating_point())
     return _Source(one, tensor, transposed, dequantized) if is_weight else None
 
 
 def _holds_floats(value: ir.Value) -> bool:
-    """Return whether a value is computed from several floats that are constant."""
+    """Return whether a value is computed from constant float arrays."""
     waiting, seen = [value], {value}
     while waiting:
         one = waiting.pop()
@@ -121,7 +123,7 @@ def _unreadable(name: str | None, found: str) -> BaseModelError:
 
 
 def _array(value: ir.Value | None) -> _Array | None:
-    """Return a constant of any layout, on disk if it is large."""
+    """Return a constant of any layout; large ones stay on disk."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else readable(tensor).numpy()
 
@@ -130,7 +132,7 @@ def _floats(source: _Source, *, flipped: bool, is_factor: bool) -> WeightUse:
     """Return a use of a weight as [out, in]; `flipped` if it is stored as [in, out]."""
     name, tensor = source.value.name or "", source.tensor
     shape = tensor.shape.numpy()
-    if max(shape) == tensor.size:  # a vector, perhaps with axes of length 1
+    if max(shape) == tensor.size:  # a vector, possibly with axes of length 1
         vector = _reader(lambda: readable(tensor).numpy().reshape(-1, 1), tensor.dtype)
         is_neutral = is_factor and bool((readable(tensor).numpy() == 1).all())
         return WeightUse(name, tensor.size, None, vector, _words(tensor.dtype), is_neutral)
@@ -153,14 +155,14 @@ def _words(dtype: ir.DataType) -> str:
 
 
 def _reader(whole: Callable[[], _Array], dtype: ir.DataType) -> Callable[[int, int], StoredRows]:
-    """Return a reader of rows of floats, whose half step is that of their type."""
+    """Return a reader of float rows, with half of their type's spacing as rounding."""
 
     def read(start: int, end: int) -> StoredRows:
         stored = whole()[start:end]
         values = stored.astype(np.float32)
         if dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
             return StoredRows(values, np.zeros((1, 1), np.float32))
-        # of magnitudes: `spacing` of a negative power of two is the distance to the next number towards zero
+        # use magnitudes: `spacing` of a negative power of two is the smaller distance, towards zero
         return StoredRows(values, np.spacing(np.abs(stored)).astype(np.float32) / np.float32(2))
 
     return read
@@ -168,16 +170,16 @@ def _reader(whole: Callable[[], _Array], dtype: ir.DataType) -> Callable[[int, i
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Integers in blocks along the last axis, with a scale and perhaps a zero point for each.
+    """Integers in blocks along the last axis, with a scale and optionally a zero point per block.
 
     Attributes:
-        bits: of an integer.
-        block: the number of integers with one scale.
-        least: the least integer that can be stored.
+        bits: bits per integer.
+        block: number of integers per scale.
+        least: smallest integer that can be stored.
         integers: returns the integers of some rows, [rows, width].
         scales: [rows, blocks].
-        zeros: likewise, or one for all.
-        dtype: of the scales.
+        zeros: [rows, blocks], or one for all.
+        dtype: type of the scales.
     """
 
     bits: int
@@ -198,7 +200,7 @@ class _Blocks:
         width, most = integers.shape[1], self.least + 2**self.bits - 1
         scales = self._spread(self.scales[start:end], width)
         steps = integers - self._spread(self.zeros[start:end] if len(self.zeros) > 1 else self.zeros, width)
-        of_zero_point = 2**self.bits * _UNIT_ROUNDOFF[ir.DataType.FLOAT]  # in which quantizers compute
+        of_zero_point = 2**self.bits * _UNIT_ROUNDOFF[ir.DataType.FLOAT]  # quantizers compute in float32
         slack = _ROUNDINGS * (np.abs(steps) * np.float32(_UNIT_ROUNDOFF[self.dtype]) + np.float32(of_zero_point))
         outward = (integers == most).astype(np.int8) - (integers == self.least).astype(np.int8)
         return StoredRows(
@@ -219,7 +221,7 @@ def _packed(node: ir.Node) -> WeightUse:
     name = "" if read[0] is None else read[0].name or ""
     bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 128 if is_table else 0)
     axes = (node.attributes.get_int("gather_axis", 0), node.attributes.get_int("quantize_axis", 1))
-    ordered = any(value is not None for value in node.inputs[4:5])  # the order of columns in MatMulNBits
+    ordered = any(value is not None for value in node.inputs[4:5])  # `g_idx`, the order of columns in MatMulNBits
     prepacked = node.attributes.get_int("weight_prepacked", 0) != 0
     if (
         data is None
@@ -249,20 +251,20 @@ def _packed(node: ir.Node) -> WeightUse:
         if of_zeros.dtype == ir.DataType.UINT8 and is_bytes:
             zeros = _unpacked(zeros, bits)[:, : scales.shape[1]]
     if block < 1 or zeros.shape[1] != scales.shape[1] or scales.shape[1] * block < width:
-        raise _unreadable(name, f"{scales.shape[1]} scales and {zeros.shape[1]} zero points for each row of {width}")
+        raise _unreadable(name, f"{scales.shape[1]} scales and {zeros.shape[1]} zero points per row of {width}")
     least = 0 if data.dtype in (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.UINT2) else -(2 ** (bits - 1))
     blocks = _Blocks(bits, block, least, integers, scales, zeros, of_scales.dtype)
     return WeightUse(name, rows, width, blocks.read, blocks.words)
 
 
 def _behind_reshape(value: ir.Value | None) -> ir.Value | None:
-    """Return what a reshape reads, as the builder writes it between a shared table and its reader."""
+    """Return the input of a reshape, which the builder writes between a shared table and its reader."""
     node = None if value is None else value.producer()
     return node.inputs[0] if node is not None and node.op_type == "Reshape" else value
 
 
 def _unpacked(data: _Array, bits: int) -> _Array:
-    """Return the integers in bytes [rows, bytes], the lowest bits first."""
+    """Return the integers packed in bytes [rows, bytes], the lowest bits first."""
     if bits == 8:
         return data
     shifts = np.arange(0, 8, bits, dtype=np.uint8)

@@ -1,1 +1,1 @@
-"""A base in another precision or with fused operators, made before the slots go in."""
+"""Convert a base to another precision or fuse its operators, before slots are inserted."""

@@ -1,6 +1,6 @@
-"""A base with fused operators, made before the slots go in: what is fused afterwards may swallow a slot.
+"""Fuse operators of a base before slots are inserted: later fusions might swallow a slot.
 
-onnxscript's fusions for ONNX Runtime know the graphs that torch exports, which ONNX Runtime's own fusions do not.
+onnxscript's fusions for ONNX Runtime match the graphs that torch exports; ONNX Runtime's own fusions do not.
 """
 
 from __future__ import annotations
@@ -20,30 +20,33 @@ from adapter_export.onnx_backend.quantise.rewritten import Deviation, in_memory,
 from adapter_export.onnx_backend.rewrite.fused import open_sum, take_bias
 
 _BIAS, _ADDED_TO_SCORES = 3, 5
-"""Inputs of `MultiHeadAttention`, behind query, key and value."""
+"""Indices of inputs of `MultiHeadAttention`, after query, key and value."""
 
 _ATTENTION_OPSET, _ATTENTION_RUNTIME = 23, (1, 24)
-"""The opset with `Attention`, and the first onnxruntime that has all operators of that opset."""
+"""Opset with `Attention`, and the first onnxruntime with all operators of that opset."""
 
 _AXES = 3
 """Batch, tokens and width."""
 
 _SAME_MEANING = 20
-"""From this opset to that one, no operator means something else but `GroupNormalization`."""
+"""Range of opsets in which only `GroupNormalization` changes its meaning."""
 
 _RULES_THAT_FAIL = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""The exceptions that rules of onnxscript raise on graphs that they do not expect."""
+"""Exceptions that onnxscript's rules raise on unexpected graphs."""
 
 
 def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]]:
     """Write a base with attention, norms and activations fused, and open it; count the fusions by onnxscript's names.
 
-    Its precision, fingerprint, inputs, outputs and sites stay. The weights of the base are in memory meanwhile.
-    `BaseModelError`: onnxscript cannot fuse it, or it is no longer the same base.
+    Precision, fingerprint, inputs, outputs and sites are unchanged. The weights are in memory during the conversion.
+
+    Raises:
+        BaseModelError: onnxscript cannot fuse the base, or changed its interface.
     """
     try:
         whole = ONNXModel(ir.to_proto(in_memory(base)))
-        whole.replace_gemm_with_matmul()  # fused attention loses the reshape to two axes that `Gemm` needs behind it
+        # `Gemm` needs its input reshaped to two axes, but fusing attention loses that reshape
+        whole.replace_gemm_with_matmul()
         model, counts = optimize_for_ort(ir.from_proto(whole.model))
     except _RULES_THAT_FAIL as error:
         raise BaseModelError(
@@ -60,9 +63,9 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
 
 
 def _with_sums_apart(model: ir.Model) -> ir.Model:
-    """Take the sums out of norms and activations again, where it is clear what a bias among them was added to.
+    """Separate sums from norms and activations again, if the owner of a bias among them is clear.
 
-    On a CPU the two take less time apart, and elsewhere ONNX Runtime fuses them when it loads.
+    Separate operators are faster on the CPU; elsewhere ONNX Runtime fuses them when loading.
     """
     for node in [node for node in model.graph.all_nodes() if is_skip_norm(node) or fused_bias(node) is not None]:
         summands, own = node.inputs[:SUMMANDS], [0]
@@ -82,7 +85,7 @@ def _with_sums_apart(model: ir.Model) -> ir.Model:
 
 
 def _with_standard_attention(model: ir.Model) -> ir.Model:
-    """Replace ONNX Runtime's attention by the standard's `Attention`, whose kernel copies no head and is faster."""
+    """Replace ONNX Runtime's attention by the standard `Attention`, whose kernel copies no heads and is faster."""
     graph = model.graph
     fused = {node: _separate(node) for node in graph.all_nodes() if node.op_type == "MultiHeadAttention"}
     is_older = tuple(map(int, ort.__version__.split(".")[:2])) < _ATTENTION_RUNTIME
@@ -103,7 +106,7 @@ def _with_standard_attention(model: ir.Model) -> ir.Model:
                 node.replace_input_with(at, biased.outputs[0])
                 start += width
         node.resize_inputs(_BIAS + 1)
-        node.replace_input_with(_BIAS, scores)  # where the standard has its mask
+        node.replace_input_with(_BIAS, scores)  # index of the mask in the standard operator
         heads = node.attributes.pop("num_heads").as_int()
         for name in ("q_num_heads", "kv_num_heads"):
             node.attributes.add(ir.AttrInt64(name, heads))
@@ -113,10 +116,10 @@ def _with_standard_attention(model: ir.Model) -> ir.Model:
 
 
 def _separate(node: ir.Node) -> list[tuple[ir.Value, int]]:
-    """The query, key and value of a fused attention, [batch, tokens, width], and their widths.
+    """Return the query, key and value of a fused attention, [batch, tokens, width], and their widths.
 
-    None of them if it reads anything but these, a constant bias, and what is added to scores, has a second output, or
-    its output has the shape that it had in the graph before.
+    Empty if it reads anything except these, a constant bias, and a value added to the scores, if it has a second
+    output, or if its output has the shape recorded before the fusion.
     """
     read = [(at, value) for at, value in enumerate(node.inputs) if value is not None]
     bias = _input(node, _BIAS)
@@ -139,12 +142,12 @@ def _input(node: ir.Node, at: int) -> ir.Value | None:
 
 
 def check_deviation(found: Deviation) -> None:
-    """Refuse an optimised base that differs from the plain one by more than rounding explains."""
+    """Raise an error if an optimized base differs from the original by more than rounding."""
     if not found.largest <= found.allowed:  # NaN fails
         raise BaseModelError(
-            "the optimised base does not compute what the plain one computes",
+            "the optimized base does not match the original",
             where=f"output `{found.output}`",
-            found=f"a deviation of {found.largest:.2e}",
+            found=f"a difference of {found.largest:.2e}",
             expected=f"at most {found.allowed:.2e}",
             fix=f"build it without {argument('optimize')}, and report this with the base",
         )

@@ -1,4 +1,4 @@
-"""Changes of ONNX graphs as protobuf messages, which ONNX Runtime's quantisers take and give."""
+"""Edit ONNX graphs as protobuf messages, the format of ONNX Runtime's quantizers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 
 def multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Write a product, and that times a factor for each token, under the name that the product had."""
+    """Write a product, and its multiplication by a factor per token, which takes the product's name."""
     result, plain = product.output[0], f"{product.output[0]}.product"
     for value in [value for value in (*graph.value_info, *graph.output) if value.name == result]:
-        recorded = graph.value_info.add()  # ONNX infers no shape of this domain's operators
+        recorded = graph.value_info.add()  # ONNX cannot infer shapes of this domain's operators
         recorded.CopyFrom(value)
         recorded.name = plain
     product.output[0] = plain
@@ -25,7 +25,7 @@ def multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) -> 
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray]) -> None:
-    """Put other nodes into a graph, with those of its constants and of new ones that they read."""
+    """Replace the nodes of a graph, keeping existing and new constants that they read."""
     del graph.node[:]
     graph.node.extend(nodes)
     read = set(_read(graph))
@@ -36,7 +36,7 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants
 
 
 def _read(graph: onnx.GraphProto) -> Iterator[str]:
-    """The names that a graph reads, also inside the branches of an `If` and the bodies of loops."""
+    """Yield the names that a graph reads, including those in branches of an `If` and loop bodies."""
     yield from (value.name for value in graph.output)
     for node in graph.node:
         yield from node.input
@@ -46,7 +46,7 @@ def _read(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Embeddings in 8 bits, unpacked behind the `Gather`, the packed rows under names that no later pass gives."""
+    """Return a model with 8-bit embeddings, dequantized after `Gather`, under names that no later pass uses."""
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         path = Path(folder) / "int8.onnx"
         quantize_dynamic(

@@ -1,4 +1,4 @@
-"""A base that a tool has rewritten: written and opened again, with its sites, and compared with the one before."""
+"""Base rewritten by a tool: written, reopened with its sites, and compared with the original."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
 _CLOSE, _NOTICEABLE = 0.98, 0.95
-"""Smallest cosines of a base that is close to another one, and of one that is not far from it.
+"""Minimum cosines of a base that is close to another one, and of one that is not far from it.
 
-In MiniLM the smallest cosine is 0.989 for `int8`, whose answers agree with those of float32 on 99.9 % of the rows of
-TREC, and 0.959 for `int4-weights`, with 98.8 % (docs/how-to/quantize.md).
+In MiniLM, the minimum cosine is 0.989 for `int8`, whose answers agree with float32 on 99.9 % of the rows of TREC, and
+0.959 for `int4-weights`, with 98.8 % (docs/how-to/quantize.md).
 """
 
 Verdict = Literal["close", "apart", "far"]
@@ -42,7 +42,7 @@ def verdict_of(cosine: float) -> Verdict:
 
 
 def in_memory(base: OnnxBase) -> ir.Model:
-    """A copy of a base that holds its weights."""
+    """Return a copy of a base with its weights in memory."""
     model = base.model.clone()
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -55,10 +55,12 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
     """Write a rewritten base into a folder as `base.onnx` and `base.bin`, and open it.
 
     It keeps the fingerprint, so that adapters of the base fit it, the site map, and the module paths of its sites,
-    which tools that rewrite graphs drop. `done` says in messages what was done to it, such as `optimised`.
-    `BaseModelError`: its inputs, outputs or sites are no longer those of the base.
+    which rewriting tools drop. `done` describes the rewriting in messages, such as `optimised`.
+
+    Raises:
+        BaseModelError: its inputs, outputs or sites no longer match the base.
     """
-    model.graph.sort()  # the float16 converter puts the casts of inputs at the end
+    model.graph.sort()  # the float16 converter appends casts of inputs at the end
     model.metadata_props.clear()
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"
@@ -77,14 +79,14 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
     for what, (found, expected) in facts.items():
         if found != expected:
             raise BaseModelError(
-                f"has other {what} when it is {done}",
+                f"has different {what} when it is {done}",
                 where=base.path,
                 found=", ".join(map(str, found)) or "none",
                 expected=", ".join(map(str, expected)),
-                fix="build it without that, and report this with the base",
+                fix="build without this step, and report this with the base",
             )
     paths = {site.name: site.path for site in base.sites}
-    # a layer outside of all sublayers has its name of its path, and is known by its value where that is lost
+    # a layer outside all sublayers is named by its path; if the path is lost, its value identifies it
     outside = {(site.h, site.width_in): site for site in base.sites.sites if site.is_outside}
     again = [outside.get((site.h, site.width_in)) if site.is_outside else site for site in made.sites.sites]
     sites = tuple(
@@ -96,7 +98,7 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
 
 
 def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
-    """Open what was rewritten, with the site map of the base where it has one."""
+    """Open a rewritten base, with the site map of the original if there is one."""
     if base.given is None:
         return open_onnx(path)
     try:
@@ -107,20 +109,20 @@ def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
         return open_onnx(path, given=_remapped(base, base.given, found))
     except UsageError as error:
         raise BaseModelError(
-            f"has lost a value that the site map names when it is {done}",
+            f"has lost a value of the site map when it is {done}",
             where=error.where,
             found=error.found,
             expected=error.expected,
-            fix="build it without that, or give other values in the site map",
+            fix="build without this step, or use other values in the site map",
         ) from error
 
 
 def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> GivenSites:
-    """The site map of a base as it reads in the graph that the base was rewritten as.
+    """Return the site map of a base, adapted to its rewritten graph.
 
-    Quantisers and fusions keep the names of values that they do not fuse away. Where a site is found in both graphs,
-    its values may have other names, and what is found says which. So a given site that is made of values of a found
-    one follows it, and other values keep their names; what is not there is refused when the sites are looked up.
+    Quantizers and fusions keep the names of values that they do not fuse away. If a site is detected in both graphs
+    with different value names, given sites that use its values follow it; other values keep their names. Missing values
+    are reported when the sites are looked up.
     """
     try:
         found = discover(base.flow)
@@ -149,15 +151,15 @@ def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> G
 
 @dataclass(frozen=True)
 class Deviation:
-    """Distance of an output of a rewritten base from that of the base it was made of.
+    """Difference of an output of a rewritten base from the original.
 
     Attributes:
-        output: the name of the output.
-        absolute: the largest difference of an element, padding left out.
-        padding: the largest difference of an element at a padded position, which no client reads; 0 without padding.
-        scale: the largest absolute value of the output, padding left out.
-        cosine: the smallest cosine of two vectors along the last axis, padding left out.
-        allowed: the difference that two correct computations in the precision of the base may have.
+        output: name of the output.
+        absolute: largest difference of an element, without padding.
+        padding: largest difference at a padded position, which no client reads; 0 without padding.
+        scale: largest absolute value of the output, without padding.
+        cosine: smallest cosine of two vectors along the last axis, without padding.
+        allowed: difference that two correct computations in the precision of the base may have.
     """
 
     output: str
@@ -169,27 +171,27 @@ class Deviation:
 
     @property
     def largest(self) -> float:
-        """The largest difference of an element, padding included; NaN if there is one."""
+        """Largest difference of an element, including padding; NaN if there is one."""
         return float(np.max([self.absolute, self.padding]))
 
     @property
     def is_far(self) -> bool:
-        """True if answers may well change."""
+        """True if answers may change."""
         return verdict_of(self.cosine) == "far"
 
     def __str__(self) -> str:
-        """Return the distance and a verdict in one line."""
+        """Return the difference and a verdict in one line."""
         words = {"close": "close to", "apart": "apart from", "far": "far from"}[verdict_of(self.cosine)]
         return (
-            f"`{self.output}` is {words} the plain base: cosine at least {self.cosine:.4f}, "
-            f"largest difference {self.absolute:.1e} of {self.scale:.3g}, padding left out"
+            f"`{self.output}` is {words} the original base: minimum cosine {self.cosine:.4f}, "
+            f"largest difference {self.absolute:.1e} of {self.scale:.3g}, without padding"
         )
 
 
 def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> list[Deviation]:
-    """Run a base and what was made of it on the same inputs, and compare each output of floats."""
+    """Run a base and its rewritten version on the same inputs, and compare each float output."""
     if not cases:
-        raise NothingComparedError("the rewritten base was not compared with the base: there are no inputs")
+        raise NothingComparedError("the rewritten base was not compared with the original: there are no inputs")
     before, after = open_session(base.model, base.folder), open_session(made.model, made.folder)
     pairs = [(run_session(before, case.arrays), run_session(after, case.arrays)) for case in cases]
     masks = [shown_tokens(base.inputs, case.arrays) for case in cases]
@@ -215,11 +217,11 @@ def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> li
 
 
 _Sides = tuple[np.ndarray, np.ndarray]
-"""Values of the base and of the rewritten base, of one shape."""
+"""Values of the original and of the rewritten base, of one shape."""
 
 
 def _without_padding(old: np.ndarray, new: np.ndarray, real: npt.NDArray[np.bool_] | None) -> tuple[_Sides, _Sides]:
-    """Return the values of the tokens that the mask shows [tokens, …], and those of padding, which may be empty."""
+    """Return the values of real tokens [tokens, …], and those of padding, which may be empty."""
     if real is None or not has_rows_per_token(old.shape, real):
         return (old, new), (old[:0], new[:0])
     return (old[real], new[real]), (old[~real], new[~real])
@@ -241,9 +243,9 @@ def smallest_cosine(old: np.ndarray, new: np.ndarray, real: npt.NDArray[np.bool_
 
 
 def _smallest_cosine(old: np.ndarray, new: np.ndarray) -> float:
-    """Return the smallest cosine of two vectors along the last axis, in float64; zero vectors of both sides are equal.
+    """Return the smallest cosine of two vectors along the last axis, in float64; zero vectors on both sides are equal.
 
-    Numbers without such an axis, or with one of length 1, are one vector.
+    Values without such an axis, or with a last axis of length 1, are one vector.
     """
     width = old.shape[-1] if old.ndim > 1 and old.shape[-1] > 1 else old.size
     first, second = (side.astype(np.float64).reshape(-1, width) for side in (old, new))

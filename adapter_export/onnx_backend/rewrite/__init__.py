@@ -1,1 +1,1 @@
-"""Surgery on a copy of a base: slots, banks, inner values."""
+"""Rewrite a copy of a base: insert slots, banks and outputs for inner values."""

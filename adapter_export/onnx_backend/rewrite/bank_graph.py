@@ -1,6 +1,6 @@
-"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own.
+"""Bank: all adapters of a build in one graph, so that each row of a batch runs through its adapter.
 
-The adapters are rows of tensors, all of one width: narrower ones are filled up with zeros so that nothing changes.
+The adapters are rows of tensors of one width: narrower ones are zero-padded, which does not change their results.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from adapter_export.runtime.bank import RowLayout, mask_name
 IDS_INPUT = "adapter_ids"
 
 ADAPTERS_AXIS = "adapters"
-"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+"""First axis of every tensor of a bank; its length is free, like that of a bottleneck."""
 
 _IN_ONE_ROW = 2
-"""The number of axes of a value that has the tokens of all rows on one axis."""
+"""Number of axes of a value that has the tokens of all rows on one axis."""
 
 _SWAP = {"perm": [1, 0, 2]}
 
@@ -46,9 +46,9 @@ _WITHOUT_BANK = argument("variants", ["slots", "inputs"])
 
 @dataclass(frozen=True)
 class BankRows:
-    """The contents of a bank: the name of the adapter in each row, and the tensors, float32 [adapters, …].
+    """Contents of a bank: the name of the adapter in each row, and the tensors, float32 [adapters, …].
 
-    None is the name of the base, in row 0. The tensors are those that `bank_tensors` lists.
+    `None` is the base, in row 0. The tensors are those of `bank_tensors`.
     """
 
     names: tuple[str | None, ...]
@@ -56,12 +56,12 @@ class BankRows:
 
 
 def bank_name(slot: str) -> str:
-    """Return the name of the tensor of a bank that holds a slot's tensors of all adapters."""
+    """Return the name of the bank tensor with a slot's tensors of all adapters."""
     return f"bank.{slot.removeprefix(SLOT_PREFIX)}"
 
 
 def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapter]) -> BankRows:
-    """Put the base into row 0, and behind it the adapters, filled up to one width; `AdapterError` if one cannot be."""
+    """Put the base into row 0, followed by the adapters, zero-padded to one width; `AdapterError` if one cannot be."""
     layout = RowLayout(plan.slots, head_records(heads), bank_tensors(plan, heads))
     rows = [(slot_tensors(plan, adapter), adapter_head(heads, adapter)) for adapter in adapters]
     stacked = layout.stacked(rows)
@@ -72,24 +72,24 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
             if not _takes_zeros(group, own, shapes):
                 apart = [name for name in own if own[name].shape != shapes[name]]
                 raise AdapterError(
-                    "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it "
+                    "an adapter cannot share a bank with a wider one: zero-padding its tensors changes what it "
                     "computes",
                     where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
                     found=", ".join(f"`{name}` {list(own[name].shape)}" for name in apart),
                     expected=", ".join(str(list(shapes[name])) for name in apart),
-                    fix=f"give the adapters one width, or build with {_WITHOUT_BANK}",
+                    fix=f"use adapters of equal width, or build with {_WITHOUT_BANK}",
                 )
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked)
 
 
 def is_fillable(plan: SlotPlan) -> bool:
-    """Return whether zeros behind the tensors of any adapter change nothing: tried out on random values.
+    """Return whether zero-padding the tensors of any adapter changes nothing: tested on random values.
 
-    A norm over the bottleneck is a case in which they do.
+    A norm over the bottleneck is a counterexample.
     """
     rng = np.random.default_rng(0)
     for group in {(group.key, *group.site_widths.items()): group for group in plan.groups}.values():
-        narrow, wide = (  # even widths, for ops that look at one half of a bottleneck
+        narrow, wide = (  # even widths, for ops on one half of a bottleneck
             {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in (2, 4)
         )
         shapes = group.graph.parameter_shapes(narrow)
@@ -100,7 +100,7 @@ def is_fillable(plan: SlotPlan) -> bool:
 
 
 def _takes_zeros(group: SlotGroup, own: Weights, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Return whether a group computes the same, on random values, when its tensors are filled up to other shapes."""
+    """Return whether zero-padding a group's tensors to other shapes leaves its result on random values unchanged."""
     if all(own[name].shape == shapes[name] for name in own):
         return True
     padding = {
@@ -113,10 +113,13 @@ def _takes_zeros(group: SlotGroup, own: Weights, shapes: Mapping[str, tuple[int,
 
 
 def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
-    """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
+    """Return the base's graph with a bank and an input `adapter_ids`, int64 [batch]: the bank row of each batch row.
 
-    An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
-    `BaseModelError`: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
+    ONNX Runtime rejects an id that is not a row of the bank; negative ids are mapped to one, or they would count from
+    the end.
+
+    Raises:
+        BaseModelError: the batch is not the first axis of every input or of an adapter's input, or as for `insert`.
     """
     batch = _batch(base)
     _check_sites(base, plan, batch)
@@ -124,7 +127,7 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
 
 
 def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
-    """The tensors of a bank, as the manifest lists them."""
+    """Return the tensors of a bank as listed in the manifest."""
     slots = [BankTensor(bank_name(slot.name), slot.name, (ADAPTERS_AXIS, *slot.axes)) for slot in plan.slots]
     open_heads = [head for head in heads if isinstance(head.width, str)]
     masks = [BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width)) for head in open_heads]
@@ -132,12 +135,12 @@ def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, 
 
 
 def _batch(base: OnnxBase) -> str:
-    """The name of the first axis of all inputs; refuse inputs that differ in it, or that have a number there."""
+    """Return the name of the first axis of all inputs; raise if it differs between inputs or has a fixed length."""
     first = {record.axes[0] if record.axes else None for record in base.inputs}
     batch = next(iter(first))
     if len(first) != 1 or not isinstance(batch, str):
         raise BaseModelError(
-            "has no batch of any length as the first axis of all its inputs, which a bank needs",
+            "lacks a dynamic batch as the first axis of all inputs, which a bank requires",
             where=base.path,
             found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
             fix=f"build with {_WITHOUT_BANK}",
@@ -146,9 +149,9 @@ def _batch(base: OnnxBase) -> str:
 
 
 def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
-    """Refuse sites whose first axis is known to be another one than the batch: each row there is no row of a request.
+    """Reject sites whose first axis is known not to be the batch: rows there do not correspond to rows of a request.
 
-    Where nothing is known, and where all tokens are in one row, the golden vectors of a mixed batch decide.
+    If the axis is unknown, or all tokens are in one row, golden vectors of a mixed batch decide.
     """
     values = {value.name: value for node in base.model.graph for value in node.outputs}
     others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
@@ -160,16 +163,16 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
             first = shape[0] if len(shape) == 3 else None
             if not site.sequence_first and (isinstance(first, int) or (first is not None and first.value in others)):
                 raise BaseModelError(
-                    "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+                    "the batch is not the first axis where an adapter acts, so a bank cannot separate rows",
                     where=f"site `{site.name}`, `{read}`",
                     found=str(shape),
-                    expected=f"`{batch}` first",
+                    expected=f"`{batch}` as the first axis",
                     fix=f"build with {_WITHOUT_BANK}",
                 )
 
 
 class _RowBinding(ParameterBinding):
-    """Binds the parameters of adapters to rows of a bank, of the adapter of each row of the batch."""
+    """Binds the parameters of adapters to rows of a bank, by the adapter of each row of the batch."""
 
     stacked = True
 
@@ -181,7 +184,7 @@ class _RowBinding(ParameterBinding):
         self._gathered: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
-        """[batch, in, out] for weights, [batch, 1, width] for vectors."""
+        """Return [batch, in, out] for weights, [batch, 1, width] for vectors."""
         found = {}
         for record in group.records():
             axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
@@ -189,7 +192,7 @@ class _RowBinding(ParameterBinding):
         return found
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
-        """[batch, tokens, width], of a value of the base that may have batch and tokens on one axis."""
+        """Return [batch, tokens, width], from a value of the base that may have batch and tokens on one axis."""
         if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
             integer = ir.TensorType(ir.DataType.INT64)
             batch = writer.op(f"{name}/batch", "Shape", (self._ids,), {"start": 0, "end": 1}, type=integer)
@@ -201,7 +204,7 @@ class _RowBinding(ParameterBinding):
         return writer.op(f"{name}/batch_first", "Transpose", (value,), _SWAP) if sequence_first else value
 
     def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
-        """In the order and the shape of the base's value."""
+        """Return the result in the order and shape of the base's value."""
         if sequence_first:
             result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
         if like.shape is None or len(like.shape) != _IN_ONE_ROW:
@@ -210,11 +213,11 @@ class _RowBinding(ParameterBinding):
         return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
-        """[batch, 1, tokens]."""
+        """Return the mask as [batch, 1, tokens]."""
         return _unsqueezed(mask, "mask/row", writer)
 
     def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
-        """The classes that a row's adapter does not have are masked; one value per row is [batch, width]."""
+        """Mask the classes that a row's adapter lacks; a result with one value per row becomes [batch, width]."""
         if isinstance(head.width, str):
             mask = self._gather(mask_name(head.output), [f"{head.output}.{head.width}"], writer)
             result = writer.op(f"{head.output}/masked", "Add", (result, mask))
@@ -223,7 +226,7 @@ class _RowBinding(ParameterBinding):
         return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
 
     def _gather(self, name: str, axes: Sequence[int | str], writer: Writer) -> ir.Value:
-        """The rows of a tensor [adapters, …] of the bank, which is registered once; vectors as [batch, 1, width]."""
+        """Gather rows of a bank tensor [adapters, …], which is registered once; vectors as [batch, 1, width]."""
         if name not in self._gathered:
             free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
             default = ir.Tensor(self._rows.tensors[name], name=name)
@@ -233,7 +236,7 @@ class _RowBinding(ParameterBinding):
         return self._gathered[name]
 
     def _bank_rows(self, writer: Writer) -> ir.Value:
-        """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
+        """Return the ids; a negative one becomes an id that no bank has, instead of counting from the end."""
         if self._checked is None:
             boolean = ir.TensorType(ir.DataType.BOOL)
             zero = writer.integers(f"{IDS_INPUT}/zero", 0)
@@ -244,5 +247,5 @@ class _RowBinding(ParameterBinding):
 
 
 def _unsqueezed(value: ir.Value, name: str, writer: Writer) -> ir.Value:
-    """[batch, 1, …]."""
+    """Return the value as [batch, 1, …]."""
     return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", [1])))

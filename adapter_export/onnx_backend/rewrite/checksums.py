@@ -1,8 +1,8 @@
-"""Checksums of slots: one more output of a graph, by which it shows which tensors it received.
+"""Checksums of slots: an additional output of a graph that shows which tensors it received.
 
-The checksum of a tensor is an integer below a prime: every element as a multiple of 2^-30, times its position along
-each axis, counted from 1, all added up, modulo the prime. docs/reference/format.md specifies it. Every step is exact in
-the type that computes it, so all runtimes and all orders of summation produce the same number.
+The checksum of a tensor is an integer below a prime: each element as a multiple of 2^-30, times its position along each
+    axis, counted from 1, summed modulo the prime. docs/reference/format.md specifies it. Every step is exact in its
+    type, so all runtimes and all orders of summation produce the same number.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, Graft
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
 
 CHECKSUMS = "slot_checksums"
-"""The name of the output, where the base and the heads have no output of this name."""
+"""Name of the output, unless the base or a head has an output with this name."""
 
 EXACT_CHECKSUM = Budget(0.0, "checksums are compared exactly")
 
 _PRIME = 8388593
-"""A prime below 2^23: float32 represents every integer up to there."""
+"""A prime below 2^23: float32 represents all integers up to it."""
 
 _LARGEST = 2.0**22
 _SCALE = 2.0**30
-"""Elements are cut at ±2^22, so that a multiple of 2^-30 is at most 2^52."""
+"""Elements are clipped to ±2^22, so that a multiple of 2^-30 is at most 2^52."""
 
 _LONGEST = 46340
-"""The longest axis along which float64 adds up exactly: numbers below 2^23 times their positions stay within 2^53."""
+"""Longest axis that float64 sums exactly: numbers below 2^23 times their positions stay within 2^53."""
 
 _LONGEST_INTEGER = 2**20
-"""The longest axis of integers, whose sums int64 holds: it has 2^63."""
+"""Longest axis of integers whose sums fit into int64, below 2^63."""
 
 _OWNER = "checksums"
 
@@ -49,12 +49,12 @@ _INTEGER = ir.TensorType(ir.DataType.INT64)
 
 @dataclass(frozen=True)
 class SlotChecksums:
-    """The checksums that the graphs of a bundle must give.
+    """Checksums that the graphs of a bundle must return.
 
     Attributes:
-        output: the name of the output.
-        plan: what the slots are for.
-        inputs: the data inputs, of which the first with an axis counts the rows.
+        output: name of the output.
+        plan: plan of the slots.
+        inputs: data inputs; the first one with an axis counts the rows.
     """
 
     output: str
@@ -65,7 +65,7 @@ class SlotChecksums:
         """Return the output, float32 [batch, slots], for data inputs and an adapter; `None` is the base.
 
         Raises:
-            AdapterError: the plan has no slots for what the adapter does.
+            AdapterError: the plan has no slots for the adapter.
         """
         tensors: Weights = (
             {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.plan.slots}
@@ -93,9 +93,9 @@ def counting_input(inputs: Sequence[InputRecord]) -> InputRecord | None:
 
 
 def add_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, inputs: Sequence[InputRecord]) -> ir.Model:
-    """Return a copy of a graph with slots that has the checksums as an output; all its rows are equal.
+    """Return a copy of a graph with slots that outputs the checksums; all its rows are equal.
 
-    They are computed from the slots themselves, beside the nodes of adapters, which stay as they are.
+    They are computed directly from the slots, without changing the nodes of adapters.
     """
     graft = Graft(model)
     writer, counting = _writer(graft), counting_input(inputs)
@@ -111,7 +111,7 @@ def add_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, inp
 
 
 def add_bank_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, bank: BankRecord) -> ir.Model:
-    """Return a copy of the graph of a bank that has the checksums as an output: in each row those of its adapter.
+    """Return a copy of the graph of a bank that outputs the checksums: in each row those of its adapter.
 
     They are computed from the rows that the graph gathers for the nodes of adapters.
     """
@@ -119,7 +119,7 @@ def add_bank_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str
     sources = {tensor.slot: graft.value(tensor.name) for tensor in bank.tensors if tensor.slot is not None}
     gathered = {}
     for slot, source in sources.items():
-        (node,) = {node for node, _ in source.uses()}  # one `Gather`, by whatever many nodes it is read
+        (node,) = {node for node, _ in source.uses()}  # one `Gather`, shared by all readers
         gathered[slot] = node.outputs[0]
     writer, ids = _writer(graft), graft.value(bank.ids)
     (rows,) = axes(ids)
@@ -142,7 +142,7 @@ def _writer(graft: Graft) -> Writer:
 
 
 def _append(graft: Graft, writer: Writer, value: ir.Value, output: str, shape: Sequence[Axis]) -> None:
-    graft.vacate(output)  # an inner value of the base may have this name
+    graft.vacate(output)  # rename an inner value of the base with this name
     graft.append_output(writer.tape, value, output, ir.Shape(shape))
 
 
@@ -151,10 +151,10 @@ class _Summing:
     """Writes the nodes that compute checksums.
 
     Attributes:
-        writer: writes them.
-        sources: by slot, the input of the graph whose axes the slot has.
-        tensors: by slot, the value whose checksum is computed.
-        leading: the number of axes before those of the slot: 1 in a bank.
+        writer: writes the nodes.
+        sources: by slot, the input of the graph with the slot's axes.
+        tensors: by slot, the value to compute the checksum of.
+        leading: number of axes before those of the slot: 1 in a bank.
     """
 
     writer: Writer
@@ -171,13 +171,13 @@ class _Summing:
     def _sum(self, slot: SlotRecord) -> ir.Value:
         """Write the checksum of a slot before the last remainder, int64 [1] or [batch, 1]."""
         name, write, left = slot.name.removeprefix(SLOT_PREFIX), self.writer.op, list(range(len(slot.axes)))
-        # float32 is enough: a power of two changes no digit, and it has no fractions from 2^23 on
+        # float32 is exact here: a power of two changes only the exponent, and there are no fractions from 2^23 on
         limits = (self._number("least", np.float32(-_LARGEST)), self._number("most", np.float32(_LARGEST)))
         value = write(f"{name}/clipped", "Clip", (self.tensors[slot.name], *limits))
         value = write(f"{name}/scaled", "Mul", (value, self._number("scale", np.float32(_SCALE))))
         value = write(f"{name}/whole", "Round", (value,))
         short = [axis for axis in left[-2:] if _length(slot, axis) <= _LONGEST]
-        if len(left) > 1 and short:  # most of the elements go in float64, which is several times faster than int64
+        if len(left) > 1 and short:  # sum most elements in float64, which is several times faster than int64
             value = self._near_rest(name, write(f"{name}/wide", "Cast", (value,), {"to": _DOUBLE.dtype}, _DOUBLE))
             positions = self._positions(slot, short[-1], _DOUBLE)
             pair = (value, positions) if short[-1] == left[-1] else (positions, value)
@@ -200,10 +200,10 @@ class _Summing:
         return self.writer.op(name, "Mod", (value, self._number("prime", np.int64(_PRIME))))
 
     def _near_rest(self, name: str, value: ir.Value) -> ir.Value:
-        """Write numbers of at most the prime that are equal to float64 ones modulo it; those are at most 2^52.
+        """Write numbers of at most the prime that are congruent to float64 numbers of at most 2^52.
 
-        `Mod` of floats calls `fmod` for each element. Its quotient is at most 2^29, so that the rounding of it, and of
-        the reciprocal, is less than 1 / prime, and the product with the prime is exact.
+        `Mod` of floats calls `fmod` for each element. Its quotient is at most 2^29, so the rounding of it, and of the
+        reciprocal, is less than 1 / prime, and the product with the prime is exact.
         """
         write, prime = self.writer.op, self._number("wide_prime", np.float64(_PRIME))
         quotient = write(f"{name}/quotient", "Mul", (value, self._number("reciprocal", np.float64(1 / _PRIME))))
@@ -211,7 +211,7 @@ class _Summing:
         return write(f"{name}/near_rest", "Sub", (value, write(f"{name}/multiple", "Mul", (whole, prime))))
 
     def _positions(self, slot: SlotRecord, axis: int, type: ir.TensorType) -> ir.Value:
-        """Write 1, 2, … to the length of an axis; one name of an axis is one length in a graph."""
+        """Write 1, 2, … up to the length of an axis; axes with one name in a graph have one length."""
         source, at = self.sources[slot.name], self.leading + axis
         length = axes(source)[at]
         name = f"positions/{length}"
@@ -237,6 +237,6 @@ class _Summing:
 
 
 def _length(slot: SlotRecord, axis: int) -> float:
-    """The largest length of an axis of a slot; infinite where each adapter chooses."""
+    """Return the maximum length of an axis of a slot; infinite if each adapter may choose it."""
     length = slot.axes[axis]
     return length if isinstance(length, int) else np.inf

@@ -1,8 +1,8 @@
-"""A bank cut in two below its first adapter: what lies there is computed once for a text, whatever adapters follow.
+"""Split a bank below its first adapter: the lower part is computed once per text for any number of adapters.
 
-The values that cross the cut are found by algebra. Whatever depends on no adapter could be computed below; of that,
-what trained weights have a part in is, where it is known which axis is the batch. Masks, positions and shapes are
-computed again above, from inputs whose rows were copied: what they make of the number of rows is right by itself.
+The crossing values are found by dependency analysis. Values that do not depend on adapters could all be computed below;
+those that depend on trained weights are, if their batch axis is known. Masks, positions and shapes are computed again
+above, from copied input rows, so their number of rows is correct.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adapter_export.onnx_backend.rewrite.surgery import Graft
 ROWS_INPUT = "input_rows"
 
 _ROWS_AXIS = "rows"
-"""The first axis of what the upper graph gives."""
+"""First axis of the upper graph's outputs."""
 
 _WITHOUT = f"leave `fanout` out of {argument('variants')}"
 
@@ -35,10 +35,10 @@ class Fanout:
     """A bank as two graphs, which share their weights with it.
 
     Attributes:
-        prefix: from the data inputs, of any number of texts, to `values`; no adapter has a part in it.
-        upper: from the data inputs, `values`, and for each row of the outputs the text (`input_rows`, int64 [rows]) and
-            the adapter (`adapter_ids`, int64 [rows]), to the outputs of the bank.
-        values: what the one gives and the other takes; one axis of each has the name of the batch.
+        prefix: from the data inputs, of any number of texts, to `values`; independent of adapters.
+        upper: from the data inputs, `values`, and for each output row the text (`input_rows`, int64 [rows]) and the
+            adapter (`adapter_ids`, int64 [rows]), to the outputs of the bank.
+        values: outputs of `prefix` and inputs of `upper`; one axis of each has the name of the batch.
     """
 
     prefix: ir.Model
@@ -47,29 +47,29 @@ class Fanout:
 
 
 def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
-    """Cut the graph of a bank below its first adapter.
+    """Split the graph of a bank below its first adapter.
 
     Raises:
-        BaseModelError: no trained layer lies below the first adapter, or it is not known which axis of a value that
-            would cross the cut is the batch.
+        BaseModelError: there is no trained layer below the first adapter, or the batch axis of a crossing value is
+            unknown.
     """
     whole = bank if has_shapes(bank.graph) else with_inferred_shapes(bank)
     for inferred, said in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
-        inferred.shape = said.shape  # which the manifest repeats
+        inferred.shape = said.shape  # recorded shapes, which the manifest repeats
     own = {tensor.name for tensor in record.tensors} | {record.ids}
     batch = next(str(axes(value)[0]) for value in whole.graph.inputs if value.name == record.ids)
     crossing = _crossing(whole.graph, own, batch)
     if not crossing:
         raise BaseModelError(
-            "has no trained layer below the first adapter, so that nothing is the same for all of them",
-            fix=f"{_WITHOUT}, or give adapters that act in upper layers alone",
+            "has no trained layer below the first adapter, so nothing can be shared",
+            fix=f"{_WITHOUT}, or use adapters that act in upper layers only",
         )
     prefix = _prefix(whole, own, crossing)
     return Fanout(prefix, _upper(whole, own, crossing, batch), crossing_values(prefix))
 
 
 def crossing_values(prefix: ir.Model) -> tuple[OutputRecord, ...]:
-    """Return the values that the lower part of a bank gives to the upper one."""
+    """Return the values that the lower part of a bank passes to the upper one."""
     return tuple(
         OutputRecord(value.name or "", (value.dtype or ir.DataType.FLOAT).numpy().name, axes(value))
         for value in prefix.graph.outputs
@@ -77,7 +77,7 @@ def crossing_values(prefix: ir.Model) -> tuple[OutputRecord, ...]:
 
 
 def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, int]:
-    """The values to compute below, in the order of evaluation, and which axis of each is the batch.
+    """Return the values to compute below, in order of evaluation, and the batch axis of each.
 
     `own` are the inputs of the bank, on which everything above depends.
     """
@@ -100,11 +100,11 @@ def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, in
             found[value] = axis
         elif value in costly and _multiplies(node):
             raise BaseModelError(
-                "does not say which axis of a value below the first adapter is the batch",
+                "does not record the batch axis of a value below the first adapter",
                 where=f"`{value.name}`, which `{node.op_type}` computes",
                 found=value.shape,
                 expected=f"one axis `{batch}`",
-                fix=f"{_WITHOUT}, or export the base again with shapes in which the batch has an axis of its own",
+                fix=f"{_WITHOUT}, or export the base again with shapes that have a separate batch axis",
             )
         else:
             asked.extend(all_read(node))
@@ -112,7 +112,7 @@ def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, in
 
 
 def _depending(graph: ir.Graph, starts: Collection[ir.Value]) -> set[ir.Value]:
-    """Some values, and those that are computed from them."""
+    """Return some values, and all values computed from them."""
     found = set(starts)
     for node in graph:
         if not found.isdisjoint(all_read(node)):
@@ -121,7 +121,7 @@ def _depending(graph: ir.Graph, starts: Collection[ir.Value]) -> set[ir.Value]:
 
 
 def _matrices(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The constants of two axes and more: what was trained, and now and then a table of positions."""
+    """Yield the constants with two or more axes: trained weights, and occasionally a position table."""
     for value in (*graph.initializers.values(), *(node.outputs[0] for node in graph if node.op_type == "Constant")):
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None and len(tensor.shape) > 1:
@@ -129,7 +129,7 @@ def _matrices(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    """Return whether a node is computed once for all rows."""
+    """Return whether a node computes with trained matrices."""
     op = node.op_type
     return op in operators.FACTORS or op in operators.CONVOLUTIONS or op.endswith("Attention")
 
@@ -140,7 +140,7 @@ def _batch_axis(value: ir.Value, batch: str) -> int | None:
 
 
 def _crossed(name: str) -> str:
-    """The name of a value where it leaves the one graph and enters the other."""
+    """Return the name of a value where it crosses from one graph to the other."""
     return f"prefix.{name}"
 
 
@@ -157,7 +157,7 @@ def _prefix(whole: ir.Model, own: Collection[str], crossing: Collection[str]) ->
 
 
 def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], batch: str) -> ir.Model:
-    """The nodes that are not below, on rows that are copied from the data inputs and from what crosses the cut."""
+    """Return the nodes above, on rows copied from the data inputs and from crossing values."""
     graft = Graft(whole)
     graph = graft.model.graph
     data = [value for value in graph.inputs if value.name not in own]
@@ -170,7 +170,7 @@ def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], b
     for value in (*made.values(), *(value for value in graph.inputs if value.name in own)):
         _count_rows(value, batch)
     writer = Writer(ir.tape.Tape(), ROWS_INPUT, whole.opset_imports[""])
-    # a negative row would count from the end; ONNX Runtime refuses one that no input has
+    # a negative row would count from the end; ONNX Runtime rejects an index beyond the last row
     none, zero = writer.integers("none", int(np.iinfo(np.int64).max)), writer.integers("zero", 0)
     negative = writer.op("negative", "Less", (rows, zero), type=ir.TensorType(ir.DataType.BOOL))
     checked = writer.op("checked", "Where", (negative, none, rows), type=rows.type)
@@ -189,7 +189,7 @@ def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], b
 
 
 def _count_rows(value: ir.Value, batch: str) -> None:
-    """Let a shape say rows where it said batch, and nothing where that is a part of a sum or a product."""
+    """Rename the batch axis of a shape to rows, and clear it if it is part of a sum or product."""
     if value.shape is not None:
         names = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
         named = [_ROWS_AXIS if name == batch else name for name in names]

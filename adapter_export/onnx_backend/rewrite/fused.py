@@ -1,6 +1,6 @@
-"""Biases and sums inside fused operators: taken out, so that a site has its values whole, or refused.
+"""Extract biases and sums from fused operators, so that a site's values are complete, or reject them.
 
-ONNX Runtime's tools fuse the bias of a linear layer into the operator behind it: a residual sum with its norm, an
+ONNX Runtime's tools fuse the bias of a linear layer into the next operator: a residual sum with its norm, an
 activation, or an attention, which has one vector [d of queries + d of keys + d of values]. The bias belongs to the
 layer's output `h`.
 """
@@ -19,28 +19,28 @@ _NORMS = {
     "SkipLayerNormalization": "LayerNormalization",
     "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
 }
-"""The operators that add and normalise, and the norm that is left when the sum is taken out."""
+"""Operators that add and normalize, and the norm that remains without the sum."""
 
 _ATTENTIONS = {"MultiHeadAttention": 3, "PackedMultiHeadAttention": 3, "DecoderMaskedMultiHeadAttention": 10}
-"""The attentions of com.microsoft that have a bias of query, key and value, and which of their inputs it is."""
+"""Attentions of com.microsoft with a bias for query, key and value, and the index of that input."""
 
 _PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Cast", "Identity"}) | {
     *("Gather", "Concat", "Mul", "Div")
 }
-"""Operators that may stand between a layer and the operator with its bias."""
+"""Operators that may be between a layer and the operator with its bias."""
 
 _FACTORS = ("Normalization", "Linear", "BiasGelu", "FastGelu")
-"""The ends of the names of operators that read vectors which are factors or scales, or biases that can be taken out."""
+"""Suffixes of names of operators whose vectors are factors, scales, or biases that can be extracted."""
 
 
 def take_bias(node: ir.Node) -> ir.Value | None:
-    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias.
+    """Extract the bias from a node; the caller adds it to `h`. Returns `None` for nodes without a bias.
 
-    Beside the sums, activations hold one: that of the linear layer before them.
+    Besides sums, activations may contain one: that of the linear layer before them.
     """
     bias = fused_bias(node)
     if bias is not None:
-        last = max(at for at, value in enumerate(node.inputs) if value is bias)  # a norm's own bias may be the same one
+        last = max(at for at, value in enumerate(node.inputs) if value is bias)  # the norm's bias may be equal
         node.replace_input_with(last, None)
     if bias is not None and node.op_type in UNBIASED:
         node.resize_inputs(1)
@@ -49,10 +49,10 @@ def take_bias(node: ir.Node) -> ir.Value | None:
 
 
 def open_sum(node: ir.Node) -> ir.Value:
-    """Take the sum out of a node, which then is the norm alone; return it, with the readers and name that it had."""
+    """Extract the sum from a node, leaving the norm; return the sum, with its previous readers and name."""
     graph = node.graph
     assert graph is not None
-    assert fused_bias(node) is None  # it belongs to `h`, and was put there before
+    assert fused_bias(node) is None  # the bias belongs to `h` and was moved there before
     named = node.outputs[SUM_OUTPUT] if len(node.outputs) > SUM_OUTPUT else None
     add = ir.Node("", "Add", node.inputs[:SUMMANDS])
     total = add.outputs[0]
@@ -75,23 +75,26 @@ def open_sum(node: ir.Node) -> ir.Value:
 
 
 def has_attention_bias(node: ir.Node) -> bool:
-    """Return whether a node is a fused attention with a bias of what it reads."""
+    """Return whether a node is a fused attention with a bias of its inputs."""
     at = _ATTENTIONS.get(node.op_type) if node.domain == "com.microsoft" else None
     return at is not None and at < len(node.inputs) and node.inputs[at] is not None
 
 
 def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, ir.Value]]:
-    """Take the bias out of a fused attention, which reads sums with slices of it instead.
+    """Extract the bias from a fused attention, which then reads sums with slices of it.
 
-    Returns what was read before and the sum that is read now, for query, key and value; the caller puts what `writer`
-    wrote before the attention. `BaseModelError`: these are not three values of known width that only it reads.
+    Returns the old input and the new sum, for query, key and value; the caller inserts the nodes written by `writer`
+    before the attention.
+
+    Raises:
+        BaseModelError: these are not three values of known width that only the attention reads.
     """
     at = _ATTENTIONS[node.op_type]
     read, bias = [value for value in node.inputs[:3] if value is not None], node.inputs[at]
     widths = [_width(value) for value in read]
     if len(set(read)) < 3 or None in widths or any(len(value.uses()) != 1 for value in read):
         raise _hidden_bias(node)
-    assert bias is not None  # the caller has looked
+    assert bias is not None  # the caller has checked
     sums, start = [], 0
     for place, (value, width) in enumerate(zip(read, widths, strict=True)):
         assert width is not None
@@ -107,7 +110,7 @@ def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, i
 
 
 def check_no_bias_behind(h: ir.Value, activations: Set[str]) -> None:
-    """Refuse a layer's output to which an operator behind it adds a bias that cannot be taken out."""
+    """Reject a layer's output if a later operator adds a bias to it that cannot be extracted."""
     width = _width(h) or 0
     for node in _behind(h):
         if has_attention_bias(node) or _may_add(node, width, activations):
@@ -115,7 +118,7 @@ def check_no_bias_behind(h: ir.Value, activations: Set[str]) -> None:
 
 
 def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
-    """Return whether an operator that is not of the standard reads a trained vector that may be such a bias."""
+    """Return whether a non-standard operator reads a trained vector that may be such a bias."""
     if node.domain in ("", "ai.onnx") or node.op_type.endswith(_FACTORS):
         return False
     vectors = [value for value in node.inputs if value is not None and value.name not in activations]
@@ -123,17 +126,17 @@ def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
 
 
 def _hidden_bias(node: ir.Node) -> BaseModelError:
-    """The refusal of a layer whose bias cannot be given back to it."""
+    """Return the error for a layer whose bias cannot be moved back to it."""
     return BaseModelError(
-        "adds the bias of a linear layer before it, so that the layer's output cannot be had with its bias",
+        "contains the bias of the preceding linear layer, so the layer's output is not available with its bias",
         where=f"`{node.name or node.outputs[0].name}`, {node.op_type}",
         expected="an `Add` for the bias, or query, key and value of three layers with no other consumer",
-        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+        fix="use the graph before optimization; ONNX Runtime fuses it when loading",
     )
 
 
 def _behind(value: ir.Value) -> Iterator[ir.Node]:
-    """The operators that read a value, moved or scaled at most."""
+    """Yield the operators that read a value, directly or after moving or scaling it."""
     for node in dict.fromkeys(use.node for use in value.uses()):
         yield node
         if node.op_type in _PASSED and not node.domain:

@@ -1,4 +1,4 @@
-"""Adapters in a copy of a base: their nodes at its sites and heads, reading initializers that can be overridden."""
+"""Insert adapters into a copy of a base: nodes at its sites and heads that read overridable initializers."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from adapter_export.sites.site import Norm
 from adapter_export.version import __version__
 
 GRAPH_VERSION = "1.0.0"
-"""The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
+"""Version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
 
 VERSION_KEY = "adapter_export.format_version"
 SITES_KEY = "adapter_export.sites"
-"""JSON: what `site_values` gives."""
+"""Metadata key of the result of `site_values`, as JSON."""
 
 NORMS_KEY = "adapter_export.norms"
-"""JSON: what `site_norms` gives."""
+"""Metadata key of the result of `site_norms`, as JSON."""
 
 HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
-"""JSON: the output of each topology of head, by the name of its graph."""
+"""Metadata key of the output of each topology of head, by the name of its graph, as JSON."""
 
 NODE_GRAPH_KEY = "adapter_export.graph"
 NODE_PATH_KEY = "adapter_export.torch_path"
@@ -57,21 +57,21 @@ NODE_PATH_KEY = "adapter_export.torch_path"
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-"""The dtypes in which a base may compute at a site."""
+"""Types in which a base may compute at a site."""
 
 
 class ParameterBinding:
-    """Binds the parameters of adapters to slots: inputs that are initializers as well, for one adapter at a time."""
+    """Binds the parameters of adapters to slots, which are overridable initializers, for one adapter at a time."""
 
     stacked = False
-    """As `Writer.stacked`: whether the tensors have an axis of adapters before their own."""
+    """As `Writer.stacked`: whether the tensors have a leading axis of adapters."""
 
     def __init__(self, graft: Graft) -> None:
         self.graft = graft
         self._slots: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, _writer: Writer, /) -> Mapping[str, ir.Value]:
-        """The tensors of a group, by parameter; what several sites share is registered once."""
+        """Return the tensors of a group, by parameter; tensors that several sites share are registered once."""
         neutral = group.neutral()
         for record in group.records():
             if record.name not in self._slots:
@@ -81,7 +81,7 @@ class ParameterBinding:
         return {record.parameter: self._slots[record.name] for record in group.records()}
 
     def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
-        """Give a value of the base, [batch, tokens, width] or [tokens, batch, width], the shape that nodes read."""
+        """Reshape a value of the base, [batch, tokens, width] or [tokens, batch, width], for the adapter's nodes."""
         return value
 
     def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
@@ -89,18 +89,18 @@ class ParameterBinding:
         return result
 
     def mask(self, mask: ir.Value, _writer: Writer, /) -> ir.Value:
-        """The attention mask as numbers [batch, tokens] as the nodes of heads read it."""
+        """Return the attention mask as numbers [batch, tokens] for the nodes of heads."""
         return mask
 
     def head(self, _head: HeadSum, result: ir.Value, _writer: Writer, /) -> ir.Value:
-        """Give the result of the heads of one output the shape of that output."""
+        """Reshape the result of the heads of one output to match that output."""
         return result
 
 
 def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
-    """The base's graph with a slot for everything that an adapter of the plan needs; raises as `insert`.
+    """Return the base's graph with slots for every adapter of the plan; raises as `insert`.
 
-    With no slot overridden it computes what the base computes; the outputs of heads then mean nothing.
+    If no slot is overridden, it computes the same as the base, and the outputs of heads are meaningless.
     """
     model = insert(base, plan, ParameterBinding)
     verify_slots(model, plan.slots)
@@ -108,7 +108,7 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
 
 
 def baked(model: ir.Model, plan: SlotPlan, adapter: Adapter) -> ir.Model:
-    """A copy of a graph with slots in which an adapter is constant, so that ONNX Runtime may fold it."""
+    """Return a copy of a graph with slots in which an adapter is constant, so that ONNX Runtime may fold it."""
     copy = model.clone()
     for name, tensor in slot_tensors(plan, adapter).items():
         slot = copy.graph.initializers[name]
@@ -119,7 +119,7 @@ def baked(model: ir.Model, plan: SlotPlan, adapter: Adapter) -> ir.Model:
 
 
 def without_slots(base: OnnxBase, adapter: Adapter) -> ir.Model:
-    """The base's graph with an adapter in it as constants: a plain model, with no word of slots in its metadata."""
+    """Return the base's graph with an adapter as constants: a plain model, without slots in its metadata."""
     plan = plan_slots([adapter], base.sites)
     model = baked(insert_slots(base, plan), plan, adapter)
     for key in (TOPOLOGY_KEY, PLAN_KEY, VERSION_KEY, SITES_KEY, NORMS_KEY, HEAD_OUTPUTS_KEY):
@@ -128,10 +128,11 @@ def without_slots(base: OnnxBase, adapter: Adapter) -> ir.Model:
 
 
 def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBinding]) -> ir.Model:
-    """The base's graph with the nodes of all adapters of a plan; `bind` makes what gives them their tensors.
+    """Return the base's graph with the nodes of all adapters of a plan; `bind` provides their tensors.
 
-    `BaseModelError`: the base computes in another type than float32 or float16, has a name that the adapters need, has
-    several inputs that may be the mask of a head, or one that covers more than the head reads.
+    Raises:
+        BaseModelError: the base does not compute in float32 or float16, has a reserved name, has several inputs
+            that may be the mask of a head, or a mask that covers more than the head reads.
     """
     places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
     graft = SiteGraft(base, ((site, replaced) for (_, replaced), site in places.items()))
@@ -147,7 +148,7 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBind
 
 
 class _Insertion:
-    """The work on one graph."""
+    """State of one insertion into a graph."""
 
     def __init__(self, base: OnnxBase, graft: SiteGraft, binding: ParameterBinding) -> None:
         self._base = base
@@ -157,9 +158,9 @@ class _Insertion:
         self._norms: dict[str, Norm] = {}
 
     def adapt(self, edit: Edit, groups: Sequence[SlotGroup]) -> None:
-        """Put adapter nodes behind one of a site's values, each group reading the result of the one before.
+        """Insert adapter nodes after one of a site's values; each group reads the result of the previous one.
 
-        They compute in float32; where the base does not, casts stand around them.
+        They compute in float32; if the base does not, casts surround them.
         """
         site, replaced = edit.site, edit.replaced
         read = self._graft.site_values(edit, READABLE[replaced])
@@ -185,7 +186,7 @@ class _Insertion:
         self._values[site.name] = {**read, **self._values.get(site.name, {}), result_of(replaced): result}
 
     def _norm(self, edit: Edit, place: str, writer: Writer) -> dict[str, ir.Value]:
-        """The tensors of the base's own norm, in float32."""
+        """Return the tensors of the base's own norm, in float32."""
         site, tensors = edit.site, self._graft.norm_tensors(edit.site)
         self._values.setdefault(site.name, {}).update(tensors)
         if site.norm is not None:
@@ -196,7 +197,7 @@ class _Insertion:
         return {name: _cast(value, ir.DataType.FLOAT, f"{place}{name}", writer) for name, value in tensors.items()}
 
     def add_heads(self, sums: Sequence[HeadSum]) -> None:
-        """Put the heads behind the final hidden state; the results of those that share an output are added up."""
+        """Insert the heads after the final hidden state; results that share an output are added."""
         tape = ir.tape.Tape()
         writer = self._writer(tape, HEAD, None)
         hidden = self._graft.value(self._base.sites.final)
@@ -221,12 +222,12 @@ class _Insertion:
             tape = ir.tape.Tape()
 
     def _mask(self, hidden: ir.Value, writer: Writer) -> ir.Value:
-        """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
+        """Return the mask as numbers [batch, tokens]; a base without a mask keeps every token."""
         if any(record.role == "cache" for record in self._base.inputs):
             raise BaseModelError(
-                "has a cache, and its mask covers the tokens before as well as those that a head reads",
+                "has a cache, and its mask covers past tokens, which a head cannot read",
                 where=self._base.path,
-                expected="a mask of the tokens alone, for a head that pools them",
+                expected="a mask of the current tokens only, for a head that pools them",
                 fix="capture the base without its cache",
             )
         if self._base.mask is not None:
@@ -236,7 +237,7 @@ class _Insertion:
         return writer.op("mask", "ConstantOfShape", (shape,), {"value": ones}, type=_FLOAT)
 
     def _writer(self, tape: ir.tape.Tape, owner: str, path: str | None, group: SlotGroup | None = None) -> Writer:
-        """For the nodes of a group, or for those around all groups of one place."""
+        """Return a writer for the nodes of a group, or for those around all groups of one place."""
         metadata = {NODE_SITE_KEY: owner} | ({} if path is None else {NODE_PATH_KEY: path})
         if group is None:
             return Writer(tape, f"{SLOT_PREFIX}{owner}", self._base.opset, metadata)
@@ -244,7 +245,7 @@ class _Insertion:
         return Writer(tape, group.prefix, self._base.opset, metadata, stacked=self._binding.stacked)
 
     def describe(self, model: ir.Model, plan: SlotPlan, sums: Sequence[HeadSum]) -> None:
-        """Say in the metadata of a graph what is in it."""
+        """Record the contents of a graph in its metadata."""
         names = {owner: {key: value.name for key, value in there.items()} for owner, there in self._values.items()}
         model.producer_name, model.producer_version = "adapter-export", __version__
         metadata = model.metadata_props
@@ -262,26 +263,26 @@ class _Insertion:
 
 
 def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
-    """Refuse a base that computes in another type than float32 or float16 at a site."""
+    """Reject a base that computes at a site in a type other than float32 or float16."""
     other = {value.dtype.name for value in values.values() if value.dtype not in (None, *_FLOATS)}
     if other:
         raise BaseModelError(
-            "computes in a type that adapters do not have",
+            "computes in a type that adapters do not support",
             where=f"site `{where}`",
             found=", ".join(sorted(other)),
             expected=" or ".join(kind.name for kind in _FLOATS),
-            fix=f"export the base in float32; {argument('base_precision')} makes it smaller",
+            fix=f"export the base in float32; {argument('base_precision')} can then reduce its precision",
         )
 
 
 def _cast(value: ir.Value, to: ir.DataType | None, name: str, writer: Writer) -> ir.Value:
-    """The value in another type; itself where it has that type, or none that is known: most bases are float32."""
+    """Return the value in another type; unchanged if it has that type, or if its type is unknown: usually float32."""
     if to is None or value.dtype in (None, to):
         return value
     name, kind = f"{name}.{to.name.lower()}", ir.TensorType(to)
     producer = value.producer()
     if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
-        # a `MatMul` of a cast of a transpose kills the process, in MatmulTransposeFusion of onnxruntime 1.32
+        # a `MatMul` of a cast of a transpose crashes MatmulTransposeFusion of onnxruntime 1.32
         before = writer.op(f"{name}.transposed", "Cast", (producer.inputs[0],), {"to": to}, type=kind)
         perm = producer.attributes.get_ints("perm")
         result = writer.op(name, "Transpose", (before,), {} if perm is None else {"perm": list(perm)})
@@ -292,7 +293,7 @@ def _cast(value: ir.Value, to: ir.DataType | None, name: str, writer: Writer) ->
 
 
 def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
-    """The axes of a head's output; one name means one size in a graph, so those of different outputs differ."""
+    """Return the axes of a head's output; different outputs need different axis names: one name, one length."""
     known = [dim if isinstance(dim, int) else dim.value for dim in hidden.shape or ()]
     named = zip((*known, None, None), ("batch", "tokens"), strict=False)
     leading = [name if axis is None else axis for axis, name in named]
@@ -303,17 +304,19 @@ def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
 
 
 def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
-    """Compare an exported graph with its plan: every slot can be overridden, and feeds its operation as it is.
+    """Compare an exported graph with its plan: every slot is overridable, and feeds its operation unchanged.
 
-    `AdapterExportError`: a step that changed the graph after the slots went in has a bug.
+    Raises:
+        AdapterExportError: a later step changed the graph, which is a bug.
     """
     inputs = {value.name for value in model.graph.inputs}
     names = {slot.name for slot in slots}
     faults = [fault for slot in slots for fault in _faults(model.graph, slot, slot.name in inputs)]
     extra = [name for name in model.graph.initializers if name in inputs and name not in names]
-    faults += [f"`{name}` can be overridden and is no slot" for name in extra]
+    faults += [f"`{name}` can be overridden, but is not a slot" for name in extra]
     if faults:
-        raise AdapterExportError("the exported graph is not what was planned", found="; ".join(faults))
+        what = "the exported graph does not match the slot plan (internal error)"
+        raise AdapterExportError(what, found="; ".join(faults))
 
 
 def _faults(graph: ir.Graph, slot: SlotRecord, is_input: bool) -> Iterator[str]:
@@ -323,22 +326,22 @@ def _faults(graph: ir.Graph, slot: SlotRecord, is_input: bool) -> Iterator[str]:
         return
     tensor = value.const_value
     if tensor is None or tuple(tensor.shape.numpy()) != slot.neutral or tensor.dtype != ir.DataType.FLOAT:
-        yield f"`{slot.name}` has another default than {list(slot.neutral)} float32"
+        yield f"`{slot.name}` has a default other than {list(slot.neutral)} float32"
     sizes = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
     if sizes != [axis if isinstance(axis, int) else None for axis in slot.graph_axes]:
         yield f"`{slot.name}` has shape {value.shape}"
     uses = [(node.op_type, index) for node, index in value.uses()]
-    rearranging = ("Cast", "Transpose", "Identity")  # these would copy the tensor in every run
+    rearranging = ("Cast", "Transpose", "Identity")  # would copy the tensor in every run
     if not uses or any(op in rearranging or (op == "MatMul" and index != 1) for op, index in uses):
         yield f"`{slot.name}` feeds {uses or 'nothing'}"
 
 
 def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
-    """The names of values in a graph that `insert_slots` made, by site.
+    """Return the names of values by site, in a graph made by `insert_slots`.
 
-    Of a site with slots these are the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
-    replaces one of them, by `result_of`; and the base's tensors that its adapters borrow. The value of the `head`, if
-    there is one, is `hidden`.
+    For a site with slots: the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; their
+        replacements, by `result_of`; and the base's tensors that its adapters borrow. The value of the `head`, if any,
+        is `hidden`.
     """
     with parsing(partial(_no_note, SITES_KEY)):
         said: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
@@ -347,28 +350,28 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
 
 def _no_note(key: str, reason: str) -> FormatError:
     fix = "build the bundle again"
-    return FormatError("has a note that cannot be read", where=f"`metadata_props`, `{key}`", found=reason, fix=fix)
+    return FormatError("has malformed metadata", where=f"`metadata_props`, `{key}`", found=reason, fix=fix)
 
 
 def result_of(replaced: str) -> str:
-    """Return the key by which `site_values` names the value that replaces another."""
+    """Return the key of the replacement of a value in `site_values`."""
     return f"result_{replaced}"
 
 
 def site_norms(model: ir.Model) -> dict[str, Norm]:
-    """The norms of the base that adapters apply in a graph that `insert_slots` made, by site."""
+    """Return the norms of the base that adapters apply, by site, in a graph made by `insert_slots`."""
     with parsing(partial(_no_note, NORMS_KEY)):
         norms: Any = parse_json(model.metadata_props.get(NORMS_KEY, "{}").encode(), NORMS_KEY)
         return {site: Norm(**norm) for site, norm in norms.items()}
 
 
 def exposed(owner: str, value: str) -> str:
-    """The output that shows a value of a site, such as `layers.0.ffn/h`, or `head/hidden`."""
+    """Return the output that exposes a value of a site, such as `layers.0.ffn/h`, or `head/hidden`."""
     return f"{owner}/{value}"
 
 
 def with_site_outputs(model: ir.Model) -> ir.Model:
-    """A copy of a graph that `insert_slots` made, with the values that `site_values` names as outputs, by `exposed`."""
+    """Return a copy of a graph made by `insert_slots` that outputs the values of `site_values`, named by `exposed`."""
     graft = Graft(model)
     for owner, names in site_values(model).items():
         for value, name in names.items():

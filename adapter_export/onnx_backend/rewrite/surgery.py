@@ -1,4 +1,4 @@
-"""Surgery on a copy of a base's graph: values looked up by name, replaced as planned, made inputs and outputs."""
+"""Edit a copy of a base's graph: look up values by name, replace them as planned, add inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from adapter_export.sites.site import LAYERS, Site
 from adapter_export.sites.view import Dim, Piece
 
 NODE_SITE_KEY = "adapter_export.site"
-"""The key, in the metadata of a node, of the site that it was made for."""
+"""Metadata key on a node for the site that it was made for."""
 
 
 class Graft:
-    """A copy of a graph, `model`, that is changed; the weights are shared with the original, not copied.
+    """An editable copy of a graph, `model`; it shares the weights of the original.
 
     Attributes:
-        values: the replacements of the values of the original.
-        nodes: its nodes, by the names that discovery gives them.
-        names: every name of a value that is taken.
+        values: replacements of the original's values.
+        nodes: its nodes, by the names used in discovery.
+        names: all reserved value names.
     """
 
     def __init__(self, original: ir.Model) -> None:
@@ -49,7 +49,7 @@ class Graft:
         return self.values[Ref(name)]
 
     def vacate(self, name: str) -> None:
-        """Give an inner value of the base that has this name another one."""
+        """Rename an inner value of the base that has this name."""
         value = self.values.get(Ref(name))
         if value is not None and not value.is_graph_output() and not value.is_graph_input():
             value.name = self.free_name(f"{name}.base")
@@ -59,47 +59,47 @@ class Graft:
         """Reserve a name; `BaseModelError` if a value of the base has it."""
         if name in self.names:
             raise BaseModelError(
-                "has a value with a name that the exported graph needs",
+                "has a value with a reserved name",
                 found=f"`{name}`",
-                expected="no value whose name begins with `adapter.` or `cut.`",
-                fix="rename it in the base; is this a graph that has slots already?",
+                expected="no value with the prefix `adapter.` or `cut.`",
+                fix="rename it in the base; does this graph already have slots?",
             )
         self.names.add(name)
         return name
 
     def free_name(self, name: str) -> str:
-        """Reserve a name that is not taken: this one, or this one with a number."""
+        """Reserve an unused name: this one, or this one with a number."""
         return self.take_name(first_free(name, self.names))
 
     def add_slot(self, name: str, shape: ir.Shape, default: ir.TensorProtocol) -> ir.Value:
-        """A new initializer that is an input as well, and so can be overridden."""
+        """Add an initializer that is also an input, and so can be overridden."""
         value = self.add_input(name, ir.TensorType(default.dtype), shape)
         value.const_value = default
         self.model.graph.register_initializer(value)
         return value
 
     def add_input(self, name: str, type: ir.TypeProtocol | None, shape: ir.Shape | None) -> ir.Value:
-        """A new data input."""
+        """Add a data input."""
         value = ir.Value(name=self.take_name(name), shape=shape, type=type)
         self.model.graph.inputs.append(value)
         return value
 
     def append_output(self, tape: ir.tape.Tape, value: ir.Value, name: str, shape: ir.Shape) -> None:
-        """Put the nodes of a tape at the end, and make a value an output of this name."""
+        """Append the nodes of a tape, and make a value an output with this name."""
         self.model.graph.extend(tape.nodes)
         self._take_names(tape.nodes)
         value.name, value.shape = self.take_name(name), shape
         self.model.graph.outputs.append(value)
 
     def expose(self, value: ir.Value, name: str) -> None:
-        """Make a copy of a value an output of this name, so that the value keeps its own."""
+        """Make a copy of a value an output with this name, so that the value keeps its own."""
         kind = value.type or ir.TensorType(ir.DataType.FLOAT)
         output = ir.Value(name=self.take_name(name), type=kind, shape=value.shape)
         self.model.graph.append(ir.Node("", "Identity", [value], outputs=[output], name=name))
         self.model.graph.outputs.append(output)
 
     def insert(self, nodes: Sequence[ir.Node], behind: ir.Value) -> None:
-        """Put nodes behind a value."""
+        """Insert nodes after a value."""
         producer, first = behind.producer(), next(iter(self.model.graph), None)
         if producer is not None:
             self.model.graph.insert_after(producer, nodes)
@@ -108,9 +108,9 @@ class Graft:
         self._take_names(nodes)
 
     def replace(self, old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
-        """Let everyone who reads `old` read `new`, but the `nodes` that compute `new`, which go in behind `old`.
+        """Redirect all readers of `old` to `new`, except the `nodes` that compute `new`, inserted after `old`.
 
-        An output of the graph keeps its name: `old` gets another one.
+        An output of the graph keeps its name: `old` is renamed.
         """
         self.insert(nodes, old)
         new.shape, new.type = new.shape or old.shape, new.type or old.type
@@ -118,7 +118,7 @@ class Graft:
             node.replace_input_with(index, new)
         if old.is_graph_output():
             name = old.name
-            assert name is not None  # an output has a name
+            assert name is not None  # every output has a name
             for index, output in enumerate(self.model.graph.outputs):
                 if output is old:
                     self.model.graph.outputs[index] = new
@@ -126,7 +126,7 @@ class Graft:
         self._rebind(old, new)
 
     def finish(self) -> ir.Model:
-        """Bring the nodes into the order of evaluation."""
+        """Sort the nodes into order of evaluation."""
         self.model.graph.sort()
         return self.model
 
@@ -145,7 +145,7 @@ class Graft:
 
 
 class SiteGraft(Graft):
-    """A copy of a base's graph on which the planned `edits` of some places are carried out, in their order."""
+    """Editable copy of a base's graph, for the planned `edits` of some places, in order."""
 
     def __init__(self, base: OnnxBase, places: Iterable[Place]) -> None:
         super().__init__(base.model)
@@ -156,10 +156,10 @@ class SiteGraft(Graft):
         self._cuts: dict[str, list[ir.Node]] = {}
 
     def site_values(self, edit: Edit, names: Collection[str]) -> dict[str, ir.Value]:
-        """The values that now stand for some of a site's `h`, `x`, `u` and `y`, of those that it has.
+        """Return the current values of some of a site's `h`, `x`, `u` and `y`, if it has them.
 
-        A bias of `h` that is fused into the operator behind it, and a norm that is fused with a sum `y`, are taken out
-        there first. The output of a fused layer is cut to the features of this site.
+        First extracts a bias of `h` that is fused into a later operator, and the sum `y` from a fused norm. The output
+        of a fused layer is sliced to the features of this site.
         """
         there = [name for name in names if name in edit.values]
         if "h" in there or "y" in there:
@@ -174,14 +174,15 @@ class SiteGraft(Graft):
         return found
 
     def norm_tensors(self, site: Site) -> dict[str, ir.Value]:
-        """The trained tensors [d] of the norm before `y`, by the names that bound graphs have for them."""
+        """Return the trained tensors [d] of the norm before `y`, by their names in bound graphs."""
         names = {} if site.norm is None else {BORROWED_WEIGHT: site.norm.weight, BORROWED_BIAS: site.norm.bias}
         return {borrowed: self.value(name) for borrowed, name in names.items() if name is not None}
 
     def carry_out(self, edit: Edit, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
-        """Let `new`, which `nodes` compute, stand for the value that an edit replaces.
+        """Replace an edit's value by `new`, which `nodes` compute.
 
-        `NoSitesError`: what the layer reads is computed and read inside of one operator.
+        Raises:
+            NoSitesError: the input of the layer is computed and read inside one operator.
         """
         old = self.values[edit.values[edit.replaced]]
         if edit.piece is not None:
@@ -202,13 +203,13 @@ class SiteGraft(Graft):
     def _rewire(self, rewiring: Rewiring, site: Site) -> None:
         old, new, node = self.values[rewiring.old], self.values[rewiring.new], self.nodes.get(rewiring.node)
         made = [] if node is None else [value for value in node.outputs if value.name]
-        is_whole = len(rewiring.outputs) in (0, len(made))  # a sum that is fused with its norm is two nodes of the view
+        is_whole = len(rewiring.outputs) in (0, len(made))  # a sum fused with its norm is two nodes in the view
         if node is None or old not in node.inputs or not is_whole:
             raise NoSitesError(
-                "what a layer reads cannot be replaced for it alone",
+                "the input of a layer cannot be replaced separately",
                 where=f"site `{site.name}`",
                 found=f"`{rewiring.node.name}` computes and reads it",
-                fix="choose an adapter that replaces the output `h` there",
+                fix="use an adapter that replaces the output `h` there",
             )
         if not rewiring.outputs:
             _reread(node, old, new)
@@ -231,7 +232,7 @@ class SiteGraft(Graft):
         return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, {NODE_SITE_KEY: site.name})
 
     def _take_out_bias(self, site: Site) -> None:
-        """Add a bias of `h` that is fused into its residual sum, or into the only operator that reads it, to `h`."""
+        """Add a bias of `h` that is fused into its residual sum, or into its only reader, to `h`."""
         bare = self.value(site.h)
         if site.h in self._sums:
             behind: ir.Node | None = self.nodes[Ref(self._sums[site.h])]
@@ -260,7 +261,7 @@ class SiteGraft(Graft):
         self._bind(Ref(site.h), whole)
 
     def _open_sum(self, y: Ref) -> None:
-        """Write out a sum that is fused with the norm behind it, where the sum itself is the block's output."""
+        """Expand a sum that is fused with the next norm, if the sum is the block's output."""
         known = self.values.get(y)
         node = self.nodes.get(Ref(y.name.removesuffix(UNNAMED_SUM))) if known is None else known.producer()
         if node is not None and is_skip_norm(node) and (known is None or known.name == sum_output(node)):
@@ -276,7 +277,7 @@ def _reread(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
 
 
 def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
-    """The features of a piece of a fused layer's output [..., width]; `shape` is that of the output."""
+    """Return the features of a piece of a fused layer's output [..., width]; `shape` is that of the output."""
     width = (piece.end - piece.start) * piece.blocks
     found = _slice(_in_blocks(whole, piece, shape, "h/blocks", writer), piece.start, piece.end, "h", writer)
     if piece.blocks > 1:
@@ -286,8 +287,8 @@ def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) ->
 
 
 def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
-    """Return the fused layer's output with the features of a piece replaced; the arguments are those of `_cut`."""
-    assert isinstance(shape[-1], int)  # a site's values have a known width
+    """Return the fused layer's output with the features of a piece replaced; arguments as for `_cut`."""
+    assert isinstance(shape[-1], int)  # the width of a site's values is known
     blocks = _in_blocks(whole, piece, shape, "whole/blocks", writer)
     parts = [_in_blocks(new, piece, shape, "whole/part", writer)]
     if piece.start:
@@ -299,18 +300,18 @@ def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], 
 
 
 def _in_blocks(value: ir.Value, piece: Piece, shape: Sequence[Dim], name: str, writer: Writer) -> ir.Value:
-    """[..., blocks, features of a block]; the value itself where there is one block."""
+    """Reshape to [..., blocks, features of a block]; return the value unchanged if there is one block."""
     if piece.blocks == 1:
         return value
     return _reshaped(value, [*[0] * (len(shape) - 1), piece.blocks, -1], name, writer)
 
 
 def _reshaped(value: ir.Value, shape: Sequence[int], name: str, writer: Writer) -> ir.Value:
-    """Reshape a value; an axis of length 0 in `shape` stays as it is."""
+    """Reshape a value; an axis of length 0 in `shape` keeps its length."""
     return writer.op(name, "Reshape", (value, writer.integers(f"{name}/shape", shape)))
 
 
 def _slice(value: ir.Value, start: int, end: int, name: str, writer: Writer) -> ir.Value:
-    """The features [start, end) of the last axis."""
+    """Return the features [start, end) of the last axis."""
     bounds = (writer.integers(f"{name}/{edge}", [at]) for edge, at in (("start", start), ("end", end), ("axis", -1)))
     return writer.op(name, "Slice", (value, *bounds))

@@ -1,1 +1,1 @@
-"""Torch bases: archives, screened before torch sees them; capture, signature, export to ONNX."""
+"""Torch bases: archives, screened before torch reads them; capture, signature, export to ONNX."""

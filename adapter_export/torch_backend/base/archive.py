@@ -1,9 +1,9 @@
-"""Torch archives (`torch.export.save`), screened before torch sees them.
+"""Screen torch archives (`torch.export.save`) before torch reads them.
 
-`torch.export.load` runs code of a hostile file in many ways: it unpickles sample inputs, pickled tensors and objects,
-evaluates sizes and guards as Python, writes names of values into source text that it compiles, resolves operators and
-classes by name, and loads compiled libraries. So a file is read here first, entry by entry, and torch is given a copy
-that holds only what was understood.
+`torch.export.load` executes code from a hostile file in many ways: it unpickles sample inputs, tensors and objects,
+evaluates sizes and guards as Python, inserts value names into source text that it compiles, resolves operators and
+classes by name, and loads compiled libraries. Therefore this module first reads the file entry by entry, and torch gets
+a copy that contains only validated content.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _LIMITS = (
     (re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"), 256),
     (re.compile(r"extra/[\w.\-]{1,120}"), 256 * _MEGABYTE),
 )
-"""The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
+"""Allowed entries of an archive, and their maximum bytes; tensors are limited by the size of the file."""
 
-_AGAIN = "copy the file again as a whole, or save it again with `ae.capture`"
+_AGAIN = "copy the file again completely, or save it again with `ae.capture`"
 
 _BYTES = {
     **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
@@ -58,7 +58,7 @@ _BYTES = {
     **dict.fromkeys((5, 8, 10, 35), 8),
     11: 16,
 }
-"""The size of one number by `ScalarType` (`torch/_export/serde/schema.py`)."""
+"""Bytes per number by `ScalarType` (`torch/_export/serde/schema.py`)."""
 
 _STRIDED = 7
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
@@ -67,13 +67,13 @@ _LARGEST = 2**62
 
 
 def _check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
-    """Check that a list, parsed from its own entry, names plain tensors only, which fit into their entries.
+    """Check that a list, parsed from its entry, names plain tensors only, which fit into their entries.
 
     Returns the entries that it names; `sizes` are the bytes of every entry of the archive.
     """
     tensors = config.get("config") if isinstance(config, dict) else None
     if not isinstance(tensors, dict):
-        raise _wrong(f"{path}, `{entry}`", "no list of tensors", "a list")
+        raise _wrong(f"{path}, `{entry}`", "not a list of tensors", "a list")
     folder = entry.rpartition("/")[0]
     where = f"{path}, `{entry}`"
     named = [_check_tensor(name, meta, folder, sizes, f"{where}, `{name[:120]}`") for name, meta in tensors.items()]
@@ -81,22 +81,23 @@ def _check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: 
 
 
 def _wrong(where: str, found: object, expected: object) -> BaseModelError:
-    return BaseModelError("describes a tensor wrongly", where=where, found=found, expected=expected, fix=_AGAIN)
+    return BaseModelError("has a malformed tensor record", where=where, found=found, expected=expected, fix=_AGAIN)
 
 
 def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], where: str) -> str:
     if not _NAME.fullmatch(name) or not isinstance(meta, dict):
-        raise _wrong(where, "an odd name or entry", "a tensor by its module path")
+        raise _wrong(where, "an invalid name or entry", "a tensor by its module path")
     file = meta.get("path_name")
     pickled = meta.get("use_pickle") is not False
     if pickled or not isinstance(file, str) or not _FILE.fullmatch(file):
         raise UnsafeArchiveError(
-            "holds a pickled tensor or object, which could run code when it is read",
+            "contains a pickled tensor or object, which could run code when loaded",
             where=where,
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
-            fix=f"load it with {argument('trust_pickle', True)} only if you trust its author; tensors of a GPU or "
-            "a subclass become plain ones by saving the model again with `ae.capture`",
+            fix=f"load it with {argument('trust_pickle', True)} only if you trust its author; saving the "
+            "model again with `ae.capture` converts tensors of a GPU or "
+            "a subclass to plain tensors",
         )
     if f"{folder}/{file}" not in sizes:
         raise _wrong(where, f"no entry `{folder}/{file}`", "the tensor's bytes")
@@ -112,7 +113,7 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
     if not isinstance(device, dict) or device.get("type") != "cpu":
         found = device.get("type") if isinstance(device, dict) else device
         raise BaseModelError(
-            "was saved from another device than the CPU",
+            "was saved from a device other than the CPU",
             where=where,
             found=f"`{found}`",
             expected="`cpu`",
@@ -121,7 +122,7 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
     sizes, strides = _numbers(meta.get("sizes"), where), _numbers(meta.get("strides"), where)
     (offset,) = _numbers([meta.get("storage_offset")], where)
     if len(sizes) != len(strides):
-        raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride for each axis")
+        raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride per axis")
     steps = sum((length - 1) * stride for length, stride in zip(sizes, strides, strict=True))
     needed = (offset + steps + 1) * _BYTES[dtype] if math.prod(sizes) else 0
     if needed > size:
@@ -132,20 +133,20 @@ def _numbers(values: Any, where: str) -> list[int]:
     read = values if isinstance(values, list) else [None]
     numbers = [value.get("as_int") if isinstance(value, dict) else None for value in read]
     if not all(type(n) is int and 0 <= n < _LARGEST for n in numbers):
-        raise _wrong(where, "sizes that are no numbers", "numbers, each 0 or more")
+        raise _wrong(where, "sizes that are not numbers", "numbers, each at least 0")
     return [int(number) for number in numbers if number is not None]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that was screened: its texts, and where its tensors are.
+    """A screened archive: its texts, and the location of its tensors.
 
     Attributes:
         path: the file.
-        guards: the conditions on the lengths of its inputs under which the program is right.
-        texts: what torch is given of each entry that holds no tensor, by its name below the root.
-        tensors: the entries that hold tensors, by their name below the root.
-        extra: the text of the files that were saved beside the program, by name.
+        guards: conditions on the lengths of its inputs under which the program is correct.
+        texts: content to pass to torch for each entry without tensors, by its name below the root.
+        tensors: entries with tensors, by name below the root.
+        extra: text of the files saved with the program, by name.
     """
 
     path: Path
@@ -156,7 +157,7 @@ class Archive:
 
 
 def screen(path: Path) -> Archive:
-    """Read everything of an archive but its weights, and refuse what could run code.
+    """Read an archive except its weights, and reject everything that could run code.
 
     Raises:
         FileError: the file cannot be read.
@@ -201,11 +202,11 @@ _VERSIONS: Mapping[str, re.Pattern[bytes]] = {
     "byteorder": re.compile(rb"little"),
     ".data/version": re.compile(rb"\d{1,4}\n?"),
 }
-"""The small entries by which torch knows an archive."""
+"""Small entries by which torch recognizes an archive."""
 
 
 def readable(path: Path) -> None:
-    """Check that there is a file; raises FileError if there is none, or it cannot be read."""
+    """Check that there is a readable file; raises FileError otherwise."""
     with open_regular(path):
         pass
 
@@ -220,7 +221,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries by their names below the root folder, each of a known kind."""
+    """Return the entries by name below the root folder, each of a known kind."""
     infos = archive.infolist()
     names = [info.filename for info in infos]
     root = names[0].partition("/")[0] if names else ""
@@ -233,7 +234,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             raise _damaged(path, f"two entries `{name}`")
         entries[name] = info
     if sum(info.file_size for info in infos) > path.stat().st_size:
-        raise _damaged(path, "entries that are larger than the file")
+        raise _damaged(path, "entries larger than the file")
     return entries
 
 
@@ -242,20 +243,20 @@ def _checked_name(info: zipfile.ZipInfo, root: str, path: Path) -> str:
     limit = next((limit for pattern, limit in _LIMITS if pattern.fullmatch(name)), 0)
     if folder != root or limit == 0 or ".." in name:
         raise UnsafeArchiveError(
-            "holds something that a base has no use for",
+            "contains an unexpected entry",
             where=path,
             found=f"the entry `{info.filename[:120]}`",
             expected="one program, its tensors, and text in `extra/`",
             fix=TRUST,
         )
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise _damaged(path, f"`{name}` compressed, as torch never writes it")
+        raise _damaged(path, f"`{name}` compressed, but torch never compresses")
     if limit is not None and info.file_size > limit:
         raise _damaged(path, f"`{name}` of {info.file_size} bytes", f"at most {limit}")
     return name
 
 
-def _damaged(path: Path, found: str, expected: str = "an archive as `torch.export.save` writes it") -> BaseModelError:
+def _damaged(path: Path, found: str, expected: str = "an archive written by `torch.export.save`") -> BaseModelError:
     return BaseModelError(
         "is damaged, or was not written by torch", where=path, found=found, expected=expected, fix=_AGAIN
     )
@@ -267,17 +268,17 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
 
 
 def _check_sample_inputs(data: bytes, path: Path) -> None:
-    """They are never loaded, but a file in which they could run code may have been made to do harm."""
+    """Check the sample inputs: they are never loaded, but a pickle that could run code indicates a hostile file."""
     try:
         foreign = sorted(foreign_globals(data)) if data else []
     except ValueError as error:
         raise _damaged(path, f"`{SAMPLE_INPUTS}`: {error}") from error
     if foreign:
         raise UnsafeArchiveError(
-            "could run code: its sample inputs are a pickle of something else than tensors",
+            "could run code: its sample inputs are a pickle of more than tensors",
             where=f"{path}, `{SAMPLE_INPUTS}`",
             found=f"`{foreign[0][:120]}`",
-            expected="plain tensors, or none",
+            expected="plain tensors, or no sample inputs",
             fix=TRUST,
         )
 
@@ -288,18 +289,18 @@ def _json(texts: Mapping[str, bytes], name: str, path: Path) -> Any:
     try:
         return parse_json(texts[name], f"{path}, `{name}`")
     except FormatError as error:
-        raise _damaged(path, f"`{name}` that is no JSON: {error.found}") from error
+        raise _damaged(path, f"`{name}` is not JSON: {error.found}") from error
 
 
 def _decoded(data: bytes, name: str, path: Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise _damaged(path, f"`{name}` that is no UTF-8") from error
+        raise _damaged(path, f"`{name}` is not UTF-8") from error
 
 
 def write_clean(archive: Archive, target: Path) -> None:
-    """Write a copy that holds only what was screened, and no sample inputs.
+    """Write a copy that contains only screened content, and no sample inputs.
 
     Raises:
         BaseModelError: a tensor's bytes are damaged.
@@ -315,7 +316,7 @@ def _config(archive: Archive) -> Any:
 
 
 def write_outline(archive: Archive, target: Path) -> None:
-    """Write a copy in which each weight is one zero that is repeated; `stored_weights` are to replace it.
+    """Write a copy in which each weight is a single repeated zero, to be replaced by `stored_weights`.
 
     Raises:
         BaseModelError: a tensor's bytes are damaged.
@@ -338,7 +339,7 @@ def _elements(meta: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of an archive where it lies in the file: `bytes` [n], and the layout of its elements in them."""
+    """A weight of an archive in its file: `bytes` [n], and the layout of its elements in them."""
 
     bytes: npt.NDArray[np.uint8]
     sizes: tuple[int, ...]
@@ -347,10 +348,10 @@ class StoredWeight:
 
 
 def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
-    """Map the weights of an archive into memory, by their names; pages are read when they are used.
+    """Memory-map the weights of an archive, by name; pages are read on access.
 
     Raises:
-        BaseModelError: an entry ends behind the file.
+        BaseModelError: an entry extends past the end of the file.
     """
     config = _config(archive)["config"]
     folder = WEIGHTS.rpartition("/")[0]
@@ -361,8 +362,8 @@ def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
             lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
             start = info.header_offset + _LENGTHS_AT + 4 + lengths
             if start + info.file_size > archive.path.stat().st_size:
-                raise _damaged(archive.path, f"`{info.filename}` behind the end of the file")
-            # copy on write, as torch takes no read-only memory
+                raise _damaged(archive.path, f"`{info.filename}` past the end of the file")
+            # copy-on-write, because torch does not accept read-only memory
             bytes_ = (
                 np.memmap(file, np.uint8, "c", start, (info.file_size,)) if info.file_size else np.empty(0, np.uint8)
             )
@@ -371,7 +372,7 @@ def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
 
 
 _LENGTHS_AT = 26
-"""The place, in the header before an entry's bytes, of the lengths of its name and of its extra field: 2 bytes each."""
+"""Position of the lengths of the name and the extra field, 2 bytes each, in the header before an entry's bytes."""
 
 
 def _write(archive: Archive, texts: Mapping[str, str | bytes], tensors: Mapping[str, str], target: Path) -> None:

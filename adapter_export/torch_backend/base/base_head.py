@@ -1,7 +1,7 @@
-"""A base head: what the model that it comes from computes of the final hidden state, proved to be that.
+"""Base head: the function of the final hidden state that the original model computes, verified against that model.
 
-The graph of `torch.export` says what a head computes, so no architecture is known by name: its operations become those
-of an adapter graph, one by one, and a head with any other operation is refused by the name of that operation.
+The graph of `torch.export` shows what a head computes, so no table of architectures is needed: its operations become
+those of an adapter graph one by one, and a head with any other operation is rejected with the name of that operation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from adapter_export.torch_backend.torch_lowering import POOLING_NAMESPACE
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 _MOST_TOKENS = 16
-"""The longest input that a head is proved with: it computes the same for every token, or for one of them."""
+"""Maximum length of inputs for verifying a head: it computes the same for every token, or for one of them."""
 
 _LISTED = 20
 """Maximum number of weights named in a note."""
@@ -49,10 +49,10 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class BaseHead:
-    """The head of a whole model, with what that model computed of some inputs; or why there is none.
+    """Head of a complete model, with that model's results for some inputs; or the reason why there is none.
 
-    `maker` is what the head comes from, such as a class of transformers; `reason` says why it is left out, `notes` what
-    was decided where nothing says it.
+    `maker` is the origin of the head, such as a class of transformers; `reason` is set if it is not used; `notes` are
+    assumptions.
     """
 
     maker: str
@@ -64,12 +64,12 @@ class BaseHead:
     results: Sequence[Tensor] = field(default=(), repr=False)
 
     def of(self, base: TorchBase, *, model: str, unused: Sequence[str]) -> tuple[Adapter | None, tuple[str, ...]]:
-        """The head as an adapter of a base, if it computes with it what the whole model computed; and notes.
+        """Return the head as an adapter of a base, if both together match the complete model; and notes.
 
         Args:
             base: the captured base.
-            model: the class of the base.
-            unused: the weights of the folder that the base has no place for.
+            model: class of the base.
+            unused: weights of the folder that the base does not have.
         """
         reason = self.reason
         if self.head is not None and self.weights is not None:
@@ -85,52 +85,52 @@ class BaseHead:
         named = quoted(unused[:_LISTED])
         more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
         weights = f", with the weights {named}{more}" if unused else ""
-        what = f"the head of `{self.maker}`" if self.maker else "what stands behind the model"
-        return None, (f"{what} is left out{weights}: {reason or 'nothing says what it is for'}",)
+        what = f"the head of `{self.maker}`" if self.maker else "what follows the model"
+        return None, (f"{what} is left out{weights}: {reason or 'its task is unknown'}",)
 
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
-        """In what way the base with the head is not the whole model; empty if it is, within rounding."""
+        """Return the difference between base plus head and the complete model; empty if they match within rounding."""
         runner, size = TorchRunner(base), extent(base.flow)
         allowed = partial(budget, "float32", inner=size.inner, depth=size.depth)
         compared = 0
         for inputs, expected in zip(self.cases, self.results, strict=True):
             if set(inputs) != {record.name for record in base.inputs}:
-                return f"the model with it takes other inputs than without it: {', '.join(sorted(inputs))}"
-            if not _takes(base, inputs):  # the base was captured for other lengths than the model takes
+                return f"with it, the model has different inputs: {', '.join(sorted(inputs))}"
+            if not _takes(base, inputs):  # the base was captured for other lengths than the model accepts
                 continue
             compared += 1
             model = runner.model(adapter)
             with torch.inference_mode():
                 found = model.head(**inputs)
             if found.shape != expected.shape:
-                return f"it gives {list(expected.shape)} numbers, and {list(found.shape)} behind the base"
+                return f"its result is {list(expected.shape)}, but {list(found.shape)} on the base"
             scale, distance = float(expected.abs().max()), float((found - expected).abs().max())
             if distance <= allowed(scale=scale).absolute:
                 continue
-            # where large terms leave a small sum, rounding moves it further
+            # a small sum of large terms has a larger rounding error
             arrays = {name: value.numpy() for name, value in inputs.items()}
             step = product_error("float32", inner=size.inner)
             moved = moved_by_rounding(
                 runner.run, [arrays], adapter, sites=runner.sites, base=base.fingerprint, step=step
             )
             if not distance <= allowed(scale=scale, moved=moved[str(model.head_name)]).absolute:
-                return f"behind the base it computes something else (by {distance:.2g}, where {scale:.3g} is the scale)"
-        return "" if compared else "the model was not run at a length that the base takes"
+                return f"on the base it computes something else (difference {distance:.2g}, scale {scale:.3g})"
+        return "" if compared else "the model was not run at a length that the base accepts"
 
 
 def _ends_with_padding(base: TorchBase, pad: int | None) -> str:
-    """Say that the tokenizer ends texts with the id that the model skips as padding; empty if it does not.
+    """Return a reason if the tokenizer ends texts with the id that the model skips as padding; otherwise empty.
 
-    The model takes the last token with another id, and the head the last one that the mask keeps.
+    The model reads the last token with another id, and the head the last token of the mask.
     """
     if pad is None or base.tokenizer is None:
         return ""
-    reads = f"it reads the last token that is no padding, id {pad}, with which the tokenizer ends texts"
+    reads = f"it reads the last token other than the padding id {pad}, but the tokenizer ends texts with that id"
     return reads if ending_token(base.tokenizer) == pad else ""
 
 
 def _takes(base: TorchBase, inputs: Mapping[str, Tensor]) -> bool:
-    """Return whether the base takes inputs of these lengths."""
+    """Return whether the base accepts inputs of these lengths."""
     return all(
         size in axis_lengths(axis, base.lengths)
         for record in base.inputs
@@ -145,14 +145,15 @@ def base_head(
     task_of: Callable[[int], tuple[Task | None, Sequence[str]]],
     examples: Examples | None,
 ) -> BaseHead:
-    """The head of a whole model, whose results are `outputs`; several are the columns of one.
+    """Return the head of a complete model, whose results are `outputs`; several are the columns of one.
 
-    `task_of` gives the task of a head, and notes, from the number of its classes; `examples` are inputs of the model.
-    Nothing is raised for a head that cannot be taken: the reason is in the result.
+    `task_of` returns the task of a head, and notes, from its number of classes; `examples` are inputs of the model.
+    Never
+    raises for a head that cannot be used: the reason is in the result.
     """
     try:
         if examples is None:
-            return BaseHead(maker, reason="the model takes inputs of its own")
+            return BaseHead(maker, reason="the inputs of the model are not known")
         program, traced = _traced(whole, outputs, examples)
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)
@@ -165,15 +166,15 @@ def base_head(
             computed = [whole(**inputs) for inputs in cases]
         columns = [[values[name] for name in outputs] for values in computed]
         results = [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
-    except InputError as error:  # what to do about it is of no use: the model is captured without it
+    except InputError as error:  # drop the error's fix: the model is captured without the head
         return BaseHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
-    except LIBRARY_ERRORS as error:  # such as a head that wants a token of its own in every text
-        return BaseHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
+    except LIBRARY_ERRORS as error:  # for example, a head that requires a special token in every text
+        return BaseHead(maker, reason=f"the complete model cannot compute an example; found {first_line(error)}")
     return BaseHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
 
 
 def _traced(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tuple[TorchBase, TracedHead]:
-    """The program of a whole model and its head; with the first layer alone where that shows the head as well."""
+    """Return the program of a complete model and its head; only the first layer if that suffices to show the head."""
 
     def trace() -> tuple[TorchBase, TracedHead]:
         program = base_of(whole, *examples)
@@ -188,7 +189,7 @@ def _traced(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tup
 
 @contextmanager
 def _first_layers(model: nn.Module) -> Iterator[bool]:
-    """A model of transformers without the layers above the first one of each list; yields whether it had any."""
+    """Remove all layers of a transformers model except the first of each list; yields whether it had any."""
     lists = [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
     deep = [
         (owner, name, child)
@@ -207,14 +208,14 @@ def _first_layers(model: nn.Module) -> Iterator[bool]:
 
 
 EMBEDDING = "sentence_embedding"
-"""The result of a model that gives vectors, as sentence-transformers calls it."""
+"""Result of a model that returns vectors, as named by sentence-transformers."""
 
 
 @dataclass(frozen=True)
 class TracedHead:
     """A model's head as a function of the final hidden state: its graph, the widths of its symbols, its tensors.
 
-    A model that finds the last token by ids, and not by the mask, reads `ids`, in which `pad` is the id of padding.
+    A model that finds the last token by ids, and not by the mask, reads `ids`, in which `pad` is the padding id.
     """
 
     graph: AdapterGraph
@@ -225,7 +226,7 @@ class TracedHead:
     pad: int | None = None
 
     def padded(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Return inputs with the id of padding where the mask hides tokens, and only there."""
+        """Return inputs with the padding id exactly where the mask hides tokens."""
         if self.pad is None:
             return arrays
         ids, other = arrays[self.ids], 1 if self.pad == 0 else 0
@@ -233,20 +234,20 @@ class TracedHead:
 
 
 def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = False) -> TracedHead:
-    """The head that computes these outputs of a model; several are its columns, such as start and end of an answer.
+    """Return the head that computes these outputs of a model; several are its columns, such as start and end.
 
-    Linears are called `dense_1` … and, unless the result is vectors, the last one `classifier`, as `head_graph` calls
-    them, so that heads that compute the same share their slots.
+    Linear layers are named `dense_1` … and, unless the result is a vector, the last one `classifier`, as in
+    `head_graph`, so that equal heads share their slots.
 
     Raises:
         NoSitesError: the model has no final hidden state.
-        AdapterError: the head has an operation that the language of heads does not have; the error names it.
+        AdapterError: the head has an operation that the head language lacks; the error names it.
     """
     module, names = whole.flat, [record.name for record in whole.outputs]
     missing = [name for name in outputs if name not in names]
     if missing:
         raise AdapterError(
-            "the model does not return what its class promises", found=quoted(names), expected=quoted(outputs)
+            "the model's outputs differ from those of its class", found=quoted(names), expected=quoted(outputs)
         )
     final = discover(flow_graph(module)).final
     masks = masks_of(whole.inputs, whole.axes(final)[1])
@@ -263,17 +264,17 @@ _ACTIVATIONS = {
 }
 _SAME = frozenset({"contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "view", "reshape"})
 _SAME |= {"expand", "flatten", "unsafe_view", "_unsafe_view", "type_as"}
-"""Operations that change nothing where shape and type stay."""
+"""Operations that have no effect if shape and type are unchanged."""
 
 _OF_MASKS = frozenset({"unsqueeze", "expand", "expand_as", "to", "_to_copy", "type_as", "contiguous", "clone"})
-"""Operations through which a mask is still that mask."""
+"""Operations that preserve a mask."""
 
 _UNIT = 1e-12
-"""The least length that `l2_normalise` divides by."""
+"""Minimum length that `l2_normalise` divides by."""
 
 
 class _Translator:
-    """Turns the nodes of a model's graph behind the final hidden state into those of a head's graph."""
+    """Translates the nodes after the final hidden state in a model's graph into those of a head's graph."""
 
     def __init__(self, module: fx.GraphModule, final: str, mask: str | None) -> None:
         self._module, self._mask = module, mask
@@ -325,11 +326,11 @@ class _Translator:
         )
 
     def _joined(self, outputs: Sequence[fx.Node]) -> fx.Node:
-        """The value whose columns, in this order, are the outputs."""
+        """Return the value whose columns, in this order, are the outputs."""
         columns = [self._column(node) for node in outputs]
         source = columns[0][0]
         if columns != [(source, index) for index in range(_size(source, -1))]:
-            raise _unknown(outputs[0], "outputs that are no columns of one value")
+            raise _unknown(outputs[0], "outputs that are not columns of one value")
         return source
 
     def _column(self, node: fx.Node) -> tuple[fx.Node, int]:
@@ -345,7 +346,7 @@ class _Translator:
         raise _unknown(node)
 
     def _value(self, node: fx.Node) -> str:
-        """The name of a node's value in the head's graph."""
+        """Return the name of a node's value in the head's graph."""
         node = _through(node) if node.name not in self._names else node
         if node.name not in self._names:
             op = _op(node)
@@ -382,7 +383,7 @@ class _Translator:
         return output
 
     def _tensor(self, node: Any) -> np.ndarray | None:
-        """Return a weight of the model, transposed where the graph does, or `None` for any other value."""
+        """Return a weight of the model, transposed if the graph transposes it; `None` for any other value."""
         if not isinstance(node, fx.Node):
             return None
         if _op(node) in {"t", "transpose", "permute", "numpy_T"} and node.meta["val"].dim() == 2:
@@ -428,7 +429,7 @@ class _Translator:
         return self._add("linear", self._value(source), tensors=tensors)
 
     def _sum(self, node: fx.Node) -> str:
-        """A product and its bias, or two values."""
+        """Translate the addition of a bias to a product, or of two values."""
         one, other = node.args[:2]
         if node.kwargs or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
             raise _unknown(node)
@@ -468,7 +469,7 @@ class _Translator:
         raise _unknown(node)
 
     def _masked_sum(self, node: fx.Node) -> fx.Node | None:
-        """The value that a node sums over the tokens that the mask keeps."""
+        """Return the value that a node sums over the tokens of the mask; `None` for other nodes."""
         node = _through(node)
         product = _through(_first(node)) if _sums_tokens(node) else node
         if _op(product) != "mul" or product is node:
@@ -483,7 +484,7 @@ class _Translator:
         return isinstance(node, fx.Node) and node.op == "placeholder" and node.name == self._mask
 
     def _is_count(self, node: fx.Node) -> bool:
-        """Return whether it is the number of tokens that the mask keeps, clamped to at least a number up to 1."""
+        """Return whether it is the number of tokens in the mask, clamped to a minimum of up to 1."""
         node = _through(node)
         if _op(node) in {"clamp", "clamp_min"}:
             least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
@@ -513,9 +514,9 @@ class _Translator:
         return self._add("first_token", self._value(source))
 
     def _indexed(self, node: fx.Node) -> str:
-        """The last token of each row, pooled before the ops that each act on a token by itself.
+        """Translate the last token of each row, pooled before the ops that act on each token separately.
 
-        transformers takes `x[arange(batch), (arange(tokens) * (ids != pad)).argmax(-1)]` in `modeling_layers.py`.
+        transformers computes `x[arange(batch), (arange(tokens) * (ids != pad)).argmax(-1)]` in `modeling_layers.py`.
         """
         source, places = node.args
         rows, last = places if isinstance(places, list | tuple) and len(places) == 2 else (None, None)
@@ -542,14 +543,14 @@ class _Translator:
         return self._add(op, self._value(source), *["mask"][: OPS[op].arity.least - 1])
 
     def _squeezed(self, node: fx.Node) -> str:
-        """The first token, cut out as a text of one token."""
+        """Translate the first token, sliced as a text of one token."""
         cut = _through(_first(node))
         if _op(cut) != "slice" or tuple(cut.args[1:]) != (1, 0, 1) or node.args[1] not in (1, [1]):
             raise _unknown(node)
         return self._add("first_token", self._value(_first(cut)))
 
     def _mean(self, node: fx.Node) -> str:
-        """The mean over the tokens, which is a masked one where no token can be padding."""
+        """Translate the mean over the tokens, which equals a masked mean if no token can be padding."""
         source, axes, *rest = node.args
         kept = rest[0] if rest else node.kwargs.get("keepdim", False)
         assert isinstance(source, fx.Node)
@@ -599,7 +600,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
 
 
 def _op(node: fx.Node) -> str:
-    """The name of an operator of torch without overload, or the namespace of another; empty for what is no operator."""
+    """Return the name of a torch operator without overload, or the namespace of another; empty for non-operators."""
     return str(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
 
 
@@ -611,7 +612,7 @@ def _first(node: fx.Node) -> fx.Node:
 
 
 def _through(node: fx.Node) -> fx.Node:
-    """Return the node whose value a chain of pass-through nodes hands on."""
+    """Return the first node before a chain of nodes that pass its value through."""
     while _op(node) in _SAME | {"slice"} and _unchanged(node):
         node = _first(node)
     return node
@@ -656,9 +657,9 @@ def _last_axis(node: fx.Node, place: int) -> bool:
 def _unknown(node: fx.Node, what: str | None = None) -> AdapterError:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("", ""))[0] if stack else ""
-    found = f"`{node.target}`" if node.op == "call_function" else f"`{node.name}`, which is no hidden state"
+    found = f"`{node.target}`" if node.op == "call_function" else f"`{node.name}`, which is not a hidden state"
     return AdapterError(
-        "the head computes something that the language of heads does not have",
+        "the head has an operation that the head language lacks",
         where=f"`{path}`" if path else None,
         found=what or found,
     )

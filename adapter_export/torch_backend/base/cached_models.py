@@ -1,4 +1,4 @@
-"""Models of transformers that generate text, with their caches as plain tensors: the past goes in, logits come out."""
+"""Transformers models that generate text, with their caches as plain tensors: past in, logits out."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from adapter_export.torch_backend.base.capture_module import AxisNames
 from adapter_export.torch_backend.base.log_capture import first_line
 
 Layers = Sequence[Mapping[str, Tensor]]
-"""A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
+"""Cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
 
 _SOURCE, _WRITTEN = "sequence", "decoder_sequence"
-"""The axes of the new tokens of an encoder, all in the first call of a text and none after it, and of a decoder."""
+"""Axes of the new tokens of an encoder (all in the first call of a text, none afterwards) and of a decoder."""
 
 _TOLERANCE = 1e-4
-"""Relative to the largest number; float32 rounds products of one token and of three in another order."""
+"""Tolerance relative to the largest number: float32 products of one token and of three sum in different orders."""
 
 
 class _CachedModel(nn.Module):
-    """A model that generates; its weights have the names that they have in the model, and so its fingerprint."""
+    """A generating model; its weights keep their names in the model, so its fingerprint is unchanged."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,19 +38,19 @@ class _CachedModel(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in model.named_buffers(recurse=False):
             self.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
-        self._whole = (model,)  # not a submodule, which would put its name before all others
+        self._whole = (model,)  # a tuple: as a submodule, it would prefix the names of all weights
 
     @property
     def _model(self) -> Any:
-        """The model as transformers has it; under a name that no child of it has."""
+        """The model in transformers, under a name that none of its children has."""
         return self._whole[0]
 
 
 class CachedDecoder(_CachedModel):
-    """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
+    """A causal language model with keys and values as plain tensors: past in, logits out.
 
-    The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
-    batch may be padded on the left.
+    The position of a token is the number of real tokens before it, as in `generate` of transformers, so rows of a batch
+    may be padded on the left.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,11 +61,11 @@ class CachedDecoder(_CachedModel):
         """Compute `logits` [batch, sequence, words], and `present.N.key` and `present.N.value` of every layer N.
 
         Args:
-            input_ids: the new tokens, [batch, sequence].
-            attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
-            past_key_values: what was `present` the last time; of length 0 at first.
+            input_ids: new tokens, [batch, sequence].
+            attention_mask: 1 for real past and new tokens, [batch, past_sequence + sequence].
+            past_key_values: `present` of the previous call; of length 0 in the first.
         """
-        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check: Any = torch._check  # makes the mask's length a sum in the captured program
         check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         options = {} if self._counts_itself else {"position_ids": positions}
@@ -84,7 +84,7 @@ class CachedDecoder(_CachedModel):
         return {"logits": result.logits, **present}
 
     def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
-        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
         batch, tokens, past = 2, 3, 5
         with torch.no_grad():
             kept = self._model(input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True).past_key_values
@@ -104,16 +104,16 @@ class CachedDecoder(_CachedModel):
 
 
 class CachedSeq2Seq(_CachedModel):
-    """An encoder–decoder that keeps the keys and values of both: of its own tokens, and of the encoder's for it.
+    """An encoder–decoder that caches the keys and values of both: of its own tokens, and of the encoder's for it.
 
-    The encoder computes the tokens of a text in the first call. Later calls give it none: it then computes with tensors
-    of no elements, and attention reads the keys and values of the first call. So one graph has both halves, and an
-    adapter is in both or in none.
+    The encoder computes the tokens of a text in the first call. Later calls have no encoder tokens: it then computes
+    with empty tensors, and attention reads the keys and values of the first call. So one graph contains both halves,
+    and an adapter acts in both or in neither.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        # a fused attention is written out with reshapes that fail at no tokens, and ONNX has none to gain by
+        # fused attention decomposes into reshapes that fail for zero tokens, and brings nothing for ONNX
         self._model.set_attn_implementation("eager")
 
     def forward(
@@ -126,20 +126,21 @@ class CachedSeq2Seq(_CachedModel):
         """Compute `logits` [batch, decoder_sequence, words], and `present.N.decoder.key` and so on of every layer N.
 
         Args:
-            input_ids: the encoder's new tokens, [batch, sequence]: all in the first call, no tokens in later ones.
+            input_ids: the encoder's new tokens, [batch, sequence]: all in the first call, none in later ones.
             attention_mask: 1 for the real tokens of the encoder, [batch, past_sequence + sequence].
             decoder_input_ids: the decoder's new tokens, [batch, decoder_sequence].
-            past_key_values: `present` of the last call, `encoder` and `decoder` of each layer; of length 0 at first.
+            past_key_values: `present` of the last call, `encoder` and `decoder` of each layer; of length 0 in the
+                first.
         """
         past = past_key_values[0]["encoder"]["key"].shape[2]
-        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check: Any = torch._check  # makes the mask's length a sum in the captured program
         check(attention_mask.shape[1] == past + input_ids.shape[1])
         encoded = self._model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask[:, past:])
-        # filled after it was made: a cache that has keys of the encoder would ignore the new ones
+        # filled after creation: a cache that already has encoder keys would ignore the new ones
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         cache.self_attention_cache = _filled([layer["decoder"] for layer in past_key_values])
         cache.cross_attention_cache = _filled([layer["encoder"] for layer in past_key_values])
-        # a mask of four axes is taken as it is; one of two would be cut to the encoder's new tokens
+        # a mask with four axes is used unchanged; with two, it would be cut to the encoder's new tokens
         hidden = (1 - attention_mask[:, None, None, :].to(torch.float32)) * torch.finfo(torch.float32).min
         result = self._model(
             encoder_outputs=encoded,
@@ -158,7 +159,7 @@ class CachedSeq2Seq(_CachedModel):
         return {"logits": result.logits, **present}
 
     def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
-        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
         batch, tokens, past, new, before = 2, 7, 4, 3, 5
         ids = torch.ones(batch, past, dtype=torch.int64)
         with torch.no_grad():
@@ -191,7 +192,7 @@ class CachedSeq2Seq(_CachedModel):
         return inputs, axes
 
     def lengths(self, found: Bounds, most: int | None) -> Bounds:
-        """Return the lengths that were found, with those of a text's halves; a decoder may have `most` positions."""
+        """Return the given lengths with those of both halves; a decoder may have at most `most` positions."""
         source = replace(axis_lengths(_SOURCE, found), minimum=0)
         written = {axis: Lengths(1, most) for axis in (_WRITTEN, f"past_{_WRITTEN} + {_WRITTEN}") if most is not None}
         return {**found, **written, _SOURCE: source}
@@ -200,7 +201,7 @@ class CachedSeq2Seq(_CachedModel):
         """Compare two steps of the program, the second without new encoder tokens, with one step of the model.
 
         Raises:
-            BaseModelError: it cannot be run so, or gives other numbers.
+            BaseModelError: the program cannot run the steps, or its results differ.
         """
         inputs, _ = self.example_inputs()
         ids = torch.arange(4).repeat(2, 1)
@@ -225,11 +226,11 @@ class CachedSeq2Seq(_CachedModel):
         expected["logits"] = expected["logits"][:, -1:]
         for name, value in expected.items():
             if not torch.allclose(found[name], value, rtol=0, atol=_TOLERANCE * float(value.abs().max())):
-                raise _no_steps(f"another `{name}` than in a single step")
+                raise _no_steps(f"`{name}` differs from that of a single step")
 
 
 def fix_sizes(program: ExportedProgram) -> None:
-    """Write out each size that a view leaves open, where the program knows it: of no elements it could be any."""
+    """Replace sizes that a view infers by known ones: for empty tensors they cannot be inferred."""
     for node in program.graph.nodes:
         if node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default) and -1 in node.args[1]:
             sizes = zip(node.args[1], node.meta["val"].shape, strict=True)
@@ -239,7 +240,7 @@ def fix_sizes(program: ExportedProgram) -> None:
 
 
 def _filled(layers: Layers) -> DynamicCache:
-    """A cache of transformers with these keys and values."""
+    """Return a cache of transformers with these keys and values."""
     cache = DynamicCache()
     for number, layer in enumerate(layers):
         cache.update(layer["key"], layer["value"], number)
@@ -247,7 +248,7 @@ def _filled(layers: Layers) -> DynamicCache:
 
 
 def _layers(cache: object) -> list[dict[str, Tensor]]:
-    """Keys and values of every layer."""
+    """Return keys and values of every layer."""
     layers = getattr(cache, "layers", ())
     pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
     kept = [(key, value) for key, value in pairs if isinstance(key, Tensor) and isinstance(value, Tensor)]
@@ -258,7 +259,7 @@ def _layers(cache: object) -> list[dict[str, Tensor]]:
 
 def _other_cache(cache: object) -> BaseModelError:
     return BaseModelError(
-        "keeps something else of a text than keys and values of each layer",
+        "caches more than keys and values of each layer",
         found=f"`{type(cache).__name__}`",
         expected="a cache of [batch, heads, tokens, width] tensors in every layer",
         fix=f"capture it without {argument('with_cache', True)}",
@@ -267,8 +268,8 @@ def _other_cache(cache: object) -> BaseModelError:
 
 def _no_steps(found: str) -> BaseModelError:
     return BaseModelError(
-        "cannot write on from what it keeps of a text",
+        "cannot continue from its cache",
         found=found,
-        expected="a model that computes a step of the decoder with no new tokens for the encoder",
+        expected="a model that can run a decoder step without new encoder tokens",
         fix=f"capture it without {argument('with_cache', True)}",
     )

@@ -1,4 +1,4 @@
-"""A module becomes an exported program with dynamic axes, and plain tensors going in and out by name."""
+"""Export a module as a program with dynamic axes, whose inputs and outputs are plain named tensors."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_
 from adapter_export.torch_backend.base.program_signature import Signature
 
 AxisNames = Mapping[str, Mapping[int, str]]
-"""The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""
+"""Names of the dynamic axes of each input, by axis index. A sum of names, such as `past + sequence`, is a name, too."""
 
 Inputs = Mapping[str, Any] | Sequence[Any]
-"""Tensors, alone or in lists, tuples and dicts, whose tensors are then inputs on their own: `past.0.key`."""
+"""Tensors, or lists, tuples and dicts of tensors, which become separate inputs: `past.0.key`."""
 
 _BATCH, _SEQUENCE = "batch", "sequence"
 
@@ -40,37 +40,37 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 def capture(
     module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None, lengths: Bounds | None = None
 ) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
-    """Export a module in `eval` mode, without sample inputs and stack traces; the module itself is left as it is.
+    """Export a module in `eval` mode, without sample inputs and stack traces; the module is not modified.
 
     Args:
         module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
-        example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
-            of length 1 is widened where it is to be dynamic. Tensors in lists, tuples and dicts become inputs with the
-            keys and places in their names: `past_key_values.0.key`.
-        axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
-            every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
-            of its own, such as `decoder_input_ids_sequence`.
-        lengths: those that dynamic axes are to have, by name: the examples are cut or repeated to one of them, and an
-            axis with a single one is fixed.
+        example_inputs: by name, or in the order of the arguments of `forward`. Their values do not matter, and dynamic
+            axes of length 1 are widened. Tensors in lists, tuples and dicts become inputs named with their keys and
+            indices: `past_key_values.0.key`.
+        axes: dynamic axes; all others are fixed. Default: axis 0 of every input is `batch`, and axis 1 of every integer
+            or bool input with two axes is `sequence`; if its length differs from the first one, it is a separate axis,
+            such as `decoder_input_ids_sequence`.
+        lengths: lengths of dynamic axes, by name: the examples are cut or repeated to one of them, and an axis with a
+            single length is fixed.
 
     Returns:
         The program, and the shape of each input with the names of its dynamic axes.
 
     Raises:
-        UsageError: the inputs or axes are not those of the module.
-        BaseModelError: torch cannot export the module; the message says why and what to do.
+        UsageError: the inputs or axes do not match the module.
+        BaseModelError: torch cannot export the module; the message has the reason and a fix.
     """
     given = _named_inputs(module, example_inputs)
     inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
     wanted = _checked_lengths(names, lengths or {})
     structure = pytree.tree_structure(given)
-    trial = pristine(module)  # some models compute in another way once they have seen a short text
+    trial = pristine(module)  # some models change their computation after a short text
     with settled(trial), quiet():
         inputs = _computed(trial, structure, inputs, names, wanted)
     program, shapes = _exported(module, inputs, structure, names, wanted)
     other = _elsewhere(program, shapes, inputs, wanted)
-    if other:  # a branch on the length whose other side a record can say, such as multiples of a block
+    if other:  # a branch on the length; the other branch may have expressible lengths, such as multiples of a block
         inputs = _resized(inputs, names, other)
         with suppress(BaseModelError):
             again = _exported(module, inputs, structure, names, wanted)
@@ -81,7 +81,7 @@ def capture(
 def _elsewhere(
     program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], wanted: Bounds
 ) -> dict[str, int]:
-    """Return another length for each axis whose lengths no record can express; empty if there is no such axis."""
+    """Return another length for each axis whose lengths cannot be expressed; empty if there is no such axis."""
     sizes = {axis: inputs[name].shape[at] for name, shape in shapes.items() for at, axis in enumerate(shape)}
     found = {axis: one for axis, one in facts_of(program, shapes).items() if one.lengths() is None}
     others = {axis: one.another(sizes.get(axis, 1)) for axis, one in found.items()}
@@ -91,9 +91,9 @@ def _elsewhere(
 def facts_of(
     program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], guards: Sequence[str] | None = None
 ) -> dict[str, Facts]:
-    """Return what a program with these inputs says of the lengths of its axes.
+    """Return the facts about axis lengths that a program with these inputs states.
 
-    `guards` are its conditions, where they are not in the program. Errors are those of `program_facts`.
+    `guards` are its conditions, if the program does not contain them. Errors as for `program_facts`.
     """
     signature = Signature(program, shapes)
     own = list(program._guards_code) if guards is None else guards
@@ -101,9 +101,9 @@ def facts_of(
 
 
 def live(module: nn.Module, example_inputs: Inputs) -> Run:
-    """Return what runs a module as it is now, in `eval` mode, on tensors by the names of the program's inputs.
+    """Return a function that runs a module unchanged, in `eval` mode, on tensors by the program's input names.
 
-    Each run has a copy of the module, which shares its weights.
+    Each run uses a copy of the module that shares its weights.
     """
     given = _named_inputs(module, example_inputs)
     structure, names = pytree.tree_structure(given), [name for name, _ in _input_tensors(given)]
@@ -149,7 +149,7 @@ def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) ->
     unknown = sorted(set(lengths) - set(known))
     if unknown:
         raise UsageError(
-            "there is no such dynamic axis",
+            "unknown dynamic axis",
             where=argument("lengths", option="axis"),
             found=quoted(unknown),
             expected=quoted(known) or "no dynamic axis",
@@ -165,17 +165,17 @@ def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
     unknown = sorted(set(inputs) - set(known))
     if unknown or not inputs or len(inputs) != len(given):
         raise UsageError(
-            "the example inputs are not arguments of the model",
+            "the example inputs do not match the arguments of the model",
             where=f"`{type(module).__name__}.forward`",
             found=", ".join(unknown) or f"{len(given)} inputs",
             expected=f"some of {', '.join(known) or 'its arguments by name'}",
-            fix="give a dict of tensors by the names of the arguments",
+            fix="pass a dict of tensors by argument name",
         )
     return {name: inputs[name] for name in known if name in inputs}
 
 
 def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in the order in which torch flattens containers, by their keys and places joined by dots."""
+    """Yield the tensors in torch's order of flattening, with keys and indices joined by dots."""
     if isinstance(value, Tensor):
         yield prefix, value
     elif isinstance(value, dict | list | tuple) and value:
@@ -183,7 +183,7 @@ def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]
             yield from _input_tensors(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         raise UsageError(
-            "an example input is no tensor",
+            "an example input is not a tensor",
             where=f"`{prefix}`",
             found=f"`{type(value).__name__}`",
             expected="a tensor, or tensors in a list, a tuple or a dict",
@@ -191,7 +191,7 @@ def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    """Return dynamic axes by position; texts of another length than the first have their own axis, as in a decoder."""
+    """Return dynamic axes by index; texts of another length than the first get a separate axis, as in a decoder."""
     texts = {
         name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() == 2 and not tensor.is_floating_point()
     }
@@ -215,16 +215,16 @@ def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, di
 
 
 _FACTORS = (1, 4, 40, 320, 2560)
-"""Factors for lengths that are not given, until the module computes: convolutions take no short inputs."""
+"""Factors for unspecified lengths, tried until the module runs: convolutions reject short inputs."""
 
 _LARGEST = 2**25
-"""Maximum number of elements of an input whose length is not given."""
+"""Maximum number of elements of an input with unspecified length."""
 
 
 def _computed(
     module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames, wanted: Bounds
 ) -> dict[str, Tensor]:
-    """The inputs, of the first lengths of which the module computes something, the same twice."""
+    """Return the inputs with the first lengths at which the module runs, with equal results in two runs."""
     failures: list[tuple[Exception, str]] = []
     shapes: list[torch.Size] = []
     for factor in _FACTORS:
@@ -243,15 +243,15 @@ def _computed(
 
 
 def _run(module: nn.Module, structure: pytree.TreeSpec, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The results by name; neither the module's buffers nor the inputs are changed."""
+    """Return the results by name; neither the module's buffers nor the inputs change."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.no_grad():
         copies = pytree.tree_unflatten([tensor.clone() for tensor in inputs], structure)
-        return dict(torch.func.functional_call(module, buffers, (), copies))  # `settled` makes it return them by name
+        return dict(torch.func.functional_call(module, buffers, (), copies))  # named by the hook of `settled`
 
 
 _ROUNDING = 1e-3
-"""Difference allowed between two runs, relative to the largest value: threads may sum in another order."""
+"""Tolerance between two runs, relative to the largest value: threads may sum in another order."""
 
 
 def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
@@ -267,9 +267,9 @@ def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
             raise BaseModelError(
                 "is random in `eval` mode: two runs on the same inputs differ",
                 where=f"output `{name}`",
-                found=f"numbers that are {distance:.2g} apart, where {scale:.2g} is the largest",
-                expected="the same results in every run",
-                fix="take what is random out of the model, such as a dropout that is always on or a random mask, or "
+                found=f"a difference of {distance:.2g} at a scale of {scale:.2g}",
+                expected="a deterministic model",
+                fix="remove randomness from the model, such as dropout that is always on or a random mask, or "
                 "make it an input",
             )
 
@@ -279,24 +279,23 @@ def _shapes(inputs: Mapping[str, Tensor]) -> str:
 
 
 def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) -> BaseModelError:
-    """The error of the shortest inputs that were tried, and of the longest."""
+    """Return the error of the shortest and the longest inputs that were tried."""
     found = [f"{first_line(error)} (for {shapes})" for error, shapes in (failures[0], failures[-1])]
     taken = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
     return BaseModelError(
-        "the model cannot compute an example of its inputs",
+        "the model cannot run on example inputs",
         where=f"`{type(module).__name__}.forward`",
         found="; ".join(dict.fromkeys(found)),
-        expected=f"inputs that it takes together, of {', '.join(taken)}",
-        fix=f"say what it takes with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once for each input; "
-        "or give the part of the model that you mean to `adapter_export.capture`, with examples of its inputs",
+        expected=f"compatible inputs named {', '.join(taken)}",
+        fix=f"describe its inputs with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once per input; "
+        "or pass the relevant part of the model to `adapter_export.capture`, with example inputs",
     )
 
 
 def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, Tensor]:
-    """Copies of the inputs, repeated along dynamic axes of length 1, which torch would take for constants.
+    """Return copies of the inputs, repeated along dynamic axes of length 1, which torch would treat as constants.
 
-    Each has lengths that are wanted, and is a tensor of its own: where one tensor is given twice, torch takes both
-    inputs for the same one.
+    Each has the wanted lengths and separate memory: torch treats one tensor given twice as the same input.
     """
     lengths: dict[str, int] = {}
     for name, places in axes.items():
@@ -304,10 +303,10 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted:
             length = inputs[name].shape[place]
             if length == 0 or (length > 1 and lengths.get(axis, 1) not in {1, length}):
                 raise UsageError(
-                    f"the axis `{axis}` of the example inputs has no one length",
+                    f"the axis `{axis}` of the example inputs has different lengths",
                     where=f"`{name}`",
-                    found=f"{length}, and {lengths.get(axis, 'no other')} elsewhere",
-                    expected="one length of 1 or more for all axes of one name",
+                    found=f"{length} and {lengths.get(axis, 'no other')}",
+                    expected="one length of at least 1 for all axes with one name",
                 )
             lengths[axis] = max(length, lengths.get(axis, 1))
     rows = {places[0] for places in axes.values() if 0 in places}
@@ -316,13 +315,13 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted:
         for index, (axis, length) in enumerate(lengths.items())
     }
     for axis, own in wanted.items():
-        inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the least may be a case of its own
+        inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the minimum may be a special case
         lengths[axis] = own.near(max(lengths.get(axis, 1), min(inner, own.maximum or inner)))
     return _resized(inputs, axes, lengths)
 
 
 def _resized(inputs: Mapping[str, Tensor], axes: AxisNames, lengths: Mapping[str, int]) -> dict[str, Tensor]:
-    """Copies of the inputs, cut or repeated to the lengths of their axes."""
+    """Return copies of the inputs, cut or repeated to the lengths of their axes."""
     resized = {}
     for name, tensor in inputs.items():
         copy = tensor.detach().clone()
@@ -337,11 +336,11 @@ def _resized(inputs: Mapping[str, Tensor], axes: AxisNames, lengths: Mapping[str
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
-    """The module in `eval` mode, without a cache, with dense experts, returning tensors by name; then as it was."""
+    """Set the module to `eval` mode, without a cache, with dense experts, returning named tensors; restore it after."""
     with ExitStack() as stack:
         for inner in module.modules():
             stack.callback(setattr, inner, "training", inner.training)
-            config: Any = getattr(inner, "config", None)  # encoder and decoder may have copies of their own
+            config: Any = getattr(inner, "config", None)  # encoder and decoder may have separate copies
             if getattr(config, "use_cache", None) is not None:
                 stack.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
@@ -356,10 +355,10 @@ def settled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
-    """Tell torch that axes of one name have one length, before it draws conclusions from what is done with them."""
+    """Tell torch that axes with one name have one length before it infers anything else."""
     places = [(name, place, axis) for name, named in axes.items() for place, axis in named.items()]
     first = {axis: (name, place) for name, place, axis in reversed(places)}
-    check: Any = torch._check  # typed in some releases of torch only
+    check: Any = torch._check  # only some torch releases have types for it
 
     def assert_lengths(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
         tensors = dict(_input_tensors(inputs))
@@ -375,12 +374,12 @@ def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
 def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
     found = dict(named_tensors(output, ""))
     if not found:
-        raise BaseModelError("returns no tensor", found=f"`{type(output).__name__}`", expected="tensors")
+        raise BaseModelError("does not return tensors", found=f"`{type(output).__name__}`", expected="tensors")
     return found
 
 
 def named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a module returns, by keys and places joined by dots; a tensor alone is `output_0`."""
+    """Yield the tensors that a module returns, with keys and indices joined by dots; a single tensor is `output_0`."""
     if isinstance(value, Tensor):
         yield prefix or "output_0", value
         return
@@ -399,20 +398,20 @@ def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     raise BaseModelError(
-        "returns something that is no tensor",
+        "returns a value that is not a tensor",
         where=f"output `{prefix}`" if prefix else None,
         found=f"`{type(value).__name__}`",
-        expected="tensors, alone or in tuples, lists, dicts and dataclasses",
+        expected="tensors, or tuples, lists, dicts and dataclasses of tensors",
         fix="wrap the model so that it returns tensors only",
     )
 
 
 _FIX = argument("lengths", ["sequence=128"], option="axis", words="sequence=128")
 _REMEDIES = (
-    ("specialized", f"fix that axis, such as with {_FIX}, or take the constant length out of the model"),
+    ("specialized", f"fix that axis, such as with {_FIX}, or remove the constant length from the model"),
     ("Constraints violated", f"fix that axis, such as with {_FIX}"),
-    ("data-dependent", "take the branch on the values of a tensor out of the model"),
-    ("DataDependent", "take the branch on the values of a tensor out of the model"),
+    ("data-dependent", "remove the branch on the values of a tensor from the model"),
+    ("DataDependent", "remove the branch on the values of a tensor from the model"),
     ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),
 )
 
@@ -420,18 +419,18 @@ _REMEDIES = (
 def _not_exported(error: Exception) -> BaseModelError:
     text = f"{type(error).__name__} {error}"
     remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
-    # the line that names the axis or the op: where torch lists several causes, it marks each with a dash
+    # pick the line with the axis or op: torch marks each of several causes with a dash
     causes = (line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip().startswith("- "))
     return BaseModelError(
         "torch cannot export the model",
         found=next(causes, first_line(error)),
-        expected="a model that `torch.export.export` takes",
+        expected="a model that `torch.export.export` supports",
         fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
     )
 
 
 def _forget_unused(graph: torch.fx.Graph) -> None:
-    """Drop what is written into new memory that nothing reads, as where a model makes layers when it runs (BigBird)."""
+    """Remove writes into new memory that nothing reads, as in models that create layers when they run (BigBird)."""
     for node in reversed(list(graph.nodes)):
         if node.users or not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
             continue
@@ -445,9 +444,9 @@ def _forget_unused(graph: torch.fx.Graph) -> None:
 
 
 def _strip(program: ExportedProgram) -> None:
-    """Drop sample inputs; of stack traces, which show the folders of this machine, keep the line of source alone.
+    """Remove sample inputs, and stack traces except the line of source: they contain folders of this machine.
 
-    Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
+    Bounds of sums of lengths are removed, too: they follow from those of the lengths, and torch does not load them.
     """
     _forget_unused(program.graph)
     program.example_inputs = None
@@ -462,7 +461,7 @@ def _strip(program: ExportedProgram) -> None:
 
 
 def source_line(trace: str) -> str | None:
-    """The innermost line of a stack trace outside torch, its file as imported: `transformers/activations.py:59`."""
+    """Return the innermost line of a stack trace outside torch, by module path: `transformers/activations.py:59`."""
     roots = [root for root in sorted(sys.path, key=len, reverse=True) if root]
     lines = []
     for name, number in _FRAME.findall(trace):
@@ -473,7 +472,7 @@ def source_line(trace: str) -> str | None:
 
 
 def model_type(module: nn.Module) -> str | None:
-    """The name of a module's architecture in transformers: its own, else the only one of the models inside it."""
+    """Return the name of a module's architecture in transformers: its own, or that of the only model inside it."""
     configs = [getattr(inner, "config", None) for inner in module.modules()]
     types = [getattr(config, "model_type", None) for config in configs]
     known = list(dict.fromkeys(name for name in types if isinstance(name, str) and name))
@@ -481,10 +480,10 @@ def model_type(module: nn.Module) -> str | None:
 
 
 def most_tokens(module: nn.Module) -> int | None:
-    """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
+    """Return the number of positions in a module's `config`, without those skipped by a padding row (RoBERTa)."""
     config: Any = getattr(module, "config", None)
     known = []
-    with suppress(NotImplementedError):  # XLNet's, which has no limit
+    with suppress(NotImplementedError):  # XLNet raises it: it has no limit
         known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
     positions = next((number for number in known if isinstance(number, int) and number > 0), None)
     if positions is None:
@@ -502,9 +501,9 @@ _OF_EXPERTS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", 
 
 @contextmanager
 def dense_experts(module: nn.Module) -> Iterator[None]:
-    """Modules of experts compute every expert for every token, and weigh those that were not chosen with 0.
+    """Make modules of experts compute every expert for every token, and weight experts that were not chosen with 0.
 
-    The other forms multiply with the number of tokens that each expert got, which no exported program knows
+    The other implementations multiply by the number of tokens per expert, which is unknown to an exported program
     (`grouped_mm`, `eager`), or copy the weights of the chosen experts for each token (`batched_mm`).
     """
     experts = [inner for inner in module.modules() if all(hasattr(inner, name) for name in _OF_EXPERTS)]
@@ -518,7 +517,7 @@ def dense_experts(module: nn.Module) -> Iterator[None]:
 
 
 def _all_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The weighted sum [tokens, width] of the results of the chosen experts, as transformers defines it."""
+    """Return the weighted sum [tokens, width] of the results of the chosen experts, as defined by transformers."""
     up, up_bias = ("gate_up_proj", "gate_up_proj_bias") if self.has_gate else ("up_proj", "up_proj_bias")
     activation = self._apply_gate if self.has_gate else self.act_fn
     value = activation(_products(self, hidden_states, up, up_bias))

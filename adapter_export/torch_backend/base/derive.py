@@ -1,4 +1,4 @@
-"""Bases made of others: with some of their layers, and with other weights."""
+"""Derive bases from others: with some of their layers, or with other weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 
 
 def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
-    """The base with other numbers in some of its weights, by their names in the program; it has no base head."""
+    """Return the base with some weights replaced, by their names in the program; it has no base head."""
     own = base.program.state_dict
     state = {name: nn.Parameter(tensor.detach(), own[name].requires_grad) for name, tensor in weights.items()}
     return _of(base, deepcopy(base.program.graph_module), base.program.graph_signature, {**own, **state})
@@ -29,13 +29,13 @@ def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
 def with_merged_weights(
     base: TorchBase, tensors: Mapping[str, np.ndarray], head: Adapter | None, record: Mapping[str, str]
 ) -> TorchBase:
-    """Return the base with the weights that an adapter was merged into, and a note of it.
+    """Return the base with the weights of a merged adapter, and a note about it.
 
     Args:
-        base: the base before.
+        base: the original base.
         tensors: new weights and biases by their names in the program.
-        head: the adapter's head, which becomes the base head; `None` keeps that of the base.
-        record: `adapter`, `weights_sha256` and the fingerprint of the `base` before.
+        head: the adapter's head, which becomes the base head; `None` keeps the existing base head.
+        record: `adapter`, `weights_sha256` and the fingerprint of the original `base`.
     """
     state = base.program.state_dict
     made = with_weights(
@@ -51,13 +51,13 @@ def with_merged_weights(
 
 
 def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:
-    """Return the base with some of its layers, by the sites' numbers: the result of a dropped layer becomes its input.
+    """Return the base with some of its layers, by number: the result of a dropped layer becomes its input.
 
-    Weights that nothing reads any more are left out; it has no base head.
+    Unused weights are removed; the result has no base head.
 
     Raises:
-        BaseModelError: a layer cannot be left out, because its result has another shape than what it reads, or
-            something beside the next layer reads what it computes.
+        BaseModelError: a layer cannot be dropped, because its result and its input differ in shape, or another node
+            reads its values.
     """
     module = deepcopy(base.program.graph_module)
     nodes = {node.name: node for node in module.graph.nodes}
@@ -67,7 +67,7 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
     for layer in left_out:
         start, end = (nodes[value] for value in ends_of(sites, layer))
         if _shape(start) != _shape(end):
-            raise _needed(layer, f"a result {_shape(end)}", f"{_shape(start)}, the shape of what it reads")
+            raise _needed(layer, f"a result {_shape(end)}", f"{_shape(start)}, the shape of its input")
         end.replace_all_uses_with(start)
         nodes = {name: start if node is end else node for name, node in nodes.items()}
     _erase_dead(module.graph)
@@ -76,30 +76,30 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
     try:
         found_there = [(site.role, site.width) for site in discover(made.flow).sublayers]
     except NoSitesError as error:
-        raise _needed(left_out[0], error.what, "the layers that are kept") from error
+        raise _needed(left_out[0], error.what, "the kept layers") from error
     if found_there != expected:
         raise _needed(left_out[0], f"{len(found_there)} sublayers without it", f"{len(expected)}")
     return made
 
 
 def layers_of(sites: SiteMap) -> list[int]:
-    """The layers of a base, in order."""
+    """Return the layers of a base, in order."""
     return list(dict.fromkeys(site.layer for site in sites.sublayers if site.layer is not None))
 
 
 def ends_of(sites: SiteMap, layer: int) -> tuple[str, str]:
-    """The values of the residual stream that a layer reads and returns; the next layer reads what it returns."""
+    """Return the values of the residual stream before and after a layer; the next layer reads the latter."""
     own = [site for site in sites.sublayers if site.layer == layer]
     stream = own[0].name.rpartition("layers.")[0]
     behind = [site for site in sites.sublayers if site.name.startswith(f"{stream}layers.{_number(own[0].name) + 1}.")]
     end = behind[0].x if behind else own[-1].y
-    assert own[0].x is not None  # as sublayers have
+    assert own[0].x is not None  # every sublayer has one
     assert end is not None
     return own[0].x, end
 
 
 def _number(name: str) -> int:
-    """The number of a site's layer in its own stream."""
+    """Return the number of a site's layer in its stream."""
     return int(name.rpartition("layers.")[2].partition(".")[0])
 
 
@@ -108,11 +108,11 @@ def _shape(node: fx.Node) -> list[str]:
 
 
 def _needed(layer: int, found: str, expected: str) -> BaseModelError:
-    return BaseModelError(f"layer {layer} of this base cannot be left out", found=found, expected=expected)
+    return BaseModelError(f"layer {layer} of this base cannot be dropped", found=found, expected=expected)
 
 
 def _erase_dead(graph: fx.Graph) -> None:
-    """Erase what no output depends on. What writes into a value stays if that value stays."""
+    """Erase nodes that no output depends on. Writes into a value are kept if that value is kept."""
     live: set[fx.Node] = set()
 
     def keep(node: fx.Node) -> None:
@@ -148,7 +148,7 @@ def _is_view(node: fx.Node) -> bool:
 def _signature(
     graph: fx.Graph, program: ExportedProgram, unused: set[fx.Node]
 ) -> tuple[ExportGraphSignature, dict[str, Tensor]]:
-    """The signature and the weights of a graph without those that nothing reads any more; erases their placeholders."""
+    """Return the signature and weights of a graph without unused ones; erases their placeholders."""
     specs, state = [], dict(program.state_dict)
     placeholders = graph.find_nodes(op="placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):

@@ -1,4 +1,4 @@
-"""Example inputs of a module: as described, as its folder makes them, by their usual names, or as documented."""
+"""Example inputs of a module: as described, from its folder's processors, by their usual names, or as documented."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Examples = tuple[dict[str, Tensor], AxisNames]
 _BATCH, _SEQUENCE, _DECODER = "batch", "sequence", "decoder_"
 
 SAMPLES = "samples"
-"""The axis of a sound as it was recorded, [batch, samples]."""
+"""Axis of recorded audio, [batch, samples]."""
 
 _EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
-"""The lengths of the example inputs; nothing depends on them, but torch takes equal ones for one."""
+"""Lengths of the example inputs; arbitrary, but different, because torch treats equal lengths as one."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Prepared:
     """Inputs that the tokenizer and the processor of a folder make for its model.
 
     Attributes:
-        typed: whether the tokenizer tells the texts of a pair apart by `token_type_ids`; `None` if unknown.
-        values: examples of what the processor makes, and their dynamic axes.
+        typed: whether the tokenizer marks the texts of a pair with `token_type_ids`; `None` if unknown.
+        values: example outputs of the processor, and their dynamic axes.
     """
 
     typed: bool | None = None
@@ -41,7 +41,7 @@ class Prepared:
 
 
 def described_inputs(records: Sequence[InputRecord]) -> Examples:
-    """Example inputs of these types and axes; dynamic axes have length 1, and `capture` widens them."""
+    """Return example inputs of these types and axes; dynamic axes have length 1, and `capture` widens them."""
     shapes = {record.name: [1 if isinstance(axis, str) else axis for axis in record.axes] for record in records}
     examples = {one.name: torch.ones(shapes[one.name], dtype=getattr(torch, one.dtype)) for one in records}
     axes = {
@@ -52,14 +52,14 @@ def described_inputs(records: Sequence[InputRecord]) -> Examples:
 
 
 def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examples | None:
-    """Example inputs and their dynamic axes, of a module that takes them by their usual names or documents them.
+    """Return example inputs and their dynamic axes, for a module with inputs under usual names or with documentation.
 
-    Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module takes and
-    its tokenizer makes; images are `pixel_values`, [batch, channels, height, width]; sound is `input_features`
-    [batch, bands, frames] or `input_values`: as the processor makes them, else as the module's `config` says. A module
-    with a decoder takes `decoder_input_ids` and `decoder_attention_mask` [batch, decoder_sequence] as well. What else
-    the module needs, and numbers that belong to each token (`bbox`), are taken as its documentation gives their shape.
-    Returns `None` if the module needs an input that these rules do not cover.
+    Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module accepts and
+    its tokenizer makes; images are `pixel_values`, [batch, channels, height, width]; audio is `input_features` [batch,
+    bands, frames] or `input_values`: from the processor, or according to the module's `config`. A module with a decoder
+    also takes `decoder_input_ids` and `decoder_attention_mask` [batch, decoder_sequence]. Other required inputs, and
+    numbers per token (`bbox`), get the shapes in the module's documentation. Returns `None` if these rules do not cover
+    a required input.
     """
     prepared = prepared or Prepared()
     parameters = inspect.signature(module.forward).parameters
@@ -70,7 +70,7 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
     }
     offered = _tokens(module, parameters, prepared.typed)
     made = {name: value for name, (value, _) in prepared.values.items() if name in parameters and name not in offered}
-    seen = not offered or "image" in getattr(module, "input_modalities", ())  # as those that read texts with images do
+    seen = not offered or "image" in getattr(module, "input_modalities", ())  # models of text with images list both
     offered |= made or (_images(module, parameters) or _sound(module, parameters) if seen else {})
     if offered and f"{_DECODER}input_ids" in parameters:
         ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
@@ -85,7 +85,7 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
     main = getattr(module, "main_input_name", None) if not offered else None
     for name, tensor, places in _documented(module):
         each_token = tensor.dim() > 2 and tensor.dtype == torch.int64 and places == {0: _BATCH, 1: _SEQUENCE}
-        each_token = each_token and not name.endswith("_embeds")  # in place of ids; some say `LongTensor` of them
+        each_token = each_token and not name.endswith("_embeds")  # replace ids; some documented as `LongTensor`
         if name in parameters and ((name in needed and name not in offered) or name == main or each_token):
             offered[name], axes[name] = tensor, places
     in_order = {name: offered[name] for name in parameters if name in offered}
@@ -97,7 +97,7 @@ def _tokens(module: nn.Module, taken: Mapping[str, object], typed: bool | None) 
         return {}
     ids = torch.ones(_EXAMPLE_BATCH, _TOKENS, dtype=torch.int64)
     config: Any = getattr(module, "config", None)
-    # one type says nothing; without a table of types, models of transformers add the embedding of a token instead
+    # a single type has no effect; without a table of types, transformers models add a token's embedding instead
     if config is not None and (getattr(config, "type_vocab_size", 0) or 0) < 2:
         typed = False
     offered = {"input_ids": ids, "attention_mask": ids, **({} if typed is False else {"token_type_ids": ids * 0})}
@@ -115,7 +115,7 @@ def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]
 
 
 def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
-    """As many frames as the convolutions in front make the positions of."""
+    """Return as many frames as the front convolutions need for all positions."""
     config: Any = getattr(module, "config", None)
     bands, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
     if "input_features" not in taken or not isinstance(bands, int) or not isinstance(positions, int):
@@ -125,7 +125,7 @@ def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 _DOCUMENTED = re.compile(r"^[ \t]*(\w+) \(`?(?:torch\.)?(\w*)Tensor`? of shape `\(([\w, ]+)\)`(?! or)", re.MULTILINE)
-"""An argument as models document it: ``bbox (`torch.LongTensor` of shape `(batch_size, sequence_length, 4)`)``."""
+"""An argument in a model's documentation: ``bbox (`torch.LongTensor` of shape `(batch_size, sequence_length, 4)`)``."""
 
 _DTYPES = {"Long": torch.int64, "Int": torch.int32, "Bool": torch.bool, "Float": torch.float32}
 _ROWS = ("batch_size", "batch", "bs")
@@ -133,9 +133,9 @@ _TOKEN_WORDS = ("sequence_length", "token_sequence_length", "seq_length", "seq_l
 
 
 def _documented(module: nn.Module) -> Iterator[tuple[str, Tensor, dict[int, str]]]:
-    """The arguments of `forward` whose type and shape its documentation gives, with their dynamic axes.
+    """Yield the arguments of `forward` whose type and shape are documented, with their dynamic axes.
 
-    A word of the shape is a number if the module's `config` has one by that name; any other is a dynamic axis.
+    A word in the shape is a number if the module's `config` has one by that name; otherwise it is a dynamic axis.
     """
     config: Any = getattr(module, "config", None)
     for name, dtype, words in _DOCUMENTED.findall(inspect.getdoc(module.forward) or ""):
@@ -147,7 +147,7 @@ def _documented(module: nn.Module) -> Iterator[tuple[str, Tensor, dict[int, str]
                 continue
             shape.append(1)
             places[place] = _BATCH if word in _ROWS else _SEQUENCE if word in _TOKEN_WORDS else word
-        if not dtype or name.endswith(("_values", "_features")):  # some say `LongTensor` of sound
+        if not dtype or name.endswith(("_values", "_features")):  # some document audio as `LongTensor`
             dtype = "Long" if name.endswith(("_ids", "_mask")) else "Float"
         value = torch.ones(shape, dtype=_DTYPES.get(dtype, torch.float32))
         if value.is_floating_point() and places.keys() == {0, 1} and value.dim() == 2:

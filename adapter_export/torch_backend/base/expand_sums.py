@@ -1,6 +1,6 @@
-"""Sums of activations inside other operators of a torch graph, written out so that each sum is an `add` or a `sub`.
+"""Expand sums of activations inside other operators of a torch graph, so that each sum is an `add` or a `sub`.
 
-The numbers stay what they were, rounding aside; `onnx_backend.base.normalise.open_sums` does the same to ONNX graphs.
+Results are unchanged within rounding; `onnx_backend.base.normalise.open_sums` does the same to ONNX graphs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx
 _ATEN = torch.ops.aten
 
 Make = Callable[..., fx.Node]
-"""Puts a call of an operator before the node that is written out."""
+"""Function that inserts a call of an operator before the node being expanded."""
 
 
 def _scaled(make: Make, value: Any, factor: object) -> Any:
@@ -63,9 +63,9 @@ _WRITTEN: dict[str, Callable[..., fx.Node]] = {
 
 
 def open_sums(module: fx.GraphModule) -> None:
-    """Write out the sums of two activations [batch, tokens, d] or [batch·tokens, d] in a graph, in place.
+    """Expand the sums of two activations [batch, tokens, d] or [batch·tokens, d] in a graph, in place.
 
-    What is written out keeps its name, so that site maps fit before and after.
+    The expanded value keeps its name, so that site maps fit before and after.
     """
     fed: set[fx.Node] = set()
     changed = False
@@ -82,7 +82,7 @@ def open_sums(module: fx.GraphModule) -> None:
 
 
 def _written(node: fx.Node, fed: Set[fx.Node]) -> Callable[[Make], fx.Node] | None:
-    """Return the function that writes a node out; `None` if it adds no activations of `fed`, or is a plain sum."""
+    """Return the function that expands a node; `None` if it adds no activations of `fed`, or is a plain sum."""
     name = _operator(node)
     parts = _stacked(node, name)
     if parts:
@@ -98,7 +98,7 @@ def _written(node: fx.Node, fed: Set[fx.Node]) -> Callable[[Make], fx.Node] | No
 
 
 def _operator(node: fx.Node) -> str:
-    """The name without overload: `add` for `aten.add.Tensor`; what changes a tensor in place keeps its mark."""
+    """Return the name without overload: `add` for `aten.add.Tensor`; in-place operators keep their mark."""
     return getattr(node.target, "__name__", "").partition(".")[0]
 
 
@@ -115,7 +115,7 @@ def _total(make: Make, parts: Sequence[fx.Node], *, mean: bool) -> fx.Node:
 
 
 def _stacked(node: fx.Node, name: str) -> list[fx.Node]:
-    """The tensors that a node sums up, or the mean of which it takes, over the axis on which they were stacked."""
+    """Return the tensors that a node sums or averages over the axis on which they were stacked."""
     whole = node.args[0] if node.args else None
     if name not in ("sum", "mean") or not isinstance(whole, fx.Node) or len(node.args) < 2 or len(node.args) > 2:
         return []
@@ -136,7 +136,7 @@ def _stacked(node: fx.Node, name: str) -> list[fx.Node]:
 
 
 def _replace(node: fx.Node, write: Callable[[Make], fx.Node]) -> fx.Node:
-    """Let what `write` makes stand for a node, under the node's name."""
+    """Replace a node by the result of `write`, under the node's name."""
     graph, result = node.graph, node.meta["val"]
 
     def make(operator: Callable[..., Any], *args: Any) -> fx.Node:

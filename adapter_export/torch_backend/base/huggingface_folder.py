@@ -64,22 +64,22 @@ def capture_folder(
     prompt: str = "",
     force: bool = False,
 ) -> None:
-    """Save the model of a Hugging Face folder as a base, with its tokenizer and its base head; needs no network.
+    """Save the model of a Hugging Face folder as a base, with its tokenizer and its base head; works offline.
 
-    The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`; or it is one of
-    sentence-transformers, with such a folder and a `modules.json`. The model is of the class in `architectures`, in
-    float32; of a class with a head it is the bare model, with the inputs of `obvious_inputs` as tokenizer and processor
-    make them if no `inputs` are described. A pooler without weights in the folder is left out. Its base head is
-    what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
-    is left out, and a note says so. With a cache, the base is the `CachedDecoder` or the `CachedSeq2Seq` of the model
-    with its language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of
-    `captured_base`, and `source` that of `TorchBase`.
+    The folder contains `config.json` and `model.safetensors`, and optionally `tokenizer.json`; or it is a folder of
+    sentence-transformers, with such a folder and a `modules.json`. The model has the class in `architectures`, in
+    float32; a class with a head is reduced to the bare model. Its inputs are `inputs`, or those of `obvious_inputs`
+    with tokenizer and processor. A pooler without weights in the folder is removed. The base head is what the class in
+    `config.json` or the modules compute from the final hidden state; a head that cannot be expressed is left out, with
+    a note. With a cache, the base is the `CachedDecoder` or the `CachedSeq2Seq` of the model with its language head,
+    which generates text according to `TorchBase.generation`. `lengths` are as for `captured_base`, and `source` as for
+    `TorchBase`.
 
     Raises:
         FileError: the folder or a file in it is missing.
-        UsageError: the described inputs are not those of the model.
-        BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
-        OutputExistsError, WriteError: as `write_base`.
+        UsageError: the described inputs do not match the model.
+        BaseModelError: the model cannot be opened or exported, or required weights are missing.
+        OutputExistsError, WriteError: as for `write_base`.
     """
     if with_cache:
         base = _captured_decoder(folder, lengths)
@@ -97,8 +97,8 @@ def _captured_model(
     _check_files(folder)
     reranker = Reranker.named(folder, tokens) if tokens else None if sentences is None else sentences.reranker
     if prompt and reranker is None:
-        fix = f"name the tokens of its answer with {argument('reranker_tokens', 'yes,no')}, or leave the prompt out"
-        raise UsageError(f"{argument('prompt')} is for a reranker, and this model is none", where=folder, fix=fix)
+        fix = f"pass the tokens of its answer as {argument('reranker_tokens', 'yes,no')}, or remove the prompt"
+        raise UsageError(f"{argument('prompt')} applies to rerankers only", where=folder, fix=fix)
     if reranker is not None and prompt:
         told, reranker = reranker.reason, reranker.prompted(prompt)
         if told and sentences is not None and not tokens:
@@ -110,30 +110,30 @@ def _captured_model(
     def examples(model: nn.Module) -> Examples | None:
         return described_inputs(described) if described else obvious_inputs(model, prepared)
 
-    # the whole model first, so that two of them are never in memory
+    # the complete model first, so that two models are never in memory
     own = _base_head(folder, sentences, media, examples, reranker)
     model, unused = _open_base(folder)
     found = examples(model)
     if found is None:
         raise BaseModelError(
-            "takes inputs of which neither its files nor its documentation say what they are",
+            "has inputs that neither its files nor its documentation describe",
             where=folder,
             found=f"`{type(model).__name__}.forward`: {', '.join(inspect.signature(model.forward).parameters)}",
             expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
-            fix=f"say it, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
+            fix=f"describe them, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
         )
     if media is not None and list(found[0]) != [media.record.input]:
         others = quoted(found[0])
-        media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
+        media, media_notes = None, ("the processor is left out: it makes one input, but the model has " + others,)
     base = _captured(model, found, folder, lengths, most_tokens(model))
     head, head_notes = own.of(base, model=type(model).__name__, unused=unused)
     if tokens and head is None:
-        raise BaseModelError("gives no score by two tokens", where=folder, found=own.reason or "; ".join(head_notes))
+        raise BaseModelError("cannot score with two tokens", where=folder, found=own.reason or "; ".join(head_notes))
     return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
 
 
 def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
-    """Capture a language model as it generates, with its language head and a cache."""
+    """Capture a language model for generation, with its language head and a cache."""
     _check_files(folder)
     with quiet(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -148,10 +148,10 @@ def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
 
 
 def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> TorchBase:
-    """Capture an encoder–decoder as it generates: both halves in one program."""
+    """Capture an encoder–decoder for generation: both halves in one program."""
     if type(config) not in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise BaseModelError(
-            "has an encoder that reads no tokens, and cannot be captured as it generates",
+            "has an encoder that does not read tokens, and cannot be captured for generation",
             where=folder,
             found=f"`{config.model_type}`",
             expected="a decoder, or an encoder–decoder of texts",
@@ -161,10 +161,10 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
     generation = _generation(model, folder)
     if generation.start is None:
         raise BaseModelError(
-            "does not say with which token its decoder begins a text",
+            "does not record its decoder's start token",
             where=folder / "generation_config.json",
             expected="a `decoder_start_token_id`, or a `bos_token_id`",
-            fix="add it, as the model was trained",
+            fix="add the one the model was trained with",
         )
     both = CachedSeq2Seq(model)
     with within(folder), quiet(), _quiet_transformers():
@@ -181,7 +181,7 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
 def _captured(
     module: nn.Module, examples: Examples, folder: Path, lengths: Bounds | None, max_tokens: int | None
 ) -> TorchBase:
-    """Capture a module with the tokenizer of its folder, and the ids that it gives golden texts."""
+    """Capture a module with the tokenizer of its folder, and that tokenizer's ids of golden texts."""
     with quiet(), _quiet_transformers():
         texts, notes = own_texts(folder, max_tokens)
     inputs, axes = examples
@@ -192,7 +192,7 @@ def _captured(
 
 
 def _generation(model: Any, folder: Path) -> Generation:
-    """Return the generation settings of a language model, by `generation_config.json`, else by `config.json`."""
+    """Return the generation settings of a language model, from `generation_config.json` or `config.json`."""
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
     start = said.bos_token_id if said.decoder_start_token_id is None else said.decoder_start_token_id
@@ -209,17 +209,17 @@ def _generation(model: Any, folder: Path) -> Generation:
 
 
 def _unheeded(model: Any) -> tuple[Note, ...]:
-    """Return a note on settings of `generate` in transformers that greedy generation here leaves out."""
+    """Return a note on settings of transformers' `generate` that greedy generation here ignores."""
     said = model.generation_config.to_diff_dict()
     words = [ids for ids in said.get("bad_words_ids") or () if len(ids) > 1]
     found = [name for name in _UNHEEDED if said.get(name)] + ["bad_words_ids"] * bool(words)
     if not found:
         return ()
-    return (Note(f"texts are written by the likeliest token, without {quoted(found)} of `generation_config.json`"),)
+    return (Note(f"generation is greedy and ignores {quoted(found)} of `generation_config.json`"),)
 
 
 def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
-    """Open the model of a Hugging Face folder as a base; arguments and errors are those of `capture_folder`."""
+    """Open the model of a Hugging Face folder as a base; arguments and errors as for `capture_folder`."""
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         path = Path(temporary) / "base.pt"
         capture_folder(folder, path, inputs=inputs, lengths=lengths)
@@ -227,12 +227,12 @@ def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bo
 
 
 def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return what runs the folder's model as transformers does, and not as it was captured as a base.
+    """Return a function that runs the folder's model in transformers, instead of its capture.
 
-    It gives the outputs by the names of the base's, or raises RequestError for inputs that the model cannot compute.
+    It returns the outputs by the base's names, or raises RequestError for inputs that the model cannot compute.
 
     Raises:
-        BaseModelError: the model cannot be opened, or cannot be run with inputs of these names.
+        BaseModelError: the model cannot be opened, or cannot run with inputs of these names.
     """
     sentences = read_sentence_folder(folder)
     model, _ = _open_base(folder if sentences is None else sentences.model)
@@ -242,13 +242,13 @@ def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndar
 def changed_folder(
     folder: Path, base: TorchBase, change: Callable[[nn.Module], object], head: tuple[Sequence[str], int] | None
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return what runs the folder's model in transformers after a change, such as an adapter of another library.
+    """Return a function that runs the folder's model in transformers after a change, such as loading an adapter.
 
-    Without a `head` its outputs are those of `live_folder`. With one, `logits` are its only output; `head` is the ends
-    of the names of classes with such a head, such as `ForSequenceClassification`, and the number of results.
+    Without a `head`, its outputs are those of `live_folder`. With one, `logits` is its only output; `head` contains the
+    suffixes of the names of classes with such a head, such as `ForSequenceClassification`, and the number of results.
 
     Raises:
-        BaseModelError: as `live_folder`; or the change fails.
+        BaseModelError: as for `live_folder`; or the change fails.
     """
 
     def changed(model: nn.Module) -> nn.Module:
@@ -256,7 +256,7 @@ def changed_folder(
             with quiet(), _quiet_transformers():
                 change(model)
         except LIBRARY_ERRORS as error:
-            raise BaseModelError("cannot be changed so", where=folder, found=first_line(error)) from error
+            raise BaseModelError("cannot be changed this way", where=folder, found=first_line(error)) from error
         return model.eval()
 
     if head is None:
@@ -283,7 +283,7 @@ def changed_folder(
 
 
 def _live_outputs(model: nn.Module, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return what runs a module with the inputs of a base, and names its outputs as the base does."""
+    """Return a function that runs a module with the inputs of a base, and names its outputs like the base."""
     try:
         run = live(model, {record.name: torch.empty(0) for record in base.inputs})
     except UsageError as error:
@@ -308,7 +308,7 @@ def _base_head(
     examples: Callable[[nn.Module], Examples | None],
     reranker: Reranker | None,
 ) -> BaseHead:
-    """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
+    """Return the head of the folder's complete model, from its modules or the class in its config; or the reason."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     name = MODULES_FILE if sentences else _class_name(config)
     tokenizer = folder / "tokenizer.json"
@@ -348,7 +348,7 @@ def _class_name(config: Mapping[str, Any]) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object; empty where there is none, as others say what is wrong with it."""
+    """Return a JSON object; empty if the file is missing, because other readers report that."""
     with suppress(InputError):
         document = read_json(path)
         return document if isinstance(document, dict) else {}
@@ -356,19 +356,19 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _with_class(folder: Path, name: str) -> nn.Module:
-    """The model with its head, as the class of this name; one that chooses among texts reads one choice in each row."""
+    """Return the model with its head, of the class with this name; multiple-choice classes read one choice per row."""
     if class_type(name) is None:
         raise BaseModelError(
-            "its class is none that gives answers", expected=f"one that ends in {', '.join(CLASS_TYPES)}"
+            "its class has no head with a known task", expected=f"a class ending in {', '.join(CLASS_TYPES)}"
         )
     found = _class(name, _json(folder / "config.json").get("model_type"))
     if found is None:
         raise BaseModelError(
-            "the installed transformers has no such class", found=f"transformers {transformers.__version__}"
+            "the installed transformers does not have this class", found=f"transformers {transformers.__version__}"
         )
     model, missing, _ = _load(folder, found)
     if missing:
-        raise BaseModelError("the folder lacks weights of it", found=quoted(missing[:3]))
+        raise BaseModelError("the folder lacks its weights", found=quoted(missing[:3]))
     if class_type(name) == "multiple_choice":
         model.register_forward_pre_hook(_one_choice, with_kwargs=True)
     return model
@@ -379,7 +379,7 @@ def _one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, An
 
 
 def _with_modules(folder: Path, sentences: SentenceFolder) -> nn.Module:
-    """The model with the modules of sentence-transformers behind it."""
+    """Return the model followed by the modules of sentence-transformers."""
     sentence = sentences.sentence
     if sentence is None:
         raise BaseModelError(sentences.reason)
@@ -396,7 +396,7 @@ def _with_modules(folder: Path, sentences: SentenceFolder) -> nn.Module:
 def _check_files(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileError(
-            "is no Hugging Face folder",
+            "is not a Hugging Face folder",
             where=folder,
             found="no `config.json`" if folder.is_dir() else "no folder",
             expected="a folder with `config.json` and `model.safetensors`",
@@ -406,7 +406,7 @@ def _check_files(folder: Path) -> None:
         return
     pickles = sorted(file.name for file in folder.glob("*.bin"))
     raise BaseModelError(
-        "has no weights that are safe to read",
+        "has no weights in a safe format",
         where=folder,
         found=f"`{pickles[0]}`, a pickle, which could run code" if pickles else "no weights",
         expected="`model.safetensors`",
@@ -415,9 +415,9 @@ def _check_files(folder: Path) -> None:
 
 
 def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel] | None:
-    """The class of transformers of this name for a `model_type`, also one that only the module of its models has."""
+    """Return the transformers class with this name for a `model_type`, even if only its models' module has it."""
     known: Any = transformers.CONFIG_MAPPING
-    words = str(architecture).split("_")  # a part of a model may have a type of its own, `moonshine_streaming_encoder`
+    words = str(architecture).split("_")  # parts have types, such as `moonshine_streaming_encoder`
     types = ("_".join(words[:end]) for end in range(len(words), 0, -1))
     found: Any = getattr(transformers, name, None)
     for one in types if found is None else ():
@@ -437,28 +437,28 @@ _UNHEEDED = (
     *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
     *("min_length", "min_new_tokens", "forced_eos_token_id", "begin_suppress_tokens", "sequence_bias"),
 )
-"""Settings of `generate` that change which token is chosen, or how many."""
+"""Settings of `generate` that change the choice or the number of tokens."""
 
 _WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
-"""In the names of transformers' classes that have a head behind the bare model."""
+"""Words in the names of transformers classes that have a head on the bare model."""
 
 
 def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
-    """The model of the class in `architectures`, without its head if it has one; and as `_open`.
+    """Return the model of the class in `architectures`, without its head if it has one; and the rest as `_open`.
 
-    Where the bare model of the architecture has weights that the folder lacks, such as the decoder of a
-    `WhisperForAudioClassification`, it is what the class itself has without its head, or all of it.
+    If the bare model of the architecture has weights that the folder lacks, such as the decoder of a
+    `WhisperForAudioClassification`, it is the class' model without its head, or the complete one.
     """
     config = _json(folder / "config.json")
     name, kind = _class_name(config), config.get("model_type")
     named = _class(name, kind)
     if named is None and "auto_map" in config:
         raise BaseModelError(
-            "is a model whose class is code of its own, which is not run",
+            "has a custom model class, whose code is not run",
             where=folder / "config.json",
             found=f"`auto_map`, for `{name or kind}`",
             expected="a class of the installed transformers",
-            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and give it to "
+            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and pass it to "
             "`adapter_export.capture`",
         )
     if named is not None and not _WITH_A_HEAD.search(name):
@@ -480,27 +480,27 @@ def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
 
 def _unknown_class(folder: Path, name: str, error: BaseModelError) -> BaseModelError:
     return BaseModelError(
-        "names a class that the installed transformers does not have, and its weights are not those of the bare model",
+        "names a class that the installed transformers does not have, and its weights do not match the bare model",
         where=folder / "config.json",
         found=f"`{name}`, and transformers {transformers.__version__}; {error.what}: {error.found}",
-        expected="in `architectures` a class of transformers",
-        fix="upgrade transformers, or load the model in Python and give it to `adapter_export.capture`",
+        expected="a class of transformers in `architectures`",
+        fix="upgrade transformers, or load the model in Python and pass it to `adapter_export.capture`",
     )
 
 
 def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
-    """The model with every weight from the folder: what transformers would start at random is not in it.
+    """Return the model with every weight from the folder, without weights that transformers would initialize randomly.
 
-    Beside it, the names of the folder's weights that are not in the model.
+    Also returns the names of the folder's weights that are not in the model.
     """
     model, missing, unused = _load(folder, auto)
     if missing and auto not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM):
-        # most often the pooler's weights are what is missing; not every architecture has one
+        # usually the pooler's weights are missing; not every architecture has a pooler
         with suppress(BaseModelError):
             model, missing, unused = _load(folder, auto, add_pooling_layer=False)
     if missing:
         raise BaseModelError(
-            "lacks weights that the model needs, which would be random numbers",
+            "lacks weights of the model, which would be random",
             where=folder,
             found=quoted(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
             expected="all weights of the model in `model.safetensors`",
@@ -510,7 +510,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 
 
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
-    """Return the model, the names of its missing weights, and the names of weights that it does not use."""
+    """Return the model, the names of its missing weights, and the names of unused weights."""
     with quiet(), _quiet_transformers():
         with parsing(partial(_not_opened, folder)):
             model, info = auto.from_pretrained(
@@ -524,7 +524,7 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
             )
         missing = sorted(info["missing_keys"])
         if missing:
-            # weights that are computed and never trained, such as positions as sines, need not be in a folder
+            # computed weights, such as sinusoidal positions, need not be in a folder
             another = type(model)(model.config).float()
             weights = dict(model.named_parameters())
             frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
@@ -541,8 +541,8 @@ def _not_opened(folder: Path, reason: str) -> BaseModelError:
         "transformers cannot open the folder",
         where=folder,
         found=reason,
-        expected="a model of an architecture that the installed transformers knows, whole",
-        fix="copy the folder again as a whole, or upgrade transformers",
+        expected="a complete model of an architecture that the installed transformers supports",
+        fix="copy the folder again completely, or upgrade transformers",
     )
 
 

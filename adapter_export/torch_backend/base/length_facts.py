@@ -1,4 +1,4 @@
-"""The lengths for which a captured program is right: from torch's ranges and guards, and tried on the live module."""
+"""Lengths for which a captured program is correct: from torch's ranges and guards, tested against the live module."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, quiet
 
 _SMALLEST = 2
-"""torch's lower bound of a dynamic axis in every program; whether it is right for length 1 is tried."""
+"""torch's lower bound of a dynamic axis in every program; length 1 is tested separately."""
 
 _FARTHEST = 2**15
-"""The longest input for which conditions are looked at; no longer one is taken where they say something about it."""
+"""Maximum length for which conditions are evaluated; longer inputs are rejected if a condition concerns them."""
 
 _OTHERS = (2, 3, 5, 8)
-"""The lengths of other axes with which a condition on several axes must hold."""
+"""Lengths of other axes with which a condition on several axes must be true."""
 
 _MOST_EXCEPTIONS = 8
 _LARGEST = 2**62
@@ -46,8 +46,8 @@ class Facts:
 
     Attributes:
         bounds: from ranges, tables and conditions that compare the length with a number.
-        conditions: of every other condition, whether it holds at each length from `_SMALLEST` on; those that say what a
-            length is not are apart, as they may mean less than they say.
+        conditions: for every other condition, its truth at each length from `_SMALLEST` on; conditions that exclude
+            lengths are separate, because they may be stricter than necessary.
     """
 
     bounds: Lengths = field(default_factory=Lengths)
@@ -56,7 +56,7 @@ class Facts:
     exclusions: list[tuple[str, Numbers]] = field(default_factory=list)
 
     def points(self) -> list[int]:
-        """Return the few lengths that are excluded by what a length is not, and by nothing else."""
+        """Return the few lengths that only an excluding condition forbids."""
         inside = [length for length in self.excluded if length in self.bounds]
         holds, kept = self._holding(self.conditions), self._holding(self.exclusions)
         found = {*inside, *(int(at) + _SMALLEST for at in np.flatnonzero(holds & ~kept[: len(holds)]))}
@@ -69,7 +69,7 @@ class Facts:
         return reduce(np.logical_and, (holds for _, holds in some), found)
 
     def lengths(self, also: Sequence[int] = ()) -> Lengths | None:
-        """Return the lengths as a record, with those in `also`, or `None` if no record can express them."""
+        """Return the lengths as a record, including `also`, or `None` if no record can express them."""
         holds = self._holding([*self.conditions, *self.exclusions])
         bad = self.excluded - set(also)
         if not len(holds):
@@ -92,40 +92,41 @@ class Facts:
 
     @property
     def condition(self) -> str | None:
-        """One of the conditions, for messages."""
+        """Return one of the conditions, for messages."""
         return next((guard[:300] for guard, _ in (*self.exclusions, *self.conditions)), None)
 
     def another(self, length: int) -> int | None:
-        """Return a length near one that the program is not for, where another program may be."""
+        """Return a length near one that the program excludes, for which another program may exist."""
         holds = self._holding([*self.conditions, *self.exclusions])
         others = [at for at in map(int, np.flatnonzero(~holds) + _SMALLEST) if at in self.bounds]
         return min(others, key=lambda other: abs(other - length), default=None)
 
 
 def _goes_on(holds: Numbers) -> bool:
-    """Return whether a condition that is true at some of the last inspected lengths stays so at greater ones."""
+    """Return whether a condition that is true at some of the last tested lengths stays true for longer ones."""
     return bool(holds[-max(1, len(holds) // 4) :].any())
 
 
 def program_facts(
     axes: Mapping[str, Sequence[Axis]], ranges: Mapping[str, tuple[int, int | None]], guards: Sequence[str]
 ) -> dict[str, Facts]:
-    """Return what a program says of each dynamic axis.
+    """Return the facts about each dynamic axis that a program states.
 
     Args:
-        axes: those of each input.
-        ranges: the least and the greatest length of axes, as torch found them.
-        guards: the conditions, which were screened.
+        axes: axes of each input.
+        ranges: minimum and maximum length of axes, from torch.
+        guards: the screened conditions.
 
     Raises:
-        BaseModelError: a condition ties several axes to each other, or none of its lengths is left.
+        BaseModelError: a condition ties several axes to each other, or no length is left.
     """
     found = {name: Facts() for shape in axes.values() for axis in shape for name in names(axis)}
     for axis, (low, high) in ranges.items():
         if axis in found:
             own = Lengths.of(1 if low <= _SMALLEST else low, high)
             found[axis].bounds = _kept(found[axis].bounds, own, f"`{axis}` from {low} to {high}")
-    trees = {guard: ast.parse(guard, mode="eval").body for guard in guards if ".stride()" not in guard}  # contiguous
+    # stride guards only ask for contiguous inputs
+    trees = {guard: ast.parse(guard, mode="eval").body for guard in guards if ".stride()" not in guard}
     size = max(
         [min(2 * low, _FARTHEST) for low, _ in ranges.values()] + list(map(_farthest, trees.values())), default=0
     )
@@ -135,7 +136,7 @@ def program_facts(
 
 
 def _farthest(tree: ast.expr) -> int:
-    """Return up to where a condition is looked at: behind what its numbers may mean together, but for a plain bound."""
+    """Return the length up to which a condition is evaluated: beyond all its numbers combined, except for bounds."""
     numbers = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     known = [number for number in numbers if isinstance(number, int) and number]
     plain = isinstance(tree, ast.Compare) and isinstance(tree.left, ast.Subscript) and len(tree.ops) == 1
@@ -150,18 +151,18 @@ def _kept(bounds: Lengths, other: Lengths | None, guard: str) -> Lengths:
 
 
 def only_some(found: str) -> BaseModelError:
-    """Return the error for a program whose lengths no record can say."""
+    """Return the error for a program whose lengths cannot be expressed."""
     return BaseModelError(
         "was captured for some lengths only, and would be wrong at others",
         found=f"the condition {found}",
-        expected="lengths between two numbers, multiples of one, or all but a few",
-        fix="take the branch on the length out of the model, or give the axis a length when you capture it: "
+        expected="a range of lengths, multiples of a number, or all lengths except a few",
+        fix="remove the branch on the length from the model, or fix the axis when you capture it: "
         + argument("lengths", ["sequence=128"], option="axis", words="sequence=128"),
     )
 
 
 def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis]], found: Mapping[str, Facts]) -> None:
-    """Read one condition, at `size` lengths."""
+    """Evaluate one condition, at `size` lengths."""
     measured = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call)]
     sizes = {ast.unparse(node): _axis(node, axes) for node in measured}
     known = list(dict.fromkeys(name for axis in sizes.values() if axis is not None for name in names(axis)))
@@ -193,14 +194,14 @@ def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis
 
 
 def _simple(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]], found: Mapping[str, Facts]) -> bool:
-    """Read a condition that compares one length with a number, which may be large; false for any other."""
+    """Read a condition that compares one length with a possibly large number; false for any other."""
     left, (op,), (right,) = tree.left, tree.ops, tree.comparators
     axis = _axis(left, axes) if isinstance(left, ast.Subscript) else None
     if not isinstance(axis, str) or names(axis) != (axis,) or not isinstance(right, ast.Constant):
         return False
     number, facts = int(str(right.value)), found[axis]
     if isinstance(op, ast.NotEq):
-        facts.excluded |= {number} - {0, 1}  # which torch tells apart in every program
+        facts.excluded |= {number} - {0, 1}  # torch excludes 0 and 1 in every program
         return True
     ends = {
         ast.LtE: (1, number),
@@ -216,7 +217,7 @@ def _simple(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]], found: Mappin
 
 
 def _axis(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> Axis | None:
-    """Return the axis with this size, such as `L['ids'].size()[1]`; `None` for a part of such a text or a stride."""
+    """Return the axis with this size, such as `L['ids'].size()[1]`; `None` for strides and parts of expressions."""
     match = re.fullmatch(r"L((?:\[[\w']+\])+)\.size\(\)\[(\d+)\]", ast.unparse(node))
     shape = axes.get(".".join(re.findall(r"\w+", match[1])), ()) if match is not None else ()
     return shape[int(match[2])] if match is not None and int(match[2]) < len(shape) else None
@@ -234,7 +235,7 @@ class _Condition:
         self._wrong: Any = False
 
     def holds(self, tree: ast.expr) -> Any:
-        """Return where it holds; it does not where it divides by 0 or leaves the range of int64."""
+        """Return where it is true; false where it divides by 0 or leaves the range of int64."""
         found = self._value(tree)
         return np.logical_and(found, np.logical_not(self._wrong))
 
@@ -287,18 +288,18 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
-"""Computes all outputs, in one order for module and program."""
+"""Function that computes all outputs, in the same order for module and program."""
 
 _MOST_TRIED = 512
-"""The longest input on which program and module are compared."""
+"""Maximum length at which program and module are compared."""
 
 _MOST_NUMBERS = 2**22
-"""The most numbers of such an input: 27 images of 224 × 224; of texts 512 always fit."""
+"""Maximum numbers in such an input: 27 images of 224 × 224; 512 texts always fit."""
 
 _FAILURES: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, RequestError)
 
 _RELATIVE = 1e-3
-"""Difference allowed between outputs, relative to the largest; two branches of a model differ by much more."""
+"""Tolerance between outputs, relative to the largest; two branches of a model differ by much more."""
 
 
 _NOT_COPIED: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, copy.Error)
@@ -317,26 +318,26 @@ def pristine(module: nn.Module) -> nn.Module:
 def probed_lengths(
     live: Run, program: Run, inputs: Sequence[InputRecord], facts: Mapping[str, Facts], wanted: Bounds
 ) -> dict[str, Lengths]:
-    """Return the record of every axis, after module and program were compared at its edges.
+    """Return the record of every axis, after comparing module and program at its limits.
 
-    Length 1, which torch leaves out of every program, and the few lengths that conditions exclude are in the record if
-    both compute the same there.
+    Length 1, which torch excludes from every program, and the few lengths that conditions exclude are included if both
+    compute the same there.
 
     Args:
-        live: the module, as it was before it was captured.
-        program: what was captured.
-        inputs: what both take.
-        facts: what the program says of each axis.
-        wanted: the lengths that are asked for.
+        live: the module, before its capture.
+        program: the captured program.
+        inputs: inputs of both.
+        facts: the program's facts about each axis.
+        wanted: requested lengths.
 
     Raises:
-        BaseModelError: a record cannot say the lengths, or the program computes something else inside of them.
+        BaseModelError: a record cannot express the lengths, or the program differs from the module within them.
     """
     free = [name for name in facts if any(name in record.axes for record in inputs)]
     given = {axis: _record(axis, facts[axis], wanted) for axis in free}
     usual = {axis: given[axis].near(3 + 2 * place) for place, axis in enumerate(free)}
 
-    @lru_cache(1)  # what a length was tried with is compared next; outputs are large
+    @lru_cache(1)  # only the last: outputs are large, and are compared right after they are computed
     def alone(axis: str, length: int) -> tuple[dict[str, Tensor], Sequence[Tensor] | None]:
         tensors = _tensors(inputs, {**usual, axis: length})
         return tensors, _computed(live, tensors)
@@ -356,7 +357,7 @@ def probed_lengths(
             above = lengths.within(Lengths(_SMALLEST))
             lengths = lengths if above is None else above
         top = lengths.at_most(_most_probed(inputs, usual, axis)) or lengths.minimum
-        if not computes(axis, top):  # as RoBERTa's, which counts from behind the padding's row
+        if not computes(axis, top):  # for example RoBERTa, whose positions start after the padding row
             tries = range(usual[axis] + 1, top)
             longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
             lengths = lengths.within(Lengths(maximum=longest)) or lengths
@@ -364,10 +365,10 @@ def probed_lengths(
         for length in dict.fromkeys((top, lengths.minimum)):
             if length not in (1, *also) and length <= _MOST_TRIED and not agree(axis, length):
                 raise BaseModelError(
-                    "computes something else than the model once it is captured",
+                    "differs from the model once it is captured",
                     where=f"axis `{axis}`",
-                    found=f"another result at length {length}, of {lengths}",
-                    fix="give the axis other lengths: "
+                    found=f"a different result at length {length}, of {lengths}",
+                    fix="restrict the lengths of the axis: "
                     + argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128"),
                 )
         found[axis] = lengths
@@ -375,9 +376,9 @@ def probed_lengths(
 
 
 def shortest_computed(live: Run, inputs: Sequence[InputRecord], lengths: Bounds, axis: str) -> int:
-    """Return the smallest length of an axis that a module computes, such as the window of its convolutions.
+    """Return the minimum length of an axis that a module accepts, such as the window of its convolutions.
 
-    `lengths` are those of its program, which a condition of torch may keep from the shortest inputs.
+    `lengths` are those of its program, which a torch condition may exclude from the shortest inputs.
     """
     usual = {name: own.near(3 + 2 * place) for place, (name, own) in enumerate(lengths.items())}
     below = range(1, lengths[axis].minimum)
@@ -387,7 +388,7 @@ def shortest_computed(live: Run, inputs: Sequence[InputRecord], lengths: Bounds,
 
 
 def _most_probed(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: str) -> int:
-    """Return the longest length that is tried, where other axes have their usual ones."""
+    """Return the longest length to test while other axes have their usual lengths."""
     sizes = [
         math.prod(size if isinstance(size, int) else usual.get(size, 1) for size in record.axes if size != axis)
         for record in inputs
@@ -404,17 +405,17 @@ def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -
     found = own.within(asked)
     if found is None:
         raise BaseModelError(
-            "takes none of the lengths that are asked for",
+            "accepts none of the requested lengths",
             where=f"axis `{axis}`",
             found=str(own),
             expected=str(asked),
-            fix="ask for others",
+            fix="request other lengths",
         )
     return found
 
 
 def _tensors(inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> dict[str, Tensor]:
-    """Inputs of a shape, with padding where there is a mask."""
+    """Return inputs of a shape, with padding if there is a mask."""
     arrays = input_cases(inputs, seed=0, shapes=[shape])[-1].arrays
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -428,7 +429,7 @@ def _computed(run: Run, tensors: Mapping[str, Tensor]) -> Sequence[Tensor] | Non
 
 
 def _are_close(expected: Sequence[Tensor] | None, found: Sequence[Tensor] | None) -> bool:
-    """Return whether outputs agree in what both have: those of longer inputs are cut."""
+    """Return whether outputs agree in their common part: those of longer inputs are cut."""
     if expected is None or found is None or len(expected) != len(found):
         return False
     for one, other in zip(expected, found, strict=True):
@@ -446,9 +447,9 @@ def _scale(values: Tensor) -> float:
 
 
 def may_pad(live: Run, program: Run, inputs: Sequence[InputRecord], lengths: Bounds) -> bool:
-    """Return whether a text of a length that a base does not take may be filled up to one, behind a mask.
+    """Return whether a text of an unsupported length may be padded to a supported one, behind a mask.
 
-    It may if the program then computes at the real tokens what the module computes of them alone.
+    It may if the program then computes at the real tokens what the module computes for them without padding.
     """
     axis = token_axis(inputs)
     masks = [record.name for record in inputs if record.role == "mask" and axis in record.axes]

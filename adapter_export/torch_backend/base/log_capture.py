@@ -1,4 +1,4 @@
-"""torch's own log lines and warnings, kept off the screen and at hand; it notes no stack traces meanwhile."""
+"""Capture torch's log lines and warnings, and disable its stack traces meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pickle import PickleError  # noqa: TID251 the class of error alone: torch lets it through
+from pickle import PickleError  # noqa: TID251 only the error class, which torch lets through
 
 from torch._export.error import ExportError, InternalError
 from torch._export.verifier import SpecViolationError
@@ -18,7 +18,7 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     *(ExportError, InternalError, PickleError, SpecViolationError, ArithmeticError, AssertionError, AttributeError),
     *(ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
-"""Errors that torch raises for an unsupported model or file: few of them have classes of their own."""
+"""Errors that torch raises for an unsupported model or file; few have specific classes."""
 
 
 class _Collector(logging.Handler):
@@ -32,19 +32,19 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
-    """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come.
+    """Hide the log lines and warnings of torch and its exporter; yields the list of captured lines.
 
-    It also notes no stack trace for each operator that it traces, which takes a twentieth of the time, but where the
-    `lines` of source are to be known.
+    Stack traces of traced operators are disabled unless `lines` of source are needed, which saves a twentieth of the
+    time.
     """
     collector = _Collector()
-    # torch gives some of its modules handlers of their own
+    # some torch modules have their own handlers
     known = [*_LIBRARIES, *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
     loggers = [logger for logger in map(logging.getLogger, known) if logger.handlers or logger.name in _LIBRARIES]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
-    traceless = getattr(config, "do_not_emit_stack_traces", False)  # torch before 2.12 has no such option
+    traceless = getattr(config, "do_not_emit_stack_traces", False)  # torch before 2.12 does not have this option
     config.do_not_emit_stack_traces = not lines
     try:
         with warnings.catch_warnings():
@@ -57,7 +57,7 @@ def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the name of its class."""
+    """Return the first non-empty line of an error's message, or the name of its class."""
     lines = (line.strip() for line in str(error).splitlines())
     text = next((line for line in lines if line), type(error).__name__)
     return text if len(text) <= 300 else f"{text[:300]}…"

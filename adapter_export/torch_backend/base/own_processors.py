@@ -1,7 +1,7 @@
 """Preprocessing by transformers with the files of a Hugging Face folder: texts to ids, images and audio to inputs.
 
-These are the inputs that a capture begins with, the golden texts and media of the base, and steps that compute the same
-of images and audio without transformers.
+Provides the inputs for a capture, the golden texts and media of the base, and steps that preprocess images and audio
+identically without transformers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from adapter_export.torch_backend.processors import LIBRARIES
 CONFIG = "tokenizer_config.json"
 
 _LIMIT = 512
-"""The longest text for a model that names no limit."""
+"""Maximum text length for a model that records no limit."""
 
 _SHOWN = 3
 
@@ -62,7 +62,7 @@ class OwnProcessor:
     """A processor of transformers, from the text of its `preprocessor_config.json`; images go through Pillow.
 
     Raises:
-        BaseModelError: transformers cannot make one of it.
+        BaseModelError: transformers cannot create a processor from it.
     """
 
     def __init__(self, text: str, modality: FileModality) -> None:
@@ -73,16 +73,16 @@ class OwnProcessor:
 
     @property
     def name(self) -> str:
-        """The library, its version and the class, for people."""
+        """Library, version and class, for people."""
         return f"transformers {transformers.__version__} {type(self._processor).__name__}"
 
     @property
     def input(self) -> str:
-        """The input that it makes."""
+        """Name of the input that it makes."""
         known = self.modality.processor_inputs
         names = [name for name in self._processor.model_input_names if name in known]
         if not names:
-            raise BaseModelError("makes none of the inputs that are known", expected=", ".join(known))
+            raise BaseModelError("makes none of the known inputs", expected=", ".join(known))
         return str(names[0])
 
     @property
@@ -91,10 +91,10 @@ class OwnProcessor:
         return self._library.rate(self._processor)
 
     def __call__(self, contents: Sequence[np.ndarray], name: str) -> np.ndarray:
-        """Return the input `name`, float32, a row for each image [height, width, 3] or audio [samples].
+        """Return the input `name`, float32, with a row per image [height, width, 3] or audio [samples].
 
         Raises:
-            BaseModelError: transformers refuses them, such as audio files of different lengths.
+            BaseModelError: transformers rejects them, such as audio files of different lengths.
         """
         with quiet():
             try:
@@ -115,10 +115,10 @@ def _opened(folder: Path, modality: FileModality) -> Any:
 
 
 def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
-    """Return what the processor of a folder does, and notes.
+    """Return the preprocessing of a folder's processor, and notes.
 
-    None for a folder without a processor of images or audio. Steps are those that its fields name, if on sample media
-    they give what transformers gives; else the record says why there are none.
+    `None` for a folder without a processor for images or audio. The steps follow its fields if they match transformers
+    on sample media; otherwise the record has the reason why there are none.
     """
     files = [file for file in (PROCESSOR_FILE, "processor_config.json") if (folder / file).is_file()]
     if not files:
@@ -126,8 +126,8 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     try:
         fields = read_json(folder / files[0])
         kinds = [one for one in FILE_MODALITIES.values() if isinstance(fields, dict) and one.processor_field in fields]
-        if len(kinds) != 1:  # that of texts, of several media, or of a release that did not say it
-            return None, (Note(f"the processor is left out: `{files[0]}` does not say what it reads"),)
+        if len(kinds) != 1:  # it may be for texts, for several media, or from a release that did not record it
+            return None, (Note(f"the processor is left out: `{files[0]}` does not record its modality"),)
         modality = kinds[0]
         text = str(_opened(folder, modality).to_json_string())
         processor = OwnProcessor(text, modality)
@@ -137,7 +137,7 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     steps: tuple[Step, ...] | None = None
     golden, unknown = None, None
     try:
-        every: Any = parse_json(text.encode(), PROCESSOR_FILE)  # with the values that the file leaves out
+        every: Any = parse_json(text.encode(), PROCESSOR_FILE)  # including defaults that the file omits
         steps = modality.steps_of(every)
         samples = tuple(_samples(processor, name, steps))
     except MissingExtraError as error:
@@ -149,12 +149,12 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
         golden = GoldenMedia(MEDIA_VERSION, digest, processor.name, ABSOLUTE, samples)
     where = None if golden is None else GOLDEN_MEDIA_FILE
     record = MediaRecord(modality.name, name, PROCESSOR_FILE, digest, processor.sampling_rate, steps, unknown, where)
-    notes = () if unknown is None else (Note(f"no client can read {modality.word}s: the processor {unknown}"),)
+    notes = () if unknown is None else (Note(f"clients cannot preprocess {modality.word}s: the processor {unknown}"),)
     return CapturedMedia(record, text, golden), notes
 
 
 def _samples(processor: OwnProcessor, name: str, steps: Sequence[Step]) -> Iterator[GoldenSample]:
-    """Yield samples with what transformers makes of them; UnknownStepsError where the steps make something else."""
+    """Yield samples with the results of transformers; UnknownStepsError if the steps give different results."""
     modality, rate = processor.modality, processor.sampling_rate
     for title, file in modality.samples(rate).items():
         contents = modality.contents(file, rate, title)
@@ -162,18 +162,18 @@ def _samples(processor: OwnProcessor, name: str, steps: Sequence[Step]) -> Itera
             expected = processor([contents], name)[0]
         found = modality.apply(contents, steps)
         if found.shape != expected.shape or not np.abs(found - expected).max() <= ABSOLUTE:
-            what = f"{list(expected.shape)}, not {list(found.shape)}"
+            what = f"shape {list(expected.shape)}, not {list(found.shape)}"
             if found.shape == expected.shape:
-                what = f"off by {np.abs(found - expected).max():.2g}"
-            raise UnknownStepsError(f"does something else than its fields say ({title}: {what})")
+                what = f"difference {np.abs(found - expected).max():.2g}"
+            raise UnknownStepsError(f"does not do what its fields describe ({title}: {what})")
         yield GoldenSample.of(title, file, expected)
 
 
 def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None, tuple[str, ...]]:
-    """Return golden texts with the ids that transformers makes, and notes: on which texts `tokenizer.json` differs.
+    """Return golden texts with ids from transformers, and notes on texts for which `tokenizer.json` differs.
 
-    None where the folder has no `tokenizer.json`, or no `tokenizer_config.json` that names the class of the tokenizer:
-    then transformers guesses one, and `tokenizer.json` alone says what ids are.
+    `None` if the folder has no `tokenizer.json`, or no `tokenizer_config.json` with the tokenizer's class: transformers
+    would guess the class, so only `tokenizer.json` defines the ids.
     """
     file = folder / TOKENIZER_FILE
     if not file.is_file() or not _names_a_class(folder / CONFIG):
@@ -182,7 +182,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
         text = read_text(file)
         try_tokenizer(text)
         ours = Tokenizer.from_json(text, max_tokens or _LIMIT)
-    except InputError:  # callers that need it raise
+    except InputError:  # callers that need it raise the error
         return None, ()
     try:
         with parsing(BaseModelError):
@@ -191,7 +191,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
             )
             texts = tuple(_texts(own, ours.max_tokens))
     except BaseModelError as error:
-        note = f"transformers cannot use the tokenizer ({error.what}): ids are those of `{TOKENIZER_FILE}` alone"
+        note = f"transformers cannot use the tokenizer ({error.what}): ids come from `{TOKENIZER_FILE}` only"
         return None, (Note(note),)
     made_by = f"transformers {transformers.__version__} {type(own).__name__}"
     found = GoldenTexts(GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),))
@@ -199,7 +199,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
     if not wrong:
         return found, ()
     named = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
-    differs = f"`{TOKENIZER_FILE}` gives other ids than transformers for {len(wrong)} of {len(texts)} texts ({named})"
+    differs = f"`{TOKENIZER_FILE}` and transformers disagree on the ids of {len(wrong)} of {len(texts)} texts ({named})"
     fix = (
         "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"
     )
@@ -237,7 +237,7 @@ def prepared_by(folder: Path) -> Prepared:
 
 
 def _typed(folder: Path) -> bool | None:
-    """Return whether its tokenizer tells the texts of a pair apart, by its settings, its class, or its output."""
+    """Return whether its tokenizer marks the texts of a pair, from its settings, its class, or its output."""
     with suppress(InputError):
         config = read_json(folder / CONFIG)
         config = config if isinstance(config, dict) else {}
@@ -256,7 +256,7 @@ def _typed(folder: Path) -> bool | None:
 def _made(folder: Path, modality: FileModality) -> dict[str, tuple[Tensor, Mapping[int, str]]]:
     """Return the tensors that a processor makes of the first of two files; axes that differ in the second are dynamic.
 
-    Empty where transformers has no such processor for the folder, or it wants something else.
+    Empty if transformers has no such processor for the folder, or it needs other inputs.
     """
     library = LIBRARIES[modality.name]
     try:

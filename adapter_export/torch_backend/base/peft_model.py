@@ -1,4 +1,4 @@
-"""Models of transformers with an adapter that PEFT loads. Importing this module needs peft."""
+"""Transformers models with an adapter loaded by PEFT. Importing this module needs peft."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 def peft_folder(
     folder: Path, base: TorchBase, adapter: Path, head: tuple[Sequence[str], int] | None
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return what runs a Hugging Face folder with a folder of PEFT; arguments and errors as of `changed_folder`."""
+    """Return a function that runs a Hugging Face folder with a PEFT folder; see `changed_folder` for the rest."""
 
-    def load(model: nn.Module) -> object:  # PEFT puts its layers into the model itself
+    def load(model: nn.Module) -> object:  # PEFT modifies the model in place
         return PeftModel.from_pretrained(model, str(adapter))
 
     return changed_folder(folder, base, load, head)

@@ -1,4 +1,4 @@
-"""Pickles and other files that are no torch archive: recognised without running them, and read if they hold tensors."""
+"""Pickles and other files that are not torch archives: recognized without running them; tensors are read."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _PLAIN = frozenset(
         *("torch._export.serde.serialize._reconstruct_fake_tensor", "torch.device"),
     }
 )
-"""The names that a pickle of plain tensors refers to, beside storages and those of `torch` in `_DTYPES`.
+"""Names that a pickle of plain tensors refers to, besides storages and those of `torch` in `_DTYPES`.
 
-Those from `io.BytesIO` on are in sample inputs of a program that was exported without real data.
+Those from `io.BytesIO` on occur in sample inputs of a program that was exported without real data.
 """
 
 _DTYPES = frozenset(
@@ -45,7 +45,7 @@ _MAX_PICKLE = 64 * 2**20
 
 
 def foreign_globals(data: bytes) -> set[str]:
-    """The names that a pickle, or the zip of `torch.save`, refers to and that a pickle of plain tensors does not.
+    """Return the names that a pickle, or the zip of `torch.save`, refers to beyond those of plain tensors.
 
     Raises:
         ValueError: it is neither, or it is too large.
@@ -68,7 +68,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _globals(data: bytes) -> set[str]:
-    """The names, by following the strings that are pushed; a name that cannot be followed is given as `?`."""
+    """Return the names, by following the strings that are pushed; a name that cannot be followed is `?`."""
     names: set[str] = set()
     pushed: list[str] = []
     memo: dict[int, str] = {}
@@ -95,18 +95,18 @@ _SAVE = "load the model in Python and save it with `ae.capture(model, path, exam
 _PICKLE = (
     "only if you trust its author, run "
     + command('capture(FILE, "model.pt", trust_pickle=True)', "capture --trust-pickle FILE -o model.pt")
-    + ", which runs its code once, and use `model.pt`, which holds none"
+    + ", which runs its code once, and use `model.pt`, which contains no code"
 )
-_WHOLE = "copy the file again as a whole, or save it again"
+_WHOLE = "copy the file again completely, or save it again"
 
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MARKS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
-    *((mark, "a pickle, which could run code when it is read", _PICKLE) for mark in _PICKLES),
+    *((mark, "a pickle, which could run code when loaded", _PICKLE) for mark in _PICKLES),
     (b"GGUF", "a GGUF file: weights without a program", _SAVE),
     (b"\x89HDF", "an HDF5 file: weights without a program", _SAVE),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
-    (b"<", "a page of HTML or XML, not a model", "download the file itself"),
+    (b"<", "an HTML or XML page, not a model", "download the file itself"),
     (b"{", "a text file", _SAVE),
 )
 _PROGRAM = "models/model.json"
@@ -114,7 +114,7 @@ _LIBRARIES = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.",
 
 
 def not_an_archive(path: Path) -> BaseModelError:
-    """The error for a file that is no readable zip."""
+    """Return the error for a file that is not a readable zip."""
     with open_regular(path) as file:
         start = file.read(64)
     known = next(((found, fix) for mark, found, fix in _MARKS if start.startswith(mark)), None)
@@ -125,17 +125,17 @@ def not_an_archive(path: Path) -> BaseModelError:
     elif start[8:].startswith(b"{"):
         known = (
             "a safetensors file: weights without a program",
-            "give the Hugging Face folder that it is from, which has a `config.json` beside it",
+            "use its Hugging Face folder, which also contains a `config.json`",
         )
     elif path.suffix == ".onnx" or (start[:1] == b"\x08" and b"\x12" in start[:4]):
-        fix = f"give the `.onnx` file to {command('build', 'build')}, which takes it as it is"
+        fix = f"pass the `.onnx` file to {command('build', 'build')}"
         known = "an ONNX graph, which torch cannot load", fix
-    return _error(path, *(known or (f"a file that begins with `{start[:8].hex(' ')}`", _SAVE)))
+    return _error(path, *(known or (f"a file starting with `{start[:8].hex(' ')}`", _SAVE)))
 
 
 def untrusted(path: Path) -> BaseModelError:
     """Return the error for a pickled module that the caller does not trust."""
-    return _error(path, "a pickled module or object, which could run code when it is read", _PICKLE)
+    return _error(path, "a pickled module or object, which could run code when loaded", _PICKLE)
 
 
 def _error(path: Path, found: str, fix: str) -> BaseModelError:
@@ -143,18 +143,18 @@ def _error(path: Path, found: str, fix: str) -> BaseModelError:
         "is not a torch archive",
         where=path,
         found=found,
-        expected="a file of `ae.capture` or of `torch.export.save`",
+        expected="a file written by `ae.capture` or `torch.export.save`",
         fix=fix,
     )
 
 
 def another_zip(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> BaseModelError:
-    """The error for a zip that is no archive of `torch.export`."""
+    """Return the error for a zip that is not an archive of `torch.export`."""
     return _error(path, *_describe_zip(archive, names))
 
 
 def check_exported(path: Path) -> None:
-    """Raise BaseModelError for a file without a program of `torch.export`: trust does not make a model of it."""
+    """Raise BaseModelError for a file without a program of `torch.export`: trust does not make it a model."""
     with parsing(lambda _: not_an_archive(path)), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if not any(name.endswith(_PROGRAM) for name in names):
@@ -162,7 +162,7 @@ def check_exported(path: Path) -> None:
 
 
 def check_pickled(path: Path) -> None:
-    """Raise BaseModelError for a readable file that is no pickled module or object; nothing of it is run."""
+    """Raise BaseModelError for a readable file that is not a pickled module or object; nothing in it is run."""
     with parsing(lambda _: not_an_archive(path)), open_regular(path) as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
@@ -172,7 +172,7 @@ def check_pickled(path: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             found, fix = _describe_zip(archive, archive.namelist())
     if fix != _PICKLE:
-        raise BaseModelError("is no pickled module", where=path, found=found, fix=fix)
+        raise BaseModelError("is not a pickled module", where=path, found=found, fix=fix)
 
 
 def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, str]:
@@ -180,11 +180,11 @@ def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, 
     if "constants.pkl" in lasts or any("/code/" in name for name in names):
         return "a TorchScript archive", _SAVE
     if any(name.endswith(_PROGRAM) for name in names):
-        return "an archive of `torch.export` already", "use it as it is; every command takes it"
+        return "an archive of `torch.export` already", "use it directly; every command accepts it"
     if "serialized_exported_program.json" in lasts:
         return "an archive of torch 2.7 or older", "load it with that torch, export the model again and save it"
     if any("/data/aotinductor/" in name for name in names):
-        return "a compiled package of AOTInductor, which holds machine code", _SAVE
+        return "a compiled package of AOTInductor, which contains machine code", _SAVE
     if "data.pkl" in lasts:
         return _describe_pickle(archive, next(name for name in names if name.endswith("data.pkl")))
     if any(name.endswith(".npy") for name in names):
@@ -193,7 +193,7 @@ def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, 
 
 
 def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
-    """A `torch.save` of weights refers to tensors only; one of a module to its class."""
+    """Describe a file of `torch.save`: weights refer to tensors only, a module to its class."""
     try:
         if archive.getinfo(name).file_size > _MAX_PICKLE:
             return "a file of `torch.save`", _SAVE
@@ -201,9 +201,9 @@ def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
     except ZIP_ERRORS:
         return "a file of `torch.save` that is damaged", _WHOLE
     if foreign:
-        # the user's own class says more than one of torch, and that more than what Python brings
+        # prefer the user's class over torch's, and torch's over Python's
         model = min(foreign, key=lambda one: (one.startswith(_LIBRARIES), not one.startswith("torch.nn."), one))
-        return f"a pickled module or object (`{model}`), which could run code when it is read", _PICKLE
+        return f"a pickled module or object (`{model}`), which could run code when loaded", _PICKLE
     return "the weights of a model (a state dict of `torch.save`) without its program", _SAVE
 
 
@@ -215,17 +215,17 @@ _DEEPEST = 8
 """Maximum nesting of tuples; those of tensors nest 3 deep."""
 
 _MOST_SHARED = 16
-"""Maximum ratio of the size of the tensors to that of the file; views that share storage are counted each."""
+"""Maximum ratio of the tensors' size to that of the file; views that share storage are counted separately."""
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """Read a dictionary of tensors that `torch.save` wrote, such as a `state_dict`; bfloat16 becomes float32.
 
-    Torch's own reader, which makes nothing but tensors, reads it after a check of what the file asks it to do.
+    torch's restricted reader, which creates only tensors, reads it after the file's instructions were checked.
 
     Raises:
         FileError: it cannot be read.
-        FormatError: it is no such file, it is damaged, or it holds anything but tensors by name.
+        FormatError: it is not such a file, is damaged, or contains anything except tensors by name.
     """
     data = read_bytes(path)
     with within(path):
@@ -234,31 +234,31 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
                 _check_pickle(pickled)
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(found, dict):
-            _refuse("holds no dictionary of tensors", type(found).__name__)
+            _refuse("does not contain a dictionary of tensors", type(found).__name__)
         others = [
             str(name)
             for name, value in found.items()
             if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided)
         ]
         if others:
-            _refuse("holds more than tensors by name", quoted(others[:8]))
+            _refuse("contains more than tensors by name", quoted(others[:8]))
         size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
         if size > _MOST_SHARED * len(data):
-            _refuse("holds many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
+            _refuse("contains many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
         return {name: _array(name, tensor) for name, tensor in found.items()}
 
 
 def _damaged(reason: str) -> FormatError:
     return FormatError(
         "is not a file of `torch.save`, or it is damaged",
-        found=reason.partition(" (1) ")[0],  # without torch's advice to read the file in a way that runs code
+        found=reason.partition(" (1) ")[0],  # drop torch's advice to load the file in a way that runs code
         expected="a dictionary of tensors",
         fix="get the file from its source again",
     )
 
 
 def _pickles(data: bytes) -> list[bytes]:
-    """The pickle of an archive; of the older layout those that come first, one after the other."""
+    """Return the pickle of an archive; in the older layout, the consecutive pickles at the start."""
     if not data.startswith(b"PK\x03\x04"):
         stream, found = io.BytesIO(data), list[bytes]()
         while len(found) < _OLD_PICKLES and stream.tell() < len(data):
@@ -272,16 +272,16 @@ def _pickles(data: bytes) -> list[bytes]:
         packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         (index,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
         if packed or index.file_size > _MAX_PICKLE or sum(entry.file_size for entry in entries) > len(data):
-            _refuse("is no archive as `torch.save` writes it", ", ".join(packed) or "entries larger than the file")
+            _refuse("is not an archive written by `torch.save`", ", ".join(packed) or "entries larger than the file")
         return [archive.read(index)]
 
 
 def _check_pickle(data: bytes) -> None:
-    """Refuse what could run code, and tuples in one another: the time to hash one can double with every level."""
+    """Reject everything that could run code, and deeply nested tuples: hashing one can double in time per level."""
     foreign = sorted(foreign_globals(data))
     if foreign:
         names = quoted(foreign[:8])
-        _refuse("holds more than tensors: its pickle could run code when it is loaded", names)
+        _refuse("contains more than tensors: its pickle could run code when loaded", names)
     depths: list[int] = []  # of each value on the pickle's stack, as a tuple; 0 for everything else
     marks: list[int] = []
     memo: dict[int, int] = {}
@@ -297,7 +297,7 @@ def _check_pickle(data: bytes) -> None:
         elif "GET" in name:
             depths.append(memo[int(str(argument))])
             if depths[-1]:
-                _refuse("holds more than tensors", "one tuple in two places")
+                _refuse("contains more than tensors", "one tuple in two places")
         else:
             if pickletools.markobject in before:
                 del depths[marks.pop() :]
@@ -305,22 +305,22 @@ def _check_pickle(data: bytes) -> None:
             del depths[len(depths) - len(before) :]
             depths += [0] * len(opcode.stack_after)
         if depths and depths[-1] > _DEEPEST:
-            _refuse("holds more than tensors", f"tuples that lie {depths[-1]} deep in one another")
+            _refuse("contains more than tensors", f"tuples nested {depths[-1]} deep")
 
 
 def _array(name: str, tensor: Tensor) -> np.ndarray:
-    """The numbers of a tensor, not copied where NumPy has its type."""
+    """Return the numbers of a tensor, without a copy if NumPy has its type."""
     plain = tensor.detach()
     try:
         return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     except LIBRARY_ERRORS as error:
-        _refuse(f"tensor `{name}` is no array", first_line(error))
+        _refuse(f"tensor `{name}` is not an array", first_line(error))
 
 
 def _refuse(what: str, found: object) -> NoReturn:
     raise FormatError(
         what,
         found=found,
-        expected="a dictionary of plain tensors, as `torch.save(module.state_dict())` writes it",
-        fix="only load what you trust: make it again with `torch.save`, or save it as safetensors",
+        expected="a dictionary of plain tensors, as written by `torch.save(module.state_dict())`",
+        fix="only load files that you trust; save it again with `torch.save`, or as safetensors",
     )

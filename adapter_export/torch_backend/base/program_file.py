@@ -1,8 +1,8 @@
-"""The JSON in a torch archive, such as its program (`models/model.json`): every string is checked against a grammar.
+"""JSON in a torch archive, such as its program (`models/model.json`): every string is validated against a grammar.
 
-torch makes Python of many of them: it resolves operators by name, evaluates sizes and guards, imports what a pytree's
-context names, and writes the names of values into the source text of a function. What is not known to be harmless is
-refused. The fields are those of `torch/_export/serde/schema.py`, version 8.20, which torch 2.12 to 2.15 write; versions
+torch turns many strings into Python: it resolves operators by name, evaluates sizes and guards, imports names from a
+pytree's context, and inserts value names into the source text of a function. Anything not known to be harmless is
+rejected. The fields are those of `torch/_export/serde/schema.py`, version 8.20, written by torch 2.12 to 2.15; versions
 from 8.14 on (torch 2.9) have some of them.
 """
 
@@ -22,10 +22,10 @@ from torch._export.serde import schema
 from adapter_export.errors import BaseModelError, UnknownFieldError, UnsafeArchiveError, argument
 
 NEWEST = "2.15"
-"""The newest torch whose archives were tested."""
+"""Newest torch whose archives were tested."""
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
-"""The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
+"""Name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
 
 _FUNCTIONS = frozenset(
     {
@@ -52,7 +52,7 @@ def is_size_expression(text: str) -> bool:
 
 
 def _parse(text: str) -> ast.expr | None:
-    """Return the syntax tree, never evaluated, or `None` for a text that is too long, too deep or no expression."""
+    """Return the syntax tree, without evaluating it; `None` if it is too long, too deep or not an expression."""
     if len(text) > _LONGEST or not text.isascii():
         return None
     depths = accumulate((character in "([{") - (character in ")]}") for character in text)
@@ -90,7 +90,7 @@ def _is_call(function: str, call: ast.Call) -> bool:
 
 
 def _is_flag(keyword: ast.keyword) -> bool:
-    """`positive=True`, but not `**x`."""
+    """Return whether it is a flag such as `positive=True`, but not `**x`."""
     return bool(keyword.arg) and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool)
 
 
@@ -100,16 +100,16 @@ def _is_text(call: ast.Call, pattern: re.Pattern[str]) -> bool:
 
 
 def _is_power(exponent: ast.expr) -> bool:
-    """Return whether this is a small whole number, or a half: a square root."""
+    """Return whether this is a small integer exponent, or one half: a square root."""
     text = ast.unparse(exponent)
     match = re.fullmatch(r"Integer\((-?\d{1,2})\)", text)
     return text == "Rational(1, 2)" or (match is not None and abs(int(match[1])) <= _LARGEST_EXPONENT)
 
 
 def _bits(node: ast.expr) -> int:
-    """Return more than the bits of the largest number that this can become where sympy computes with its numbers.
+    """Return an upper bound on the bits of the largest number that sympy may compute for this expression.
 
-    A power of a power lets a short text ask for a huge result; a symbol stays what it is.
+    A power of a power makes a short text ask for a huge result; symbols stay symbolic.
     """
     if isinstance(node, ast.Constant):
         return node.value.bit_length() + 1 if isinstance(node.value, int) else 64
@@ -123,7 +123,7 @@ def _bits(node: ast.expr) -> int:
 
 
 def is_guard(text: str) -> bool:
-    """Return whether this compares the sizes of inputs, as in `L['ids'].size()[1] <= 512`, and does nothing else."""
+    """Return whether this only compares sizes of inputs, as in `L['ids'].size()[1] <= 512`."""
     return (tree := _parse(text)) is not None and _is_condition(tree)
 
 
@@ -149,7 +149,7 @@ def _is_measure(node: ast.expr) -> bool:
 
 
 _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[\d+\]")
-"""`L['ids'].size()[1]`, `L['batch']['ids'][0].stride()[0]`."""
+"""Size or stride of an input: `L['ids'].size()[1]`, `L['batch']['ids'][0].stride()[0]`."""
 
 
 TRUST = (
@@ -199,7 +199,7 @@ _FIELDS = frozenset(
         *("user_output", "value", "verifiers"),
     }
 )
-"""The fields of a program and of the lists of its tensors."""
+"""Fields of a program and of the lists of its tensors."""
 
 _VERSION = re.compile(r"[\w.+\-<= ]{1,60}")
 _KEPT_METADATA = {"nn_module_stack": _MODULE_STACK, "torch_fn": _MODULE_STACK, "stack_trace": _SOURCE_LINE}
@@ -210,26 +210,26 @@ def check_program(document: object, where: str) -> dict[str, Any]:
 
     Raises:
         UnsafeArchiveError: a string could run code.
-        UnknownFieldError: a string is in a field that neither this version nor the installed torch knows.
-        BaseModelError: it is no program, or one with inputs or outputs of a class.
+        UnknownFieldError: a string is in a field unknown to both this version and the installed torch.
+        BaseModelError: it is not a program, or a program with inputs or outputs of a class.
     """
     if not isinstance(document, dict) or "graph_module" not in document:
-        raise BaseModelError("holds no program", where=where, fix="save it again with `ae.capture`")
+        raise BaseModelError("does not contain a program", where=where, fix="save it again with `ae.capture`")
     check_texts(document, where, document.get("torch_version"))
     return document
 
 
 def check_texts(document: object, where: str, writer: object) -> None:
-    """Check every string of a parsed entry of an archive; `writer` is the version of torch that the archive names.
+    """Check every string of a parsed entry of an archive; `writer` is the torch version named in the archive.
 
-    Errors are those of `check_program`.
+    Errors as for `check_program`.
     """
     version = writer if isinstance(writer, str) and _VERSION.fullmatch(writer) else "unknown"
     _Screening(where, version, frozenset(_value_names(document))).check(document, "", "")
 
 
 def _value_names(value: object) -> Iterator[str]:
-    """The names of the values that the graphs of a program compute, each an identifier."""
+    """Yield the names of the values that the graphs of a program compute, each an identifier."""
     if isinstance(value, list):
         for item in value:
             yield from _value_names(item)
@@ -242,12 +242,12 @@ def _value_names(value: object) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Screening:
-    """Checks one entry.
+    """Check of one entry.
 
     Attributes:
         where: the file and its entry, for messages.
-        writer: the version of torch that wrote the archive, as the archive names it.
-        values: the names of the values in its graphs.
+        writer: the torch version that wrote the archive, according to the archive.
+        values: names of the values in its graphs.
     """
 
     where: str
@@ -255,38 +255,38 @@ class _Screening:
     values: frozenset[str]
 
     def check(self, value: object, key: str, path: str) -> None:
-        """Check a value under a key; `path` is its place in the document."""
+        """Check a value under a key; `path` is its location in the document."""
         if isinstance(value, str):
             rule = _RULES.get(key)
             if rule is None:
-                raise self._unsafe("holds text where none is known", path, value)
+                raise self._unsafe("contains unexpected text", path, value)
             if key in {"in_spec", "out_spec"}:
                 self._check_containers(value, path)
             if not rule(value):
-                raise self._unsafe(_REASONS.get(key, "holds a name that is no identifier"), path, value)
+                raise self._unsafe(_REASONS.get(key, "contains a name that is not an identifier"), path, value)
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 self.check(item, key, f"{path}[{index}]")
-        elif isinstance(value, dict) and key != "metadata":  # what is kept of metadata is chosen in `cleaned`
+        elif isinstance(value, dict) and key != "metadata":  # `cleaned` selects the metadata to keep
             for name, item in value.items():
                 self._check_entry(key, name, item, f"{path}.{name}" if path else name)
 
     def _check_entry(self, key: str, name: str, item: object, path: str) -> None:
-        if key in _TABLES:  # entries of a table have names of their own, not names of fields
+        if key in _TABLES:  # keys of a table are value names, not field names
             if not _TABLES[key](name):
-                raise self._unsafe("holds a name that is no identifier", path, name)
+                raise self._unsafe("contains a name that is not an identifier", path, name)
             self.check(item, "", path)
         elif name not in _FIELDS:
             self._check_unknown(name, item, path)
         elif name in _OBJECTS and item:
-            raise self._unsafe("holds Python objects beside its tensors", path, name)
+            raise self._unsafe("contains Python objects besides its tensors", path, name)
         else:
             self.check(item, name, path)
 
     def _check_unknown(self, name: str, item: object, path: str) -> None:
-        """Accept a field of a newer torch without text; torch ignores it if it does not know it either.
+        """Accept a field of a newer torch without text, which torch ignores if it does not know it either.
 
-        If the installed torch knows the field, its text may be names of values: torch reads those anyway.
+        If the installed torch knows the field, its text may be names of values, which torch reads anyway.
         """
         texts = set(_texts(item))
         if not texts:
@@ -296,7 +296,7 @@ class _Screening:
             return
         wanted = f"torch {NEWEST} or older" if installed else f"torch {torch.__version__.partition('+')[0]}"
         raise UnknownFieldError(
-            "holds text in a field of a newer torch",
+            "contains text in a field of a newer torch",
             where=f"{self.where} at `{path}`",
             found=f"{_shown(min(texts - self.values, default=min(texts)))}, written by torch {self.writer}",
             expected=f"the fields of torch {NEWEST} and older",
@@ -308,11 +308,11 @@ class _Screening:
         return UnsafeArchiveError(what, where=f"{self.where} at `{path}`", found=_shown(found), fix=TRUST)
 
     def _check_containers(self, text: str, path: str) -> None:
-        """Name a class that torch would look up, such as the outputs of transformers: harmless, but not portable."""
+        """Reject classes that torch would look up, such as transformers outputs: harmless, but not portable."""
         for name in re.findall(r'"type": "([\w.]+)"', text):
             if name not in _PLAIN_CONTAINERS and not name.startswith("collections."):
                 raise BaseModelError(
-                    "takes or returns objects of a class instead of plain tensors",
+                    "has inputs or outputs of a class instead of plain tensors",
                     where=f"{self.where} at `{path}`",
                     found=f"`{name}`",
                     expected="tensors in tuples, lists and dicts",
@@ -321,7 +321,7 @@ class _Screening:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every string of a value, with the names in its tables; a name that is none of a field is one of a table."""
+    """Yield every string of a value, and the keys of its tables; a key that is not a field name belongs to a table."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -335,7 +335,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _installed_fields() -> set[str]:
-    """The fields that the installed torch reads."""
+    """Return the fields that the installed torch reads."""
     return {one.name for kind in vars(schema).values() if is_dataclass(kind) for one in fields(kind)}
 
 
@@ -405,18 +405,18 @@ _TABLES: Mapping[str, _Rule] = {
     "range_constraints": SYMBOL.fullmatch,
     "treespec_namedtuple_fields": lambda _: False,
 }
-"""The objects whose keys are names, and what these may be."""
+"""Objects whose keys are names, and validators of these."""
 
 _REASONS = {
     **dict.fromkeys(("target", "as_operator"), "calls a function that is not one of torch's own on tensors"),
-    "expr_str": "holds a size that is not plain arithmetic, which torch would evaluate as Python",
-    "guards_code": "holds a condition that is no comparison of lengths, which torch would run as Python",
+    "expr_str": "contains a size that is not plain arithmetic, which torch would evaluate as Python",
+    "guards_code": "contains a condition that is not a comparison of lengths, which torch would run as Python",
     **dict.fromkeys(("in_spec", "out_spec"), "has inputs or outputs in containers that torch would import"),
 }
 
 
 def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A program without what it does not need: guards, stack traces but for a line, paths of the machine it is from."""
+    """Return a program without guards, stack traces (except one line) and paths of the machine it was made on."""
     return {**_cleaned(document, ""), "guards_code": []}
 
 

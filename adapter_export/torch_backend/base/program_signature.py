@@ -1,4 +1,4 @@
-"""The inputs and outputs of an exported program: names, types, shapes, roles."""
+"""Inputs and outputs of an exported program: names, types, shapes, roles."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PASSED_ON = frozenset(
         *("expand", "squeeze", "unsqueeze", "flatten", "long", "int"),
     }
 )
-"""Ops that leave indices what they are."""
+"""Ops that preserve indices."""
 
 
 class Signature:
-    """Inputs and outputs of a program, by the names that its users know.
+    """Inputs and outputs of a program, by their names for users.
 
-    `axes` are the names of the axes of each input as given at capture; those of an unknown program come from their
-    place: axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
+    `axes` are the axis names of each input as given at capture; those of an unknown program come from their position:
+    axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
 
     Raises:
-        BaseModelError: an input or output is no tensor, or the program changes its own weights.
+        BaseModelError: an input or output is not a tensor, or the program changes its own weights.
     """
 
     def __init__(self, program: ExportedProgram, axes: Mapping[str, Sequence[Axis]] | None = None) -> None:
@@ -46,22 +46,22 @@ class Signature:
             self._name_axes(name, self._nodes[placeholder].meta["val"])
 
     def inputs(self) -> tuple[InputRecord, ...]:
-        """The inputs, in the order of the program."""
+        """Inputs, in the order of the program."""
         return tuple(self._input(placeholder, name) for placeholder, name in self._names.items())
 
     def outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs, in the order of the program; one with the name of an input is called `<name>_output`."""
+        """Outputs, in the order of the program; one with the name of an input is called `<name>_output`."""
         values = [self._nodes[spec.arg.name].meta["val"] for spec in self._program.graph_signature.output_specs]
-        # dict keys and places, joined by dots; what has no key is an `output`
+        # dict keys and indices joined by dots; without keys, `output`
         tree = pytree.tree_unflatten(list(range(len(values))), self._program.call_spec.out_spec)
         taken = set(self._names.values())
         names = [f"{name}_output" if name in taken else name for name in _leaf_names(tree, "")]
         if not names or len(names) != len(values) or len(set(names)) != len(names):
-            raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
+            raise _unusable("has outputs without distinct names", ", ".join(names) or "no outputs")
         return tuple(OutputRecord(name, _dtype(v), self.axes(v)) for name, v in zip(names, values, strict=True))
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
-        """The least and the greatest length of each dynamic axis, by torch's ranges and by tables of positions."""
+        """Minimum and maximum length of each dynamic axis, from torch's ranges and from position tables."""
         found: dict[str, tuple[int, int | None]] = {}
         for symbol, axis in self._symbols.items():
             highest = list(_rows_of_positions(self._program.graph, symbol))
@@ -87,15 +87,15 @@ class Signature:
     def _by_place(self, name: str, value: Tensor, index: int) -> str:
         matrix = value.dim() == 2 and not value.is_floating_point()
         label = "batch" if index == 0 else "sequence" if index == 1 and matrix else f"{name}_axis_{index}"
-        # an axis of another length than the `sequence` that is there already needs a name of its own
+        # an axis whose length differs from the existing `sequence` needs another name
         return f"{name}_{label}" if label == "sequence" and label in self._symbols.values() else label
 
     def axes(self, value: Tensor) -> tuple[Axis, ...]:
-        """The axes of a value of the program, dynamic ones by the names that the inputs give them."""
+        """Return the axes of a value of the program; dynamic ones have the names used for the inputs."""
         return tuple(size if isinstance(size, int) else self.renamed(str(size.node.expr)) for size in value.shape)
 
     def renamed(self, expression: str) -> str:
-        """A size in terms of the names of the axes: `2*s18` becomes `2*batch`."""
+        """Return a size in terms of axis names: `2*s18` becomes `2*batch`."""
         return re.sub(r"\b[su]\d+\b", lambda match: self._symbols.get(match[0], match[0]), expression)
 
     def _input(self, placeholder: str, name: str) -> InputRecord:
@@ -107,7 +107,7 @@ class Signature:
         return InputRecord(name, _dtype(value), self.axes(value), role)
 
     def _embedding_rows(self, node: fx.Node) -> Iterator[int]:
-        """The number of rows of each weight that is indexed by this value."""
+        """Yield the number of rows of each weight that is indexed by this value."""
         for user in node.users:
             op = _op(user)
             if op == "embedding" and user.args[1] is node and isinstance(user.args[0], fx.Node):
@@ -117,7 +117,7 @@ class Signature:
 
 
 def _rows_of_positions(graph: fx.Graph, length: str) -> Iterator[int]:
-    """The number of rows of each weight that is indexed by the numbers from 0 to a length."""
+    """Yield the number of rows of each weight that is indexed by the numbers from 0 to a length."""
     for node in graph.nodes:
         if _op(node) == "embedding":
             index = node.args[1]
@@ -128,35 +128,35 @@ def _rows_of_positions(graph: fx.Graph, length: str) -> Iterator[int]:
 
 
 def _op(node: fx.Node) -> str:
-    """The name of an operator without namespace and overload."""
+    """Return the name of an operator without namespace and overload."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _check_kinds(program: ExportedProgram) -> None:
     for spec in program.graph_signature.input_specs:
         if spec.kind not in _CONSTANT_INPUTS and not isinstance(spec.arg, TensorArgument):
-            raise _unusable("takes an input that is no tensor", f"`{spec.arg.name}`")
+            raise _unusable("has an input that is not a tensor", f"`{spec.arg.name}`")
     for output in program.graph_signature.output_specs:
         if output.kind != OutputKind.USER_OUTPUT:
             raise _unusable("changes its own weights or inputs when it runs", f"`{output.target}`")
         if not isinstance(output.arg, TensorArgument):
-            raise _unusable("returns something that is no tensor", f"`{getattr(output.arg, 'value', None)}`")
+            raise _unusable("returns a value that is not a tensor", f"`{getattr(output.arg, 'value', None)}`")
     for node in program.graph.nodes:
         changed = _changed_in_place(node)
         if changed is not None:
             raise _unusable("changes its own weights or inputs when it runs", f"`{changed.name}`")
         if _is_random(node):
             raise BaseModelError(
-                "is random in `eval` mode: each run draws other numbers",
+                "is random in `eval` mode: each run draws new numbers",
                 where=f"`{node.name}`",
                 found=f"`{_op(node)}`",
-                expected="the same results in every run",
-                fix="take that out of the model, or make its result an input, and capture it again",
+                expected="a deterministic model",
+                fix="remove it from the model, or make its result an input, and capture it again",
             )
 
 
 def _is_random(node: fx.Node) -> bool:
-    """Return whether an op draws random numbers; a dropout at rate 0 or outside of training does not."""
+    """Return whether an op draws random numbers; dropout at rate 0 or outside of training does not."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
@@ -167,7 +167,7 @@ def _is_random(node: fx.Node) -> bool:
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:
-    """The weight or input that an op writes into, directly or through a view of it."""
+    """Return the weight or input that an op writes into, directly or through a view of it."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return None
     arguments = zip(node.target._schema.arguments, node.args, strict=False)
@@ -197,9 +197,9 @@ def _unusable(what: str, found: str) -> BaseModelError:
 
 
 def _input_names(program: ExportedProgram) -> dict[str, str]:
-    """The arguments' names by placeholder, with keys and places behind dots where they lie inside containers.
+    """Return the arguments' names by placeholder, followed by keys and indices inside containers, joined by dots.
 
-    Where the names of arguments or keys are not known, they are torch's own.
+    Unknown names of arguments or keys are replaced by torch's own.
     """
     specs = program.graph_signature.input_specs
     placeholders = [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]

@@ -1,4 +1,4 @@
-"""Rerankers that are language models: the score of a pair is made of two logits of the last token."""
+"""Rerankers that are language models: the score of a pair comes from two logits of the last token."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from adapter_export.text import TOKENIZER_FILE, Tokenizer
 from adapter_export.torch_backend.torch_lowering import pooling_operator
 
 _SAMPLES = (("what is it?", "It is 5 o'clock.\n"), ("a", " b "), ("c\n", "d: e"))
-"""Pairs whose tokens may join those of a prompt beside them."""
+"""Pairs whose tokens may merge with those of an adjacent prompt."""
 
 _TOLERANCE = 1e-4
-"""Share of the largest logit by which the score may differ from that of the language head, in float32."""
+"""Tolerance of the score, as a fraction of the largest logit of the language head, in float32."""
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """Two tokens by whose logits a language model says that a pair goes together, or does not.
+    """Two tokens whose logits rate a pair as relevant or not.
 
     The score is the difference of the logits, whose sigmoid is the softmax over the two.
 
     Attributes:
-        positive: the id of the token for a pair that goes together, such as that of `yes`.
-        negative: the id of the other one; `None` if the score is the logit of the first.
-        template: that of `Task`, or empty.
-        reason: says why pairs are not read, if a prompt surrounds them that is not known.
+        positive: id of the token for a relevant pair, such as that of `yes`.
+        negative: id of the other token; `None` if the score is the logit of the first.
+        template: template as in `Task`, or empty.
+        reason: the reason if pairs are not read, because an unknown prompt surrounds them.
     """
 
     positive: int
@@ -51,24 +51,24 @@ class Reranker:
 
     @classmethod
     def of(cls, positive: int, negative: int | None, *, templated: bool) -> Reranker:
-        """Return it with the reason why it reads no pairs, if a chat template makes their prompts."""
+        """Return the reranker, with the reason why it reads no pairs if a chat template makes their prompts."""
         reason = (
-            "a chat template makes the prompt of a pair, and it is not read: the head gives scores and reads no pairs, "
-            f"unless `capture` has the prompt ({argument('prompt')})"
+            "a chat template makes the prompt of a pair, which is not interpreted: the head scores but reads no pairs, "
+            f"unless `capture` gets the prompt ({argument('prompt')})"
         )
         return cls(positive, negative, reason=reason if templated else "")
 
     @classmethod
     def named(cls, folder: Path, tokens: Sequence[str]) -> Reranker:
-        """Return that of a model in a folder by two tokens, the positive one first.
+        """Return the reranker of a model folder from two tokens, the positive one first.
 
         Raises:
-            UsageError: the tokenizer has no such token, or there are not two.
+            UsageError: the tokenizer does not have a token, or there are not two.
             FileError: the folder has no `tokenizer.json`.
         """
         if len(tokens) != 2 or len({*tokens}) != 2:
             raise UsageError(
-                f"{argument('reranker_tokens')} names two tokens", found=quoted(tokens), expected="such as `yes,no`"
+                f"{argument('reranker_tokens')} must name two tokens", found=quoted(tokens), expected="such as `yes,no`"
             )
         tokenizer = Tokenizer.from_json(read_text(folder / TOKENIZER_FILE), sys.maxsize)
         ids = [tokenizer.id_of(token) for token in tokens]
@@ -78,7 +78,7 @@ class Reranker:
                 f"{argument('reranker_tokens')} names a token that the tokenizer does not have",
                 where=folder,
                 found=f"`{unknown[0]}`",
-                expected="whole tokens, as `tokenizer.json` writes them",
+                expected="complete tokens, as written in `tokenizer.json`",
             )
         config = folder / "tokenizer_config.json"
         known = read_json(config) if config.is_file() else {}
@@ -86,19 +86,19 @@ class Reranker:
         return cls.of(cast(int, ids[0]), ids[1], templated=templated)
 
     def prompted(self, template: str) -> Reranker:
-        """Return it with a prompt, a template as `Task` describes it; raises `AdapterError` for any other text."""
+        """Return the reranker with a prompt, a template as in `Task`; raises `AdapterError` for any other text."""
         Task("ranking", input="pair", template=template)
         return replace(self, template=template, reason="")
 
     def check_chat_template(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Refuse a prompt that makes other tokens of a pair than the chat template of a cross-encoder.
+        """Reject a prompt that encodes a pair differently from the chat template of a cross-encoder.
 
         Args:
             folder: the folder of the model.
             settings: the arguments of the chat template in the files of sentence-transformers.
 
         Raises:
-            UsageError: it does; the message has the text that the chat template makes.
+            UsageError: the tokens differ; the message has the text that the chat template makes.
             BaseModelError: transformers cannot use the tokenizer or its template.
         """
         task = Task("ranking", input="pair", template=self.template)
@@ -116,27 +116,26 @@ class Reranker:
                 if found == expected:
                     return
         raise UsageError(
-            f"{argument('prompt')} makes other tokens of a pair than the chat template of the folder",
+            f"{argument('prompt')} encodes a pair differently from the chat template of the folder",
             where=folder,
             found=f"`{self.template}`",
             expected=f"`{rendered}`, and a tokenizer that adds no special tokens" if rendered else "its chat template",
         )
 
     def behind(self, language: PreTrainedModel) -> nn.Module:
-        """Return the model below the language head with the score behind it, `logits` [batch, 1].
+        """Return the model below the language head followed by the score, `logits` [batch, 1].
 
         Raises:
-            BaseModelError: it is no language model, or computes logits in another way than as a linear layer of the
-                final hidden state.
+            BaseModelError: it is not a language model, or its logits are not a linear layer of the final hidden state.
         """
         last = language.get_output_embeddings()
         body: nn.Module = language.base_model
         if not isinstance(last, nn.Linear) or body is language:
-            raise BaseModelError("is no language model whose logits are a linear layer", found=type(language).__name__)
+            raise BaseModelError("is not a language model with a linear output layer", found=type(language).__name__)
         highest = max(self.positive, self.negative or 0)
         if highest >= last.out_features:
             expected = f"ids below {last.out_features}"
-            raise BaseModelError("has no logit of a token of the reranker", found=f"id {highest}", expected=expected)
+            raise BaseModelError("has no logit for a token of the reranker", found=f"id {highest}", expected=expected)
         score = nn.Linear(last.in_features, 1, bias=last.bias is not None)
         with torch.no_grad():
             for own, rows in ((score.weight, last.weight), (score.bias, last.bias)):
@@ -157,7 +156,7 @@ class Reranker:
             body.register_forward_hook(scored, with_kwargs=True)
             found = body(input_ids=ids, attention_mask=mask)["logits"]
         if (found - expected).abs().max() > _TOLERANCE * logits.abs().max():
-            raise BaseModelError("computes logits in another way than as a linear layer of the final hidden state")
+            raise BaseModelError("computes logits that are not a linear layer of the final hidden state")
         return body
 
     def task(self, config: Mapping[str, Any], max_tokens: int | None) -> tuple[Task | None, tuple[str, ...]]:
@@ -170,6 +169,6 @@ class Reranker:
 
 
 def _messages(first: str, second: str, *, flat: bool) -> list[dict[str, Any]]:
-    """Return a pair as sentence-transformers gives it to a chat template, whose contents are texts or lists of them."""
+    """Return a pair as sentence-transformers passes it to a chat template: contents are texts or lists of them."""
     contents: list[Any] = [first, second] if flat else [[{"type": "text", "text": one}] for one in (first, second)]
     return [{"role": role, "content": one} for role, one in zip(("query", "document"), contents, strict=True)]

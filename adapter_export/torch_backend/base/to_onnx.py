@@ -1,4 +1,4 @@
-"""A torch base as an ONNX file, with the names that its users know."""
+"""Export a torch base to ONNX, with its names for users."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 @contextmanager
 def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
-    """Insert a copy after each attention of a program for as long as the context lasts; yields whether there is any.
+    """Insert a copy after each attention of a program within the context; yields whether there is any.
 
-    Torch traces a fused attention whose result lies in memory as a kernel leaves it, and replaces it by products whose
-    result lies otherwise; a `view` of it then fails (T5). A copy has one layout in both.
+    torch traces fused attention with the memory layout of its kernel, but decomposes it into products with another
+    layout, so a following `view` fails (T5). A copy has the same layout in both.
     """
     graph, copies = program.graph, []
     for node in graph.find_nodes(op="call_function", target=_ATTENTION):
@@ -59,43 +59,43 @@ def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
 
 
 OPSET = 20
-"""The first opset with `Gelu`; what onnxruntime 1.21 and newer run."""
+"""First opset with `Gelu`; supported by onnxruntime 1.21 and newer."""
 
 _IR_VERSION = 10
 _FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 _LENGTHS_KEY = "adapter_export.lengths"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _KEPT = frozenset({_SCOPES_KEY, "pkg.torch.onnx.class_hierarchy"})
-"""The metadata that name a node's module; the rest are stack traces and copies of the FX graph."""
+"""Metadata that name a node's module; the rest are stack traces and copies of the FX graph."""
 
 _SMALL = 256
-"""Tensors below this many bytes stay in the graph, where shapes and scalars can be read."""
+"""Maximum bytes of tensors that stay in the graph, where shapes and scalars can be read."""
 
 
 def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: bool = False) -> None:
-    """Write a base as ONNX: opset 20, IR 10, dynamic axes by their names, weights in the file `data` beside the graph.
+    """Write a base as ONNX: opset 20, IR 10, named dynamic axes, weights in the file `data` beside the graph.
 
-    Each node says the module that it comes from (`pkg.torch.onnx.name_scopes`), and the model's metadata the base's
-    fingerprint (`adapter_export.base_fingerprint`).
+    Each node records its module (`pkg.torch.onnx.name_scopes`), and the model's metadata the base's fingerprint
+    (`adapter_export.base_fingerprint`).
 
     Raises:
         BaseModelError: torch cannot export it.
-        OutputExistsError: a file is there already and `force` is not given.
-        WriteError: the files cannot be written; nothing is left behind.
+        OutputExistsError: a file exists and `force` is false.
+        WriteError: the files cannot be written; no partial files are left.
     """
     with Output(path.parent / data, force).file() as weights, Output(path, force).file() as graph:
         model = to_onnx(base)
         with TemporaryDirectory(prefix=".adapter-export-", dir=graph.parent) as folder:
             written = Path(folder) / graph.name
             ir.save(model, written, external_data=data, size_threshold_bytes=_SMALL)
-            # a model without large weights has no file for them
+            # a model without large weights has no data file
             (Path(folder) / data).touch()
             (Path(folder) / data).replace(weights)
             written.replace(graph)
 
 
 def to_onnx(base: TorchBase) -> ir.Model:
-    """The base as an ONNX model in memory, which shares the weights; raises BaseModelError as `export_onnx`."""
+    """Return the base as an ONNX model in memory, which shares the weights; BaseModelError as for `export_onnx`."""
     model = converted(base.program)
     _describe_model(model, base)
     signature = Signature(base.program, {record.name: record.axes for record in base.inputs})
@@ -108,7 +108,7 @@ def to_onnx(base: TorchBase) -> ir.Model:
 
 
 _CONVERTED: WeakKeyDictionary[ExportedProgram, ir.Model] = WeakKeyDictionary()
-"""Models of the programs in memory: the exporter takes seconds, and a process may build several bundles of a base."""
+"""Cache of exported programs: the exporter takes seconds, and a process may build several bundles of a base."""
 
 
 def converted(program: ExportedProgram) -> ir.Model:
@@ -127,7 +127,7 @@ def _converted(program: ExportedProgram) -> ir.Model:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet():
-            with suppress(*LIBRARY_ERRORS):  # then torch decomposes it
+            with suppress(*LIBRARY_ERRORS):  # fall back to torch's decompositions
                 if (known := _translatable(program)) is not None:
                     names = {node.name for node in program.graph.nodes}
                     return _translated(known, {node: node.name for node in known.graph.nodes if node.name in names})
@@ -140,12 +140,12 @@ def _converted(program: ExportedProgram) -> ir.Model:
                     return _convert(program)
     except LIBRARY_ERRORS as error:
         reason: BaseException = error
-        while reason.__cause__ is not None:  # the exporter wraps it in pages of its own
+        while reason.__cause__ is not None:  # the exporter wraps the error in pages of text
             reason = reason.__cause__
         raise BaseModelError(
             "torch cannot export the base to ONNX",
             found=first_line(reason),
-            fix="load the model with `attn_implementation='eager'`, or replace the op that is named, and save it again",
+            fix="load the model with `attn_implementation='eager'`, or replace the named op, and save it again",
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -154,8 +154,8 @@ def _converted(program: ExportedProgram) -> ir.Model:
 class _AtItsOperator(_matcher.PatternMatcher):
     """Matches a pattern of the optimizer only at nodes with its first operator; the result is the same.
 
-    The library tries every pattern at every node, and for a pattern with several outputs it walks through the whole
-    graph each time: the seconds grow with the square of the number of nodes.
+    The library tries every pattern at every node, and for a pattern with several outputs it walks the whole graph each
+    time: time grows quadratically with the number of nodes.
     """
 
     def __init__(self, matcher: _matcher.PatternMatcher) -> None:
@@ -173,29 +173,29 @@ class _AtItsOperator(_matcher.PatternMatcher):
 
 @cache
 def _use_fast_matchers() -> None:
-    """Let the rules of the optimizer skip nodes with other operators."""
+    """Make the rules of the optimizer skip nodes with other operators."""
     for rule in rewriter._DEFAULT_REWRITE_RULES:
         rule._matcher = _AtItsOperator(rule._matcher)
 
 
 @cache
 def _registry() -> Any:
-    """The ops that the exporter knows; `torch.onnx.export` parses the sources of all of them for each graph."""
+    """Return the exporter's ops, cached; `torch.onnx.export` parses the sources of all of them for each graph."""
     return _registration.ONNXRegistry.from_torchlib(opset_version=OPSET)
 
 
 def _convert(program: ExportedProgram) -> ir.Model:
-    """The ONNX model of any program: torch traces it again, for seconds, to decompose what ONNX cannot say."""
-    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined] # an axis may be 0 or 1 long
+    """Return the ONNX model of any program: torch takes seconds to trace it again and decompose unsupported ops."""
+    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined] # an axis may have length 0 or 1
         decomposed = _fx_passes.decompose_with_registry(program, _registry())
     _fx_passes.remove_assertion_nodes(decomposed.graph_module)
     return _translated(decomposed, _results(decomposed.graph, program.graph))
 
 
 def _results(decomposed: torch.fx.Graph, original: torch.fx.Graph) -> dict[torch.fx.Node, str]:
-    """The nodes that compute what a node of the original does, the last that was made for it, and the name of that one.
+    """Return the nodes that correspond to nodes of the original, with the original names.
 
-    Torch counts names anew: the `div` of a decomposed graph may be a part of what was a weight norm.
+    torch numbers names anew: the `div` of a decomposed graph may be part of what was a weight norm.
     """
     known = {node.name: node for node in original.nodes if node.op == "call_function"}
     last = {sources[-1].name: node for node in decomposed.nodes if (sources := node.meta.get("from_node"))}
@@ -203,7 +203,7 @@ def _results(decomposed: torch.fx.Graph, original: torch.fx.Graph) -> dict[torch
 
 
 def _is_result(node: torch.fx.Node, origin: torch.fx.Node) -> bool:
-    """Return whether the last node made for one has its value: an op that writes may return all that it wrote to."""
+    """Return whether the last node made for an original has its value: an op that writes may return all its targets."""
     op, value, expected = origin.target, node.meta.get("val"), origin.meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(expected, torch.Tensor):
         return False
@@ -214,10 +214,10 @@ def _is_result(node: torch.fx.Node, origin: torch.fx.Node) -> bool:
 
 
 class _Promotion(type_promotion._TypePromotionInterpreter):
-    """The exporter's promotion of types, without computing each node again for a type that is written at it."""
+    """The exporter's type promotion, without recomputing each node for the type recorded in it."""
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        """Bring what a node reads to one type, and return what the program says of its value."""
+        """Promote the inputs of a node to one type, and return the value recorded in the program."""
         if "val" not in n.meta:
             return super().run_node(n)
         rule = type_promotion.get_type_promotion_rule(n, self.type_promotion_table)
@@ -228,10 +228,10 @@ class _Promotion(type_promotion._TypePromotionInterpreter):
 
 
 def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) -> ir.Model:
-    """The ONNX model of a program of ops that the exporter knows; a value has the name of its node in `results`.
+    """Return the ONNX model of a program of supported ops; values are named after their nodes in `results`.
 
-    All others get names that no graph of torch has, as a reference is compared by names, and that torch does not count:
-    it counts on from one conversion to the next.
+    All other values get names that no torch graph has, because references are compared by name. torch does not number
+    these names, whose counter continues between conversions.
     """
     for module in program.graph_module.modules():
         promotion = type_promotion.InsertTypePromotion(module)
@@ -253,7 +253,7 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
 
 
 def _forget_results(graph: ir.Graph) -> None:
-    """Let no node say that it was made for an op whose result is gone: what is left of it may have another layout."""
+    """Remove the FX origin from nodes whose result is gone: the remaining values may have another layout."""
     names = {value.name for node in graph for value in node.outputs}
     for node in graph:
         scopes = literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
@@ -283,10 +283,10 @@ _SPELLINGS = {
 """Ops that torch itself replaces by these."""
 
 _FLATTENINGS = frozenset({_ATEN.flatten.using_ints, _ATEN.unflatten.int, _ATEN.view_as.default})
-"""Become a `view` to sizes of inputs, around which fusions of attention are found."""
+"""Ops that become a `view` with sizes of inputs, around which attention fusions match."""
 
 _RESHAPES = _FLATTENINGS | {_ATEN.reshape.default, _ATEN.contiguous.default, _ATEN.expand_as.default}
-"""The composite views that are left to the exporter; torch decomposes all others."""
+"""Composite views that are left to the exporter; torch decomposes all others."""
 
 
 def _chunk(node: Any) -> None:
@@ -298,7 +298,7 @@ def _chunk(node: Any) -> None:
 
 
 def _pool(node: Any) -> None:
-    """A mean, where one number of each channel is left."""
+    """Replace by a mean if one number per channel is left."""
     source, sizes = node.args
     if set(sizes) == {1}:
         node.args, node.target = (source, [*range(-len(sizes), 0)], True), _ATEN.mean.dim
@@ -319,7 +319,7 @@ def _batch_norm(node: Any) -> None:
 
 
 def _subtract(node: Any) -> None:
-    """`1 - mask`, as most models write the mask of their attention."""
+    """Rewrite `1 - mask`, the usual form of an attention mask."""
     subtrahend, minuend, *factor = node.args
     node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
     node.kwargs = {**node.kwargs, **({"alpha": factor[0]} if factor else {})}
@@ -338,12 +338,12 @@ _WRITTEN: Mapping[Any, Callable[[Any], None]] = {
     **dict.fromkeys((_ATEN.rsub.Scalar, _ATEN.rsub.Tensor), _subtract),
     _ATEN.conv2d.padding: _convolve,
 }
-"""Rewrites of ops that the exporter does not support into ops that it does."""
+"""Rewrites of ops that the exporter does not support into supported ones."""
 
 
 def _translatable(program: ExportedProgram) -> ExportedProgram | None:
-    """Return a copy without decompositions; `None` if an op is unknown to the exporter or writes into a view."""
-    module = deepcopy(program.graph_module)  # the exporter changes it
+    """Return a copy without decompositions; `None` if the exporter lacks an op or an op writes into a view."""
+    module = deepcopy(program.graph_module)  # the exporter modifies it
     graph = module.graph
     known = {decompositions[0].fx_target for decompositions in _registry().functions.values()}
     sizes = _sizes_of_inputs(graph)
@@ -385,7 +385,7 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
 
 
 def _sizes_of_inputs(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
-    """Add nodes of the sizes that inputs have, by what they are called in shapes; unused ones are dead code."""
+    """Add nodes for the sizes of inputs, by their symbols in shapes; unused ones are dead code."""
     inputs, made = graph.find_nodes(op="placeholder"), dict[str, torch.fx.Node]()
     for source in inputs:
         value = source.meta.get("val")
@@ -399,7 +399,7 @@ def _sizes_of_inputs(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
 
 
 def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:
-    """Insert an op before a node that it is a part of."""
+    """Insert an op before the node that it is part of."""
     with node.graph.inserting_before(node):
         made = node.graph.call_function(op, args)
     value = op(*(each.meta["val"] if isinstance(each, torch.fx.Node) else each for each in args))
@@ -408,7 +408,7 @@ def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:
 
 
 def _keeps_shape(node: torch.fx.Node) -> bool:
-    """Return whether a reshape does nothing; fusions of attention are not found around one."""
+    """Return whether a reshape has no effect; attention fusions do not match around one."""
     return _shape(node.all_input_nodes[0]) == _shape(node) and all(user.op != "output" for user in node.users)
 
 
@@ -417,7 +417,7 @@ def _shape(node: torch.fx.Node) -> list[str]:
 
 
 def _returns(node: torch.fx.Node) -> bool:
-    """Make an op that writes into a value one that returns another; False where something else may see the value."""
+    """Make an op that writes into a value return a new one; false if something else may observe the value."""
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or not op._schema.is_mutable:
         return True
@@ -426,7 +426,8 @@ def _returns(node: torch.fx.Node) -> bool:
     if returning in (None, op) or not isinstance(written, torch.fx.Node):
         return False
     read = [source.meta["val"] for source in node.all_input_nodes]
-    if len({value.dtype for value in read if isinstance(value, torch.Tensor)}) > 1:  # the other op would promote them
+    # the functional op would promote the types
+    if len({value.dtype for value in read if isinstance(value, torch.Tensor)}) > 1:
         return False
     if not _is_fresh(written) or any(user < node and not _is_fresh(user) for user in written.users):
         return False
@@ -446,7 +447,7 @@ def _is_fresh(node: torch.fx.Node) -> bool:
 
 
 def _is_plain(op: object) -> bool:
-    """Return whether an op is no composite view that torch decomposes."""
+    """Return whether an op is not a composite view that torch decomposes."""
     if not isinstance(op, torch._ops.OpOverload):
         return True
     return not op.is_view or op in _RESHAPES or not op.has_kernel_for_dispatch_key(_COMPOSITE)
@@ -460,7 +461,7 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     lengths = {axis: asdict(one) for axis, one in base.lengths.items()}
     model.metadata_props[_LENGTHS_KEY] = json.dumps({"lengths": lengths, "pads": base.pads}, sort_keys=True)
     other_calls = base.flow.other_calls
-    if other_calls:  # the exporter computes these layers, and leaves their results alone
+    if other_calls:  # the exporter computes these layers without using their results
         model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)
     for graph in model.graphs():
         graph.metadata_props.clear()
@@ -482,7 +483,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _name_values(graph: ir.Graph, base: TorchBase) -> None:
-    """Give inputs and outputs the names and shapes that they have in the base; the exporter names them after ops."""
+    """Give inputs and outputs the names and shapes of the base; the exporter names them after ops."""
     wanted = {record.name for record in base.inputs} | {record.name for record in base.outputs}
     for value in [*(value for node in graph for value in node.outputs), *graph.initializers.values()]:
         if value.name in wanted:
@@ -493,7 +494,7 @@ def _name_values(graph: ir.Graph, base: TorchBase) -> None:
     for index, output in enumerate(base.outputs):
         value = graph.outputs[index]
         if id(value) in seen or value.producer() is None:
-            # an output that is an input, a weight or another output needs a value of its own
+            # an output that is an input, a weight or another output needs a separate value
             node = ir.node("Identity", [value])
             graph.append(node)
             node.outputs[0].type = value.type

@@ -1,4 +1,4 @@
-"""Bases as torch archives: saved, loaded, described; and modules and pickles that become such bases."""
+"""Bases as torch archives: saved, loaded, described; and conversion of modules and pickles into bases."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ HEAD_GRAPH, HEAD_WEIGHTS = "base_head.adapter_graph.json", "base_head.weights.sa
 """Files that `write_base` adds to `extra/` of the archive, where torch accepts only text."""
 
 TEXTS = "golden_texts.json"
-"""The ids that the model's own library makes of golden texts, in `extra/`."""
+"""Ids of golden texts from the model's own library, in `extra/`."""
 
 GENERATION = "generation.json"
-"""The generation settings in a decoder's folder, in `extra/`."""
+"""Generation settings of a decoder's folder, in `extra/`."""
 
 _VERSION = "1.1.0"
 
@@ -104,9 +104,9 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """Facts that `write_base` writes beside the program, because torch does not keep them.
+    """Facts that `write_base` stores with the program, because torch does not keep them.
 
-    `lengths` and `pads` are those of `TorchBase`; without them, the lengths are those that the program names.
+    `lengths` and `pads` are those of `TorchBase`; without them, the program's own lengths apply.
     """
 
     inputs: Mapping[str, tuple[Axis, ...]]
@@ -127,7 +127,7 @@ def _read_note(text: str) -> CaptureNote:
             return record_from_json(CaptureNote, document)
     except InputError as error:
         raise BaseModelError(
-            f"holds a note that cannot be read ({error.what})",
+            f"contains a malformed note ({error.what})",
             where=where,
             found=error.found,
             expected=error.expected,
@@ -136,16 +136,16 @@ def _read_note(text: str) -> CaptureNote:
 
 
 def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> dict[str, str]:
-    """A line for each parameter and buffer, by its name: `<name> <type> <shape> <sha256 of the bytes>`.
+    """Return a line for each parameter and buffer, by name: `<name> <type> <shape> <sha256 of the bytes>`.
 
-    The bytes are in row-major order and little-endian. Tensors in `present` stand for the program's own of the same
-    names.
+    The bytes are in row-major order and little-endian. Tensors in `present` override the program's tensors with the
+    same names.
     """
     facts = {}
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         tensor = tensor if present is None else present.get(name, tensor)
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        # without a copy, where the numbers lie in one piece
+        # no copy if the memory is contiguous
         data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
         dtype = str(tensor.dtype).removeprefix("torch.")
         facts[name] = f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"
@@ -153,17 +153,17 @@ def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None 
 
 
 def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
-    """Return parameters, buffers and constants by their names, without a copy; types that NumPy lacks are left out."""
+    """Return parameters, buffers and constants by name, without copies and without types that NumPy lacks."""
     lifted = ((name, value) for name, value in program.constants.items() if isinstance(value, Tensor))
     named = {**dict(lifted), **dict(program.named_buffers()), **dict(program.named_parameters())}
     return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
 
 
 def fingerprint(program: ExportedProgram) -> str:
-    """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+    """Return the SHA-256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
 
-    A fact is a line such as `encoder.bias float32 [384] 0f3a…`. So it survives saving and loading, and changes with any
-    bit of a weight.
+    A fact is a line such as `encoder.bias float32 [384] 0f3a…`. The fingerprint survives saving and loading, and
+    changes with any bit of a weight.
     """
     facts = sorted(weight_facts(program).values())
     return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
@@ -171,14 +171,14 @@ def fingerprint(program: ExportedProgram) -> str:
 
 @dataclass(frozen=True)
 class TorchBase:
-    """A frozen pretrained model: graph and weights, and its inputs and outputs in the order of the program.
+    """A frozen pretrained model: graph and weights, with inputs and outputs in the order of the program.
 
-    `lengths` are those that its dynamic axes may have, and `pads` says whether a text of another length may be filled
-    up behind a mask. If they are known: the text of its `tokenizer.json`, the name of its architecture in transformers,
-    such as `bert`, and the head that the model had before it was a base, as an adapter that acts at no site. `notes`
-    say what was left out or decided when it was captured, `texts` which ids the model's own library makes of golden
-    texts, `media` what its processor does with images or audio, and `generation` how a decoder generates. `source` is
-    the repository of the Hub that it was captured from, with its commit.
+    `lengths` are valid lengths of its dynamic axes, and `pads` is whether a text of another length may be padded behind
+    a mask. If known: the text of its `tokenizer.json`, the name of its architecture in transformers, such as `bert`,
+    and the head of the original model, as an adapter without sites. `notes` list omissions and assumptions of the
+    capture, `texts` the ids of golden texts from the model's own library, `media` the preprocessing of images or audio,
+    and `generation` the settings of a decoder. `source` is the Hub repository that it was captured from, with its
+    commit.
     """
 
     program: ExportedProgram
@@ -198,7 +198,7 @@ class TorchBase:
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that a text may have, if that is known."""
+        """Maximum tokens of a text, if known."""
         return token_lengths(self.inputs, self.lengths).maximum
 
     def tensor(self, name: str) -> np.ndarray | None:
@@ -207,9 +207,9 @@ class TorchBase:
         return None if found is None or not found.is_floating_point() else found.detach().float().numpy()
 
     def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
-        """Return the weight of a layer as [out, in], of a norm as [d], and whether the program has it as [in, out].
+        """Return the weight of a layer as [out, in], of a norm as [d], and whether the program stores it as [in, out].
 
-        `product` multiplies with it: `Conv1D` of transformers, which is no `linear`, has it as [in, out].
+        `product` multiplies by it: `Conv1D` of transformers, which is not a `linear`, stores it as [in, out].
         """
         weight = self.tensor(name)
         in_first = product is not None and product.op != "linear"
@@ -220,14 +220,14 @@ class TorchBase:
         return f"{weight.removesuffix('weight')}bias"
 
     def readers(self, name: str) -> int:
-        """Return the number of nodes that read a weight: a language head may have that of the embeddings."""
+        """Return the number of nodes that read a weight: a language head may share the embeddings'."""
         if name not in self.program.state_dict:
             return 0
         return self._readers[attrgetter(name)(self.flat).data_ptr()]
 
     @cached_property
     def _readers(self) -> Counter[int]:
-        """The number of nodes that read each tensor, by its address."""
+        """Number of nodes that read each tensor, by its address."""
         counts = Counter[int]()
         for node in self.flat.graph.find_nodes(op="get_attr"):
             tensor = attrgetter(node.target)(self.flat)
@@ -236,28 +236,28 @@ class TorchBase:
 
     @property
     def parameters(self) -> int:
-        """The number of its weights."""
+        """Number of its weights."""
         return sum(tensor.numel() for tensor in self.program.parameters())
 
     @cached_property
     def flat(self) -> fx.GraphModule:
-        """The flat module of all who read it alone, as `module` gives it: making one takes longer than a small base."""
+        """Shared flat module for readers that do not modify it: `module` takes longer than opening a small base."""
         return self.module()
 
     @cached_property
     def flow(self) -> FlowGraph:
-        """The graph in which sites are found."""
+        """Graph in which sites are detected."""
         return flow_graph(self.flat)
 
     @cached_property
     def index(self) -> FlowIndex:
-        """An index of the producer and the readers of each value."""
+        """Index of the producer and the readers of each value."""
         return FlowIndex(self.flow)
 
     def module(self) -> fx.GraphModule:
-        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names.
+        """Return a new flat module that shares the weights; its placeholders have the inputs' names.
 
-        Sums of activations inside other operators are written out.
+        Sums of activations inside other operators are expanded.
         """
         module = self.program.module(check_guards=False)
         open_sums(module)
@@ -266,7 +266,7 @@ class TorchBase:
         return module
 
     def axes(self, node: str) -> tuple[Axis, ...]:
-        """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
+        """Return the axes of a value of the graph; dynamic ones have the names used for the inputs."""
         (found,) = (one for one in self.flat.graph.nodes if one.name == node)
         signature = Signature(self.program, {record.name: record.axes for record in self.inputs})
         return signature.axes(found.meta["val"])
@@ -276,14 +276,14 @@ class TorchBase:
         names = [record.name for record in self.inputs]
         if set(names) != set(inputs):
             found = ", ".join(sorted(inputs)) or "none"
-            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
+            raise RequestError("the inputs do not match the base", found=found, expected=", ".join(names))
         return [inputs[name] for name in names]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute every output by its name.
+        """Compute every output by name.
 
         Raises:
-            RequestError: an input is missing or unknown, or its shape or type is one that the base cannot take.
+            RequestError: an input is missing or unknown, or has a shape or type that the base does not accept.
         """
         args, kwargs = pytree.tree_unflatten(self.ordered(inputs), self.program.call_spec.in_spec)
         try:
@@ -296,7 +296,7 @@ class TorchBase:
 def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
     """Capture a module as a base that shares its weights, without probing the lengths at which it runs.
 
-    Arguments and errors are those of `captured_base`.
+    Arguments and errors as for `captured_base`.
     """
     program, named = capture(module, example_inputs, axes)
     base = _describe(program, CaptureNote(named, model_type=model_type(module)), None, program._guards_code)
@@ -313,19 +313,19 @@ def captured_base(
 ) -> TorchBase:
     """Capture a module as a base that shares its weights, with the lengths at which program and module agree.
 
-    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
+    The module is exported in `eval` mode and not modified. Outputs of transformers, tuples and dataclasses become
     tensors by name (`last_hidden_state`, `output_0`).
 
     Args:
         module: the model, with float32 weights on the CPU.
         example_inputs: as for `capture`; one row is enough.
         axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
-        lengths: lengths of dynamic axes, as for `capture`. Default: all that the model takes.
-        max_tokens: the longest input that the model was made for, in tokens.
+        lengths: lengths of dynamic axes, as for `capture`; default: all that the model accepts.
+        max_tokens: maximum number of tokens that the model was designed for.
 
     Raises:
-        UsageError: the inputs or axes are not those of the module.
-        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+        UsageError: the inputs or axes do not match the module.
+        BaseModelError: torch cannot export the module, or it is not a base (types other than float32, for example).
     """
     run = live(module, example_inputs)
     example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
@@ -352,17 +352,17 @@ def save_base(
     Args:
         module: the model, with float32 weights on the CPU.
         example_inputs: as for `capture`; one row is enough.
-        path: where to write, such as `model.pt`.
+        path: path of the new file, such as `model.pt`.
         axes: as for `captured_base`.
         lengths: as for `captured_base`.
-        tokenizer: the text of a `tokenizer.json`, kept beside the program.
-        max_tokens: the longest input that the model was made for, in tokens.
-        force: replace an existing file.
+        tokenizer: the text of a `tokenizer.json`, stored with the program.
+        max_tokens: maximum number of tokens that the model was designed for.
+        force: whether to replace an existing file.
 
     Raises:
-        UsageError, BaseModelError: as `captured_base`.
-        OutputExistsError: the path is taken and `force` is not given.
-        WriteError: the file cannot be written; nothing is left behind.
+        UsageError, BaseModelError: as for `captured_base`.
+        OutputExistsError: the path exists and `force` is false.
+        WriteError: the file cannot be written; no partial file is left.
     """
     path = Path(path)
     with Output(path, force).file() as temporary:
@@ -371,18 +371,18 @@ def save_base(
 
 
 def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
-    """Write a base as an archive, with all that is known of it.
+    """Write a base as an archive, with all known facts about it.
 
     Raises:
-        OutputExistsError: the path is taken and `force` is not given.
-        WriteError: the file cannot be written; nothing is left behind.
+        OutputExistsError: the path exists and `force` is false.
+        WriteError: the file cannot be written; no partial file is left.
     """
     with Output(path, force).file() as temporary:
         _save(base, temporary, path)
 
 
 def _extra(base: TorchBase) -> dict[str, str]:
-    """Return the texts in `extra/` of an archive, by the names of the files."""
+    """Return the texts in `extra/` of an archive, by file name."""
     axes = {record.name: record.axes for record in base.inputs}
     note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes, base.source)
     extra = {NOTE: canonical_json(asdict(note)).decode()}
@@ -401,7 +401,7 @@ def _extra(base: TorchBase) -> dict[str, str]:
 
 
 def _save(base: TorchBase, temporary: Path, path: Path) -> None:
-    """Write an archive to a temporary file that will be `path`, and see that it can be loaded."""
+    """Write an archive to a temporary file that will be `path`, and verify that it can be loaded."""
     with temporary.open("wb") as file, quiet():
         sink = _Sink(file)
         try:
@@ -413,7 +413,7 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
     if sink.failure is not None:
         raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
     with within(path):
-        try:  # the screening of `load_base` must accept the file
+        try:  # verify that the screening of `load_base` accepts the file
             screen(temporary)
         except UnknownFieldError:
             raise  # its fix is another torch, not another model
@@ -422,17 +422,17 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
                 f"cannot be saved as a base: the archive {error.what}",
                 found=error.found,
                 expected=error.expected,
-                fix="take that out of the model; `torch.export.export` wrote it into the program",
+                fix="remove it from the model; `torch.export.export` wrote it into the program",
             ) from error
 
 
 def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
-    """The lengths of a base, with no more tokens in a text than the model has positions; a base may have fewer."""
+    """Return the lengths of a base, limited to the model's maximum of tokens; the base's own may be lower."""
     found = narrowed(base.inputs, base.lengths, tokens)
     if found is None:
         own = token_lengths(base.inputs, base.lengths)
         raise UsageError(
-            "takes more tokens than the model was made for",
+            "accepts more tokens than the model was designed for",
             where=argument("lengths", option="axis"),
             found=str(own),
             expected=f"at most {tokens}",
@@ -443,9 +443,9 @@ def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
 def _with_probed_lengths(
     base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None, usual: int | None
 ) -> tuple[TorchBase, tuple[str, ...]]:
-    """The base with the lengths that were found by trying, and notes on what the model takes and the base does not.
+    """Return the base with probed lengths, and notes on lengths that the model accepts but the base does not.
 
-    `usual` is the longest input that the model's configuration names.
+    `usual` is the longest input according to the model's configuration.
     """
     if any(record.role == "cache" for record in base.inputs):
         return replace(base, lengths=_at_most(base, max_tokens)), ()
@@ -455,7 +455,7 @@ def _with_probed_lengths(
         return list(base.run(tensors).values())
 
     free, axis = Lengths(), token_axis(base.inputs)
-    if isinstance(axis, str):  # a table of positions may have rows that no token reads (RoBERTa)
+    if isinstance(axis, str):  # a position table may have rows that no token reads (RoBERTa)
         wanted = {**wanted, axis: wanted.get(axis, free).within(Lengths(1, max_tokens)) or free}
     found = probed_lengths(run, program, base.inputs, facts, wanted)
     base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
@@ -468,22 +468,22 @@ def _with_probed_lengths(
             asked = asked.within(Lengths(1, usual if max_tokens is None else max_tokens)) or asked
         if own.within(asked) != asked:
             shortest = shortest_computed(run, base.inputs, found, axis)
-            if own == asked.within(Lengths(shortest)):  # the model computes no shorter input either
+            if own == asked.within(Lengths(shortest)):  # the model rejects shorter inputs, too
                 continue
             example = "128" if shortest == own.minimum else f"{shortest}..{own.minimum - 1}"
             other = argument("lengths", [f"{axis}={example}"], option="axis", words=f"{axis}={example}")
             notes.append(
-                f"takes inputs of {own} along `{axis}`, as the model computes others in another way; {other} captures "
+                f"accepts lengths {own} of `{axis}`, because others are computed differently; {other} captures "
                 "it for other lengths"
             )
     tokens = token_lengths(base.inputs, base.lengths)
     if not base.pads and not tokens.unbroken:
-        notes.append(f"texts of other lengths than {tokens} tokens are refused, as padding would change their results")
+        notes.append(f"texts with lengths other than {tokens} tokens are rejected: padding would change their results")
     return base, tuple(map(Note, notes))
 
 
 def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]:
-    """A note on the modules of which no weight is used with these inputs, such as the towers of others."""
+    """Yield a note on modules whose weights are unused with these inputs, such as another modality's encoder."""
     nodes = {node.name: node for node in program.graph.nodes}
     weights = {str(one.target): one.arg.name for one in program.graph_signature.input_specs if one.target is not None}
     used = {program.state_dict[name].data_ptr() for name in program.state_dict if nodes[weights[name]].users}
@@ -498,14 +498,14 @@ def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]
 
 
 class _Sink(io.RawIOBase):
-    """Passes on what torch writes, and keeps a failure for later: torch's writer ends the process at an exception."""
+    """Forwards torch's writes, and keeps a failure for later: torch's writer aborts the process at an exception."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.failure: OSError | None = None
 
     def write(self, data: Buffer, /) -> int:
-        """Write; after the first failure, pretend to."""
+        """Write; after the first failure, only pretend to."""
         if self.failure is None:
             try:
                 self._file.write(data)
@@ -514,11 +514,11 @@ class _Sink(io.RawIOBase):
         return memoryview(data).nbytes
 
     def writable(self) -> bool:
-        """It is."""
+        """Return true."""
         return True
 
     def seekable(self) -> bool:
-        """Torch asks, and goes back to the start when it is done."""
+        """Return true: torch asks, and rewinds when it is done."""
         return True
 
     def seek(self, offset: int, _whence: int = 0, /) -> int:
@@ -529,12 +529,12 @@ class _Sink(io.RawIOBase):
 def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = False) -> TorchBase:
     """Load a base from an archive of `write_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
-    With `trust_pickle`, torch gets the file as it is and may run any code in it: only for files whose maker you trust.
-    With `mapped`, the weights stay in the file and are read when they are used.
+    With `trust_pickle`, torch gets the original file and may run any code in it: only for files whose author you trust.
+    With `mapped`, the weights stay in the file and are read on access.
 
     Raises:
         FileError: the file cannot be read.
-        BaseModelError: it is not an archive, it is truncated or damaged, or it is no base.
+        BaseModelError: it is not an archive, is truncated or damaged, or is not a base.
         UnsafeArchiveError: it could run code.
         UnknownFieldError: it has fields of a newer torch with text in them.
     """
@@ -544,13 +544,13 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
     if trust_pickle:
         readable(path)
         check_exported(path)
-        filled = {NOTE: ""}  # torch fills the dict that it is given, unless that is empty
+        filled = {NOTE: ""}  # torch fills this dict, unless it is empty
         program, extra = _load(path, path, filled), filled
     else:
         archive = screen(path)
         extra, guards = archive.extra, archive.guards
         try:
-            # torch reads zip files in its own way, and would read more than was screened
+            # write a clean copy: torch's zip reader would read more than was screened
             with TemporaryDirectory(prefix="adapter-export-") as folder:
                 copy = Path(folder) / "base.pt2"
                 (write_outline if mapped else write_clean)(archive, copy)
@@ -564,13 +564,13 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
         media = _read(extra, ARCHIVED_MEDIA, "a processor", parse_captured_media)
         if media is not None and media.record.input not in [record.name for record in base.inputs]:
-            raise BaseModelError("holds a processor of another model", found=f"the input `{media.record.input}`")
+            raise BaseModelError("contains a processor of another model", found=f"the input `{media.record.input}`")
         return replace(
             base,
             base_head=_read_head(extra, base.fingerprint),
             texts=_read(extra, TEXTS, "golden texts", _texts_of),
             media=media,
-            generation=_read(extra, GENERATION, "a record of how it generates", _generation_of) or Generation(),
+            generation=_read(extra, GENERATION, "generation settings", _generation_of) or Generation(),
         )
 
 
@@ -584,7 +584,7 @@ def _map_weights(program: ExportedProgram, archive: Archive) -> None:
 
 
 def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, str], Read]) -> Read | None:
-    """Parse a file in `extra/` with its place for messages; `None` if it is not there."""
+    """Parse a file in `extra/`, with its location for messages; `None` if it is missing."""
     if not extra.get(name):
         return None
     where = f"`extra/{name}`"
@@ -592,7 +592,7 @@ def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, 
         return parse(extra[name], where)
     except InputError as error:
         raise BaseModelError(
-            f"holds {what} that cannot be read",
+            f"contains {what} that cannot be read",
             where=where,
             found=error.message.rstrip("."),
             fix="capture the base again",
@@ -608,7 +608,7 @@ def _generation_of(text: str, where: str) -> Generation:
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
-    """The base head, read as strictly as any adapter."""
+    """Read the base head, as strictly as any adapter."""
     if not extra.get(HEAD_GRAPH):
         return None
     places = f"`extra/{HEAD_GRAPH}`", f"`extra/{HEAD_WEIGHTS}`"
@@ -618,12 +618,12 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
         head = parse_adapter(extra[HEAD_GRAPH].encode(), weights, places, "`extra/`")
     except (InputError, ValueError) as error:
         found = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
-        raise BaseModelError("holds a head that cannot be read", found=found, fix=fix) from error
+        raise BaseModelError("contains a head that cannot be read", found=found, fix=fix) from error
     if head.placements or head.base != fingerprint or head.name != BASE_HEAD:
         found = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
         expected = f"`{BASE_HEAD}` for {fingerprint}, without sites"
         raise BaseModelError(
-            "holds a head that is not its own", where=places[0], found=found, expected=expected, fix=fix
+            "contains a head of another base", where=places[0], found=found, expected=expected, fix=fix
         )
     return head
 
@@ -632,7 +632,7 @@ def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> Export
     with quiet() as lines:
 
         def refusal(reason: str) -> BaseModelError:
-            # torch logs the reason, and raises that there was one
+            # torch logs the reason, and raises a generic error
             logged = (line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None)
             return BaseModelError(
                 "torch cannot load the program",
@@ -650,7 +650,7 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise BaseModelError(
-                "has weights of a type that adapters cannot be trained on yet",
+                "has weights of a type that adapters cannot be trained on",
                 where=f"`{name}`",
                 found=f"`{str(tensor.dtype).removeprefix('torch.')}`",
                 expected="`float32`",
@@ -658,7 +658,7 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
             )
         if tensor.device.type != "cpu":
             raise BaseModelError(
-                "has weights on another device than the CPU",
+                "has weights on a device other than the CPU",
                 where=f"`{name}`",
                 found=f"`{tensor.device}`",
                 fix="move the model with `.to('cpu')` and save it again",
@@ -697,17 +697,17 @@ def capture_pickled(
     max_tokens: int | None = None,
     force: bool = False,
 ) -> None:
-    """Read a file of `torch.save(module)`, running its code, and save the module as a base, which holds no code.
+    """Read a file of `torch.save(module)`, running its code, and save the module as a base, which contains no code.
 
-    The file can run any code: only for files whose maker you trust. Weights in float16 and bfloat16 become float32, as
-    those of Hugging Face folders do. `inputs` are names, types and shapes of what `forward` takes (`obvious_inputs` if
-    none are given); the other options are those of `save_base`, `max_tokens` from the module's `config` if not given.
+    The file can run any code: only for files whose author you trust. Weights in float16 and bfloat16 become float32, as
+        for Hugging Face folders. `inputs` are names, types and shapes of the arguments of `forward` (default:
+        `obvious_inputs`); the other options are those of `save_base`; `max_tokens` defaults to the module's `config`.
 
     Raises:
         FileError: the file cannot be read.
-        BaseModelError: it is no pickled module, its class cannot be imported, or it is no base.
-        UsageError: what the module takes is not obvious and `inputs` are not given, or they are not those of `forward`.
-        OutputExistsError, WriteError: as `save_base`.
+        BaseModelError: it is not a pickled module, its class cannot be imported, or it is not a base.
+        UsageError: the inputs of the module are unclear and `inputs` is missing, or they do not match `forward`.
+        OutputExistsError, WriteError: as for `save_base`.
     """
     readable(path)
     check_pickled(path)
@@ -728,32 +728,32 @@ def _unpickled(path: Path) -> nn.Module:
             module = torch.load(file, map_location="cpu", weights_only=False)
         except (ImportError, AttributeError) as error:
             raise BaseModelError(
-                "needs the code of its classes, and Python does not find it",
+                "needs the code of its classes, which Python cannot find",
                 where=path,
                 found=first_line(error),
-                expected="the modules that it was saved from, where Python looks for modules",
-                fix="name their folder in `PYTHONPATH`; a class of a script, `__main__`, must move into a module",
+                expected="the modules it was saved from, on Python's module path",
+                fix="add their folder to `PYTHONPATH`; move a class defined in a script (`__main__`) into a module",
             ) from error
     if not isinstance(module, nn.Module):
         raise BaseModelError(
-            "holds no module",
+            "does not contain a module",
             where=path,
             found=f"`{type(module).__name__}`",
-            expected="a `torch.nn.Module`, saved as a whole",
-            fix="take the module out of it in Python and save it with `ae.capture`",
+            expected="a complete `torch.nn.Module`",
+            fix="load the module in Python and save it with `ae.capture`",
         )
-    return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
+    return module.float()  # adapters are trained on float32, which represents narrower types exactly
 
 
 def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
-    """Example inputs as they are described, else the obvious ones; `UsageError` where nothing says what they are."""
+    """Return the described example inputs, or else the obvious ones; `UsageError` if neither is available."""
     found = described_inputs(records) if records else obvious_inputs(module)
     if found is None:
         raise UsageError(
-            "what the model takes is not obvious",
+            "the inputs of the model are unclear",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
-            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
-            fix=f"say what it takes, such as {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
+            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} per input",
+            fix=f"describe them, for example {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
             "axes with names are dynamic",
         )
     return found

@@ -1,4 +1,4 @@
-"""Libraries that read each modality of files: each module `…_processor.py` defines one as `LIBRARY`."""
+"""Libraries that read each file modality: each module `…_processor.py` defines one as `LIBRARY`."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ def _found() -> Mapping[str, ProcessorLibrary]:
 
 
 LIBRARIES: Mapping[str, ProcessorLibrary] = _found()
-"""The libraries by the names of modalities."""
+"""Libraries by modality."""

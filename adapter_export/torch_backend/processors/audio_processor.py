@@ -12,7 +12,7 @@ from adapter_export.torch_backend.processors.processor import ProcessorLibrary
 
 
 class AudioLibrary(ProcessorLibrary):
-    """Feature extractors, which take samples of one rate."""
+    """Feature extractors for samples of one rate."""
 
     def load(self, folder: Path) -> Any:
         """Return the feature extractor of a folder."""
@@ -24,7 +24,7 @@ class AudioLibrary(ProcessorLibrary):
         return int(processor.sampling_rate)
 
     def run(self, processor: Any, contents: np.ndarray, tensors: str) -> Any:
-        """Return the inputs of samples."""
+        """Return the inputs made from samples."""
         return processor(contents, return_tensors=tensors, sampling_rate=self.rate(processor))
 
 

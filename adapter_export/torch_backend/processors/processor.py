@@ -1,4 +1,4 @@
-"""The base class of libraries whose processors make inputs of files."""
+"""Base class of libraries whose processors make inputs from files."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 
 
 class ProcessorLibrary(ABC):
-    """The processors of one modality, for training and as the reference of the steps that clients do."""
+    """Processors of one modality, for training and as the reference of the clients' steps."""
 
     @abstractmethod
     def load(self, folder: Path) -> Any:
-        """Return the processor that a folder describes; its library raises what it wants."""
+        """Return the processor that a folder describes; may raise any error of its library."""
 
     def rate(self, processor: Any) -> int | None:  # noqa: ARG002 — for files with a sampling rate
         """Return the sampling rate of a processor; `None` if files have none."""
         return None
 
     def run(self, processor: Any, contents: np.ndarray, tensors: str) -> Any:
-        """Return the inputs by name, with an axis of the batch.
+        """Return the inputs by name, with a batch axis.
 
         Args:
-            processor: as `load` returned it.
-            contents: of one file.
+            processor: a result of `load`.
+            contents: contents of one file.
             tensors: `np` for arrays, `pt` for torch tensors.
         """
         return processor(contents, return_tensors=tensors)

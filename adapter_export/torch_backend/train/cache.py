@@ -1,4 +1,4 @@
-"""Hidden states below the first adapter, computed once for each row: they are the same in every epoch."""
+"""Cache of activations below the first adapter, computed once per row: they are equal in every epoch."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, in_order
 
 _CLOSE, _CLOSE_IN_HALF = 1e-4, 0.05
-"""Largest difference that rounding makes between results with and without the cache, relative to the largest."""
+"""Maximum rounding difference between results with and without the cache, relative to the largest."""
 
 
 class HiddenCache:
     """Values of the base's graph that no adapter changes, [tokens, …] of each row, where adapters' layers read them.
 
-    Other nodes below the first adapter, such as masks, are computed in each call. Padding has zeros instead of the
-    values of the base.
+    Other nodes below the first adapter, such as masks, are recomputed in each call. Padding contains zeros instead of
+    the values of the base.
     """
 
     def __init__(self, above: fx.GraphModule, lengths: Rows, values: Sequence[Tensor]) -> None:
-        """Hold values [tokens of all rows, …], each with a last row of zeros."""
+        """Store values [tokens of all rows, …], each with a final row of zeros."""
         self._above, self._lengths, self._values = above, lengths, values
         self._starts = np.cumsum(lengths) - lengths
 
     @property
     def bytes(self) -> int:
-        """The bytes of its values."""
+        """Size of its values in bytes."""
         return sum(value.nbytes for value in self._values)
 
     @classmethod
     def of(cls, model: AdaptedModel, examples: Examples, batch_size: int, budget: int) -> HiddenCache | None:
         """Compute the values of all rows; return `None` if that saves no product, exceeds `budget` bytes or is inexact.
 
-        They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
+        They are computed in fixed batches, so that a resumed run gets the same bits.
         """
-        if TASK_TYPES[examples.problem].has_several:  # a row is several texts
+        if TASK_TYPES[examples.problem].has_several:  # each row has several texts
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)
@@ -63,19 +63,19 @@ class HiddenCache:
                         made._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in found]
                     for value, part in zip(made._values, found, strict=True):
                         value[places] = part
-                        value[-1] = 0  # where the padding was put
+                        value[-1] = 0  # the row for padding
         return made if made._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
 
     def _places(self, rows: Rows, device: torch.device) -> Tensor:
-        """Return the places of the tokens of rows, [rows, longest]; padding is the last one."""
+        """Return the indices of the tokens of rows, [rows, longest]; padding has the last index."""
         lengths, at = self._lengths[rows][:, None], np.arange(self._lengths[rows].max())
         places = np.where(at < lengths, self._starts[rows][:, None] + at, self._lengths.sum())
         return torch.from_numpy(places).to(device)
 
     def _is_exact(self, model: AdaptedModel, examples: Examples, rows: Rows) -> bool:
-        """Return whether results for some rows, the shortest and the longest, are those of the whole graph.
+        """Return whether results for some rows, the shortest and the longest, match the whole graph.
 
-        They are not where chance counts, or padding that no mask hides.
+        They do not if the graph is random, or depends on padding that no mask hides.
         """
         was_training = model.training
         model.eval()
@@ -90,7 +90,7 @@ class HiddenCache:
 
     @contextmanager
     def read(self, model: AdaptedModel, rows: Rows) -> Iterator[None]:
-        """Make the model compute these rows from their values in a block."""
+        """Make the model read these rows from the cache within a block."""
         body = model.body
         places = self._places(rows, self._values[0].device)
         given = _Given(self._above, [value[places] for value in self._values])
@@ -102,7 +102,7 @@ class HiddenCache:
 
 
 def results_of(model: AdaptedModel, examples: Examples, rows: Rows, cache: HiddenCache | None = None) -> Tensor:
-    """Compute the results of a model for some rows; where padding changes them, in a call for each length."""
+    """Compute the results of a model for some rows; one call per length if padding changes results."""
     calls, found = list(examples.calls(rows, pads=model.pads)), []
     for call in calls:
         with nullcontext() if cache is None else cache.read(model, rows[call.places]):
@@ -155,7 +155,7 @@ def _below(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
 
 
 def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
-    """Return the graph that computes the outputs from the values, and the inputs behind them."""
+    """Return the graph that computes the outputs from the values followed by the inputs."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     given = [graph.placeholder(f"kept_{place}") for place in range(len(kept))]
     graph.output(graph.graph_copy(body.graph, copies))
@@ -165,7 +165,7 @@ def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
 
 
 def _tidy(module: fx.GraphModule) -> fx.GraphModule:
-    """Remove unread nodes, among them attention without dropout, which torch treats as random."""
+    """Remove unread nodes, including attention without dropout, which torch treats as random."""
     module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     module.recompile()
     return module

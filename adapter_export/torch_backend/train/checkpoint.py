@@ -23,7 +23,7 @@ from adapter_export.torch_backend.train.record import EpochRecord
 from adapter_export.torch_backend.train.settings import LoopSpec
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-"""A run's tensors, and its numbers as JSON in the file's own metadata."""
+"""Tensors of a run, and its numbers as JSON in the file's metadata."""
 
 _GROUPS = ("weights", "first_moments", "second_moments", "updates", "best")
 _NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch", "scaler", "losses")
@@ -34,15 +34,15 @@ Identity = dict[str, Any]
 
 @dataclass
 class RunState:
-    """The state of a run between two steps.
+    """State of a run between two steps.
 
-    Loss and seconds are sums over the present epoch so far; `best_epoch` counts from 1, 0 before the first. Randomness
-    is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
+    Loss and seconds are sums over the current epoch; `best_epoch` counts from 1, 0 before the first. There is no random
+    state: each step and each epoch uses a separate generator, seeded by its number.
 
     Attributes:
-        losses: of each step.
-        updates: how often each tensor was updated, which is not in every step where layers are dropped.
-        scaler: the state of the scaler of float16 gradients; empty in other precisions.
+        losses: loss of each step.
+        updates: number of updates of each tensor; smaller than the steps if layers are dropped.
+        scaler: state of the gradient scaler for float16; empty in other precisions.
     """
 
     step: int = 0
@@ -61,7 +61,7 @@ class RunState:
 
 
 def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) -> Identity:
-    """Return the facts that identify a run: base, first weights, learned tensors, labels, rows and settings."""
+    """Return the facts that identify a run: base, initial weights, trained tensors, labels, rows and settings."""
     adapter = model.adapter
     weights = hashlib.sha256()
     for name, tensor in model.tensors().items():
@@ -85,11 +85,11 @@ def difference(found: Identity, expected: Identity) -> dict[str, str]:
     name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
     one, other = (" ".join(json.dumps(each.get(name)).split()) for each in (found, expected))
     quoted = name in LoopSpec.__dataclass_fields__ or name == "labels"
-    return {"found": f"`{name}` {one}", "expected": other} if quoted else {"found": f"other {name}"}
+    return {"found": f"`{name}` {one}", "expected": other} if quoted else {"found": f"different {name}"}
 
 
 def write_checkpoint(state: RunState, identity: Identity, path: Path) -> None:
-    """Write the state of a run; at every moment `path` holds a whole checkpoint, old or new."""
+    """Write the state of a run; `path` always contains a complete checkpoint, old or new."""
     tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(state, group).items()}
     numbers = {name: getattr(state, name) for name in _NUMBERS}
     numbers["history"] = [asdict(record) for record in state.history]
@@ -101,11 +101,11 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
     """Read the state of a run, if there is a checkpoint.
 
     Raises:
-        TrainingError: the file is damaged, or of another run: other data, labels, settings or first weights.
+        TrainingError: the file is damaged, or belongs to another run: other data, labels, settings or initial weights.
     """
     if not path.exists():
         return None
-    anew = f"give {argument('restart', True)} to start anew"
+    anew = f"pass {argument('restart', True)} to start over"
 
     def damaged(reason: str) -> TrainingError:
         return TrainingError("the checkpoint is damaged", where=path, found=reason, fix=f"delete it, or {anew}")
@@ -128,12 +128,12 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
             groups[group][name] = tensor
         state = RunState(**{**numbers, **groups, "history": history})
     if not isinstance(found, dict):
-        raise damaged("its run is no object")
+        raise damaged("its run is not an object")
     if found != expected:
         raise TrainingError(
-            "an interrupted run with other data, settings or weights is here",
+            "there is an interrupted run with other data, settings or weights",
             where=path,
             **difference(found, expected),
-            fix=f"repeat what it was started with to go on with it, or {anew}",
+            fix=f"repeat its original arguments to resume it, or {anew}",
         )
     return state

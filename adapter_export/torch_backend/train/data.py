@@ -1,4 +1,4 @@
-"""Texts as a training loop wants them: with their targets, split in two, cut into batches of like length."""
+"""Texts for a training loop: with targets, split in two, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Call:
 
     Attributes:
         inputs: the base's inputs, by name.
-        places: where each of these rows stands among those that were asked for; of questions with choices, where each
-            choice stands among all choices.
+        places: index of each row among the requested rows; for questions with choices, index of each choice among all
+            choices.
     """
 
     inputs: dict[str, Tensor]
@@ -45,28 +45,28 @@ class Call:
 
 
 class Examples(Protocol):
-    """Rows as the loop wants them, of whatever they are made."""
+    """Rows of any kind for the training loop."""
 
     @property
     def problem(self) -> Learnt:
-        """The task type of the rows."""
+        """Task type of the rows."""
 
     @property
     def lengths(self) -> Rows:
-        """Length of each row; rows of like length share a batch."""
+        """Length of each row; rows of similar length share a batch."""
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the rows and their targets; a run resumes only where it is the same."""
+        """SHA-256 of the rows and their targets; a run resumes only if it is equal."""
 
     def only(self, rows: Rows) -> Self:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the given order."""
 
     def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
-        """Yield some rows in one call; unless `pads`, in a call for each length."""
+        """Yield some rows in one call; unless `pads`, in one call per length."""
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the model's results for some rows as the loss of the problem takes them, and what they should be."""
+        """Return the model's results for some rows in the form that the loss needs, and the targets."""
 
 
 class LabelledExamples(Examples, Protocol):
@@ -74,11 +74,11 @@ class LabelledExamples(Examples, Protocol):
 
     Attributes:
         texts: the texts or files.
-        answers: as the task type encodes them.
-        cut: indices of rows that are longer than is read.
-        lost: indices of rows whose answers lie in what was cut, so that they cannot be learnt.
-        highest: the highest id of a token, by input; empty for files.
-        sizes: the different lengths of rows.
+        answers: answers as encoded by the task type.
+        cut: indices of rows that exceed the maximum length.
+        lost: indices of rows whose answers were truncated, so that they cannot be learned.
+        highest: highest token id, by input; empty for files.
+        sizes: distinct lengths of rows.
     """
 
     @property
@@ -101,7 +101,7 @@ class LabelledExamples(Examples, Protocol):
 
     @property
     def limit(self) -> str:
-        """The longest row that is read whole."""
+        """Maximum length of a row without truncation."""
 
     @property
     def word(self) -> str:
@@ -109,34 +109,34 @@ class LabelledExamples(Examples, Protocol):
 
     @property
     def task_facts(self) -> dict[str, Any]:
-        """Facts of a task that is trained on them: how rows are read, and by which tokenizer or processor."""
+        """Facts of a task that is trained on them: preprocessing, and the digest of the tokenizer or processor."""
 
 
 class RowSource(Protocol):
-    """A tokenizer or a processor that makes examples of labelled rows."""
+    """A tokenizer or a processor that makes examples from labelled rows."""
 
     @property
     def medium(self) -> str | None:
-        """The modality of files; `None` for texts."""
+        """Modality of files; `None` for texts."""
 
     @property
     def digest(self) -> str | None:
-        """The digest of the tokenizer or the processor."""
+        """Digest of the tokenizer or the processor."""
 
     def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> LabelledExamples:
-        """Return rows for a training; `side` is the end where texts are cut.
+        """Return rows for training; `side` is the side on which texts are truncated.
 
         Raises:
             RequestError, DataError: a row cannot be read, or the base has an input that it cannot fill.
         """
 
     def record(self) -> dict[str, Any]:
-        """Return how rows are read, for the record of a training."""
+        """Return the preprocessing of rows, for the training record."""
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """The source of texts: a tokenizer, the base's inputs, and the task whose template makes a text of a pair."""
+    """Source of texts: a tokenizer, the base's inputs, and the task whose template joins a pair into a text."""
 
     tokenizer: Tokenizer
     names: tuple[str, ...]
@@ -145,7 +145,7 @@ class TextSource:
 
     @property
     def digest(self) -> str | None:
-        """The digest of the tokenizer."""
+        """Digest of the tokenizer."""
         return self.tokenizer.digest
 
     def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> TextExamples:
@@ -153,13 +153,13 @@ class TextSource:
         return TextExamples.of(texts, answers, self.tokenizer, self.names, problem, side, self.prompt)
 
     def record(self) -> dict[str, Any]:
-        """Return the limit and the digest of the tokenizer."""
+        """Return the maximum length and the digest of the tokenizer."""
         return {"max_tokens": self.tokenizer.max_tokens, "tokenizer": self.tokenizer.digest}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows to learn from and those to measure by."""
+    """Training rows and validation rows."""
 
     training: Examples
     validation: Examples
@@ -167,24 +167,24 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Texts, made tokens batch by batch as the runtime makes them; a call is padded to its own longest row.
+    """Texts, encoded batch by batch as in the runtime; a call is padded to its longest row.
 
     Attributes:
-        texts: the texts, pairs of them, the words of each, for each question its pairs with every choice, or an anchor
-            and its documents.
+        texts: texts, pairs of texts, words of each, pairs of each question with every choice, or an anchor and its
+            documents.
         answers: classes or choices [rows], labels that apply [rows, labels], numbers [rows, numbers], relevances
             [rows], the classes of the words of each row, the spans that answer each row, or the numbers of an anchor
             and its documents [rows, texts].
-        lengths: the number of tokens of each row; of a question, those of its longest choice.
+        lengths: number of tokens of each row; for a question, of its longest choice.
         tokenizer: makes the tokens.
         names: the base's inputs.
-        cut: indices of rows that are longer than the tokenizer's limit.
-        lost: indices of rows whose answers lie in what was cut, so that they cannot be learnt.
-        highest: the highest id of a token, and of a token's type, by input.
-        sizes: the different numbers of tokens of all texts.
-        problem: what the rows ask.
-        side: where a text is cut.
-        prompt: the task whose template makes a text of a pair, if there is one.
+        cut: indices of rows that exceed the tokenizer's maximum length.
+        lost: indices of rows whose answers were truncated, so that they cannot be learned.
+        highest: highest token id and token type, by input.
+        sizes: distinct numbers of tokens of all texts.
+        problem: task type of the rows.
+        side: side on which a text is truncated.
+        prompt: the task whose template joins a pair into a text, if there is one.
     """
 
     texts: Sequence[Any]
@@ -211,7 +211,7 @@ class TextExamples:
         side: Side = "right",
         prompt: Task | None = None,
     ) -> TextExamples:
-        """Count the tokens of each text and keep all together.
+        """Count the tokens of each text and store everything together.
 
         Raises:
             RequestError: the base has an input that text cannot fill, a text has no tokens, or a prompt does not fit.
@@ -236,9 +236,9 @@ class TextExamples:
                 lost += [at for row, at in pairs if OBJECTIVES[problem].lost(row.encoding, answers[at])]
         if cut and prompt is not None:
             raise RequestError(
-                "rows have more tokens than are taken, and a prompt is not truncated",
+                "rows exceed the maximum length, and prompts are not truncated",
                 found=f"{len(cut)} of {len(texts)} rows",
-                expected=f"at most {made.limit}, those of the template included",
+                expected=f"at most {made.limit}, including the template",
                 fix=f"raise {argument('max_tokens')}, or shorten the rows",
             )
         return replace(made, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
@@ -257,11 +257,11 @@ class TextExamples:
 
     @property
     def limit(self) -> str:
-        """The longest text that is read whole."""
+        """Maximum length of a text without truncation."""
         return f"{self.tokenizer.max_tokens} tokens"
 
     def only(self, rows: Rows) -> TextExamples:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the given order."""
         texts = [self.texts[row] for row in rows]
         answers: Any = self.answers
         answers = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
@@ -269,17 +269,17 @@ class TextExamples:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the texts, their numbers of tokens and the answers; a run resumes only where it is the same."""
+        """SHA-256 of the texts, their numbers of tokens and the answers; a run resumes only if it is equal."""
         answers = [self.answers] if isinstance(self.answers, np.ndarray) else self.answers
         texts = [text.encode() if isinstance(text, str) else json.dumps(text).encode() for text in self.texts]
         answered = (one.tobytes() if isinstance(one, np.ndarray) else repr(one).encode() for one in answers)
         return digest_of([*texts, self.lengths.tobytes(), *answered])
 
     def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
-        """Yield some rows in one call, inputs [rows, tokens], or [choices, tokens]; unless `pads`, one for each length.
+        """Yield some rows in one call, inputs [rows, tokens], or [choices, tokens]; unless `pads`, one call per length.
 
         Raises:
-            RequestError: the base takes no text of such a length.
+            RequestError: the base does not accept texts of this length.
         """
         encodings = [row.encoding for row in self._encoded(rows)]
         for places in of_one_call(np.array([len(one.ids) for one in encodings]), pads=pads):
@@ -287,17 +287,16 @@ class TextExamples:
             yield Call({name: torch.from_numpy(array) for name, array in arrays.items()}, places)
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the results of a head for some rows, and what they should be.
+        """Return the results of a head for some rows, and the targets.
 
-        They are [rows, …] and [rows, …]; of `token`, a row for each token that has a label; of `multiple_choice`, a
-        score for each choice, −∞ where another question has more choices; of `span`, [rows, longest, 2], −∞ at tokens
-        that are not of the context, and the first and the last token of the answer [rows, 2], `IGNORED` where it was
-        cut away.
+        They are [rows, …] and [rows, …]; for `token`, a row per labelled token; for `multiple_choice`, a score per
+        choice, −∞ where another question has more choices; for `span`, [rows, longest, 2], −∞ at tokens outside the
+        context, and the first and last token of the answer [rows, 2], `IGNORED` if it was truncated.
         """
         return OBJECTIVES[self.problem].matched(self, results, rows)
 
     def encodings(self, rows: Rows) -> list[tokenizers.Encoding]:
-        """The library's encodings of some rows, padded to the longest of them."""
+        """Return the library's encodings of some rows, padded to the longest of them."""
         return self.tokenizer.padded([row.encoding for row in self._encoded(rows)])
 
     def _flat(self, rows: Rows) -> list[Text]:
@@ -316,7 +315,7 @@ class TextExamples:
 
 
 def balanced(examples: Any, labels: Sequence[str]) -> dict[str, float]:
-    """Return a weight for each label by which all count alike.
+    """Return a weight for each label so that all labels have equal total weight.
 
     Raises:
         UsageError: labels of the task have no weights.
@@ -328,7 +327,7 @@ def balanced(examples: Any, labels: Sequence[str]) -> dict[str, float]:
 
 
 def class_weights(wanted: Mapping[str, float], problem: Learnt, labels: Sequence[str]) -> Tensor:
-    """Return how much each class counts in the loss [classes].
+    """Return the weight of each class in the loss [classes].
 
     Raises:
         UsageError: the task has no classes, or a label is not among them.
@@ -338,17 +337,17 @@ def class_weights(wanted: Mapping[str, float], problem: Learnt, labels: Sequence
         raise _weightless(problem)
     unknown = sorted(set(wanted) - set(labels))
     if unknown:
-        raise UsageError("labels that the data do not have", where=where, found=some(unknown), expected=some(labels))
+        raise UsageError("the data do not have these labels", where=where, found=some(unknown), expected=some(labels))
     return torch.tensor([float(wanted.get(label, 1)) for label in labels])
 
 
 def _weightless(problem: Learnt) -> UsageError:
     where, found = argument("class_weights"), f"the task `{problem}`"
-    return UsageError("only labels of texts and words have weights", where=where, found=found)
+    return UsageError("class weights apply only to labels of texts and words", where=where, found=found)
 
 
 def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows in two, class by class, so that both halves have every class; returns rows in rising order.
+    """Split rows in two, class by class, so that both halves have every class; returns rows in ascending order.
 
     The second half gets a fraction of each class, which has at least two rows: at least one row and never all.
     """
@@ -363,14 +362,14 @@ def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def split_groups(groups: Sequence[object], fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows in two and keep those of one group together; the second half gets a fraction of the groups.
+    """Split rows in two, keeping rows of one group together; the second half gets a fraction of the groups.
 
     Raises:
-        DataError: there is one group only.
+        DataError: there is only one group.
     """
     number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
     if len(number) < 2:
-        raise DataError("a single group of rows cannot be both trained on and validated", expected="at least two")
+        raise DataError("a single group of rows cannot be split for training and validation", expected="at least two")
     of_row = np.array([number[group] for group in groups])
     _, chosen = split(np.zeros(len(number), np.int64), fraction, seed)
     second = np.isin(of_row, chosen)
@@ -378,10 +377,10 @@ def split_groups(groups: Sequence[object], fraction: float, seed: int) -> tuple[
 
 
 def training_batches(lengths: Rows, size: int, seed: Sequence[int]) -> list[Rows]:
-    """Every row once, in batches whose rows are of like length, in the random order that a seed gives.
+    """Return every row once, in batches of similar length, in a random order that depends on the seed.
 
-    Rows are shuffled, sorted by length within windows of many batches, and the batches shuffled again: little padding,
-    and still another composition of batches in every epoch. The last batch of a window may be smaller.
+    Rows are shuffled, sorted by length within windows of many batches, and the batches are shuffled again: little
+        padding, but different batches in every epoch. The last batch of a window may be smaller.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(lengths))
@@ -394,7 +393,7 @@ def training_batches(lengths: Rows, size: int, seed: Sequence[int]) -> list[Rows
 
 
 def evaluation_batches(lengths: Rows, size: int) -> list[Rows]:
-    """Every row once, sorted by length."""
+    """Return every row once, in batches sorted by length."""
     return _cut(np.argsort(lengths, kind="stable"), size)
 
 
@@ -403,14 +402,14 @@ def _cut(rows: Rows, size: int) -> list[Rows]:
 
 
 def of_one_call(lengths: Rows, *, pads: bool) -> list[Rows]:
-    """The places of rows that share a call: all of them, or unless `pads`, those of each length."""
+    """Return the indices of rows that share a call: all of them, or unless `pads`, those of each length."""
     if pads:
         return [np.arange(len(lengths))]
     return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
 
 
 def in_order(results: Sequence[Tensor], calls: Sequence[Call]) -> Tensor:
-    """Return the results of calls as one tensor in the order of the rows, shorter rows padded with zeros."""
+    """Return the results of calls as one tensor in the order of the rows, zero-padded to the longest."""
     if len(results) == 1:
         return results[0]
     longest = max(one.shape[1] for one in results)
@@ -419,7 +418,7 @@ def in_order(results: Sequence[Tensor], calls: Sequence[Call]) -> Tensor:
 
 
 def digest_of(chunks: Sequence[bytes]) -> str:
-    """The sha256 of some bytes and where each of them ends."""
+    """Return the SHA-256 of some bytes and their boundaries."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little") + chunk)

@@ -1,4 +1,4 @@
-"""The device, the precision, the processes and the trackers of a run, by accelerate."""
+"""Device, precision, processes and trackers of a run, managed by accelerate."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Engine:
     """Prepares accelerate for a machine; without a precision, that of `accelerate launch` applies.
 
     Attributes:
-        machine: the device, its precision and the trackers.
-        logs: the folder of trackers that write files.
+        machine: device, precision and trackers.
+        logs: folder of trackers that write files.
 
     Raises:
-        UsageError: the device or a tracker is not available, or the device does not have the precision.
+        UsageError: the device or a tracker is not available, or the device does not support the precision.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -40,15 +40,15 @@ class Engine:
         for name in self.machine.log_to:
             if name not in LOGGER_TYPE_TO_CLASS:
                 expected = quoted(LOGGER_TYPE_TO_CLASS)
-                raise UsageError("accelerate knows no such tracker", found=f"`{name}`", expected=expected)
+                raise UsageError("accelerate does not support this tracker", found=f"`{name}`", expected=expected)
             if name not in map(str, get_available_trackers()):
                 fix = f"run `pip install {name}`"
                 raise UsageError(f"the tracker `{name}` is not installed", where=argument("log_to"), fix=fix)
         if self._chosen.type == "cpu" and self.machine.precision == _HALF:
             raise UsageError(
-                "float16 is for GPUs: a processor does not scale its gradients",
+                "float16 training needs a GPU: on the CPU, gradients are not scaled",
                 where=argument("precision", _HALF),
-                fix=f"give {argument('precision', 'bf16')}, or another {argument('device')}",
+                fix=f"pass {argument('precision', 'bf16')}, or another {argument('device')}",
             )
 
     @property
@@ -65,8 +65,8 @@ class Engine:
             raise UsageError("the device does not exist", where=argument("device", wanted), expected=expected)
         chosen = torch.device(wanted)
         if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            fix = f"give {argument('device', chosen.type)}"
-            raise UsageError("each of several processes takes a device of its own", found=f"`{wanted}`", fix=fix)
+            fix = f"pass {argument('device', chosen.type)}"
+            raise UsageError("each of several processes needs a separate device", found=f"`{wanted}`", fix=fix)
         return chosen
 
     @property
@@ -76,7 +76,7 @@ class Engine:
 
     @contextmanager
     def open(self) -> Iterator[Accelerator]:
-        """Set threads, device and trackers for a block; an accelerator of the calling program stays as it was.
+        """Set threads, device and trackers for a block; an accelerator of the calling program is not changed.
 
         Raises:
             UsageError: the program has a group of processes on another device.
@@ -98,7 +98,7 @@ class Engine:
                     "the program has processes on another device",
                     found=f"`{accelerator.device}`",
                     expected=f"`{chosen}`",
-                    fix=f"give {argument('device', accelerator.device.type)}",
+                    fix=f"pass {argument('device', accelerator.device.type)}",
                 )
             try:
                 yield accelerator
@@ -109,9 +109,9 @@ class Engine:
 
 @contextmanager
 def _fresh_state() -> Iterator[None]:
-    """Reset accelerate for a block: its precision, device and accumulation are shared by all accelerators of a program.
+    """Reset accelerate for a block: all accelerators of a program share precision, device and accumulation.
 
-    A group of processes stays, because torch cannot replace it.
+    A group of processes is kept, because torch cannot replace it.
     """
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     states = (AcceleratorState, GradientState, *(() if grouped else (PartialState,)))

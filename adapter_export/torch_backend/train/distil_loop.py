@@ -1,4 +1,4 @@
-"""Distillation: all weights of a base with a head learn from labels and from an adapted model, the teacher."""
+"""Distillation: train all weights of a base with a head on labels and on an adapted model, the teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter_export.torch_backend.train.settings import DistillationLoss
 
 
 class Student(AdaptedModel):
-    """A copy of a base with a head, in which all weights learn."""
+    """A copy of a base with a head, in which all weights are trained."""
 
     def __init__(self, base: TorchBase, head: Adapter, sites: SiteMap, seen: Sequence[str] = ()) -> None:
         super().__init__(base, head, sites, seen=seen)
@@ -39,15 +39,15 @@ class Student(AdaptedModel):
             tensor.requires_grad_()
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Return the head's tensors, and those of the base under `base.` and their names there."""
+        """Return the head's tensors, and those of the base with the prefix `base.`."""
         return {**super().learned(), **{f"base.{name}": tensor for name, tensor in self._weights.items()}}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of the base's learned tensors on the CPU, by their names in its program."""
+        """Return copies of the base's trained tensors on the CPU, by their names in its program."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self._weights.items()}
 
     def to_base(self, training: Mapping[str, Any]) -> TorchBase:
-        """Return the base with the present weights and with the head, which holds the training record."""
+        """Return the base with the current weights and the head, which contains the training record."""
         made = with_weights(self.base, self.weights())
         head = replace(self.to_adapter(training=training), base=made.fingerprint)
         return replace(made, base_head=head)
@@ -60,7 +60,7 @@ class Teacher:
         self.model, self.loss = model.requires_grad_(False).eval(), loss
 
     def facts(self) -> dict[str, Any]:
-        """Return facts for the identity of a run: an interrupted run resumes only where they are equal."""
+        """Return facts for the identity of a run: an interrupted run resumes only if they are equal."""
         digest = hashlib.sha256(self.model.base.fingerprint.encode())
         for part in adapter_bytes(self.model.to_adapter()):
             digest.update(part)

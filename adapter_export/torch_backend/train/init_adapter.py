@@ -1,4 +1,4 @@
-"""An adapter before training: the graphs of a kind at the sites of a base, and drawn weights."""
+"""An adapter before training: the graphs of a kind at the sites of a base, with initial weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def init_adapter(
     seed: int = 0,
     head: Head | None = None,
 ) -> Adapter:
-    """Make an adapter with weights drawn by a scheme of `SCHEMES` at every site that the kind asks for.
+    """Make an adapter with weights initialized by a scheme of `SCHEMES` at every site that the kind requires.
 
-    The default scheme is the kind's own; `base` is the base's fingerprint.
+    The default scheme depends on the kind; `base` is the base's fingerprint.
 
     Raises:
         AdapterError: the base has none of the sites of a component.
@@ -55,15 +55,16 @@ def with_head(adapter: Adapter, head: Head, *, seed: int = 0) -> Adapter:
 
 
 def head_alone(head: Head, name: str, base: str, *, seed: int = 0) -> Adapter:
-    """Return an adapter that acts at no site: a new head, as `with_head` draws it."""
+    """Return an adapter without sites: a new head, initialized as by `with_head`."""
     return Adapter(name, "base_head", base, {}, {}, _head_weights(head, "normal", np.random.default_rng(seed)), head)
 
 
 def with_prior(adapter: Adapter, targets: np.ndarray) -> Adapter:
     """Return the adapter with the log-odds of targets [rows, classes] or [rows] as the bias of its head.
 
-    It answers at first as often as is right. Else the first steps learn how rare each label is, with gradients that
-    AdamW remembers for hundreds of steps, and little else is learnt meanwhile (Lin et al. 2017, §3.3, on rare classes).
+    Its initial answers then have the right frequencies. Otherwise the first steps learn how rare each label is, and
+    little else, with gradients that stay in AdamW's moments for hundreds of steps (Lin et al. 2017, §3.3, on rare
+    classes).
     """
     name = f"{HEAD}.classifier.bias"
     if name not in adapter.weights:
@@ -81,7 +82,7 @@ def _head_weights(head: Head, scheme: str, rng: np.random.Generator) -> Weights:
 def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> float:
     """Measure the change of the final hidden state: `‖adapted − base‖ / ‖base‖`, Frobenius norms, in float64.
 
-    Near 0 the adapted model is near the base, where training should start.
+    Near 0 the adapted model is close to the base, where training should start.
     """
     inputs = model.placed(inputs)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Texts as a causal language model learns them: each token from those before it."""
+"""Texts for training a causal language model: each token is predicted from those before it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from adapter_export.torch_backend.train.data import Call, Rows, digest_of, split
 from adapter_export.torch_backend.train.task_files import TextTask
 
 _TYPES = "token_type_ids"
-"""An input that is 0 for a text alone."""
+"""An input that is 0 for a single text."""
 
 _CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A row of tokens, of which those from `start` on are learnt, each from all before it."""
+    """A row of tokens; tokens from `start` on are training targets, each predicted from all before it."""
 
     ids: tuple[int, ...]
     start: int = 1
@@ -37,13 +37,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class LanguageExamples:
-    """Rows of tokens for a causal language model; a batch is padded after its tokens to its own longest row.
+    """Rows of tokens for a causal language model; a batch is right-padded to its longest row.
 
     Attributes:
         texts: the rows.
         records: the base's inputs; caches are empty.
         tokenizer: made the tokens.
-        highest: the highest id of a token, by input.
+        highest: highest token id, by input.
         problem: `causal_lm`.
     """
 
@@ -54,30 +54,30 @@ class LanguageExamples:
 
     @cached_property
     def lengths(self) -> Rows:
-        """The number of tokens of each row."""
+        """Number of tokens of each row."""
         return np.array([len(row.ids) for row in self.texts], np.int64)
 
     @property
     def highest(self) -> dict[str, int]:
-        """The highest id of a token, by the input that takes ids."""
+        """Highest token id, by the input that takes ids."""
         most = max(max(row.ids) for row in self.texts)
         return {record.name: most for record in self.records if record.role == "ids" and record.name != _TYPES}
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the rows; a run resumes only where it is the same."""
+        """SHA-256 of the rows; a run resumes only if it is equal."""
         return digest_of([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
 
     def only(self, rows: Rows) -> LanguageExamples:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the given order."""
         return replace(self, texts=[self.texts[row] for row in rows])
 
-    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:  # noqa: ARG002 — padding is a later token
-        """Yield some rows in one call: a causal model reads no later tokens, and so no padding (`check_causal`)."""
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:  # noqa: ARG002 — padding comes later
+        """Yield some rows in one call: a causal model reads no later tokens, so it ignores padding (`check_causal`)."""
         yield Call(self.inputs(rows), np.arange(len(rows)))
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
+        """Return the base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
         ids = self._ids(rows)
         real = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[rows])[:, None]
         made = {"ids": ids, "mask": real}
@@ -92,13 +92,13 @@ class LanguageExamples:
         return found
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return of each token that is learnt its loss and whether it is the likeliest [tokens, 2], and its id.
+        """Return for each target token its loss and whether it is the top prediction [tokens, 2], and its id.
 
-        Nothing of the size of a vocabulary is kept of a batch.
+        Nothing of vocabulary size is kept of a batch.
 
         Args:
             results: logits of the next token [rows, tokens, vocabulary].
-            rows: which rows they are of.
+            rows: the rows that they belong to.
         """
         place = torch.arange(1, results.shape[1])
         starts = torch.tensor([self.texts[row].start for row in rows])[:, None]
@@ -115,11 +115,11 @@ class LanguageExamples:
 
 @dataclass(frozen=True)
 class Endings:
-    """Settings by which texts become rows of tokens.
+    """Settings for converting texts to rows of tokens.
 
     Attributes:
-        end: the token that ends each text; `None` if it is unknown.
-        packed: put texts one after another and cut them into rows, instead of truncating each.
+        end: token that ends each text; `None` if it is unknown.
+        packed: whether to concatenate texts and cut them into rows, instead of truncating each.
     """
 
     end: int | None
@@ -129,12 +129,12 @@ class Endings:
 def read_language(
     tables: LanguageTables, tokenizer: Tokenizer, records: tuple[InputRecord, ...], endings: Endings, seed: int = 0
 ) -> TextTask:
-    """Split texts by the seed, and make tokens of them; a prompt is on one side of the split only.
+    """Split texts with the seed, and encode them; a prompt is on one side of the split only.
 
-    Of prompts and answers, the tokens of answers are learnt; else all tokens of texts.
+    The targets are the tokens of answers if there are prompts, otherwise all tokens.
 
     Raises:
-        DataError: no token can be learnt.
+        DataError: no token can be learned.
         UsageError: prompts and answers cannot be packed.
         RequestError: the base has an input that text cannot fill.
     """
@@ -187,14 +187,14 @@ def read_language(
 
 
 def _filled(role: str, roles: Sequence[str]) -> bool:
-    """Return true if the role of an input is clear: of two that index embeddings, one may be positions."""
+    """Return whether the role of an input is clear: of two that index embeddings, one may be positions."""
     return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
 
 
 def _passages(
     texts: Sequence[WrittenText], endings: Endings, tokenizer: Tokenizer, name: str
 ) -> tuple[list[Passage], list[str]]:
-    """Rows of tokens, and notes on what was cut, packed or lost."""
+    """Return rows of tokens, and notes on truncated, packed or lost texts."""
     limit, end = tokenizer.max_tokens, () if endings.end is None else (endings.end,)
     first = [tuple(ids) for ids, _ in _marked([text for text, _ in texts], tokenizer)]
     if texts[0][1] is None:
@@ -211,9 +211,9 @@ def _passages(
     else:
         if endings.packed:
             raise UsageError(
-                "prompts and answers are not packed: an answer would be learnt from another prompt",
+                "prompts and answers cannot be packed: an answer would be conditioned on another prompt",
                 where=argument("packing", True),
-                fix="leave it out",
+                fix="remove it",
             )
         answers = [
             tuple(number for number, special in zip(ids, specials, strict=True) if not special)
@@ -226,12 +226,12 @@ def _passages(
         cut, lost = sum(len(ids) > limit for ids, _ in pairs), len(pairs) - len(rows)
     if not rows:
         raise DataError(
-            f"no token of the {name} data can be learnt",
-            found=f"{len(texts):,} texts, cut at {limit} tokens",
+            f"no token of the {name} data can be learned",
+            found=f"{len(texts):,} texts, truncated at {limit} tokens",
             expected="a text of two tokens, or a prompt that leaves room for its answer",
             fix=f"raise {argument('max_tokens')}",
         )
-    said = f"prompts of the {name} data end with the token that ends a text: it is left out, as it must be to generate"
+    said = f"removed the end-of-text token from prompts of the {name} data, where it would prevent generation"
     return rows, [*[said] * ended, *_said(name, texts, rows, endings, limit, cut, lost)]
 
 
@@ -241,21 +241,21 @@ def _said(
     if endings.packed:
         yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
     if cut:
-        more = "" if texts[0][1] is not None else f"; {argument('packing', True)} loses nothing"
-        yield f"{cut:,} texts of the {name} data are longer than {limit} tokens and are cut there{more}"
+        more = "" if texts[0][1] is not None else f"; {argument('packing', True)} avoids truncation"
+        yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated{more}"
     if lost:
-        yield f"{lost:,} texts of the {name} data have nothing left to learn and were left out"
+        yield f"{lost:,} texts of the {name} data have no tokens to learn and were skipped"
 
 
 def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """The tokens of texts of any length, with those that the tokenizer adds, and which of them are special."""
+    """Yield the tokens of texts of any length, including special tokens, and a mask of the special ones."""
     for start in range(0, len(texts), _CHUNK):
         for encoding in tokenizer.whole(texts[start : start + _CHUNK]):
             yield encoding.ids, encoding.special_tokens_mask
 
 
 def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
-    """Refuse a base or an adapter that reads the tokens after a token, which could copy what it is to say.
+    """Reject a base or an adapter that reads tokens after a token, and could copy its target.
 
     Raises:
         BaseModelError: the logits of a token change with the last token.
@@ -269,8 +269,8 @@ def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
         one, two = model.result(model.placed(pair.inputs(np.arange(2))))[:, :-1].float()
     if not torch.allclose(one, two, rtol=0, atol=1e-3 * float(one.abs().max())):
         raise BaseModelError(
-            "reads tokens that come later, so it cannot learn to write them",
-            found="logits of a token that change with the last token of the text",
+            "reads later tokens, so it cannot learn to predict them",
+            found="logits of a token that depend on the last token of the text",
             expected="a causal language model",
             fix=f"capture one with {argument('with_cache', True)}, and train an adapter without a gate",
         )

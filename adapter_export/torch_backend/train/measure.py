@@ -1,4 +1,4 @@
-"""The metrics of a model on labelled rows, by the engine that judges answers: those of `adapter-export evaluate`."""
+"""Metrics of a model on labelled rows, by the engine of `adapter-export evaluate`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from adapter_export.torch_backend.train.data import Examples
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 
 LOSS = "loss"
-"""The name under which the loss decides, and is recorded."""
+"""Name of the loss as the selecting metric, and in records."""
 
 
 def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metric | None:
     """Return the metric that selects the best epoch, by default that of the objective; `None` is the loss.
 
     Raises:
-        UsageError: the task has no such metric.
+        UsageError: the task does not have this metric.
     """
     name = OBJECTIVES[problem].decides if wanted is None else wanted
     metrics = {metric.name: metric for metric in TASK_TYPES[problem].metrics(labels)}
@@ -32,29 +32,32 @@ def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metr
     if name not in metrics:
         expected = quoted((LOSS, *metrics))
         raise UsageError(
-            f"the task `{problem}` has no such metric", where=argument("metric"), found=f"`{name}`", expected=expected
+            f"the task `{problem}` lacks this metric",
+            where=argument("metric"),
+            found=f"`{name}`",
+            expected=expected,
         )
     return metrics[name]
 
 
 def measure(found: Judged) -> dict[str, float]:
-    """Return the metrics of judged rows by name; one that is not defined for them is left out."""
+    """Return the metrics of scored rows by name, without undefined ones."""
     values = found.measure(np.arange(found.units))
     named = zip(found.metrics, values, strict=True)
     return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
 
 
 def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> Judged:
-    """Judge rows by the metrics of a task.
+    """Score rows by the metrics of a task.
 
     Args:
-        task: the task of the results; `None` for language modelling, which has no head.
-        results: as `TextExamples.matched` returns them.
-        targets: likewise.
+        task: task of the results; `None` for language modelling, which has no head.
+        results: as returned by `TextExamples.matched`.
+        targets: as returned by `TextExamples.matched`.
         examples: the rows, in the same order.
 
     Raises:
-        DataError: the rows cannot be judged, such as one row alone that has no neighbour.
+        DataError: the rows cannot be scored, such as a single row without neighbours.
     """
     found, wanted = results.double().numpy(), targets.numpy()
     if task is None:
@@ -64,7 +67,7 @@ def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Exampl
 
 
 def cosine_apart(vectors: Tensor, classes: Tensor) -> float:
-    """Return the mean cosine of two rows of different classes; NaN if all are of one."""
+    """Return the mean cosine of two rows of different classes; NaN if all have one class."""
     unit = F.normalize(vectors.double(), dim=-1)
     counts = torch.bincount(classes)
     sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, classes, unit)

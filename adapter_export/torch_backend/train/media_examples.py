@@ -1,4 +1,4 @@
-"""Images and audio as a training loop wants them, by the processor of transformers that the base was made with."""
+"""Images and audio for a training loop, preprocessed by the base's transformers processor."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MediaSource:
 
     @classmethod
     def of(cls, media: CapturedMedia, inputs: Sequence[InputRecord]) -> MediaSource:
-        """Make the processor of its file, for a base with these inputs.
+        """Create the processor from its file, for a base with these inputs.
 
         Raises:
-            BaseModelError: transformers cannot.
+            BaseModelError: transformers cannot create it.
         """
         axes = next(one.axes for one in inputs if one.name == media.record.input)
         one_length = not media.record.modality.has_rate or all(isinstance(axis, int) for axis in axes[1:])
@@ -41,12 +41,12 @@ class MediaSource:
 
     @property
     def medium(self) -> str | None:
-        """The modality of the files."""
+        """Modality of the files."""
         return self.media.record.medium
 
     @property
     def digest(self) -> str | None:
-        """The digest of the processor."""
+        """Digest of the processor."""
         return self.media.record.digest
 
     def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> MediaExamples:  # noqa: ARG002
@@ -54,7 +54,7 @@ class MediaSource:
         return MediaExamples.of(texts, answers, self, problem)
 
     def record(self) -> dict[str, Any]:
-        """Return nothing: the record of the task has the digest of the processor."""
+        """Return an empty record: the record of the task has the digest of the processor."""
         return {}
 
     def contents(self, file: LabelledFile) -> np.ndarray:
@@ -68,16 +68,16 @@ class MediaSource:
 
 @dataclass(frozen=True)
 class MediaExamples:
-    """Files, made values batch by batch.
+    """Files, preprocessed batch by batch.
 
     Attributes:
         texts: the files.
         answers: classes [rows], labels that apply [rows, labels], or numbers [rows, numbers].
-        lengths: the samples of each audio file, where the processor does not make them all of one length; else 1.
-        source: what makes values of them.
-        problem: what the rows ask.
-        cut: indices of files that are longer than the model reads.
-        lost: empty: no answer lies in what is cut.
+        lengths: samples of each audio file, unless the processor makes them equally long; otherwise 1.
+        source: preprocesses the files.
+        problem: task type of the rows.
+        cut: indices of files that exceed the model's maximum length.
+        lost: empty: no answer is affected by truncation.
         highest: empty: files have no tokens.
     """
 
@@ -94,10 +94,10 @@ class MediaExamples:
     def of(
         cls, texts: Sequence[LabelledFile], answers: Any, source: MediaSource, problem: ProblemType
     ) -> MediaExamples:
-        """Read each file once, so that one that cannot be read is named before the first step.
+        """Read each file once, so that unreadable files are reported before the first step.
 
         Raises:
-            DataError: there is such a file.
+            DataError: a file cannot be read.
         """
         limit = source.media.record.modality.limit(source.media.record.steps or ())
         sizes = np.array([source.contents(file).size for file in texts], np.int64)
@@ -107,7 +107,7 @@ class MediaExamples:
 
     @property
     def limit(self) -> str:
-        """The longest file that is read whole."""
+        """Maximum length of a file without truncation."""
         record = self.source.media.record
         limit = record.modality.limit(record.steps or ())
         return "" if limit is None else f"{limit:,} samples"
@@ -124,7 +124,7 @@ class MediaExamples:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the files, their answers and the processor; a run resumes only where it is the same."""
+        """SHA-256 of the files, their answers and the processor; a run resumes only if it is equal."""
         digest = hashlib.sha256(self.source.media.record.digest.encode())
         for file in self.texts:
             digest.update(file.sha256.encode())
@@ -132,21 +132,21 @@ class MediaExamples:
         return digest.hexdigest()
 
     def only(self, rows: Rows) -> MediaExamples:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the given order."""
         answers = np.asarray(self.answers)[rows]
         return replace(self, texts=[self.texts[row] for row in rows], answers=answers, lengths=self.lengths[rows])
 
     @property
     def sizes(self) -> frozenset[int]:
-        """The different lengths."""
+        """Distinct lengths."""
         return frozenset(self.lengths.tolist())
 
     def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
-        """Yield some rows in one call; unless `pads`, in a call for each length.
+        """Yield some rows in one call; unless `pads`, in one call per length.
 
         Raises:
-            DataError: a file cannot be read any more.
-            BaseModelError: the processor refuses one.
+            DataError: a file can no longer be read.
+            BaseModelError: the processor rejects one.
         """
         name = self.source.media.record.input
         for places in of_one_call(self.lengths[rows], pads=pads):
@@ -154,5 +154,5 @@ class MediaExamples:
             yield Call({name: torch.from_numpy(self.source.processor(contents, name))}, places)
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the results of a head for some rows, and what they should be."""
+        """Return the results of a head for some rows, and the targets."""
         return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)

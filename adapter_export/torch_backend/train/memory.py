@@ -1,4 +1,4 @@
-"""The memory that a step of training needs, seen in passes of torch."""
+"""Memory needed by a training step, measured in forward passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 
 _COPIES = 4
-"""Copies of a tensor that Adam trains: itself, its gradient, and two moments."""
+"""Copies of a tensor trained by Adam: the tensor, its gradient, and two moments."""
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -22,9 +22,9 @@ Inputs = Mapping[str, np.ndarray]
 def training_memory(
     base: TorchBase, adapter: Adapter, sites: SiteMap, one_row: Inputs, two_rows: Inputs, rows: int
 ) -> int:
-    """Return the bytes that a step of training needs at least: weights, gradients, moments, and what backward reads.
+    """Return the minimum bytes of a training step: weights, gradients, moments, and tensors saved for backward.
 
-    The last is seen in a pass over one row and one over two of the same length, and grows with the rows.
+    The saved tensors are measured in passes over one row and over two of the same length, and extrapolated to `rows`.
 
     Raises:
         AdapterError, RequestError: the base cannot compute such rows.
@@ -45,6 +45,6 @@ def training_memory(
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             result = model.hidden(**{name: torch.from_numpy(array) for name, array in inputs.items()})
         kept.append(sum(seen.values()))
-        del result  # and with it what was kept
+        del result  # releases the saved tensors
     held = sum(tensor.numel() * tensor.element_size() for tensor in weights)
     return held + _COPIES * adapter.cost().bytes + kept[0] + (rows - 1) * (kept[1] - kept[0])

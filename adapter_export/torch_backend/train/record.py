@@ -42,9 +42,9 @@ class TrainingResult:
 
     Attributes:
         history: its epochs.
-        best_epoch: the best of them, from 1.
-        losses: the loss of each step.
-        resumed_at: the step at which it resumed, if it did.
+        best_epoch: the best epoch, from 1.
+        losses: loss of each step.
+        resumed_at: step at which it resumed, if it did.
     """
 
     history: Sequence[EpochRecord]
@@ -54,12 +54,12 @@ class TrainingResult:
 
     @property
     def steps(self) -> int:
-        """The number of its steps."""
+        """Number of its steps."""
         return len(self.losses)
 
     @property
     def best(self) -> EpochRecord:
-        """The best epoch, whose weights the model holds."""
+        """Best epoch, whose weights the model has."""
         return self.history[self.best_epoch - 1]
 
 
@@ -91,7 +91,7 @@ def training_record(
 
 
 def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str) -> None:
-    """Plot the loss of steps, and loss and metrics of validation over the epochs, as PNG; replace an existing file."""
+    """Plot the training loss per step, and the validation loss and metrics per epoch, as PNG; replaces the file."""
     figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, scores = figure.subplots(1, 2, sharex=True)

@@ -21,22 +21,22 @@ class LoopSpec:
     """Settings of the training loop; the defaults suit a few thousand sentences and a bottleneck of 64.
 
     Attributes:
-        clip: the largest norm of the gradient of all tensors together; longer gradients are scaled down to it.
+        clip: maximum norm of the gradient of all tensors together; longer gradients are scaled down to it.
         checkpoint_steps: steps between two checkpoints; one is also written after each epoch.
-        fusion_temperature_decay: fraction of its first temperature that a fusion loses in each step, down to 1.
+        fusion_temperature_decay: fraction of its initial temperature that a fusion loses in each step, down to 1.
         value_penalty: coefficient of ‖I − V‖² in the loss, over the value projections of a fusion.
-        temperature: divides the cosines in the loss of vectors; `None` is that of the loss.
-        precision: of matrix products; `no` is float32.
+        temperature: divisor of the cosines in the loss of vectors; `None` uses the loss' default.
+        precision: precision of matrix products; `no` is float32.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     epochs: Annotated[int, "Maximum passes over the training rows."] = 4
     batch_size: Annotated[int, "Rows per step."] = 32
     learning_rate: Annotated[float, "Peak learning rate."] = 1e-3
     warmup: Annotated[float, "Fraction of the steps over which the learning rate rises."] = 0.1
-    # decoupled, not of biases and norms (Loshchilov & Hutter 2019, §2)
+    # decoupled, without biases and norms (Loshchilov & Hutter 2019, §2)
     weight_decay: Annotated[float, "Weight decay (projection matrices only)."] = 0.01
     patience: Annotated[int, "Stop after N epochs without an improvement."] = 3
     gradient_accumulation: Annotated[int, "Split each batch into N micro-batches; the update is unchanged."] = 1
@@ -108,7 +108,7 @@ class ContrastiveLoss:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device of a run, its precision, its threads and its trackers."""
+    """Device of a run, its precision, threads and trackers."""
 
     device: Annotated[
         str | None, Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; defaults to the best available device.", "NAME")
@@ -128,10 +128,10 @@ class Machine:
     def __post_init__(self) -> None:
         if self.resume and self.restart:
             both = f"{argument('resume')} and {argument('restart')}"
-            raise UsageError(f"{both} exclude each other", fix="give one of them")
+            raise UsageError(f"{both} exclude each other", fix="pass only one")
 
     def checkpoints(self, output: Path | None) -> Path | None:
-        """Return the folder of an interrupted run, beside its output; to restart it is removed.
+        """Return the folder of an interrupted run, beside its output; it is deleted if the run restarts.
 
         Raises:
             UsageError: there is no output.
@@ -139,21 +139,21 @@ class Machine:
         """
         if output is None:
             if self.resume or self.restart:
-                fix = f"give {argument('output')}"
-                raise UsageError("only a run with an output can be interrupted and go on", fix=fix)
+                fix = f"pass {argument('output')}"
+                raise UsageError("only a run with an output can be resumed", fix=fix)
             return None
         partial = output.with_name(f"{output.name}.partial")
         if self.restart:
             shutil.rmtree(partial, ignore_errors=True)
         if self.resume and not partial.exists():
-            fix = f"leave {argument('resume')} out to begin one"
+            fix = f"remove {argument('resume')} to start a run"
             raise TrainingError("there is no interrupted run", where=partial, fix=fix)
         return partial
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Weights of the three losses of a distillation, and how the first two are computed."""
+    """Weights of the three losses of a distillation, and settings of the first two."""
 
     soft: Annotated[float, "Weight of the loss on the teacher's logits."] = 1.0
     hidden: Annotated[float, "Weight of the loss on the teacher's hidden states."] = 1.0

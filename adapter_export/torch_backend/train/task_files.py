@@ -1,4 +1,4 @@
-"""The examples of a task: its tables as a base takes their rows, split in two, and what is known of them."""
+"""Examples of a task: rows of its tables as inputs of a base, split in two, with facts about them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from adapter_export.torch_backend.train.data import LabelledExamples, Rows, RowS
 
 @dataclass(frozen=True)
 class TextTask:
-    """The rows of a task, and what is known of them.
+    """Rows of a task, with facts about them.
 
     Attributes:
-        problem: what is to be learnt.
-        labels: the name of each class; empty where there are none.
-        numbers: how many numbers a regression learns; 0 for other tasks.
-        training: the rows to learn from.
-        validation: the rows that decide which epoch is the best.
-        test: rows that decide nothing.
-        sources: the files with their sha256 and numbers of rows, for the training record.
+        problem: task type to learn.
+        labels: name of each class; empty without classes.
+        numbers: number of outputs of a regression; 0 for other tasks.
+        training: training rows.
+        validation: rows that select the best epoch.
+        test: rows that are only scored.
+        sources: the files with their SHA-256 and numbers of rows, for the training record.
         notes: warnings about the data, each a clause.
     """
 
@@ -42,22 +42,22 @@ class TextTask:
 
     @property
     def parts(self) -> dict[str, LabelledExamples]:
-        """The rows by what they are for: `training`, `validation` and, if there are any, `test`."""
+        """Rows by split: `training`, `validation` and, if present, `test`."""
         test = {} if self.test is None else {"test": self.test}
         return {"training": self.training, "validation": self.validation, **test}
 
 
 def read_task(tables: TrainingTables, source: RowSource, *, side: Side = "right", seed: int = 0) -> TextTask:
-    """Make examples of the rows of tables, and split what is to be split by the seed.
+    """Make examples of the rows of tables, splitting them with the seed if necessary.
 
     Args:
         tables: the rows.
         source: makes examples of them.
-        side: where texts are cut.
-        seed: of the split.
+        side: side on which texts are truncated.
+        seed: seed of the split.
 
     Raises:
-        DataError: a part of the rows cannot be measured.
+        DataError: a split cannot be scored.
         RequestError: the base has an input that text cannot fill.
     """
     files, problem = tables.files, tables.files.problem
@@ -102,7 +102,7 @@ def read_task(tables: TrainingTables, source: RowSource, *, side: Side = "right"
 
 
 def read_examples(tables: TrainingTables, source: RowSource, *, side: Side = "right") -> LabelledExamples:
-    """Make examples of the training file alone, unsplit, for a head that there is.
+    """Make examples of the training file only, without splitting it, for an existing head.
 
     Raises:
         RequestError: the base has an input that text cannot fill.
@@ -111,7 +111,7 @@ def read_examples(tables: TrainingTables, source: RowSource, *, side: Side = "ri
 
 
 def _halves(kind: TaskType, whole: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Return the rows to learn from and those to validate by: by class, by group, or as they come."""
+    """Return training rows and validation rows: by class, by group, or in order."""
     if kind.stratified:
         return split(np.asarray(whole.answers), fraction, seed)
     groups = [kind.group(text) for text in whole.texts]
@@ -125,12 +125,12 @@ def _warnings(name: str, tables: TrainingTables, examples: LabelledExamples) -> 
     yield from table.remarks(name, examples.word)
     if examples.cut:
         where = lines_of([table.lines[at] for at in examples.cut])
-        yield f"{len(examples.cut):,} {word} of the {name} data are longer than {examples.limit} and are cut ({where})"
+        yield f"{len(examples.cut):,} {word} of the {name} data exceed {examples.limit} and are truncated ({where})"
     if examples.lost:
         where = lines_of([table.lines[at] for at in examples.lost])
-        yield f"{len(examples.lost):,} answers of the {name} data lie in what is cut and cannot be learnt ({where})"
+        yield f"{len(examples.lost):,} answers of the {name} data are truncated and cannot be learned ({where})"
     known = set(tables.tables["training"].texts) if name != "training" else set()
     shared = [line for text, line in zip(table.texts, table.lines, strict=True) if text in known]
     if shared:
-        said = f"{len(shared):,} {word} of the {name} data are in the training data, too, so its scores flatter"
+        said = f"{len(shared):,} {word} of the {name} data are also in the training data, which inflates the scores"
         yield f"{said} ({lines_of(shared)})"

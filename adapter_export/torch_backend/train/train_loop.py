@@ -1,4 +1,4 @@
-"""The training loop on accelerate: an adapter learns, and the base stays unchanged."""
+"""Training loop on accelerate: an adapter is trained, and the base is frozen."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from adapter_export.torch_backend.train.settings import LoopSpec, Machine, Preci
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Return the factor on the learning rate at a step (from 0): linear up to 1 over the warm-up, then down towards 0.
+    """Return the factor on the learning rate at a step (from 0): linear up to 1 during warm-up, then down towards 0.
 
     It is above 0 at every step, so that no step is wasted. `warmup` is a fraction, at least 0 and below 1.
     """
@@ -67,11 +67,11 @@ def evaluate(
     accelerator: Accelerator | None = None,
     cache: HiddenCache | None = None,
 ) -> Scores:
-    """Compute the scores of a model on all processes and keep its mode; `cache` is of these rows.
+    """Compute the scores of a model on all processes and restore its mode; `cache` is of these rows.
 
     Raises:
-        AdapterError: it has no head, and the base gives no next token.
-        TrainingError: memory is out.
+        AdapterError: it has no head, and the base has no logits of the next token.
+        TrainingError: memory is exhausted.
     """
     rows, results, targets = answered(model, examples, settings, accelerator, cache)
     task = None if examples.problem == CAUSAL_LM else model.task
@@ -94,9 +94,9 @@ def answered(
     accelerator: Accelerator | None = None,
     cache: HiddenCache | None = None,
 ) -> tuple[Rows, Tensor, Tensor]:
-    """Compute the results of a model: the rows in another order, and `matched` of them; errors are those of `evaluate`.
+    """Compute the results of a model: the rows in their new order, and `matched` of them; errors as for `evaluate`.
 
-    All processes compute a part of them, and get all.
+    Each process computes a part of them, and gets all.
     """
     if accelerator is None:
         with _engine(model, settings).open() as own:
@@ -128,18 +128,18 @@ def train(
     teacher: Teacher | None = None,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
-    """Train an attached adapter, or a student; afterwards the model holds the best epoch's weights, in `eval` mode.
+    """Train an attached adapter, or a student; the model then has the best epoch's weights, in `eval` mode.
 
-    The same model, data, settings, number of threads and of processes give the same weights bit for bit, interrupted or
-    not: a run goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
+    The same model, data, settings, number of threads and of processes give bit-identical weights, even if interrupted:
+    a run resumes from the checkpoint in the folder `checkpoints`. The state of torch's global generator is restored.
 
-    Several processes, each with the same model and data, share the rows of each step and end with the same weights:
-    those of one process but for rounding, if there is no dropout.
+    Several processes, each with the same model and data, share the rows of each step and end with the same weights,
+    which equal those of one process within rounding if there is no dropout.
 
     Raises:
         UsageError: a metric or class weights that the task does not have.
-        TrainingError: there is no head, the loss or the gradient became NaN or Inf, memory is out, the folder holds a
-            checkpoint of another run, or another process has other data or settings.
+        TrainingError: there is no head, the loss or the gradient became NaN or Inf, memory is exhausted, the folder
+            contains a checkpoint of another run, or another process has other data or settings.
         WriteError: a checkpoint could not be written.
     """
     settings = settings or LoopSpec()
@@ -149,20 +149,20 @@ def train(
                 model, data, settings, checkpoints=checkpoints, accelerator=own, teacher=teacher, reporter=reporter
             )
     if model.head_name is None and data.training.problem != CAUSAL_LM:
-        raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
+        raise TrainingError("the adapter has no head to train", fix="add a head")
     if not model.learned():
-        raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
+        raise TrainingError("no tensor of the adapter is trainable", fix="name the tensors to train when you attach it")
     alone = accelerator.num_processes == 1 and teacher is None
     if OBJECTIVES[data.training.problem].compares and settings.gradient_accumulation > 1 and not alone:
         raise UsageError(
-            "the rows of a step are compared with each other, so only one process without a teacher splits them",
+            "the loss compares the rows of a step, so they can be split only by one process without a teacher",
             where=argument("gradient_accumulation"),
             found=f"{accelerator.num_processes} processes" if teacher is None else "a teacher",
-            fix=f"leave it out, or give a smaller {argument('batch_size')}",
+            fix=f"remove it, or use a smaller {argument('batch_size')}",
         )
     if teacher is not None and OBJECTIVES[data.training.problem].compares and accelerator.num_processes > 1:
         raise UsageError(
-            "a student that learns vectors learns in one process",
+            "a student that learns vectors must be trained in one process",
             found=f"{accelerator.num_processes} processes",
             fix="start it without `torchrun`",
         )
@@ -174,7 +174,7 @@ def train(
 
 
 class _Pace:
-    """Running means of the loss and of the rows per second, in which the last steps count most."""
+    """Running means of the loss and of the rows per second, weighted towards the last steps."""
 
     _SMOOTHING = 0.95
 
@@ -182,7 +182,7 @@ class _Pace:
         self._means: tuple[float, ...] = ()
 
     def label(self, loss: float, speed: float, history: Sequence[EpochRecord]) -> str:
-        """Return what a reporter shows after a step: the epoch, the means, and the last value of the first metric."""
+        """Return the progress label after a step: the epoch, the means, and the last value of the first metric."""
         old, new = self._SMOOTHING, 1 - self._SMOOTHING
         now = (loss, speed)
         self._means = tuple(old * x + new * y for x, y in zip(self._means, now, strict=True)) if self._means else now
@@ -192,7 +192,7 @@ class _Pace:
 
 
 class _Run:
-    """The state of a run, and its next step."""
+    """State of a run, and its next step."""
 
     def __init__(
         self,
@@ -210,13 +210,13 @@ class _Run:
         self._objective = OBJECTIVES[data.training.problem].of(settings, task)
         weights = _class_weights(model, data.training, settings)
         self._class_weights = None if weights is None else weights.to(accelerator.device)
-        deciding(data.training.problem, _labels(model), settings.metric)  # before an epoch is lost to a wrong one
+        deciding(data.training.problem, _labels(model), settings.metric)  # fail before the first epoch
         self._tensors = model.learned()
         self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
         self._layers = [] if model.adapter is None else list(model.adapter.layers(model.sites).values())
         if settings.drop_layers and settings.drop_layers >= len(self._layers):
             raise UsageError(
-                "at least one layer must always learn",
+                "at least one layer must always be trained",
                 where=argument("drop_layers"),
                 found=settings.drop_layers,
                 expected=f"fewer than the {len(self._layers)} layers with adapters",
@@ -255,7 +255,7 @@ class _Run:
                     budget -= made.bytes if made else 0
 
     def _check_processes(self) -> None:
-        """Refuse to share the rows of a step with a process that has others."""
+        """Raise an error if another process has other rows."""
         if self._accelerator.num_processes == 1:
             return
         found: list[Any] = gather_object([self._identity])
@@ -265,12 +265,12 @@ class _Run:
                     "the processes were not started with the same data and settings",
                     where=f"process {process} of {len(found)}",
                     **difference(other, found[0]),
-                    fix="start all with the same arguments, and give each machine the same files",
+                    fix="start all with the same arguments and files",
                 )
 
     def _start_trackers(self) -> None:
         def refusal(reason: str) -> UsageError:
-            fix = "set it up by its own variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`"
+            fix = "configure it with its environment variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`"
             return UsageError("a tracker cannot start", where=argument("log_to"), found=reason, fix=fix)
 
         facts = {name: str(fact) for name, fact in self._identity.items()}
@@ -319,7 +319,7 @@ class _Run:
         self._save()
 
     def _log(self, values: dict[str, float]) -> None:
-        """Give the trackers and the reporter what was measured after the last step."""
+        """Pass the measurements of the last step to the trackers and the reporter."""
         self._accelerator.log(values, step=self._state.step)
         self._reporter.measure(values, self._state.step)
 
@@ -363,7 +363,7 @@ class _Run:
             distance = torch.stack([each.square().sum() for each in apart]).sum()
             accelerator.backward(self._settings.value_penalty * distance)
         norm = accelerator.clip_grad_norm_(tensors, self._settings.clip).item()
-        overflow = accelerator.scaler is not None  # which leaves the step out and lowers its scale
+        overflow = accelerator.scaler is not None  # the scaler skips the step and lowers its scale
         for name, value in (("loss", loss), *(() if overflow else (("gradient", norm),))):
             if not math.isfinite(value):
                 raise self._not_finite(name, value, rows)
@@ -379,12 +379,12 @@ class _Run:
             self._model.leave_out([site for layer in self._layers[:drawn] for site in layer])
 
     def _loss(self, rows: Rows) -> Loss:
-        """Return the loss of this process's share of some rows; where the loss compares rows, of all of them."""
+        """Return the loss of this process's share of some rows; of all rows if the loss compares them."""
         examples, accelerator = self._data.training, self._accelerator
         shares = np.array_split(rows, accelerator.num_processes)
         own = shares[accelerator.process_index]
         counts = len(own) > 0 or self._objective.compares
-        read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
+        read = own if len(own) else rows[:1]  # every process needs a gradient for the sum, even without rows
         with accelerator.autocast():
             if self._teacher is None:
                 results = results_of(self._model, examples, read, self._caches[1]).float()
@@ -407,7 +407,7 @@ class _Run:
         """Add the gradient of a loss that compares all rows, with the activations of one part in memory at a time.
 
         The gradient of the loss by the results is computed first, from results without activations; then each part is
-        computed again, with the same dropout, and the gradient goes through it (GradCache; Gao et al. 2021, §3).
+        computed again, with the same dropout, and backpropagates its gradient (GradCache; Gao et al. 2021, §3).
 
         Returns:
             The sum of the loss, and the weight of the rows.
@@ -426,7 +426,7 @@ class _Run:
         whole.requires_grad_()
         total, weight = self._objective.loss(*examples.matched(whole, rows), self._class_weights)
         accelerator.backward(total / len(rows))
-        assert whole.grad is not None  # the loss of a single row, which nothing is compared with, is a constant 0
+        assert whole.grad is not None  # a single row has no others to compare with: its loss is a constant 0
         gradients = torch.split(whole.grad, [len(part) for part in parts])
         for part, seed, gradient in zip(parts, seeds, gradients, strict=True):
             (results(part, seed) * gradient).sum().backward()  # type: ignore[no-untyped-call]
@@ -435,7 +435,7 @@ class _Run:
     def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:
         """Sum the gradients of all processes in place, and return their summed `sums`."""
         if self._objective.compares:
-            sums = sums / self._accelerator.num_processes  # each of them has computed the whole
+            sums = sums / self._accelerator.num_processes  # each process has computed all of it
         flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
         flat = self._accelerator.reduce(flat, "sum")
         sums, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
@@ -451,7 +451,7 @@ class _Run:
             f"the {name} is not finite",
             where=f"step {state.step + 1}, epoch {len(state.history) + 1}, {self._first_broken(rows)}",
             found=value,
-            fix=f"lower the learning rate ({argument('learning_rate')}), or look for broken rows in the data{kept}",
+            fix=f"lower the learning rate ({argument('learning_rate')}), or check the data for malformed rows{kept}",
         )
 
     def _first_broken(self, rows: Rows) -> str:
@@ -501,24 +501,24 @@ class _Run:
 
 @contextmanager
 def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
-    """Turn an out-of-memory error into one that names the settings to lower."""
+    """Convert an out-of-memory error to one that names the settings to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError; a processor has no own
+    except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is one; the CPU raises others
         out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not out:
             raise
         raise TrainingError(
-            "memory is out",
+            "out of memory",
             where=where,
             found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
-            fix=f"raise {argument('gradient_accumulation')}, which gives the same result, or lower "
+            fix=f"raise {argument('gradient_accumulation')}, which does not change the result, or lower "
             f"{argument('batch_size')}, {argument('max_tokens')} or {argument('cache_mb')}",
         ) from error
 
 
 def _engine(model: AdaptedModel, settings: LoopSpec) -> Engine:
-    """Return the engine of the device that the model is on."""
+    """Return the engine of the model's device."""
     device = next((tensor.device.type for tensor in model.parameters()), "cpu")
     return Engine(Machine(device, cast("Precision", settings.precision)))
 

@@ -515,7 +515,7 @@ class TestFolders:
         (folder / "pytorch_adapter.bin").write_bytes(
             b"\x80\x02cposix\nsystem\nq\x00X\x02\x00\x00\x00lsq\x01\x85q\x02R."
         )
-        with pytest.raises(FormatError, match=r"could run code when it is loaded; found `posix\.system`"):
+        with pytest.raises(FormatError, match=r"could run code when loaded; found `posix\.system`"):
             load(folder, bert)
 
 

@@ -76,7 +76,7 @@ def test_a_tokenizer_that_ends_texts_with_the_token_of_padding(minilm_folder: Pa
     assert not [note for note in heard.notes if "pad_token_id" in note]
     archive = ae.capture(tmp_path / "base", tmp_path / "model.pt")
     ae.import_peft(tmp_path / "adapter", archive, reporter=heard, **choices)
-    assert [note for note in heard.notes if "ends texts with the token 102" in note]
+    assert [note for note in heard.notes if "ends texts with token 102" in note]
     config = tmp_path / "base" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": 102}))  # [SEP]
     with pytest.raises(AdapterError, match=r"skips padding.*found `pad_token_id` 102"):

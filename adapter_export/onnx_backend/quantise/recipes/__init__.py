@@ -1,7 +1,7 @@
-"""Recipes that bring a base of float32 into another precision, one module each; found by scanning this package.
+"""Recipes that convert a float32 base to another precision, one module each; found by scanning this package.
 
-A recipe changes a graph as a protobuf message. A new precision is a row in `format/precision.py`, a recipe here, and
-how `numerics` in `onnx_backend/base/onnx_base.py` recognises it.
+A recipe changes a graph as a protobuf message. To add a precision, add a row in `format/precision.py`, a recipe here,
+and its detection to `numerics` in `onnx_backend/base/onnx_base.py`.
 """
 
 from __future__ import annotations
@@ -25,4 +25,4 @@ def _scanned() -> Mapping[PrecisionName, Recipe]:
 
 
 RECIPES = _scanned()
-"""The recipe of each precision but float32."""
+"""Recipe of each precision except float32."""

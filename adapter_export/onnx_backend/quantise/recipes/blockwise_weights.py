@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits in blocks of a column, by ONNX Runtime's quantiser of `MatMulNBits`."""
+"""Weights of 8 or 4 bits in blocks of a column, by ONNX Runtime's quantizer for `MatMulNBits`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adapter_export.onnx_backend.quantise.protos import int8_tables, multiplied,
 from adapter_export.onnx_backend.quantise.recipes import Recipe
 
 _FLOAT32_LEVEL, _INT8_LEVEL = 1, 4
-"""Accuracy levels of `MatMulNBits`: how it takes activations. Without one, machines differ by more than that saves."""
+"""Accuracy levels of `MatMulNBits` for activations. Without one, machines differ too much."""
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 32, 64
-"""Weights of `MatMulNBits` that share one scale: what is most exact, and what is fastest beside 8-bit activations.
+"""Block sizes of `MatMulNBits`: the most accurate, and the fastest with 8-bit activations.
 
-In larger ones (with 4 bits, in those above 32) tokens are multiplied two by two, and the last of an odd number by
-another kernel: what rounding to 8 bits makes of that difference moves a token by a hundredth."""
+With larger blocks (with 4 bits, above 32), tokens are multiplied in pairs and the last of an odd number by another
+kernel; after rounding to 8 bits, that difference moves a token by one percent."""
 
 _QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
 
-# undo what the quantiser's module does to the root logger on import: all libraries would write to it
+# undo the quantizer's `basicConfig` on import, or all libraries would log through it
 for _handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == _QUANTISER_LOG]:
     logging.root.removeHandler(_handler)
     logging.root.setLevel(logging.WARNING)
@@ -38,15 +38,16 @@ def _weights(proto: onnx.ModelProto, precision: Precision, *, bits: int) -> onnx
 
 
 def _blockwise(proto: onnx.ModelProto, bits: int, *, exact: bool) -> onnx.ModelProto:
-    """Weights in blocks; activations in 8 bits, too, block by block of one token, unless they are to be exact.
+    """Quantize weights in blocks; activations to 8 bits, too, in blocks of one token, unless `exact`.
 
-    ONNX Runtime passes over NaN where it rounds them. So what it computes is multiplied by 1 + 0·Σx, which is 1 or NaN.
+    ONNX Runtime loses NaN when it rounds activations. The result is therefore multiplied by 1 + 0·Σx, which is 1 or
+    NaN.
     """
     ONNXModel(proto).replace_gemm_with_matmul()
     matrices = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     rows = [tensor.dims[0] for tensor in proto.graph.initializer if tensor.name in matrices and len(tensor.dims) == 2]
     narrowest = min(rows, default=1)
-    wide = 1 << max(narrowest, 1).bit_length() - 1  # a column is filled up with zeros to a whole block
+    wide = 1 << max(narrowest, 1).bit_length() - 1  # columns are zero-padded to a whole block
     config = DefaultWeightOnlyQuantConfig(
         block_size=_SMALLEST_BLOCK if exact or bits < 8 else min(max(wide, _SMALLEST_BLOCK), _LARGEST_BLOCK),
         is_symmetric=False,

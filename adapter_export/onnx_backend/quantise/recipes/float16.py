@@ -1,4 +1,4 @@
-"""A base in float16, by ONNX Runtime's converter."""
+"""Convert a base to float16 with ONNX Runtime's converter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.onnx_backend.quantise.recipes import Recipe
 
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
-"""Weights of float16 are kept between these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
+"""Range of float16 weights. A mask of -1e4 works like -1e38, and two of them do not overflow."""
 
 
 def _float16(proto: onnx.ModelProto, _precision: Precision) -> onnx.ModelProto:
@@ -27,10 +27,10 @@ def _float16(proto: onnx.ModelProto, _precision: Precision) -> onnx.ModelProto:
 
 
 def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
-    """The names of products that read a transpose of the batch, and of those transposes.
+    """Return the names of products that read a transpose of the batch, and of those transposes.
 
-    On a CPU, ONNX Runtime puts a cast between the two where they are float16, and then its MatmulTransposeFusion kills
-    the process (seen with 1.32). torch's own `nn.TransformerEncoder` has them.
+    On the CPU, ONNX Runtime inserts a cast between the two if they are float16, and then its MatmulTransposeFusion
+    crashes the process (seen with 1.32). torch's `nn.TransformerEncoder` has them.
     """
     transposes, kept = {}, []
     for index, node in enumerate(graph.node):

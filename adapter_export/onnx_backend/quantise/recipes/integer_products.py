@@ -1,4 +1,4 @@
-"""Products of 8-bit integers, with a scale for each token and for each column of a weight."""
+"""Products of 8-bit integers, with a scale per token and per column of a weight."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from adapter_export.onnx_backend.quantise.recipes import Recipe
 
 _LARGEST_ACTIVATION, _ZERO = 127, 128
 _LARGEST_WEIGHT = 63
-"""Processors without VNNI add up two products of bytes in 16 bits, and cut off what does not fit: 2 x 255 x 63 does."""
+"""Maximum weight: processors without VNNI add two byte products in 16 bits and saturate; 2 x 255 x 63 fits."""
 
 _TINY = 1e-30
 
 _AXES_OF_MAX_OPSET = 18
-"""From this opset on, the axes of `ReduceMax` and `ReduceMean` are an input."""
+"""First opset in which the axes of `ReduceMax` and `ReduceMean` are an input."""
 
 
 def _int8(proto: onnx.ModelProto, _precision: Precision) -> onnx.ModelProto:
-    """Products of integers, with a scale for each token and for each column of a weight.
+    """Quantize products to integers, with a scale per token and per column of a weight.
 
-    The scale of a token (ZeroQuant, Yao et al. 2022, §4.1) is computed from it alone, so the rows of a batch do not
-    depend on each other; `DynamicQuantizeLinear` has one for all of them. Its tables are in 8 bits as well.
+    The scale of a token (ZeroQuant, Yao et al. 2022, §4.1) depends on that token only, so rows of a batch are
+    independent; `DynamicQuantizeLinear` has one scale for all of them. Lookup tables are in 8 bits, too.
     """
     proto = int8_tables(proto)
     ONNXModel(proto).replace_gemm_with_matmul()
@@ -67,7 +67,7 @@ def _int8(proto: onnx.ModelProto, _precision: Precision) -> onnx.ModelProto:
 def _rounded(x: str, opset: int) -> Iterator[onnx.NodeProto]:
     """Write the largest absolute value of each token of `x`, [..., 1], and `x` as integers relative to it.
 
-    `ReduceMax` of ONNX Runtime passes over NaN. The mean does not, and is never above the largest value.
+    ONNX Runtime's `ReduceMax` ignores NaN. The mean does not, and never exceeds the maximum.
     """
     node = onnx.helper.make_node
     axes: list[str] = ["int8.axis"] if opset >= _AXES_OF_MAX_OPSET else []

@@ -17,4 +17,4 @@ def _found() -> Mapping[str, Objective]:
 
 
 OBJECTIVES: Mapping[str, Objective] = _found()
-"""All objectives by the name of their task type."""
+"""Objectives by task type."""

@@ -1,4 +1,4 @@
-"""The loss of the next token."""
+"""Loss of the next token."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from adapter_export.torch_backend.train.objectives.objective import Loss, Object
 
 
 class CausalLmObjective(Objective):
-    """Cross-entropy of each token that is learnt."""
+    """Cross-entropy of each target token."""
 
-    loss_name = "cross-entropy of a token (nats)"
+    loss_name = "cross-entropy per token (nats)"
 
     def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:  # noqa: ARG002
-        """Return the sum of losses that `LanguageExamples.matched` has computed: [tokens, 2], the first of both."""
+        """Return the sum of losses that `LanguageExamples.matched` has computed: column 0 of [tokens, 2]."""
         return results[:, 0].sum(), results.new_tensor(len(results))
 
 

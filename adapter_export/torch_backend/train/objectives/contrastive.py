@@ -1,4 +1,4 @@
-"""The base class of objectives that compare the vectors of a batch with each other."""
+"""Base class of objectives that compare the vectors of a batch with each other."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.settings import LoopSpec
 
 _CHUNK = 1024
-"""Rows that are compared with all others at a time."""
+"""Number of rows that are compared with all others at a time."""
 
 
 @dataclass(frozen=True)
 class Contrastive(Objective):
-    """A loss of cosines between the vectors of a batch, the sum of that at each width (Kusupati et al. 2022, eq. 1).
+    """Loss of cosines between the vectors of a batch, summed over widths (Kusupati et al. 2022, eq. 1).
 
     Attributes:
-        temperature: divides the cosines.
-        widths: widths beside the full one.
+        temperature: divisor of the cosines.
+        widths: widths besides the full one.
     """
 
     temperature: float
@@ -34,7 +34,7 @@ class Contrastive(Objective):
     compares = True
 
     def of(self, settings: LoopSpec, task: Task | None) -> Objective:
-        """Return the objective with the temperature of the settings, if they have one, and the widths of the task."""
+        """Return the objective with the temperature of the settings, if any, and the widths of the task."""
         temperature = self.temperature if settings.temperature is None else settings.temperature
         return replace(self, temperature=temperature, widths=() if task is None else task.widths)
 

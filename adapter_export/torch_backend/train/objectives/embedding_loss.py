@@ -1,4 +1,4 @@
-"""The loss of vectors of labelled texts."""
+"""Loss of vectors of labelled texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EmbeddingObjective(Contrastive):
     decides = "neighbour_accuracy"
 
     def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:  # noqa: ARG002
-        """Return the loss: each row shall be nearer to the rows of its class than to others.
+        """Return the loss, which moves each row closer to the rows of its class than to others.
 
         It is −mean over those of log softmax(cosine/temperature), the softmax over all other rows. A row that is the
         only one of its class does not count.

@@ -1,4 +1,4 @@
-"""The loss of any number of labels for each row."""
+"""Loss of any number of labels per row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MultiLabelObjective(Objective):
         return label_loss(results, targets, weights)
 
     def soft_loss(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-        """Return how far the sigmoids are apart."""
+        """Return the distance of the sigmoids."""
         return soft_label_loss(found, wanted, temperature)
 
 

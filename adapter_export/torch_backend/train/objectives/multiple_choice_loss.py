@@ -1,4 +1,4 @@
-"""The loss of one of several choices."""
+"""Loss of one of several choices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MultipleChoiceObjective(Objective):
         return class_loss(results, targets, weights)
 
     def matched(self, examples: TextExamples, results: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return a score for each choice, −∞ where another question has more choices, and the right ones."""
+        """Return a score for each choice, −∞ where another question has more choices, and the correct ones."""
         counts = [len(examples.texts[row]) for row in rows]
         scores = pad_sequence(list(torch.split(results[:, 0], counts)), True, -torch.inf)
         more = max(map(len, examples.texts)) - scores.shape[1]

@@ -1,4 +1,4 @@
-"""The loss of relevance."""
+"""Loss of relevance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RankingObjective(Objective):
         return label_loss(results, targets, weights)
 
     def soft_loss(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-        """Return how far the sigmoids are apart."""
+        """Return the distance of the sigmoids."""
         return soft_label_loss(found, wanted, temperature)
 
     def matched(self, examples: TextExamples, results: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:

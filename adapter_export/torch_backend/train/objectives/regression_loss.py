@@ -1,4 +1,4 @@
-"""The loss of numbers."""
+"""Loss of numbers."""
 
 from __future__ import annotations
 

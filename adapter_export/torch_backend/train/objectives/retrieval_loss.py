@@ -1,4 +1,4 @@
-"""The loss of vectors of anchors and documents."""
+"""Loss of vectors of anchors and documents."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class RetrievalObjective(Contrastive):
     def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:  # noqa: ARG002
         """Return −log softmax(cosine/temperature) of each anchor's own positive, over the documents of all rows.
 
-        Other documents that are a positive of the same anchor in this batch, or equal the anchor, do not count: they
-        are no negatives.
+        Other positives of the same anchor in this batch, and documents equal to the anchor, do not count: they are not
+        negatives.
 
         Args:
             results: vectors [rows, texts, width] of anchors, positives and negatives.
-            targets: a number for each different text, [rows, texts].
-            weights: not used.
+            targets: a number for each distinct text, [rows, texts].
+            weights: unused.
         """
         documents, names = results[:, 1:].transpose(0, 1).flatten(0, 1), targets[:, 1:].T.flatten()
         anchors, count = targets[:, 0], targets.max() + 1

@@ -1,4 +1,4 @@
-"""The loss of one label for each row."""
+"""Loss of one label per row."""
 
 from __future__ import annotations
 

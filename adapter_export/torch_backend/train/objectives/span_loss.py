@@ -1,4 +1,4 @@
-"""The loss of the part of a text that answers a question."""
+"""Loss of the part of a text that answers a question."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SpanObjective(Objective):
         """Return the loss.
 
         Args:
-            results: logits [rows, tokens, 2], −∞ at tokens that are not of the context.
-            targets: the first and the last token of each answer [rows, 2], `IGNORED` where it was cut away.
-            weights: none.
+            results: logits [rows, tokens, 2], −∞ at tokens outside the context.
+            targets: first and last token of each answer [rows, 2], `IGNORED` if it was truncated.
+            weights: unused.
         """
         sums = (
             F.cross_entropy(results[..., end], targets[:, end], reduction="sum", ignore_index=IGNORED)
@@ -42,10 +42,10 @@ class SpanObjective(Objective):
         return sum(sums, start=results.new_zeros(())), (2 * (targets[:, 0] != IGNORED).sum()).to(results)
 
     def matched(self, examples: TextExamples, results: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return logits [rows, longest, 2] and the first and the last token of each answer [rows, 2]."""
+        """Return logits [rows, longest, 2] and the first and last token of each answer [rows, 2]."""
         encodings = examples.encodings(rows)
         context = torch.tensor([[part == 1 for part in one.sequence_ids] for one in encodings])
-        own = results[:, : context.shape[1]]  # a base may ask for more padding than the longest row has
+        own = results[:, : context.shape[1]]  # a base may require more padding than the longest row
         masked = own.masked_fill(~context.to(results.device)[..., None], -torch.inf)
         more = int(examples.lengths.max()) - masked.shape[1]
         places = [
@@ -67,12 +67,12 @@ class SpanObjective(Objective):
         return Measured(texts, examples.answers)
 
     def lost(self, encoding: Any, answer: Any) -> bool:
-        """Return whether the first answer of a row was cut away."""
+        """Return whether the first answer of a row was truncated."""
         return _token_span(encoding, answer[0]) is None
 
 
 def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, int] | None:
-    """Return the first and the last token of an answer in the second text; `None` if they were cut away."""
+    """Return the first and last token of an answer in the second text; `None` if they were truncated."""
     begin = answer.start + len(answer.text) - len(answer.text.lstrip())
     end = answer.start + len(answer.text.rstrip()) - 1
     first, last = (encoding.char_to_token(place, 1) for place in (begin, end))

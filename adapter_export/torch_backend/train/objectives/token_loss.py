@@ -1,4 +1,4 @@
-"""The loss of a label for each word."""
+"""Loss of a label per word."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class TokenObjective(Objective):
     """Cross-entropy of the first token of each word.
 
-    Macro-F1 decides, because most words have the label that says nothing.
+    Macro-F1 selects the best epoch, because most words have the uninformative label.
     """
 
     loss_name = "cross-entropy (nats)"
@@ -36,7 +36,7 @@ class TokenObjective(Objective):
         return results[:, : targets.shape[1]][learnt], targets[learnt]
 
     def measured(self, task: Task, results: np.ndarray, targets: np.ndarray, examples: Any) -> Measured:  # noqa: ARG002
-        """Return the logits and classes of the words of each row that were not cut away."""
+        """Return the logits and classes of the words of each row that were not truncated."""
         rows = (np.array([row]) for row in range(len(examples.texts)))
         words = [int((_word_classes(examples, row) != IGNORED).sum()) for row in rows]
         ends = np.cumsum(words)[:-1]
