@@ -124,6 +124,7 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # the peer's own address decides on admission
                 lifespan="on",
                 ws="none",
             )

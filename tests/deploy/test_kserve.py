@@ -62,6 +62,10 @@ async def call():
     print(json.dumps([json.loads(one) for one in found.outputs[0].data]))
     weighed = {"instances": texts, "weights": [weights, None]}
     print(json.dumps((await v1.infer(address, weighed, model_name="fused"))["predictions"]))
+    no_id = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": texts}]}
+    async with httpx.AsyncClient() as plain:
+        found = (await plain.post(f"{address}/v2/models/tone/infer", json=no_id)).json()
+    print(json.dumps([json.loads(one) for one in found["outputs"][0]["data"]]))
     wrongs = [request(["a\\0b"]), request(texts, strenght=0.5), request(texts, strength=True)]
     for wrong in (*wrongs, request(texts, weights="1")):
         try:
@@ -104,7 +108,7 @@ def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
         words = [platform_python, "-c", CLIENT, *given]
         done = subprocess.run(words, env=slim, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    of_v2, logits, of_v1, by_grpc, half, half_logits, each, weighed, weighed_each, *refusals = map(
+    of_v2, logits, of_v1, by_grpc, half, half_logits, each, weighed, weighed_each, no_id, *refusals = map(
         json.loads, done.stdout.splitlines()
     )
     session = ae.open_bundle(bundle).session()
@@ -120,6 +124,7 @@ def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
         return [float(one) for row in given for one in session.run(row, "tone", **choice)["logits"][0]]
 
     alike(of_v2, said("tone"))
+    alike(no_id, of_v2)  # KServe's response needs an id
     alike(of_v1, said("topic"))
     alike(logits, alone())
     alike(by_grpc, half)

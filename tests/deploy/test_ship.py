@@ -57,13 +57,34 @@ def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path)
     linter = Path(sys.prefix) / "bin" / "hadolint"
     other = ae.ship(bundle, tmp_path / "kserve", layout="kserve", name="small").folder
     done = subprocess.run(
-        [linter, folder / "Dockerfile", other / "Dockerfile"], capture_output=True, text=True, check=False
+        [linter, folder / "Dockerfile", other / "Dockerfile", other / "Dockerfile.serve"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     service = yaml.safe_load((folder / "docker-compose.yml").read_text("utf-8"))["services"]["small"]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["ports"] == ["127.0.0.1:8080:8080"]
+
+
+def test_the_service_of_kserve_with_openais_api_is_a_call_of_serve(bundle: Path, tmp_path: Path) -> None:
+    folder = ae.ship(bundle, tmp_path / "kserve", layout="kserve", name="small").folder
+    services = {
+        kind: yaml.safe_load((folder / f"inferenceservice{kind}.yaml").read_text("utf-8")) for kind in ("", "-serve")
+    }
+    (container,) = services["-serve"]["spec"]["predictor"]["containers"]
+    (other,) = services[""]["spec"]["predictor"]["containers"]
+    differing = {"args", "image"}
+    assert {key for key in other if container[key] != other[key]} == differing  # KServe's classes check the other one
+    entry = next(line for line in (folder / "Dockerfile.serve").read_text("utf-8").splitlines() if "ENTRYPOINT" in line)
+    _, command, *arguments = [*json.loads(entry.partition(" ")[2]), *container["args"]]
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    context = found.make_context(command, list(arguments))
+    assert (context.params["bundles"], context.params["port"]) == (("small=/mnt/models",), 8080)
+    assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
 
 
 @pytest.mark.parametrize("layout", ["triton", "kserve", "ray", "docker", "transformers.js"])

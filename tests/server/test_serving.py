@@ -68,11 +68,11 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"model": "tone", "text": TEXT, "texts": [TEXT]}, "two things"),
+        ({"model": "tone", "text": TEXT, "texts": [TEXT]}, "more than one kind of rows"),
         ({"model": "tone"}, "the call has no rows"),
-        ({"model": "tone", "adapter": "tone", "text": TEXT}, "one choice"),
+        ({"model": "tone", "adapter": "tone", "text": TEXT}, "more than one of `model`"),
         ({"model": "tone", "pair": TEXT}, "the call has no rows"),
-        ({"model": "tone", "texts": [TEXT], "pair": TEXT}, "belong to a `text`"),
+        ({"model": "tone", "texts": [TEXT], "pair": TEXT}, "need a `text`"),
         ({"model": "tone", "text": TEXT, "choices": [TEXT]}, "of another kind"),
         ({"model": "tone", "text": TEXT, "strenght": 0.5}, "strenght: the request is not of the expected form"),
         ({"model": "tone", "text": TEXT, "strength": True}, "the request is not of the expected form"),
@@ -262,19 +262,21 @@ def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
         data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
         client.put("/adapters/new", content=data).raise_for_status()
 
-        def ask(key: str) -> list[int]:
-            calls = {"adapter": {"adapter": "new", "texts": [TEXT] * 20}, "model": {"model": "new", "text": TEXT}}
-            found = [0]
-            while found[-1] in (0, 200):
-                found.append(client.post("/answer", json=calls[key]).status_code)
-            return found[1:]
+        statuses: list[list[int]] = [[] for _ in range(4)]
+
+        def ask(at: int) -> None:
+            calls = ({"adapter": "new", "texts": [TEXT] * 20}, {"model": "new", "text": TEXT})
+            while not statuses[at] or statuses[at][-1] == 200:
+                statuses[at].append(client.post("/answer", json=calls[at % 2]).status_code)
 
         with ThreadPoolExecutor(4) as pool:
-            asking = [pool.submit(ask, key) for key in ("adapter", "model") * 2]
-            time.sleep(0.2)
+            asking = [pool.submit(ask, at) for at in range(4)]
+            while min(map(len, statuses)) < 2:
+                time.sleep(0.01)
             client.delete("/adapters/new").raise_for_status()
-            found = [one.result() for one in asking]
-        assert all(statuses[-1] in (400, 404) and len(statuses) > 2 for statuses in found)
+            for one in asking:
+                one.result()
+        assert all(own[-1] in (400, 404) and len(own) > 2 for own in statuses)
         assert "new" not in client.get("/adapters").json()
 
 
