@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,23 @@ def test_proselint_reads_prose_and_no_code() -> None:
     assert (
         _findings("page.md", "# A\n\n    very unique for ever\n\n```\nvery\n```\n\n| very |\n|---|\n\n`very`.\n") == []
     )
+
+
+@cache
+def _source() -> str:
+    return "".join(path.read_text("utf-8") for path in (DOCS.parent / "adapter_export").rglob("*.py"))
+
+
+def _messages() -> list[tuple[str, str]]:
+    """Page and message of each row in tables of the guides that start with a column `message`."""
+    tables = [
+        (_name(path), table)
+        for path in GUIDES
+        for table in re.findall(r"^\| message \|.*?\n\|[-|]+\n((?:\|.*\n)+)", path.read_text("utf-8"), re.MULTILINE)
+    ]
+    return [(name, row.split(" | ")[0].strip("| `")) for name, table in tables for row in table.splitlines()]
+
+
+@pytest.mark.parametrize(("name", "message"), _messages())
+def test_the_package_raises_the_messages_that_guides_explain(name: str, message: str) -> None:
+    assert message in _source(), name
