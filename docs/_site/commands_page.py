@@ -18,7 +18,8 @@ def pages() -> Mapping[str, str]:
 
 def _lines() -> Iterator[str]:
     yield "# Commands"
-    yield "\n    adapter-export --help\n"
+    yield "\n```sh\nadapter-export --help\n```\n"
+    yield "[The command line](command-line.md) has what all commands share: `--json`, `--config`, exit codes.\n"
     for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
         yield f"## {section}\n"
         for name, entry in COMMANDS.items():

@@ -65,12 +65,15 @@ def expanded(items: Any, left: list[str]) -> list[Any]:
 
     Names come before patterns, wherever they are: `a/first.md` is not a match of an `a/*.md` above it.
     """
-    names = set(_strings(items))
+    return _expanded(items, left, set(_strings(items)))
+
+
+def _expanded(items: Any, left: list[str], names: set[str]) -> list[Any]:
     found = list[Any]()
     for item in items:
         if isinstance(item, dict):
             for title, inner in item.items():
-                if pages := expanded([inner] if isinstance(inner, str) else inner, left):
+                if pages := _expanded([inner] if isinstance(inner, str) else inner, left, names):
                     found.append({title: pages[0] if isinstance(inner, str) else pages})
             continue
         pages = [one for one in left if one == item or (one not in names and _matches(one, item))]
