@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def write(path: Path, provider: str, machine: str, tables: Sequence[Table]) -> None:
-    """Replace what stands between the markers of a provider."""
+    """Replace the text between the markers of a provider."""
     before, after = _halves(path, provider)
     sections = "\n\n".join([machine, *(table.markdown() for table in tables)])
     with Output(path, force=True).file() as temporary:
@@ -56,7 +56,7 @@ def write(path: Path, provider: str, machine: str, tables: Sequence[Table]) -> N
 
 
 def _halves(path: Path, provider: str) -> tuple[str, str]:
-    """What stands before the tables, and behind them, the markers among it."""
+    """Return the texts before and after the tables, including the markers."""
     begin, end = (f"<!-- {provider}: {word} -->" for word in ("begin", "end"))
     text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(begin)

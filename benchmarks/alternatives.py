@@ -1,13 +1,13 @@
-"""What else can run adapters, beside a bundle, in one process: AdapterHub, PEFT, optimum, a session for each adapter.
+"""Alternatives to a bundle for running adapters in one process: AdapterHub, PEFT, optimum, a session per adapter.
 
     make bench                                                  # this, too, in `.venv/alternatives`
-    python benchmarks/alternatives.py --write                   # the tables, and the picture, of benchmarks/RESULTS.md
+    python benchmarks/alternatives.py --write                   # the tables and the chart of benchmarks/RESULTS.md
     python benchmarks/alternatives.py --shapes 1x16 --adapters 8
 
-The adapters are AdapterHub's own, `double_seq_bn` (Houlsby), and a LoRA of PEFT's, with random weights, on
-all-MiniLM-L6-v2. They are imported, so that every way computes the same function: that is seen before it is timed.
-Calls take turns, and each ratio is of two calls of one round. AdapterHub and optimum want an older transformers than
-this project, and so an environment of their own; ONNX Runtime there is the one that `make setup` installs.
+The adapters are AdapterHub's `double_seq_bn` (Houlsby) and a LoRA of PEFT, with random weights, on all-MiniLM-L6-v2.
+They are imported, so that all ways compute the same function, which is checked before timing. Calls take turns, and
+each ratio is of two calls of one round. AdapterHub and optimum want an older transformers than this project, and so an
+environment of their own; ONNX Runtime there is the one that `make setup` installs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     for name in ("adapters", "bottleneck", "threads", "rounds", "seconds", "lengths", "shapes"):
         parser.add_argument(f"--{name}", **OPTIONS[name])
     parser.set_defaults(shapes=SHAPES, seconds=45.0)  # 15 s are five rounds of 13 ways
-    parser.add_argument("--write", action="store_true", help="replace the tables and the picture of RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="replace the tables and the chart of RESULTS.md")
     given = parser.parse_args()
     if not PYTHON.exists():
         sys.exit(f"error: AdapterHub, PEFT and optimum are not there: {PYTHON} is missing. `make bench` installs them.")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _prepare(folder: Path, given: argparse.Namespace) -> None:
-    """Make the adapters by the libraries that they belong to, import them, and build what is measured."""
+    """Create the adapters with their libraries, import them, and build the subjects of the benchmark."""
     sys.path.insert(0, str(HERE.parent / "examples"))
     import demo_data
 
@@ -116,7 +116,7 @@ def products_alone(model: ir.Model) -> ir.Model:
 
 
 def _process(what: str, folder: Path, given: argparse.Namespace) -> str:
-    """Run the other half of this program in its own environment, and return what it prints."""
+    """Run the other half of this program in its own environment, and return its output."""
     options = [f"--{name}={getattr(given, name)}" for name in vars(given) if name != "write"]
     command = [str(PYTHON), "-m", "kit.libraries", what, str(folder), *options]
     return subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True, check=True).stdout

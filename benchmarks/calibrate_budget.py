@@ -1,4 +1,4 @@
-"""Measure how far float32 computations lie from float64, beside what `adapter_export.numerics.budget` allows.
+"""Compare the deviation of float32 computations from float64 with the bounds of `adapter_export.numerics.budget`.
 
 Run: python benchmarks/calibrate_budget.py [--seeds 12]
 

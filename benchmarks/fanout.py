@@ -20,7 +20,7 @@ from kit.timing import Call, interleaved, milliseconds, ratio
 from adapter_export.runtime import Session
 
 _SAME = 1e-3
-"""How far results of the ways may lie apart: kernels sum up in other orders for other shapes."""
+"""Tolerance between the results of the ways: kernels sum in other orders for other shapes."""
 
 _MOST = 8
 _KEPT_BYTES = 2**26

@@ -1,10 +1,10 @@
-"""What each form of the graph costs: slots, required inputs, bank and constants against the base alone.
+"""Cost of each form of the graph: slots, required inputs, bank and constants, relative to the base.
 
     python benchmarks/forms.py                                  # all-MiniLM-L6-v2, from `make setup`
     python benchmarks/forms.py --model model.onnx --shapes 1x16,8x128 --provider cuda
 
-`base + arithmetic` is the base and, timed on its own, a graph that holds the operations of the adapter and nothing
-else: what an adapter must cost at least. The calls take turns; each ratio is of two calls of one round.
+`base + arithmetic` is the base plus, timed separately, a graph with only the operations of the adapter: the minimum
+cost of an adapter. Calls are interleaved; each ratio compares two calls of one round.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def measure(subject: Subject, settings: Settings) -> list[Table]:
         times = interleaved(_calls(graphs, subject, batch, tokens), settings.pace)
         rows.append([f"{batch} × {tokens}", milliseconds(times, "base"), *_ratios(times)])
     columns = ["batch × tokens", "base, ms", "base + arithmetic", *_COLUMNS.values(), "slots over base + arithmetic"]
-    note = "Times over that of the base alone: the median, and the quartiles around it."
-    return [Table("What each form of the graph costs", columns, rows, note)]
+    note = "Times relative to the base without adapters: median and quartiles."
+    return [Table("Cost of each form of the graph", columns, rows, note)]
 
 
 def _graphs(subject: Subject, settings: Settings) -> dict[str, Graph]:

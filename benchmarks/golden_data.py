@@ -155,7 +155,7 @@ class Faulty:
         return by_vectors, max(abs(value) / part.limit for value, part in zip(values, self.parts.parts, strict=True))
 
     def shown(self, by_vectors: float, by_parts: float) -> str:
-        """Return how much more than what is allowed a fault shows, and whether it is found."""
+        """Return the deviation of a fault relative to the allowed one, and whether it is detected."""
         most = max(by_vectors, by_parts)
         return f"{'found' if most > 1 else 'not found'} ({most:.2g})"
 

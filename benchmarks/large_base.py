@@ -1,12 +1,12 @@
-"""What a large base costs to build from: memory and time, beside those of copying its weights.
+"""Memory and time of a build from a large base, compared with copying its weights.
 
     python benchmarks/large_base.py                # 4 GB
     python benchmarks/large_base.py --gigabytes 1 --folder /a/disk/with/room
 
-A transformer of random weights is streamed to disk as ONNX with external data, a bundle with one adapter is built from
-it by the command, in a process of its own, and everything is removed again. `VmHWM` is the most memory that was
-resident, pages of mapped files among it. It and its two parts, anonymous memory and pages of files, are read every
-20 ms; the largest of one part need not fall together with that of the other.
+A transformer with random weights is streamed to disk as ONNX with external data, the command builds a bundle with one
+adapter from it in a separate process, and everything is removed again. `VmHWM` is the most memory that was resident,
+pages of mapped files among it. It and its two parts, anonymous memory and pages of files, are read every 20 ms; the
+largest of one part need not fall together with that of the other.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/memory.py                                 # all-MiniLM-L6-v2, from `make setup`
     python benchmarks/memory.py --model model.onnx --counts 1,100 --sessions 1,4
 
-Every row is a fresh process that opens what it needs with numpy and ONNX Runtime alone, and makes a call with every
-adapter. Its memory is the proportional set size that Linux tells: pages that it shares, with others or with itself, are
-counted once. All adapters have the size of the first one. On a GPU, this is the memory of the host.
+Every row is a fresh process that uses only numpy and ONNX Runtime, and makes a call with every adapter. Its memory is
+the proportional set size of Linux, which counts shared pages once. All adapters have the size of the first one. On a
+GPU, this is the memory of the host.
 """
 
 from __future__ import annotations

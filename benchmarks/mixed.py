@@ -4,8 +4,8 @@
     python benchmarks/mixed.py --model model.onnx --adapters 8 --lengths 16 --provider cuda
 
 The lengths are those of all requests, and then random ones up to the longest, all as often or by Zipf's law. `loaded`
-is the same run with adapters that are not in the bundle's bank: they lie in a table beside it. `run_many` chooses the
-calls itself. The ways give the same results, which is seen before they are timed.
+is the same run with adapters outside of the bundle's bank, in a separate table. `run_many` chooses the calls itself.
+All ways return the same results, which is checked before timing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kit.timing import interleaved, milliseconds, ratio
 from adapter_export.runtime import Request, Session
 
 _SAME = 1e-3
-"""How far results of the ways may lie apart: kernels sum up in other orders for other shapes."""
+"""Tolerance between the results of the ways: kernels sum in other orders for other shapes."""
 
 _COLUMNS = {
     "grouped": "one run per adapter",

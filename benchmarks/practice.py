@@ -1,11 +1,11 @@
-"""Train what docs/project/practice.md compares, on real data, and write its tables.
+"""Train the models compared in docs/project/practice.md on real data, and write its tables.
 
     python benchmarks/practice.py run                 everything whose line is not in benchmarks/practice.jsonl yet
     python benchmarks/practice.py run widths          one table: widths, ratings, fusion, drop or student
-    python benchmarks/practice.py write               the tables, from what is in that file
+    python benchmarks/practice.py write               the tables, from that file
 
-Each finished training is a line of the file, so a run that was stopped goes on where it was. What is made besides lies
-in the folder `demo`, which `make clean` removes.
+Each finished training is a line of the file, so that an interrupted run resumes. Other outputs are in the folder
+`demo`, which `make clean` removes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ EPOCHS, BATCH, MAX_TOKENS = 3, 16, 128
 RATE, FUSION_RATE, STUDENT_RATE = 2e-3, 1e-3, 3e-4
 """Learning rates; the first does better on TREC's validation rows than 0.001."""
 QUESTIONS = 3225
-"""What TREC has for training."""
+"""Number of training rows in TREC."""
 DROPPED = 3
 STUDENT = {"layers": 3, "precision": "bf16"}
-"""Of `ae.distil`; products of matrices in bfloat16 take half the time."""
+"""Settings of `ae.distil`; bfloat16 products take half the time."""
 CLOSE, SHARE, SPEED = 0.5, 97, 1.9
 """The goals: points below all weights; of a student percent of its teacher's accuracy, and how many times as fast."""
 FULL_RATES = (1e-4, 3e-4)
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """Where an adapter lies that is used again."""
+        """Return the path of an adapter that is reused."""
         return FOLDER / f"{self.data}-{self.rows}-{self.method}-{self.width}-{self.seed}"
 
     def part(self, name: str) -> Path:
@@ -99,7 +99,7 @@ class Run:
         return folder / f"{name}.tsv"
 
     def score(self, results: Any, targets: Any) -> Scores:
-        """What counts: the correlation with the ratings, or how many labels are right."""
+        """Return the score: the correlation with the ratings, or the number of correct labels."""
         if self.data in DOMAINS:
             return {"pearson": float(pearsonr(np.ravel(results), targets).statistic)}
         return {"accuracy": float(np.mean(np.asarray(results) == targets))}
@@ -189,9 +189,10 @@ def student(run: Run) -> dict[str, Any]:
 
 
 def crossed(table: Path) -> Path:
-    """Write as many texts as a table has, each the first words of one of them and the last words of another.
+    """Write as many texts as a table has, each with the first words of one text and the last words of another.
 
-    A teacher answers them, too, and what it says of them its student learns (as Tang et al. 2019, §3.3, draw n-grams).
+    A teacher also answers these texts, and its student learns from the answers (like the n-grams of Tang et al. 2019,
+    §3.3).
     """
     words, drawn = [text.split() for text, _ in demo_data.read(table)], random.Random(0)
     texts = []
@@ -309,7 +310,7 @@ def base() -> ae.Base:
 
 
 def lines() -> list[dict[str, Any]]:
-    """What was measured."""
+    """Read the measured results."""
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
@@ -396,7 +397,7 @@ def scores(run: Run, metric: str = "accuracy") -> list[float]:
 
 
 def setting(data: str, method: str, width: int) -> Run:
-    """What the first table shows."""
+    """Return a run of the first table."""
     return Run(data, method, width, 0, {"probe": 0.0, "full": best_rate(data)}.get(method, RATE))
 
 
@@ -473,7 +474,7 @@ def fusion_table() -> Table:
 
 
 def drop_table() -> Table:
-    """What an adapter loses without its lowest layers."""
+    """Return the table of adapters without their lowest layers."""
     (run,) = drops(0)
     columns = ("lowest layers without adapter", "parameters", "accuracy", "lost", "time over the base")
     if not (found := measured(run)):
@@ -498,7 +499,7 @@ def drop_table() -> Table:
 
 
 def student_table() -> Table:
-    """What a student has of its teacher."""
+    """Return the table of students relative to their teachers."""
     (run,) = students(0)
     columns = ("teacher", "student", "of its teacher's", "the same answer", "times as fast")
     if not (found := [line["test"] for line in measured(run)]):
@@ -522,7 +523,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "drop": drop_table,
     "student": student_table,
 }
-"""What the page has, by the names of the places."""
+"""Return the contents of the page, by place."""
 
 
 def write() -> None:

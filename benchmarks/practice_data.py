@@ -36,7 +36,7 @@ _MOST_LABELS = 50
 
 @dataclass(frozen=True)
 class Row:
-    """A text, its label or its mean rating, and what else stands beside it in one document."""
+    """A text, its label or mean rating, and its other columns in one document."""
 
     text: str
     label: str
@@ -57,7 +57,7 @@ def rows(name: str) -> list[Row]:
 
 
 def parts(name: str, seed: int = 0, most: dict[str, int] | None = None) -> dict[str, list[Row]]:
-    """The rows in `train`, `validation` and `test`, whole documents each, and of each at most so many."""
+    """Split into `train`, `validation` and `test` by whole documents, with a maximum number of rows each."""
     by_source: dict[str, list[Row]] = {}
     for row in rows(name):
         by_source.setdefault(row.source, []).append(row)
@@ -85,7 +85,7 @@ def _first(kept: list[Row], most: int) -> list[Row]:
 
 
 def write(name: str, folder: Path, most: dict[str, int] | None = None) -> dict[str, int]:
-    """Write `train.tsv`, `validation.tsv` and `test.tsv`, each with so many rows at most; returns what they have."""
+    """Write `train.tsv`, `validation.tsv` and `test.tsv` with a maximum number of rows each; return their sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     found = parts(name, most=most)
     for part, kept in found.items():

@@ -1,12 +1,12 @@
-"""What the precision of the base costs and saves: MiniLM with a Houlsby adapter on TREC, every precision in one run.
+"""Cost and savings of base precisions: MiniLM with a Houlsby adapter on TREC, all precisions in one run.
 
     python benchmarks/precision.py                     # trains the adapter first, about two minutes on two cores
     python benchmarks/precision.py --adapter trec      # an adapter of `examples/demo.py`, or of `adapter-export train`
 
 Needs what `make setup` installs. Right answers are counted on the test rows of the demo's split, which no training has
 seen, in batches of 16; agreement is with the bundle in float32 on the same rows. Times are of one thread at 8 rows of
-64 tokens: the variants take turns call by call, so that whatever else the machine does meets all of them alike, and
-the ratio is of the median call.
+64 tokens: calls of the variants are interleaved, so that other load affects all of them alike, and the ratio is of the
+median call.
 """
 
 from __future__ import annotations

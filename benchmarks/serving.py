@@ -63,15 +63,15 @@ AskedBy = Callable[[str, str], tuple[str, object]]
 
 @dataclass
 class Way:
-    """Something that answers.
+    """A contestant that answers requests.
 
     Attributes:
-        ask: answers so many requests, and returns the seconds that each took.
-        processes: that answer.
-        rates: requests per second, round by round.
-        late: the seconds of single requests.
-        costs: processor seconds of a request in all processes, round by round.
-        memory: of all its processes, in bytes, pages that they share counted once.
+        ask: answers a number of requests, and returns the seconds of each.
+        processes: its processes.
+        rates: requests per second, by round.
+        late: seconds of single requests.
+        costs: processor seconds per request in all processes, by round.
+        memory: memory of all its processes in bytes, counting shared pages once.
     """
 
     ask: Callable[[int], list[float]]
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=480, help="of one round")
     parser.add_argument("--python", type=Path, default=ALTERNATIVES, help="the one that has AdapterHub")
     parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each", "kserve"])
-    parser.add_argument("--bundles", type=Path, help="a folder in which what is built is kept")
+    parser.add_argument("--bundles", type=Path, help="folder that keeps the built bundles")
     parser.add_argument("--write", action="store_true", help="replace the table and the chart in docs/")
     given = parser.parse_args()
     load = load_average()
@@ -148,7 +148,7 @@ def _prepare(folder: Path, names: Sequence[str]) -> None:
 
 
 def _in_process(path: Path, names: Sequence[str], clients: int) -> Way:
-    """What the session can do at most: as many texts in a call as there are clients, read and answered."""
+    """Measure the maximum throughput of a session: one text per client in a call, tokenized and answered."""
     bundle = Bundle.open(path)
     texts, session = itertools.cycle(TEXTS), bundle.session(threads=1)
     reader, adapters = bundle.texts(session), itertools.cycle(names)
@@ -244,7 +244,7 @@ def _adapterhub(folder: Path, names: Sequence[str], given: argparse.Namespace) -
 
 @contextmanager
 def _started(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server, as soon as it says where it listens."""
+    """Start a server, and return as soon as it prints its address."""
     around = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(words, text=True, env=around, cwd=HERE, **pipes) as process:

@@ -1,11 +1,11 @@
-"""Swapping against a new session: what it takes that the next call runs another adapter.
+"""Cost of swapping adapters between calls, compared with a new session.
 
     python benchmarks/swap.py                                   # all-MiniLM-L6-v2, from `make setup`
     python benchmarks/swap.py --model model.onnx --shapes 1x16 --provider cuda
 
-Calls go through `adapter_export.runtime`, which checks the inputs of each call. `another adapter` names the next one of
-the bundle in every call; on a GPU all of them lie there, and none is copied again. `its tensors copied` is what a
-service pays that hands the tensors of the adapter over with every call.
+Calls go through `adapter_export.runtime`, which checks the inputs of each call. `another adapter` selects the next
+adapter of the bundle in every call; on a GPU all adapters stay in its memory, and none is copied again. `its tensors
+copied` is the cost of sending the adapter's tensors with each call.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _arrivals(session: Session, subject: Subject, settings: Settings) -> Table:
 
     ways = {
         "load an adapter that is not in the bundle": load,
-        "the same by ONNX Runtime alone, unchecked": load_unchecked,
+        "the same only with ONNX Runtime, unchecked": load_unchecked,
         "a second session, adapter as constants": opened(record.baked or ""),
         "a second session of the graph with slots": opened(subject.bundle.manifest.graphs["slots"]),
     }

@@ -70,7 +70,7 @@ def _session(subject: Subject, graphs: Graphs, count: int) -> Session:
 
 
 def _counts(session: Session, batch: int) -> tuple[int, int]:
-    """How often an adapter had to be loaded so far, and how often it was there."""
+    """Return how often adapters were loaded so far, and how often they were already in memory."""
     found = session.statistics.files if batch == 1 else session.statistics.bank
     return found.loads, found.hits
 

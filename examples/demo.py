@@ -184,7 +184,7 @@ class Demo:
 
 
 class Service:
-    """What a service does: one bundle, one session, a choice of adapter per call."""
+    """Act as a service: one bundle, one session, an adapter per call."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bundle = folder, Bundle.open(folder)
@@ -271,7 +271,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def nearby(path: Path) -> Path:
-    """A path from here, if it lies below here."""
+    """Return a path relative to the current folder, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo/images"), help="where everything is written")
     parser.add_argument("--epochs", type=int, default=25, help="of the base and of the adapter")
-    parser.add_argument("--rows", type=int, help="only so many images of either half")
+    parser.add_argument("--rows", type=int, help="maximum number of images in each half")
     given = parser.parse_args()
     root = given.folder
     shutil.rmtree(root, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""Train an adapter in NumPy alone, with the backward pass of the reference, and pack it: no framework has seen it.
+"""Train an adapter only with NumPy and the backward pass of the reference, and pack it: no framework is involved.
 
     python examples/numpy_training.py base.onnx TOKENIZER_FOLDER train.tsv tone
 
-The table has the columns `text` and `label`. The adapter stands in the place of the last block's output,
-`y + U(f(D y))`, so that the base computes `y` of every text once, in ONNX Runtime, and everything behind it is NumPy:
-the adapter, the mean over the tokens, the classes, the loss, and all of it backwards.
+The table has the columns `text` and `label`. The adapter replaces the last block's output by `y + U(f(D y))`, so that
+the base computes `y` once per text, in ONNX Runtime. The rest is NumPy: the adapter, the mean over the tokens, the
+classes, the loss, and the backward pass.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def last_block(base: OnnxBase) -> Site:
     site = base.sites.sublayers[-1]
     if site.y != base.sites.final:
         raise UsageError(
-            "something of the base stands behind its last block, such as a final norm",
+            "the base has operations after its last block, such as a final norm",
             where=base.path,
             fix="take a base whose last block ends with its norm, or train with `adapter-export train`",
         )
@@ -100,7 +100,7 @@ def last_block(base: OnnxBase) -> Site:
 
 
 def hidden_states(base: OnnxBase, inputs: Named) -> np.ndarray:
-    """What the base computes: its final hidden state."""
+    """Compute the base's final hidden state."""
     session = ort.InferenceSession(base.path, providers=["CPUExecutionProvider"])
     (hidden,) = session.run([base.sites.final], {name: inputs[name] for name in inputs})
     return np.asarray(hidden)

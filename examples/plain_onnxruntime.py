@@ -1,11 +1,10 @@
-"""Run a bundle with onnxruntime alone: nothing of this project is imported.
+"""Run a bundle with plain onnxruntime, without importing this project.
 
     python plain_onnxruntime.py bundle                              # compare the bundle with its golden vectors
     python plain_onnxruntime.py bundle "Who wrote Hamlet?" "Dull."  # and classify texts with every adapter
 
-The rules are those of docs/reference/format.md, "What may share a call". Each text is a call
-of its own, so rows never meet. A text is padded only to a length that the base takes, after its tokens, and only where
-that changes nothing; else it is refused.
+For the rules see docs/reference/format.md, "What may share a call". Each text is a separate call, so rows never share a
+batch. A text is padded after its tokens to a supported length if that has no effect, and rejected otherwise.
 
 Needs `pip install onnxruntime numpy`, and `tokenizers` for texts. Exit code 0 if all golden vectors pass, 1 if not.
 """
@@ -186,7 +185,7 @@ def token_lengths(bundle: PlainBundle) -> dict:
 
 
 def lengths_of(manifest: dict, axis: int | str) -> dict:
-    """An axis with a number has that length alone, one with a name those of the record, or any."""
+    """Return the supported lengths of an axis: its number, or those of its record, or any."""
     ends = (axis, axis) if isinstance(axis, int) else (1, None)
     free = {"minimum": ends[0], "maximum": ends[1], "multiple_of": 1, "exceptions": []}
     return free | manifest["lengths"].get(axis, {})

@@ -34,18 +34,18 @@ def main(bundle: str, reference: str) -> None:
         print(f"sent {first.bytes:,} bytes to {first.reference}")
 
         pulled = ae.pull(first.reference, Path(folder, "pulled"), expect=first.digest)
-        print(f"whoever pulls it has {', '.join(ae.open_bundle(pulled.path).session().adapters)}")
+        print(f"a pull contains {', '.join(ae.open_bundle(pulled.path).session().adapters)}")
 
         changed = shutil.copytree(bundle, Path(folder, "changed"))
         gone = ae.open_bundle(changed).session().adapters[0]
         ae.remove(changed, [gone])
         second = ae.push(changed, reference, license="apache-2.0", reporter=NOTES)
-        print(f"the tag stands for a bundle without `{gone}` now")
+        print(f"the tag is now a bundle without `{gone}`")
 
         try:
             ae.pull(reference, Path(folder, "again"), expect=first.digest, reporter=NOTES)
         except ae.errors.HashError as error:
-            print(f"who expects the first one is told: {error.what}")
+            print(f"a pull that expects the first one fails: {error.what}")
 
         back = ae.pull(first.pinned, Path(folder, "back"))
         assert back.digest == first.digest != second.digest

@@ -1,12 +1,12 @@
-"""A streaming speech encoder with residual adapters: chunk by chunk in ONNX Runtime, as the whole clip in torch.
+"""A streaming speech encoder with residual adapters: chunks in ONNX Runtime equal whole clips in torch.
 
     python examples/streaming_speech.py
 
-The encoder is the usual one of streaming recognisers: in each layer attention over a window of frames that were heard,
-a causal convolution and a feed-forward part, each added to what went in. It takes the frames of a chunk and what it
-must remember: for each layer the keys and values of the window and the end of the convolution's input. What it returns
-of these is fed back with the next chunk, as sherpa-onnx feeds the states of a Zipformer. Weights are random; the
-graph is what a trained one would have.
+The encoder is typical of streaming recognizers: each layer has attention over a window of past frames, a causal
+convolution and a feed-forward part, each with a residual connection. Its inputs are the frames of a chunk and its
+states: for each layer the keys and values of the window, and the end of the convolution's input. The returned states
+are fed back with the next chunk, as in sherpa-onnx for Zipformer. Weights are random; the graph equals that of a
+trained model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adapter_export.runtime import Session
 
 FEATURES, WIDTH, HEADS, LAYERS = 80, 64, 4, 2
 WINDOW, KERNEL = 16, 7
-"""How many frames attention looks back, and the length of a convolution."""
+"""Number of frames that attention looks back, and length of a convolution."""
 
 State = tuple[Tensor, ...]
 
@@ -92,7 +92,7 @@ def silence(batch: int) -> dict[str, np.ndarray]:
 
 
 def tensors(features: np.ndarray) -> dict[str, Tensor]:
-    """What the captured encoder takes for whole clips [batch, frames, 80]."""
+    """Return the inputs of the captured encoder for whole clips [batch, frames, 80]."""
     return {name: torch.from_numpy(value) for name, value in {"features": features, **silence(len(features))}.items()}
 
 
@@ -140,9 +140,9 @@ ROOMS = {"far": far, "noisy": noisy}
 def adapt(
     base: ae.Base, name: str, target: Tensor, features: np.ndarray, steps: int = 60
 ) -> tuple[Adapter, np.ndarray]:
-    """Train an adapter with which clips from elsewhere are heard as the encoder alone hears them from near.
+    """Train an adapter that maps distant clips to the encoder's output for near clips.
 
-    Returns the adapter, and what torch hears with it in another clip, in one call.
+    Returns the adapter, and torch's output with it for another clip, in one call.
     """
     far_away = tensors(ROOMS[name](near()))
     with ae.attach(base, kind="pfeiffer", bottleneck=16) as model:
@@ -196,9 +196,7 @@ def main() -> None:
     assert np.array_equal(first, far_alone[:, :24])
     moved = np.abs(later - far_alone[:, 24:]).max()
     assert moved > 0.1
-    print(
-        f"`noisy` in the place of `far` after 24 frames: these bit for bit as before, what follows moves by {moved:.2f}"
-    )
+    print(f"`noisy` instead of `far` after 24 frames: these are bit-identical, later frames change by {moved:.2f}")
     shutil.rmtree(folder)
 
 

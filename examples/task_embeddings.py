@@ -34,13 +34,13 @@ TASKS = {
     "separation": "tense",
     "matching": "thing",
 }
-"""What two sentences have in common where a task takes them to be alike."""
+"""Relations of two sentences, by the task that considers them similar."""
 
 Row = tuple[str, dict[str, str]]
 
 
 def sentences() -> list[Row]:
-    """All sentences, each with what it is by each of these names."""
+    """Return all sentences with their properties."""
     rows = []
     for (topic, things), (tone, words), (form, patterns) in itertools.product(
         TOPICS.items(), TONES.items(), FORMS.items()
@@ -89,7 +89,7 @@ def train(base: ae.Base, task: str, rows: list[Row], folder: Path) -> ae.Adapter
 
 
 def nearest(vectors: np.ndarray, labels: list[str]) -> float:
-    """How often the nearest other vector has the same label."""
+    """Return how often the nearest other vector has the same label."""
     alike = vectors @ vectors.T / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
     np.fill_diagonal(alike, -1)
     return float(np.mean([labels[at] == labels[other] for at, other in enumerate(alike.argmax(1))]))
@@ -126,7 +126,7 @@ def main() -> None:
 
         alone = embed(texts, [asked[row][0][0] for row in own], [task] * len(own))
         assert np.allclose(mixed[own], alone, atol=1e-5)
-        print(f"{'':16}a call with this task alone gives the same, {np.abs(mixed[own] - alone).max():.1e} apart")
+        print(f"{'':16}a call with only this task returns the same, {np.abs(mixed[own] - alone).max():.1e} apart")
     shutil.rmtree(folder)
 
 

@@ -44,7 +44,7 @@ def notes(root: Path, version: str) -> str:
 
 
 def main() -> None:
-    """Print what is wrong and fail, or write the notes."""
+    """Print the faults and fail, or write the notes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tag")
     parser.add_argument("--notes", type=Path, required=True, help="file to write the section of CHANGELOG.md into")

@@ -60,7 +60,7 @@ RECORDS: Mapping[str, type] = {
 Schema = dict[str, Any]
 
 SERVICES: Mapping[str, Callable[[], Schema]] = {"answer": answer_schema, "http": http_schema}
-"""Schemas of what has no record, by name."""
+"""Schemas without records, by name."""
 
 NAMES = (*RECORDS, *SERVICES)
 """All schemas."""

@@ -25,7 +25,7 @@ _PREDICTION: Mapping[str, Schema] = {
     "probability": {"description": "Its probability.", **_PROBABILITY},
     "probabilities": {"description": "The probability of each label.", "$ref": "#/$defs/probabilities"},
 }
-_WRONG: Schema = {"description": "What is wrong, in one or more sentences.", "type": "string", "minLength": 1}
+_WRONG: Schema = {"description": "The error in one or more sentences.", "type": "string", "minLength": 1}
 _FROM_TEXT: Mapping[str, Schema] = {
     "cut": {"description": "Tokens of the text that were left out, if any.", "type": "integer", "minimum": 1},
     "windows": {"description": "Windows that the text was read in, if several.", "type": "integer", "minimum": 2},
@@ -202,7 +202,7 @@ def http_schema() -> Schema:
         "openaiError": _object(
             "OpenaiError",
             "The response with any status from 400 on under `/v1/` and `/openai/v1/`.",
-            {"error": {"description": "What is wrong.", "$ref": "#/$defs/openaiReason"}},
+            {"error": {"description": "The error.", "$ref": "#/$defs/openaiReason"}},
         ),
     }
     others: Mapping[str, type[Strict]] = {

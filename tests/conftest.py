@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector of cycles what was imported: it would walk through it all again in each export of torch."""
+    """Exclude imported modules from garbage collection, which would scan them in each export of torch."""
     gc.collect()
     gc.freeze()
     if "torch" in sys.modules:
@@ -102,7 +102,7 @@ def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def minilm_graph(minilm_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real base as an ONNX graph, alone in its folder with its weights."""
+    """The real base as an ONNX graph, in a folder with only its weights."""
     from base_files import write_graph
 
     return kept(tmp_path_factory, "minilm_graph", write_graph, minilm_archive) / "model.onnx"

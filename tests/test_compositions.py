@@ -1,4 +1,4 @@
-"""Compositions of adapters: torch, ONNX Runtime and NumPy against their formulas, alone and beside their members."""
+"""Compositions of adapters: torch, ONNX Runtime and NumPy against formulas, with and without their members."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_stack_of_neutral_adapters_is_the_base_bit_for_bit(bases: Bases, numbe
 
 
 def test_each_row_of_a_batch_may_have_its_own_weights(bases: Bases, members: dict[str, Adapter]) -> None:
-    """As any program does it with ONNX Runtime alone: it feeds [batch, 3] to one slot."""
+    """Use plain ONNX Runtime: feed [batch, 3] to one slot."""
     fused = weighted_fusion(members["a"], members["b"], members["gated"], name="fused")
     plan = plan_slots([fused, members["a"]], bases.in_onnx.sites)
     session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)

@@ -111,7 +111,7 @@ def _options(tree: ast.Module) -> list[tuple[int, str]]:
     """Texts with an option in them, but docstrings, renderings, `command`'s arguments, options of pip, and CSS."""
     option = re.compile(r"`--|(?<!install )(?<!var\()--[a-z-]+(?![a-z-]*:)")  # `--ink: #000`, `var(--ink)` are CSS
     exempt, named = set[ast.AST](), []
-    for node in ast.walk(tree):  # what holds a node comes before it
+    for node in ast.walk(tree):  # the container of a node comes before it
         call = (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)

@@ -48,7 +48,7 @@ PLANS = {
     "a, then none": ["a"] * 8 + [None] * 8,
 }
 TOLERANCE = 1e-5
-"""Of logits around 5: float32 rounds them, and 4-bit weights are the same numbers on both sides."""
+"""Tolerance for logits around 5: float32 rounding; 4-bit weights are equal on both sides."""
 
 Arrays = dict[str, np.ndarray]
 Plan = Sequence[str | None]
@@ -161,7 +161,7 @@ def llama(
 
 
 def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
-    """Those of the example, and LoRA on queries and values, which the builder's graph computes in one with keys."""
+    """Return the example's adapters, and LoRA on queries and values, which the builder's graph fuses with keys."""
     sites = discover(flow_graph(base.flat))
     names = list(lora().placements(sites))
     return [

@@ -1,4 +1,4 @@
-"""What is not imported: the package and its help pages answer at once, the runtime needs two libraries."""
+"""Light imports: the package and its help pages start at once, and the runtime needs two libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.starts_program
 
 
 def _loaded(code: str, names: tuple[str, ...]) -> str:
-    """Which of the modules are loaded after the code has run well, in a fresh interpreter."""
+    """Return the given modules that are loaded after running the code in a fresh interpreter."""
     show = f"print(); print(*(name for name in {names!r} if name in sys.modules))"
     program = f"import sys\ntry:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n{show}"
     command = [sys.executable, "-c", program]
@@ -28,7 +28,7 @@ def _help(*arguments: str) -> str:
 
 
 def _least_time(code: str) -> float:
-    """Processor seconds of the fastest of several fresh interpreters, whatever else the machine does meanwhile."""
+    """Return the processor seconds of the fastest of several fresh interpreters, independent of other load."""
     show = "import time\nprint()\nprint(time.process_time())"
     program = f"try:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n{show}"
     times = []

@@ -180,7 +180,7 @@ class TestTraining:
 
 
 class TestOnnxNodes:
-    """What other tools see of an emitted graph."""
+    """The view of other tools on emitted graphs."""
 
     @pytest.mark.parametrize("opset", [17, 18, 20, 23])
     @pytest.mark.parametrize("op", LOWERED)
@@ -255,7 +255,7 @@ class TestNeutral:
 
 
 class TestRandomGraphs:
-    """Graphs that nobody thought of."""
+    """Random graphs."""
 
     @staticmethod
     def sample(graph: AdapterGraph) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
@@ -269,7 +269,7 @@ class TestRandomGraphs:
 
     @staticmethod
     def exact(graph: AdapterGraph, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Those that folding multiplies with each other, with so few digits that float32 holds the products."""
+        """Round the values that folding multiplies, so that their float32 products are exact."""
         rounded = {}
         for node in graph.nodes:
             for name in node.parameters.values():

@@ -49,7 +49,7 @@ def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Onn
 
 
 def two_adapters(base: OnnxBase) -> list[Adapter]:
-    """Of the size that training gives them: what they add is a fraction of `h`."""
+    """Return adapters with weights of the size reached by training: their update is a fraction of `h`."""
     made = [
         random_adapter("a", houlsby(BottleneckOptions("gelu")), base, bottleneck=16, labels="abcdef"),
         random_adapter("b", pfeiffer(BottleneckOptions("relu")), base, labels="ab"),

@@ -1,4 +1,4 @@
-"""What users may rely on: the error tree, the commands, the names that the documents show."""
+"""The public surface: the error tree, the commands, the names in the documents."""
 
 from __future__ import annotations
 

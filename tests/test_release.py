@@ -1,4 +1,4 @@
-"""The check before a release: what it demands, and the notes that it writes."""
+"""The check before a release: its requirements and its notes."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class TestRefusals:
         plan = plan_slots([one, other], bases.in_onnx.sites)
         with pytest.raises(NotNeutralError, match="would have an effect at other sites"):
             slot_tensors(plan, one)
-        alone = plan_slots([one], bases.in_onnx.sites)  # as the message says
+        alone = plan_slots([one], bases.in_onnx.sites)  # according to the message
         assert list(slot_tensors(alone, one)) == ["adapter.shared.graph.w"]
 
 

@@ -220,7 +220,7 @@ def test_the_whole_bundle_passes_a_check_against_its_base(folder: Path) -> None:
 
 
 def test_a_base_has_the_fingerprint_of_the_whole_model(folder: Path) -> None:
-    """So that adapters that `attach` trained in a loop of one's own fit."""
+    """Names of modules, so that adapters from a custom loop with `attach` fit."""
     ids = torch.ones(2, 5, dtype=torch.int64)
     model = base_of(
         peft_model(folder, None), {"input_ids": ids, "attention_mask": ids, "decoder_input_ids": ids[:, :3]}

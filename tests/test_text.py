@@ -1,4 +1,4 @@
-"""The tokenizer: the same arrays as the library that trained the base, whatever fixed lengths the file asks for."""
+"""The tokenizer: the same arrays as the training library, for any fixed lengths in the file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_pairs_equal_transformers(minilm_folder: Path, theirs: PreTrainedTokeniz
         tokenizer.enable_truncation(8, strategy=strategy)
         ours = Tokenizer(tokenizer, limit)
         expected: Any = None
-        with suppress(Exception):  # the library has no class of its own for what it cannot cut
+        with suppress(Exception):  # the library has no error class for texts that cannot be truncated
             expected = theirs(*pair, truncation=strategy, max_length=limit, return_tensors="np")
         if expected is None:
             with pytest.raises(RequestError, match=f"text 0: the limit leaves no room.*with `{strategy}`"):

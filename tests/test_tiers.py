@@ -1,4 +1,4 @@
-"""The tiers of the tests, and the key under which tests keep what they make from run to run."""
+"""Test tiers, and the cache key of results kept between runs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all benchmarks share."""
+"""Shared code of the benchmarks."""

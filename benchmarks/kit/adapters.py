@@ -15,7 +15,7 @@ from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 LABELS = ("a", "b", "c", "d", "e", "f")
 
 _STD = 0.05
-"""Of random weights: times do not depend on it, and deep stacks of large ones give large numbers."""
+"""Standard deviation of random weights: it does not affect times, and deep stacks of large weights overflow."""
 
 
 def random_houlsby(name: str, base: OnnxBase, bottleneck: int, seed: int, lowest: int = 0) -> Adapter:
@@ -45,7 +45,7 @@ def random_houlsby(name: str, base: OnnxBase, bottleneck: int, seed: int, lowest
 
 
 def arithmetic_alone(adapter: Adapter, base: OnnxBase) -> ir.Model:
-    """What an adapter computes at its sites, one after the other, and then its head, without the base.
+    """Return a graph of an adapter without the base: its sites, one after the other, then its head.
 
     Its inputs are `h`, float32 [batch, tokens, width], and `mask`, float32 [batch, tokens]; its weights are constants.
     """

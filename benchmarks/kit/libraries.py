@@ -30,13 +30,13 @@ from kit.subject import inputs_of
 from kit.timing import Call, Pace, Times, clock_of, interleaved, ratio
 
 STD = 0.05
-"""Of random weights: times do not depend on it, and deep stacks of large ones give large numbers."""
+"""Standard deviation of random weights: it does not affect times, and deep stacks of large weights overflow."""
 SAME = 1e-3
-"""How far results may lie apart at most; kernels sum up in other orders."""
+"""Tolerance between results; kernels sum in other orders."""
 LORA_RANK = 8
 OURS, WHOLE = "slots, float32", "AdapterHub, eager"
 RECOMMENDED = "slots, base in int8, optimized"
-PRODUCTS = "its products with weights alone"
+PRODUCTS = "only its products with weights"
 ROUGH = (RECOMMENDED, PRODUCTS, "slots, base in int8", "slots, weights of the base in int8")
 """Ways whose results are not compared: they compute with fewer bits, or something else."""
 
@@ -122,7 +122,7 @@ class Subject:
         return self._graphs[path]
 
     def ways(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Call]:
-        """What computes with an adapter, or without one where the name says so; the slots come first."""
+        """Return the calls with an adapter, or without one if named so; the slots come first."""
         torched = {name: torch.from_numpy(array) for name, array in inputs.items()}
         calls: dict[str, Call] = {}
         for name, bundle in self.bundles.items():
@@ -146,7 +146,7 @@ class Subject:
         return calls
 
     def _by_default(self, bundle: Bundle, fed: Mapping[str, np.ndarray]) -> Call:
-        """A call of the graph with slots in a session whose number of threads alone is set."""
+        """Return a call of the graph with slots, in a session with default settings except the number of threads."""
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 4
         path = bundle.folder / bundle.manifest.graphs["slots"]
@@ -156,13 +156,13 @@ class Subject:
         return lambda: run_bound(session, names, values, "cpu")
 
     def _operands(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Random inputs of the graph that has products alone."""
+        """Return random inputs of the graph that contains only products."""
         session = ort.InferenceSession(self.folder / "exported" / "products.onnx", providers=["CPUExecutionProvider"])
         rng, rows = np.random.default_rng(0), next(iter(inputs.values())).shape
         return {one.name: rng.standard_normal((*rows, one.shape[2]), dtype=np.float32) for one in session.get_inputs()}
 
     def lora_ways(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Call]:
-        """What computes with a LoRA."""
+        """Return the calls with a LoRA."""
         torched = {name: torch.from_numpy(array) for name, array in inputs.items()}
         record, folder = self.lora.manifest.adapters[0], self.lora.folder
         fed = {**inputs, **read_tensors(folder / record.safetensors)}

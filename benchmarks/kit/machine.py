@@ -16,7 +16,7 @@ _PACKAGES = ("adapter-export", "onnxruntime", "onnxruntime-gpu", "numpy", "torch
 
 
 def load_average() -> float:
-    """How many processes wanted a processor, on average over the last minute."""
+    """Return the average number of runnable processes over the last minute."""
     return os.getloadavg()[0]
 
 
@@ -45,7 +45,7 @@ def _processor() -> str:
 
 
 def _instructions() -> str:
-    """What decides the time of products of 8-bit integers, as Linux names it."""
+    """Return the CPU flags that determine the speed of 8-bit integer products, by their Linux names."""
     flags = (_field("/proc/cpuinfo", "flags") or "").split()
     found = [flag for flag in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8") if flag in flags]
     return f" with {', '.join(found)}" if found else ""

@@ -1,4 +1,4 @@
-"""The command line of a benchmark, alone or with the others."""
+"""The command line of a benchmark, for single runs and for all benchmarks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for: `OPTIONS`, read."""
+    """Parsed values of `OPTIONS`."""
 
     provider: Provider
     threads: int
@@ -58,7 +58,7 @@ class Settings:
 
     @property
     def pace(self) -> Pace:
-        """How often calls of one thread are repeated."""
+        """Return the repetitions for single-threaded calls."""
         return Pace(self.rounds, self.seconds, clock_of(self.provider, self.threads))
 
 
@@ -67,9 +67,9 @@ class Part:
     """A benchmark.
 
     Attributes:
-        words: what it measures; the first line names it.
-        uses: those of `OPTIONS` that it reads, beside `COMMON`.
-        measure: does the work.
+        words: description; the first line is the name.
+        uses: those of `OPTIONS` that it reads, besides `COMMON`.
+        measure: runs the benchmark.
     """
 
     words: str
@@ -94,9 +94,9 @@ def parser(words: str, uses: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> tuple[str, list[Table]]:
-    """Measure one thing after the other on one subject, and print what is found as it comes, or all of it as JSON.
+    """Run benchmarks one after the other on one subject, and print each result, or all of them as JSON.
 
-    What cannot be measured ends with one sentence and an exit code.
+    Errors end with one sentence and an exit code.
 
     Returns:
         The machine in words, and all tables.
@@ -129,10 +129,10 @@ def _nothing(_: str) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Read what was given.
+    """Parse the options.
 
     Raises:
-        UsageError: something is not a number above 0, or ONNX Runtime does not have the provider here.
+        UsageError: a value is not a number above 0, or ONNX Runtime lacks the provider.
     """
     given = {name: getattr(arguments, name, option.get("default")) for name, option in OPTIONS.items()}
     _check_provider(given["provider"])
@@ -145,7 +145,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def tell(words: str) -> None:
-    """Say on stderr what comes next."""
+    """Print the next step to stderr."""
     print(f"• {words}", file=sys.stderr, flush=True)
 
 

@@ -21,7 +21,7 @@ _TOKENS = 16
 
 Inputs = Mapping[str, np.ndarray]
 Hold = Callable[[Bundle, int, Provider], Callable[[Inputs], None]]
-"""Opens and loads; what it returns makes a call with every adapter."""
+"""Opens and loads; the result makes a call with every adapter."""
 
 
 def loaded(bundle: Bundle, count: int, provider: Provider, *, on_demand: bool = False) -> Callable[[Inputs], None]:
@@ -78,4 +78,4 @@ def _proportional_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type] # `memory.py` gives it what it takes
+    main(*sys.argv[1:])  # type: ignore[arg-type] # `memory.py` passes valid arguments

@@ -1,4 +1,4 @@
-"""What is measured: a base, random adapters, and bundles of them in a folder that goes when the work is done."""
+"""Subjects of benchmarks: a base, random adapters, and bundles of them in a temporary folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kit.adapters import random_houlsby
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 _FEW_TOKENS = 4
-"""Golden vectors are not what is measured here."""
+"""Golden vectors are not benchmarked here."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,12 +35,12 @@ class Subject:
     """A base with adapters.
 
     Attributes:
-        folder: everything that is made lies here.
-        source: the base as the commands take it: a torch archive, or the ONNX file that was given.
+        folder: folder of all outputs.
+        source: the base for commands: a torch archive, or the passed ONNX file.
         base: the base as ONNX.
-        adapters: random ones; each was written to a folder of its name in `folder`.
-        bundle: of all of them, the first one also as constants of a graph of its own.
-        small: a bundle of the first one alone.
+        adapters: random adapters, each in a folder of its name in `folder`.
+        bundle: bundle of all adapters, the first one also as constants of a separate graph.
+        small: bundle with only the first adapter.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def names(self) -> list[str]:
-        """Those of the adapters."""
+        """Names of the adapters."""
         return [adapter.name for adapter in self.adapters]
 
     def inputs(self, batch: int, tokens: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""What a benchmark found: tables for people as Markdown, for programs as JSON."""
+"""Results of a benchmark: tables as Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Table:
     """One table.
 
     Attributes:
-        title: what was measured.
-        columns: their heads; the first one names the rows.
-        rows: a cell for each column; none where there is nothing to measure.
-        note: how to read it, in whole sentences.
+        title: title.
+        columns: headings; the first one names the rows.
+        rows: a cell for each column; `None` if not applicable.
+        note: explanation in whole sentences.
     """
 
     title: str

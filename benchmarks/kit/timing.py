@@ -1,4 +1,4 @@
-"""Times of calls that take turns, so that whatever else the machine does meets all of them alike."""
+"""Times of interleaved calls, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Times = Mapping[str, list[float]]
 
 _WARM_UP = 1
 _FEWEST = 5
-"""Rounds that are run however long they take, unless fewer were asked for."""
+"""Minimum number of rounds, regardless of time, unless fewer were requested."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often something is repeated.
+    """Number of repetitions.
 
     Attributes:
-        rounds: at most.
-        seconds: no round begins after these, but for the first five.
-        clock: what seconds are: those of the calling thread's processor time, or of the clock on the wall.
+        rounds: maximum number of rounds.
+        seconds: time after which no round starts, except the first five.
+        clock: processor time of the calling thread, or wall-clock time.
     """
 
     rounds: int
@@ -39,10 +39,10 @@ def clock_of(provider: str, threads: int) -> Clock:
 
 
 def interleaved(calls: Mapping[str, Call], pace: Pace, *, warm: bool = False) -> Times:
-    """Time calls in turns; each round begins with another one.
+    """Time interleaved calls; each round starts with another one.
 
-    A `warm` one is called twice in its turn, and the second call is timed. A service calls one graph again and again;
-    behind a dozen others, each with weights of its own, none of a graph's are in the processor's cache.
+    A `warm` call runs twice, and the second run is timed. A service calls one graph repeatedly; after a dozen other
+    graphs, no weights of a graph are left in the processor's cache.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -63,10 +63,10 @@ def interleaved(calls: Mapping[str, Call], pace: Pace, *, warm: bool = False) ->
 
 
 def ratio(times: Times, name: str, to: str, digits: int = 2) -> Spread:
-    """How much longer one call took than another one of the same round."""
+    """Return the ratios of two calls of the same rounds."""
     return spread([own / other for own, other in zip(times[name], times[to], strict=True)], digits)
 
 
 def milliseconds(times: Times, name: str, digits: int = 2) -> Spread:
-    """How long a call took."""
+    """Return the duration of a call."""
     return spread([seconds * 1e3 for seconds in times[name]], digits)

@@ -78,7 +78,7 @@ class CachedGraph:
             self.adapters[name].Load(str(path))
 
     def generate(self, prompt: list[int], choices: list[Choice]) -> list[int]:
-        """Feed the prompt once, then every new token alone; what is known of the tokens before is in the cache."""
+        """Feed the prompt once, then each new token; the cache contains earlier tokens."""
         tokens, fresh, cache = list(prompt), list(prompt), dict(self.empty)
         for choice in choices:
             outputs = self.step(fresh, len(tokens), cache, choice)
@@ -110,7 +110,7 @@ def ends_of(bundle: Path) -> list[int]:
 
 
 def plans(names: list[str], tokens: int) -> dict[str, list[Choice]]:
-    """Which adapter makes each token: none, each of them, and the first one, then the second."""
+    """Return plans of one adapter per token: the base, each adapter, and the first one followed by the second."""
     found: dict[str, list[Choice]] = {"no adapter": [None] * tokens, **{name: [name] * tokens for name in names}}
     if len(names) > 1:
         first, second, *_ = names

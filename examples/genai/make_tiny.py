@@ -2,8 +2,8 @@
 
     python examples/genai/make_tiny.py work [--precision int4]
 
-Nothing is fetched. `work/llama` is the Hugging Face folder, `work/model` the folder of onnxruntime-genai, `work/a` and
-`work/b` are adapters with random weights: what they write is nonsense, but each writes its own.
+Nothing is downloaded. `work/llama` is the Hugging Face folder, `work/model` the folder of onnxruntime-genai, `work/a`
+and `work/b` are adapters with random weights, which generate different nonsense.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run_builder(llama: Path, folder: Path, precision: str) -> None:
 
 
 def builder_options(llama: Path, folder: Path, precision: str) -> list[str]:
-    """What the builder is told."""
+    """Return the arguments of the builder."""
     level = ["--extra_options", "accuracy_level=1"] if precision == "int4" else []
     return ["-m", str(llama), "-i", str(llama), "-o", str(folder), "-p", precision, "-e", "cpu", *level]
 

@@ -13,11 +13,11 @@ from adapter_export.safe_io.documents import read_json
 
 
 def read_inputs(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Nested lists by name, such as `{"input_ids": [[101, 102]]}`, as arrays of the types that the manifest names.
+    """Convert nested lists by name, such as `{"input_ids": [[101, 102]]}`, to arrays of the manifest's types.
 
     Raises:
-        FileError, FormatError: the file cannot be read, or holds something else.
-        RequestError: rows of different lengths, or what is no number of an input's type.
+        FileError, FormatError: the file cannot be read, or has other contents.
+        RequestError: rows differ in length, or a value is not a number of the input's type.
     """
     document = read_json(path)
     if not isinstance(document, Mapping):
@@ -45,5 +45,5 @@ def _array(rows: object, dtype: np.dtype, name: str) -> np.ndarray:
         raise RequestError("rows of different lengths", where=f"`{name}`", fix="pad them") from error
     numbers = "iuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "iu"
     if array.size and array.dtype.kind not in numbers:  # a fraction would be cut off without a word
-        raise RequestError("holds what is no number of its type", where=f"`{name}`", found=array.dtype, expected=dtype)
+        raise RequestError("contains invalid numbers of its type", where=f"`{name}`", found=array.dtype, expected=dtype)
     return array.astype(dtype)

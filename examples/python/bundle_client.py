@@ -60,7 +60,7 @@ def _outcome(finding: Finding) -> str:
         return f"not compared: {finding.reason}"
     if finding.variant == RECORDED:
         return "bit for bit as recorded" if finding.passed else "other bits than recorded"
-    share = f"{finding.worst:6.1%} of what is allowed"
+    share = f"{finding.worst:6.1%} of the tolerance"
     return f"{share}, as with `{finding.faults[0].name}`" if finding.variant == PARTS and finding.faults else share
 
 

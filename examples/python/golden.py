@@ -28,11 +28,11 @@ TEXTS, BATCHES, PARTS, RECORDED = "texts", "batches", "parts", "recorded"
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one adapter, or the base, is from its golden vectors in one variant: 1 is as far as is allowed.
+    """Deviation of an adapter, or the base, from its golden vectors in one variant; 1 is the maximum.
 
     The variants `texts` and `batches` are the golden texts and batches: infinitely far if anything but a number
     differs. `parts` are the golden parts, and `recorded` the recorded runs, each in a `graph`: infinitely far if bits
-    differ. Runs that mean nothing here are not compared, for a `reason`.
+    differ. Runs that are not comparable on this machine are skipped with a `reason`.
     """
 
     variant: str
@@ -132,7 +132,7 @@ def _with_tensors(bundle: Bundle, run: Run) -> Run:
 
 
 def _worst(bundle: Bundle, run: Run, names: list[str | None]) -> float:
-    """The largest deviation over what is allowed, NaN if there is a NaN; the rows have the adapters one by one."""
+    """Return the largest deviation over the allowed one, NaN if there is a NaN; each row has its own adapter."""
     records = {None: bundle.manifest.golden, **{each.name: each.golden for each in bundle.manifest.adapters}}
     vectors = {name: load_file(bundle.folder / records[name].path) for name in names}
     worst = np.float64(0)

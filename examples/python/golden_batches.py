@@ -1,4 +1,4 @@
-"""Replay golden batches: send the rows of each as one request, and compare every answer with that of the row alone."""
+"""Replay golden batches: send the rows of each as one request, and compare each answer with that of the single row."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from adapter_export.runtime.text_reader import TextReader, encoded, prepared
 
 
 def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None, float, tuple[Fault, ...]]]:
-    """How the base and every adapter with a task read and answer their golden texts.
+    """Compare the ids and answers of golden texts for the base and every adapter with a task.
 
-    For each, the largest deviation of a number as a part of the allowed one, infinite where anything else differs, and
-    the texts that differ.
+    Returns for each the largest deviation of a number over the allowed one, infinite if anything else differs, and the
+    differing texts.
 
     Raises:
         FormatError: there are no golden texts of one of them, or they are those of another tokenizer.

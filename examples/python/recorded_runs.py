@@ -26,9 +26,9 @@ class Uniform:
     """A graph whose rows all have one adapter.
 
     Attributes:
-        name: such as `slots`; `baked` for one with an adapter inside.
-        adapters: what it can run; `None` is the base.
-        run: runs it.
+        name: name such as `slots`; `baked` for a graph with a built-in adapter.
+        adapters: adapters of the graph; `None` is the base.
+        run: runs the graph.
     """
 
     name: str

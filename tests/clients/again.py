@@ -1,7 +1,7 @@
-"""Run a program once for each line on stdin, a list of arguments as JSON; what it imports is loaded once.
+"""Run a program once for each line on stdin, a JSON list of arguments, with its imports loaded once.
 
-python again.py PROGRAM: prints for each what it said and its exit code, as JSON. An error that the program does not
-catch ends this one, too, so that the test fails in which it came up.
+Usage: `python again.py PROGRAM`. Prints output and exit code of each run as JSON. An uncaught error of the program also
+ends this process, so that the affected test fails.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def checked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Path]:
-    """The small base with a tokenizer, once of one length alone, once of multiples without one of them."""
+    """The small base with a tokenizer: with a single length, and with multiples except one."""
 
     def make(folder: Path) -> None:
         for number, lengths in enumerate(LENGTHS):
@@ -157,7 +157,7 @@ def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Pa
 
 @pytest.fixture(scope="session")
 def task_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small base with an adapter of every problem type, by its name; nobody knows the task of `unknown`."""
+    """The small base with an adapter of every task type, by its name; `unknown` has no task."""
 
     def make(folder: Path) -> None:
         build_small(folder, None, ("input_ids", "attention_mask"), compose=_of_every_type)

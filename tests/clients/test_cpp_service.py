@@ -77,7 +77,7 @@ def _call(inputs: dict[str, np.ndarray], **chosen: Any) -> dict[str, Any]:
 
 
 def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None, session: Session) -> None:
-    """A row is what its adapter, or the base, gives for it alone."""
+    """Check that a row equals the single result of its adapter, or of the base."""
     assert row["adapter"] == name
     if name is None:
         np.testing.assert_allclose(row["outputs"]["hidden"], session.run(inputs)["hidden"][0], rtol=0, atol=CLOSE)
@@ -100,7 +100,7 @@ def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_b
 def test_requests_at_once_each_with_its_own_adapter(
     service: httpx.Client, session: Session, small_bundle: Path
 ) -> None:
-    """Alone and in mixed batches, with an adapter that comes and goes meanwhile."""
+    """Single and mixed batches, while an adapter is added and removed."""
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
 
     def ask(seed: int) -> int:
@@ -239,7 +239,7 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
 
 
 def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> None:
-    """Each is what it is alone, also with weights of a fusion of its own."""
+    """Each row equals its single run, also with its own fusion weights."""
     rng = np.random.default_rng(5)
     rows = [_arrays(rng, 1) for _ in range(12)]
     assert len({one["input_ids"].shape for one in rows}) > 4
@@ -259,7 +259,7 @@ def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> Non
 
 
 def test_raw_outputs(task_service: httpx.Client, task_bundle: Path) -> None:
-    """Those of the base, and that of the head of each row, as wide as its own; a span needs no context for them."""
+    """Outputs of the base, and of each row's head with its own width; a span needs no context for them."""
     session = Bundle.open(task_bundle).session(threads=1)
     inputs = _arrays(np.random.default_rng(3), 4)
     names = ["span", None, "multi_label", "embedding"]
@@ -284,7 +284,7 @@ def test_the_adapters_with_their_tasks(task_service: httpx.Client, task_bundle: 
 
 
 def test_bodies_are_those_of_the_schema(task_service: httpx.Client) -> None:
-    """Of answers of every type, of outputs, of adapters and of errors."""
+    """Answers of every type, outputs, adapters and errors."""
     named = {name: json.loads((SCHEMAS / f"{name}.schema.json").read_text("utf-8")) for name in BODIES}
     registry = Registry([(f"{name}.schema.json", schema) for name, schema in named.items()])
     ids = [[5, 6, 7]] * len(PROBLEM_TYPES)
@@ -378,7 +378,7 @@ def test_an_overflow_is_no_answer(
     record = next(one for one in Bundle.open(task_bundle).manifest.adapters if one.name == problem)
     assert record.task is not None
     largest = np.finfo(np.float32).max
-    if problem == "embedding":  # its head has no tensors: what comes before it overflows
+    if problem == "embedding":  # its head has no tensors: an earlier value overflows
         large = {name: np.full_like(tensor, largest) for name, tensor in tensors.items() if ".ffn." in name}
     else:
         own = [name for name, tensor in tensors.items() if ".head." in name and tensor.any()]
@@ -457,7 +457,7 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx.Client) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: signal.Signals) -> None:
-    """What is asked before is answered."""
+    """Requests received before are answered."""
     rows = 512
     inputs = {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}
     body = json.dumps({"inputs": inputs, "adapter": "base"})

@@ -18,7 +18,7 @@ from toolchain import skip_or_fail
 from adapter_export.runtime import Bundle, Session
 
 RELEASE = 22
-"""Of Java, the first that calls C without a library."""
+"""The first Java version that calls C without a library."""
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 7, 3, 0, 0], [2, 4, 12, 19, 3]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64)}
@@ -49,7 +49,7 @@ REFUSED = {
 def found(
     small_bundle: Path, task_bundle: Path, cpp_build: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What each case gave, by its name."""
+    """Result of each case, by name."""
     folder = tmp_path_factory.mktemp("java")
     javac, java = (tool(name, "openjdk-25-jdk-headless") for name in ("javac", "java"))
     if int((re.findall(r"\d+", succeed([javac, "-version"], folder)) or ["0"])[0]) < RELEASE:

@@ -1,4 +1,4 @@
-"""A base that takes some lengths alone: every client fills texts up, cuts or refuses them as the record says."""
+"""A base with few supported lengths: every client pads, truncates or rejects texts according to the record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ both = pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 
 
 def _text(tokens: int) -> str:
-    """A text of so many tokens, the two special ones among them."""
+    """Return a text of the given number of tokens, including two special ones."""
     words = ["who", "wrote", "a", "good", "book", "and", "was", "it", "the", "moon"]
     return " ".join(words[at % len(words)] for at in range(tokens - 2))
 
@@ -126,7 +126,7 @@ def test_padding_that_would_change_the_results(
 
 
 def test_ids_that_are_too_many_are_not_cut(cpp_client: Client, length_bundles: dict[Lengths, Path]) -> None:
-    """Nobody knows which of them are special tokens."""
+    """The special tokens are unknown."""
     for lengths, folder in length_bundles.items():
         ids = ",".join(map(str, _row(folder, 41, 41)["input_ids"][0]))
         _refused(cpp_client, folder, ("--ids", ids), TOO_MANY, "41", str(lengths))

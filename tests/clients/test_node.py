@@ -1,4 +1,4 @@
-"""The client in Node runs what it compared with its hashes."""
+"""The Node client runs exactly the bytes that it compared with their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clients in Node and browsers answer each row as it is alone, whatever shares its request."""
+"""The clients in Node and browsers answer each row independently of the rest of its request."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_loaded_adapter_that_counts_padding(client: Client, gated: Path) -> No
 
 @every_client
 def test_rows_that_change_each_other_have_calls_of_their_own(client: Client, dependent: Path, tmp_path: Path) -> None:
-    """Each row is what it is alone, bit for bit, also beside rows of other adapters, and with a strength."""
+    """Each row is bit-identical to its single run, also next to rows of other adapters, and with a strength."""
     assert not Bundle.open(dependent).manifest.batch_invariant
     rows = [[at + 1, 2 * at + 3, 5] for at in range(8)]
     names = ["a", "a", "b", "-"] * 2

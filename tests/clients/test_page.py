@@ -1,4 +1,4 @@
-"""What a user sees on the page: labels with bars, how long it took, and adapters that change with a click."""
+"""The demo page: labels with bars, duration, and switching adapters with a click."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def seen(browser_client: Client, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the page shows after each step of `clicks.mjs`."""
+    """Contents of the page after each step of `clicks.mjs`."""
     folder = tmp_path_factory.mktemp("clicks")
     file = folder / "new.onnx_adapter"
     shutil.copyfile(small_bundle / "adapters" / "tone.onnx_adapter", file)
@@ -76,7 +76,7 @@ def test_a_text_by_the_base(seen: dict[str, Any], session: Session, inputs: dict
 
 
 def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
-    """It is chosen at once; nobody said its task."""
+    """It is selected at once; its task is unknown."""
     shown = seen["loaded"]
     assert (shown["error"], shown["chosen"]) == (None, "new")
     numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs, "tone")["logits"][0])

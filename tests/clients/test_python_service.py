@@ -102,7 +102,7 @@ def test_a_long_text_is_cut_and_said(service: httpx.Client) -> None:
 
 
 def test_golden_batches_as_padded_arrays(service: httpx.Client, conformance_bundle: Path) -> None:
-    """Padding after the tokens changes no answer; what it hides is not in the outputs of the base."""
+    """Padding after the tokens changes no answer; outputs of the base exclude padded positions."""
     for batch in read_golden_batches(conformance_bundle / "golden" / "batches.json").batches:
         longest = max(len(row.inputs["input_ids"]) for row in batch.rows)
         padded = {

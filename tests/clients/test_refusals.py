@@ -1,4 +1,4 @@
-"""What is wrong with a bundle or a call is named by every client, with an exit code: one table for all of them."""
+"""Every client reports faults of a bundle or a call with an exit code: one table for all clients."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_call_without_a_name_is_refused(client: Client, small_bundle: Path, tm
 
 
 def test_exit_codes(client: Client, small_bundle: Path) -> None:
-    """Of a process of its own, as a user's: of a command line that is wrong, and of a bundle."""
+    """Separate processes, as for users: an invalid command line, and a damaged bundle."""
     alone = client.alone()
     assert alone.call("run", small_bundle).returncode == 2
     assert alone.call("look", small_bundle).returncode == 2

@@ -43,7 +43,7 @@ def _holds(answer: Mapping[str, Any], expected: Prediction) -> None:
 
 
 def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
-    """Each row is what it is alone; the second one has no adapter."""
+    """Each row equals its single run; the second one has no adapter."""
     inputs = _arrays(three_rows)
     choices = ["--adapter", "tone", "--adapter", "-", "--adapter", "topic"]
     tone, base, topic = client.run(small_bundle, three_rows, *choices)
@@ -87,7 +87,7 @@ def test_strengths(client: Client, small_bundle: Path, three_rows: Path, session
 def test_an_adapter_that_is_loaded_runs_on_one_token(
     client: Client, small_bundle: Path, session: Session, tmp_path: Path
 ) -> None:
-    """Nobody says what its results mean: they are given as they are."""
+    """Without a task, results are returned unchanged."""
     path = tmp_path / "token.json"
     path.write_text(json.dumps({"input_ids": [[5]], "attention_mask": [[1]]}))
     file = small_bundle / "adapters" / "tone.onnx_adapter"
@@ -99,7 +99,7 @@ def test_an_adapter_that_is_loaded_runs_on_one_token(
 
 
 def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:
-    """The base alone is a bundle, too."""
+    """A base without adapters is a bundle, too."""
     path = damaged_bundle / "manifest.json"
     document = json.loads(path.read_text())
     kept = {"slots": document["graphs"]["slots"], "inputs": document["graphs"]["inputs"]}

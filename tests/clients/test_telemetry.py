@@ -1,4 +1,4 @@
-"""No client reports to Microsoft, as ONNX Runtime 1.29 and later do where nobody forbids it."""
+"""No client sends reports to Microsoft, as ONNX Runtime 1.29 and later do by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEVICE = Path(".cache", "Microsoft", "DeveloperTools", ".onnxruntime", "deviceid
 
 
 def reports(client: Client, bundle: Path, home: Path, **environment: str) -> bool:
-    """Whether a run made what reports need. CI's own variables, which turn them off, are not passed on."""
+    """Return whether a run created the files of reports. CI variables that disable them are not passed on."""
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
     around = {**kept, "HOME": str(home), **client.environment, **environment}
@@ -30,5 +30,5 @@ def test_telemetry_is_off(client: Client, small_bundle: Path, tmp_path: Path) ->
 
 
 def test_who_wants_it_turns_it_on(node_client: Client, small_bundle: Path, tmp_path: Path) -> None:
-    """Which also shows that the test above can fail."""
+    """Control: the test above can fail."""
     assert reports(node_client, small_bundle, tmp_path / "home", ORT_DISABLE_TELEMETRY="0")

@@ -54,7 +54,7 @@ def _words(asked: Asked) -> list[str]:
 
 
 def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None:
-    """In one call, each text by an adapter of its own: the same as each of them alone in Python."""
+    """In one call, each text with its own adapter: the same as single texts in Python."""
     assert {TASKS[name].type for name, _ in ASKED} == {task.type for task in TASKS.values()}
     adapters = [word for name, _ in ASKED for word in ("--adapter", name)]
     texts = [word for _, asked in ASKED for word in _words(asked)]
@@ -116,7 +116,7 @@ def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
 
 
 def _differing(client: Client, bundle: Path) -> dict[str | None, dict[str, str]]:
-    """By adapter the golden texts that differ, and how."""
+    """Return the differing golden texts by adapter, with the differences."""
     done = client.call("verify", bundle, "--json")
     assert done.returncode == 1, done.stdout
     assert "golden texts differ" in done.stderr
@@ -180,7 +180,7 @@ def _without_bank(of_graphs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _retell(path: Path, tokenizer: Tokenizer) -> None:
-    """Golden texts of the base alone, with the ids of another tokenizer."""
+    """Replace the ids in the base's golden texts by those of another tokenizer."""
     document = json.loads(path.read_text("utf-8"))
     for text in document["sets"][0]["texts"]:
         (row,) = tokenizer.rows([text["text"] if text["pair"] is None else Pair(text["text"], text["pair"])])

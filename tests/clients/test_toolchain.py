@@ -1,4 +1,4 @@
-"""A toolchain that is half there: what is missing is named, and only that."""
+"""An incomplete toolchain: exactly the missing tools are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = (
 )
 
 
-@pytest.mark.usefixtures("cpp_build")  # everything is there, but for what is hidden
+@pytest.mark.usefixtures("cpp_build")  # all tools except the hidden ones
 def test_what_cmake_does_not_find_is_named(tmp_path: Path) -> None:
     found = missing_cpp_packages(tool("cmake", "cmake"), tmp_path, *HIDDEN)
     assert found == ["libflatbuffers-dev", "libssl-dev", "libcpp-httplib-dev"]

@@ -106,7 +106,7 @@ OWN = {"type": "single_label", "labels": ("no", "maybe", "yes")}
 
 
 def words(count: int, start: int = 0) -> str:
-    """A text of so many words."""
+    """Return a text of the given number of words."""
     return " ".join(WORDS[(start + 5 * at) % 39] for at in range(count))
 
 
@@ -130,13 +130,13 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle with what is right of it.
+    """A bundle with its oracle.
 
     Attributes:
-        name: its name in the table.
-        folder: where it is.
+        name: name in the table.
+        folder: folder of the bundle.
         oracle: answers its rows.
-        rows: what is asked.
+        rows: the rows.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Bundle:
             for one in [row] if form == "text" else [replace(row, asked=piece) for piece in row.pieces]:
                 right = None
                 if self.oracle.refuses(one):
-                    if one.adapter in refused:  # each is asked alone, which takes time
+                    if one.adapter in refused:  # one request per row, which takes time
                         continue
                     refused.add(one.adapter)
                 else:
@@ -330,17 +330,17 @@ def _some(recipes: Mapping[str, Recipe], *names: str) -> dict[str, Recipe]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a bundle is made.
+    """Recipe for a bundle.
 
     Attributes:
         base: the Hugging Face folder.
-        adapters: of the recipes; all if empty.
+        adapters: adapters of the recipes; all if empty.
         capture: options of `capture`.
-        of_graph: makes the base of its ONNX graph; without it, it is an archive.
-        allowed: the lengths that it takes; all if empty.
-        neutral: whether padding changes nothing in the base.
+        of_graph: creates the base from its ONNX graph. Default: the base is an archive.
+        allowed: supported lengths; all if empty.
+        neutral: whether padding has no effect in the base.
         build: options of `build`.
-        added: adapters that are added later.
+        added: adapters added later.
         more: further rows.
     """
 
@@ -356,12 +356,12 @@ class Plan:
 
     @property
     def base_head(self) -> bool:
-        """Whether the base has a head of its own."""
+        """True if the base has its own head."""
         return self.base == "bert"
 
     @property
     def own_arithmetic(self) -> bool:
-        """Whether the graph computes otherwise than the model: its own results are the right ones."""
+        """True if the graph differs from the model, so that its own results are the reference."""
         return self.of_graph is _dynamic or "base_precision" in self.build
 
     @property

@@ -1,4 +1,4 @@
-"""What an entry point is, and how its answers are compared with those of the oracle."""
+"""Entry points, and the comparison of their answers with the oracle."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ def anything(bundle: Bundle, row: Row) -> bool:
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """A way to the answers of a bundle.
+    """An entry point to the answers of a bundle.
 
     Attributes:
-        name: its name in the table.
-        ask: answers rows in one request, or in the fewest that it can; the third argument is what it needs. Raises
-            RefusedError.
-        form: whether a row is sent as text or as ids.
+        name: name in the table.
+        ask: answers rows in the fewest possible requests; the third argument is the fixture. Raises RefusedError.
+        form: whether rows are sent as text or ids.
         takes: whether it can express a row.
-        needs: the fixture that gives it what it needs.
-        tasks: the types of tasks that it is for, which some bundles lack. Default: all.
-        same_kernels: whether ONNX Runtime computes. Another runtime rounds otherwise where a graph is not in float32.
+        needs: its fixture.
+        tasks: supported task types, which some bundles lack. Default: all.
+        same_kernels: whether it uses ONNX Runtime. Another runtime rounds differently in graphs other than float32.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all rows of a bundle at one entry point."""
+    """Outcome of all rows of a bundle at one entry point."""
 
     rows: int
     faults: tuple[Fault, ...]
@@ -70,12 +69,12 @@ class Outcome:
 
     @property
     def wrong(self) -> int:
-        """How many answers are wrong."""
+        """Number of wrong answers."""
         return sum(not one.refused for one in self.faults)
 
     @property
     def refused(self) -> int:
-        """How many rows are refused although there is a right answer."""
+        """Number of rows rejected although they have a correct answer."""
         return sum(one.refused for one in self.faults)
 
     def __str__(self) -> str:
@@ -186,7 +185,7 @@ def together(
 
 
 def shape(row: Row) -> str:
-    """What is asked: a text, a pair, or a question with choices."""
+    """The question: a text, a pair, or a question with choices."""
     return "text" if isinstance(row.asked, str) else "pair" if isinstance(row.asked, tuple) else "choices"
 
 
@@ -196,7 +195,7 @@ def weighing(row: Row) -> Hashable:
 
 
 def length(bundle: Bundle, row: Row) -> int:
-    """What rows that are padded together have in common: without a mask, nothing says what is padding."""
+    """Properties shared by rows padded together: without a mask, padding is unknown."""
     return 0 if "attention_mask" in bundle.oracle.inputs else bundle.arrays(row)["input_ids"].shape[1]
 
 

@@ -1,6 +1,4 @@
-"""The entry points that are programs: the clients in Node, Python, the browser and C++, the C interface, and the
-example that uses ONNX Runtime alone.
-"""
+"""Entry points that are programs: clients in Node, Python, the browser and C++, the C interface, plain ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -106,7 +104,7 @@ def plain(bundle: Bundle, rows: Sequence[Row], program: Path) -> Sequence[Docume
             recipe = bundle.oracle.recipes[str(row.adapter)]
             (tokens,) = bundle.oracle.tokens(row)
             said = answer(recipe.task, result, tokens, row.asked).document
-            cut = {"cut": tokens.cut} if tokens.cut else {}  # it tells nobody
+            cut = {"cut": tokens.cut} if tokens.cut else {}  # it does not report the adapter
             found.append({"adapter": row.adapter, "task": recipe.task["type"], **said, **cut})
     except SystemExit as ended:
         raise RefusedError(str(ended)) from ended
@@ -114,7 +112,7 @@ def plain(bundle: Bundle, rows: Sequence[Row], program: Path) -> Sequence[Docume
 
 
 def plain_rows(bundle: Bundle, row: Row) -> bool:
-    """What the example is for: a text that an adapter classifies."""
+    """Rows supported by the example: a text that an adapter classifies."""
     recipe = bundle.oracle.recipe(row)
     plain_row = row.adapter is not None and row.strength == 1 and row.weights is None
     return plain_row and recipe is not None and recipe.task["type"] == "single_label" and shape(row) == "text"

@@ -21,7 +21,7 @@ from adapter_export.format.tabular.labelled import Columns
 from adapter_export.reporting import SILENT
 
 LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}
-"""What is right does not matter: results are compared before they are judged."""
+"""Labels for measuring; correctness does not matter, because results are compared before scoring."""
 
 
 @cache
@@ -73,7 +73,7 @@ def _document(bundle: Bundle, row: Row, results: Sequence[Any]) -> Document:
 
 
 def labelled_rows(bundle: Bundle, row: Row) -> bool:
-    """Rows that a table of labelled texts can have: those of tokens are words, none is empty or has a strength."""
+    """Rows possible in a table of labelled texts: words for token tasks, no empty texts, no strength."""
     recipe = bundle.oracle.recipe(row)
     return (
         recipe is not None

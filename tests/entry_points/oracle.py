@@ -1,7 +1,7 @@
-"""The right answer to a row: the torch model with hooks, on that row alone, without padding.
+"""Correct answer to a row: the torch model with hooks on this single row, without padding.
 
-Written with torch, NumPy and the tokenizers library. It imports nothing of the package, so that a mistake of the
-package cannot be in both.
+Written with torch, NumPy and the tokenizers library. It imports nothing from the package, so that both cannot share a
+mistake.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recipe:
 
     @property
     def gated(self) -> bool:
-        """Whether it takes a mean over all tokens, padding among them."""
+        """True if it averages over all tokens, including padding."""
         return any(".gate." in name for name in self.weights) or any(one.gated for one, _ in self.members)
 
     @property
@@ -62,7 +62,7 @@ class Recipe:
         return own.union(*(one.sites for one, _ in self.members))
 
     def change(self, site: str, read: Tensor, out: Tensor, shares: Mapping[str, float] | None = None) -> Tensor:
-        """What it adds to the result `out` of the module at a site, which reads `read`; both are [1, tokens, width]."""
+        """Return the term added to a site's module result `out` with input `read`; both are [1, tokens, width]."""
         if self.kind == "sum":
             acting = [(one, (shares or {}).get(one.name, share)) for one, share in self.members if site in one.sites]
             return torch.stack([share * one.change(site, read, out) for one, share in acting]).sum(0)
@@ -93,10 +93,10 @@ class Row:
     """A request.
 
     Attributes:
-        asked: what is asked.
-        adapter: which adapter answers; `None` is the base, or the head of its class.
-        strength: of the adapter.
-        weights: of the members of a sum, in place of its own.
+        asked: the question.
+        adapter: the adapter; `None` is the base, or the head of its class.
+        strength: strength of the adapter.
+        weights: member weights of a sum, overriding its own.
     """
 
     asked: Asked
@@ -106,7 +106,7 @@ class Row:
 
     @property
     def pieces(self) -> list[str | Pair]:
-        """What becomes tokens: the text, or a pair for each choice."""
+        """Texts to tokenize: the text, or a pair for each choice."""
         return list(self.asked) if isinstance(self.asked, list) else [self.asked]
 
 
@@ -167,7 +167,7 @@ class Oracle:
     graph: Path | None = None
 
     def recipe(self, row: Row) -> Recipe | None:
-        """The adapter that answers a row; where none is chosen, the base head."""
+        """Return the adapter of a row; defaults to the base head."""
         own = next((one for one in self.recipes.values() if one.kind == "own"), None)
         return own if row.adapter is None else self.recipes[row.adapter]
 
@@ -193,13 +193,14 @@ class Oracle:
         return tokenizers.Tokenizer.from_file(str(self.tokenizer))
 
     def may_pad(self, row: Row) -> bool:
-        """Whether padding after its tokens leaves the answer as it is."""
+        """Return whether padding after its tokens leaves the answer unchanged."""
         recipe = self.recipe(row)
         return self.neutral and "attention_mask" in self.inputs and not (recipe is not None and recipe.gated)
 
     def refuses(self, row: Row) -> bool:
-        """Whether a row has no right answer: it has no tokens, or a length that the base does not take, and padding
-        changes the answer.
+        """Return whether a row has no correct answer.
+
+        It has no tokens, or a length that the base does not support while padding changes the answer.
         """
         lengths = {len(one.encoding.ids) for one in self.tokens(row)}
         return 0 in lengths or (bool(self.allowed) and not self.may_pad(row) and not lengths <= {*self.allowed})
@@ -268,7 +269,7 @@ class Oracle:
             handle.remove()
 
     def _of_graph(self, row: Row, recipe: Recipe | None, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the graph of the bundle gives, in ONNX Runtime alone."""
+        """Run the graph of the bundle with plain ONNX Runtime."""
         manifest, session = self._session
         assert row.strength == 1.0
         assert row.weights is None
@@ -302,7 +303,7 @@ def rounded(tensor: np.ndarray) -> np.ndarray:
 
 
 def answer(task: Mapping[str, Any], result: np.ndarray, tokens: Tokens, asked: Asked | None) -> Right:
-    """What a head's result says of one text; `asked` is `None` where the text came as ids."""
+    """Convert a head's result for one text to an answer; `asked` is `None` for ids."""
     kind, labels = task["type"], list(task.get("labels", ()))
     encoding = tokens.encoding
     if kind == "single_label":
@@ -360,7 +361,7 @@ def _class(logits: np.ndarray, labels: Sequence[str]) -> Right:
 
 
 def _ahead(shares: np.ndarray) -> float:
-    """By how much the highest is above the next one."""
+    """Return the difference between the two highest values."""
     ordered = np.sort(shares.ravel())[::-1]
     return float(ordered[0] - ordered[1]) if ordered.size > 1 else np.inf
 

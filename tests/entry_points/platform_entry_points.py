@@ -61,7 +61,7 @@ def _asking(name: str) -> Any:
 
 
 def _parameters(row: Row) -> dict[str, Any]:
-    """Those of a request in v2, where weights are JSON as text."""
+    """Return the options of a request in v2, where weights are JSON text."""
     found = _choice(row)
     return found | ({"weights": json.dumps(found["weights"])} if "weights" in found else {})
 
@@ -100,7 +100,7 @@ def of_adapter(bundle: Bundle, row: Row) -> bool:
 
 
 def of_adapter_without_choices(bundle: Bundle, row: Row) -> bool:
-    """Of these, the rows that a tensor of texts can have."""
+    """Return whether a tensor of texts can represent a row."""
     return row.adapter is not None and shape(row) != "choices"
 
 

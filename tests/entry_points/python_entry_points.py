@@ -42,7 +42,7 @@ def session(folder: Path, provider: ProviderName = "cpu") -> Session:
 
 
 def name_of(bundle: Bundle, row: Row) -> str | None:
-    """The adapter that answers; the base head where none is chosen."""
+    """Return the adapter of a row; defaults to the base head."""
     recipe = bundle.oracle.recipe(row)
     return None if recipe is None else recipe.name
 
@@ -62,7 +62,7 @@ def named(bundle: Bundle, row: Row, found: Document) -> Document:
 
 
 def answers(bundle: Bundle, row: Row) -> bool:
-    """Rows that an adapter answers, not the base alone."""
+    """Return whether an adapter answers a row, not the base."""
     return bundle.oracle.recipe(row) is not None
 
 
@@ -178,12 +178,12 @@ def _rows(lines: Sequence[str]) -> list[Document]:
 
 
 def _answer(document: Document) -> Document:
-    """The answer alone: `run` repeats what was asked beside it."""
+    """Return only the answer: `run` also repeats the question."""
     return {key: value for key, value in document.items() if key not in ("text", "pair", "choices")}
 
 
 def _choices(row: Row) -> tuple[Any, ...]:
-    """What all rows of one call of `run` have in common: one text or two, and the options for all of them."""
+    """Return the properties shared by all rows of one `run` call: one text or two, and common options."""
     return shape(row) == "text", row.strength, weighing(row)
 
 

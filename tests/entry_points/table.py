@@ -32,7 +32,7 @@ class Collector:
 
 
 def main(options: list[str]) -> int:
-    """Run the tests, and print what they found."""
+    """Run the tests, and print the results."""
     write = "--write" in options
     options = [one for one in options if one != "--write"]
     collector = Collector()

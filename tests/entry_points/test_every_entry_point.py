@@ -1,6 +1,6 @@
-"""Every entry point gives the same answer: that of the torch model to the row alone, or the same refusal.
+"""Every entry point returns the same answer as the torch model for the single row, or the same refusal.
 
-Another entry point is a line in one of the tables, another property of bundles a plan in `asked_bundles.py`.
+A new entry point is a line in one of the tables, a new property of bundles a plan in `asked_bundles.py`.
 """
 
 from __future__ import annotations

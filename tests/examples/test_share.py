@@ -23,7 +23,7 @@ def test_a_tag_moves_and_a_digest_stays(
     bundle = tiny_bundle(tmp_path_factory)
     runpy.run_path(str(EXAMPLE))["main"](str(bundle), f"oci://{registry.host}/examples/tiny:now")
     said = capsys.readouterr().out
-    assert "whoever pulls it has wide, narrow" in said
+    assert "a pull contains wide, narrow" in said
     assert said.count("has moved: it was `sha256:") == 2
-    assert "who expects the first one is told: does not match the expected digest" in said
+    assert "a pull that expects the first one fails: does not match the expected digest" in said
     assert "and still has it by its digest: sha256:" in said

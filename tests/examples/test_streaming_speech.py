@@ -21,4 +21,4 @@ def test_chunks_are_the_whole_clip(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(float(apart) < 1e-5 < 1 < float(largest) for _, apart, largest in compared)
     falls = re.findall(r"falls from (\S+) to (\S+)", said)
     assert all(float(last) < float(first) / 4 for first, last in falls)
-    assert "these bit for bit as before" in said
+    assert "these are bit-identical" in said

@@ -130,7 +130,7 @@ def test_what_llama_cpp_cannot_compute_or_tell_is_refused(llama, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def node_llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose `node_modules` have llama.cpp for the processor alone, and the program that runs it."""
+    """A folder whose `node_modules` contain the CPU version of llama.cpp, and the program that runs it."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         skip_or_fail("llama.cpp is only installed on Linux for x86-64")
     npm = tool("npm", "npm")

@@ -1,4 +1,4 @@
-"""Adapter folders: what is written is read, and every fault is named with its file and its place."""
+"""Adapter folders: round trips, and named faults with file and location."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each problem type reads in a row, and what it refuses in one short sentence."""
+"""Rows of each task type: inputs read, and short messages for rejected ones."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> Non
 
 
 def _parts(document: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    """Golden parts as the manifest has them, but for what is changed."""
+    """Return golden parts of the manifest with changes."""
     golden = document["adapters"][0]["golden"]
     part = {"fault": "a off", "output": next(iter(golden["absolute"])), "factor": 1.0, "limit": 0.5}
     part |= {key: value for key, value in changed.items() if key in part}
@@ -207,7 +207,7 @@ def test_the_reader_needs_numpy_alone() -> None:
 
 
 def test_a_flipped_bit_in_a_manifest_is_refused(manifest: Manifest, tmp_path: Path) -> None:
-    """Whatever it meets: a label, a row of the bank, a length, or the checksum itself."""
+    """Any location: a label, a row of the bank, a length, or the checksum itself."""
     write_manifest(manifest, tmp_path)
     path = tmp_path / "manifest.json"
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What `config.json` says of a head: its task, and nothing that it does not say."""
+"""The task of a head in `config.json`, without guesses beyond it."""
 
 from __future__ import annotations
 

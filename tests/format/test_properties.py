@@ -1,4 +1,4 @@
-"""For any adapter: it is read as it was written; and whatever happens to its bytes, it is read as it was or refused."""
+"""For any adapter: round trips; and after any mutation of its bytes, it is read unchanged or rejected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _OTHERS = (
 
 
 class Grower:
-    """Makes a graph by adding ops to what is there already, as long as Hypothesis asks for more."""
+    """Build a graph by adding ops to existing values, as long as Hypothesis draws more."""
 
     def __init__(self, draw: Callable[..., object]) -> None:
         self.draw = draw

@@ -1,7 +1,7 @@
-"""Feed changed files to every reader for a while: each is read, or refused by a named error, in bounded time.
+"""Feed mutated files to every reader for a while: each is read, or rejected by a named error, in bounded time.
 
 Run by `make fuzz`, which is not part of the suite: `python tests/fuzz/fuzz.py --seconds 3600`. Each reader has a
-process of its own. What it finds stays in the folder that it prints, to be read again: `--again FOLDER`.
+separate process. Findings remain in the printed folder for a repetition: `--again FOLDER`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from adapter_export.onnx_backend import model_session
 from adapter_export.safe_io import child
 
 MOST_SECONDS, MOST_BYTES = 2.0, 500 * 10**6
-"""Of one execution: time of the processor, and memory beyond what the process has."""
+"""Limits of one execution: processor time, and memory beyond that of the process."""
 
 _HANGS = 60
 """The seconds after which a process is taken to hang: a loaded machine gives it little of a processor."""
@@ -77,7 +77,7 @@ def _used() -> tuple[float, int]:
 
 
 def outcome(reader: Reader, folder: Path) -> str | None:
-    """Read a folder; what is wrong with how that ended, if anything is."""
+    """Read a folder; return the fault, if any."""
     start, before = _used()
     wrong = None
     try:
@@ -109,7 +109,7 @@ def _work(name: str, reader: Reader, numbers: range, seconds: float, kept: Path,
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
     end, count, seen = time.monotonic() + seconds, 0, Counter[str]()
     reader.write(scratch, None)
-    reader.read(scratch)  # what was not changed is right
+    reader.read(scratch)  # unchanged files are valid
     try:
         for number in numbers:
             if time.monotonic() > end:
@@ -132,8 +132,8 @@ def _work(name: str, reader: Reader, numbers: range, seconds: float, kept: Path,
 
 
 def _watched(name: str, reader: Reader, numbers: range, seconds: float, kept: Path) -> Iterator[tuple[int, str | None]]:
-    """Yield numbers of executions with what was found; a process that hangs or crashes is begun again behind that."""
-    context = multiprocessing.get_context("fork")  # the readers hold functions that nobody can send
+    """Yield execution numbers with findings; restart a process that hangs or crashes after that execution."""
+    context = multiprocessing.get_context("fork")  # the readers hold functions that cannot be pickled
     end = time.monotonic() + seconds
     while numbers and (left := end - time.monotonic()) > 0:
         ours, theirs = context.Pipe(duplex=False)

@@ -1,6 +1,6 @@
-"""Files changed in ways that keep most of their form, so that what is behind the first check is reached, too.
+"""Mutations of files that keep most of their form, to reach code after the first check.
 
-All choices are drawn from a `random.Random`: the true one, or Hypothesis's, which can shrink what it found.
+All choices are drawn from a `random.Random`: a real one, or Hypothesis's, which can shrink findings.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def of_safetensors(data: bytes, random: Random) -> bytes:
 
 
 def of_zip(inner: Callable[[str], Mutation]) -> Mutation:
-    """Change an entry by what is made for its name, leave entries out, name them otherwise, or pack them."""
+    """Return a mutation that changes, removes, renames or repacks entries."""
 
     def change(data: bytes, random: Random) -> bytes:
         if random.randint(0, 5) == 0:

@@ -265,7 +265,7 @@ def _golden_parts(path: Path) -> GoldenParts:
 
 
 def light_readers(made: Path) -> dict[str, Reader]:
-    """Those that need no torch. `made` is an empty folder for what files are taken from."""
+    """Return the readers without torch. `made` is an empty folder for source files."""
     built: Built = build_small(made)
     bundle, adapter = built.folder, Path(__file__).parents[1] / "format" / "golden" / "adapter"
     record = built.manifest.adapters[0]
@@ -335,7 +335,7 @@ def _table(problem: Any, path: Path) -> object:
 
 
 def heavy_readers(made: Path) -> dict[str, Reader]:
-    """Those that need torch. `made` is an empty folder."""
+    """Return the readers with torch. `made` is an empty folder."""
     import torch
     from archives import save_plainly
 

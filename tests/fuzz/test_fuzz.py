@@ -19,7 +19,7 @@ from readers import HEAVY, LIGHT, Reader
 
 @pytest.mark.extended
 def test_the_first_changed_files(tmp_path: Path) -> None:
-    """The same changes each time: what is red here is another reader, and not another draw."""
+    """The same mutations each time: a failure means another reader, not another draw."""
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(Path(__file__).parent / "fuzz.py"), "--executions", "30", "--json", str(figures)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}

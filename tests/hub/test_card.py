@@ -1,4 +1,4 @@
-"""A model card says what is known, nothing else, and nobody's words become markup in it."""
+"""A model card states only known facts, and quoted text never becomes markup."""
 
 from __future__ import annotations
 

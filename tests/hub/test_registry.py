@@ -1,4 +1,4 @@
-"""What `push` sends to a real OCI registry comes back whole, is what others read too, and nothing else does."""
+"""Pushes to a real OCI registry: complete when pulled, readable by other tools, and nothing more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain tensors of every kind: what they show is seen, what they do not show must be given."""
+"""Plain tensors of every kind: options are inferred where possible, and required otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter_export.sites.site import SiteMap
 
 SITES = encoder()
 HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}
-"""What the tensors of a kind do not show, where it is not the activation."""
+"""Options that the tensors of a kind do not show, besides the activation."""
 
 NAMES = (("query", "value"), ("attention.query", "attention.value"))
 """The layers of LoRA by the ends of their names, and whole."""

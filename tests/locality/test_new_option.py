@@ -1,4 +1,4 @@
-"""An option of `run` that reaches the runtime: the command, the row, the request, and the session that heeds it."""
+"""An option of `run` that reaches the runtime: the command, the row, the request and the session."""
 
 from __future__ import annotations
 

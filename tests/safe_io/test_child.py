@@ -1,4 +1,4 @@
-"""A trial in a child process: whatever happens there is a named error here."""
+"""A trial in a child process: any failure there becomes a named error here."""
 
 from __future__ import annotations
 

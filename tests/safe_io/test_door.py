@@ -54,7 +54,7 @@ FREE = {
 
 
 def _calls(tree: ast.AST, function: str = "", guarded: bool = False) -> Iterator[tuple[ast.Call, str, bool]]:
-    """All calls with the name of the function they stand in, and whether that is in a block of `parsing`."""
+    """Return all calls with the name of their function, and whether they are in a block of `parsing`."""
     for node in ast.iter_child_nodes(tree):
         inside, name = guarded, function
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

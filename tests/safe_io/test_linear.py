@@ -1,4 +1,4 @@
-"""Readers take time in proportion to what they read: four times as much takes no more than eight times as long."""
+"""Readers take linear time: four times the input takes at most eight times as long."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _far(document: dict[str, Any]) -> None:
 def test_a_tokenizer_whose_windows_take_all_memory_is_named(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
 ) -> None:
-    """Each text alone has tokens; cut into windows it has all combinations, or a copy of all ids."""
+    """Each single text has tokens; windows multiply them to all combinations, or a copy of all ids."""
     document = {
         "version": "1.0",
         "pre_tokenizer": {"type": "WhitespaceSplit"},

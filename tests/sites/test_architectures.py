@@ -19,7 +19,7 @@ from adapter_export.torch_backend.fx_view import flow_graph
 
 ALBERT = "encoder.albert_layer_groups.0.albert_layers.0"  # one module for all layers
 
-# Per sublayer: its name, the module that is its output projection, the module that computes what it reads.
+# Per sublayer: name, module of the output projection, module that computes its input.
 # The last line has the module that computes the final hidden state; `.` is the model itself.
 POST_NORM = {
     "bert": """
@@ -266,7 +266,7 @@ def onnx_values(base: OnnxBase, inputs: Mapping[str, torch.Tensor], names: list[
 def module_results(
     module: torch.nn.Module, paths: set[str | None], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, list[np.ndarray]]:
-    """What the modules at `paths` return, call by call."""
+    """Return the outputs of the modules at `paths`, call by call."""
     results: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def keep(path: str) -> Callable[..., None]:

@@ -86,7 +86,7 @@ class TestOrder:
 
 
 class TestRewirings:
-    """Who reads what a layer alone is given; the others read what they read before."""
+    """Nodes that read a value given only to one layer; other nodes are unchanged."""
 
     SHARED = ATTENTION.replace("linear x", "linear packed").replace("q =", "packed = quantise x \n q =", 1)
 

@@ -1,4 +1,4 @@
-"""Site maps held against a graph: what they override, complete and leave out, and what does not fit."""
+"""Site maps compared with a graph: overridden, added and removed sites, and faults."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Norm, Site, SiteMap
 
-# Per site of the first layer: its name in the layer, the widths of what it reads and gives, its module, its parts.
+# Per site of the first layer: name in the layer, input and output widths, module, parts.
 LISTED = {
     "bert": """
         embeddings             16  embeddings.LayerNorm
@@ -236,7 +236,7 @@ OUTSIDE = {
     "swin": ["encoder.layers.0.downsample.reduction"],
     "wav2vec2": ["feature_projection.projection"],
 }
-"""The linear layers that lie in no sublayer."""
+"""Linear layers outside of sublayers."""
 
 
 def inner(sites: SiteMap, layer: int | None) -> list[Site]:
@@ -341,7 +341,7 @@ def test_the_names_follow_the_indices_of_an_einstein_sum():
 
 
 def test_parts_of_a_fused_layer_are_sites_of_their_own():
-    """A reshape, a turn of the axes, and a slice for each; the parts stand behind the layer, under their own names."""
+    """A reshape, a transposition, and a slice for each; the parts follow the layer, under their own names."""
     wide, narrow = "float[8, 24] w = {" + ", ".join(["0.5"] * 192) + "}", MATRIX.format("wo")
     ints = "int64[5] s = {0, 0, 3, 2, 4}, int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64[3] flat = {0, 0, 8}"
     body = (

@@ -1,4 +1,4 @@
-"""What the neutral view makes of an ONNX graph."""
+"""The neutral view of an ONNX graph."""
 
 from __future__ import annotations
 

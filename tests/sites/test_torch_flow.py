@@ -1,4 +1,4 @@
-"""What the neutral view makes of an FX graph."""
+"""The neutral view of an FX graph."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_sum_of_two_activations_is_an_add(function):
     [
         lambda x, w: x + 1.0,
         lambda x, w: x + w[0],
-        lambda x, w: torch.add(x, x.relu(), alpha=0.5),  # what is added is not the summand
+        lambda x, w: torch.add(x, x.relu(), alpha=0.5),  # the added value is not the summand
         lambda x, w: x + torch.arange(x.shape[1]).unsqueeze(-1),
         lambda x, w: x + torch.zeros_like(x),
     ],

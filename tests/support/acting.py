@@ -1,6 +1,6 @@
-"""What a live module computes with hooks in the place of an adapter, at paths that a person gives.
+"""Oracle: a live module with hooks in place of an adapter, at paths listed by a person.
 
-The hooks know nothing of sites, graphs or slots.
+The hooks are independent of sites, graphs and slots.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapter_export.graph.adapter import Adapter
 
 
 def bottlenecks(adapter: Adapter) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What a bottleneck does at each of its sites (Houlsby et al. 2019, figure 2)."""
+    """Return the bottleneck function of each site (Houlsby et al. 2019, figure 2)."""
 
     def at(site: str) -> Callable[[Tensor], Tensor]:
         names = ("down.weight", "down.bias", "up.weight", "up.bias")
@@ -31,9 +31,9 @@ def bottlenecks(adapter: Adapter) -> dict[str, Callable[[Tensor], Tensor]]:
 def with_hooks(
     module: nn.Module, places: Iterable[Sequence[str]], adapter: Adapter | None, compute: Callable[[], Tensor]
 ) -> np.ndarray:
-    """What a live module computes with bottlenecks behind the modules whose results are `h`.
+    """Run a live module with bottlenecks after the modules whose results are `h`.
 
-    `places` are the sites with the paths of these, one that is called twice being two sites.
+    `places` maps sites to the paths of these; a module called twice has two sites.
     """
     waiting: dict[str, list[Callable[[Tensor], Tensor]]] = defaultdict(list)
     if adapter is not None:

@@ -38,7 +38,7 @@ WORDS = (*GOOD, *BAD, *OTHER)
 
 
 class InTorch:
-    """What torch alone computes of texts with adapters, each of which is attached once."""
+    """Compute texts with adapters only in torch; each adapter is attached once."""
 
     def __init__(self, base: ae.Base) -> None:
         self._base, self._attached = base, list[tuple[Adapter, AdaptedModel]]()
@@ -65,7 +65,7 @@ class InTorch:
 
 @dataclass(frozen=True)
 class World:
-    """A model, the adapters by name, their bundle, and what torch alone computes of a text."""
+    """A model, its adapters by name, their bundle, and the torch oracle of a text."""
 
     model: Path
     base: ae.Base

@@ -26,7 +26,7 @@ _MOST = 16
 
 
 def install() -> None:
-    """Let `torch.export.load` remember what it loaded."""
+    """Cache the results of `torch.export.load`."""
     _remember_types()
     _remember_names()
     load, loaded = torch.export.load, OrderedDict[bytes, Any]()

@@ -120,7 +120,7 @@ def _value(name: str, shape: tuple[int | str, ...]) -> ir.Value:
 
 
 def single_op(op: str) -> AdapterGraph:
-    """The graph of one op alone, with all of its parameters."""
+    """Return the graph of a single op, with all of its parameters."""
     spec = OPS[op]
     if op in _SINGLE:
         return _SINGLE[op]
@@ -156,7 +156,7 @@ _SINGLE = {
         "result",
     ),
 }
-"""The graphs of ops that do not read site values alone."""
+"""Graphs of ops whose inputs are not only site values."""
 
 
 def op_widths(d: int, b: int) -> dict[str, int]:

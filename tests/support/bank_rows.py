@@ -1,4 +1,4 @@
-"""Whether a bank of any base gives, row by row, what its graph with slots gives."""
+"""Comparison of a bank, row by row, with the graph with slots of the same base."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Inputs = Mapping[str, np.ndarray]
 def assert_rows_are_those_of_slots(
     base: OnnxBase, adapters: Sequence[Adapter], inputs: Inputs, *, tolerance: float, mixed: bool = True
 ) -> None:
-    """Hold every row of a batch against the same row alone in the graph with slots.
+    """Compare every row of a batch with the same single row in the graph with slots.
 
     Args:
         base: the base.
-        adapters: all of them stand in the bank, behind the base.
-        inputs: a batch; every adapter has its turn in every row.
-        tolerance: the largest difference, as a share of the largest value of an output.
-        mixed: whether the rows of one run differ in their adapters, and each is compared with itself alone.
+        adapters: adapters of the bank, after the base.
+        inputs: a batch; each adapter is tried in each row.
+        tolerance: maximum difference, relative to the largest value of an output.
+        mixed: whether the rows of one run have different adapters, each compared with its single run.
     """
     plan = plan_slots(adapters, base.sites)
     slots = open_session(insert_slots(base, plan), base.folder)
@@ -46,11 +46,11 @@ def assert_rows_are_those_of_slots(
 
 
 def assert_fans_out(base: OnnxBase, adapters: Sequence[Adapter], inputs: Inputs, *, tolerance: float) -> None:
-    """Hold each row of a batch through every adapter, computed once below them, against the bank with as many rows.
+    """Compare each row of a batch with every adapter, sharing the lower part, with the bank with as many rows.
 
     Args:
         base: the base.
-        adapters: all of them stand in the bank, behind the base.
+        adapters: adapters of the bank, after the base.
         inputs: a batch.
         tolerance: as of `assert_rows_are_those_of_slots`.
     """

@@ -1,4 +1,4 @@
-"""How tests start Chromium."""
+"""Flags to start Chromium in tests."""
 
 QUIET = (
     "--headless",
@@ -17,6 +17,8 @@ QUIET = (
     "--use-vulkan=swiftshader",
     "--disable-vulkan-surface",
 )
-"""It stays on this machine; without a network, what it does in the background takes a tenth of a processor. To optimise
-ONNX Runtime in WebAssembly takes longer than what the page of a test would save. WebGPU runs on SwiftShader, without a
-GPU."""
+"""Chromium stays offline; its background work would take a tenth of a processor.
+
+Optimizing ONNX Runtime in WebAssembly takes longer than a test page would save. WebGPU runs on SwiftShader, without a
+GPU.
+"""

@@ -40,7 +40,7 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cmake = tool("cmake", "cmake")
 
     def make(folder: Path) -> None:
-        # without optimisation, which takes longer than what it would save here; the headers of others are read once;
+        # without optimization, which takes longer than it saves here; third-party headers are parsed once;
         # the compiler does not tidy its memory
         quick = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0"]
         quick.append("-DCMAKE_CXX_FLAGS=--param=ggc-min-heapsize=4000000")
@@ -64,7 +64,7 @@ def cpp_client(cpp_build: Path) -> Client:
 
 
 def _install(example: str, folder: Path) -> None:
-    """A copy of an example with its packages, built; `examples/node` lies beside, whose sources the browser's needs."""
+    """Build a copy of an example with its packages, next to `examples/node`, whose sources the browser needs."""
     npm = tool("npm", "npm")
     for name in {"node", example}:
         shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "dist"))
@@ -104,7 +104,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _address(file: Path) -> str:
-    """What Chromium writes into its profile as soon as it listens: a port, and a path."""
+    """Return the address from the file that Chromium writes to its profile once it listens: port and path."""
     for _ in range(600):
         if file.exists() and len(lines := file.read_text().split()) == 2:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"

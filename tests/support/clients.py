@@ -25,12 +25,12 @@ SECONDS = 300
 
 
 class Again:
-    """A process that runs a program again and again, each time from its first line, with what it imports loaded once.
+    """A process that runs a program repeatedly from its first line, with its imports loaded once.
 
     Args:
-        driver: `again.mjs` or `again.py` of `tests/clients`, with what runs it.
+        driver: `again.mjs` or `again.py` of `tests/clients`, with its interpreter.
         program: the program.
-        environment: variables that it needs.
+        environment: required variables.
     """
 
     def __init__(self, driver: Sequence[str | Path], program: str | Path, environment: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class Again:
         )
 
     def call(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """What the program says, and its exit code."""
+        """Run the program, and return its output and exit code."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         patience = threading.Timer(SECONDS, self._process.kill)
@@ -63,11 +63,11 @@ class Client:
     """A program with the command line that all clients share.
 
     Attributes:
-        command: what to call before `verify BUNDLE`.
-        variants: what it can run.
-        environment: variables that it needs.
+        command: command before `verify BUNDLE`.
+        variants: supported variants.
+        environment: required variables.
         tokenizes: whether it has a tokenizer.
-        again: a process that runs it; without one, and for a call with variables of its own, each call starts one.
+        again: a process that runs it; without one, or with other variables, each call starts a process.
     """
 
     command: tuple[str, ...]
@@ -149,7 +149,7 @@ def tool(name: str, package: str) -> str:
 
 
 def succeed(words: Sequence[str | Path], folder: Path) -> str:
-    """Run a program that must end with exit code 0, and return what it printed."""
+    """Run a program that must exit with code 0, and return its output."""
     done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -162,7 +162,7 @@ CPP_PACKAGES = {
     "OpenSSL": "libssl-dev",
     "httplib": "libcpp-httplib-dev",
 }
-"""What `examples/cpp` needs, by the names that CMake knows, and Debian's packages of it."""
+"""Requirements of `examples/cpp`, by CMake name, with their Debian packages."""
 
 FIND_PACKAGES = """
 cmake_minimum_required(VERSION 3.16)

@@ -8,7 +8,7 @@ from adapter_export.reporting import Reporter
 
 
 class Counted(Reporter):
-    """Keeps what was done after each step, and of how much."""
+    """Records the progress after each step."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int | None]] = []

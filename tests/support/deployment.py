@@ -1,4 +1,4 @@
-"""What befalls a bundle in use: its files are written over, bits flip, a deployer exchanges it under load."""
+"""Events of deployed bundles: overwritten files, flipped bits, replacement under load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Answers = dict[str, object]
 
 
 def answers(session: Session) -> Answers:
-    """Everything that a client can see: numbers of each adapter alone and of mixed rows, names, labels."""
+    """Return all values visible to clients: numbers of each adapter and of mixed rows, names, labels."""
     found: Answers = {}
     for name in (None, *session.adapters):
         found |= {f"{name}/{output}": array for output, array in session.run(INPUTS, name).items()}
@@ -40,7 +40,7 @@ def answers(session: Session) -> Answers:
 
 
 def same(one: Answers, other: Answers) -> bool:
-    """Whether two are the same, bit for bit."""
+    """Return whether two results are bit-identical."""
     return one.keys() == other.keys() and all(
         np.array_equal(value, other[key], equal_nan=True) if isinstance(value, np.ndarray) else value == other[key]
         for key, value in one.items()
@@ -69,7 +69,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def write_over(folder: Path) -> None:
-    """Put noise in the place of every file, as `cp` would: into the very files."""
+    """Overwrite every file with noise in place, like `cp`."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("r+b") as file:
@@ -139,9 +139,9 @@ class Service:
         return session, self.expected[bundle.manifest.checksum], ["latest0.0"]
 
     def answer(self, requests: int, seed: int, reloads: int = 0) -> Counter[str]:
-        """Answer requests, each by the session that is current when it comes in, and compare with what is expected.
+        """Answer requests, each with the current session, and compare with the expected answers.
 
-        A fast machine goes on until there were so many reloads, for half a minute at most.
+        On a fast machine, continue until the required number of reloads, for at most half a minute.
         """
         rng, counts, until = np.random.default_rng(seed), Counter[str](), time.monotonic() + 30
         while counts["right"] + counts["wrong"] < requests or (

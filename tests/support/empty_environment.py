@@ -1,4 +1,4 @@
-"""Environments with a wheel, what it requires, and nothing else."""
+"""Environments with only a wheel and its requirements."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Exported:
 
 
 def exported(request: ExportRequest, to: str, folder: Path) -> Exported:
-    """Write an adapter, and compare it with what is read back."""
+    """Export an adapter, and compare it with the result of reading it back."""
     folder.mkdir()
     chosen = FORMATS[to]
     written = chosen.write(request, folder)

@@ -82,7 +82,7 @@ class ExportedBase:
         return discover(flow_graph(self.in_torch.flat))
 
     def of_older_exporter(self, folder: Path) -> OnnxBase:
-        """What torch's older exporter makes of it, by running it once."""
+        """Export with torch's older exporter, which runs the module once."""
         architecture = self.architecture
         return by_older_exporter(self.module, architecture.inputs(2, 7), architecture.axes(), folder)
 

@@ -1,6 +1,6 @@
-"""Small transformers in NumPy, in float64: independent of the package but for what adapters put in the place of values.
+"""Small float64 transformers in NumPy, independent of the package except for values replaced by adapters.
 
-BERT, RoBERTa and DistilBERT normalise behind each sum; GPT-2 before each sublayer. Sites have the package's names.
+BERT, RoBERTa and DistilBERT normalize after each sum; GPT-2 before each sublayer. Sites have the package's names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reporters of tests: one that remembers what it heard, and one that interrupts a training."""
+"""Reporters for tests: one that records, and one that interrupts a training run."""
 
 from __future__ import annotations
 

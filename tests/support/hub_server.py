@@ -27,7 +27,7 @@ _LFS = (".safetensors", ".bin", ".onnx", ".onnx_adapter")
 
 @dataclass
 class Repository:
-    """Commits, each with all its files, and what branches stand for."""
+    """Commits with all their files, and targets of branches."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class Repository:
 
 @dataclass
 class HubServer:
-    """A hub that runs.
+    """A running hub.
 
     Attributes:
-        url: for `HF_ENDPOINT`.
-        repositories: by `owner/name`.
-        asked: each request, such as `GET /api/models/…`.
-        status: what is answered to everything, in place of an answer.
+        url: value of `HF_ENDPOINT`.
+        repositories: repositories by `owner/name`.
+        asked: received requests, such as `GET /api/models/…`.
+        status: status of all responses, overriding them.
     """
 
     url: str = ""

@@ -30,7 +30,7 @@ _IMPORT = re.compile(r"^\s*(?:from|import) +(\w+)", re.MULTILINE)
 _PART = re.compile(r"\badapter_export\.(\w+)")
 _WHOLE = re.compile(r"^\s*(?:from adapter_export import (?!errors$)|import adapter_export\b(?!\.))", re.MULTILINE)
 _KEYS = 2
-"""Results of one name that stay, so that a run beside this one finds what it has begun to use."""
+"""Number of results per name to keep, so that a concurrent run does not lose files in use."""
 
 Argument = str | bool | Path
 

@@ -1,4 +1,4 @@
-"""What is made once for all workers of a run: builds, packages, large bundles."""
+"""Results shared by all workers of a run: builds, packages, large bundles."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from filelock import FileLock
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first worker to need it makes; the others wait for it. Nobody writes into it after that.
+    """Return a folder created by the first worker that needs it, while others wait; read-only afterwards.
 
     Args:
-        factory: pytest's own.
-        name: the folder's.
-        make: fills an empty folder; half of it is never seen by others.
+        factory: pytest's factory.
+        name: name of the folder.
+        make: fills an empty folder; others never see a partial one.
     """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -37,7 +37,7 @@ _made_s = 0.0
 
 
 def processor_seconds() -> float:
-    """Return the seconds of this process and of those that it waited for, without what was made for all tests."""
+    """Return the seconds of this process and its children, without the shared results."""
     return sum(os.times()[:4]) - _made_s
 
 

@@ -15,10 +15,10 @@ from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 
 _KINDS = {"t5": T5EncoderModel, "tied": LlamaForCausalLM}
-"""Of T5 the encoder is the base, of `tied` all with its language head."""
+"""The base is the encoder of T5, and the whole `tied` model with its language head."""
 
 _ARCHIVED = ("bert", "gpt2")
-"""Those of which commands are given an archive."""
+"""Bases passed to commands as archives."""
 
 
 def peft_base(factory: pytest.TempPathFactory, name: str) -> Path:

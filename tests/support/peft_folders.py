@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def adapter_folder(name: str) -> Path:
-    """Where the files of an adapter lie: one whose name is not PEFT's default has a folder of its own inside."""
+    """Return the folder with the files of an adapter: a subfolder unless the name is PEFT's default."""
     (config,) = (FIXTURES / "adapters" / name).rglob(CONFIG)
     return config.parent
 

@@ -1,4 +1,4 @@
-"""Writers that are killed at any step, and disks that lose what nobody had waited for."""
+"""Writers killed at any step, and disks that lose unsynced data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:
 
 
 def lose_power(folder: Path, synced: set[int], lost: Callable[[], bool] = lambda: True) -> None:
-    """Empty files that nobody had waited for, all or some: what a disk may hold after the power has failed."""
+    """Empty all or some unsynced files, as after a power failure."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.name.endswith(".lock") and path.stat().st_ino not in synced and lost():
             path.write_bytes(b"")

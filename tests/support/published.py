@@ -25,4 +25,4 @@ OPTIONS: Mapping[str, AdapterGraph] = {
     "rms": bind_base_norm(bottleneck("normed", BottleneckOptions()), Norm("rms", 1e-6, "weight", None)),
     "kronecker": bottleneck("h", BottleneckOptions(phm_dim=4, phm_shared_weights=True, scaling=0.5)),
 }
-"""What kinds can be asked for beside that."""
+"""Further options of kinds."""

@@ -14,7 +14,7 @@ FACTORS = (-2.0, 0.25, 0.5, 2.0)
 """Powers of two: folding them is exact."""
 
 RANK = 2
-"""Of the factors of Kronecker products."""
+"""Standard deviation of the factors of Kronecker products."""
 
 _ATTRIBUTES = {
     "slope": (0.01, 0.3),
@@ -30,7 +30,7 @@ _MOST_GROWING = 3
 
 
 class _Grower:
-    """Adds ops to what is there, as long as Hypothesis asks for more."""
+    """Add ops to existing values, as long as Hypothesis draws more."""
 
     def __init__(self, draw: st.DrawFn, inputs: tuple[str, ...], values: dict[str, Shape]) -> None:
         self.draw = draw
@@ -45,7 +45,7 @@ class _Grower:
         if (OPS[op].three_axes and len(self.shapes[first]) != 3) or (op in _GROWING and growing == _MOST_GROWING):
             return
         if op == "l2_normalise":
-            first = self.add("linear", first)  # not of a sum that cancels: its direction would be rounding alone
+            first = self.add("linear", first)  # not of a cancelling sum, whose direction would be only rounding
         inputs = self.inputs_of(op, first)
         if set(inputs) <= set(self.shapes):
             self.add(op, *inputs)
@@ -127,7 +127,7 @@ def _grown(draw: st.DrawFn, inputs: tuple[str, ...], replaces: str) -> AdapterGr
 
 @st.composite
 def residual_graphs(draw: st.DrawFn) -> AdapterGraph:
-    """Graphs that end in `v + s·(…)` with `v` what they replace, some of which have neutral parameters."""
+    """Generate graphs that end in `v + s·(…)`, where `v` is the replaced value; some have neutral parameters."""
     replaces = draw(st.sampled_from(sorted(READABLE)))
     width = SITE_VALUES[replaces][-1]
     grower = _Grower(draw, READABLE[replaces], dict(SITE_VALUES))

@@ -14,9 +14,9 @@ from adapter_export.sites.site import SiteMap
 
 
 def random_tensors(kind: Kind, sites: SiteMap, seed: int = 0) -> Weights:
-    """Every tensor of a kind at its sites, with standard deviation 0.2; what is shared is there once.
+    """Return every tensor of a kind at its sites, with standard deviation 0.2; shared tensors occur once.
 
-    Factors of Kronecker products have 0.6, so that their products have about 0.2, and learned factors lie around 1.
+    Factors of Kronecker products have 0.6, so that their products have about 0.2, and learned factors are near 1.
     """
     rng, shapes = np.random.default_rng(seed), {}
     for site, part in kind.placed(sites):

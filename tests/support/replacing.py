@@ -19,7 +19,7 @@ from adapter_export.sites.site import SiteMap
 
 RANK = 3
 OTHERS = {"u": "x", "h": "u", "y": "h"}
-"""What a graph reads beside the value that it replaces."""
+"""Inputs of a graph besides the value that it replaces."""
 
 _PROJECTIONS = {"attention": ("query", "key", "value", "output"), "ffn": ("up", "down")}
 SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in _PROJECTIONS]
@@ -92,7 +92,7 @@ def at_every_place(sites: SiteMap, base: str) -> list[Adapter]:
 
 
 class Acting:
-    """What an adapter does, written down again: each kind of graph of this file as one formula."""
+    """Reference implementation of adapters: one formula for each kind of graph in this file."""
 
     def __init__(self, adapter: Adapter | None) -> None:
         self.adapter = adapter

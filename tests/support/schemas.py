@@ -28,7 +28,7 @@ def validate(document: object, name: str) -> None:
 
 
 def verdicts(document: object, name: str) -> tuple[bool, bool]:
-    """Whether the schema accepts a document, and whether the reader does."""
+    """Return whether the schema and the reader accept a document."""
     try:
         record_from_json(RECORDS[name], document)
     except FormatError:

@@ -22,14 +22,14 @@ from adapter_export.server.server_settings import ServerSettings
 
 @dataclass(frozen=True)
 class Served:
-    """A server, and a client of it; `log` is the file that has what it wrote to stderr."""
+    """A server with a client; `log` is the file of its stderr."""
 
     client: httpx.Client
     process: subprocess.Popen[str]
     log: Path
 
     def ended(self) -> str:
-        """End it as a platform does, wait, and return what it wrote."""
+        """Stop it like a platform does, wait, and return its output."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0

@@ -41,7 +41,7 @@ def running(
 
 
 def answers_at(url: str) -> bool:
-    """Whether a server says that all is well there."""
+    """Return whether a server reports that it is healthy."""
     try:
         with build_opener(ProxyHandler({})).open(url, timeout=5) as answer:
             return bool(answer.status == 200)

@@ -1,10 +1,10 @@
-"""A process that is killed while it trains, then two that train together, each with what it says of its calls.
+"""Run a training process that is killed, then two that train together, and record their calls.
 
 python shared_training.py CALLS KILLED FOLDER     both JSON: arguments of `adapter-export` by name, `{rank}` filled in
 
-The first checkpoint of each call in KILLED is its end. FOLDER gets for each call in CALLS and each process
-`NAME.RANK.json` with `exit_code`, `stdout` and `stderr`. The launcher is that of `torchrun`; all processes are forks of
-this one, which has loaded what they need.
+Calls in KILLED end at their first checkpoint. FOLDER receives `NAME.RANK.json` with `exit_code`, `stdout` and `stderr`
+for each call in CALLS and each process. The launcher is `torchrun`'s; all processes are forks of this one, which has
+loaded their imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def kill_at_first_checkpoint(arguments: list[str]) -> None:
 if __name__ == "__main__":
     calls, killed, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     archives_read_once.install()
-    open_base(next(iter(calls.values()))[1])  # what is read here is there in all forks
+    open_base(next(iter(calls.values()))[1])  # imported here for all forks
     for arguments in killed.values():
         kill_at_first_checkpoint(arguments)
     config = LaunchConfig(

@@ -32,5 +32,5 @@ class Slotted:
 
 
 def in_slots(base: OnnxBase, adapter: Adapter) -> Run:
-    """A base with slots for one adapter, which lies in them."""
+    """Return a runner of a base with slots for one adapter, filled with it."""
     return partial(Slotted(base, [adapter]).run, adapter=adapter)

@@ -12,7 +12,7 @@ from torch import nn
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 ONE_LAYER = SIZE | {"num_hidden_layers": 1}
-"""Of a base whose layers are like those of another one, which has two."""
+"""Layers of a base with the same structure as another base of two layers."""
 
 WORDS = {"vocab_size": 50, "max_position_embeddings": 40}
 GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 40}
@@ -50,13 +50,13 @@ class ValuesBase(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to make a base and inputs for it.
+    """Recipe for a base and its inputs.
 
     Attributes:
-        make: makes it.
-        shape: the shape of one input.
-        reads: the name of its input.
-        stretches: whether the first axis of that shape is free.
+        make: creates the base.
+        shape: shape of one input.
+        reads: name of the input.
+        stretches: whether the first axis of the shape is dynamic.
     """
 
     make: Callable[[], nn.Module]

@@ -30,7 +30,7 @@ WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 LENGTHS = (Lengths(16, 16), Lengths(8, 40, 8, (24,)))
-"""Those of bases that take some lengths alone."""
+"""Lengths of bases that support only some."""
 
 _LAYER = """
     q{n} = MatMul({x}, q{n}_weight)
@@ -98,7 +98,7 @@ def make_adapter(name: str, kind: str, activation: str, classes: int, base: Onnx
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle and what it was built from."""
+    """A bundle and its sources."""
 
     folder: Path
     model: Path

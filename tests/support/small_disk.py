@@ -1,4 +1,4 @@
-"""A disk that is full: the operating system refuses what goes beyond a limit for each file."""
+"""A full disk: the operating system refuses writes beyond a limit for each file."""
 
 from __future__ import annotations
 

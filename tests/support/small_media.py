@@ -55,7 +55,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1, width: int = 2) -> bytes:
-    """An audio file as WAV of so many bytes a sample; samples from -1 to 1, those of several channels in turn."""
+    """Encode samples from -1 to 1 as WAV with the given bytes per sample, channels interleaved."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(channels)

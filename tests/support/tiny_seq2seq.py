@@ -82,7 +82,7 @@ def _write(folder: Path, kind: str) -> None:
     torch.manual_seed(seed)
     model = MODELS[kind](end).eval()
     _randomize(model, "")
-    with torch.no_grad():  # a token that follows from the last one alone is written again and again
+    with torch.no_grad():  # a token that depends only on the last one repeats forever
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and ("embed_positions" in name or "relative" in name):
                 parameter.mul_(8)

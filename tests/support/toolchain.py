@@ -1,4 +1,4 @@
-"""What a test does where a tool that it needs is missing."""
+"""Handling of missing tools in tests."""
 
 from __future__ import annotations
 

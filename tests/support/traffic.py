@@ -43,7 +43,7 @@ class Steps:
     done: int = 0
 
     def possible(self, done: int) -> set[int]:
-        """The states that an answer may be of, to a request that was sent when so many were done."""
+        """Return the possible states of an answer to a request sent after `done` changes."""
         return {step % 2 for step in range(done, self.begun + 1)}
 
 
@@ -69,7 +69,7 @@ class Traffic:
         }
 
     async def run(self, requests: int, clients: int, rows: int, pause: float) -> Counter[str]:
-        """Answer requests of so many rows, while a deployer and an operator do their work."""
+        """Answer requests of a given number of rows while a deployer and an operator work."""
         await self._turn()
         left = iter(range(requests))
         others = [asyncio.create_task(self._again(work, pause)) for work in (self._deploy, self._turn)]

@@ -1,7 +1,7 @@
-"""Tiny models of more than a hundred architectures, each with the number of sublayers that a person counts in it.
+"""Tiny models of more than a hundred architectures, with the number of sublayers counted by hand.
 
-What adds to a residual stream what it computes through weights is a sublayer: attention, an ffn, a mixer, all experts
-together. A model of two usual layers has 4, with an encoder and a decoder of two layers each 10, without a stream 0.
+A sublayer adds a result computed through weights to a residual stream: attention, an ffn, a mixer, all experts
+together. A model of two usual layers has 4, an encoder–decoder of two layers each 10, a model without a stream 0.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """How to make a model.
+    """Recipe for a model.
 
     Attributes:
-        sublayers: what a person counts.
-        make: makes it, with the weights that it starts with.
-        inputs: an example of what it reads; none where the folder says it.
-        axes: the dynamic axes of those, if not those that `capture` chooses.
-        lengths: what `capture` is told of these, such as `sequence=16`, where torch captures it at one length alone.
+        sublayers: number of sublayers, counted by hand.
+        make: creates it with initial weights.
+        inputs: example inputs; `None` if the folder determines them.
+        axes: dynamic axes of the inputs. Default: those chosen by `capture`.
+        lengths: lengths for `capture`, such as `sequence=16`, if torch supports only one.
     """
 
     sublayers: int
@@ -112,7 +112,7 @@ def text(
     lengths: tuple[str, ...] = (),
     **settings: Any,
 ) -> Model:
-    """A model that reads tokens, of the usual sizes but for the settings; none is a setting that it does not know."""
+    """Return a token model of the usual sizes with the given settings; `None` removes a setting."""
     given = {name: value for name, value in {**SIZES, **WORDS, **settings}.items() if value is not None}
     return Model(sublayers, partial(_of_transformers, kind, **given), inputs, lengths=lengths)
 

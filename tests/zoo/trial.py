@@ -1,4 +1,4 @@
-"""One model through the whole pipeline, compared with the live module: what hooks see, and what it returns."""
+"""One model through the whole pipeline, compared with the live module: hooked values and outputs."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.capture_module import settled
 
 TOLERANCE = 1e-4
-"""Of the largest value: the live module and the captured graph order their sums differently, and no more."""
+"""Tolerance relative to the largest value: the live module and the captured graph only sum in different orders."""
 
 FOUND = "; found "
-"""Stands before what was found, which may name other values on each machine."""
+"""Prefix of facts that may name other values on each machine."""
 
 MOST_TOKENS = 40
 """The positions of the models that have a table of them."""
 
 
 class LiveError(BaseModelError):
-    """The live module does not compute what was captured of it."""
+    """The captured graph does not compute the results of the live module."""
 
 
 @dataclass
 class Outcome:
-    """What happened to a model.
+    """Outcome of a model.
 
     Attributes:
-        verdict: `complete`; `refused`; or `wrong`: something was built that is not the whole model, or does not compute
-            what it computes.
-        sublayers: those that were found, of those that a person counts.
-        seen: of the values `h` and `y` of the sublayers, those that go into or come out of a module.
-        error: the largest difference from torch, of bundle and live module, and with the adapter of bundle and archive.
-        reason: a sentence; why it is refused, or as what it was captured.
+        verdict: `complete`; `refused`; or `wrong`: the result is incomplete or differs from the model.
+        sublayers: detected sublayers, out of those counted by hand.
+        seen: values `h` and `y` of sublayers that are inputs or outputs of modules.
+        error: largest difference from torch: between bundle and live module, and with an adapter between bundle and
+            archive.
+        reason: reason of a refusal, or the form of the capture, a sentence.
     """
 
     verdict: str = "wrong"
@@ -110,7 +110,7 @@ def _captured(model: Model, module: nn.Module, folder: Path) -> tuple[ae.Base, s
 
 
 def _words(error: AdapterExportError, folder: Path) -> str:
-    """What an error says, without what differs from run to run."""
+    """Return an error without the facts that differ from run to run."""
     known = error.facts()
     text = known["what"] + (f"{FOUND}{known['found']}" if "found" in known else "")
     text = " ".join(text.replace(str(folder), "").split())
@@ -141,7 +141,7 @@ def _seen(base: ae.Base, module: nn.Module, sites: SiteMap) -> list[bool]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one value, in whatever layout of tokens and batch."""
+    """Return whether two tensors are equal up to the layout of tokens and batch."""
     scale = float(one.abs().max())
     layouts = [other, other.transpose(0, 1)] if other.dim() > 1 else [other]
     return any(float((one - each.reshape(one.shape)).abs().max()) <= TOLERANCE * scale for each in layouts)
@@ -174,7 +174,7 @@ def _cases(base: ae.Base, *, beyond: bool) -> list[dict[str, np.ndarray]]:
 
 
 def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """What a copy returns: some models decide by their first input what they compute from then on."""
+    """Return the output of a copy: some models adapt to their first input."""
     try:
         with settled(module), torch.no_grad():
             return {name: value.numpy() for name, value in copy.deepcopy(module)(**tensors).items()}
@@ -183,7 +183,7 @@ def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndar
 
 
 def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
-    """How far the bundle without an adapter is from the live module, at real tokens; raises if it is too far."""
+    """Return the deviation of the bundle without an adapter from the live module at real tokens; raise if too large."""
     session, largest, compared = bundle.session(), 0.0, 0
     for arrays in _cases(base, beyond=True):
         try:

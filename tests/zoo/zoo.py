@@ -6,8 +6,8 @@ The table is in docs/reference/architectures.md.
     python tests/zoo/zoo.py --only BERT --only Mamba
     python tests/zoo/zoo.py --write               # and put the table into docs/reference/architectures.md
 
-`make zoo` runs it. Each model has a process of its own, with limits of time and memory. What a run has found is kept in
-`build/zoo` until the code changes, so that a run that was interrupted goes on where it was.
+`make zoo` runs it. Each model has a separate process with time and memory limits. Results are kept in `build/zoo` until
+the code changes, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def main() -> None:
 
 
 def lasting(cells: tuple[str, ...]) -> tuple[str, ...]:
-    """What must not change: neither the error nor what else an error found, which may be other numbers elsewhere."""
+    """Return the stable part of an outcome: neither the error nor numbers in messages, which differ by machine."""
     return (*cells[:3], cells[4].partition(FOUND)[0])
 
 
 def verdicts(rows: dict[str, Row], checked_in: dict[str, tuple[str, ...]] | None) -> list[str]:
-    """What is wrong with a run: models that are wrong, and rows that are not those of the table, if one is given."""
+    """Return the faults of a run: wrong models, and rows that differ from the table, if any."""
     told = [f"{name}: {row.cells[-1]}" for name, row in rows.items() if row.verdict == "wrong"]
     for name, row in () if checked_in is None else rows.items():
         known = checked_in.get(name)
@@ -169,7 +169,7 @@ def _kept(name: str) -> Path:
 
 
 def _state() -> str:
-    """A digest of what decides the outcomes: the code, and the versions of what it stands on."""
+    """Return a digest of the code and versions that determine outcomes."""
     files = sorted([*(ROOT / "adapter_export").rglob("*.py"), *(ROOT / "tests" / "support").glob("*.py")])
     files += sorted(Path(__file__).parent.glob("*.py"))
     texts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -178,7 +178,7 @@ def _state() -> str:
 
 
 def _halves() -> tuple[str, str, str]:
-    """What stands before the table, the table, and what stands behind it."""
+    """Return the texts before the table, the table, and the text after it."""
     before, begun, rest = TABLE.read_text(encoding="utf-8").partition(BEGIN)
     table, ended, after = rest.partition(END)
     if not begun or not ended:

@@ -1,4 +1,4 @@
-"""What cannot be imported, and what is wrong with a folder: a named error each, that lists everything."""
+"""Unsupported and faulty folders: a named error each, which lists all faults."""
 
 from __future__ import annotations
 

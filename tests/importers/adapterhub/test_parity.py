@@ -1,4 +1,4 @@
-"""What AdapterHub's library computes with its adapters, and what is computed here with what was imported."""
+"""Parity of imported adapters with AdapterHub's library."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what
 
 @pytest.mark.parametrize("case", some_quick(CASES, *(case for case in CASES if case.startswith(QUICK))))
 def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> None:
-    """Those that are never neutral have a switch."""
+    """Adapters that are never neutral have a switch."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     adapter = imported(case, base)
     found = base.torch.run(base.inputs, adapter)
@@ -112,7 +112,7 @@ def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str],
 
 @pytest.mark.parametrize("case", sorted(SWITCHED - set(FUSIONS)))
 def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Made]) -> None:
-    """By the base in ONNX Runtime, cut at the sites, and the reference there."""
+    """Run with the base in ONNX Runtime, split at the sites, and the reference there."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     found = CutRunner(base.onnx).run(base.inputs, imported(case, base, "onnx"))
     assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)

@@ -1,4 +1,4 @@
-"""Setup folders as a whole: what AdapterHub's library computes with its compositions, and what is computed here."""
+"""Setup folders imported as a whole: parity with the compositions of AdapterHub's library."""
 
 from __future__ import annotations
 

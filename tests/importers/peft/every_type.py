@@ -1,8 +1,8 @@
-"""Compare every type of PEFT with what is imported of it: `make peft`.
+"""Compare every PEFT type with its import: `make peft`.
 
-PEFT makes each adapter on a small BERT and a small Llama, with trained tensors of standard deviation 0.2, saves it, and
-loads it again; what it computes then is what torch and ONNX Runtime must compute with the imported adapter. `--write`
-puts the table into `docs/reference/peft.md`. It needs `peft` beside the package.
+PEFT creates each adapter on a small BERT and a small Llama, with trained tensors of standard deviation 0.2, saves it,
+and loads it again; torch and ONNX Runtime must reproduce its results with the imported adapter. `--write` puts the
+table into `docs/reference/peft.md`. Requires `peft`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     bases: tuple[str, ...] = ("bert", "llama")
     noise: float = 0.0
-    """The deviation of what is added to tensors that must stay near their start, in the place of `STD`."""
+    """Standard deviation, instead of `STD`, of changes to tensors that must stay near their initialization."""
     tolerance: float = 2e-5
 
 
@@ -179,7 +179,7 @@ FORMULAS = {
     "IA3": "`l ⊙ (W u + b)`, or `W (l ⊙ u) + b` (Liu et al. 2022, §3.3)",
     "LN_TUNING": "`w'/w ⊙ v + (b' − b·w'/w)` behind norms `v` of weight w and bias b (Zhao et al. 2023)",
 }
-"""What the types that have forms of their own compute."""
+"""Compute the types that are handled separately."""
 
 
 def write(rows: Sequence[tuple[str, str, str, float]]) -> None:

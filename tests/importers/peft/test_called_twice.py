@@ -35,7 +35,7 @@ def in_torch(deberta: Path) -> TorchBase:
 
 @pytest.fixture(scope="module")
 def in_onnx(deberta: Path) -> OnnxBase:
-    """The exporter has computed the projections of positions, and left their results alone."""
+    """The exporter has folded the projections of positions, and kept only their results."""
     return open_onnx(deberta / "model.onnx")
 
 

@@ -1,4 +1,4 @@
-"""Changes that are computed from the base's weights: what is missing or left over is named, with the way out."""
+"""Changes computed from the base's weights: missing and unused tensors are named, with a fix."""
 
 from __future__ import annotations
 

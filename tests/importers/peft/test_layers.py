@@ -28,7 +28,7 @@ ELSEWHERE = (
 
 
 def recorded(name: str) -> dict[str, Arrays]:
-    """What was recorded, by layer."""
+    """Return recorded values by layer."""
     layers: dict[str, Arrays] = {}
     for key, array in expected(name).items():
         if key.startswith("layer."):

@@ -17,7 +17,7 @@ from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
 
-# Nothing here has a head of language: what PEFT computed with it is compared at the layers alone.
+# There is no language head here: PEFT's results with one are compared only at the layers.
 WITH_OUTPUTS = [name for name in CASES if name != "llama_lora_causal"]
 
 
@@ -63,14 +63,14 @@ def imported(name: str, sites: SiteMap, base: str, tensors: Arrays | None = None
 
 
 def completed(inputs: Arrays, base: TorchBase) -> Arrays:
-    """What the base takes beside what PEFT's model was given: the types of the tokens, all 0."""
+    """Add further inputs of the base: token types, all 0."""
     missing = [record.name for record in base.inputs if record.name not in inputs]
     assert set(missing) <= {"token_type_ids"}
     return inputs | {name: np.zeros_like(inputs["input_ids"]) for name in missing}
 
 
 def compared(record: Arrays, outputs: Arrays, adapter: Adapter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """An output and what it should be, at real tokens: what stands at padding means nothing."""
+    """Return an output and its expected values at real tokens; values at padding are meaningless."""
     output = next(key.partition(".")[2] for key in record if key.startswith("float64."))
     name = adapter.head.output if output == "logits" and adapter.head is not None else output
     wanted = {dtype: record[f"{dtype}.{output}"] for dtype in ("float32", "float64")}

@@ -1,4 +1,4 @@
-"""What cannot be expressed is refused by name, with the reason; tensors that do not fit are all listed."""
+"""Unsupported options are rejected by name, with the reason; tensors that do not fit are all listed."""
 
 from __future__ import annotations
 

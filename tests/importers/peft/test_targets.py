@@ -1,4 +1,4 @@
-"""Which modules a config means: the same that PEFT finds."""
+"""Modules selected by a config: the same as in PEFT."""
 
 from __future__ import annotations
 
