@@ -63,7 +63,7 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
 
 def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
-    assert "`bert.…` are the base's without that beginning" in found.stderr
+    assert "`bert.…` match the base's without this prefix" in found.stderr
     assert "the number of labels per text is unknown" in found.stderr
     assert "`--task single_label` or `--task multi_label`" in found.stderr
     assert "Next: adapter-export build" in found.stderr
@@ -80,7 +80,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
 def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
     cli.refused(2, "the adapter's head has no task, so facts about it cannot be set", *call, "--max-tokens", 64)
-    cli.refused(2, "thresholds the number of labels differs", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
+    cli.refused(2, "thresholds of another number", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
     cli.refused(2, "a threshold must be a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
     assert not (tmp_path / "a").exists()
 

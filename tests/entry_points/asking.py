@@ -185,7 +185,7 @@ def together(
 
 
 def shape(row: Row) -> str:
-    """The question: a text, a pair, or a question with choices."""
+    """Return the form of a question: a text, a pair, or a question with choices."""
     return "text" if isinstance(row.asked, str) else "pair" if isinstance(row.asked, tuple) else "choices"
 
 
@@ -195,7 +195,7 @@ def weighing(row: Row) -> Hashable:
 
 
 def length(bundle: Bundle, row: Row) -> int:
-    """Properties shared by rows padded together: without a mask, padding is unknown."""
+    """Return the property shared by rows padded together: their length if there is no mask."""
     return 0 if "attention_mask" in bundle.oracle.inputs else bundle.arrays(row)["input_ids"].shape[1]
 
 

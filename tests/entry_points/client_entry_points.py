@@ -112,7 +112,7 @@ def plain(bundle: Bundle, rows: Sequence[Row], program: Path) -> Sequence[Docume
 
 
 def plain_rows(bundle: Bundle, row: Row) -> bool:
-    """Rows supported by the example: a text that an adapter classifies."""
+    """Return whether the example supports a row: a text that an adapter classifies."""
     recipe = bundle.oracle.recipe(row)
     plain_row = row.adapter is not None and row.strength == 1 and row.weights is None
     return plain_row and recipe is not None and recipe.task["type"] == "single_label" and shape(row) == "text"

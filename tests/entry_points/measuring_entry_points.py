@@ -73,7 +73,7 @@ def _document(bundle: Bundle, row: Row, results: Sequence[Any]) -> Document:
 
 
 def labelled_rows(bundle: Bundle, row: Row) -> bool:
-    """Rows possible in a table of labelled texts: words for token tasks, no empty texts, no strength."""
+    """Return whether a table of labelled texts can contain a row: words for token tasks, no empty text, no strength."""
     recipe = bundle.oracle.recipe(row)
     return (
         recipe is not None

@@ -78,7 +78,7 @@ def test_a_base_in_which_nothing_is_found_needs_the_final_state_as_well() -> Non
         ({"a": site("embedded", "embedded")}, None, r"`a.h`.*computed from `x`"),
         ({"a": site("up0", "embedded")}, None, r"`a.h`.*the shape of `x`"),
         ({"a": site("ffn0", "normed0", "embedded")}, None, r"`a.u`.*computed from `x`, `normed0`"),
-        ({"a": site("attention0", "embedded")}, None, r"`attention0`, which `layers.0.attention` has"),
+        ({"a": site("attention0", "embedded")}, None, r"`attention0`, also used by `layers.0.attention`"),
         ({"a": site("hidden", "y0")}, None, r"an input or a last result"),
         ({"a": GivenSite("ffn", 0, {"torch": SiteValues("h", "x", "x")})}, None, "no values in this view"),
         ({"layers.7.ffn": None}, None, "no such detected site"),

@@ -261,7 +261,7 @@ class TestTensors:
             f"`{self.PREFIX}.adapter_up.bias` is missing",
             f"`{self.PREFIX}.adapter_down.0.weight` is missing",
             f"`{self.PREFIX}.adapter_up.weight` has shape [3, 3], not [32, 4]",
-            "`bert.encoder.layer.0.output.adapters.task.adapter_up.bias` holds 1 NaN, Inf or numbers beyond float32",
+            "`bert.encoder.layer.0.output.adapters.task.adapter_up.bias` contains 1 NaN, Inf or numbers beyond float32",
             f"`{self.PREFIX}.gate.weight` is left over",
             "`bert.encoder.layer.0.output.adapters.other.adapter_up.bias` is left over",
         ):
@@ -290,7 +290,7 @@ class TestTensors:
 
     def test_lora_with_fewer_modules_than_its_config(self, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/lora"), config={"output_lora": True})
-        with pytest.raises(TensorError, match="there are 2 linear layers in each layer, and the config asks for 3"):
+        with pytest.raises(TensorError, match="each layer has 2 adapted linear layers, and the config requires 3"):
             load(folder, bert)
 
     def test_lora_of_another_rank(self, copied: Copy, bert: Made) -> None:
@@ -450,7 +450,7 @@ class TestHeads:
             tensors["heads.task2.1.bias"] = tensors["heads.task.1.bias"]
 
         folder = retensor(copied("bert/head_two_layers"), change, "model_head.safetensors")
-        assert any("also holds `task2`" in note for note in load(folder, bert).notes)
+        assert any("also contains `task2`" in note for note in load(folder, bert).notes)
 
     def test_labels_are_in_the_order_of_the_logits(self, copied: Copy, bert: Made) -> None:
         labels = {"c": 2, "a": 0, "b": 1}
@@ -556,7 +556,7 @@ class TestFusions:
 
         folder = copied("bert/fusion_dynamic")
         retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
-        assert "10 tensors of other fusions lie in the file, and were left out" in fuse(folder, bert).notes
+        assert "10 tensors of other fusions in the file were ignored" in fuse(folder, bert).notes
 
     def test_members_that_do_not_go_together(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")

@@ -31,7 +31,7 @@ def renamed(old: str, new: str) -> Callable[[Arrays], Arrays]:
 
 def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
     strange = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=renamed(".bert.", ".strange."))
-    with pytest.raises(AdapterError, match=r"unknown pooling; found a model whose base is called `strange`"):
+    with pytest.raises(AdapterError, match=r"unknown pooling; found a model with a base named `strange`"):
         imported(strange)
     hidden = np.random.default_rng(0).normal(0, 1, (2, 5, 32))
     adapter = imported(strange, HeadChoice(pooling="mean")).adapter
@@ -169,7 +169,7 @@ def test_a_head_for_questions(tmp_path: Path) -> None:
     assert head is not None
     assert head.task == Task("span", input="pair")
     five = changed(adapter_folder("bert_lora_tag"), tmp_path / "b", config={"task_type": "QUESTION_ANS"})
-    with pytest.raises(AdapterError, match="a head for `span` gives another number; found 5; expected 2"):
+    with pytest.raises(AdapterError, match="a head for `span` has a wrong number of outputs; found 5; expected 2"):
         imported(five)
 
 
@@ -179,7 +179,11 @@ def test_a_head_for_questions(tmp_path: Path) -> None:
         ("bert_lora_tag", HeadChoice(task="single_label"), "the task does not match the head"),
         ("bert_lora_classify", HeadChoice(pooling="tokens"), "the pooling does not match the head"),
         ("bert_lora_classify", HeadChoice(task="span"), "the task does not match the head"),
-        ("bert_lora_classify", HeadChoice(task="ranking"), "a head for `ranking` gives another number; found 3"),
+        (
+            "bert_lora_classify",
+            HeadChoice(task="ranking"),
+            "a head for `ranking` has a wrong number of outputs; found 3",
+        ),
         ("bert_lora", HeadChoice(task="single_label"), "a head is described"),
     ],
 )
