@@ -47,6 +47,7 @@ PLANS = {
     "a, then b": ["a"] * 8 + ["b"] * 8,
     "a, then none": ["a"] * 8 + [None] * 8,
 }
+PROMPT_TEXT = " ".join(f"w{token}" for token in PROMPT)
 TOLERANCE = 1e-5
 """Tolerance for logits around 5: float32 rounding; 4-bit weights are equal on both sides."""
 
@@ -217,7 +218,13 @@ def check_rows(made: Llama) -> None:
 
 @pytest.mark.parametrize("name", ["none", "a", "b", "c", "a, then b"])
 def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
-    check_equal(in_genai(llama.bundle, PLANS[name]), llama.in_torch(PLANS[name]))
+    found, bundle = in_genai(llama.bundle, PLANS[name]), Bundle.open(llama.bundle)
+    check_equal(found, llama.in_torch(PLANS[name]))
+    if len(set(PLANS[name])) == 1:  # `generate` has one adapter for a text
+        adapters, decoding = PLANS[name][:1], Decoding(TOKENS)
+        assert bundle.session().generate([PROMPT], adapters=adapters, decoding=decoding, ends=()) == [found.tokens]
+        (text,) = bundle.writer().write([PROMPT_TEXT], adapters=adapters, decoding=decoding)
+        assert list(text.tokens) == found.tokens
 
 
 def test_with_nothing_active_no_bit_differs_from_the_base(llama):

@@ -178,5 +178,5 @@ def test_what_cannot_be_measured_is_refused(
         with pytest.raises(DataError, match=found):
             ae.evaluate(bundle, table(tmp_path / "wrong.tsv", [(prompt, answer)]), adapter="a")
     (tmp_path / "one.txt").write_text("\n")
-    with pytest.raises(DataError, match="holds no texts"):
+    with pytest.raises(DataError, match="contains no texts"):
         ae.evaluate(bundle, tmp_path / "one.txt", adapter="a")

@@ -138,7 +138,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
         (["build", model, "--adapters", topic, "--variants", "nothing", "-o", "new"], 2, "unknown variants"),
         (["build", model, "--adapters", topic, "--reserve", "nothing", "-o", "new"], 2, "unknown kind"),
         (["build", "nothing.pt", "-o", "new"], 3, "nothing.pt: does not exist"),
-        (["evaluate", bundle, "--adapter", "nothing", *good], 2, "no such adapter"),
+        (["evaluate", bundle, "--adapter", "nothing", *good], 2, "unknown adapter"),
     ]
     check(calls, run_all(calls, tmp_path))
     of_bundles = [
