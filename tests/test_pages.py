@@ -85,3 +85,10 @@ def _messages() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "message"), _messages())
 def test_the_package_raises_the_messages_that_guides_explain(name: str, message: str) -> None:
     assert message in _source(), name
+
+
+def test_the_package_raises_the_errors_of_the_zoo() -> None:
+    rows = (DOCS / "reference" / "architectures.md").read_text("utf-8")
+    errors = set(re.findall(r"refused by `\w+`: (.*?); found", rows))
+    assert errors
+    assert not [error for error in errors if error not in _source()]
