@@ -1,6 +1,6 @@
-"""The answers of a bundle to a table of any length: in shards, each written when it is whole, here or by Ray Data.
+"""Answers to tables of any length, in shards that are written atomically, in this process or by Ray Data.
 
-Shards are deterministic: only the rows of a shard determine its calls.
+Shards are deterministic: the calls of a shard depend only on its rows.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ _JOB_FILE = "job.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of a file.
+    """A range of rows of a file.
 
     Attributes:
-        number: its place among all shards, from 0.
+        number: index among all shards, from 0.
         path: of the file.
-        state: the size of the file in bytes and the nanosecond of its last change, when the shards were made.
-        start: the first byte of JSON lines, or the first row of another file, from 0.
-        end: the first byte, or row, after it.
-        first: the number of its first line or row, from 1.
+        state: size of the file in bytes and its modification time in ns, when the shards were planned.
+        start: first byte of JSON lines, or first row of another file, from 0.
+        end: first byte or row after it.
+        first: number of its first line or row, from 1.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The file with its answers."""
+        """Name of the file with its answers."""
         return f"shard-{self.number:05d}.jsonl"
 
 
@@ -81,8 +81,8 @@ def table_files(data: Path) -> list[Path]:
     """Return a file, or the files of a folder in the order of their names.
 
     Raises:
-        FileError: there is none.
-        DataError: a file of the folder is no table by its name.
+        FileError: the folder is empty.
+        DataError: a file of the folder has no suffix of a table.
     """
     if not data.is_dir():
         return [data]
@@ -92,16 +92,16 @@ def table_files(data: Path) -> list[Path]:
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
             expected = f"a name that ends with {', '.join(SUFFIXES)}"
-            raise DataError("is no table by its name", where=path, expected=expected, fix="take it out of the folder")
+            raise DataError("has no suffix of a table", where=path, expected=expected, fix="remove it from the folder")
     return files
 
 
 def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str], list[str]]:
-    """Return the shards, each of `rows` rows or the rest of a file, the sha256 of each file, and notes on the files.
+    """Return the shards, of `rows` rows or the rest of a file, the SHA-256 of each file, and notes on the files.
 
     Raises:
         FileError: a file cannot be read.
-        DataError: it is no table, or has an empty line between its rows.
+        DataError: it is not a table, or has an empty line between rows.
         MissingExtraError: pyarrow is not installed.
     """
     shards, digests, notes = list[Shard](), list[str](), list[str]()
@@ -125,7 +125,7 @@ def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[
 
 
 def _is_cut_by_bytes(path: Path, columns: Columns) -> bool:
-    """Return whether shards of a file are parts of its bytes: of JSON lines in UTF-8."""
+    """Return whether shards of a file are byte ranges, as for JSON lines in UTF-8."""
     encoding = columns.form.encoding
     return path.suffix.lower() in JSON_LINES and (encoding is None or known_encoding(encoding) == "utf-8-sig")
 
@@ -134,17 +134,17 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
     """Yield the rows of a shard.
 
     Raises:
-        FileError: the file cannot be read, or was changed since the shards were made.
-        DataError: a row is broken.
+        FileError: the file cannot be read, or changed after the shards were planned.
+        DataError: a row is malformed.
     """
     path = Path(shard.path)
     if _state(path) != shard.state:
-        raise FileError("was changed since the work on it began", where=path, fix="give another folder for the answers")
+        raise FileError("changed while it was processed", where=path, fix="pass another output folder")
     if path.suffix.lower() in PARQUET:
         for number, cells in enumerate(parquet_rows(path, shard.start, shard.end, columns.names), shard.first):
             yield columns.row(cells, f"{path}, line {number}")
         return
-    if not _is_cut_by_bytes(path, columns):  # read from its beginning: a quoted cell of a csv may hold lines
+    if not _is_cut_by_bytes(path, columns):  # read from the beginning, since a quoted csv cell may contain newlines
         yield from islice(file_rows(path, columns).rows, shard.start, shard.end)
         return
     with open_regular(path) as file:
@@ -156,7 +156,7 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
     faults = TableFaults(path)
     for number, line in enumerate(text_lines(data, path, "utf-8", shard.first)[0], shard.first):
         row = None
-        if line.strip():  # others are at the end of the file
+        if line.strip():  # empty lines are only at the end of the file
             with faults.of_line(number):
                 row = columns.row(json_object(line, path, number), f"{path}, line {number}")
         if row is not None:
@@ -171,7 +171,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, int]]]:
-    """Return the state of a file, its sha256, and where each `rows`-th row begins, with its line; last the end."""
+    """Return the state of a file, its SHA-256, and the offset and line of every `rows`-th row and of the end."""
     digest, marks, at, number, row = hashlib.sha256(), list[tuple[int, int]](), 0, 0, 0
     with open_regular(path) as file:
         found = os.fstat(file.fileno())
@@ -180,7 +180,7 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
             for line in file:
                 if line.strip() and empty is not None:
                     expected = "a row in each line"
-                    raise DataError("is empty", where=f"{path}, line {empty}", expected=expected, fix="take it out")
+                    raise DataError("is empty", where=f"{path}, line {empty}", expected=expected, fix="remove it")
                 if line.strip():
                     if row % rows == 0:
                         marks.append((at, number + 1))
@@ -196,10 +196,7 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
 
 @dataclass(frozen=True)
 class Choice:
-    """Adapter, strength, weights and side of all rows.
-
-    The adapter is `None` where a column names it, or for the base.
-    """
+    """Adapter, strength, weights and side of all rows; an adapter of `None` is the base or that of the column."""
 
     adapter: str | None = None
     strength: float = 1.0
@@ -207,23 +204,23 @@ class Choice:
     side: TextSide | None = None
 
     def of(self, row: Row) -> Row:
-        """Return a row with what answers it."""
+        """Return a row with these settings."""
         adapter = self.adapter if row.adapter is None else row.adapter
         return replace(row, adapter=adapter, strength=self.strength, weights=self.weights).on_side(self.side)
 
 
 @dataclass(frozen=True)
 class Job:
-    """The work on each row.
+    """Settings of all shards.
 
     Attributes:
-        bundle: its folder.
-        digest: the sha256 of its manifest: every worker has this very bundle.
+        bundle: folder of the bundle.
+        digest: SHA-256 of its manifest, which every worker compares.
         columns: of the table.
-        choice: the adapter, strength, weights and side of all rows; an adapter of the table goes first.
-        reading: how rows are read and put into calls.
-        provider: where to compute.
-        threads: of one operation.
+        choice: adapter, strength, weights and side of all rows; an adapter in the table takes precedence.
+        reading: options for reading and batching.
+        provider: the provider that computes.
+        threads: threads of one operation.
     """
 
     bundle: str
@@ -235,7 +232,7 @@ class Job:
     threads: int
 
     def answerer(self) -> Answerer:
-        """Open the bundle for work on shards."""
+        """Open the bundle and return its answerer."""
         opened = Bundle.open(self.bundle, expect=self.digest)
         session = opened.session(provider=self.provider, threads=self.threads, on_demand=True)
         return Answerer(session, opened.texts(session), self.reading)
@@ -246,10 +243,9 @@ class Answered(Described):
     """A folder with answers.
 
     Attributes:
-        folder: has `shard-00000.jsonl` and so on, one document a line: put one behind the other, they are in the order
-            of the rows.
-        shards: how many there are.
-        reused: how many of them were there before.
+        folder: contains `shard-00000.jsonl` and so on, in the order of the rows, with one document per line.
+        shards: number of shards.
+        reused: number of shards from an earlier run.
     """
 
     folder: Path
@@ -275,10 +271,10 @@ def run_job(
     """Answer every shard that has no answers yet.
 
     Raises:
-        OutputExistsError, FileError: the folder holds something else, or another job; another process writes there.
-        FileError, DataError: the table cannot be read, or a row is broken; shards before it keep their answers.
+        OutputExistsError, FileError: the folder contains other files or another job, or another process writes there.
+        FileError, DataError: the table cannot be read, or a row is malformed; earlier shards keep their answers.
         RequestError: a text or an adapter does not fit.
-        UsageError: there is no such cluster.
+        UsageError: the cluster does not exist.
     """
     _ensure_free(output)
     shards, digests, notes = shards_of(table_files(data), job.columns, shard_rows)
@@ -300,20 +296,20 @@ def run_job(
 
 
 def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> None:
-    """Write the answers to the rows of a shard, in their order; nothing of it stays if one cannot be answered."""
+    """Write the answers of a shard in order, or nothing if a row cannot be answered."""
     rows = map(job.choice.of, read_shard(shard, job.columns))
     with Output(output / shard.name, force=True).file() as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(map(json_line, answerer.answer(rows)))
 
 
 def _ensure_free(output: Path) -> None:
-    """Raise `OutputExistsError` for a path that is neither the folder of a job nor an empty one."""
+    """Raise OutputExistsError unless the path is the folder of a job, empty or absent."""
     if output.exists() and not (output / _JOB_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(output)
 
 
 def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
-    """Make the folder of a job, or go on with the same one."""
+    """Create the folder of a job, or resume the same one."""
     file = output / _JOB_FILE
     _ensure_free(output)
     if file.is_file():
@@ -326,10 +322,10 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
                 name for name in known if not isinstance(before, dict) or before.get(name) != known[name]
             )
             raise FileError(
-                "holds the answers of another job",
+                "contains the answers of another job",
                 where=output,
                 found=f"another {quoted(differing)}",
-                fix=f"give another folder, or {argument('force', True)}",
+                fix=f"pass another folder, or {argument('force', True)}",
             )
         for left in [*output.glob("shard-*.jsonl"), file]:
             left.unlink()
@@ -347,14 +343,14 @@ def _here(job: Job, shards: Sequence[Shard], output: Path) -> Iterator[None]:
 
 
 class _Worker:
-    """An actor of Ray Data: it opens the bundle once, and answers shards."""
+    """Actor of Ray Data that opens the bundle once and answers shards."""
 
     def __init__(self, job: Job, output: Path) -> None:
         self._job, self._output = job, output
         self._answerer: Answerer | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Answer a shard; what went wrong is given back, for Ray would wrap it in an error of its own."""
+        """Answer a shard; return an error as a row, since Ray would wrap the exception."""
         try:
             self._answerer = self._answerer or self._job.answerer()
             answer_shard(self._job, self._answerer, row["item"], self._output)
@@ -372,7 +368,7 @@ def _by_ray(job: Job, shards: Sequence[Shard], output: Path, address: str, worke
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         done = ray.data.from_items([{"item": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            _Worker,  # Ray makes it, and calls what it made
+            _Worker,  # Ray instantiates it
             fn_constructor_args=(job, output.absolute()),
             concurrency=min(pool.count, len(shards)),
             num_cpus=job.threads,

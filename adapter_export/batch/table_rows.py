@@ -1,4 +1,4 @@
-"""Rows of tables and lines of text files as rows to answer, and the JSON that is written of each."""
+"""Rows of tables and lines of text files, and the JSON of their answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.safe_io.regular_files import read_stream
 from adapter_export.text import Pair, SidedText
 
-if TYPE_CHECKING:  # the runtime loads ONNX Runtime, and faults of tables are found before
+if TYPE_CHECKING:  # the runtime loads ONNX Runtime, which faults of tables do not need
     from adapter_export.runtime.answerer import AnsweredRow
 
 JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
@@ -33,15 +33,15 @@ _FLAGS = [argument(name) for name in ("text_column", "pair_column", "adapter_col
 _NAME_COLUMNS = f"name the columns with {', '.join(_FLAGS[:-1])} and {_FLAGS[-1]}"
 
 _BASE = "-"
-"""The cell of a table that names the base, beside `base`."""
+"""Cell that names the base, as `base` does."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns with the texts, with the second texts of pairs, and with the adapters.
+    """Names of the columns with texts, second texts of pairs, and adapters.
 
     Attributes:
-        form: how the file is written.
+        form: delimiter and encoding of the file.
     """
 
     text_column: str = "text"
@@ -55,10 +55,10 @@ class Columns:
         return [name for name in (self.text_column, self.pair_column, self.adapter_column) if name is not None]
 
     def row(self, cells: Mapping[str, Any], where: str) -> Row:
-        """Return what a row of a table asks; an empty text is a text.
+        """Return a row of a table; an empty text is allowed.
 
         Raises:
-            DataError: a column is missing, or a cell holds no text or no name of an adapter.
+            DataError: a column is missing, or a cell contains no text or no name of an adapter.
         """
         check_columns(list(cells), self.names, where, _NAME_COLUMNS)
         text = cells[self.text_column]
@@ -76,7 +76,7 @@ class Columns:
 
 
 def _adapter_of(cell: object, where: str) -> str | None:
-    """Return the name in a cell, `None` for the base; an empty cell is a DataError, as it may have been forgotten."""
+    """Return the name in a cell, `None` for the base; DataError for an empty cell, which may be a mistake."""
     if isinstance(cell, str) and cell.strip():
         return None if cell.strip() == _BASE else cell.strip()
     raise DataError(
@@ -84,13 +84,13 @@ def _adapter_of(cell: object, where: str) -> str | None:
         where=where,
         found="an empty cell" if cell is None or isinstance(cell, str) else f"`{short(cell)}`",
         expected="the name of an adapter, or `base`",
-        fix="write `base` in rows that the base answers",
+        fix="write `base` to use the base",
     )
 
 
 def _no_text(what: str, cell: object, column: str, where: str) -> DataError:
     found = f"`{short(cell)}` in the column `{column}`"
-    return DataError(what, where=where, found=found, fix="give it one, or leave the row out")
+    return DataError(what, where=where, found=found, fix="add a text, or remove the row")
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class FileRows:
     """The rows of a file.
 
     Attributes:
-        rows: the rows; behind the last one, a `DataError` names all that are broken.
-        notes: on how the file was read.
+        rows: the rows; after the last one, a DataError names all malformed rows.
+        notes: on the detected format.
     """
 
     rows: Iterator[Row]
@@ -109,19 +109,19 @@ class FileRows:
 def file_rows(path: Path, columns: Columns) -> FileRows:
     """Return the rows of a csv, tsv, JSON lines or Parquet file, or the lines of a `.txt` file.
 
-    Every line is a row, an empty one too, so that answers and lines correspond; in tables, an empty line before the
-    last row is an error.
+    Each line is a row, including empty ones, so that answers match lines; in tables, an empty line before the last row
+    is an error.
 
     Raises:
-        UsageError: a file of lines has no columns.
+        UsageError: columns were given for a file of lines.
         FileError: the file cannot be read.
-        DataError: it is no table.
+        DataError: it is not a table.
         MissingExtraError: pyarrow is not installed.
     """
     if path.suffix.lower() in LINES:
         if columns.adapter_column is not None or columns.pair_column is not None:
             raise UsageError(
-                "a file of lines has no columns", where=path, fix="give a csv, tsv, jsonl or Parquet table"
+                "a file of lines has no columns", where=path, fix="pass a csv, tsv, jsonl or Parquet table"
             )
         lines, note = text_lines(read_stream(path), path, columns.form.encoding)
         return FileRows(lines_as_rows(lines, str(path)), () if note is None else (note,))
@@ -145,7 +145,7 @@ def lines_as_rows(lines: Sequence[str], where: str) -> Iterator[Row]:
 
 
 def shown_texts(row: Row) -> dict[str, Any]:
-    """Return the texts of a row for its result: its text, both texts of a pair, or a question with its choices."""
+    """Return the texts of a row for its JSON: a text, a pair, or a question with choices."""
     if row.is_arrays:
         return {"text": row.where}
     if isinstance(row.asked, Pair):

@@ -1,9 +1,8 @@
-"""Layouts of a bundle for the platforms that serve models.
+"""Layouts of a bundle for model-serving platforms.
 
 The fields of Triton's `config.pbtxt` are those of `inference.ModelConfig` (`protobuf/model_config.proto` in its
-repository `common`). Its ONNX Runtime backend takes overridable initializers as inputs with `optional: true`, where
-`max_batch_size` is 0. It takes a call that has some of them and lacks others, too: so an adapter is one input, which is
-there or not.
+repository `common`). Its ONNX Runtime backend treats overridable initializers as inputs with `optional: true` if
+`max_batch_size` is 0. It also accepts calls with only some of them, so all tensors of an adapter are one input.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ from adapter_export.tables import Described
 from adapter_export.version import __version__
 
 Layout = Literal["triton", "kserve", "ray", "docker", "transformers.js"]
-"""A platform: NVIDIA Triton, KServe, Ray Serve, any that runs containers, or transformers.js in Node and browsers."""
+"""Target platform: NVIDIA Triton, KServe, Ray Serve, containers, or transformers.js in Node and browsers."""
 
 _FILES = Path(__file__).with_name("files")
 _PROGRAMS = (".py", ".mjs")
-"""Files that are copied as they are; the others are templates."""
+"""Suffixes of files that are copied; the others are templates."""
 
 _BUNDLE_AT = {"kserve": "storage/{name}", "ray": "bundle", "docker": "bundle"}
 _NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
-"""Names that Kubernetes accepts for a service (RFC 1035), and the other platforms for a model."""
+"""Pattern of Kubernetes service names (RFC 1035), which all platforms accept as model names."""
 
 ADAPTER_INPUT = "adapter"
-"""The input that holds all tensors of an adapter, float32 [numbers]."""
+"""Name of the input with all tensors of an adapter, float32 [numbers]."""
 
 _TYPES = {
     **{f"float{bits}": f"TYPE_FP{bits}" for bits in (16, 32, 64)},
@@ -65,13 +64,13 @@ _ANY = -1
 
 @dataclass(frozen=True, repr=False)
 class Shipped(Described):
-    """A layout that was written.
+    """A written layout.
 
     Attributes:
-        folder: where it lies.
-        layout: for which platform.
-        name: of the service, or of the model.
-        files: their paths in the folder, sorted; those of the bundle in it are left out.
+        folder: its location.
+        layout: the platform.
+        name: of the service or model.
+        files: sorted paths in the folder, without those of the bundle.
     """
 
     folder: Path
@@ -85,22 +84,21 @@ class Shipped(Described):
 
 
 def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> Shipped:
-    """Write what a platform needs to serve a bundle, with a copy of the bundle, or of its graphs.
+    """Write the files with which a platform serves a bundle, and a copy of the bundle or its graphs.
 
     Raises:
-        UsageError: the name is none that all platforms take, or the bundle lacks what the layout needs, such as a
-            tokenizer.
+        UsageError: the name is not valid on all platforms, or the bundle lacks something, such as a tokenizer.
         FileError, FormatError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
-    read_manifest(bundle)  # what is no bundle is said before its name is
+    read_manifest(bundle)  # a missing bundle is reported before an invalid name
     if not re.fullmatch(_NAME, name):
         raise UsageError(
-            "is no name of a service",
+            "invalid service name",
             where=argument("name"),
             found=f"`{name}`",
-            expected="lower-case letters, digits and `-`, a letter first, at most 63",
-            fix="give one, such as `film`; without it, it is that of the bundle's folder",
+            expected="at most 63 lower-case letters, digits and `-`, starting with a letter",
+            fix="pass one, such as `film`; the default is the name of the bundle's folder",
         )
     with output.folder() as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
@@ -123,7 +121,7 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
 
 
 def _extras(manifest: Manifest) -> dict[str, str]:
-    """Return what else is installed, for the runtime and for `adapter-export`: what reads images, and texts."""
+    """Return the extras of the runtime and of `adapter-export` that read images and texts."""
     extra = None if manifest.media is None else manifest.media.modality.extra
     files = [] if extra is None else [extra]
     runtime = [*files, *([] if manifest.text is None else ["text"])]
@@ -131,7 +129,7 @@ def _extras(manifest: Manifest) -> dict[str, str]:
 
 
 def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:
-    """Copy what the layout has of a bundle: the bytes that are compared with their hashes are those of the copy."""
+    """Copy the layout's part of a bundle; the copied bytes are compared with their SHA-256."""
     if layout == "triton":
         _write_repository(bundle, folder / "model_repository", name, manifest)
         _write_adapters(bundle, folder / "adapters", manifest)
@@ -143,20 +141,20 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
             write_for_transformers_js(Path(copy) / "read", folder, manifest)
         return manifest
     if layout == "ray" and manifest.text is None:
-        fix = f"give {argument('layout', 'docker')}, or build it again with {argument('tokenizer')}"
-        raise UsageError("has no tokenizer, and the application for Ray reads texts", where=bundle, fix=fix)
+        fix = f"pass {argument('layout', 'docker')}, or build it again with {argument('tokenizer')}"
+        raise UsageError("has no tokenizer, which the application for Ray needs", where=bundle, fix=fix)
     place = folder / _BUNDLE_AT[layout].format(name=name)
     _copy(bundle, manifest, [file.path for file in manifest.files], place)
     for path in UNLISTED:
         if (bundle / path).is_file():
             (place / path).write_bytes(read_bytes(bundle / path))
-    if read_manifest(place) != manifest:  # then `open_whole` begins anew
-        raise FormatError("was exchanged while it was copied", where=bundle, fix="try again")
+    if read_manifest(place) != manifest:  # `open_whole` then retries
+        raise FormatError("was replaced while it was copied", where=bundle, fix="try again")
     return manifest
 
 
 def _write_repository(bundle: Path, folder: Path, name: str, manifest: Manifest) -> None:
-    """Write a model for each way to choose adapters by a call: `slots` by an adapter's tensors, `bank` by row."""
+    """Write the models: calls of `slots` send an adapter's tensors, and rows of `bank` choose adapters."""
     weights = [file.path for file in manifest.files if "/" not in file.path and file.path.endswith(".bin")]
     variants: list[Literal["slots", "bank"]] = ["slots", "bank"] if "bank" in manifest.graphs else ["slots"]
     for variant in variants:
@@ -170,7 +168,7 @@ def _write_repository(bundle: Path, folder: Path, name: str, manifest: Manifest)
 
 
 def _take_in_one(path: Path, manifest: Manifest, where: Path) -> str | None:
-    """Rewrite a graph, and return what it says of strengths."""
+    """Rewrite a graph for one adapter input, and return its metadata of strengths."""
     model = read_model(path, lambda reason: FormatError("is not an ONNX model", where=where, found=reason))
     take_in_one(model, manifest)
     ir.save(model, path)
@@ -178,7 +176,7 @@ def _take_in_one(path: Path, manifest: Manifest, where: Path) -> str | None:
 
 
 def _write_adapters(bundle: Path, folder: Path, manifest: Manifest) -> None:
-    """Write what a call sends to run an adapter: the bytes of float32 numbers, little-endian."""
+    """Write the input of each adapter as bytes, little-endian float32."""
     files = [record.safetensors for record in manifest.adapters]
     with TemporaryDirectory(dir=folder.parent) as copy:
         _copy(bundle, manifest, files, Path(copy) / "read")
@@ -192,7 +190,7 @@ def _write_adapters(bundle: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def _copy(bundle: Path, manifest: Manifest, paths: Sequence[str], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what was copied when the bundle was exchanged meanwhile
+    shutil.rmtree(folder, ignore_errors=True)  # left by an attempt during which the bundle was replaced
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     verify_files(manifest, bundle, copied=paths, into=folder)
@@ -201,8 +199,8 @@ def _copy(bundle: Path, manifest: Manifest, paths: Sequence[str], folder: Path) 
 def model_config(manifest: Manifest, variant: Literal["slots", "bank"], name: str, scaled: str | None) -> str:
     """Return the configuration of the graph `slots` or `bank`, in protobuf's text format.
 
-    It is computed on the CPU, where the bundle's golden vectors were compared. `scaled` is what the graph says of
-    strengths, for clients, which see no metadata.
+    The model runs on the CPU, where the bundle's golden vectors were compared. `scaled` is the graph's metadata of
+    strengths, which clients cannot read from the model.
     """
     given = [_tensor(one.name, one.dtype, one.axes) for one in manifest.inputs]
     if variant == "bank":
@@ -228,8 +226,8 @@ def model_config(manifest: Manifest, variant: Literal["slots", "bank"], name: st
 def in_one(manifest: Manifest, tensors: Weights, where: str) -> np.ndarray:
     """Return the tensors of an adapter as one, float32 [numbers].
 
-    In front is what depends on the adapter: for each slot of the manifest how many numbers it has, then, for slots with
-    several axes that an adapter chooses, the lengths of these. Behind it are the tensors in the same order, row by row.
+    A header contains the number of elements of each slot, then the lengths of further free axes of slots with several
+    ones. The tensors follow in the same order, in row-major layout.
 
     Raises:
         UsageError: a tensor has more numbers than float32 can count exactly.
@@ -241,18 +239,21 @@ def in_one(manifest: Manifest, tensors: Weights, where: str) -> np.ndarray:
         for place in _chosen_together(slot)
     ]
     header = np.array([*(tensor.size for tensor in ordered), *lengths], np.int64)
-    if header.max(initial=0) > 2**24:  # the integers that float32 has without gaps
+    if header.max(initial=0) > 2**24:  # float32 represents all integers up to here
         largest = max(zip(manifest.slots, ordered, strict=True), key=lambda pair: pair[1].size)[0].name
         raise UsageError(
-            "is too large for Triton's one input", where=where, found=f"`{largest}`", expected="at most 2²⁴ numbers"
+            "is too large for one input of Triton",
+            where=where,
+            found=f"`{largest}`",
+            expected="at most 2²⁴ numbers",
         )
     return np.concatenate([header.astype(np.float32), *(tensor.ravel() for tensor in ordered)])
 
 
 def take_in_one(model: ir.Model, manifest: Manifest) -> None:
-    """Make the slots of a graph parts of one overridable initializer, `ADAPTER_INPUT`; its default is neutral.
+    """Replace the slots of a graph by one overridable initializer, `ADAPTER_INPUT`, whose default is neutral.
 
-    Tensors of other lengths than the header says are an error of ONNX Runtime (`Split`, opset 13).
+    If lengths do not match the header, ONNX Runtime raises an error (`Split`, opset 13).
     """
     graph, slots = model.graph, manifest.slots
     neutral = {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in slots}
@@ -293,7 +294,7 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
 
 
 def _chosen_together(slot: SlotRecord) -> list[int]:
-    """Return the axes of a slot whose lengths its number of numbers does not tell: all that are free but the first."""
+    """Return the free axes of a slot after the first, whose lengths its number of elements does not determine."""
     return [place for place, axis in enumerate(slot.graph_axes) if isinstance(axis, str)][1:]
 
 

@@ -1,4 +1,4 @@
-"""The folder that transformers.js loads, in Node and browsers.
+"""The folder layout of transformers.js, for Node and browsers.
 
 transformers.js finds files by their names: `config.json`, `tokenizer.json`, `tokenizer_config.json`, `onnx/model.onnx`
 and, as the only file with weights, `onnx/model.onnx_data` (`src/utils/model-loader.js` in its repository).
@@ -22,7 +22,7 @@ from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, unfillable
 
 _MODEL_TYPE = "custom"
-"""A type that transformers.js runs as it is: the inputs of the graph in, its outputs out."""
+"""Model type for which transformers.js passes inputs and outputs of the graph through."""
 
 _TASK_FIELDS = ("labels", "activation", "input", "prefix", "truncation")
 
@@ -31,39 +31,39 @@ def check_for_transformers_js(bundle: Path, manifest: Manifest) -> None:
     """Raise UsageError if transformers.js cannot answer texts with a bundle."""
     if manifest.bank is None:
         fix = f"build it again with {argument('variants', ['slots', 'inputs', 'bank'])}"
-        raise UsageError("has no graph whose rows choose adapters, which transformers.js runs", where=bundle, fix=fix)
+        raise UsageError("has no graph `bank`, which transformers.js needs", where=bundle, fix=fix)
     if manifest.text is None:
         fix = f"build it again with {argument('tokenizer')}, or run arrays with `examples/node` or `examples/browser`"
-        raise UsageError("has no tokenizer, and transformers.js reads texts", where=bundle, fix=fix)
+        raise UsageError("has no tokenizer, which transformers.js needs", where=bundle, fix=fix)
     unknown = unfillable(record.name for record in manifest.inputs)
     if unknown:
-        fix = "give arrays with `examples/node` or `examples/browser`"
+        fix = "pass arrays with `examples/node` or `examples/browser`"
         raise UsageError("has inputs that text cannot fill", where=bundle, found=quoted(unknown), fix=fix)
     lengths = token_lengths(manifest.inputs, manifest.lengths)
     if not lengths.unbroken and not (_may_pad(manifest) and lengths.maximum):
         raise UsageError(
-            "takes only some lengths, and padding changes its answers",
+            "supports only some lengths, and padding changes its answers",
             where=bundle,
             found=str(lengths),
-            fix="export the base with a free number of tokens",
+            fix="export the base with a variable number of tokens",
         )
     for record in manifest.adapters:
         if record.task is not None and record.task.tokenizer not in (None, manifest.text.digest):
             raise UsageError(
-                "was trained with another tokenizer than the bundle's, which would give it other ids",
+                "was trained with another tokenizer, whose ids differ from the bundle's",
                 where=f"adapter `{record.name}`",
-                fix="build the bundle with the tokenizer that the adapter was trained with, or remove the adapter",
+                fix="build the bundle with the adapter's tokenizer, or remove the adapter",
             )
         if record.task is not None and record.task.has_sides:
             raise UsageError(
-                "has prefixes of queries and of documents, and this layout puts one prefix before all texts",
+                "has prefixes of queries and of documents, but this layout supports one prefix",
                 where=f"adapter `{record.name}`",
                 fix="remove the adapter, or serve the bundle with `examples/node`",
             )
 
 
 def copied_for_transformers_js(manifest: Manifest) -> list[str]:
-    """Return the paths of the bundle's files that `write_for_transformers_js` reads."""
+    """Return the paths of the files that `write_for_transformers_js` reads."""
     assert manifest.text is not None
     weights = {WEIGHTS_FILE, BANK_FILE} & {file.path for file in manifest.files}
     return [manifest.graphs["bank"], manifest.text.tokenizer, *sorted(weights)]
@@ -88,7 +88,7 @@ def write_for_transformers_js(source: Path, folder: Path, manifest: Manifest) ->
 
 
 def _config(manifest: Manifest, *, has_weights: bool) -> Mapping[str, object]:
-    """Return `config.json`: how transformers.js opens the graph, and which rows may share a call."""
+    """Return `config.json`: settings of transformers.js, and of rows that share a call."""
     assert manifest.bank is not None
     lengths, padded = token_lengths(manifest.inputs, manifest.lengths), _may_pad(manifest)
     return {
@@ -104,7 +104,7 @@ def _config(manifest: Manifest, *, has_weights: bool) -> Mapping[str, object]:
 
 
 def _adapters(manifest: Manifest) -> Mapping[str, Mapping[str, object]]:
-    """Return by name the row of each adapter in the bank, and how its texts and results are read."""
+    """Return each adapter's row in the bank, its task and its preprocessing, by name."""
     assert manifest.bank is not None
     found: dict[str, Mapping[str, object]] = {}
     most = token_lengths(manifest.inputs, manifest.lengths).maximum
@@ -132,9 +132,9 @@ def _read(tokenizer: Path) -> dict[str, Any]:
 
 
 def _with_sigma(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Return a `tokenizer.json` that lowers Σ to σ in JavaScript, too, as the tokenizers library does everywhere.
+    """Return a `tokenizer.json` that lowers Σ to σ in JavaScript, as the tokenizers library does.
 
-    JavaScript lowers a Σ at the end of a word to ς, which gives other ids.
+    JavaScript lowers a Σ at the end of a word to ς, which has other ids.
     """
     normalizer = tokenizer.get("normalizer")
     if not _lowers(normalizer):

@@ -1,4 +1,4 @@
-"""Vectors and relevance scores from the adapters of a bundle, as the interfaces of other libraries ask for them."""
+"""Vectors and relevance scores from the adapters of a bundle, for the interfaces of other libraries."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 class _Answers:
-    """Answers of one task type, by an adapter that may be changed between calls.
-
-    Calls are safe in several threads: each reads the adapter once, and a session serves any number of threads.
+    """Answers of one task type, by an adapter that can change between calls. Thread-safe.
 
     Args:
         bundle: the bundle or its folder.
         adapter: the adapter that answers. Default: the only one of the task type.
-        long: treatment of texts with more tokens than the adapter takes.
+        long: treatment of texts that exceed the adapter's maximum length.
         session: the session to use, such as one shared with other objects. Default: a new one.
 
     Raises:
@@ -57,7 +55,7 @@ class _Answers:
 
     @property
     def _options(self) -> Mapping[str, Any]:
-        """The options with which a copy is made."""
+        """The options of a copy."""
         return {"long": self._long}
 
     @property
@@ -75,7 +73,7 @@ class _Answers:
 
     @property
     def max_tokens(self) -> int:
-        """Maximum number of tokens in a row; longer ones are treated as `long` says."""
+        """Maximum number of tokens in a row."""
         return self._task(self._adapter).max_tokens or self._reader.tokenizer.max_tokens
 
     def _only(self) -> str:
@@ -117,12 +115,12 @@ def _reopened(kind: type[_Answers], folder: Path, adapter: str, options: Mapping
 
 
 class Embedder(_Answers):
-    """Vectors of texts by an embedding adapter, pooled and normalised as its task says.
+    """Vectors of texts by an embedding adapter, with its pooling and normalization.
 
     Args:
         *args: the bundle, the adapter.
         width: truncate vectors to one of the widths that the adapter was trained at.
-        **options: the other options of every such object.
+        **options: options of the base class.
     """
 
     problem = "embedding"
@@ -149,22 +147,22 @@ class Embedder(_Answers):
             texts: any number.
             prompt: text before each; it replaces the prefix of the task, with which it must begin. Default: the prefix.
             adapter: the adapter of this call. Default: `self.adapter`.
-            side: the side of a search that the texts are on, needed where the task has a prefix for each.
+            side: `query` or `document`, required if the task has a prefix for each.
 
         Raises:
-            RequestError: a row is not a text, or is too long and `long` refuses it; the side is missing, the prompt
+            RequestError: a row is not a text, or is too long with `long="refuse"`; the side is missing, the prompt
                 contradicts the prefix, or the adapter was not trained at the width.
         """
         name = self._adapter if adapter is None else self._checked(adapter)
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if isinstance(texts, str) or wrong is not None:
             found = type(texts if wrong is None else wrong).__name__
-            raise RequestError("vectors are made of a list of texts", found=f"`{found}`", expected="a list of `str`")
+            raise RequestError("a list of texts is required", found=f"`{found}`", expected="a list of `str`")
         task = self._task(name)
         prefix = task.prefix_of(side)
         if prompt and not prompt.startswith(prefix):
             raise RequestError(
-                "the adapter was trained with another prefix than the prompt",
+                "the prompt does not begin with the adapter's prefix",
                 where=f"adapter `{name}`",
                 found=f"`{prompt}`",
                 expected=f"`{prefix}`, or a prompt that begins with it",
@@ -197,13 +195,13 @@ class Scorer(_Answers):
             adapter: the adapter of this call. Default: `self.adapter`.
 
         Raises:
-            RequestError: a row is not a pair of texts, or is too long and `long` refuses it.
+            RequestError: a row is not a pair of texts, or is too long with `long="refuse"`.
         """
         name = self._adapter if adapter is None else self._checked(adapter)
         for pair in pairs:
             if not isinstance(pair, tuple | list) or [isinstance(text, str) for text in pair] != [True, True]:
                 found = f"`{type(pair).__name__}`"
-                raise RequestError("scores are those of pairs of texts", found=found, expected="`(query, document)`")
+                raise RequestError("a list of pairs of texts is required", found=found, expected="`(query, document)`")
         rows = [Pair((prompt or "") + query, document) for query, document in pairs]
         answers: list[Score] = self._answered(rows, name)
         return np.array([one.score for one in answers])

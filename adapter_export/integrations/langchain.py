@@ -13,7 +13,7 @@ from adapter_export.integrations.bundle_answers import Embedder, Scorer
 
 
 class BundleEmbeddings(Embedder, Embeddings):
-    """Vectors for LangChain; arguments are those of `Embedder`, and prompts before queries and documents.
+    """Vectors for LangChain, with the arguments of `Embedder` and prompts for queries and documents.
 
     Args:
         *args: the bundle, the adapter.
@@ -42,7 +42,7 @@ class BundleEmbeddings(Embedder, Embeddings):
 
 
 class BundleReranker(BaseDocumentCompressor):
-    """Documents by their relevance to a query, which is put into their metadata as `relevance_score`.
+    """Reranker that adds `relevance_score` to the metadata of documents.
 
     Args:
         *args: as of `Scorer`: the bundle, the adapter.

@@ -16,7 +16,7 @@ class BundleEmbedding(BaseEmbedding):
 
     Args:
         bundle: the bundle or its folder.
-        adapter: the adapter that answers. Default: the only one with vectors.
+        adapter: the adapter that answers. Default: the only embedding adapter.
         **fields: fields of `BaseEmbedding`, and the prompts.
 
     Attributes:

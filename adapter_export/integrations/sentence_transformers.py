@@ -16,9 +16,9 @@ Answers = TypeVar("Answers", Embedder, Scorer)
 
 
 class _BundleModule(InputModule, Generic[Answers]):
-    """An input module that keeps rows as they are, as the engine makes tokens of them.
+    """Input module that passes rows through, since the engine tokenizes them.
 
-    `adapter=` of `encode` and `predict` chooses the adapter of one call.
+    `adapter=` of `encode` and `predict` sets the adapter of one call.
     """
 
     forward_kwargs = {"adapter"}  # noqa: RUF012 — as the library declares it
@@ -26,7 +26,7 @@ class _BundleModule(InputModule, Generic[Answers]):
 
     @property
     def adapter(self) -> str:
-        """The adapter that answers; setting it needs no new session, and applies to calls that begin later."""
+        """The adapter of later calls; setting it needs no new session."""
         return self._answers.adapter
 
     @adapter.setter
@@ -49,12 +49,12 @@ class _BundleModule(InputModule, Generic[Answers]):
         return {"rows": list(inputs), "prompt": prompt, "side": task}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 — those of the library
-        """Refuse to save: a bundle is a folder already.
+        """Refuse to save, since a bundle is already a folder.
 
         Raises:
             UsageError: always.
         """
-        raise UsageError("a bundle is not saved as a model", fix="copy its folder, and open it there")
+        raise UsageError("a bundle is not saved as a model", fix="copy its folder")
 
 
 class BundleEmbedder(_BundleModule[Embedder]):
@@ -80,7 +80,7 @@ class BundleEmbedder(_BundleModule[Embedder]):
 
 
 class BundleReranker(_BundleModule[Scorer]):
-    """The module of a `CrossEncoder`; scores have the activation of the adapter's task, and no other.
+    """The module of a `CrossEncoder`; scores have only the activation of the adapter's task.
 
     Args:
         *args: as of `Scorer`: the bundle, the adapter.
@@ -92,7 +92,7 @@ class BundleReranker(_BundleModule[Scorer]):
         self._answers = Scorer(*args, **options)
 
     def on_model_ready(self, model: Any) -> None:
-        """Keep the model from a second activation, unless the caller gave one."""
+        """Disable the library's activation, unless the caller set one."""
         if isinstance(model, CrossEncoder) and model.activation_fn is None:
             model.activation_fn = torch.nn.Identity()
 

@@ -1,8 +1,8 @@
 """ONNX Runtime's adapter files, `.onnx_adapter`: written by ONNX Runtime, read here.
 
-The layout is `onnxruntime/lora/adapter_format/adapter_schema.fbs`, a flatbuffer. ONNX Runtime itself maps the file into
-memory, so that whoever overwrites it changes weights under a live session, and before 1.24.3 it reads past the end of a
-crafted file. Here every tensor is compared with the bytes that are there, which are those of a copy.
+The layout is the flatbuffer `onnxruntime/lora/adapter_format/adapter_schema.fbs`. ONNX Runtime maps the file, so
+overwriting it changes the weights of a live session, and before 1.24.3 it reads past the end of a crafted file. This
+reader checks every tensor against the size of a copy.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from adapter_export.safe_io.regular_files import read_bytes
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1
 _TYPES: dict[int, np.dtype[np.generic]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2")}
-"""The types of tensors by their numbers in ONNX: float32, int8 and float16."""
+"""Tensor types by their ONNX numbers: float32, int8 and float16."""
 
-# A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
+# Offset of each field in the vtable: 4 bytes of sizes, then 2 bytes per field.
 _FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
 _NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
 
@@ -37,13 +37,13 @@ _NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
 def write_adapter_file(
     path: Path, tensors: Weights, model_version: int, precision: AdapterPrecision = "float32"
 ) -> None:
-    """Write a tensor for every slot and the graph's number, and read the file again; WriteError if not all arrived.
+    """Write a tensor for every slot and the graph's `model_version`; WriteError if reading it back fails.
 
-    ONNX Runtime itself can activate files in float32 alone.
+    ONNX Runtime itself can only activate float32 files.
     """
     stored = narrowed(tensors, precision)
     adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)  # ONNX Runtime compares neither number with anything
+    adapter.set_adapter_version(1)  # ONNX Runtime ignores both versions
     adapter.set_model_version(model_version)
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(stored[name]) for name in sorted(stored)})
     try:
@@ -57,13 +57,13 @@ def write_adapter_file(
         raise WriteError(path, error.what) from error
     same = written.keys() == tensors.keys() and all(np.array_equal(written[name], tensors[name]) for name in tensors)
     if version != model_version or not same:
-        raise WriteError(path, "what was written is not what is there")
+        raise WriteError(path, "the file differs from the written data")
 
 
 Bytes = bytes | mmap.mmap
 
 Place = tuple[int, tuple[int, ...], np.dtype[np.generic]]
-"""The offset of the first byte of a tensor in an adapter file, its shape and its type there."""
+"""Byte offset, shape and type of a tensor in an adapter file."""
 
 Places = Mapping[str, Place]
 
@@ -71,13 +71,13 @@ Places = Mapping[str, Place]
 def parse_adapter(data: Bytes, where: object) -> Weights:
     """Return the float32 tensors of an adapter file, by name; errors as of `find_tensors` and `widened`.
 
-    Those that are float32 in the file are read-only views of its bytes.
+    Float32 tensors of the file are read-only views of its bytes.
     """
     return tensors_at(data, find_tensors(data, where), where)
 
 
 def tensors_at(data: Bytes, places: Places, where: object = None) -> Weights:
-    """Return the tensors that lie in a file at known places, as `parse_adapter` does."""
+    """Return the float32 tensors at known places of a file, as `parse_adapter` does."""
     views = {name: np.ndarray(shape, dtype, data, start) for name, (start, shape, dtype) in places.items()}
     native = {
         name: view
@@ -89,11 +89,11 @@ def tensors_at(data: Bytes, places: Places, where: object = None) -> Weights:
 
 
 def find_tensors(data: Bytes, where: object) -> Places:
-    """Return where the tensors of an adapter file lie; `where` names it in messages.
+    """Return the places of the tensors in an adapter file; `where` is its name in messages.
 
     Raises:
-        FormatError: it is not an adapter file, is truncated or damaged, or is of another format version.
-        TensorError: a name occurs twice, a tensor is of another type, or has another size than its shape says.
+        FormatError: it is not an adapter file, is truncated or damaged, or has another format version.
+        TensorError: a name is duplicate, a type is unsupported, or a size does not match its shape.
     """
     if data[4:8] != _IDENTIFIER:
         raise FormatError(
@@ -101,36 +101,36 @@ def find_tensors(data: Bytes, where: object) -> Places:
             where=where,
             found=f"{len(data)} bytes that start with `{data[:8]!r}`",
             expected="`TORT` at byte 4",
-            fix="give a file that `build` or `onnxruntime.AdapterFormat` wrote",
+            fix="pass a file written by `build` or `onnxruntime.AdapterFormat`",
         )
     with parsing(partial(_damaged, where)):
         root = _root(data)
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
-            raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
+            raise FormatError("has an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
         tensors: dict[str, Place] = {}
         place = root.Offset(_PARAMETERS)
         for index in range(root.VectorLen(place) if place else 0):
             start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
             name, tensor = _parameter(Table(data, root.Indirect(start)), where)
             if name in tensors:
-                raise TensorError("holds two tensors of one name", where=where, found=f"`{name}`")
+                raise TensorError("contains two tensors of one name", where=where, found=f"`{name}`")
             tensors[name] = tensor
         return tensors
 
 
 def model_version_of(data: Bytes, where: object) -> int:
-    """Return the number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes.
+    """Return the `model_version` in an adapter file, which identifies its graph.
 
     Raises:
-        FormatError: the file says that it is where no file is.
+        FormatError: the offset of the version is outside of the file.
     """
     with parsing(partial(_damaged, where)):
         return int(_root(data).GetSlot(_MODEL_VERSION, 0, number_types.Int32Flags))
 
 
 def _damaged(where: object, reason: str) -> FormatError:
-    fix = "get the file from its source again"
+    fix = "download or build the file again"
     return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
 
 
@@ -139,17 +139,17 @@ def _root(data: Bytes) -> Table:
 
 
 def _parameter(table: Table, where: object) -> tuple[str, Place]:
-    # a string has the layout of a vector of bytes, and vectors are compared with the end of the file
+    # read as a vector of bytes, since only vectors are checked against the end of the file
     name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
     dims = tuple(int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS)))
     raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
     kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
     if kind not in _TYPES:
         found, expected = f"`{name}` of type {kind}", "1 (float32), 10 (float16) or 3 (int8)"
-        raise TensorError("holds a tensor of another type", where=where, found=found, expected=expected)
+        raise TensorError("contains a tensor of an unsupported type", where=where, found=found, expected=expected)
     if min(dims, default=0) < 1 or math.prod(dims) * _TYPES[kind].itemsize != raw.nbytes:
         raise TensorError(
-            "holds a tensor whose size is not that of its shape",
+            "contains a tensor whose size does not match its shape",
             where=where,
             found=f"`{name}` {list(dims)} in {raw.nbytes} bytes",
             expected=f"at least 1 along each axis, {_TYPES[kind].itemsize} bytes for each element",

@@ -1,7 +1,7 @@
-"""Rows in, answers out: the one engine that every entry point calls.
+"""Rows in, answers out: the engine of every entry point.
 
 A row is a text, a pair, a question with its choices, an image, an audio file or arrays, with an adapter. Its answer
-is what the model gives for it alone; `Session.run_many` decides what may share a call.
+does not depend on other rows; `Session.run_many` decides which rows share a call.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from adapter_export.tables import Described
 from adapter_export.text import Pair, SidedText, TextSide
 
 LongTexts = Literal["cut", "refuse", "windows"]
-"""Treatment of a text with more tokens than its adapter takes."""
+"""Treatment of texts that exceed the maximum length of their adapter."""
 
 Arrays = Mapping[str, np.ndarray]
 
 _WINDOW = 2048
-"""Rows of arrays that are in memory together."""
+"""Maximum rows of arrays in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Options for reading rows and putting them into calls.
+    """Options for reading and batching rows.
 
     Attributes:
-        long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
-        stride: how many tokens neighbouring windows share; default: a quarter of a window.
-        token_budget: the most tokens of a call, as in `Session.run_many`; default: that of the reader.
+        long: truncate (`cut`) or refuse long texts, or split them into `windows`.
+        stride: tokens shared by neighbouring windows. Default: a quarter of a window.
+        token_budget: maximum tokens of a call, as in `Session.run_many`. Default: that of the reader.
         allow_mixed_rows: as in `Session.run`.
-        outputs: keep all outputs of rows whose adapter has a task, not only the result of its head.
+        outputs: keep all outputs of rows whose adapter has a task, instead of only the head's result.
     """
 
     long: LongTexts = "cut"
@@ -77,21 +77,21 @@ class Runs(Protocol):
         allow_mixed_rows: bool,
         reporter: Reporter,
     ) -> list[dict[str, np.ndarray]]:
-        """Return the outputs of each request, as it is alone."""
+        """Return the outputs of each request, independent of the others."""
 
     def real_tokens(self, inputs: Arrays, results: Sequence[np.ndarray], /) -> Sequence[npt.NDArray[np.bool_] | None]:
-        """Return for each row of arrays which of its tokens are no padding."""
+        """Return a mask of the real tokens of each row."""
 
     def answering(self, adapter: str | None, /) -> Task:
-        """Return the task by which an adapter answers; RequestError if it has none."""
+        """Return the task of an adapter; RequestError if it has none."""
 
 
 class Reader(ABC):
-    """Makes inputs of texts or files for the adapters of a bundle, and answers them with its session.
+    """Preprocesses texts or files for the adapters of a bundle, and answers them with a session.
 
     Attributes:
         session: runs the inputs.
-        word: what messages call a row.
+        word: name of a row in messages.
     """
 
     session: Any
@@ -116,8 +116,8 @@ class Reader(ABC):
     def arrays(self, rows: Any, adapter: str | None = None) -> Arrays:
         """Return the inputs of a call."""
 
-    def without_padding(self, outputs: Arrays, row: Any) -> Arrays:  # noqa: ARG002 — for rows that are padded
-        """Return the outputs of a row, without the tokens that it was padded with."""
+    def without_padding(self, outputs: Arrays, row: Any) -> Arrays:  # noqa: ARG002 — of readers that pad rows
+        """Return the outputs of a row without padding."""
         return outputs
 
     def answer(
@@ -133,17 +133,17 @@ class Reader(ABC):
     ) -> list[TextAnswer]:
         """Answer rows, each by the task of its adapter.
 
-        Of a text in windows, a class, a set of labels, numbers and a vector are those of the mean over its windows, of
-        probabilities, numbers and vectors (of length 1 again, where the task says so); the label of a token is that of
-        the window in which it is farthest from an edge; a span is the one whose logits are highest in any window.
+        A text in windows gets the mean of its windows' probabilities, numbers or vectors (normalized again if the task
+        is); a token gets its label from the window in which it is farthest from an edge; the span with the highest
+        logits of any window is the answer.
 
         Args:
             rows: as in `read`.
-            adapter: the adapter of all rows, or `base`; needed where adapters beside the base head have tasks.
+            adapter: the adapter of all rows, or `base`. Required if adapters other than the base head have tasks.
             adapters: as in `read`.
-            weights: as in `Session.run`, for adapters that are weighted fusions: for all rows or for each.
-            strength: as in `Session.run`, for all rows or for each.
-            reading: how rows are read and put into calls.
+            weights: as in `Session.run`, for weighted fusions: one mapping, or one per row.
+            strength: as in `Session.run`: one number, or one per row.
+            reading: options for reading and batching.
             reporter: as in `Answerer.answer`.
 
         Raises:
@@ -164,23 +164,23 @@ class Reader(ABC):
     def _names(
         self, rows: Sequence[Any], adapter: str | None, adapters: Sequence[str | None] | None
     ) -> list[str | None]:
-        """Return the adapter of each row; RequestError unless `rows` is a list with an adapter for each or for all."""
+        """Return the adapter of each row; RequestError unless `rows` is a list with one adapter, or one per row."""
         if isinstance(rows, str | bytes | Path | Pair):
-            what, found = f"a single {self.word} was given", type(rows).__name__
-            raise RequestError(what, found=found, expected=f"a list of {self.word}s", fix="put it into a list: `[…]`")
+            what, found = f"a list of {self.word}s is required", type(rows).__name__
+            raise RequestError(what, found=found, fix="put it into a list: `[…]`")
         names = [adapter] * len(rows) if adapters is None else list(adapters)
         if not len(rows) or len(names) != len(rows):
-            what = f"there is not one adapter for each {self.word}" if len(rows) else f"no {self.word}s"
+            what = f"`adapters` must have one entry per {self.word}" if len(rows) else f"no {self.word}s"
             found = f"{len(names)} adapters for {len(rows)} {self.word}s"
             raise RequestError(
-                what, found=found, expected=f"a list of {self.word}s, and an adapter for each or for all"
+                what, found=found, expected=f"a list of {self.word}s, and one adapter or one per {self.word}"
             )
         return names
 
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row as requests to a session: one, or one for each of its windows or choices."""
+    """A row as requests to a session: one, or one per window or choice."""
 
     session: Runs
     row: Row
@@ -190,7 +190,7 @@ class ReadRow:
     reader: Reader | None = None
 
     def answered(self, outputs: Sequence[Arrays]) -> AnsweredRow:
-        """Return the row with what the session gave for each of its requests."""
+        """Return the row with the outputs of its requests."""
         own: list[Arrays] = [{name: array[0] for name, array in one.items()} for one in outputs]
         if self.read is not None and self.reader is not None:
             pairs = zip(own, self.read.rows, strict=True)
@@ -211,9 +211,9 @@ class AnsweredRow(Described):
     Attributes:
         row: the row.
         head: the adapter that answered it, its task and its output.
-        outputs: for each window or choice the outputs by name, without the batch and without padding.
+        outputs: outputs by name for each window or choice, without batch axis and padding.
         read: the row as tokens; `None` for arrays.
-        real: of arrays, which tokens of the result are no padding, bool `[tokens]`.
+        real: mask of the real tokens of arrays, bool `[tokens]`.
     """
 
     row: Row
@@ -234,7 +234,7 @@ class AnsweredRow(Described):
 
     @property
     def cut(self) -> int:
-        """The number of tokens that were left out."""
+        """Number of truncated tokens."""
         return 0 if self.read is None else self.read.cut
 
     @cached_property
@@ -246,9 +246,7 @@ class AnsweredRow(Described):
         """
         with _at(self.row.where):
             if self.head.task is None or self.head.output is None:
-                raise RequestError(
-                    "the adapter has no task, so it has no answer", where=f"adapter `{self.head.adapter}`"
-                )
+                raise RequestError("the adapter has no task", where=f"adapter `{self.head.adapter}`")
             if self.read is not None:
                 return self.read.answered(self.results)
             (result,) = self.results
@@ -257,7 +255,7 @@ class AnsweredRow(Described):
             return TextAnswer(self.head.task.answer(result, self.real, context))
 
     def document(self) -> dict[str, Any]:
-        """Return the answer as JSON, as docs/reference/format.md has it; without a task all outputs.
+        """Return the answer as JSON, described in docs/reference/format.md; all outputs if there is no task.
 
         Raises:
             RequestError: as `answer`; or an output is NaN or infinite.
@@ -271,10 +269,10 @@ class AnsweredRow(Described):
         return {**found, **self.answer.document()}
 
     def listed_outputs(self) -> dict[str, Any]:
-        """Return all outputs as nested lists; of several windows or choices a list of those of each.
+        """Return all outputs as nested lists; for several windows or choices, a list of these.
 
         Raises:
-            RequestError: one is NaN or infinite, which JSON cannot say.
+            RequestError: one is NaN or infinite, which JSON cannot express.
         """
         for one in self.outputs:
             wrong = next((name for name, array in one.items() if not np.isfinite(array).all()), None)
@@ -286,10 +284,10 @@ class AnsweredRow(Described):
 
 
 def asked_of(document: object) -> Asked:
-    """Return what a JSON value asks: a text, or an object of it with its `side`, a `pair` or its `choices`.
+    """Return the row of a JSON value: a text, or an object of a text with `side`, `pair` or `choices`.
 
     Raises:
-        RequestError: it is something else, such as a list, which could be words or a pair.
+        RequestError: another value, such as a list, which is ambiguous.
     """
     if isinstance(document, str):
         return document
@@ -314,7 +312,7 @@ def asked_of(document: object) -> Asked:
 
 
 def _at(where: str) -> AbstractContextManager[None]:
-    """Name a row in errors that the block raises, if it has a name."""
+    """Name a row in errors of the block, if it has a name."""
     return within(where) if where else nullcontext()
 
 
@@ -322,23 +320,23 @@ class Answerer:
     """Answers rows with the adapters of a bundle.
 
     Args:
-        session: runs them.
-        reader: makes inputs of what is no array; not needed for arrays.
-        reading: how rows are read and put into calls.
+        session: computes the answers.
+        reader: preprocesses texts or files; not needed for arrays.
+        reading: options for reading and batching.
     """
 
     def __init__(self, session: Runs, reader: Reader | None = None, reading: Reading | None = None) -> None:
         self._session, self._reader, self._reading = session, reader, reading or Reading()
 
     def answer(self, rows: Iterable[Row], reporter: Reporter = SILENT) -> Iterator[AnsweredRow]:
-        """Answer rows one after the other, some thousand of them in memory at a time.
+        """Answer rows in order, keeping up to some thousand in memory.
 
         Args:
             rows: any number.
             reporter: receives the number of finished rows after each call.
 
         Raises:
-            RequestError: a row does not fit; those of windows before it have been answered.
+            RequestError: a row does not fit; rows of earlier windows have been answered.
         """
         window = _WINDOW if self._reader is None else self._reader.window
         remaining, done = iter(rows), 0

@@ -1,4 +1,4 @@
-"""Adapters as rows of a bank: where each number goes, and a table of rows in which adapters come and go."""
+"""Adapters as rows of a bank: the layout of its tensors, and a table of rows with eviction."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
 
 MASKED = -3e38
-"""Number added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
+"""Mask added to the logits of classes that a row's adapter lacks; a softmax turns them into 0."""
 
 MASK_BELOW = -1e30
-"""Results below this are masked: no class of a row's own adapter has them."""
+"""Threshold of masked results; no class of a row's own adapter is below it."""
 
 Width = tuple[str, str, str]
 """A free width: a site or `head`, a graph there or an output of heads, a symbol."""
 
 Row = tuple[Weights, HeadRecord | None]
-"""Contents of a row: a tensor for each slot, and the head that the adapter fills."""
+"""Contents of a row: a tensor per slot, and the adapter's head."""
 
 
 def mask_name(output: str) -> str:
-    """Return the name of the tensor of a bank that masks an output of heads."""
+    """Return the name of the bank's tensor that masks an output of heads."""
     return f"bank.{HEAD}.{output}.mask"
 
 
 class RowLayout:
-    """The rows of a bank, narrower adapters being filled up with zeros. Row 0 is the base.
+    """The layout of a bank's rows. Row 0 is the base; narrower adapters are padded with zeros.
 
-    The tensors of a bank are one for each slot, and one for each output of heads of several widths.
+    A bank has a tensor for each slot, and a mask for each output of heads of several widths.
 
     Raises:
-        FormatError: the tensors are not those of the slots and heads.
+        FormatError: the tensors do not match the slots and heads.
     """
 
     def __init__(self, slots: Iterable[SlotRecord], heads: Iterable[HeadRecord], tensors: Iterable[BankTensor]) -> None:
@@ -62,20 +62,20 @@ class RowLayout:
         others = [tensor.name for tensor in self.tensors if tensor.slot is None and tensor.name not in self._masked]
         if sorted(held) != sorted(self._slots) or others:
             raise FormatError(
-                "the tensors of the bank are not those of the slots and heads",
+                "the tensors of the bank do not match the slots and heads",
                 found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
                 fix=f"build the bundle again with {argument('variants', ['slots', 'inputs', 'bank'])}",
             )
 
     def stacked(self, rows: Sequence[Row]) -> Weights:
-        """Return the tensors, float32 [1 + rows, …], as wide as the widest row: the base, then the rows."""
+        """Return tensors with the base and then the rows, float32 [1 + rows, …], as wide as the widest row."""
         arrays = self.empty(1 + len(rows), self.widths(tensors for tensors, _ in rows))
         for index, row in enumerate(rows):
             self.write(arrays, 1 + index, row)
         return arrays
 
     def widths(self, adapters: Iterable[Weights]) -> dict[Width, int]:
-        """Return the largest of each free width of the tensors of adapters, and of those of the base."""
+        """Return the maximum of each free width over adapters and the base."""
         widest: dict[Width, int] = {}
         for tensors in (None, *adapters):
             for slot, axis, width in self._free:
@@ -84,7 +84,7 @@ class RowLayout:
         return widest
 
     def empty(self, rows: int, widths: Mapping[Width, int]) -> Weights:
-        """Return tensors with the base in row 0, and zeros in all others."""
+        """Return tensors with the base in row 0 and zeros elsewhere."""
         arrays: Weights = {}
         for tensor in self.tensors:
             if tensor.slot is None:
@@ -114,7 +114,7 @@ class RowLayout:
                 target[len(target) if width is None else width :] = MASKED
 
     def _width(self, slot: SlotRecord, symbol: str) -> Width:
-        """Heads of one output give equally many numbers."""
+        """Return the key of a free width; all heads of one output share it."""
         output = self._outputs.get(slot.graph, "") if slot.site == HEAD else ""
         if output and symbol == self._symbols.get(output):
             return HEAD, output, symbol
@@ -122,13 +122,12 @@ class RowLayout:
 
 
 class Bank:
-    """The graph `bank` of a bundle: each row of a batch runs through its own adapter.
+    """The graph `bank` of a bundle, in which each row of a batch has its own adapter.
 
-    Where a call names none but adapters that the bundle's own bank holds, nothing is fed but which they are. For others
-    there is a table of rows beside it, made when it is first needed. The row that was used least of late is replaced,
-    and never while a call uses it. A call takes all its rows at once or waits, in the order of arrival: no two calls
-    wait for each other. On the CPU the table is fed as it lies here, without a copy; on a device it is uploaded
-    whenever an adapter was put in, and kept there. It holds `resident` adapters at once.
+    If all adapters of a call are in the bundle's bank, only their row numbers are fed. Other adapters get a row in a
+    table of `resident` rows, created at the first such call. The least used row is replaced, but never while a call
+    uses it. A call acquires all of its rows at once, in order of arrival, so that calls cannot deadlock. On the CPU the
+    table is fed without a copy; on a device it is uploaded after each change.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
@@ -139,7 +138,7 @@ class Bank:
         self._arrays: Weights = {}
         self._feeds: Feeds = {}
         self._uses = Uses(resident)
-        self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the one used last at the end
+        self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the most recently used last
         self._unused = list(range(resident, 0, -1))
         self._users: Counter[Entry] = Counter()
         self._waiting: deque[object] = deque()
@@ -148,19 +147,19 @@ class Bank:
 
     @property
     def counts(self) -> Counts:
-        """Hits, loads and evictions of the table so far."""
+        """Hits, loads and evictions of the table."""
         with self._changed:
             return Counts(**self._counts, resident=len(self._lent))
 
     def forget(self, entry: Entry) -> None:
-        """Replace this adapter first: no call will ask for it again."""
+        """Evict this adapter first, since no later call can name it."""
         with self._changed:
             self._uses.forget(entry)
             if entry in self._lent:
                 self._lent.move_to_end(entry, last=False)
 
     def takes(self, entries: Iterable[Entry | None]) -> bool:
-        """Return whether rows with these adapters can run in one batch."""
+        """Return whether rows with these adapters can share a batch."""
         bank = self._graphs.manifest.bank
         if bank is None or not self._graphs.may_run("bank"):
             return False
@@ -170,13 +169,13 @@ class Bank:
     def run(
         self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: VariantName = "bank"
     ) -> Arrays:
-        """Compute outputs of a batch, each row through its own adapter; `None` is the base.
+        """Compute outputs of a batch, each row with its own adapter; `None` is the base.
 
-        The graph is that of the bank, or its upper part `fanout`, for which `feeds` say which text each row reads.
+        The graph is `bank`, or its upper part `fanout`, whose feeds contain the row of each text.
 
         Raises:
-            RequestError: the bundle has no bank, the adapters are more than the table holds, or cannot share one; or
-                ONNX Runtime cannot compute the inputs.
+            RequestError: the bundle has no bank, there are more adapters than rows in the table, they cannot share
+                one, or the runtime cannot compute the inputs.
         """
         session = self._graphs.session(variant)
         bank = self._graphs.manifest.bank
@@ -186,7 +185,7 @@ class Bank:
 
     @contextmanager
     def _lease(self, entries: Sequence[Entry | None], bank: BankRecord) -> Iterator[tuple[list[int], Feeds]]:
-        """Give the row of each adapter, and the tensors that hold them in these rows until the block ends."""
+        """Yield the row of each adapter, and the tensors that contain these rows until the block ends."""
         built = [0 if entry is None else entry.row for entry in entries]
         rows = [row for row in built if row is not None]
         if len(rows) == len(built):
@@ -202,20 +201,20 @@ class Bank:
             )
         if not bank.fillable:
             raise RequestError(
-                "adapters that the bundle's bank does not hold cannot stand in one with others: zeros in their tensors "
-                "change what they compute",
-                fix="give each call one `adapter`, or build the bundle with all adapters that shall share batches",
+                "adapters outside the bundle's bank cannot share a batch: padding their tensors with zeros changes "
+                "their results",
+                fix="give each call one `adapter`, or build the bundle with all adapters that share batches",
             )
         if len(wanted) > self._size:
             raise RequestError(
-                "the call needs more adapters at once than the bank holds",
+                "the call has more adapters than the bank has rows",
                 found=len(wanted),
                 expected=f"at most {self._size}",
                 fix="open the session with a larger `resident`, or split the batch",
             )
         with self._changed:
             absent = [entry for entry in wanted if entry not in self._lent]
-        ahead = {entry: self._row(entry) for entry in absent}  # other calls go on meanwhile
+        ahead = {entry: self._row(entry) for entry in absent}  # without the lock, so that other calls continue
         with self._changed:
             self._wait_for_room(wanted)
             self._put_in(wanted, lambda entry: ahead.get(entry) or self._row(entry))
@@ -251,7 +250,7 @@ class Bank:
             self._changed.notify_all()
 
     def _replaceable(self, wanted: Mapping[Entry, None]) -> list[Entry]:
-        """Return what may make room, in that order."""
+        """Return the adapters that may be evicted, in this order."""
         return [entry for entry in self._lent if entry not in self._users and entry not in wanted]
 
     def _put_in(self, wanted: Mapping[Entry, None], read: Callable[[Entry], Row]) -> None:
@@ -274,7 +273,7 @@ class Bank:
             self._feeds = self._fed(self._arrays)
 
     def _grow(self, adapters: Sequence[Weights]) -> None:
-        """Make room for wider adapters, in new tensors: calls that run now read the old ones to their end."""
+        """Widen the table in new tensors, since running calls still read the old ones."""
         widths = self._layout.widths(adapters)
         widths = {key: max(size, self._widths.get(key, 1)) for key, size in widths.items()}
         if widths == self._widths:
@@ -283,7 +282,7 @@ class Bank:
         for tensor in self._layout.tensors:
             for row in self._lent.values():
                 old = self._arrays[tensor.name][row]
-                if tensor.slot is None:  # an adapter does not have the classes that are new
+                if tensor.slot is None:  # no adapter in the table has the new classes
                     arrays[tensor.name][row] = MASKED
                 arrays[tensor.name][row][tuple(slice(size) for size in old.shape)] = old
         self._arrays, self._widths, self._feeds = arrays, widths, self._fed(arrays)

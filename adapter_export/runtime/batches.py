@@ -1,4 +1,4 @@
-"""Many requests in few calls: put together by length and adapter, and taken apart again."""
+"""Batching of requests by length and adapter, and splitting of the results."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TOKEN_BUDGET = 512
 """Default tokens per call of `run_many`: on a CPU, larger calls save nothing."""
 
 CALL_TOKENS = 10
-"""Fixed cost of a call on a CPU, in tokens: the time it takes beside that of its tokens.
+"""Fixed cost of a call on a CPU, in tokens.
 
-A call fetches each weight once and multiplies it once for each token: how many products a fetch is worth is a matter of
-the processor, not of the base. On one thread with AVX2 it is 10 tokens for MiniLM, and 8 to 9 for products with 42, 170
-and 302 MB of weights; plans made with 4 to 20 take the same time to within 2 %.
+A call loads each weight once and multiplies it once per token, so the cost depends on the processor rather than the
+base. On one thread with AVX2 it is 10 tokens for MiniLM, and 8 to 9 for products with 42, 170 and 302 MB of weights.
+Plans made with 4 to 20 take the same time to within 2 %.
 """
 
 
@@ -59,47 +59,47 @@ class Request:
 
 @dataclass(frozen=True)
 class Item:
-    """A checked request, or one row of it, as it goes into a call."""
+    """A checked request, or one row of it, to be batched."""
 
     index: int
-    """The place of the request."""
+    """Index of the request."""
     request: Request
     arrays: Arrays
     entry: Entry | None
     rows: int
     sizes: Mapping[str, int]
-    """The length of each named axis, except that of the batch."""
+    """Length of each named axis, except the batch."""
     padded: frozenset[str]
-    """The axes along which it may be padded."""
+    """Axes along which it may be padded."""
     twin: int = 0
-    """The first request with the same inputs, where calls compute what is alike once; else one number for all."""
+    """Index of the first request with equal inputs, if calls compute equal rows once; otherwise 0."""
     origin: Origin | None = None
-    """The former places of its tokens, if padding was removed."""
+    """Former positions of its tokens, if padding was removed."""
 
     @property
     def head_only(self) -> bool:
-        """True if only the result of a head is wanted."""
+        """True if only the result of a head is requested."""
         return self.request.head_only and self.entry is not None and self.entry.output is not None
 
     @property
     def weights(self) -> Mapping[str, float] | None:
-        """Weights of the members of a fusion, if the request gives them."""
+        """Weights of a fusion's members, if the request overrides them."""
         return self.request.weights
 
     @property
     def tokens(self) -> int:
-        """The length of each row: of several axes, together."""
+        """Length of each row, summed over axes."""
         return max(1, sum(self.sizes.values()))
 
     @property
     def name(self) -> str:
-        """That of its adapter."""
+        """Name of its adapter."""
         return "" if self.entry is None else self.entry.name
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """The values that all requests of one call must share."""
-        own = None if self.weights is None else self.entry  # a bank holds the weights of a fusion as constants
+        """Values that all requests of one call must share."""
+        own = None if self.weights is None else self.entry  # the weights of a fusion are constants in a bank
         return self.padded, own, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
 
 
@@ -111,14 +111,13 @@ def batches(
     allow_mixed_rows: bool,
     call_tokens: int,
 ) -> Iterator[list[Item]]:
-    """Yield the items call by call, similar lengths together, the shortest first, cut where it costs least.
+    """Yield batches of items with similar lengths, the shortest first, at the lowest total cost.
 
-    A call costs its tokens, padding counted, and `call_tokens`. It has at most `token_budget` tokens and `adapters`
-    different adapters, 1 without a bank; a request that is larger has one of its own. UsageError if the budget is
-    below 1.
+    A call costs its tokens, including padding, plus `call_tokens`. It has at most `token_budget` tokens and `adapters`
+    different adapters (1 without a bank); a larger request has a call of its own. UsageError if the budget is below 1.
     """
     if token_budget < 1:
-        raise UsageError("a call needs room for a token", found=f"`token_budget` {token_budget}", expected="≥ 1")
+        raise UsageError("`token_budget` must be greater than 0", found=token_budget)
     together = rows_are_apart(manifest) and (manifest.batch_invariant or allow_mixed_rows)
     groups: dict[object, list[Item]] = {}
     for item in items:
@@ -131,11 +130,11 @@ def batches(
 
 
 def _cheapest_cuts(items: Sequence[Item], token_budget: int, adapters: int, call_tokens: int) -> list[int]:
-    """Return where calls begin and the last one ends: the way to each end goes on from the best way to a start."""
+    """Return the start of each call and the end of the last, by dynamic programming over ends."""
     sizes = np.array([[*item.sizes.values()] or [1] for item in items])
     rows = np.cumsum([0, *(item.rows for item in items)])
     costs, starts = np.zeros(len(items) + 1), [0]
-    first = 0  # a call from before is too large for this end, and for all to come
+    first = 0  # earlier starts are too large for this end and all later ones
     for end in range(1, len(items) + 1):
         while len({item.entry for item in items[first:end]} - {None}) > adapters:
             first += 1
@@ -153,7 +152,7 @@ def _cheapest_cuts(items: Sequence[Item], token_budget: int, adapters: int, call
 
 
 def batch_axis(manifest: Manifest) -> str | None:
-    """Return the first axis of all inputs, along which rows are put together.
+    """Return the batch axis, the first one of all inputs.
 
     `None` if there is no such axis, its length is fixed, or there is a cache: each request then has a call of its own.
     """
@@ -164,19 +163,19 @@ def batch_axis(manifest: Manifest) -> str | None:
 
 
 def rows_are_apart(manifest: Manifest) -> bool:
-    """Return whether each row of a call has its own row in every output."""
+    """Return whether every output has a row for each row of a call."""
     axis = batch_axis(manifest)
     return axis is not None and all(record.axes[:1] == (axis,) for record in manifest.outputs)
 
 
 def sizes_of(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], batch: str | None) -> dict[str, int]:
-    """Return the length of each named axis of inputs, except that of the batch."""
+    """Return the length of each named axis of the inputs, except the batch."""
     pairs = (pair for record in inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True))
     return {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
 
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
-    """Return the inputs of a call, padded with zeros after the tokens, which the mask hides."""
+    """Return the inputs of a call, padded with zeros after the tokens, where the mask hides them."""
     sizes = {axis: max(item.sizes[axis] for item in batch) for axis in batch[0].sizes}
     inputs: Arrays = {}
     for record in manifest.inputs:
@@ -192,7 +191,7 @@ def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
 
 
 def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> Iterator[tuple[Item, Arrays]]:
-    """Yield each item with its own outputs, without padding, in memory of their own."""
+    """Yield each item with copies of its outputs, without padding."""
     heads = {head.output for head in manifest.heads}
     axes = {record.name: record.axes for record in manifest.outputs}
     start = 0
@@ -208,9 +207,9 @@ def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> I
 
 
 def by_request(items: Sequence[Item], outputs: Sequence[Arrays], manifest: Manifest) -> list[Arrays]:
-    """Return the outputs of each request, from those of its items: itself, or each of its rows, in their order.
+    """Return the outputs of each request, joined from those of its items in order.
 
-    Tokens are where the request had them; outputs hold 0 at padding that was removed.
+    Tokens are at the positions of the request; outputs are 0 at removed padding.
     """
     axes = {record.name: record.axes for record in manifest.outputs}
     found: list[list[Arrays]] = []
@@ -242,7 +241,7 @@ class ProgressBar(Reporter):
     """Draws a bar on stderr."""
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
-        """Draw how many units of work are done."""
+        """Draw the fraction of finished work."""
         if total is not None:
             filled = _WIDTH * done // max(1, total)
             end = "\n" if done == total else ""

@@ -1,4 +1,4 @@
-"""A bundle on disk: verified when it is opened, then the source of sessions."""
+"""Bundles on disk: verified on opening, then the source of sessions."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ except ImportError:  # Windows, where folders of a killed process are not remove
     fcntl = None  # type: ignore[assignment]
 
 RESIDENT = 64
-"""Adapters that a session keeps in place by default."""
+"""Default number of adapters that a session keeps in memory."""
 
 _PREFIX = "adapter-export-bundle-"
 """Prefix of the names of private folders."""
 
 
 class PrivateFolder:
-    """A temporary folder of this process, removed with the object, or at the end of the process.
+    """Temporary folder of this process, removed with the object or at exit.
 
-    A lock on it (`flock`) tells other processes that it is in use; systemd's cleaner of old files keeps to it, too.
-    What a killed process left is removed by the next one.
+    A lock (`flock`) marks it as used for other processes and for systemd's cleanup of temporary files. The next process
+    removes the folders of killed ones.
 
     Raises:
-        OSError: there is no place for it.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self) -> None:
@@ -66,26 +66,26 @@ class PrivateFolder:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             try:
                 lock = None if fcntl is None else os.open(self.path, os.O_RDONLY)
-            except FileNotFoundError:  # another process took it for abandoned before it was opened
+            except FileNotFoundError:  # removed by another process before it was locked
                 continue
             self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
-            with suppress(OSError):  # a file system without locks, where nothing is removed, either
+            with suppress(OSError):  # on a file system without locks, nothing is removed
                 if lock is not None:
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.path.exists():  # or else it was taken for abandoned before it was locked
+            if self.path.exists():  # another process may have removed it before it was locked
                 return
             self._end()
 
 
 def _temporary_folder() -> Path:
-    """Return where large temporary files go: what `TMPDIR` says, else on the disk; `/tmp` may lie in memory."""
+    """Return the folder for large temporary files: `TMPDIR`, or one on disk, since `/tmp` may be in memory."""
     chosen = tempfile.tempdir or any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     large = Path("/var/tmp")
     return Path(tempfile.gettempdir()) if chosen or not os.access(large, os.W_OK) else large
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with suppress(OSError), ExitStack() as stack:  # of another user, or in use
+    with suppress(OSError), ExitStack() as stack:  # owned by another user, or in use
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         stack.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +93,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _remove(folder: Path, lock: int | None, process: int) -> None:
-    if os.getpid() == process:  # not in a fork of it
+    if os.getpid() == process:  # not in a fork
         shutil.rmtree(folder, ignore_errors=True)
     if lock is not None:
         with suppress(OSError):
@@ -101,16 +101,16 @@ def _remove(folder: Path, lock: int | None, process: int) -> None:
 
 
 def copy_verified(manifest: Manifest, folder: Path, paths: Collection[str], otherwise: str = "") -> PrivateFolder:
-    """Compare the files of a bundle with their hashes, and keep some of them, as they were compared.
+    """Compare the files of a bundle with their SHA-256, and copy some of them: the very bytes that were compared.
 
     Args:
         manifest: of the bundle.
         folder: of the bundle.
-        paths: the files to keep.
-        otherwise: what to do where there is no room, beside making some.
+        paths: files to copy.
+        otherwise: a second remedy for the message if there is no room.
 
     Raises:
-        FileError: there is no room for them; else as `verify_files`.
+        FileError: there is no room for the copies, or as `verify_files`.
         FormatError: as `verify_files`.
     """
     try:
@@ -120,11 +120,11 @@ def copy_verified(manifest: Manifest, folder: Path, paths: Collection[str], othe
     except OSError as error:
         needed = sum(file.bytes for file in manifest.files if file.path in paths)
         raise FileError(
-            f"there is no room for a private copy of what runs ({error.strerror or error})",
+            f"no room for a private copy of the bundle's files ({error.strerror or error})",
             where=folder,
             found=error.filename,
-            expected=f"{needed / 1e6:,.1f} MB where temporary files go: `TMPDIR`, else /var/tmp",
-            fix="; ".join(filter(None, ["set the variable `TMPDIR` to a folder with room", otherwise])),
+            expected=f"{needed / 1e6:,.1f} MB in the temporary folder: `TMPDIR`, else /var/tmp",
+            fix="; ".join(filter(None, ["set `TMPDIR` to a folder with room", otherwise])),
         ) from error
     return private
 
@@ -134,7 +134,7 @@ def check_release(manifest: Manifest, folder: Path) -> None:
     found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
     if found < needed:
         raise VersionError(
-            "needs a newer ONNX Runtime",
+            "requires a newer ONNX Runtime",
             where=folder,
             found=f"onnxruntime {ort.__version__}",
             expected=f"{manifest.minimum_onnxruntime} or newer",
@@ -147,9 +147,9 @@ class Bundle(Described):
     """An exported base with its adapters.
 
     Attributes:
-        folder: where it lies.
-        manifest: what is in it.
-        verified: whether its files were compared with their hashes.
+        folder: its location.
+        manifest: its contents.
+        verified: whether its files were compared with their SHA-256.
     """
 
     folder: Path
@@ -167,18 +167,17 @@ class Bundle(Described):
         """Open a bundle.
 
         Args:
-            folder: the folder that `adapter-export build` made.
-            verify: compare every file with its hash. Without it, damage goes unseen: most damaged weights run.
-            expect: the digest that the bundle must have: the sha256 of its manifest, which has those of all other
-                files. `adapter-export inspect` shows it.
-            copy: keep a private copy of what runs, in a temporary folder: the bytes that are compared with their hashes
-                are those of the copy, and nothing that is written into the bundle later matters. Without it, or without
-                `verify`, weights are mapped from the bundle itself: for one that is read-only, as in a container.
+            folder: written by `adapter-export build`.
+            verify: compare every file with its SHA-256. Without it, most damaged weights run unnoticed.
+            expect: the digest of the bundle, the SHA-256 of its manifest, which contains those of all other files.
+                `adapter-export inspect` shows it.
+            copy: run from a private copy in a temporary folder. The copied bytes are the verified ones, and later
+                writes into the bundle have no effect. Without it, or without `verify`, weights are mapped from the
+                bundle: for read-only folders, as in a container.
 
         Raises:
             FileError: a file is missing, a link leads out of the folder, or there is no room for the copy.
-            FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are kinds
-                of it.
+            FormatError: the manifest is invalid, or a file is damaged; `HashError` and `VersionError` are subclasses.
         """
         place = Path(folder)
 
@@ -188,23 +187,22 @@ class Bundle(Described):
                 return cls(place, manifest, False)
             adapters = {record.onnx_adapter for record in manifest.adapters}
             run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
-            otherwise = "where the bundle is read-only, `Bundle.open(…, copy=False)` needs none"
+            otherwise = "if the bundle is read-only, open it with `Bundle.open(…, copy=False)`"
             return cls._verified(place, manifest, run if copy else None, otherwise)
 
         return open_whole(place, opened, expect=expect)
 
     @classmethod
     def open_to_check(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> Bundle:
-        """Open a bundle with all of its files, whatever ONNX Runtime its graphs need.
+        """Open a bundle with all of its files, for any version of ONNX Runtime.
 
         Args:
             folder: of the bundle.
-            expect: as of `open`.
-            copy: keep a private copy of every file, the bytes that were compared with their hashes; not needed for who
-                holds the bundle's lock or runs nothing of it.
+            expect: as in `open`.
+            copy: keep a private copy of every file. Not needed by callers that have locked the bundle or run nothing.
 
         Raises:
-            FileError, FormatError: it cannot be read, its files are not those that were written, or there is no room.
+            FileError, FormatError: it cannot be read, its files do not match their SHA-256, or there is no room.
         """
 
         def opened(manifest: Manifest) -> Bundle:
@@ -214,23 +212,23 @@ class Bundle(Described):
 
     @classmethod
     def _verified(cls, folder: Path, manifest: Manifest, copied: Collection[str] | None, otherwise: str = "") -> Bundle:
-        """Compare every file with its hash, and keep a private copy of some; `otherwise` is as of `copy_verified`."""
+        """Verify every file and copy some; `otherwise` as in `copy_verified`."""
         if copied is None:
             verify_files(manifest, folder)
             return cls(folder, manifest, True)
         return cls(folder, manifest, True, copy_verified(manifest, folder, copied, otherwise))
 
     def reload(self, *, expect: str | None = None) -> Bundle:
-        """Open the bundle that lies in the folder now; this one itself, if it is still there.
+        """Open the bundle that is in the folder now, or return this one if nothing changed.
 
-        Its sessions are not touched: they finish on what was opened. The new bundle is whole, also while a writer
-        exchanges the folder: every file is compared with the new manifest.
+        Open sessions keep running on this bundle. The new one is consistent even while a writer replaces the folder:
+        every file is compared with the new manifest.
 
         Args:
-            expect: the digest that it must have.
+            expect: the digest of the new bundle.
 
         Raises:
-            FileError, FormatError: as `open`; this bundle can be used further.
+            FileError, FormatError: as `open`; this bundle stays usable.
         """
         if read_manifest(self.folder, expect=expect) == self.manifest:
             return self
@@ -257,28 +255,26 @@ class Bundle(Described):
             provider: the only place to compute, except for `fallback`.
             fallback: where to compute if `provider` is not available or the bundle has no graph for it, with a
                 `RuntimeWarning`. `Session.provider` is the one that computes.
-            optimization: how far ONNX Runtime may rewrite the graph.
-            threads: how many threads one operation may use.
-            packed: let ONNX Runtime copy weights into the order in which its kernels read them. Without it, it computes
-                on the mapped file, whose memory all processes share; a call with few rows takes up to half longer.
-            on_demand: read the file of an adapter when a call needs it, instead of now: for thousands of adapters.
-            resident: how many adapters that are not in the bundle's bank a mixed batch finds in place, and how many of
-                those that are read on demand stay in memory; the one that was used least of late makes room.
-            prefix_bytes: in how much memory to keep what lies below the first adapter of the texts that came last, so
-                that one that comes again is computed from there on only, whatever its adapter. Needs the bundle's graph
-                `fanout`, with which all calls then run.
+            optimization: graph optimization level of ONNX Runtime.
+            threads: threads of one operation. Default: the runtime's choice.
+            packed: let ONNX Runtime copy weights into the layout of its kernels. Without it, processes share the memory
+                of the mapped file, and a call with few rows takes up to 1.5 times as long.
+            on_demand: read the file of an adapter when a call needs it: for thousands of adapters.
+            resident: adapters outside the bundle's bank that mixed batches keep in its table, and on-demand adapters
+                kept in memory; the least used one is evicted.
+            prefix_bytes: size of a cache of activations below the first adapter, keyed by input row, so that a
+                repeated row is computed from there on, with any adapter. Needs the graph `fanout`, which then computes
+                all calls.
 
         Raises:
             UsageError: the provider is not available here or has no setting of this name, the bundle has no graph that
-                it may run, `resident` is below 1, or there is nothing to keep.
-            FormatError: a file was damaged since the bundle was opened, or does not fit the graph; or the provider does
-                not compute the golden data.
-            FileError: golden data that the provider must compute cannot be read.
+                it may run, `resident` is below 1, or `prefix_bytes` has no graph.
+            FormatError: a file was damaged after the bundle was opened, or does not fit the graph; or the provider's
+                results are not those of the golden data.
+            FileError: the golden data cannot be read.
         """
         if resident < 1:
-            raise UsageError(
-                "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
-            )
+            raise UsageError("`resident` must be greater than 0", found=resident)
         try:
             graphs = self.graphs(provider, optimization, threads, packed)
         except UsageError as error:
@@ -294,7 +290,7 @@ class Bundle(Described):
     def session_on(
         self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT, prefix_bytes: int = 0
     ) -> Session:
-        """Open a session as `session` does, on graphs that are open, without golden data."""
+        """Open a session on open graphs, without golden data; other arguments as in `session`."""
         private = None if self._private is None else self._private.path
         adapters = Adapters(self.manifest, graphs.provider, resident, private)
         with self.named():
@@ -303,10 +299,10 @@ class Bundle(Described):
         return Session(graphs, adapters, resident, prefix_bytes)
 
     def texts(self, session: Session | None = None) -> TextReader:
-        """Return what reads texts for the adapters of the bundle, and answers them.
+        """Return the reader of texts, which tokenizes and answers them.
 
         Args:
-            session: the session that answers; default: a new one.
+            session: computes the answers. Default: a new session.
 
         Raises:
             RequestError: the bundle has no tokenizer.
@@ -315,22 +311,22 @@ class Bundle(Described):
         """
         if self.manifest.text is None:
             raise RequestError(
-                "the bundle has no tokenizer, so it cannot read texts",
+                "the bundle has no tokenizer",
                 where=self.folder,
                 found=None if self.manifest.media is None else f"a processor of {self.manifest.media.modality.word}s",
-                fix=f"give arrays, or build it again with {argument('tokenizer')}",
+                fix=f"pass arrays, or build it again with {argument('tokenizer')}",
             )
         return TextReader(self.tokenizer(), self.manifest, session or self.session())
 
     def files(self, medium: str, session: Session | None = None) -> MediaReader:
-        """Return what reads files of a modality, `image` or `audio`, for the adapters of the bundle, and answers them.
+        """Return the reader of files of a modality, which preprocesses and answers them.
 
         Args:
-            medium: the modality.
-            session: the session that answers; default: a new one.
+            medium: the modality, `image` or `audio`.
+            session: computes the answers. Default: a new session.
 
         Raises:
-            RequestError: the bundle does not say how such a file becomes its input, or says what nothing here can do.
+            RequestError: the bundle has no preprocessing record for such files, or an unsupported one.
         """
         return MediaReader(media_record(self.manifest, medium, self.folder), self.manifest, session or self.session())
 
@@ -352,7 +348,7 @@ class Bundle(Described):
         return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:
-        """Return what reads rows of a task's input, such as `pair` or `image`; raises as `texts` and `files`."""
+        """Return the reader for a task's input, such as `pair` or `image`; errors as of `texts` and `files`."""
         return self.files(kind, session) if kind in FILE_MODALITIES else self.texts(session)
 
     def graphs(
@@ -389,11 +385,11 @@ class Bundle(Described):
         threads: int | None = None,
         packed: bool = True,
     ) -> ort.InferenceSession:
-        """Open one graph of the bundle in ONNX Runtime; arguments as of `session`.
+        """Open one graph of the bundle in ONNX Runtime; arguments as in `session`.
 
         Raises:
             UsageError: the provider is not available here.
-            FormatError: ONNX Runtime cannot open the graph, or its file was damaged since the bundle was opened.
+            FormatError: ONNX Runtime cannot open the graph, or its file was damaged after the bundle was opened.
         """
         settings = {} if packed else {"session.disable_prepacking": "1"}
         with self.named():
@@ -402,7 +398,7 @@ class Bundle(Described):
             )
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer, of a bundle that has one.
+        """Return the tokenizer of a bundle that has one.
 
         Raises:
             FileError, BaseModelError: it cannot be read.
@@ -413,33 +409,33 @@ class Bundle(Described):
         return reader(self._read(record.tokenizer).decode("utf-8", "replace"), self.manifest)
 
     def named(self) -> AbstractContextManager[None]:
-        """Name the files of `folder` in errors, and not those of the private copy."""
+        """Name the files of `folder` in errors, instead of those of the private copy."""
         return moved(self.home, self.folder)
 
     @property
     def home(self) -> Path:
-        """The folder from which what runs is read: the private copy, if there is one, with the manifest."""
+        """The folder from which graphs and adapters are read: the private copy, if there is one."""
         return self.folder if self._private is None else self._private.path
 
     @cached_property
     def _hashes(self) -> Mapping[str, str]:
-        """The sha256 of each file that others may change; empty without `verify`."""
+        """SHA-256 of each file that others may change; empty without `verify`."""
         needed = self.verified and self._private is None
         return {file.path: file.sha256 for file in self.manifest.files} if needed else {}
 
     def _read(self, path: str) -> bytes:
-        """Read a file of the bundle; `HashError` if another process changed it since the bundle was opened."""
+        """Read a file of the bundle; `HashError` if it changed after the bundle was opened."""
         data = read_bytes(self.home / path)
         expected = self._hashes.get(path)
         if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
-            fix = "open the bundle again; never write into the files of one that is in use"
+            fix = "open the bundle again; never write into the files of a bundle in use"
             raise HashError(self.home / path, found=found, expected=expected, fix=fix)
         return data
 
 
 def reader(text: str, manifest: Manifest) -> Tokenizer:
-    """Return the tokenizer of a bundle that has one, from the contents of its file; errors as `Tokenizer.from_json`."""
-    assert manifest.max_tokens is not None  # or the manifest could not have been read
+    """Return the tokenizer of a bundle from the contents of its file; errors as of `Tokenizer.from_json`."""
+    assert manifest.max_tokens is not None  # checked when the manifest was read
     return Tokenizer.from_json(text, manifest.max_tokens, manifest.fit)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a call before ONNX Runtime sees them: inputs, the adapter of each row, fusion weights."""
+"""Checks of a call before it reaches the runtime: inputs, the adapter of each row, fusion weights."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _LARGEST = float(np.finfo(np.float32).max)
 def check_inputs(
     inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord], lengths: Bounds
 ) -> dict[str, np.ndarray]:
-    """Return the inputs as contiguous arrays; `lengths` are those that the base takes.
+    """Return the inputs as contiguous arrays; `lengths` are the allowed lengths of the base.
 
-    RequestError if one is missing, unknown, of a wrong type or shape, of a length that the base does not take, empty,
-    has ids out of range, or is a mask that leaves a row no token.
+    RequestError if an input is missing, unknown, empty, has a wrong type, shape or length, contains ids out of range,
+    or is a mask without a token in a row.
     """
     expected = {record.name for record in records}
     if set(inputs) != expected:
         wrong = [f"no `{name}`" for name in sorted(expected - set(inputs))]
         wrong += [f"unknown `{name}`" for name in sorted(set(inputs) - expected)]
         raise RequestError(
-            "the inputs are not those of the graph",
+            "the inputs do not match the graph",
             found="; ".join(wrong),
             expected=quoted(record.name for record in records),
         )
@@ -41,11 +41,11 @@ def check_inputs(
         _check_shape(np.shape(inputs[record.name]), record, sizes, lengths)
         _check_ids(arrays[record.name], record)
         _check_mask(arrays[record.name], record)
-    for record in records:  # once more: now the names in every sum have their lengths
+    for record in records:  # again, since the names in sums of axes have lengths now
         _check_shape(np.shape(inputs[record.name]), record, sizes, lengths)
         for axis in record.axes:
             _check_length(axis, f"`{record.name}`, axis `{axis}`", sizes, lengths)
-    for axis in lengths:  # the tokens that a decoder has written are those of no input, but a sum
+    for axis in lengths:  # a sum of axes, such as past and new tokens, may be the axis of no input
         if len(names(axis)) > 1 and _is_known(axis, sizes):
             _check_length(axis, f"axis `{axis}`", sizes, lengths)
     return arrays
@@ -54,33 +54,32 @@ def check_inputs(
 def check_rows(
     arrays: Mapping[str, np.ndarray], choices: Sequence[object], manifest: Manifest, allow_mixed_rows: bool
 ) -> None:
-    """Check that there is a choice for each row, and that rows of different choices do not influence each other."""
+    """Raise RequestError unless each row has a choice, and rows of different choices cannot influence each other."""
     rows = len(next(iter(arrays.values())))
     if len(choices) != rows:
-        raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
+        raise RequestError("`adapters` must have one entry per row", found=len(choices), expected=rows)
     mixed = any(choice != choices[0] for choice in choices)
     if mixed and not (manifest.batch_invariant or allow_mixed_rows):
         raise RequestError(
-            "the rows of a batch influence each other in this bundle, so that a row's results would depend on whose "
-            "rows are in the call",
+            "the base is not batch-invariant: a row's results would depend on the other rows of the call",
             found=f"precision `{manifest.base_precision}`",
-            fix="give each call one `adapter`, or say `allow_mixed_rows=True` if all rows are one user's",
+            fix="give each call one `adapter`, or pass `allow_mixed_rows=True` if all rows belong to one user",
         )
 
 
 def _check_type(array: np.ndarray, record: InputRecord) -> None:
     if array.dtype != record.dtype:
         raise RequestError(
-            "an input has a wrong type",
+            "wrong input type",
             where=f"`{record.name}`",
             found=array.dtype,
             expected=record.dtype,
-            fix=f'give `{record.name}.astype("{record.dtype}")`',
+            fix=f'pass `{record.name}.astype("{record.dtype}")`',
         )
 
 
 def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int], lengths: Bounds) -> None:
-    """ONNX Runtime does not see it when an axis of one name has two lengths; a cache may hold nothing yet."""
+    """Check a shape. ONNX Runtime ignores two lengths of one axis name. Caches may be empty."""
     empty = {axis for axis, size in zip(record.axes, shape, strict=False) if size == 0 and record.role != "cache"}
     fits = len(shape) == len(record.axes) and all(0 in axis_lengths(axis, lengths) for axis in empty)
     for axis, size in zip(record.axes, shape, strict=False):
@@ -90,7 +89,7 @@ def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, i
         some = any(0 in axis_lengths(axis, lengths) for axis in record.axes)
         least = "" if record.role == "cache" or some else ", at least 1 along each axis"
         raise RequestError(
-            "an input has a wrong shape",
+            "wrong input shape",
             where=f"`{record.name}`",
             found=list(shape),
             expected=f"[{', '.join(named)}]{least}",
@@ -98,19 +97,19 @@ def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, i
 
 
 def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bounds) -> None:
-    """The base would compute something else, without a word, at lengths that it was not made for."""
+    """Check a length: at others than the exported ones, a base may compute wrong results without an error."""
     if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
         raise RequestError(
-            "an input has a length that the base does not take",
+            "unsupported input length",
             where=where,
             found=length(axis, sizes),
             expected=lengths[axis],
-            fix=f"shorten it or fill it up; {argument('lengths', option='axis')} captures a base for others",
+            fix=f"shorten or pad it; {argument('lengths', option='axis')} of `capture` exports other lengths",
         )
 
 
 def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
-    """Return the length that an axis must have: what was found, where a name in it comes up for the first time."""
+    """Return the length that an axis must have; the found one if its name is new."""
     if isinstance(axis, int):
         return axis
     if names(axis) == (axis,):
@@ -123,48 +122,48 @@ def _is_known(axis: Axis, sizes: Mapping[str, int]) -> bool:
 
 
 def _check_mask(array: np.ndarray, record: InputRecord) -> None:
-    """A row without tokens has no answer, and a mask of other numbers means something else in every base."""
+    """Check a mask: each row needs a token, and numbers other than 0 and 1 have no common meaning."""
     if record.role != "mask" or array.dtype.kind == "f":
         return
     if not (((array == 0) | (array == 1)).all() and array.any(axis=-1).all()):
         raise RequestError(
-            "a mask that leaves no token, or is none",
+            "invalid mask",
             where=f"`{record.name}`",
-            expected="1 for each token, 0 for padding, and a token in each row",
+            expected="1 for tokens, 0 for padding, and at least 1 token in each row",
         )
 
 
 def _check_ids(array: np.ndarray, record: InputRecord) -> None:
-    """Negative ids count from the end of the table without a word."""
+    """Check ids, since ONNX Runtime counts negative ones from the end of the table."""
     if record.limit is None or not array.size:
         return
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest >= record.limit:
         raise RequestError(
-            "an id is out of range",
+            "id out of range",
             where=f"`{record.name}`",
             found=lowest if lowest < 0 else highest,
             expected=f"0 to {record.limit - 1}",
-            fix="use the tokenizer that belongs to the base",
+            fix="use the tokenizer of the base",
         )
 
 
 Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
-"""A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
+"""Finite weights of a fusion's members by name: one mapping for all rows of a batch, or one per row."""
 
 
 def weights_of_each(
     weights: Weighting | Sequence[Mapping[str, float] | None] | None, rows: int
 ) -> Sequence[Mapping[str, float] | None]:
-    """Return the weights of each row, if any are given; RequestError if there are several, and not one for each."""
+    """Return the weights of each row, if any; RequestError unless there is one mapping or one per row."""
     if weights is None or isinstance(weights, Mapping):
         return [weights] * rows
     is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
     if not is_list or not all(one is None or isinstance(one, Mapping) for one in weights):
-        expected = "a number by member, or a list with one such mapping for each row"
-        raise RequestError("no weights of a fusion", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
+        expected = "a mapping of member to number, or a list of one mapping per row"
+        raise RequestError("invalid fusion weights", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
     if len(weights) != rows:
-        raise RequestError("a mixed batch has one choice for each row", found=len(weights), expected=rows)
+        raise RequestError("`weights` must have one mapping per row", found=len(weights), expected=rows)
     return weights
 
 
@@ -174,9 +173,9 @@ def _is_weight(given: object) -> bool:
 
 
 def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
-    """Return the tensors, float32 [1, members] or [batch, members], for every slot that holds weights of the fusion.
+    """Return the tensors for every slot of fusion weights, float32 [1, members] or [batch, members].
 
-    RequestError if the adapter is no weighted fusion of the bundle, or a row lacks a finite weight for a member.
+    RequestError if the adapter is not a weighted fusion of the bundle, or a row lacks a finite weight for a member.
     """
     record = entry.mix
     if record is None:
@@ -189,7 +188,7 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
         )
     given = [weights] if isinstance(weights, Mapping) else list(weights)
     for row, one in enumerate(given):
-        # every member by its name: one left out would be a guess; NaN is not below anything
+        # no default for a missing member; comparisons with NaN are false
         if set(one) != set(record.members) or not all(_is_weight(weight) for weight in one.values()):
             raise RequestError(
                 "a fusion needs a finite weight for each of its members",

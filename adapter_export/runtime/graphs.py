@@ -39,14 +39,13 @@ FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,  # a missing input
 )
-"""Exceptions that ONNX Runtime raises for a model or a call that it does not take."""
+"""Exceptions that ONNX Runtime raises for an invalid model or call."""
 
 _SLOW: dict[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion", "BiasGeluFusion")}
-"""Optimizers that slow a graph down: a sum and a norm, or a sum and a GELU, take longer in one kernel than in two."""
+"""Optimizers that slow graphs down: their fused kernels are slower than two separate ones."""
 
 _SPINNING = "session.intra_op.allow_spinning"
-"""Threads of a session that wait for the next operation keep a processor busy, unless this is 0: where others need that
-processor, a call takes many times as long."""
+"""Setting that is 0 so that idle threads sleep: spinning threads slow down other processes."""
 
 _NO_PLUGIN: tuple[type[Exception], ...] = (ImportError, AttributeError, *FAILURES)
 
@@ -67,13 +66,19 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     leave_out: Sequence[str] = (),
 ) -> ort.InferenceSession:
-    """Open an ONNX file, or a model in memory: `where` is its file, or the folder with its external data.
+    """Open an ONNX file, or a model in memory.
 
-    Without `threads`, ONNX Runtime chooses how many one operation may use; `settings` are further entries of the
-    session's configuration, and `leave_out` the names of optimizers that do not run.
+    Args:
+        graph: the file, or the bytes of a model.
+        provider: a row of the table whose runtime is ONNX Runtime.
+        optimization: graph optimization level.
+        threads: threads of one operation. Default: ONNX Runtime's choice.
+        where: file of a model in memory, or the folder with its external data.
+        settings: further entries of the session's configuration.
+        leave_out: names of disabled optimizers.
 
     Raises:
-        UsageError: an unknown provider or level, or a provider that is not available here.
+        UsageError: the provider or level is unknown, or the provider is not available here.
         FormatError: ONNX Runtime cannot open the graph.
     """
     row = provider_named(provider)
@@ -81,11 +86,11 @@ def open_session(
     if optimization not in _LEVELS:
         raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
     if threads is not None and threads < 1:
-        raise UsageError("a session needs a thread", found=threads, expected="at least 1")
+        raise UsageError("`threads` must be greater than 0", found=threads)
     options = ort.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimization]
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would give a warning
+    options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would log a warning
     if where is not None:
         folder = str((where if where.is_dir() else where.parent).resolve())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
@@ -96,7 +101,7 @@ def open_session(
     without = {"disabled_optimizers": left_out} if left_out else {}
 
     def refusal(reason: str) -> FormatError:
-        fix = f"see whether another release than onnxruntime {ort.__version__} opens it"
+        fix = f"try another release than onnxruntime {ort.__version__}"
         return FormatError("ONNX Runtime cannot open the graph", where=named, found=reason, fix=fix)
 
     with parsing(refusal):
@@ -105,14 +110,14 @@ def open_session(
             session = ort.InferenceSession(model, options, **without)
         else:
             session = ort.InferenceSession(model, options, providers=[(row.device, dict(row.options))], **without)
-    if session.get_providers()[0] != row.device:  # it falls back to the CPU with a log line only
+    if session.get_providers()[0] != row.device:  # ONNX Runtime falls back to the CPU and only logs it
         started = session.get_providers()[0]
         raise unavailable(provider, f"{row.device} does not start; the session would run on {started}")
     return session
 
 
 def _devices(provider: ProviderName) -> Sequence[ort.OrtEpDevice]:
-    """Return the device of a provider that is a plugin; empty for those of this build. UsageError if it is neither."""
+    """Return the device of a plugin, empty for providers of this build; UsageError if the provider is neither."""
     row, available = PROVIDERS[provider], ort.get_available_providers()
     if row.runtime == "onnxruntime" and row.device in available:
         return ()
@@ -154,10 +159,13 @@ def run_session(
     *,
     options: ort.RunOptions | None = None,
 ) -> Arrays:
-    """Compute outputs by name, all if none are given; RequestError if ONNX Runtime cannot compute these inputs.
+    """Compute outputs by name; RequestError if ONNX Runtime cannot compute these inputs.
 
-    `feeds` are the inputs, and tensors for overridable initializers. The caller keeps an active adapter of `options`
-    alive.
+    Args:
+        session: runs the graph.
+        feeds: the inputs, and tensors for overridable initializers.
+        outputs: names. Default: all.
+        options: the caller keeps their active adapter alive.
     """
     names = list(outputs or [output.name for output in session.get_outputs()])
     try:
@@ -167,7 +175,7 @@ def run_session(
 
 
 def run_values(session: ort.InferenceSession, feeds: Values, outputs: Sequence[str]) -> Arrays:
-    """Compute outputs by name, as `run_session` does, from values that may lie on a device."""
+    """Compute outputs by name from values that may be on a device; errors as of `run_session`."""
     try:
         values = session.run_with_ort_values(list(outputs), dict(feeds))
     except FAILURES as error:

@@ -1,4 +1,4 @@
-"""Results of heads, and whether the adapter of a row can answer by them."""
+"""Results of heads, and checks that adapters can answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter_export.runtime.loaded_adapters import Entry
 
 
 class Head(NamedTuple):
-    """The adapter of a row as it was when the row was asked: its name, its task, and the output of its head."""
+    """The adapter of a row at the time of the request: its name, its task, and the output of its head."""
 
     adapter: str | None
     task: Task | None
@@ -26,10 +26,10 @@ class Head(NamedTuple):
 
 
 def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
-    """Return the outputs of a bank, those of heads as wide as the widest of their rows.
+    """Return the outputs of a bank, with results of heads truncated to the widest row.
 
-    `filled` is for each row the output that its adapter's head fills, `None` without a head. Other rows of an output of
-    heads become NaN, and classes that a row's adapter does not have −inf. The base's outputs stay as they are.
+    `filled` is the output of each row's head, `None` without a head. In other outputs of heads the row is NaN, and
+    classes that its adapter lacks are −inf. The base's outputs are unchanged.
     """
     found = dict(outputs)
     for name in {head.output for head in manifest.heads} & set(outputs):
@@ -41,17 +41,17 @@ def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None
 
 
 def own_classes(row: np.ndarray) -> np.ndarray:
-    """Return what a row's adapter has of a result [classes] or [tokens, classes]."""
+    """Return the classes of a row's own adapter in a result [classes] or [tokens, classes]."""
     return row[..., : _width(row)]
 
 
 def _width(results: np.ndarray) -> int:
-    """Return how many classes are anybody's: those behind them are −inf in all rows."""
+    """Return the number of classes of any row; later ones are −inf in all rows."""
     return int(np.count_nonzero(~np.isneginf(results).all(axis=tuple(range(results.ndim - 1)))))
 
 
 def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple[Entry, Task]:
-    """Return an adapter whose head can answer, for this task type if one is given, and its task.
+    """Return an adapter whose head can answer, and its task, which must have the type `problem` if given.
 
     Raises:
         RequestError: there is no adapter, or its head has no task or another task type.
@@ -63,8 +63,8 @@ def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple
         raise RequestError(
             f"an adapter without a known task cannot {asked}",
             where=f"adapter `{entry.name}`",
-            found="no head" if entry.output is None else "a head, and nothing says what its results mean",
-            fix="call `run`, which gives results as they are, or give `labels` or `task` to `load`",
+            found="no head" if entry.output is None else "a head without a task",
+            fix="call `run`, which returns raw results, or pass `labels` or `task` to `load`",
         )
     if problem is not None and entry.task.type != problem:
         raise RequestError(
@@ -77,13 +77,13 @@ def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple
 
 
 def check_context(task: Task, context: npt.NDArray[np.bool_] | None, where: str) -> None:
-    """Raise RequestError if a row lacks the tokens that may be the answer, and its task needs them."""
+    """Raise RequestError if a row lacks the mask of possible answers, and its task needs one."""
     if task.kind.needs_context and context is None:
         raise RequestError(
-            f"a row of arrays for a `{task.type}` needs to say which of its tokens may be the answer",
+            f"a row of arrays for `{task.type}` needs a mask of the tokens that may be the answer",
             where=where,
             expected="`context`, such as the tokens of the second text",
-            fix="give `context`, or the texts themselves",
+            fix="pass `context`, or texts",
         )
 
 
@@ -92,9 +92,9 @@ def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarr
     widths = {entry.name: result.shape[-1] for result, entry in zip(results, entries, strict=True)}
     if len(set(widths.values())) > 1:
         raise RequestError(
-            "the adapters of a batch give results of different widths",
+            "the results of a batch have different widths",
             found=", ".join(f"`{name}`: {width}" for name, width in widths.items()),
-            fix="call it for each of them",
+            fix="call each adapter separately",
         )
     return np.stack(results)
 
@@ -107,7 +107,7 @@ def real_tokens(
     if tokens is None:
         return [None] * len(results)
     shape = (len(results), tokens)
-    # the masks of the tokens that have labels: not that of an encoder's where they are a decoder's
+    # masks of the tokens that have labels: of an encoder–decoder, those of the decoder
     known = {axis for record in manifest.inputs for axis in record.axes}
     labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
     axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known

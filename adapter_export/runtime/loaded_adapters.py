@@ -1,4 +1,4 @@
-"""The adapters of a session by name: checked against the slots, kept in memory or read when a call needs them."""
+"""Adapters of a session by name: checked against the slots, and kept in memory or read on demand."""
 
 from __future__ import annotations
 
@@ -67,10 +67,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Claim:
-    """The head of an adapter as its caller describes it, as the file does not: its task, and the output it fills.
+    """A caller's description of an adapter's head, which the file lacks.
 
-    The task is a whole record, or a problem type with or without the labels of its classes; with labels alone, it is
-    the classification that the head can do. The output matters where the file holds no tensors of the head.
+    Attributes:
+        labels: its labels.
+        task: its task as a record, or its problem type. Default: with labels, the classification of the head.
+        output: the output of the head, needed if the file has no tensors of it.
     """
 
     labels: Sequence[str] | None = None
@@ -79,13 +81,13 @@ class Claim:
 
     @property
     def type(self) -> ProblemType | None:
-        """The problem type that is said, if any."""
+        """The given problem type, if any."""
         return self.task.type if isinstance(self.task, Task) else self.task
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter in memory: a float32 tensor for every slot, and the head that it fills, if any."""
+    """An adapter in memory: a float32 tensor for every slot, and its head, if any."""
 
     tensors: Weights
     head: HeadRecord | None
@@ -94,45 +96,45 @@ class Loaded:
 
     @cached_property
     def feeds(self) -> Values:
-        """The tensors where the graph runs; on the CPU they are these very arrays."""
+        """The tensors in the memory of the graph; on the CPU without a copy."""
         return {slot: on_device(tensor, self.memory) for slot, tensor in self.tensors.items()}
 
     @property
     def output(self) -> str | None:
-        """The output that holds the result of its head."""
+        """The output of its head."""
         return None if self.head is None else self.head.output
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An adapter that calls can name. Two of one name, one after the other, are two entries."""
+    """An adapter under its name. A reloaded adapter of the same name is a new entry."""
 
     name: str
     output: str | None
     task: Task | None
     read: Callable[[], Loaded]
-    """Gives the adapter; from its file, which is compared with its hash, if it is read on demand."""
+    """Returns the adapter; an on-demand one from its file, after comparing its SHA-256."""
     on_demand: bool = False
     row: int | None = None
-    """In the bank of the bundle, if that holds it."""
+    """Its row in the bundle's bank, if it has one."""
     mix: MixRecord | None = None
-    """The weights that a call may give it, if it is a weighted fusion of the bundle."""
+    """The weights that a call may override, if it is a weighted fusion of the bundle."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of its classes in the order of its logits; empty if it has none, or they are unknown."""
+        """Its labels in the order of its logits; empty if it has none."""
         return () if self.task is None else self.task.labels
 
 
 _MEMORY = 64
-"""Uses that are remembered for each adapter in a cache."""
+"""Number of remembered uses per cached adapter."""
 
 _MOST_MAPPED = 256
-"""Maximum number of files that a session maps at once: each takes a descriptor of the process before Python 3.13."""
+"""Maximum number of mapped files: before Python 3.13, each needs a file descriptor."""
 
 
 class _PrivateFile:
-    """An adapter file that no other process changes: checked once, then mapped, or read where many are kept."""
+    """A private adapter file: checked once, then mapped, or read if many are kept."""
 
     def __init__(self, path: Path, check: Callable[[Bytes, object], Loaded], *, mapped: bool) -> None:
         self._path = path
@@ -142,17 +144,17 @@ class _PrivateFile:
         self._known: tuple[Places, Loaded] | None = None
 
     def checked(self, data: Bytes, found: Loaded) -> None:
-        """Keep what a check has found in its bytes."""
+        """Store the result of a check."""
         self._known = find_tensors(data, self._path), replace(found, tensors={})
 
     def read(self) -> Loaded:
-        """Read it; errors are those of the check, or `FileError` if somebody did write into it, or removed it."""
+        """Read it; errors as of the check, or FileError if it was changed or removed."""
         try:
             data = self._data(self._path)
         except FileError as error:
             raise _touched(self._path, error.what) from error
-        if _state(self._path) != self._state:  # now, when it is open: it might have been exchanged before
-            raise _touched(self._path, "was written to, or exchanged")
+        if _state(self._path) != self._state:  # compared after opening, since the file may have been replaced before
+            raise _touched(self._path, "was changed or replaced")
         if self._known is None:
             found = self._check(data, self._path)
             self.checked(data, found)
@@ -172,7 +174,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 def _touched(path: Path, found: str) -> FileError:
     return FileError(
-        "the private copy of an adapter is not what it was",
+        "the private copy of an adapter has changed",
         where=path,
         found=f"it {found}",
         expected="a file that no other process changes while a session is open",
@@ -181,18 +183,18 @@ def _touched(path: Path, found: str) -> FileError:
 
 
 class Uses:
-    """Recent uses of adapters, of those outside the caches as well.
+    """Recent uses of adapters, including those outside the caches.
 
-    Of thousands of adapters, most come once and then not for long; which one came last says little of which comes next.
+    With thousands of adapters most uses are single ones, so the most recent use predicts little.
     """
 
     def __init__(self, resident: int) -> None:
-        self._counts: dict[ref[Entry], int] = {}  # a `WeakKeyDictionary` takes three times as long to find the rarest
+        self._counts: dict[ref[Entry], int] = {}  # three times as fast as a `WeakKeyDictionary`
         self._most = _MEMORY * resident
         self._sum = 0
 
     def add(self, entry: Entry) -> None:
-        """Count a use; after many of them, all count half."""
+        """Count a use, and halve all counts when their sum reaches the limit."""
         self._counts[ref(entry)] = self._counts.get(ref(entry), 0) + 1
         self._sum += 1
         if self._sum > self._most:
@@ -200,19 +202,19 @@ class Uses:
             self._sum = sum(self._counts.values())
 
     def forget(self, entry: Entry) -> None:
-        """Count none of its uses."""
+        """Drop the uses of an adapter."""
         self._counts.pop(ref(entry), None)
 
     def rarest(self, entries: Iterable[Entry]) -> Entry:
-        """Return the one of these that was used least, of equals the first."""
+        """Return the least used of these, the first of equals."""
         return min(entries, key=lambda entry: self._counts.get(ref(entry), 0))
 
 
 class Adapters:
-    """Adapters by name; of those that are read on demand, `resident` stay in memory.
+    """Adapters by name, of which at most `resident` on-demand ones stay in memory. Thread-safe.
 
-    Thread-safe; an adapter that is removed lives on in the calls that use it. In a folder that no one else writes to,
-    `private`, are copies of the files that are read on demand, so that each is hashed and checked once.
+    A removed adapter stays valid in running calls. The folder `private` contains copies of on-demand files, so that
+    each is hashed and checked once.
     """
 
     def __init__(self, manifest: Manifest, provider: ProviderName, resident: int, private: Path | None = None) -> None:
@@ -223,7 +225,7 @@ class Adapters:
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
         self._uses = Uses(resident)
-        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the one used last at the end
+        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the most recently used last
         self._counts = Counter[str]()
 
     @property
@@ -233,12 +235,12 @@ class Adapters:
 
     @property
     def counts(self) -> Counts:
-        """Statistics of the adapters that are read on demand."""
+        """Statistics of on-demand adapters."""
         with self._lock:
             return Counts(**self._counts, resident=len(self._kept))
 
     def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
-        """Add an adapter of the bundle, as the manifest describes it; its file is compared with a sha256, if given.
+        """Add an adapter of the bundle by its record; `digest` is the SHA-256 of its file, if it must be compared.
 
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
@@ -258,17 +260,17 @@ class Adapters:
             self._add(Entry(*facts, lambda: loaded, row=row, mix=record.mix))
 
     def add(self, name: str, source: bytes | Path, claim: Claim, where: object, *, on_demand: bool = False) -> None:
-        """Add an adapter that was built for the graph, from the bytes of an `.onnx_adapter` file or its path.
+        """Add an adapter from an `.onnx_adapter` file, or from its bytes.
 
-        It is checked now; `on_demand` reads the file again when a call needs it. `where` names it in messages.
+        It is checked now; an on-demand one is read again when a call needs it. `where` is its name in messages.
 
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
-            RequestError: there is one of its name.
+            RequestError: the name is taken.
             WriteError: there is no room for a private copy.
         """
         check_name(name)
-        data = read_bytes(source) if isinstance(source, Path) else bytes(source)  # what lies there must not change
+        data = read_bytes(source) if isinstance(source, Path) else bytes(source)  # a copy, since the buffer may change
         loaded = self._checked(claim, data, where)
         facts = (name, loaded.output, loaded.task)
         if not (on_demand and isinstance(source, Path)):
@@ -285,7 +287,7 @@ class Adapters:
             self._add(entry)
 
     def remove(self, name: str) -> Entry:
-        """Remove and return an adapter; RequestError if there is none of this name."""
+        """Remove and return an adapter; RequestError if it is not loaded."""
         with self._lock:
             entry = self.entry(name)
             self._entries = {other: kept for other, kept in self._entries.items() if other != name}
@@ -293,7 +295,7 @@ class Adapters:
             return entry
 
     def entry(self, name: str) -> Entry:
-        """Return the adapter of a name; RequestError if there is none."""
+        """Return an adapter; RequestError if it is not loaded."""
         entries = self._entries
         if name not in entries:
             shown = quoted(list(entries)[:_SHOWN]) or "none"
@@ -302,12 +304,12 @@ class Adapters:
                 "is not loaded",
                 where=f"adapter `{name}`",
                 expected=f"one of {shown}{more}",
-                fix=did_you_mean(name, entries, "load it, or choose one that is loaded"),
+                fix=did_you_mean(name, entries, "load it, or choose a loaded one"),
             )
         return entries[name]
 
     def loaded(self, entry: Entry) -> Loaded:
-        """Return an adapter in memory; if its file must be read and is not what it was, InputError."""
+        """Return an adapter in memory; InputError if its file must be read and has changed."""
         if not entry.on_demand:
             return entry.read()
         with self._lock:
@@ -317,7 +319,7 @@ class Adapters:
                 self._kept.move_to_end(entry)
                 self._counts["hits"] += 1
                 return found
-        found = entry.read()  # other calls go on meanwhile
+        found = entry.read()  # without the lock, so that other calls continue
         with self._lock:
             self._counts["loads"] += 1
             if self._entries.get(entry.name) is entry:
@@ -329,7 +331,7 @@ class Adapters:
         return found
 
     def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
-        """Return whether an adapter does something in the slots of these graphs."""
+        """Return whether an adapter has tensors that are not neutral in the slots of these graphs."""
         slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
         tensors = self.loaded(entry).tensors if slots else {}
         return any(
@@ -341,14 +343,14 @@ class Adapters:
         with self._lock:
             if entry.name in self._entries:
                 raise RequestError(
-                    "an adapter of this name is loaded already",
+                    "an adapter of this name is already loaded",
                     found=f"`{entry.name}`",
                     fix="unload it, or use another name",
                 )
             self._entries = {**self._entries, entry.name: entry}
 
     def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
-        """Read once: what is hashed is what is used."""
+        """Read an adapter once, so that the hashed bytes are the used ones."""
         data = read_bytes(path)
         if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
             raise HashError(path, found=found, expected=digest)
@@ -363,7 +365,7 @@ class Adapters:
         version = model_version_of(data, where)
         if version != self._manifest.model_version:  # of the right shapes, it would run
             raise AdapterError(
-                "was made for another bundle: its base, the topology of its slots or its site map is another",
+                "was made for another bundle: its base, slot topology or site map differs",
                 where=where,
                 found=f"`model_version` {version}",
                 expected=self._manifest.model_version,
@@ -373,7 +375,7 @@ class Adapters:
 
 
 def _copied(data: bytes, folder: Path) -> Path:
-    """Write a file of a name that no other session has there, in this process or a fork of it."""
+    """Write a file with a name that no other session uses, in this process or a fork."""
     copy = folder
     try:
         handle, name = mkstemp(".onnx_adapter", "on-demand-", folder)
@@ -388,7 +390,7 @@ def _copied(data: bytes, folder: Path) -> Path:
 
 
 def _remove(copy: Path, process: int) -> None:
-    if os.getpid() == process:  # not in a fork of it
+    if os.getpid() == process:  # not in a fork
         with suppress(OSError):
             copy.unlink()
 
@@ -396,13 +398,13 @@ def _remove(copy: Path, process: int) -> None:
 def _check_adapter(
     tensors: Weights, manifest: Manifest, claim: Claim, where: object
 ) -> tuple[HeadRecord | None, Task | None]:
-    """Check an adapter against the graph, and what is said about its head; return its head and its task, if any.
+    """Check an adapter against the graph and the claim about its head; return its head and task, if any.
 
     Raises:
-        TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
-            are listed.
-        AdapterError: the labels are not a name for each class, the task is unknown or not one that its head can do, or
-            it fills several heads.
+        TensorError: a tensor is missing, unknown, misshapen, named like a data input, or contains NaN or Inf; all
+            faults are listed.
+        AdapterError: labels and classes differ, the task is unknown or does not fit the head, or several heads are
+            filled.
     """
     faults = list(_faults(tensors, manifest))
     if faults:
@@ -428,7 +430,7 @@ def _check_adapter(
 
 
 def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
-    """Return the task that is said to be that of a head, as a record."""
+    """Return the claimed task of a head as a record."""
     if claim.type is not None and claim.type not in PROBLEM_TYPES:
         raise AdapterError("unknown problem type", found=f"`{claim.type}`", expected=", ".join(PROBLEM_TYPES))
     said = claim.type
@@ -441,9 +443,9 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
     if head is None or head.result != output:
         raise AdapterError(
             f"has no head for `{said}`",
-            found="no head" if head is None else f"a head that gives `{head.result}`",
-            expected=f"a head that gives `{output}`",
-            fix="say another task, or give the file of another adapter",
+            found="no head" if head is None else f"a head with the result `{head.result}`",
+            expected=f"a head with the result `{output}`",
+            fix="pass another task, or the file of another adapter",
         )
     if isinstance(claim.task, Task):
         return claim.task if claim.labels is None else replace(claim.task, labels=_names(claim.labels))
@@ -452,7 +454,7 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
 
 def _names(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
-        raise AdapterError("the labels are not one name for each class", found=repr(labels), expected="a list of names")
+        raise AdapterError("`labels` must be a list of names", found=repr(labels), expected="a list of names")
     return tuple(labels)
 
 
@@ -472,7 +474,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
         if name in inputs:
             yield f"`{name}` is the name of a data input"
         elif name not in slots:
-            yield f"`{name}` is left over"
+            yield f"`{name}` has no slot"
     # ONNX Runtime does not notice two sizes for one axis name, or fails deep inside a kernel
     sizes: dict[tuple[str, str, str], int] = {}
     for slot in manifest.slots:
@@ -487,16 +489,16 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
         if tensor.dtype != np.float32:
             yield f"`{slot.name}` is {tensor.dtype}, not float32"
         elif not np.isfinite(tensor).all():
-            yield f"`{slot.name}` holds NaN or Inf"
+            yield f"`{slot.name}` contains NaN or Inf"
         for axis, size in axes:
             if isinstance(axis, str) and (known := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
                 yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {known}"
 
 
 def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
-    """Return the head that the adapter fills.
+    """Return the adapter's head.
 
-    One without tensors cannot be seen in a file: it is taken if it is the only one that fits what is said.
+    A head without tensors leaves no trace in the file: it is chosen if it is the only one that fits the claim.
     """
     slots = [slot for slot in manifest.slots if slot.site == HEAD]
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}

@@ -22,27 +22,27 @@ _AT_ONCE, _ROWS_IN_A_CALL = 32, 8
 
 
 def check_answered(record: MediaRecord, task: Task | None, where: object) -> None:
-    """Raise a `RequestError` for an adapter that reads something else, or was trained with another processor."""
+    """Raise RequestError if an adapter has another input, or was trained with another processor."""
     if task is None:
         return
     if task.input != record.medium:
-        expected = f"what its task calls `{task.input}`"
+        expected = f"`{task.input}`"
         raise RequestError(
-            "reads something else than it is given", where=where, found=f"{record.modality.word}s", expected=expected
+            "the adapter has another input", where=where, found=f"{record.modality.word}s", expected=expected
         )
     if task.processor not in (None, record.digest):
         raise RequestError(
-            "was trained with another processor than the bundle's, which would give it other values",
+            "was trained with another processor, whose values differ from the bundle's",
             where=where,
             found=f"processor {record.digest[:12]}…",
             expected=f"{str(task.processor)[:12]}…",
-            fix="build the bundle from the base that the adapter was trained on, or give arrays",
+            fix="build the bundle from the base that the adapter was trained on, or pass arrays",
         )
 
 
 @dataclass(frozen=True)
 class MediaRow:
-    """An image or an audio file that is read when a call needs it; `cut` is how many samples of it are not read."""
+    """An image or an audio file, read when a call needs it; `cut` is the number of truncated samples."""
 
     file: MediaFile
     where: str
@@ -50,12 +50,10 @@ class MediaRow:
 
 
 class MediaReader(Reader):
-    """Reads images or audio for the adapters of a bundle, and answers them with a session.
-
-    Made by `Bundle.files`.
+    """Preprocesses images or audio for the adapters of a bundle, and answers them; made by `Bundle.files`.
 
     Raises:
-        RequestError: the steps of the bundle's processor are not known, or the base has other inputs beside its own.
+        RequestError: the steps of the bundle's processor are unknown, or the base has further inputs.
     """
 
     window, token_budget = _AT_ONCE, _ROWS_IN_A_CALL
@@ -65,10 +63,10 @@ class MediaReader(Reader):
         self.word = record.modality.word
         names = [one.name for one in manifest.inputs]
         if record.steps is None:
-            raise RequestError(record.refusal, fix=f"give arrays for `{record.input}`")
+            raise RequestError(record.refusal, fix=f"pass arrays for `{record.input}`")
         if names != [record.input]:
             found = quoted(names)
-            fix = "give arrays for all inputs"
+            fix = "pass arrays for all inputs"
             raise RequestError(f"the base has inputs that {record.modality.word}s cannot fill", found=found, fix=fix)
         self._steps = record.steps
 
@@ -82,15 +80,15 @@ class MediaReader(Reader):
         stride: int | None = None,
         places: Sequence[str] = (),
     ) -> list[ReadText]:
-        """Take up files for an adapter, or for one each; their contents are read by `arrays`.
+        """Register files with their adapters; `arrays` reads their contents.
 
         Args:
             files: at least one.
-            adapter: the adapter of all; without it, and without `adapters`, the base head, or the base.
-            adapters: instead, one for each file.
-            long: an audio file that is longer than the model reads is cut, or refused.
-            stride: audio files are not read in windows.
-            places: what messages call those without a path; `image 0` and so on if not given.
+            adapter: the adapter of all files. Default: the base head, or the base.
+            adapters: one adapter per file instead.
+            long: truncate (`cut`) or refuse audio that is longer than the model's input.
+            stride: must be `None`, since audio is not split into windows.
+            places: names in messages of files without a path. Default: `image 0` and so on.
 
         Raises:
             RequestError: there are no files; an adapter is not loaded, reads texts, or had another processor.
@@ -98,7 +96,8 @@ class MediaReader(Reader):
         """
         word = self.word
         if long == "windows" or stride is not None:
-            raise RequestError(f"{word}s are not read in windows", fix=f"give {argument('long', 'cut')} or `refuse`")
+            fix = f"pass {argument('long', 'cut')} or `refuse`"
+            raise RequestError(f"{word}s are not split into windows", fix=fix)
         names = self._names(files, adapter, adapters)
         names = [self._base_head if name is None else name for name in names]
         tasks = {name: None if name is None else self.session.task(name) for name in dict.fromkeys(names)}
@@ -109,30 +108,30 @@ class MediaReader(Reader):
             path = None if isinstance(file, bytes | np.ndarray) else str(file)
             row = self._row(file, path or (places[at] if places else f"{word} {at}"))
             if row.cut and long == "refuse":
-                raise RequestError("is longer than the model reads", where=row.where, found=f"{row.cut:,} samples more")
+                raise RequestError("exceeds the input length", where=row.where, found=f"{row.cut:,} samples more")
             read.append(ReadText(path or row.where, (row,), name, tasks[name]))
         return read
 
     def arrays(self, rows: Sequence[MediaRow], _adapter: str | None = None) -> Arrays:
-        """Return the input of a call with these rows, float32, a row for each.
+        """Return the input of a call with these rows, float32 [rows, …].
 
         Raises:
             FileError, DataError: a file cannot be read.
-            RequestError: audio files of different lengths do not go together.
+            RequestError: audio files of different lengths cannot share a call.
         """
         modality = self.record.modality
         found = [modality.apply(self.record.read(row.file, row.where), self._steps) for row in rows]
         if len({one.shape for one in found}) > 1:
             lengths = sorted(one.shape[-1] for one in found)
             raise RequestError(
-                "audio files of different lengths do not go together, as the base reads no mask",
+                "audio files of different lengths cannot share a call, since the base has no mask",
                 found=f"{lengths[0]:,} to {lengths[-1]:,} values",
                 fix="run them one by one",
             )
         return {self.record.input: np.stack(found)}
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
-        """Count what an audio file loses, which is to be said before it is answered."""
+        """Return a row with its number of truncated samples, which is reported before the answer."""
         limit = self.record.modality.limit(self._steps)
         if limit is None:
             return MediaRow(file, where)
@@ -140,17 +139,17 @@ class MediaReader(Reader):
 
 
 def media_record(manifest: Manifest, medium: str, where: object) -> MediaRecord:
-    """Return what a bundle says of its processor; a `RequestError` if it has none, or one for the other medium."""
+    """Return the preprocessing record of a bundle; RequestError if it has none for this modality."""
     if medium not in FILE_MODALITIES:
         found, expected = f"`{medium}`", quoted(FILE_MODALITIES)
-        raise RequestError("is no modality of files", found=found, expected=expected)
+        raise RequestError("unknown modality of files", found=found, expected=expected)
     record, word = manifest.media, FILE_MODALITIES[medium].word
     if record is None or record.medium != medium:
         found = "no processor" if record is None else f"a processor of {record.modality.word}s"
         raise RequestError(
-            f"the bundle does not say how {word}s become its input",
+            f"the bundle has no preprocessing record for {word}s",
             where=where,
             found=found,
-            fix="give arrays, or capture the base again from a folder with `preprocessor_config.json`, and build again",
+            fix="pass arrays, or capture the base again from a folder with `preprocessor_config.json`, and build again",
         )
     return record

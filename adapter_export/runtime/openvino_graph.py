@@ -91,7 +91,7 @@ def open_openvino(path: Path, provider: ProviderName, threads: int | None = None
     except ImportError as error:
         raise unavailable(provider, str(error)) from error
     if threads is not None and threads < 1:
-        raise UsageError("a session needs a thread", found=threads, expected="at least 1")
+        raise UsageError("`threads` must be greater than 0", found=threads)
     row = PROVIDERS[provider]
     settings = {**row.options, **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
     try:

@@ -1,6 +1,7 @@
-"""Padding in the arrays of a row: found by its masks, and removed where it would change the row's result.
+"""Padding in the arrays of a row: detected by its masks, and removed where it would change the result.
 
-Padding goes after the tokens, and only where it changes nothing ("What may share a call" in docs/reference/format.md).
+Padding follows the tokens, and exists only where it has no effect: "What may share a call" in
+docs/reference/format.md.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from adapter_export.format.manifest import Axis, InputRecord
 from adapter_export.runtime.graphs import Arrays
 
 Spans = Mapping[Axis, tuple[int, int, int]]
-"""First token, the one after the last token, and length of each axis."""
+"""Start and end of the tokens, and length, of each axis."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The places of the tokens of a row before padding was removed."""
+    """Positions of a row's tokens before padding was removed."""
 
     spans: Spans
 
     def put_back(self, output: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
-        """Return an output with its tokens where they were, and 0 at the padding."""
+        """Return an output with its tokens at their former positions, and 0 at the padding."""
         places = [self.spans.get(axis) for axis in axes]
         if not any(places):
             return output
-        # an axis that keeps its length has the padding that was before the tokens after them
+        # on an axis of fixed length, leading padding was moved behind the tokens
         kept = tuple(slice(None) if place is None else slice(place[1] - place[0]) for place in places)
         shape = [size if place is None else place[2] for size, place in zip(output.shape, places, strict=True)]
         found = np.zeros(shape, output.dtype)
@@ -39,20 +40,20 @@ class Origin:
 
 
 def has_padding(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord]) -> bool:
-    """Return whether a mask hides anything."""
+    """Return whether a mask hides a token."""
     return any(not arrays[record.name].all() for record in _masks(inputs))
 
 
 def misplaced(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], row: int, *, may_pad: bool) -> bool:
-    """Return whether a row has padding before its tokens, or any at its ends where it may not be padded."""
+    """Return whether a row has leading padding, or trailing padding that changes its result."""
     return any(first > 0 or (end < size and not may_pad) for first, end, size in _spans(arrays, inputs, row).values())
 
 
 def without_padding(arrays: Arrays, inputs: Sequence[InputRecord], *, may_pad: bool) -> tuple[Arrays, Origin | None]:
-    """Return the arrays of one row, [1, …], with its tokens first, and nothing after them unless it may be padded.
+    """Return the arrays of one row, [1, …], with its tokens first, and trailing padding only if `may_pad`.
 
     Raises:
-        RequestError: the axis has one length, so that padding cannot be removed.
+        RequestError: padding cannot be removed, since the axis has a fixed length.
     """
     spans = _spans(arrays, inputs, 0)
     moved = {axis: span for axis, span in spans.items() if span[0] > 0 or (span[1] < span[2] and not may_pad)}
@@ -61,10 +62,10 @@ def without_padding(arrays: Arrays, inputs: Sequence[InputRecord], *, may_pad: b
     fixed = [axis for axis, (first, end, size) in moved.items() if isinstance(axis, int) and end - first < size]
     if fixed and not may_pad:
         raise RequestError(
-            "a row has padding that would change its result, and the base takes rows of one length",
+            "a row has padding that changes its result, and the base has a fixed length",
             found=f"{moved[fixed[0]][1] - moved[fixed[0]][0]} tokens",
             expected=f"{fixed[0]} tokens",
-            fix="give rows of this length, or build the bundle from a base that takes other lengths",
+            fix="pass rows of this length, or build the bundle from a base with variable lengths",
         )
     found: Arrays = {}
     for record in inputs:
@@ -79,7 +80,7 @@ def without_padding(arrays: Arrays, inputs: Sequence[InputRecord], *, may_pad: b
 
 
 def _masks(inputs: Sequence[InputRecord]) -> list[InputRecord]:
-    """Return the masks of tokens, [batch, tokens]; those of a decoder cover its cache, which is no padding."""
+    """Return the masks of tokens, [batch, tokens]; none for a decoder, whose masks cover its cache."""
     if any(record.role == "cache" for record in inputs):
         return []
     return [record for record in inputs if record.role == "mask" and len(record.axes) == 2]

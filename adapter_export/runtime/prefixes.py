@@ -16,7 +16,7 @@ from adapter_export.runtime.loaded_adapters import Counts
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> bytes:
-    """Return a sha256 of some contiguous arrays: of their shapes, and of all that is in them."""
+    """Return a SHA-256 of the shapes and contents of contiguous arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape}".encode())
@@ -25,11 +25,10 @@ def digest_of(arrays: Iterable[np.ndarray]) -> bytes:
 
 
 class Prefixes:
-    """The graph below `fanout`, and what it gave for the rows that came last, up to a number of bytes. Thread-safe.
+    """Cache of activations below the first adapter, keyed by input row, limited in bytes. Thread-safe.
 
     Raises:
-        UsageError: rows would be kept of a bundle that has no such graph, or in which rows of a batch influence each
-            other.
+        UsageError: the bundle has no graph `fanout`, the provider may not run it, or the base is not batch-invariant.
     """
 
     def __init__(self, graphs: Graphs, limit: int) -> None:
@@ -40,15 +39,15 @@ class Prefixes:
             raise UsageError(what, found=argument("prefix_bytes"), fix="leave it out, or run with `cpu`")
         if limit < 0 or (limit and (manifest.fanout is None or not manifest.batch_invariant)):
             raise UsageError(
-                "texts cannot be kept up to the first adapter",
+                "activations below the first adapter cannot be cached",
                 where=argument("prefix_bytes"),
                 found=limit
                 if limit < 0
-                else "a graph in which rows of a batch influence each other"
+                else "a base that is not batch-invariant"
                 if manifest.fanout is not None
                 else f"a bundle with {quoted(manifest.graphs)}",
-                expected="bytes to keep them in, and a bundle with `fanout`",
-                fix=f"build it with {argument('variants', ['slots', 'inputs', 'bank', 'fanout'])}, or keep none",
+                expected="a number of bytes, and a bundle with `fanout`",
+                fix=f"build it with {argument('variants', ['slots', 'inputs', 'bank', 'fanout'])}, or leave it out",
             )
         self.limit = limit
         self._graphs = graphs
@@ -64,10 +63,10 @@ class Prefixes:
             return Counts(**self._counts, resident=len(self._kept))
 
     def feeds(self, arrays: Arrays) -> Feeds | None:
-        """Return the inputs of the graph `fanout` beside adapters; `None` if rows are distinct and no cache is kept.
+        """Return the data inputs of the graph `fanout`; `None` if all rows are distinct and nothing is cached.
 
         Args:
-            arrays: checked inputs, a row for each row of the outputs.
+            arrays: checked inputs, with a row for each row of the outputs.
 
         Raises:
             RequestError: ONNX Runtime cannot compute them.
@@ -92,7 +91,7 @@ class Prefixes:
         return self._graphs.opened(fanout.prefix).run(arrays, [value.name for value in fanout.values])
 
     def _values(self, arrays: Arrays, keys: Sequence[bytes], fanout: FanoutRecord) -> Arrays:
-        """Return the values of each text, from the cache where possible, and compute the others."""
+        """Return the activations of each row, from the cache or computed."""
         batch = self._graphs.manifest.inputs[0].axes[0]
         axes = {value.name: value.axes.index(batch) for value in fanout.values}
         with self._lock:
@@ -115,7 +114,7 @@ class Prefixes:
         with self._lock:
             self._counts["loads"] += len(fresh)
             for key, values in fresh.items():
-                if key not in self._kept:  # or else another call was faster
+                if key not in self._kept:  # another call may have stored it
                     self._kept[key] = values
                     self._bytes += _size(values)
             while self._bytes > self.limit:

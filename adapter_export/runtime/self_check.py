@@ -1,4 +1,4 @@
-"""A session that proves itself by golden data before it answers: vectors, parts, and recorded runs where they match."""
+"""Proof of a session by golden data before it answers: vectors, parts and recorded runs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 """Element types of safetensors in golden data, and NumPy's."""
 
 _LENGTH = 8
-"""The bytes before the header of a safetensors file, which say how long it is."""
+"""Number of bytes before the header of a safetensors file, which contain its length."""
 
 
 def projection(found: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
     """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
 
-    Along the last axis `found` may be longer, as outputs of a bank are: what is behind the adapter's own is left out.
+    `found` may be longer along the last axis, as outputs of a bank are; the rest is ignored.
     """
     own = None if found is None or found.ndim == 0 else found[..., : expected.shape[-1]]
     if own is None or own.shape != expected.shape or weight.shape != expected.shape:
@@ -46,16 +46,16 @@ def part_values(
     expected: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[Mapping[int, np.ndarray]],
 ) -> list[float]:
-    """Return the value of each golden part: 0 but for rounding in a right program, near 1 with its fault.
+    """Return the value of each golden part: 0 up to rounding in a correct program, near 1 with its fault.
 
     Args:
         parts: the golden parts of an adapter.
-        found: the outputs of a program in each case. Those of a bank may have more classes.
-        expected: those of the reference.
-        weights: for each case the int8 weights of some parts, by their position in `parts`.
+        found: outputs of a program in each case. Outputs of a bank may have more classes.
+        expected: outputs of the reference.
+        weights: int8 weights of some parts in each case, by their position in `parts`.
 
     Returns:
-        NaN where an output is missing, has another shape or holds NaN.
+        NaN if an output is missing, has another shape or contains NaN.
     """
     sums = [0.0] * len(parts)
     for outputs, wanted, own in zip(found, expected, weights, strict=True):
@@ -78,8 +78,8 @@ def check_session(bundle: Bundle, session: Session, adapters: Collection[str] | 
         adapters: names of adapters to run; default: all of the bundle.
 
     Raises:
-        FormatError: an output deviates by more than is allowed, or moves as with a fault.
-        FileError, HashError: golden data cannot be read, or are not those that the manifest lists.
+        FormatError: an output exceeds its budget, or moves as with a fault.
+        FileError, HashError: golden data cannot be read, or do not match the manifest.
     """
     manifest = bundle.manifest
     golden = {record.name: record.golden for record in manifest.adapters if adapters is None or record.name in adapters}
@@ -115,7 +115,7 @@ class _Check:
         self._vectors = read_golden(bundle, record.path)
 
     def has_recorded_bits(self) -> bool:
-        """Return whether the session gives the bits that were recorded with this runtime."""
+        """Return whether the session reproduces the bits that were recorded with this runtime."""
         manifest, expected = self._bundle.manifest, self._record.recorded.get("slots")
         recorded, here = manifest.recorded, (ort.__version__, PROVIDERS[self._session.provider].device)
         # a session does not return checksums, which digests cover
@@ -132,7 +132,7 @@ class _Check:
         return digest.hexdigest() == expected
 
     def compare_vectors(self) -> None:
-        """Compare golden vectors; FormatError if an output deviates by more than is allowed."""
+        """Compare golden vectors; FormatError if an output exceeds its budget."""
         for case in self._record.cases:
             found = self._run(self._vectors, case)
             for output, allowed in self._record.absolute.items():
@@ -189,7 +189,7 @@ def read_golden(bundle: Bundle, path: str) -> Arrays:
 
     Raises:
         FileError, FormatError: it cannot be read.
-        HashError: it is not the one that the manifest lists.
+        HashError: it does not match the manifest.
     """
     file = bundle.folder / path
     data = read_bytes(file)
@@ -201,7 +201,7 @@ def read_golden(bundle: Bundle, path: str) -> Arrays:
     def refusal(reason: str) -> FormatError:
         return FormatError("is not a safetensors file", where=file, found=reason, fix="build the bundle again")
 
-    # read here because the runtime package has no safetensors library; hashes were compared
+    # parsed here because the runtime package has no safetensors library; the hash was compared
     with parsing(refusal):
         start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         header: Any = parse_json(data[_LENGTH:start], file)

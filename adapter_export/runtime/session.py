@@ -1,4 +1,4 @@
-"""A session: any number of adapters, a choice per call or per row."""
+"""Sessions: any number of adapters, chosen per call or per row."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ Chosen = Entry | list[Entry | None] | None
 """One adapter for all rows, or one per row; `None` is the base."""
 
 
-_TWICE = "weights are the strengths of a fusion's members"
+_TWICE = "`strength` and `weights` exclude each other: weights are strengths of a fusion's members"
 
 
 class Choice(TypedDict, total=False):
-    """The further arguments of all that answers, as `Session.run` describes them."""
+    """Further arguments of calls that answer, as in `Session.run`."""
 
     adapters: Sequence[str | None] | None
     weights: Weighting | None
@@ -66,12 +66,12 @@ class Choice(TypedDict, total=False):
 
 
 class Session(Described):
-    """Runs a bundle's graphs; made by `Bundle.session`.
+    """Runs a bundle's graphs; `Bundle.session` opens one.
 
-    The adapter is a choice of each call, or of each row, and never a state of the session, so any number of threads may
-    run at once, with loads and unloads in between. Adapters lie in memory of their own, or on the device: their files
-    may be overwritten or removed, those that are loaded on demand if the bundle has private copies. A fork of the
-    process cannot use it (`UsageError`): the threads that compute are not there, and locks may be held for ever.
+    Each call or row chooses an adapter, which is never a state of the session. Any number of threads may call it, with
+    loads and unloads in between. Adapters are copied to memory or the device, so their files may be replaced or
+    removed; those of on-demand adapters only if the bundle has private copies. A forked process cannot use the session
+    (`UsageError`): its threads do not exist there, and locks may never be released.
     """
 
     def described(self) -> Mapping[str, object]:
@@ -105,11 +105,11 @@ class Session(Described):
 
     @property
     def statistics(self) -> Statistics:
-        """Hits, loads and evictions so far."""
+        """Hits, loads and evictions of its caches."""
         return Statistics(self._adapters.counts, self._bank.counts, self._prefixes.counts)
 
     def labels(self, adapter: str) -> tuple[str, ...] | None:
-        """Return the names of an adapter's classes in the order of its logits, or `None` if they are absent or unknown.
+        """Return the labels of an adapter in the order of its logits, or `None` if it has none.
 
         Raises:
             RequestError: it is not loaded.
@@ -125,7 +125,7 @@ class Session(Described):
         return self._adapters.entry(adapter).task
 
     def output(self, adapter: str) -> str | None:
-        """Return the name of the output with the result of an adapter's head, or `None` without a head.
+        """Return the output of an adapter's head, or `None` without a head.
 
         Raises:
             RequestError: it is not loaded.
@@ -133,7 +133,7 @@ class Session(Described):
         return self._adapters.entry(adapter).output
 
     def head(self, adapter: str | None) -> Head:
-        """Return an adapter with its task and the output of its head; of none, nothing.
+        """Return an adapter with its task and the output of its head; all are `None` for the base.
 
         Raises:
             RequestError: it is not loaded.
@@ -143,14 +143,14 @@ class Session(Described):
 
     @property
     def base_head(self) -> str | None:
-        """The adapter that is the base head, which answers where none is chosen."""
+        """The adapter that is the base head, the default of calls without an adapter."""
         return self._manifest.head
 
     def named(self, adapter: str | None) -> str | None:
-        """Return the adapter that a call for all rows names: `None` for the base, which the base head answers.
+        """Return the adapter of a call by its name: `None` for the base, which the base head answers.
 
         Args:
-            adapter: a name, or `base`; `None` is refused where adapters beside the base head have tasks.
+            adapter: a name, or `base`. `None` is an error if adapters other than the base head have tasks.
 
         Raises:
             UsageError: no adapter is named.
@@ -159,11 +159,11 @@ class Session(Described):
         return named_adapter(adapter, answering, self._manifest.head)
 
     def real_tokens(self, inputs: Inputs, results: Sequence[np.ndarray]) -> Sequence[npt.NDArray[np.bool_] | None]:
-        """Return for each row which tokens of its result are no padding; `None` where it has no axis of tokens."""
+        """Return a mask of the real tokens of each row's result; `None` if it has no token axis."""
         return real_tokens(results, inputs, self._manifest)
 
     def may_pad(self, adapter: str | None) -> bool:
-        """Return whether a row for an adapter may be padded without changing its result.
+        """Return whether padding a row leaves the adapter's result unchanged.
 
         Raises:
             RequestError: it is not loaded.
@@ -180,7 +180,7 @@ class Session(Described):
         return self._bank.takes(entries) and len({entry for entry in entries if entry is not None}) <= self._resident
 
     def answering(self, adapter: str | None = None) -> Task:
-        """Return the task by which an adapter answers; without one, that of the base head.
+        """Return the task of an adapter. Default: the base head.
 
         Raises:
             RequestError: it is not loaded, has no head, or its head has no task.
@@ -199,32 +199,31 @@ class Session(Described):
         allow_mixed_rows: bool = False,
         allow_padding: bool = False,
     ) -> Arrays:
-        """Compute the outputs of the graph for a batch as it is.
+        """Compute the outputs of the graph for a batch as given.
 
-        `run_many` and `answer` give each row the result that it has alone: they remove padding and divide batches where
-        these would change it.
+        `run_many` and `answer` return the result that each row has by itself: they remove padding and split batches
+        where these would change it.
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter to run all rows with; without it, and without `adapters`, the base as it is.
+            adapter: the adapter of all rows. Default: the base.
             adapters: one adapter per row instead; `None` is the base. Needs the bundle's graph `bank`.
-            weights: member weights, by name, that override those of an `adapter` that is a weighted fusion; one mapping
+            weights: member weights, by name, that override those of an `adapter` that is a weighted fusion: one mapping
                 for all rows, or one per row.
-            strength: a number for all rows, or one for each row, which needs the graph `bank`: 0.5 adds half of what an
-                adapter adds at its sites, 0 nothing, -1 takes it off. Heads stay.
-            allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of
-                a batch influence each other.
-            allow_padding: take rows whose masks hide tokens where that changes the result of the row.
+            strength: scale of the adapter's updates (1 = as trained, 0 = base, negative = subtract), one for all rows
+                or one per row, which needs the graph `bank`. Heads are not scaled.
+            allow_mixed_rows: mix adapters or weights in a batch even if the base is not batch-invariant.
+            allow_padding: accept padding that changes a row's result.
 
         Returns:
-            The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
-            call with `adapters`, they are as wide as the widest of its rows; a row holds −inf for classes that its
-            adapter does not have, and NaN where its adapter has another head or none.
+            The base's outputs by name, and the result of an adapter's head at `output(adapter)`. With `adapters`,
+            results are as wide as the widest row; a row contains −inf for classes that its adapter lacks, and NaN if
+            its adapter has another head or none.
 
         Raises:
-            RequestError: an adapter is not loaded, the inputs do not fit, ONNX Runtime cannot compute them, the bundle
+            RequestError: an adapter is not loaded, the inputs do not fit, the runtime cannot compute them, the bundle
                 lacks the graph, rows would influence each other, or padding would change a result.
-            InputError: the file of an adapter that is read on demand is not what it was.
+            InputError: the file of an on-demand adapter has changed.
         """
         chosen = self._chosen(adapter, adapters, weights, strength, inputs)
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
@@ -239,10 +238,10 @@ class Session(Described):
     def fan_out(
         self, inputs: Inputs, adapters: Sequence[str | None], *, allow_mixed_rows: bool = False
     ) -> dict[str | None, Arrays]:
-        """Compute the outputs of every row through each of some adapters, in one call.
+        """Compute every row with each of several adapters, in one call.
 
-        In a bundle with the graph `fanout`, a row is computed once up to the first site at which any adapter of the
-        bundle acts. Needs the bundle's graph `bank` in any case.
+        Needs the bundle's graph `bank`. With the graph `fanout`, each row is computed once up to the first site of any
+        adapter.
 
         Args:
             inputs: an array for each input of the base, of N rows.
@@ -250,18 +249,18 @@ class Session(Described):
             allow_mixed_rows: as in `run`.
 
         Returns:
-            For each adapter what `run` gives with it, for N rows, rounding aside.
+            The result of `run` for the N rows, up to rounding, by adapter.
 
         Raises:
-            RequestError: as `run`; or no adapter is given.
+            RequestError: as `run`; or `adapters` is empty.
         """
         self._check_process()
         if isinstance(adapters, str) or not adapters:
             raise RequestError(
-                "there are no adapters to run the rows through",
+                "`adapters` must be a list of names",
                 where="`adapters`",
                 found=repr(adapters),
-                expected="a list of names; `None` is the base",
+                expected="at least one name; `None` is the base",
             )
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         batch, count = self._manifest.inputs[0].axes[0], len(next(iter(arrays.values())))
@@ -287,7 +286,7 @@ class Session(Described):
     def run_on_device(
         self, inputs: Inputs, adapter: str | None = None, *, weights: Weighting | None = None
     ) -> dict[str, ort.OrtValue]:
-        """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
+        """Compute the outputs and keep them on the session's device, for further computation there.
 
         Raises:
             RequestError: as `run`.
@@ -307,14 +306,14 @@ class Session(Described):
         context: Sequence[np.ndarray | None] | None = None,
         **choice: Unpack[Choice],
     ) -> list[Answer]:
-        """Compute an answer for each row, by the task of the row's adapter.
+        """Compute an answer for each row, by the task of its adapter.
 
-        A row's answer does not depend on the other rows or on padding, as with `run_many`.
+        An answer depends neither on other rows nor on padding, as in `run_many`.
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter of all rows, or `base` for the base head; needed where other adapters have tasks.
-            context: for each row which of its tokens may be the answer to a question, bool [tokens]; `span` needs it.
+            adapter: the adapter of all rows, or `base` for the base head. Required if other adapters have tasks.
+            context: a mask per row of the tokens that may be the answer, bool [tokens]; required by `span`.
             choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
 
         Raises:
@@ -323,7 +322,7 @@ class Session(Described):
         return self._answers(None, inputs, adapter, context, **choice)
 
     def classify(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> list[Prediction]:
-        """Compute the labels of texts, one for each row.
+        """Compute a label for each row.
 
         Raises:
             RequestError: as `run`; or an adapter's problem type is not `single_label`.
@@ -334,7 +333,7 @@ class Session(Described):
     def classify_tokens(
         self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
     ) -> list[list[Prediction | None]]:
-        """Compute the labels of each row's tokens; `None` for padding.
+        """Compute a label for each token; `None` for padding.
 
         Raises:
             RequestError: as `run`; or an adapter's problem type is not `token`.
@@ -346,8 +345,7 @@ class Session(Described):
         """Compute the numbers of a regression, float32 [batch, numbers].
 
         Raises:
-            RequestError: as `run`; or an adapter's problem type is not `regression`, or they give different numbers of
-                it.
+            RequestError: as `run`; or an adapter's problem type is not `regression`, or widths differ.
         """
         return stacked(*self._results("regression", inputs, adapter, **choice))
 
@@ -355,7 +353,7 @@ class Session(Described):
         """Compute vectors, float32 [batch, width].
 
         Raises:
-            RequestError: as `run`; or an adapter's problem type is not `embedding`, or vectors differ in their widths.
+            RequestError: as `run`; or an adapter's problem type is not `embedding`, or widths differ.
         """
         return stacked(*self._results("embedding", inputs, adapter, **choice))
 
@@ -369,24 +367,24 @@ class Session(Described):
     ) -> list[Arrays]:
         """Compute the outputs of any number of requests, each with its own adapter.
 
-        They are sorted by length, put together up to a number of tokens, where that takes less time than calls of their
-        own, and padded where a mask hides it; adapters are mixed if the bundle has a bank. Where padding, or the other
-        rows of a call, would change results, rows run with others of the same length, or alone, and padding that inputs
-        bring with them is removed ("What may share a call" in docs/reference/format.md).
+        Requests are sorted by length and batched up to a token budget if that is faster than separate calls, and padded
+        if a mask hides it; adapters are mixed if the bundle has a bank. Where padding or other rows of a batch would
+        change results, rows share calls with rows of the same length or run by themselves, and padding in the inputs is
+        removed ("What may share a call" in docs/reference/format.md).
 
         Args:
-            requests: inputs of one row or several, and an adapter.
-            token_budget: how many tokens a call may have, rows times the longest of them.
+            requests: inputs of one or several rows, and an adapter.
+            token_budget: maximum tokens of a call: rows times the longest row.
             allow_mixed_rows: as in `run`, for rows of different requests.
             reporter: receives the number of finished requests after each call; `ProgressBar()` draws a bar.
 
         Returns:
-            The outputs of each request in the order of the requests, for each row what `run` gives for it alone,
-            rounding aside; 0 at padding that was removed.
+            The outputs of each request, in order. Each row has the result of `run` for that row by itself, up to
+            rounding, and 0 at removed padding.
 
         Raises:
             UsageError: the budget is below 1.
-            RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
+            RequestError: as `run`; nothing is computed if a request does not fit, and the message names it.
         """
         items = self._items(requests, self._entry, "request", allow_mixed_rows)
         return self._run_items(items, token_budget, allow_mixed_rows, reporter)
@@ -399,7 +397,7 @@ class Session(Described):
         allow_mixed_rows: bool = False,
         reporter: Reporter = SILENT,
     ) -> list[list[Prediction]]:
-        """Compute the labels of any number of requests, as `run_many` computes outputs; for each a label per row.
+        """Compute a label for each row of any number of requests, batched as in `run_many`.
 
         Raises:
             UsageError, RequestError: as `run_many`; or an adapter's problem type is not `single_label`.
@@ -423,7 +421,7 @@ class Session(Described):
 
     @property
     def decoder(self) -> Decoder:
-        """Writes tokens, in a bundle of a language model with its cache; RequestError for any other."""
+        """Generates tokens, in a bundle of a language model with a cache; RequestError for any other."""
         if self._decoder is None:
             self._decoder = Decoder(self, self._manifest)
         return self._decoder
@@ -437,16 +435,16 @@ class Session(Described):
         decoding: Decoding | None = None,
         ends: Collection[int] | None = None,
     ) -> list[list[int]]:
-        """Write tokens behind prompts, in a bundle of a language model with its cache; `Bundle.writer` writes texts.
+        """Generate token ids with a language model that has a cache; `Bundle.writer` generates texts.
 
-        An encoder–decoder reads the prompt and writes another text. A row has one adapter from its first step on.
+        A decoder continues its prompt; an encoder–decoder generates a new text from it. A row keeps its adapter.
 
         Args:
-            prompts: the tokens of each row, at least one.
+            prompts: token ids of each row, at least one.
             adapter: the adapter of all rows; `None` is the base.
-            adapters: instead, one for each row. In a bundle with the graph `bank` they share calls.
-            decoding: how tokens are chosen. Default: the most likely ones, at most 64.
-            ends: tokens that end a text; they are left out. Default: those of the manifest.
+            adapters: one adapter per row instead. With the graph `bank`, they share calls.
+            decoding: decoding options. Default: greedy, at most 64 tokens.
+            ends: end-of-text tokens, which are not returned. Default: those of the manifest.
 
         Raises:
             RequestError: the bundle does not generate; an adapter is not loaded, or a prompt does not fit.
@@ -469,25 +467,24 @@ class Session(Described):
     ) -> None:
         """Load another adapter that was built for this graph.
 
-        Names, shapes and finiteness are checked against the slots, and the number in the file that says for which base
-        and graph it was made (`model_version`) against the bundle's.
+        Its tensors must be finite and fit the slots, and its `model_version`, which identifies base and graph, must
+        match the bundle's.
 
         Args:
-            name: what `run` will call it.
-            path: its `.onnx_adapter` file; it is read now and, but for `on_demand`, never again.
-            labels: the names of its classes.
-            task: what its answers mean: the record that it was saved with, or its problem type; with labels alone, the
-                classification that its head can do.
-            on_demand: do not keep it in memory, but in a private copy that is read when a call needs it. With a bundle
-                that was opened without private copies, it is the file itself that is read, and must not change.
+            name: its name in calls.
+            path: its `.onnx_adapter` file, read once unless `on_demand`.
+            labels: its labels.
+            task: its task as a record, or its problem type. Default: with labels, the classification of its head.
+            on_demand: keep a private copy on disk and read that when a call needs it. If the bundle was opened without
+                private copies, `path` itself is read, and must not change.
 
         Raises:
             FileError: the file cannot be read.
-            FormatError: it is not an adapter file, or is damaged; `TensorError` is a kind of it: it does not fit the
-                slots of the graph.
-            AdapterError: no adapter may have this name, labels and classes differ, its head is for another task, or it
-                was made for another base or graph.
-            RequestError: an adapter of this name is loaded already.
+            FormatError: it is not an adapter file, or is damaged; the subclass `TensorError`: it does not fit the slots
+                of the graph.
+            AdapterError: the name is not allowed, labels and classes differ, its head is for another task, or it was
+                made for another base or graph.
+            RequestError: an adapter of this name is already loaded.
         """
         self._check_process()
         self._adapters.add(name, Path(path), Claim(labels, task), path, on_demand=on_demand)
@@ -501,20 +498,20 @@ class Session(Described):
         task: Task | ProblemType | None = None,
         where: object = "adapter",
     ) -> None:
-        """Load another adapter from the bytes of an `.onnx_adapter` file; arguments and errors as of `load`.
+        """Load another adapter from the bytes of an `.onnx_adapter` file; errors as of `load`.
 
         Args:
-            name: what `run` will call it.
+            name: its name in calls.
             data: the bytes.
-            labels: the names of its classes.
-            task: what its answers mean.
-            where: names it in messages.
+            labels: its labels.
+            task: its task.
+            where: its name in messages.
         """
         self._check_process()
         self._adapters.add(name, data, Claim(labels, task), where)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; calls that run with it at this moment finish.
+        """Unload an adapter; running calls with it finish.
 
         Raises:
             RequestError: it is not loaded.
@@ -528,10 +525,10 @@ class Session(Described):
         """Raise UsageError in a fork of the process that opened the session."""
         if os.getpid() != self._process:
             raise UsageError(
-                "the session was opened before this process was forked; its threads are not here",
+                "the session was opened before this process was forked, and its threads do not exist here",
                 found=f"process {os.getpid()}",
-                expected=f"process {self._process}, which opened it",
-                fix="open sessions in the children, of a bundle that may be opened before the fork",
+                expected=f"process {self._process}",
+                fix="open sessions in each child; the bundle itself may be opened before the fork",
             )
 
     def _chosen(
@@ -542,10 +539,10 @@ class Session(Described):
         strength: Strength | None,
         inputs: Inputs,
     ) -> Chosen:
-        """Return what a call chooses; each name is looked up once, so that its rows are alike."""
+        """Return the adapters of a call. Each name is looked up once, so that all of its rows use the same one."""
         self._check_process()
         if adapter is not None and adapters is not None:
-            raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
+            raise RequestError("`adapter` and `adapters` exclude each other")
         if weights is not None and adapter is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         if strength is not None and weights is not None:
@@ -565,14 +562,14 @@ class Session(Described):
         return None if adapter is None else self._adapters.entry(adapter)
 
     def _may_pad(self, entry: Entry | None) -> bool:
-        """As `build` found by trying: nothing is padded where that changes the base, or this adapter."""
+        """Return whether padding changes neither the base nor this adapter, as measured by `build`."""
         manifest = self._manifest
         return manifest.padding_neutral and (
             entry is None or not manifest.counts_padding or not self._adapters.acts_in(entry, manifest.counts_padding)
         )
 
     def _check_padding(self, arrays: Arrays, entries: Sequence[Entry | None]) -> None:
-        """Raise RequestError if padding would change the result of a row; of one entry, it is that of all rows."""
+        """Raise RequestError if padding would change the result of a row; a single entry is that of all rows."""
         inputs = self._manifest.inputs
         if not has_padding(arrays, inputs):
             return
@@ -596,7 +593,7 @@ class Session(Described):
         *,
         head_only: bool = False,
     ) -> Arrays:
-        """Run all rows through one adapter, or through the base; on what is kept of them, if anything is."""
+        """Run all rows with one adapter or the base, from cached activations if there are any."""
         by_row = self._prefixes.limit or self._graphs.main == "bank"
         if by_row and weights is None and self._bank.takes([entry]):
             return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))), head_only=head_only)
@@ -605,7 +602,7 @@ class Session(Described):
         return graph.run(feeds, self._outputs([entry], head_only=head_only))
 
     def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None], *, head_only: bool = False) -> Arrays:
-        """Run each row through its own adapter; what rows that are alike have in common, once."""
+        """Run each row with its own adapter; equal rows share the computation below the adapters."""
         wanted, shared = self._outputs(entries, head_only=head_only), self._prefixes.feeds(arrays)
         if shared is not None:
             outputs = self._bank.run(shared, entries, wanted, "fanout")
@@ -616,9 +613,9 @@ class Session(Described):
     def _own_feeds(
         self, arrays: Arrays, entry: Entry | None, weights: Weighting | None, allow_mixed_rows: bool
     ) -> Feeds:
-        """Return the tensors of an adapter, with the weights that a call gives; those of the base where it needs any.
+        """Return the tensors of an adapter with the call's weights, or neutral tensors for the base.
 
-        The graph with slots computes the base without them.
+        The graph `slots` needs no tensors for the base.
         """
         if entry is None:
             return {} if self._graphs.main == "slots" else self._graphs.neutral
@@ -633,7 +630,7 @@ class Session(Described):
         return {**feeds, **{slot: self._graphs.placed(tensor) for slot, tensor in given.items()}}
 
     def _outputs(self, entries: Iterable[Entry | None], *, head_only: bool = False) -> list[str]:
-        """Return the base's outputs, unless only heads are wanted, and the outputs of heads that some row fills."""
+        """Return the base's outputs, unless only heads are wanted, and the outputs of the rows' heads."""
         heads = {entry.output for entry in entries if entry is not None}
         wanted = heads if head_only and heads - {None} else heads | self._base_outputs
         return [record.name for record in self._manifest.outputs if record.name in wanted]
@@ -646,7 +643,7 @@ class Session(Described):
         context: Sequence[np.ndarray | None] | None = None,
         **choice: Unpack[Choice],
     ) -> list[Answer]:
-        """Return the answer of each row; of one problem type, if it is given."""
+        """Return the answer of each row; RequestError if its adapter has another problem type than `problem`."""
         results, entries = self._results(problem, inputs, adapter, **choice)
         real = real_tokens(results, inputs, self._manifest)
         contexts = [None] * len(results) if context is None else context
@@ -667,12 +664,12 @@ class Session(Described):
         strength: Strength | None = None,
         allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
-        """Return what the heads give for each row, if they can answer, and each row's adapter."""
+        """Return the result of each row's head, and its adapter; RequestError if it cannot answer."""
         self._check_process()
         if adapters is None:
             adapter = self.named(adapter) or self._manifest.head
         if adapter is None and adapters is None:
-            raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
+            raise RequestError("no adapter given", expected="`adapter`, or `adapters` with one per row")
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
@@ -680,7 +677,7 @@ class Session(Described):
         given = [adapter] * rows if adapters is None else list(adapters)
         names = [None if name is None else self.named(name) for name in given]
         if len(names) != rows:
-            raise RequestError("a mixed batch has one choice for each row", found=len(names), expected=rows)
+            raise RequestError("`adapters` must have one entry per row", found=len(names), expected=rows)
         entries = {name: check_type(self._entry(name), problem)[0] for name in dict.fromkeys(names)}
         strengths, own_weights = strength_of_each(strength, rows), weights_of_each(weights, rows)
         choices = list(zip(names, strengths, own_weights, strict=True))
@@ -704,10 +701,10 @@ class Session(Described):
         word: str,
         allow_mixed_rows: bool,
     ) -> list[Item]:
-        """Return the requests, each checked and its adapter looked up, without padding that would change a result.
+        """Return checked requests with their adapters, without padding that would change a result.
 
-        A request is one item, or several of one row each where its rows may not share a call as they are. Messages
-        call a request by `word` and its number; by nothing if there is no word.
+        A request becomes one item, or one per row if its rows may not share a call. Messages name a request by `word`
+        and its number.
         """
         self._check_process()
         manifest, inputs = self._manifest, self._manifest.inputs
@@ -729,7 +726,7 @@ class Session(Described):
         return items
 
     def _parts(self, arrays: Arrays, may_pad: bool, allow_mixed_rows: bool) -> Sequence[tuple[Arrays, Origin | None]]:
-        """Return the inputs of a request as they go into calls: whole, or each row where rows may not share one."""
+        """Return the inputs of a request as a whole, or by row if rows may not share a call."""
         inputs, rows = self._manifest.inputs, len(next(iter(arrays.values())))
         moves = has_padding(arrays, inputs) and any(
             misplaced(arrays, inputs, row, may_pad=may_pad) for row in range(rows)
@@ -738,25 +735,25 @@ class Session(Described):
         if not moves and (rows == 1 or not apart or not self._can_split):
             return [(arrays, None)]
         if rows > 1 and not self._can_split:
-            raise RequestError("rows with padding cannot be taken apart in this base", fix="give them one by one")
+            raise RequestError("rows with padding cannot be separated in this base", fix="pass them one by one")
         parts = []
         for row in range(rows):
             own, origin = {name: array[row : row + 1] for name, array in arrays.items()}, None
             if moves:
                 own, origin = without_padding(own, inputs, may_pad=may_pad)
-                own = check_inputs(own, inputs, self._manifest.lengths)  # it is shorter now
+                own = check_inputs(own, inputs, self._manifest.lengths)  # shorter than before
             parts.append((own, origin))
         return parts
 
     def _at_choice(self, entry: Entry | None, request: Request) -> Entry | None:
-        """Return the adapter of a request at its strength; errors are about the strength and the weights."""
+        """Return the adapter of a request at its strength; RequestError for a wrong strength or weights."""
         if request.weights is None:
             return None if entry is None else self._strengths.at(entry, request.strength)
         if entry is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         if check_strength(request.strength) != 1.0:
             raise RequestError(_TWICE, where="`strength`", fix="multiply the weights by it")
-        weight_tensors(entry, request.weights)  # before anything is computed
+        weight_tensors(entry, request.weights)  # checked before anything is computed
         return entry
 
     def _run_items(
@@ -767,7 +764,7 @@ class Session(Described):
         # on a GPU, launches outweigh padding
         call_tokens = CALL_TOKENS if self._graphs.row.processor == "cpu" else token_budget
         found: list[Arrays | None] = [None] * len(items)
-        parts = [0] * count  # of each request, those that are still to be computed
+        parts = [0] * count  # pending items of each request
         for item in items:
             parts[item.index] += 1
         places = {id(item): place for place, item in enumerate(items)}
@@ -785,11 +782,11 @@ class Session(Described):
         entries = [item.entry for item in batch for _ in range(item.rows)]
         head_only = all(item.head_only for item in batch)
         weights = None if batch[0].weights is None else [item.weights or {} for item in batch for _ in range(item.rows)]
-        if len(batch) == 1:  # nothing to pad or to take apart
+        if len(batch) == 1:  # nothing to pad or to split
             (item,) = batch
             return [(item, self._compute_all(item.arrays, item.entry, weights, True, head_only=head_only))]
         arrays = batches.joined(batch, self._manifest)
-        if all(entry is entries[0] for entry in entries):  # rows of one adapter need no bank
+        if all(entry is entries[0] for entry in entries):  # one adapter needs no bank
             outputs = self._compute_all(arrays, entries[0], weights, True, head_only=head_only)
         else:
             outputs = self._compute_rows(arrays, entries, head_only=head_only)

@@ -1,4 +1,4 @@
-"""Adapters by strength: the same graph and slots, with the tensors that make an adapter's updates larger or smaller."""
+"""Adapters scaled by a strength: tensors for the same slots whose updates are larger or smaller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapter_export.runtime.loaded_adapters import Adapters, Entry
 from adapter_export.safe_io.documents import parse_json
 
 STRENGTH_KEY = "adapter_export.strength"
-"""The key, in the metadata of the graph with slots, of the parameters that scale what each of its graphs adds: JSON."""
+"""Metadata key of the graphs `slots` and `inputs`: JSON of the parameters that scale each adapter graph's update."""
 
 Strength = float | Sequence[float]
 """Scale of an adapter's updates: one number, or one per row."""
@@ -30,7 +30,7 @@ Scaled = Mapping[str, Sequence[str] | None]
 """Parameters that a strength scales, by the name of the graph; `None` for a graph that no strength can scale."""
 
 _MOST = 1000.0
-"""The largest strength: more is no request, but an error of units."""
+"""Maximum strength; larger numbers are mistakes, such as percentages."""
 
 _KEPT = 32
 """Maximum number of scaled adapters kept in memory."""
@@ -42,12 +42,12 @@ def strength_of_each(strength: Strength | None, rows: int) -> Sequence[float]:
         return [1.0 if strength is None else strength] * rows
     if len(strength) != rows:
         expected = f"{rows}, one for each row"
-        raise RequestError("strengths of another number than rows", found=len(strength), expected=expected)
+        raise RequestError("`strength` must have one number per row", found=len(strength), expected=expected)
     return strength
 
 
 def check_strength(strength: object) -> float:
-    """Return a strength; RequestError if it is no number from -1000 to 1000."""
+    """Return a strength; RequestError unless it is a number from -1000 to 1000."""
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not -_MOST <= strength <= _MOST:
         expected = f"a number from {-_MOST:g} to {_MOST:g}"
         raise RequestError("is no strength", where="`strength`", found=repr(strength), expected=expected)
@@ -55,23 +55,28 @@ def check_strength(strength: object) -> float:
 
 
 def scaled_parameters(text: str | None, slots: Sequence[SlotRecord], where: str) -> Scaled:
-    """Return what a graph says in its metadata, at `STRENGTH_KEY`.
+    """Return the scaled parameters of each adapter graph from the metadata of a bundle's graph.
+
+    Args:
+        text: the metadata at `STRENGTH_KEY`.
+        slots: of the bundle.
+        where: the metadata in messages.
 
     Raises:
-        RequestError: it says nothing.
-        FormatError: it does not name all graphs at the sites of `slots`.
+        RequestError: the metadata has no such key.
+        FormatError: it lacks an adapter graph.
     """
     where = f"`{STRENGTH_KEY}` in {where}"
     if text is None:
         raise RequestError(
-            "the bundle does not say how its adapters are scaled",
+            "the bundle has no record of scaled parameters",
             where=where,
             found="a bundle of an earlier release",
             fix="build it again, or leave the strength out",
         )
     found: Any = parse_json(text.encode(), where)
     if not isinstance(found, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= found.keys():
-        raise FormatError("does not name all graphs of the bundle", where=where, fix="build it again")
+        raise FormatError("lacks graphs of the bundle", where=where, fix="build it again")
     return found
 
 
@@ -79,7 +84,8 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
     """Return the tensors of an adapter at a strength.
 
     Raises:
-        RequestError: it has none: its updates are not added to what they replace, or read each other.
+        RequestError: the adapter cannot be scaled: it replaces values instead of adding updates, or its updates read
+            each other.
     """
     found = dict(tensors)
     for slot in slots:
@@ -89,7 +95,7 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
         names = parameters[slot.graph]
         if names is None:
             raise RequestError(
-                "has no strength: what it computes is not what it replaces plus an update that can be scaled",
+                "cannot be scaled: it does not add an update to the value that it replaces",
                 where=f"adapter `{adapter}`, graph `{slot.graph}`",
                 expected="strength 1",
                 fix="leave the strength out for this adapter",
@@ -103,7 +109,7 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
 class Strengths:
     """The adapters of a session at strengths other than 1; thread-safe.
 
-    At every site `v` becomes `v + s·Δ` where the adapter makes it `v + Δ`. Heads stay as they are.
+    Strength `s` turns the adapter's `v + Δ` into `v + s·Δ` at every site. Heads are not scaled.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters) -> None:
@@ -113,7 +119,7 @@ class Strengths:
         self._lock = Lock()
 
     def at(self, entry: Entry, strength: float) -> Entry:
-        """Return an adapter at a strength; itself at 1.
+        """Return an adapter at a strength; the same object at 1.
 
         Raises:
             RequestError: as `check_strength`, `scaled_parameters` and `scaled`.

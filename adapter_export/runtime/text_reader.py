@@ -1,4 +1,4 @@
-"""Texts become inputs, as the record of each one's adapter says, and are answered with a session."""
+"""Tokenization of texts by the task of their adapter, and their answers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ from adapter_export.text import EncodedText, Pair, Side, SidedText, Text, Tokeni
 
 
 class TextReader(Reader):
-    """Reads texts for the adapters of a bundle, by the record of each, and answers them with a session.
-
-    Made by `Bundle.texts`.
-    """
+    """Tokenizes texts for the adapters of a bundle, and answers them; made by `Bundle.texts`."""
 
     session: Session
     word = "text"
     window, token_budget = 2048, TOKEN_BUDGET
-    """Texts that are sorted by length at a time (more hardly save padding), and maximum tokens of a call."""
+    """Number of texts sorted by length together (more save little padding), and maximum tokens of a call."""
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest, session: Session) -> None:
         self.tokenizer, self.session = tokenizer, session
@@ -49,21 +46,20 @@ class TextReader(Reader):
         stride: int | None = None,
         places: Sequence[str] = (),
     ) -> list[ReadText]:
-        """Make tokens of texts, as the task of each one's adapter says.
+        """Tokenize texts by the task of their adapter.
 
         Args:
-            texts: for a task of one text: texts, with their sides where the task has prefixes of sides, or the words
-                of each; for a task of pairs: pairs, or for each question of a multiple-choice task a list of pairs.
+            texts: for tasks of one text: texts, with a side if the task has prefixes, or lists of words; for tasks of
+                pairs: pairs, or a list of pairs per question of a multiple-choice task.
             adapter: the adapter of all texts. Default: the base head, or the base.
-            adapters: instead, one for each text.
-            long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
-            stride: how many tokens neighbouring windows share; a quarter of a window if not given.
-            places: what messages call each text; `text 0` and so on if not given.
+            adapters: one adapter per text instead.
+            long: truncate (`cut`) or refuse long texts, or split them into `windows`.
+            stride: tokens shared by neighbouring windows. Default: a quarter of a window.
+            places: names of the texts in messages. Default: `text 0` and so on.
 
         Raises:
-            RequestError: a text is none, is of another kind than its task wants, lacks its side, or is too long and
-                `long` refuses it;
-                an adapter is not loaded, or was trained with another tokenizer.
+            RequestError: a text is not a string, does not fit its task, lacks its side, or is too long with
+                `long="refuse"`; an adapter is not loaded, or was trained with another tokenizer.
         """
         names = self._names(texts, adapter, adapters)
         places = places or [f"text {at}" for at in range(len(texts))]
@@ -88,11 +84,11 @@ class TextReader(Reader):
             if cut and long == "refuse":
                 limit = max(len(row.encoding.ids) for row in cut)
                 raise RequestError(
-                    "has more tokens than are taken",
+                    "exceeds the maximum length",
                     where=place if name is None else f"{place}, adapter `{name}`",
                     found=f"{max(row.found for row in cut):,} tokens",
                     expected=f"at most {limit:,}, special tokens included",
-                    fix=f"shorten it, or give {argument('long', 'windows', option='long_texts')} or `cut`",
+                    fix=f"shorten it, or pass {argument('long', 'windows', option='long_texts')} or `cut`",
                 )
             if cut and long == "windows":
                 own = self._windows(text, pieces, tasks[name], stride, place)
@@ -103,8 +99,8 @@ class TextReader(Reader):
     def arrays(self, rows: Iterable[EncodedText], adapter: str | None = None) -> Tokens:
         """Return the inputs of a call with these rows, int64 [batch, tokens].
 
-        They are padded to the longest, or to a length that the base takes, where that does not change the results of
-        the adapter.
+        Rows are padded to the longest, or to an allowed length of the base, if that leaves the adapter's results
+        unchanged.
 
         Raises:
             RequestError: an input cannot be computed from text, or the rows differ in length and may not be padded.
@@ -113,22 +109,22 @@ class TextReader(Reader):
         return self.tokenizer.arrays([row.encoding for row in rows], self._inputs, pads=pads)
 
     def without_padding(self, outputs: Mapping[str, np.ndarray], row: EncodedText) -> Arrays:
-        """Return the outputs of a row, without the tokens that it was padded with."""
+        """Return the outputs of a row without padding."""
         tokens = len(row.encoding.ids)
         return {name: array[:tokens] if name in self._per_token else array for name, array in outputs.items()}
 
     def _task(self, name: str | None) -> Task | None:
-        """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""
+        """Return the task of an adapter; RequestError if it was trained with another tokenizer."""
         if name is None:
             return None
         task = self.session.task(name)
         if task is not None and task.tokenizer not in (None, self._digest):
             raise RequestError(
-                "was trained with another tokenizer than the bundle's, which would give it other ids",
+                "was trained with another tokenizer, whose ids differ from the bundle's",
                 where=f"adapter `{name}`",
                 found=f"tokenizer {str(self._digest)[:12]}…",
                 expected=f"{str(task.tokenizer)[:12]}…",
-                fix="build the bundle with the tokenizer that the adapter was trained with, or give arrays",
+                fix="build the bundle with the adapter's tokenizer, or pass arrays",
             )
         return task
 
@@ -137,9 +133,9 @@ class TextReader(Reader):
     ) -> tuple[EncodedText, ...]:
         if is_choices(text):
             raise RequestError(
-                "a question with choices is not read in windows",
+                "a question with choices is not split into windows",
                 where=place,
-                fix=f"give {argument('long', 'cut', option='long_texts')}, or shorten the texts",
+                fix=f"pass {argument('long', 'cut', option='long_texts')}, or shorten the texts",
             )
         limit = None if task is None else task.max_tokens
         return tuple(self.tokenizer.windows(pieces[0], limit, stride, place=place))
@@ -148,7 +144,7 @@ class TextReader(Reader):
 def encoded(
     tokenizer: Tokenizer, pieces: Sequence[tuple[Text, Task | None]], places: Sequence[str] = ()
 ) -> list[EncodedText]:
-    """Encode texts that are prepared, cut by the limit and on the side of their tasks; `places` are for messages.
+    """Encode prepared texts, truncated as their tasks require; `places` are their names in messages.
 
     Raises:
         RequestError: as `Tokenizer.rows`; or a text with a template is longer than its limit.
@@ -159,25 +155,25 @@ def encoded(
     for at, (row, (_, task)) in enumerate(zip(rows, pieces, strict=True)):
         if row.cut and task is not None and task.template:
             raise RequestError(
-                "has more tokens than are taken, and a prompt is not truncated",
+                "exceeds the maximum length, and a prompt is not truncated",
                 where=places[at] if places else None,
                 found=f"{row.found:,} tokens",
-                expected=f"at most {len(row.encoding.ids):,}, those of the template included",
+                expected=f"at most {len(row.encoding.ids):,}, including the template",
                 fix="shorten it",
             )
     return rows
 
 
 def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) -> Sequence[Text]:
-    """Return what is made tokens of a text: it with its prefix, or each of its choices.
+    """Return the texts to tokenize: the text with its prefix, or each of its choices.
 
     Raises:
-        RequestError: it is a pair and the task takes one text, or the other way round; or its side is not known.
+        RequestError: a pair was passed to a task of one text or vice versa, or the side is missing.
     """
     text, side = text if isinstance(text, SidedText) else (text, None)
     if task is None:
         if side is not None:
-            raise RequestError("only adapters that give vectors take sides", where=place, found=f"`{side}`")
+            raise RequestError("only embedding adapters have sides", where=place, found=f"`{side}`")
         return _pairs(text) if is_choices(text) else [cast(Text, text)]
     choices = is_choices(text)
     if (isinstance(text, Pair) or choices) != (task.input == "pair") or (choices and not task.kind.has_choices):
@@ -195,7 +191,7 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) ->
     with within(f"{place}, adapter `{adapter}`"):
         prefix = task.prefix_of(side)
         if prefix and not isinstance(text, str):
-            raise RequestError("the adapter puts a prefix before each text", found="words", expected="a text")
+            raise RequestError("an adapter with a prefix needs texts", found="words", expected="a text")
     if task.template and isinstance(text, Pair):
         return [task.filled(*_strings(text, place))]
     return [prefix + text if isinstance(text, str) else cast(Text, text)]
@@ -205,7 +201,7 @@ def _strings(pair: Pair, place: str) -> tuple[str, str]:
     first, second = pair
     if isinstance(first, str) and isinstance(second, str):
         return first, second
-    raise RequestError("is a pair of words, and a prompt is made of texts", where=place, expected="two strings")
+    raise RequestError("a prompt needs texts instead of words", where=place, expected="two strings")
 
 
 def _pairs(text: Asked) -> list[Pair]:

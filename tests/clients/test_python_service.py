@@ -140,7 +140,7 @@ def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -
     assert list(new["probabilities"]) == ["left", "right"]
     values = [list(each["probabilities"].values()) for each in (new, narrow)]
     np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-5)
-    assert "loaded already" in service.put("/adapters/new", content=data).json()["error"]
+    assert "already loaded" in service.put("/adapters/new", content=data).json()["error"]
     assert "new" not in service.delete("/adapters/new").json()
     assert "new" not in service.get("/adapters").json()
     assert service.get("/statistics").json()["bank"]["loads"] >= 1

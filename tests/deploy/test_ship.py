@@ -106,7 +106,7 @@ def test_what_is_there_stays_without_force(bundle: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["Big", "a_b", "", "1st", "a" * 64, 'a"\n', "../a"])
 def test_a_name_that_no_service_may_have_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="no name of a service"):
+    with pytest.raises(UsageError, match="invalid service name"):
         ae.ship(bundle, tmp_path / "out", layout="kserve", name=name)
     with pytest.raises(FileError, match="is not a bundle"):  # which would be said of its name
         ae.ship(tmp_path / "no_bundle", tmp_path / "out", layout="kserve")

@@ -94,7 +94,7 @@ def test_sides_have_the_prefixes_of_the_task(world: World) -> None:
         np.testing.assert_allclose(method(TEXTS), expected, rtol=0, atol=CLOSE)
         longer = world.expected("sided", [f"{prefix}now, {TEXTS[0]}"])
         np.testing.assert_allclose(method(TEXTS[:1], prompt=f"{prefix}now, "), longer, rtol=0, atol=CLOSE)
-        with pytest.raises(RequestError, match=f"another prefix than the prompt.*`{prefix}`"):
+        with pytest.raises(RequestError, match=f"does not begin with the adapter's prefix.*`{prefix}`"):
             method(TEXTS, prompt="search: ")
     with pytest.raises(RequestError, match="query or a document"):
         model.encode(TEXTS)

@@ -161,7 +161,7 @@ class TestTheRuntime:
             session.embed(INPUTS, adapters=["small", "wide", "small"])
         with pytest.raises(UsageError, match="no adapter is named; found adapters that answer: `topic`"):
             session.embed(INPUTS)
-        with pytest.raises(RequestError, match="no adapter is chosen"):
+        with pytest.raises(RequestError, match="no adapter given"):
             session.embed(INPUTS, "base")
         with pytest.raises(TypeError, match="allow_mixed"):
             session.embed(INPUTS, "small", allow_mixed=True)  # type: ignore[call-arg]

@@ -33,7 +33,7 @@ def test_outputs_are_those_of_run(session: Session, name: str | None) -> None:
 
 
 def test_what_fails_is_named(session: Session) -> None:
-    with pytest.raises(RequestError, match="not those of the graph"):
+    with pytest.raises(RequestError, match="do not match the graph"):
         session.run_on_device({}, "wide")
     with pytest.raises(RequestError, match="not loaded"):
         session.run_on_device(INPUTS, "nobody")
@@ -52,9 +52,9 @@ def test_without_a_gpu_the_fallback_says_so(bundle: Bundle) -> None:
 
 
 def test_a_wrong_call_has_no_fallback(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="a session needs a thread"):
+    with pytest.raises(UsageError, match="`threads` must be greater than 0"):
         bundle.session(threads=0, fallback="cpu")
-    with pytest.raises(UsageError, match="needs room for an adapter"):
+    with pytest.raises(UsageError, match="`resident` must be greater than 0"):
         bundle.session(resident=0)
 
 

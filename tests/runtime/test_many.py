@@ -176,7 +176,7 @@ def test_nothing_is_done_if_a_request_does_not_fit(session: Session) -> None:
         session.run_many([*_requests(2), wrong], reporter=calls)
     with pytest.raises(RequestError, match="request 0, adapter `nobody`"):
         session.run_many([Request(token_inputs(2), "nobody")])
-    with pytest.raises(UsageError, match="room for a token"):
+    with pytest.raises(UsageError, match="`token_budget` must be greater than 0"):
         session.run_many(_requests(2), token_budget=0)
     assert calls.steps == []
     assert session.run_many([]) == []

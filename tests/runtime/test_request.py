@@ -47,7 +47,7 @@ def test_what_fits_comes_back_contiguous_in_the_order_of_the_graph() -> None:
         ({"ids": np.zeros((0, 2), np.int64)}, "at least 1 along each axis"),
         ({"ids": np.array([[0, 10], [1, 2]])}, "found 10; expected 0 to 9"),
         ({"ids": np.array([[0, -1], [1, 2]])}, "found -1; expected 0 to 9"),
-        ({"mask": np.array([[True, False], [False, False]])}, "`mask`.*a token in each row"),
+        ({"mask": np.array([[True, False], [False, False]])}, "`mask`.*at least 1 token in each row"),
     ],
 )
 def test_each_fault_is_named(change: dict[str, Any], message: str) -> None:

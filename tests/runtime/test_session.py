@@ -154,7 +154,7 @@ class TestLoad:
 
     def test_a_name_that_is_taken(self, session: Session, bundle: Bundle) -> None:
         before = session.run(INPUTS, "wide")["hidden"]
-        with pytest.raises(RequestError, match="loaded already"):
+        with pytest.raises(RequestError, match="already loaded"):
             session.load("wide", bundle.folder / "adapters/narrow.onnx_adapter")
         np.testing.assert_array_equal(session.run(INPUTS, "wide")["hidden"], before)
 
@@ -279,7 +279,7 @@ class TestFilesThatDoNotFit:
             (_of_another_rank, r"has shape \[16\]"),
             (_not_a_number, "NaN or Inf"),
             (_infinite, "NaN or Inf"),
-            (_of_width_zero, "whose size is not that of its shape"),
+            (_of_width_zero, "whose size does not match its shape"),
             (_of_another_type, "another type"),
         ],
     )

@@ -223,7 +223,7 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     assert reader.answer([tmp_path / "long.wav"], "pitch")[0].cut == 20_000 - 16_000
     with pytest.raises(RequestError, match="4,000 samples more"):
         reader.read([tmp_path / "long.wav"], "pitch", long="refuse")
-    with pytest.raises(RequestError, match="not read in windows"):
+    with pytest.raises(RequestError, match="not split into windows"):
         reader.read([tmp_path / "long.wav"], "pitch", long="windows")
 
 
