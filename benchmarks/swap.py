@@ -4,7 +4,7 @@
     python benchmarks/swap.py --model model.onnx --shapes 1x16 --provider cuda
 
 Calls go through `adapter_export.runtime`, which checks the inputs of each call. `another adapter` selects the next
-adapter of the bundle in every call; on a GPU all adapters stay in its memory, and none is copied again. `its tensors
+adapter of the bundle in every call; on a GPU all adapters stay in its memory, without further copies. `its tensors
 copied` is the cost of sending the adapter's tensors with each call.
 """
 

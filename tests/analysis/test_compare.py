@@ -153,7 +153,7 @@ LABELS = ("red", "green", "blue")
 
 
 class Bench:
-    """A small encoder with a bundle of adapters, and what torch computes alone."""
+    """A small encoder with a bundle of adapters, and the results of plain torch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, self.bundle = folder, folder / "model.pt", folder / "bundle"

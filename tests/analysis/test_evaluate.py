@@ -1,4 +1,4 @@
-"""The shipped graph measured from text: for each problem type, rows whose right answers torch alone has given."""
+"""The shipped graph evaluated from text: rows of each task type, with correct answers from plain torch."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
     rows = []
     for one, two in pairwise(sentences(15)):
         first, second = (world.torch("vector", text).astype(np.float64) for text in (one, two))
-        rows.append({"text": one, "pair": two, "label": float(first @ second) ** 3})  # Spearman sees the order alone
+        rows.append({"text": one, "pair": two, "label": float(first @ second) ** 3})  # Spearman uses only the order
     found = measured(world, "vector", write(tmp_path / "pairs.jsonl", rows), pair="pair", label="label")
     assert values(found)["spearman"] == pytest.approx(1.0)
     assert (values(found)["pearson"] or 1.0) < 1.0
@@ -312,7 +312,7 @@ def test_a_library_that_is_missing_is_named(world: World, topics: Path, monkeypa
 
 
 class Page(HTMLParser):
-    """Contents of a page: its tags, its text, and whatever it would load."""
+    """Contents of a page: tags, text, and external resources."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ def test_some_rows_of_its_file_do_not_hold_a_record(trained: Path) -> None:
 
 
 def test_rows_that_rounding_may_decide_are_named_and_allowed(trained: Path) -> None:
-    """A record that differs by one row passes where that row lies within the budget, and fails where none does."""
+    """A record that differs by one row passes if that row is within the budget, and fails otherwise."""
     own = contestant(trained / "bundle", "trained")
     data = replace(read(trained / "test.tsv", own, 4), is_part=False)
     asked = own.read(data)

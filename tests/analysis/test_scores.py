@@ -50,7 +50,7 @@ def _mean(hits: np.ndarray, rows: np.ndarray) -> tuple[float]:
 
 
 def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
-    """Of 200 samples of 60 rows with an accuracy of 0.8, about 95 % have an interval that holds 0.8."""
+    """About 95 % of 200 samples of 60 rows with an accuracy of 0.8 have an interval that contains 0.8."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):
         hits = rng.random(60) < 0.8
@@ -78,7 +78,7 @@ def test_a_ranking_draws_groups() -> None:
 
 
 def test_calibration() -> None:
-    """Of five bins with an answer each: 0.55 right, 0.7 right, 0.75 wrong, 0.9 wrong, 0.95 right."""
+    """Five bins with one answer each: 0.55 right, 0.7 right, 0.75 wrong, 0.9 wrong, 0.95 right."""
     found = calibrate(JUDGED)
     assert found is not None
     assert [(round(one.low, 1), one.count, one.right) for one in found.bins] == [

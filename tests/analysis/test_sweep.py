@@ -88,7 +88,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     first = Search(tmp_path / "search.sqlite3", space)
     (one, done), (two, open_) = islice(first.settings(6), 2)
     first.tell(one, 0.5)
-    del first  # and nobody ever tells of the second one
+    del first  # and the second one is never reported
     again = Search(tmp_path / "search.sqlite3", space)
     found = dict(again.settings(6))
     assert (found[one], found[two]) == (done, open_)

@@ -45,11 +45,11 @@ class Kind:
     """A kind of base.
 
     Attributes:
-        make: makes the model.
-        neutral: whether rows may be padded in it.
-        inputs: what it takes.
-        lengths: of its axis of tokens.
-        side: where its tokenizer says that padding goes.
+        make: creates the model.
+        neutral: whether rows may be padded.
+        inputs: names of the inputs.
+        lengths: supported lengths of the token axis.
+        side: padding side of the tokenizer.
     """
 
     make: Callable[[], nn.Module]
@@ -221,7 +221,7 @@ def test_texts_that_no_server_would_take_are_refused_before_training(
 def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_served(
     archive: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The base in int8 counts padding; its classes are those of each text alone."""
+    """The base in int8 counts padding; its classes equal those of single texts."""
     case = Case("convolution")
     rows = case.rows(40, 0)
     data = write(tmp_path / "learn.jsonl", rows)

@@ -140,6 +140,6 @@ def test_the_documentation_lists_these_architectures() -> None:
 
 
 def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -> None:
-    """At real tokens: what stands at padding means nothing, and fused kernels differ there."""
+    """Compare at real tokens: values at padding are meaningless, and fused kernels differ there."""
     real = inputs["attention_mask"].numpy() == 1 if "attention_mask" in inputs else slice(None)
     np.testing.assert_allclose(found[real], wanted[real], rtol=0, atol=TOLERANCE)

@@ -91,7 +91,7 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], str, bool]] = {
     "marian": (_marian, BART, True),
     "whisper": (_whisper, BART, True),
 }
-"""How each is made, its sites with the modules whose results they are, and whether it goes through a folder."""
+"""Recipe of each base, its sites with the modules of their results, and whether it passes through a folder."""
 
 LINEARS = [
     *(f"encoder.layers.0.attention.{name}" for name in ("query", "key", "value", "output")),
@@ -242,7 +242,7 @@ def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path
 
 
 def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -> None:
-    """At real tokens of the decoder: what stands at padding means nothing, and fused kernels differ there."""
+    """Compare at real tokens of the decoder: values at padding are meaningless, and fused kernels differ there."""
     real = inputs["decoder_attention_mask"].numpy() == 1
     np.testing.assert_allclose(found[real], wanted[real], rtol=0, atol=TOLERANCE)
 

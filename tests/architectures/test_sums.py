@@ -107,7 +107,7 @@ FORMS: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         lambda _, x, start, h, adapt: 0.7 * x + 0.4 * start + adapt(h),
     ),
 }
-"""How a base writes its sum, and the same with an adapter in it, of the block, `x`, the stream's start and `h`."""
+"""Sums in bases, and the same with an adapter on the block, `x`, the stream's start and `h`."""
 
 
 SUBLAYERS = [f"layers.{number // 2}.{('attention', 'ffn')[number % 2]}" for number in range(len(FORMS))]
@@ -160,7 +160,7 @@ LISTED = {"hiera": HIERA, "perceiver": PERCEIVER, "detr": DETR}
 
 
 def computed(base: TorchBase, graph: OnnxBase, adapter: Adapter, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """What ONNX Runtime and torch compute of a base with an adapter."""
+    """Results of ONNX Runtime and torch for a base with an adapter."""
     arrays = {name: value.numpy() for name, value in inputs.items()}
     found = in_slots(graph, adapter)(arrays), TorchRunner(base).run(arrays, adapter)
     return [outputs[base.outputs[0].name] for outputs in found]

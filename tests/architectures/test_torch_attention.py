@@ -141,7 +141,7 @@ def test_a_site_map_keeps_them(base: Base, tmp_path: Path) -> None:
 
 
 def merged(adapter: Adapter, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    """What the live module computes with all of the adapter in its weights."""
+    """Results of the live module with the adapter merged into its weights."""
     module = built()
     weights = dict(module.named_parameters())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tables of any length: shards, wherever they are computed, and after whatever happened to a process."""
+"""Tables of any length: shards, computed anywhere, and after any failure of a process."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(program: str, *options: str) -> dict[str, Any]:
-    """What a program prints as JSON."""
+    """Return the JSON output of a program."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", [program, "--json", *options])
@@ -97,7 +97,7 @@ def load(program: str, name: str = "read") -> dict[str, Any]:
 @pytest.fixture(scope="module")
 @extended
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all programs together print about a tiny base, whose bundles are made once."""
+    """Output of all programs on a tiny base, whose bundles are built once."""
     model = save_tiny(tmp_path_factory.mktemp("tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
@@ -189,7 +189,7 @@ class TestResults:
     + [(program, "--adapters=-1") for program in ROWS],
 )
 def test_a_wrong_option_is_one_sentence(program: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each program alone, which refuses it before anything is made."""
+    """Each program rejects it before any work."""
     uses = {"adapters", "bottleneck", *load(program)["PART"].uses}
     with pytest.raises(SystemExit) as error:
         run(program, *(f"--{name}={value}" for name, value in SIZES.items() if name in uses), option)

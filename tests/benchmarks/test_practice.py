@@ -1,4 +1,4 @@
-"""The tables in docs/project/practice.md are what was measured, and a training that was measured is not repeated."""
+"""The tables in docs/project/practice.md match the measurements, and a measured training is not repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets grow where rounding is amplified, but golden vectors alone still expose faults."""
+"""Budgets grow where rounding is amplified, but golden vectors still expose faults."""
 
 from __future__ import annotations
 

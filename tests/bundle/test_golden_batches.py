@@ -181,7 +181,7 @@ def test_every_row_shows_a_mistake_with_its_inputs(text_folder: Path, mistake: C
             for one in (inputs, mistake(inputs))
         )
         wrong = wrong[-len(right) :] if TASKS[row.adapter].type in ("token", "span") else wrong
-        if row.context is not None:  # positions alone may stay the same
+        if row.context is not None:  # only positions may stay the same
             continue
         found = expected_numbers(wrong.astype(np.float64), row.adapter)
         same = np.abs(np.subtract(found, numbers_of(row.answer, row.adapter))).max() <= row.absolute

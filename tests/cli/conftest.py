@@ -1,4 +1,4 @@
-"""What the tests of the commands have in common: the commands, and a small real model."""
+"""Shared parts of command tests: a runner, and a small real model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LAYERS = 2
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left: its exit code and what it wrote."""
+    """Result of a command: exit code and output."""
 
     returncode: int
     stdout: str
@@ -70,10 +70,10 @@ class Cli:
         """Run a command.
 
         Args:
-            arguments: after `adapter-export`.
-            folder: where it runs.
-            file_size: the most bytes that it may write to one file, as on a disk that fills up.
-            stdin: what it reads.
+            arguments: arguments after `adapter-export`.
+            folder: working directory.
+            file_size: maximum bytes per file, to simulate a full disk.
+            stdin: standard input.
         """
         words = [str(argument) for argument in arguments]
         with (

@@ -91,7 +91,7 @@ HERE = (
     "push {bundle} hf://me/other --evaluation {}",
     "pack {} --base {model} --kind lora -o new",
 )
-"""Arguments that are read or changed on this machine alone, and are no plain paths to click."""
+"""Arguments that are read or changed locally, and are not plain paths for click."""
 
 LOCAL = {
     *("output", "out", "shards", "report", "svg", "plot", "repro", "write_site_map", "state"),  # written

@@ -1,4 +1,4 @@
-"""`--config FILE`: options of any command from TOML; what is typed wins, and what is unknown is named."""
+"""`--config FILE`: options of any command from TOML; typed options override it, and unknown ones are named."""
 
 from __future__ import annotations
 

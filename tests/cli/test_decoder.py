@@ -1,4 +1,4 @@
-"""A decoder's two archives, with its cache and without: what is trained on the one and built into the other."""
+"""A decoder's two archives, with and without cache: an adapter trained on one is built into the other."""
 
 from __future__ import annotations
 

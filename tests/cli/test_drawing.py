@@ -33,7 +33,7 @@ def _texts(svg: str) -> list[str]:
 
 
 def _boxes(svg: str) -> list[tuple[float, float]]:
-    """Where the boxes of adapters lie, and how wide they are; those of the legend have no text over them."""
+    """Positions and widths of the boxes of adapters; those of the legend have no text above them."""
     groups = ET.fromstring(svg).iter(f"{_SVG}g")
     return [(float(box.attrib["x"]), float(box.attrib["y"])) for group in groups for box in group.iter(f"{_SVG}rect")]
 

@@ -80,7 +80,7 @@ def test_a_head_is_left_out_where_the_user_says_so(cli, onnx: Path, tmp_path: Pa
 
 
 def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
-    """A folder says what it is; an archive has other names of modules."""
+    """A folder records its architecture; an archive has other module names."""
     folder, base = FIXTURES / "bert/seq_bn", FIXTURES / "distilbert/model"
     words = "was trained on another architecture; found `bert`; expected `distilbert`."
     cli.refused(3, words, "import", "adapterhub", folder, "--base", base, "-o", tmp_path / "a")
@@ -92,7 +92,7 @@ def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
 def test_an_archive_of_another_architecture(
     cli, tmp_path_factory: pytest.TempPathFactory, base: Made, tmp_path: Path
 ) -> None:
-    """RoBERTa's modules are called like BERT's, and its archive says what it is."""
+    """RoBERTa's modules have BERT's names, and its archive records the architecture."""
     folder, roberta = FIXTURES / "bert/seq_bn", adapterhub_base(tmp_path_factory, "roberta").made / "model.pt"
     words = "was trained on another architecture; found `bert`; expected `roberta`."
     cli.refused(3, words, "import", "adapterhub", folder, "--base", roberta, "-o", tmp_path / "a")

@@ -49,7 +49,7 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
         real = inputs["attention_mask"] == 1 if tokens is not None else slice(None)
         found = (outputs["logits"] if tokens is None else tokens)[real]
         np.testing.assert_allclose(found, record["float32.logits"][real], rtol=0, atol=2e-5)
-        if name == "bert_lora_classify":  # whose task nobody knows
+        if name == "bert_lora_classify":  # whose task is unknown
             np.testing.assert_allclose(found, record["float64.logits"], atol=1e-5)
             with pytest.raises(RequestError, match="an adapter without a known task cannot answer"):
                 session.answer(inputs, name)

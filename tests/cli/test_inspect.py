@@ -1,4 +1,4 @@
-"""`inspect`: what is in a bundle, an adapter, a model."""
+"""`inspect`: contents of a bundle, an adapter, a model."""
 
 from __future__ import annotations
 

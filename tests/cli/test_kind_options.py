@@ -1,4 +1,4 @@
-"""The options of kinds: each means what it says, and one that a kind does not have is an error."""
+"""Options of kinds: each has its effect, and options that a kind lacks are errors."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def fail(what, as_json):
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs a group with one command that fails as it is told to."""
+    """Runs a group with one command that fails as requested."""
     (tmp_path / "failing_command.py").write_text(FAILURES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -52,7 +52,7 @@ def test_a_signed_bundle_goes_and_comes(
     assert not again.exists()
     cli.refused(3, "already exists", "pull", reference, "-o", out)
     cli.done("pull", sent["pinned"], "-o", out, "--force")
-    # a card of its own goes with the bundle, and what cannot be said in it is refused
+    # a custom card goes with the bundle, and unsupported contents are rejected
     cli.refused(2, "are for a card that is made; found the `README.md`", "push", out, reference, "--base-model", "a/b")
     cli.refused(2, "the bundle is signed with the model card", "push", out, reference, "--card", out / "README.md")
 

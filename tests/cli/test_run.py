@@ -1,4 +1,4 @@
-"""`run`: labels for texts, outputs for arrays, and what cannot run."""
+"""`run`: labels for texts, outputs for arrays, and errors."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _texts(*texts: str) -> list[str]:
 
 
 def _holds(session: Session, encode: Any, rows: list[dict[str, Any]], names: tuple[str | None, ...] = NAMES) -> None:
-    """Each row is what its adapter alone gives for its text alone."""
+    """Each row equals the single result of its adapter for its text."""
     assert [row["adapter"] for row in rows] == list(names)
     for row, name in zip(rows, names, strict=True):
         if name is None:

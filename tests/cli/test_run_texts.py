@@ -1,4 +1,4 @@
-"""`run` on texts: pairs, choices, long texts, and what was cut of them."""
+"""`run` on texts: pairs, choices, long texts, and truncation."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, 
 def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
     cli, model: Path, adapters: Path, table: Path, tmp_path: Path
 ) -> None:
-    """Also with `--force`, and where it lies in a folder that would go."""
+    """Also with `--force`, and if it is in a folder that would be replaced."""
     shutil.copy(model, tmp_path / "model.pt")
     shutil.copytree(adapters / "tone", tmp_path / "made" / "tone")
     shutil.copy(table, tmp_path)

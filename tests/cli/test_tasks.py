@@ -55,7 +55,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What `train --json` said of each adapter; `folder` is where it lies."""
+    """Output of `train --json` for each adapter; `folder` is its location."""
     folder = tmp_path_factory.mktemp("trained")
     commands = {
         "tag": ("tag.jsonl", "--task", "token", "--text", "tokens", "--label", "tags"),
@@ -97,7 +97,7 @@ def test_vectors_that_are_all_alike_are_said(
     cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("alike")
-    rows = [f"a film so {'good' * number}\t{number % 2}" for number in range(1, 21)]  # cut to what is the same in all
+    rows = [f"a film so {'good' * number}\t{number % 2}" for number in range(1, 21)]  # truncated to the common part
     (folder / "vec.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
     words = ("train", model, "--data", folder / "vec.tsv", "--task", "embedding", *QUICK, "-o", folder / "vec")
     distil = ("distil", model, "--data", folder / "vec.tsv", "--task", "embedding", "--epochs", "1")
@@ -208,7 +208,7 @@ def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
-    """In one call and in many, each row is what its adapter alone says of its text alone."""
+    """In one call or many, each row equals the single result of its adapter for its text."""
     names, texts = ("tag", "grade", "vec"), ("the film is good", "dull", "how many films")
     options = [word for text in texts for word in ("--text", text)]
     call = ("run", bundle, "--adapters", ",".join(names), *options)

@@ -1,4 +1,4 @@
-"""`train --fuse`: adapters stay as they are, a fusion of them learns; what comes out builds, checks and runs."""
+"""`train --fuse`: adapters are frozen, their fusion learns; the result builds, checks and runs."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CALLS = {
         "embedding",
     ),
 }
-"""Of `embedding` the loss compares the rows of both processes."""
+"""The loss of `embedding` compares the rows of both processes."""
 KILLED = ("--epochs", "12", "--patience", "12", "--batch-size", "5", "--bottleneck", "4", "--dropout", "0.2")
 DISTIL = ("--layers", "1", "--epochs", "1", "--batch-size", "5", "--learning-rate", "0.01", "--device", "cpu", "--json")
 

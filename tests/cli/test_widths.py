@@ -51,7 +51,7 @@ def constructed() -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 
 def _texts(node: ast.expr) -> tuple[str, ...]:
-    """The headings in a tuple or a list; what is not in the source becomes three headings, such as of metrics."""
+    """Headings in a tuple or list; values missing in the source become three headings, such as of metrics."""
     if not isinstance(node, ast.Tuple | ast.List):
         return ("first", "second", "third")
     found: list[str] = []

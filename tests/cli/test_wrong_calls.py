@@ -29,7 +29,7 @@ for words in calls:
     found = CliRunner().invoke(main, words)
     print(json.dumps([found.exit_code, found.stderr]))
 """
-"""Runs command lines in a process that cannot import what is heavy; a line each of exit code and stderr."""
+"""Run command lines in a process that cannot import heavy modules; one line each of exit code and stderr."""
 
 TABLES = {
     "column.csv": (b"words,label\na,x\nb,y\n", "column.csv, line 1: there is no column `text`; found `words`, `label`"),

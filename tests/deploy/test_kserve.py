@@ -95,7 +95,7 @@ asyncio.run(call())
 def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
     counted: Path, slim: dict[str, str], platform_python: str, tmp_path: Path
 ) -> None:
-    """Each row has the answer that it has alone, on a base that counts padding."""
+    """Each row equals its single answer, on a base that counts padding."""
     bundle = counted
     shipped = ae.ship(bundle, tmp_path / "kserve", layout="kserve", name="small")
     stored = shipped.folder / "storage" / "small"

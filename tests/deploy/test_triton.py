@@ -50,7 +50,7 @@ for model, by in (("small", "slots"), ("small-bank", "bank")):
 def test_a_client_sends_an_adapter_and_gets_its_answers(
     counted: Path, slim: dict[str, str], platform_python: str, tmp_path: Path
 ) -> None:
-    """Each row has the answer that it has alone, on a base that counts padding."""
+    """Each row equals its single answer, on a base that counts padding."""
     bundle = counted
     shipped = ae.ship(bundle, tmp_path / "triton", layout="triton", name="small")
     assert {"model_repository/small/1/model.onnx", "model_repository/small-bank/config.pbtxt"} <= set(shipped.files)

@@ -2,9 +2,9 @@
 
     python triton_rules.py REPOSITORY PORT
 
-What it refuses is what `ModelInstanceState::ValidateInputs`, `ValidateOutputs` and `CompareDimsSupported` of the
-backend (`src/onnxruntime.cc` and `src/onnxruntime_utils.cc`, June 2026) refuse, and for requests what Triton's core
-does: names, types, dimensions, and that only optional inputs are left out.
+It rejects the same as `ModelInstanceState::ValidateInputs`, `ValidateOutputs` and `CompareDimsSupported` of the backend
+(`src/onnxruntime.cc` and `src/onnxruntime_utils.cc`, June 2026), and for requests the same as Triton's core: names,
+types, dimensions, and that only optional inputs are left out.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_no_text_is_in_two_splits_and_the_splits_stay(demo_data: ModuleType, tmp
 
 
 def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> None:
-    """Quotation marks and all: what `train` reads is what was split."""
+    """Including quotation marks: `train` reads exactly the split rows."""
     from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
     demo_data.write_splits(demo_data.sentiment(), tmp_path)

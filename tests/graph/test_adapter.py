@@ -144,7 +144,7 @@ COMMON = ("shared.bottleneck.down.bias", "shared.bottleneck.down.weight")
 
 
 def sharing_weights() -> dict[str, np.ndarray]:
-    """Those of two places and the head, with what both share once."""
+    """Parameters of two sites and the head; shared ones count once."""
     own = {name: tensor for name, tensor in weights().items() if ".down." not in name}
     return own | {f"shared.bottleneck.{name}": weights()[f"{SITES[0]}.{name}"] for name in SHARING.shared}
 
@@ -154,7 +154,7 @@ def sharing(**changes: Any) -> Adapter:
 
 
 class TestShared:
-    """Parameters that all places of a graph have in common lie there once."""
+    """Parameters shared by all sites of a graph are stored once."""
 
     def test_every_place_has_them_under_their_plain_names(self) -> None:
         one = sharing()
@@ -246,7 +246,7 @@ def test_a_file_holds_one_row_of_the_weights_of_a_mix() -> None:
 
 
 def test_a_width_that_no_parameter_has_is_left_to_the_base() -> None:
-    """What the product reads is as wide as the base says: 8 there, which is not known here."""
+    """The width of the product's input is a fact of the base: 8 there, unknown here."""
     roles = {"rule": (2, 2, 2), "left": (2, 4, 1), "right": (2, 1, 3), "bias": (6,)}
     nodes = (
         Node("phm_linear", ("u",), "v", {role: role for role in roles}),

@@ -1,4 +1,4 @@
-"""What adapters cost, counted by hand."""
+"""Costs of adapters, counted by hand."""
 
 from __future__ import annotations
 

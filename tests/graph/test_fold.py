@@ -189,7 +189,7 @@ def test_a_learned_factor_may_have_two_readers_before_it_goes() -> None:
 
 
 class TestShared:
-    """What places share stays shared: no factor of one place goes into it."""
+    """Shared parameters stay shared: factors of one site are not folded into them."""
 
     def graph(self, *shared: str) -> AdapterGraph:
         factor = Node("learned_scale", ("up",), "r", {"weight": "s"})

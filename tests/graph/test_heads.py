@@ -1,4 +1,4 @@
-"""The usual heads: their formulas by hand, their shapes, and what is refused."""
+"""The usual heads: formulas by hand, shapes, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that training starts from, as distributions and by what they do."""
+"""Initial weights: distributions and effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adapter_export.numerics.evaluate_adapter import evaluate
 WIDTHS = {"d": 384, "d_in": 384, "b": 64}
 ZERO_UP = ("zero_up", "kaiming_zero_up")
 TRUNCATED_STD = 0.8796256610342398
-"""Of a standard normal cut at ±2: √(1 − 4·φ(2)/(2Φ(2) − 1))."""
+"""Standard deviation of a standard normal truncated at ±2: √(1 − 4·φ(2)/(2Φ(2) − 1))."""
 
 
 def drawn(graph: AdapterGraph, scheme: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ def test_small_normal_is_truncated_at_two_deviations(name: str) -> None:
     assert np.abs(weight).max() == pytest.approx(2 * SMALL_STD, rel=1e-3)
     assert weight.std() == pytest.approx(TRUNCATED_STD * SMALL_STD, rel=0.02)
     assert weight.mean() == pytest.approx(0, abs=5 * SMALL_STD / math.sqrt(weight.size))
-    # within one deviation lie Φ(1) − Φ(−1) of what two deviations hold: 0.6827/0.9545
+    # one deviation contains (Φ(1) − Φ(−1)) / (Φ(2) − Φ(−2)) of a normal truncated at two: 0.6827/0.9545
     assert (np.abs(weight) < SMALL_STD).mean() == pytest.approx(0.7152, abs=0.01)
 
 

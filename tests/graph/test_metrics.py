@@ -118,7 +118,7 @@ TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
 def test_entities_count_as_a_whole() -> None:
-    """Right: PER 0-1, LOC 3; PER 0. Answered: PER 0 alone, LOC 3; PER 0. Hits 2 of 3 and 3; 5 of 6 words."""
+    """Right: PER 0-1, LOC 3; PER 0. Answered: only PER 0, LOC 3; PER 0. Hits 2 of 3 and 3; 5 of 6 words."""
     right, answered = [np.array([1, 2, 0, 3]), np.array([1, 0])], [np.array([1, 0, 0, 3]), np.array([1, 0])]
     judged = judge_tags(answered, right, TAGS, [np.full(4, 0.9), np.full(2, 0.8)])
     found = values(judged)
@@ -152,7 +152,7 @@ def test_labels_that_mark_no_entities_are_judged_word_by_word() -> None:
 
 
 def test_spans_are_compared_as_by_squad() -> None:
-    """Of `the Eiffel Tower` and `Eiffel Tower in Paris`: shared 2 of 2 and 4 words, F1 4/6."""
+    """`the Eiffel Tower` and `Eiffel Tower in Paris` share 2 of 2 and 4 words: F1 4/6."""
     assert plain(" The  Eiffel-Tower, a tower. ") == "eiffeltower tower"
     assert token_f1("the Eiffel Tower", "Eiffel Tower in Paris") == pytest.approx(4 / 6)
     assert (token_f1("", ""), token_f1("", "x"), token_f1("x", "")) == (1.0, 0.0, 0.0)

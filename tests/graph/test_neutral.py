@@ -1,4 +1,4 @@
-"""Which graphs can lie idle, and which cannot."""
+"""Graphs with and without neutral parameters."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_linear_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOWERED)
 def test_factors(name: str) -> None:
-    """An op makes of ones what it multiplies by: one number, or one for each feature."""
+    """The factor of an op, computed from ones: one number, or one per feature."""
     op = Op(name)
     x, op.values[0] = op.values[0], np.ones_like(op.values[0])
     factors, op.values[0] = op(), x

@@ -1,4 +1,4 @@
-"""The op table beside what is published of it."""
+"""The op table compared with publications."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WIDTHS = {"d": 16, "d_in": 16, "b": 4, "r": 2, "f": 4, "g": 4}
 
 
 def moved(form: AdapterGraph, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """The result at a strength, and what it should be."""
+    """Return the result at a strength, and the expected one."""
     graph, random = bind_base_norm(form, None), np.random.default_rng(0)
     shapes = form.parameter_shapes({symbol: WIDTHS.get(symbol, 3) for symbol in form.symbols()})
     own = {name: random.normal(0, 0.5, shape) for name, shape in shapes.items()}

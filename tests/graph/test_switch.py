@@ -1,4 +1,4 @@
-"""What has no neutral parameters gets a switch: idle it returns what it replaces, active what it computes, exactly."""
+"""Graphs without neutral parameters get a switch: exactly the replaced value when idle, the result when active."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def replaces_without_reading() -> AdapterGraph:
 @examples(300)
 @given(graphs())
 def test_any_graph_of_a_site_lies_idle_or_is_refused(graph: AdapterGraph) -> None:
-    """Idle it returns what it replaces, bit for bit; active it computes what the graph computes."""
+    """Idle it returns the replaced value bit for bit; active it computes the graph."""
     if graph.reads_head_values() or graph.shapes()[graph.result] != SITE_VALUES[graph.replaces]:
         return
     try:
@@ -63,7 +63,7 @@ def test_any_graph_of_a_site_lies_idle_or_is_refused(graph: AdapterGraph) -> Non
 
 @pytest.mark.parametrize("graph", [loses_the_residual(), replaces_without_reading()])
 def test_an_active_switch_is_exact(graph: AdapterGraph) -> None:
-    """With weights of float32 nothing is rounded, though what is kept is a million times as large."""
+    """With float32 weights nothing is rounded, although the kept value is a million times larger."""
     form = slot_form(graph)
     values = {name: value * 1e6 for name, value in values_of(form).items()}
     weights = {"w": np.random.default_rng(1).normal(0, 0.2, (8, 8)).astype(np.float32)}

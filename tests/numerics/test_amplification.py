@@ -1,4 +1,4 @@
-"""What errors of the size of rounding do to an output, measured where they are made larger, and where they are not."""
+"""Effect of errors of the size of rounding on an output, with and without amplification."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ SITES = SiteMap((site("layers.0.ffn"), site("layers.1.ffn")), "final", WIDTH)
 
 @dataclass(frozen=True)
 class Base:
-    """Two sublayers that return what they read; behind them all is divided by how far the features lie from 1.
+    """Two identity sublayers, followed by a division by the distance of the features from 1.
 
     Attributes:
-        offset: what is added to the values divided by 1000: with 1, the features hardly differ.
+        offset: term added to the values divided by 1000: with 1, the features hardly differ.
     """
 
     offset: float
@@ -71,7 +71,7 @@ def scaled(by: float) -> Adapter:
 
 
 def test_a_norm_over_features_that_hardly_differ_makes_errors_larger() -> None:
-    """By what they have in common over what they differ by: a thousand times."""
+    """The amplification is the ratio of the common part to the differences: a thousand."""
     plain, amplified = moved(Base(0))["hidden"], moved(Base(1))["hidden"]
     assert STEP < plain < 10 * STEP
     assert 300 * STEP < amplified < 10_000 * STEP
@@ -116,7 +116,7 @@ def test_errors_are_put_at_every_site_and_into_every_tensor() -> None:
 
 
 def test_what_a_reference_does_with_adapters_alone_is_no_error_of_rounding() -> None:
-    """Runs are held against each other: what all of them have in common does not count."""
+    """Runs are compared with each other: a common deviation does not count."""
 
     class Shifted(Base):
         def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter) -> Arrays:

@@ -30,7 +30,7 @@ CONSTANT = {("last_token", "mask"), ("max_pool", "mask")}
 def sample(graph: AdapterGraph, widths: dict[str, int], tokens: int = 7) -> tuple[Arrays, Arrays, np.ndarray]:
     """Inputs, parameters and a random gradient of the result, in float64.
 
-    The mask is not 0 and 1 but lies between, and its rows do not add up to 1, where the mean has a kink.
+    The mask has values between 0 and 1, and its rows do not sum to 1, where the mean has a kink.
     """
     rng = np.random.default_rng(0)
     inputs, parameters = draw_inputs(graph, 2, tokens, widths["d"], rng), draw_parameters(graph, widths, rng)

@@ -1,4 +1,4 @@
-"""The allowed deviation: how large it is, what it grows with, and what it says of itself."""
+"""The allowed deviation: its size, its growth, and its description."""
 
 from __future__ import annotations
 

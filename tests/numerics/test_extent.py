@@ -1,4 +1,4 @@
-"""How much a base multiplies, counted on graphs small enough to count by hand."""
+"""Sizes of a base's products, counted on graphs small enough to count by hand."""
 
 from __future__ import annotations
 

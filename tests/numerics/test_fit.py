@@ -1,4 +1,4 @@
-"""What makes an adapter unfit for a base: sites, widths, values that a site lacks, norms, tokens in rows."""
+"""Reasons why an adapter does not fit a base: sites, widths, missing values, norms, flattened tokens."""
 
 from __future__ import annotations
 

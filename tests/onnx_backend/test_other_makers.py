@@ -1,4 +1,4 @@
-"""Graphs that torch did not make: their variations of a transformer, and what is not supported."""
+"""Graphs of other exporters: variants of a transformer, and unsupported graphs."""
 
 from __future__ import annotations
 

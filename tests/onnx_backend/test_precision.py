@@ -158,7 +158,7 @@ class TestNumerics:
         assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
     def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
-        """Compare a row alone with the row in a batch whose other row has a first token 20 times as large."""
+        """Compare a single row with the same row in a batch whose other row has a first token 20 times as large."""
         model = tiny_model()
         table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
         large = numpy_helper.to_array(table).copy()

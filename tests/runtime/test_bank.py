@@ -1,4 +1,4 @@
-"""Mixed batches: each row through its own adapter, whatever comes and goes meanwhile."""
+"""Mixed batches: each row with its own adapter, while adapters are added and removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _row(inputs: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
 
 
 def _holds(session: Session, rows: tuple[str | None, ...], inputs: dict[str, np.ndarray]) -> None:
-    """Each row of a mixed batch is what its adapter gives alone."""
+    """Each row of a mixed batch equals the single result of its adapter."""
     found = session.run(inputs, adapters=rows)
     for index, name in enumerate(rows):
         alone = session.run(_row(inputs, index), name)

@@ -126,7 +126,7 @@ class TestProviders:
 
 @pytest.mark.extended
 def test_nothing_is_logged_about_overridable_initializers(built: Path) -> None:
-    """ONNX Runtime writes one warning for each slot where nobody lowers the level."""
+    """ONNX Runtime writes one warning for each slot unless the log level is changed."""
     code = f"from adapter_export.runtime import Bundle; Bundle.open({str(built)!r}).session()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

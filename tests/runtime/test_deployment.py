@@ -1,4 +1,4 @@
-"""What runs is what was verified, whatever becomes of the folder; a reload gives the old bundle or the new one."""
+"""The verified files are those that run, whatever happens to the folder; a reload returns the old or the new bundle."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_wrong_call_has_no_fallback(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 class TestProvider:
-    """What holds on a GPU, held on the CPU as well, so that these tests run everywhere."""
+    """Properties of GPU runs, tested on the CPU so that these tests run everywhere."""
 
     @pytest.fixture
     def placed(self, bundle: Bundle, provider: ProviderName) -> Session:

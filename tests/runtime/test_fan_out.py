@@ -1,4 +1,4 @@
-"""One text for several adapters: what lies below them is computed once, and kept for the next call if that is asked."""
+"""One text for several adapters: the part below them is computed once, and optionally cached for the next call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMS = ("slots", "inputs", "bank", "fanout")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base; the bundle lies beside it."""
+    """The base, next to its bundle."""
     return build_small(tmp_path_factory.mktemp("fan_out"), FORMS).model
 
 

@@ -1,4 +1,4 @@
-"""Many requests at once: in order, without padding, and each as if it had run alone."""
+"""Many requests at once: in order, without padding, and each equal to its single run."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_without_a_bank(bundle: Bundle) -> None:
 
 
 class Steps(Reporter):
-    """Keeps what was reported."""
+    """Records reports."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int | None]] = []
@@ -86,7 +86,7 @@ class Steps(Reporter):
 
 
 def _calls(session: Session, requests: Sequence[Request], **options: int) -> list[int]:
-    """How many requests are done after each call."""
+    """Number of finished requests after each call."""
     seen = Steps()
     session.run_many(requests, reporter=seen, **options)
     assert {total for _, total in seen.steps} == {len(requests)}

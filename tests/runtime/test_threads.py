@@ -61,7 +61,7 @@ def _answers(bundle: Bundle, files: dict[str, list[bytes]]) -> Answers:
 
 
 class _Work:
-    """What each thread does; counts what happened."""
+    """Work of each thread; counts the outcomes."""
 
     def __init__(self, session: Session, files: dict[str, list[bytes]], answers: Answers) -> None:
         self._session = session

@@ -139,7 +139,7 @@ def test_weights_of_what_has_none_are_refused(fused: Fused) -> None:
     for choice in ({}, {"adapters": ["fused"] * 3}):
         with pytest.raises(RequestError, match="weights are those of a fusion's members"):
             session.run(INPUTS, weights=OWN, **choice)
-    mixed = session.classify(INPUTS, adapters=["fused"] * 3, weights=OWN)  # answers are those of each row alone
+    mixed = session.classify(INPUTS, adapters=["fused"] * 3, weights=OWN)  # answers equal those of single rows
     assert mixed == session.classify(INPUTS, "fused", weights=OWN)
     with pytest.raises(RequestError, match="adapter `topic`: has no weights that a call could give"):
         session.classify(INPUTS, adapters=["fused", "topic", "fused"], weights=OWN)
@@ -156,7 +156,7 @@ def test_rows_that_influence_each_other_have_the_same_weights(fused: Fused) -> N
 
 
 def test_fusions_stand_in_mixed_batches_beside_adapters_that_were_loaded_later(fused: Fused) -> None:
-    """A bank that is fed, and requests that are put together: what is tried out first takes weights for one row."""
+    """A bank set at run time, and batched requests: the trial run passes weights for one row."""
     session = fused.session()
     session.load("later", fused.folder / "adapters/topic.onnx_adapter")
     rows = ["fused", "later", "fixed"]

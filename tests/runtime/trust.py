@@ -85,9 +85,9 @@ def race(built: Path, folder: Path, count: int) -> Counter[str]:
 
 
 def kill(built: Path, folder: Path, count: int) -> Counter[str]:
-    """Kill a change of a bundle at every step, and let the disk lose some of what nobody had waited for.
+    """Kill a change of a bundle at every step, and let the disk lose some unsynced data.
 
-    Afterwards the bundle is the old or the new one, every file as its manifest says, and nothing else is left.
+    Afterwards the bundle is the old or the new one, every file matches its manifest, and there are no other files.
     """
     counts, rng, exchange = Counter[str](), np.random.default_rng(0), output.exchange
     folder.mkdir()
@@ -116,7 +116,7 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
         try:
             verify_files(manifest, bundle)
             whole = manifest in manifests and list(folder.iterdir()) == [bundle]
-        except Exception as error:  # noqa: BLE001 whatever it is, it is counted
+        except Exception as error:  # noqa: BLE001 all failures are counted
             whole, counts[f"wrong: {error}"] = False, 1
         counts["whole" if whole else "wrong"] += 1
         counts["old" if manifest != read_manifest(version) else "new"] += 1

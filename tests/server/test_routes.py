@@ -1,4 +1,4 @@
-"""Routes: shares are what they say, stay with a request, and every change can be taken back."""
+"""Routes: shares are exact, stay with a request, and every change can be reverted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row has the result that it has alone: padded, among others, with weights, on a base that counts padding."""
+"""A row has the result of its single run: padded, batched, with weights, on a base that counts padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def session(counted: Path) -> Session:
 
 
 def _alone(session: Session, row: Sequence[int], adapter: str | None, **choice: Any) -> dict[str, np.ndarray]:
-    """What the graph gives for a row without padding, in a call of its own."""
+    """Return the graph's result for a single row without padding."""
     ids = np.array([row])
     found = session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)}, adapter, **choice)
     return {name: array[0] for name, array in found.items()}
@@ -77,7 +77,7 @@ def test_padding_changes_no_answer_and_no_output(counting: TestClient, session: 
 
 
 def _without(outputs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, Any]:
-    """Outputs without what they have for padding."""
+    """Return outputs without the values at padding."""
     return {
         name: [one for one, real in zip(rows, mask, strict=True) if real] if name == "hidden" else rows
         for name, rows in outputs.items()
@@ -109,7 +109,7 @@ def _infer(
 
 
 def test_texts_of_any_length_share_a_request(counting: TestClient, counted: Path) -> None:
-    """Each has the answer that it has alone, an empty one and the parts of a mixed request included."""
+    """Each equals its single answer, including an empty one and the parts of a mixed request."""
     reader = Bundle.open(counted).texts()
     found = _rows(counting, "/answer", texts=TEXTS, adapters=ADAPTERS)
     for one, text, name in zip(found, TEXTS, ADAPTERS, strict=True):

@@ -292,7 +292,7 @@ def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
 
 
 def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
-    """16 clients ask for nine adapters, alone and two in a request, where three may be loaded: all are answered."""
+    """16 clients request nine adapters, one or two per request, while three may be loaded: all are answered."""
     names = [f"n{number}" for number in range(9)]
     for number, name in enumerate(names):
         source = film / "adapters" / f"{('tone', 'mood')[number % 2]}.onnx_adapter"
@@ -318,7 +318,7 @@ def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
 
 
 def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
-    """Of adapters that stay in use; new requests cannot keep one in use for ever, and unloading one makes room."""
+    """New requests cannot keep an adapter in use forever, and unloading one makes room."""
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
     limits = Limits(max_adapters=1, request_timeout=0.3)
 
@@ -375,7 +375,7 @@ def test_a_server_without_an_exporter_says_so_and_traces_nothing(
 
 @pytest.mark.extended
 def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
-    """Five thousand texts; then the server drains, tells what it did, and a restart has the routes of before."""
+    """Five thousand texts; then the server drains, reports its work, and a restart has the previous routes."""
     versions, state = two_versions(film, tmp_path), tmp_path / "routes.json"
     place = shutil.copytree(film, tmp_path / "film")
     around = {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "films"}
@@ -409,7 +409,7 @@ def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns
 
 @pytest.mark.extended
 def test_workers_are_alike(film: Path) -> None:
-    """What one of them is asked, all do; one that dies has a successor that does it, too."""
+    """A change requested from one process reaches all; a process that dies is replaced by one that has it, too."""
     with served(film, "--drain", "0", "--workers", "2") as found:
         client = found.client
 

@@ -1,4 +1,4 @@
-"""Callback for the `Trainer` of transformers: what it saves and what it rejects."""
+"""Callback for the `Trainer` of transformers: saved files and rejected settings."""
 
 from __future__ import annotations
 

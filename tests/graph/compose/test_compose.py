@@ -1,4 +1,4 @@
-"""What compositions compute at one site, against their formulas; and what cannot be composed."""
+"""Compositions at one site against their formulas, and unsupported compositions."""
 
 from __future__ import annotations
 

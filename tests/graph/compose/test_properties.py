@@ -1,4 +1,4 @@
-"""What holds of compositions whatever their members compute: any graph of the language that ends in a sum."""
+"""Properties of compositions with arbitrary members: any graph of the language that ends in a sum."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def at(one: Adapter) -> np.ndarray:
 
 
 def same(found: np.ndarray, wanted: np.ndarray, *others: np.ndarray) -> None:
-    """Up to the rounding of float64, and of what is taken away again."""
+    """Up to the rounding of float64, and of subtracted values."""
     size = max(float(np.abs(each).max()) for each in (wanted, *others, VALUES["h"]))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11 * size)
 

@@ -70,7 +70,7 @@ def up(p: Parameters, read: np.ndarray, given: BottleneckConfig) -> np.ndarray:
 
 
 def block_output(given: BottleneckConfig, p: Parameters, h: np.ndarray, x: np.ndarray, norm: Any) -> np.ndarray:
-    """What follows the sublayer: §2.2 to §2.6; `norm` is None in a pre-norm base."""
+    """The steps after the sublayer: §2.2 to §2.6; `norm` is `None` in a pre-norm base."""
     base_norm = norm or (lambda value: value)
     if given.is_parallel:
         o = up(p, x, given)
