@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import click
+from api_pages import public_names
+from page_links import linked
 
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import HelpPage
@@ -32,7 +34,8 @@ def _command(path: str, entry: Entry) -> Iterator[str]:
     context = click.Context(command, info_name=path)
     yield f"### {path.removeprefix('adapter-export ')}\n"
     yield f"    {' '.join([path, *command.collect_usage_pieces(context)])}\n"
-    yield f"{command.help}\n".replace("\b\n", "")
+    yield linked(f"{command.help}\n".replace("\b\n", ""), 1)
+    yield from _in_python(path)
     if isinstance(command, LazyGroup):
         for name, inner in command.table.items():
             yield from _command(f"{path} {name}", inner)
@@ -44,6 +47,14 @@ def _command(path: str, entry: Entry) -> Iterator[str]:
     for title, params in sections.items():
         yield from _options(context, title.capitalize(), params)
     yield f"{command.epilog}\n".replace("\b\nExamples:\n", "**Examples**\n\n").replace("\n  ", "\n    ")
+
+
+def _in_python(path: str) -> Iterator[str]:
+    """Yield a link to the function of a command; a few commands, such as `run`, are methods."""
+    public = f"adapter_export.{'_'.join(path.split()[1:])}"
+    for section, names in public_names().items():
+        if public in names:
+            yield f"In Python: [`{public}`](api/{section}.md#{public}).\n"
 
 
 def _options(context: click.Context, title: str, params: list[click.Parameter]) -> Iterator[str]:

@@ -16,11 +16,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import griffe
+from page_links import linked
 
 from adapter_export.cli.options import hint_of, parameters
 
 _LITERAL_BLOCK = re.compile(r"^(.*?):?:\n(?=\n    )", re.MULTILINE)
-_PAGE = re.compile(r"(?<![\w/(`])docs/([\w/-]+)\.md")
 _MODULE = re.compile(r"\b(?:\w+\.)+(?=\w)")
 
 
@@ -31,7 +31,7 @@ class DeclaredOptions(griffe.Extension):
         """Make links of the names of pages, and code blocks of those of reStructuredText."""
         if obj.docstring is not None:
             text = _LITERAL_BLOCK.sub(lambda block: f"{block[1]}:\n" if block[1] else "", obj.docstring.value)
-            obj.docstring.value = _PAGE.sub(r"[docs/\1.md](../../\1.md)", text)
+            obj.docstring.value = linked(text, 2)
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Describe the parameters that are annotated with options."""
