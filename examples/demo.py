@@ -1,4 +1,4 @@
-"""The whole way on a real model: two adapters, one graph, one session.
+"""Train, build, verify and run two adapters of a real model in one graph and one session.
 
     make demo          five minutes: adapters in the upper layers, the second one learns from fewer rows and is added
     make demo-full     adapters in all layers, trained on all rows, in one build, and a full check
@@ -213,7 +213,7 @@ class Service:
         print(f"{adapter:<12}{text:<52}{found.label:<10}{found.probability:.3f}")
 
     def accuracy(self, task: Task, limit: int | None = None) -> float:
-        """The share of right answers on the test rows, or on the first of them, whose order is random."""
+        """Return the share of right answers on the test rows, or on the first of them."""
         rows = demo_data.read(task.split("test"))[:limit]
         right = 0
         for batch, arrays in self.batches(rows):
@@ -238,14 +238,14 @@ class Service:
         return np.concatenate(vectors), labels
 
     def batches(self, rows: list[demo_data.Row]) -> Iterator[tuple[list[demo_data.Row], dict[str, np.ndarray]]]:
-        """Rows of like length together, so that little padding is computed."""
+        """Return batches of rows of similar length, to reduce padding."""
         ordered = sorted(rows, key=lambda row: len(row[0]))
         for start in range(0, len(ordered), BATCH):
             batch = ordered[start : start + BATCH]
             yield batch, self.tokenizer.batch([text for text, _ in batch], self.names)
 
     def show_times(self, one: str, other: str) -> None:
-        """Calls with the same adapter and calls that switch, in turn; the difference is what a switch costs."""
+        """Time calls with one adapter and calls that switch, in turn; the difference is the cost of a switch."""
         arrays = self.tokenizer.batch([SENTENCES[0][1]], self.names)
         same, switched = [], []
         for _ in range(CALLS):

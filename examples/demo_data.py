@@ -1,6 +1,6 @@
 """The real base and the two real data sets of the demo, from packages that `make demo` installs.
 
-python examples/demo_data.py            verify that they are the files that the demo was made for
+python examples/demo_data.py            verify the hashes of the files
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def read(path: Path) -> list[Row]:
 
 
 def verify() -> None:
-    """Stop with a message unless every file is the one that the demo was made for."""
+    """Exit with a message unless every file has the expected hash."""
     for name, (_, _, expected) in _FILES.items():
         path = file_of(name)
         with path.open("rb") as file:
@@ -168,7 +168,7 @@ def _distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def file_of(name: str) -> Path:
-    """A file of the data, by its name here."""
+    """Return the path of a data file."""
     package, inside, _ = _FILES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

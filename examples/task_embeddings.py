@@ -1,10 +1,10 @@
-"""One embedder, five notions of alike: each row of a batch chooses the adapter by which its vector is made.
+"""Embed texts for five tasks in one batch: each row chooses the adapter of its task.
 
     python examples/task_embeddings.py
 
-Embedders with a LoRA for each task (jina-embeddings-v3 has five) ask which one before each call. In a bundle's bank it
-is a row's own matter: texts of all five tasks share one call. The base is a small encoder with rotary positions
-(ModernBERT) and random weights; the LoRAs learn in seconds what makes two of these sentences alike.
+Embedders with a LoRA per task, such as jina-embeddings-v3, usually take one task per call. In a bundle's bank, texts of
+all five tasks share one call. The base is a small encoder with rotary positions (ModernBERT) and random weights; the
+LoRAs learn the similarity of each task in seconds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def sentences() -> list[Row]:
 
 
 def save_base(folder: Path, texts: list[str]) -> Path:
-    """Write a Hugging Face folder: a tokenizer that knows these words, and a model that knows nothing yet."""
+    """Write a Hugging Face folder: a tokenizer for these words, and an untrained model."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for text in texts for word in text.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
