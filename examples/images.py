@@ -2,7 +2,7 @@
 
     python examples/images.py --folder demo/images
 
-The 1,797 digits come from scikit-learn (8 × 8 pixels). The base is trained here, in seconds, because no package contains
+The 1,797 digits come from scikit-learn (8 × 8 pixels). The base is trained here, in seconds, because no package has
 a real one; pass your own Hugging Face folder with `preprocessor_config.json` to `capture`.
 """
 

