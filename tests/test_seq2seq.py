@@ -28,6 +28,8 @@ from adapter_export.format.manifest_json import write_manifest
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.runtime import Bundle, Decoding, Session
 from adapter_export.runtime.generation.decoder import Decoder
+from adapter_export.runtime.generation.decoding_batch import WrittenRow
+from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.torch_backend.base.torch_base import base_of
 
 TOKENS = 12
@@ -168,6 +170,19 @@ def test_forced_and_suppressed_tokens_are_those_of_transformers(folder: Path, se
     )
     assert [found[place] for place in range(3)] == [_text(tokens, end) for tokens in expected[:, 1:].numpy()]
     assert all(tokens[0] == 9 and tokens not in usual for tokens in found.values())
+
+
+def test_texts_that_join_between_steps_are_those_written_alone(session: Session, end: int) -> None:
+    """Only rows with equal sources and equal texts in length share calls: the decoder has no mask."""
+    rows = [WrittenRow(0, prompt, None, Decoding(TOKENS), {end}) for prompt in [*prompts(), prompts()[0]]]
+    running = RunningRows(session.decoder)
+    running.join(rows[:2])
+    running.step()
+    running.join(rows[2:])
+    while running.step():
+        pass
+    expected = session.generate([row.prompt for row in rows], decoding=Decoding(TOKENS), ends=[end])
+    assert [row.tokens for row in rows] == expected
 
 
 def test_golden_texts_are_those_of_transformers_and_peft(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A server of two small bundles in a process of its own, and apps without one."""
+"""A server of a small bundle in its own process, and in-process applications."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tiers import extended
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle `film` that reads texts: `topic`, `tone` and `mood`."""
+    """A text bundle `film` with the adapters `topic`, `tone` and `mood`."""
     return shutil.copytree(text_bundle(tmp_path_factory), tmp_path_factory.mktemp("film") / "film")
 
 
 @pytest.fixture(scope="session")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a base which padding changes, with a weighted fusion `fused`."""
+    """A bundle whose base is not padding-neutral, with a weighted fusion `fused`."""
     return counted_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def counting(counted: Path) -> Iterator[TestClient]:
-    """A server of `counted`, in this process."""
+    """An in-process server of `counted`."""
     with made_app(f"counted={counted}", quiet=True) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which adapters are found: `visitor`, a file with its task, and `guest`, a whole adapter."""
+    """A folder of adapters to load by name: `visitor`, a file with its task, and `guest`, an adapter folder."""
     folder = tmp_path_factory.mktemp("tenants")
     shutil.copy(film / "adapters" / "tone.onnx_adapter", folder / "visitor.onnx_adapter")
     (folder / "visitor.json").write_text('{"task": {"type": "single_label", "labels": ["cold", "warm"]}}')
@@ -46,7 +46,7 @@ def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 @extended
 def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server of `film`, which finds `tenants`; tests leave it as they find it."""
+    """A server of `film` with the adapters folder `tenants`; tests must restore its state."""
     state = tmp_path_factory.mktemp("state") / "routes.json"
     with served(film, "--drain", "0", "--quiet", "--adapters", tenants, "--state", state) as found:
         yield found.client

@@ -1,6 +1,6 @@
-"""The long form of the test of a server in use: `make traffic`, or `python tests/server/load.py --help`.
+"""Load test of a server: `make traffic`, or `python tests/server/load.py --help`.
 
-A server answers a million requests, each of one text, while its bundle is exchanged and its alias turns.
+The server answers a million requests of one text each while its bundle is reloaded and its alias changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bodies of HTTP: every answer of every task fits its published schema, and what does not fit is refused by both."""
+"""HTTP bodies: every answer of every task matches the published schema, and server and schema refuse the same calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service(text_folder: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def answers(service: TestClient) -> dict[str, dict[str, Any]]:
-    """An answer to a text and to arrays of every task, of the choices of a question, and of the base."""
+    """Answers of every task to a text and to arrays, to a question with choices, and of the base."""
     found = {}
     for name, task in TASKS.items():
         pair = {"pair": PASSAGE} if task.input == "pair" else {}
@@ -74,7 +74,7 @@ def test_every_answer_fits_the_schema(answers: Mapping[str, dict[str, Any]], tex
 
 
 def test_changed_answers_are_refused(answers: Mapping[str, dict[str, Any]]) -> None:
-    """One with a key more, a key less, or the keys of another task."""
+    """An answer with an extra key, a missing key, or the keys of another task."""
     for name, answer in answers.items():
         assert refusal({**answer, "surplus": 1}, "answer"), name
         for key in answer.keys() - {"cut"}:
@@ -95,8 +95,8 @@ def test_changed_answers_are_refused(answers: Mapping[str, dict[str, Any]]) -> N
     assert refusal(token, "answer")
 
 
-def test_an_answer_without_a_name_is_asked_for_one(service: TestClient) -> None:
-    """Also with null, which a program writes of a name that it lacks; `/run` gives the outputs of the base."""
+def test_a_call_without_a_name_is_refused(service: TestClient) -> None:
+    """Null counts as no name. `/run` returns the outputs of the base."""
     for call in ({"text": TEXT}, {"text": TEXT, "adapter": None}, {"inputs": ARRAYS, "model": None}):
         refused = service.post("/answer", json=call)
         assert refused.status_code == 400
@@ -161,7 +161,7 @@ CALLS: tuple[tuple[dict[str, Any], bool], ...] = (
 
 
 @pytest.mark.parametrize(("call", "fits"), CALLS)
-def test_the_service_takes_what_the_schema_takes(service: TestClient, call: dict[str, Any], fits: bool) -> None:
+def test_service_and_schema_agree(service: TestClient, call: dict[str, Any], fits: bool) -> None:
     answer = service.post("/answer", json=call)
     assert (answer.status_code == 200) is (refusal(call, "call") is None) is fits, answer.text
 
@@ -181,8 +181,8 @@ def test_a_span_of_arrays_needs_its_context(service: TestClient, call: dict[str,
     assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
 
 
-def test_tensors_for_a_span_give_logits_and_no_answer(service: TestClient) -> None:
-    """The protocol has no place for a context; texts have one."""
+def test_span_tensors_return_logits(service: TestClient) -> None:
+    """The protocol cannot carry a context for tensors; texts have one."""
     inputs = [
         {"name": name, "shape": [1, len(ROW)], "datatype": "INT64", "data": rows[0]} for name, rows in ARRAYS.items()
     ]
@@ -220,14 +220,14 @@ def test_unknown_query_keys_are_refused(service: TestClient, method: str, path: 
     assert "topic" in service.get("/adapters").json()
 
 
-def test_a_query_at_no_route_is_still_unknown(service: TestClient) -> None:
+def test_an_unknown_path_stays_unknown_with_a_query(service: TestClient) -> None:
     assert service.get("/nothing?a=1").status_code == 404
     assert service.post("/adapters?a=1").status_code == 405
     assert service.get("/?model=topic&text=moon").status_code == 200
 
 
 def test_an_adapter_is_loaded_with_its_task(service: TestClient, text_folder: Path) -> None:
-    """Its answers are those of the adapter in the bundle that has this task."""
+    """The answers equal those of the adapter with this task in the bundle."""
     data = (text_folder / "bundle" / "adapters" / "tags.onnx_adapter").read_bytes()
 
     def put(query: str) -> Any:

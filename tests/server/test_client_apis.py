@@ -1,4 +1,4 @@
-"""APIs of OpenAI, Cohere, TEI and vLLM: the clients of each read from them what `/answer` gives."""
+"""APIs of OpenAI, Cohere, TEI and vLLM: their clients get the results of `/answer`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def service(text_folder: Path) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 @extended
 def url(text_folder: Path) -> Iterator[str]:
-    """The address of a server with a process of its own."""
+    """The address of a server in its own process."""
     with served(f"film={text_folder / 'bundle'}", "--quiet") as found:
         yield str(found.client.base_url).rstrip("/")
 

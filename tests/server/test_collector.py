@@ -1,4 +1,4 @@
-"""Rows of many requests in few calls: who waits for whom, and who does not."""
+"""Batching across requests: order, delay, errors and disconnects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapter_export.server.limits import RefusedError
 
 
 class Slow:
-    """Answers names with themselves, when it may; `bad` does not fit."""
+    """Returns the names of adapters once released; `bad` is invalid."""
 
     def __init__(self) -> None:
         self.calls: list[list[str | None]] = []
@@ -44,7 +44,7 @@ async def _until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_what_comes_while_a_call_runs_is_the_next_call() -> None:
+def test_requests_during_a_call_share_the_next_one() -> None:
     async def work(slow: Slow) -> None:
         collector, told = Collector(slow, most=3, on_call=lambda rows, _: told.append(rows)), list[int]()
         asking = [asyncio.create_task(collector.answer(_rows(*names))) for names in ("a", "bc", "de", "f")]
@@ -58,7 +58,7 @@ def test_what_comes_while_a_call_runs_is_the_next_call() -> None:
     _run(work)
 
 
-def test_a_row_that_does_not_fit_is_nobody_elses_error() -> None:
+def test_an_invalid_row_does_not_affect_others() -> None:
     async def work(slow: Slow) -> None:
         slow.may.set()
         collector = Collector(slow, max_wait=0.01)
@@ -73,7 +73,7 @@ def test_a_row_that_does_not_fit_is_nobody_elses_error() -> None:
     _run(work)
 
 
-def test_a_row_waits_for_company_as_long_as_it_may() -> None:
+def test_a_row_waits_at_most_the_batching_delay() -> None:
     async def work(slow: Slow) -> None:
         slow.may.set()
         collector = Collector(slow, max_wait=0.1, most=3)
@@ -90,7 +90,7 @@ def test_a_row_waits_for_company_as_long_as_it_may() -> None:
     _run(work)
 
 
-def test_rows_of_clients_that_have_gone_are_not_computed() -> None:
+def test_rows_of_disconnected_clients_are_dropped() -> None:
     async def work(slow: Slow) -> None:
         collector = Collector(slow, most_waiting=3)
         first, gone = (asyncio.create_task(collector.answer(_rows(name))) for name in ("a", "gone"))
@@ -102,14 +102,14 @@ def test_rows_of_clients_that_have_gone_are_not_computed() -> None:
         with pytest.raises(RefusedError, match="try again later"):
             await collector.answer(_rows("c", "d", "e"))
         slow.may.set()
-        await collector.stop()  # answers what waits
+        await collector.stop()  # answers queued requests
         assert [await first, await last] == [["a"], ["b"]]
         assert slow.calls == [["a"], ["b"]]
 
     _run(work)
 
 
-def test_several_calls_at_a_time() -> None:
+def test_calls_run_concurrently() -> None:
     async def work(slow: Slow) -> None:
         collector = Collector(slow, calls=2)
         asking = [asyncio.create_task(collector.answer(_rows(name))) for name in "abc"]

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: texts of many requests share calls, and each is the text that it is by itself."""
+"""`POST /v1/completions`: texts of concurrent requests share calls, and each equals the text generated alone."""
 
 from __future__ import annotations
 
@@ -189,23 +189,23 @@ def test_a_route_leads_to_an_adapter(service: TestClient) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_too_much_and_too_long_is_refused(folder: Path) -> None:
+def test_queue_and_time_are_limited(folder: Path) -> None:
     settings = {"limits": Limits(max_queue=200, request_timeout=0.5), "sessions": SessionSettings(max_batch_size=1)}
     with made_app(f"llama={folder}", quiet=True, **settings) as service:
         many = service.post("/v1/completions", json=_greedy(prompt=["w5"] * 201))
-        assert (many.status_code, "too many" in many.text) == (503, True)
+        assert (many.status_code, "queue is full" in many.text) == (503, True)
         long = _greedy(prompt=["w5"] * 200, max_tokens=LONGEST)  # 9,400 steps
         late = service.post("/v1/completions", json=long)
         assert (late.status_code, "within 0.5 seconds" in late.text) == (503, True)
         events = service.post("/v1/completions", json={**long, "stream": True}).text
         assert "longer than 0.5 seconds" in events
         assert "[DONE]" not in events
-        assert _posted(service, prompt="w5")["choices"]  # the rows of the others have left
+        assert _posted(service, prompt="w5")["choices"]  # the abandoned rows are gone
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_row(folder: Path, stream: bool) -> None:
-    """The text is dropped at its next step."""
+def test_a_disconnect_frees_the_row(folder: Path, stream: bool) -> None:
+    """The row is dropped at its next step."""
 
     async def leave() -> tuple[int, int]:
         made = make_server(named_bundles([f"llama={folder}"]), ServerSettings(quiet=True))
@@ -236,7 +236,7 @@ def test_a_client_that_leaves_frees_its_row(folder: Path, stream: bool) -> None:
         begun.set()
         await asked
         assert row.is_done
-        await made.models.stop()  # waits for all that is still written
+        await made.models.stop()  # waits for running texts
         return len(row.tokens), served.busy.total()
 
     tokens, busy = asyncio.run(leave())

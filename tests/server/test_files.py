@@ -1,4 +1,4 @@
-"""Images and audio over HTTP: answers of the runtime, and what may not be read."""
+"""Images and audio over HTTP: the answers of the runtime, and refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _refused(service: TestClient, **call: Any) -> str:
     return str(answer.json()["error"])
 
 
-def test_files_are_answered_as_by_the_runtime(service: TestClient, vit_folder: Path) -> None:
+def test_files_have_the_answers_of_the_runtime(service: TestClient, vit_folder: Path) -> None:
     expected = [one.document() for one in Bundle.open(vit_folder / "bundle").files("image").answer(IMAGES)]
     calls: list[dict[str, Any]] = [{"files": [*map(_sent, IMAGES)]}, *({"file": _sent(one)} for one in IMAGES)]
     found = []
@@ -57,7 +57,7 @@ def test_a_path_on_the_server_is_never_read(service: TestClient, tmp_path: Path)
     assert "text" not in {one["name"] for one in service.get("/v2/models/vit").json()["inputs"]}
 
 
-def test_what_is_no_file_of_the_model_is_refused(service: TestClient) -> None:
+def test_invalid_files_are_refused(service: TestClient) -> None:
     assert "bundle `film` reads texts; found a file" in _refused(service, model="topic", file=_sent(IMAGES[0]))
     assert "image 0: is not a readable image" in _refused(service, model="vit", file=_sent(IMAGES[0][:100]))
     assert "not valid base64" in _refused(service, model="vit", file="no base64!")

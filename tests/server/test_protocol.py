@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, by hand and by Triton's own client."""
+"""The Open Inference Protocol v2, with raw requests and with the clients of Triton and KServe."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_texts(client: triton.InferenceServerClient, reader: TextReader, model: 
 def test_tensors(
     client: triton.InferenceServerClient, reader: TextReader, model: str, output: str, binary: bool
 ) -> None:
-    """All outputs of a base, and the head of an adapter, if none are named."""
+    """Default outputs: all of a base, the head of an adapter."""
     arrays = {
         "input_ids": np.array([[2, 5, 6, 3], [2, 7, 3, 0]]),
         "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 1, 0]]),
@@ -86,7 +86,7 @@ def test_an_adapter_at_a_strength(client: triton.InferenceServerClient, reader: 
     assert expected != pytest.approx([one.document()["probability"] for one in reader.answer(TEXTS, "topic")], abs=1e-3)
 
 
-def test_what_a_server_says_of_itself(client: triton.InferenceServerClient, film: Path) -> None:
+def test_server_metadata(client: triton.InferenceServerClient, film: Path) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata()["version"] == __version__
@@ -143,7 +143,7 @@ def _ids(one: object, name: str = "input_ids") -> dict[str, Any]:
         ("film", {"inputs": [_input(shape=[2], data=["a", "a good book"])]}, 400, "differ in length"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_invalid_requests_are_refused(
     server: httpx.Client, model: str, request_: dict[str, Any], status: int, words: str
 ) -> None:
     answer = server.post(f"/v2/models/{model}/infer", json=request_)
@@ -152,14 +152,14 @@ def test_what_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "100000", "3"])
-def test_a_head_of_another_length_is_refused(server: httpx.Client, length: str) -> None:
+def test_a_wrong_header_length_is_refused(server: httpx.Client, length: str) -> None:
     body = json.dumps({"inputs": [_input()]})
     answer = server.post("/v2/models/topic/infer", content=body, headers={"inference-header-content-length": length})
     assert answer.status_code == 400, answer.text
 
 
 @pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\x02\x00\x00\x00\xff\xfe", b"\x01"])
-def test_texts_that_are_none_are_refused(server: httpx.Client, raw: bytes) -> None:
+def test_invalid_binary_texts_are_refused(server: httpx.Client, raw: bytes) -> None:
     head = json.dumps({"inputs": [{**_input(parameters={"binary_data_size": len(raw)}), "data": None}]}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     assert server.post("/v2/models/topic/infer", content=head + raw, headers=headers).status_code == 400

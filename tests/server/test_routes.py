@@ -33,7 +33,7 @@ def _all(changes: list[tuple[str, Route | None]]) -> list[Routes]:
 
 
 @given(CHANGES)
-def test_every_change_is_taken_back_by_one_step(changes: list[tuple[str, Route | None]]) -> None:
+def test_rollback_reverts_one_change(changes: list[tuple[str, Route | None]]) -> None:
     states = _all(changes)
     found = states[-1]
     for state in reversed(states[:-1]):
@@ -45,14 +45,14 @@ def test_every_change_is_taken_back_by_one_step(changes: list[tuple[str, Route |
 
 @examples(25)
 @given(CHANGES)
-def test_a_state_file_gives_the_same_routes(tmp_path_factory: pytest.TempPathFactory, changes: list) -> None:
+def test_a_state_file_restores_the_routes(tmp_path_factory: pytest.TempPathFactory, changes: list) -> None:
     path, routes = tmp_path_factory.mktemp("state") / "routes.json", _all(changes)[-1]
     save_routes(routes, path)
     assert load_routes(path) == routes
 
 
 @given(ROUTES, st.text())
-def test_a_request_always_goes_to_one_model_that_has_a_share(route: Route, request: str) -> None:
+def test_a_request_always_gets_the_same_model(route: Route, request: str) -> None:
     chosen = route.choose("best", request)
     assert route.shares[chosen] > 0
     assert Routes({"best": route}).choose("best", request) == (chosen, route.shadow)
@@ -60,13 +60,13 @@ def test_a_request_always_goes_to_one_model_that_has_a_share(route: Route, reque
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_shares_are_those_of_the_calls(share: float) -> None:
+def test_requests_are_divided_by_shares(share: float) -> None:
     route, count = Route({"a": 1 - share, "b": share}), 4000
     found = sum(route.choose("best", str(number)) == "b" for number in range(count)) / count
     assert found == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
 
-def test_a_share_that_grows_gives_no_call_away() -> None:
+def test_a_growing_share_keeps_its_requests() -> None:
     before, after = Route({"a": 0.9, "b": 0.1}), Route({"a": 0.5, "b": 0.5})
     for number in map(str, range(500)):
         if before.choose("best", number) == "b":
@@ -88,7 +88,7 @@ def test_a_share_that_grows_gives_no_call_away() -> None:
         ([], "malformed route"),
     ],
 )
-def test_what_is_no_route_is_refused(document: object, words: str) -> None:
+def test_malformed_routes_are_refused(document: object, words: str) -> None:
     with pytest.raises(AdapterExportError, match=words):
         Routes().having("best", route_of(document), {"a", "b"}.__contains__)
 
@@ -96,7 +96,7 @@ def test_what_is_no_route_is_refused(document: object, words: str) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", '{"version": "2.0"}', '{"version": "1.0", "before": [], "routes": {"x": {"shares": {"a": 2}}}}']
 )
-def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
+def test_malformed_state_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "routes.json"
     path.write_text(text)
     with pytest.raises(FormatError):

@@ -33,7 +33,7 @@ def _alone(session: Session, row: Sequence[int], adapter: str | None, **choice: 
 
 
 def _padded(side: str) -> dict[str, list[list[int]]]:
-    """The rows, as long as the longest of them."""
+    """The rows, padded to the longest."""
     longest = max(map(len, ROWS))
 
     def filled(row: Sequence[int], pad: int) -> list[int]:
@@ -86,7 +86,7 @@ def _without(outputs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_changes_no_tensor(counting: TestClient, session: Session, side: str) -> None:
-    """In the Open Inference Protocol outputs keep the shape of the inputs, with 0 for padding."""
+    """In the Open Inference Protocol, outputs keep the shape of the inputs, with 0 for padding."""
     padded = {name: np.array(rows) for name, rows in _padded(side).items()}
     for model, output in (("tone", "logits"), ("counted", "hidden")):
         found = _infer(counting, model, padded)[output]
@@ -147,13 +147,13 @@ def test_weights_of_a_fusion_are_those_of_each_row(counting: TestClient, session
         ({"adapter": "tone", "context": [[1], [1]]}, "`context` needs `inputs`"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(counting: TestClient, call: dict[str, Any], words: str) -> None:
+def test_invalid_weights_are_refused(counting: TestClient, call: dict[str, Any], words: str) -> None:
     answer = counting.post("/answer", json={"texts": ["moon", "good"], **call})
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]
 
 
-def test_one_bad_row_is_named(counting: TestClient) -> None:
+def test_an_invalid_row_is_named(counting: TestClient) -> None:
     answer = counting.post("/answer", json={"texts": ["moon", "a\0b"], "adapter": "tone"})
     assert (answer.status_code, "text 1" in answer.json()["error"]) == (400, True)
 
@@ -161,7 +161,7 @@ def test_one_bad_row_is_named(counting: TestClient) -> None:
 def test_answers_by_the_protocol_are_those_of_the_plain_api(counting: TestClient) -> None:
     texts = {"name": "text", "shape": [4], "datatype": "BYTES", "data": list(TEXTS)}
     expected = _rows(counting, "/answer", texts=TEXTS, adapter="fused", weights=OTHER)
-    for weights in (OTHER, json.dumps(OTHER)):  # as text from clients whose parameters are no objects
+    for weights in (OTHER, json.dumps(OTHER)):  # some clients can only send text parameters
         call = {"inputs": [texts], "parameters": {"weights": weights}}
         answer = counting.post("/v2/models/fused/infer", json=call).json()
         found = next(one["data"] for one in answer["outputs"] if one["name"] == "answer")

@@ -1,4 +1,4 @@
-"""A server does not start with a bundle that does not give what golden data expect, and keeps the one that it has."""
+"""A server refuses bundles that fail their golden data, at the start and at a reload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter_export.server.server_settings import SessionSettings
 
 @pytest.fixture
 def wrong(film: Path, tmp_path: Path) -> Path:
-    """A bundle whose hashes are right, with an adapter that is another than its golden vectors expect."""
+    """A bundle with correct hashes, whose adapter does not match its golden vectors."""
     copy = shutil.copytree(film, tmp_path / "film")
     _damage(copy)
     return copy
@@ -44,7 +44,7 @@ def test_adapters_that_load_on_demand_are_not_run(wrong: Path) -> None:
         assert client.get("/v2/health/ready").status_code == 200
 
 
-def test_the_old_bundle_is_served_further(film: Path, tmp_path: Path) -> None:
+def test_the_old_bundle_stays_in_use(film: Path, tmp_path: Path) -> None:
     place = shutil.copytree(film, tmp_path / "film")
     with made_app(place, quiet=True) as client:
         _damage(place)

@@ -1,4 +1,4 @@
-"""Routes, adapters that are found, limits, and what strangers may not do; a server in a process of its own."""
+"""Routes, adapters loaded by name, limits and admission, on a server in its own process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
         ({"model": "tone", "texts": [TEXT, TEXT], "strength": [1]}, "one for each row"),
     ],
 )
-def test_a_call_that_does_not_fit_is_refused(server: httpx.Client, call: dict, words: str) -> None:
+def test_invalid_calls_are_refused(server: httpx.Client, call: dict, words: str) -> None:
     answer = server.post("/answer", json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
@@ -103,7 +103,7 @@ def test_an_adapter_at_a_strength(server: httpx.Client, film: Path) -> None:
     np.testing.assert_allclose(base, reader.session.run(arrays)["hidden"][0], atol=1e-5)
 
 
-def test_aliases_shares_and_the_way_back(server: httpx.Client) -> None:
+def test_aliases_shares_and_rollback(server: httpx.Client) -> None:
     assert server.put("/admin/routes/best", json={"alias": "tone"}).status_code == 200
     assert _answer(server, "best")["adapter"] == "tone"
     server.put("/admin/routes/best", json={"shares": {"tone": 0.5, "mood": 0.5}})
@@ -121,7 +121,7 @@ def test_aliases_shares_and_the_way_back(server: httpx.Client) -> None:
     assert server.post("/answer", json={"model": "best", "text": TEXT}).status_code == 404
 
 
-def test_a_shadow_is_compared_and_never_given(server: httpx.Client) -> None:
+def test_a_shadow_is_only_compared(server: httpx.Client) -> None:
     server.put("/admin/routes/seen", json={"alias": "tone", "shadow": "mood"})
     server.put("/admin/routes/twin", json={"alias": "tone", "shadow": "tone"})
     for name in ("seen", "twin", "twin"):
@@ -139,7 +139,7 @@ def test_a_shadow_is_compared_and_never_given(server: httpx.Client) -> None:
 
 
 def test_adapters_are_found_by_name(server: httpx.Client, film: Path, tenants: Path) -> None:
-    """A file with its task, and a whole adapter, which becomes the same file as in the bundle."""
+    """A file with its task, and an adapter folder, whose file equals that in the bundle."""
     found, tone = _answer(server, "visitor"), _answer(server, "tone")
     assert list(found["probabilities"]) == ["cold", "warm"]
     np.testing.assert_allclose(list(found["probabilities"].values()), list(tone["probabilities"].values()), atol=1e-5)
@@ -157,7 +157,7 @@ def test_adapters_are_found_by_name(server: httpx.Client, film: Path, tenants: P
         server.delete(f"/adapters/{name}")
 
 
-def test_numbers_for_prometheus(server: httpx.Client) -> None:
+def test_prometheus_metrics(server: httpx.Client) -> None:
     def value(name: str) -> float:
         line = next((one for one in server.get("/metrics").text.splitlines() if one.startswith(name)), "0")
         return float(line.split()[-1])
@@ -174,7 +174,7 @@ def test_numbers_for_prometheus(server: httpx.Client) -> None:
         assert f"adapter_export_{name}" in text
 
 
-def test_the_page_takes_names_as_text_alone(server: httpx.Client) -> None:
+def test_the_page_escapes_names(server: httpx.Client) -> None:
     answer = server.get("/")
     script = answer.text.partition("<script>")[2].partition("</script>")[0]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|https?:", script)
@@ -184,7 +184,7 @@ def test_the_page_takes_names_as_text_alone(server: httpx.Client) -> None:
 
 
 def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path) -> None:
-    """It asks what its link says, and shows a label that is HTML as it is written."""
+    """The page answers the text of its link, and shows HTML in a label as text."""
     label = "<img src=x onerror=\"document.title='open'\">"
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
     server.put("/adapters/evil", content=data, params={"labels": f"{label},{label}2"}).raise_for_status()
@@ -208,7 +208,7 @@ def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path)
     ],
     ids=["a page of others", "behind a proxy", "another name", "no name"],
 )
-def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str]) -> None:
+def test_unauthorized_clients_change_nothing(server: httpx.Client, headers: dict[str, str]) -> None:
     for method, path in (
         ("PUT", "/admin/routes/x"),
         ("POST", "/admin/rollback"),
@@ -221,7 +221,7 @@ def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str])
     assert "tone" in server.get("/adapters").json()
 
 
-def test_a_token_lets_in_from_anywhere(film: Path) -> None:
+def test_a_token_admits_remote_clients(film: Path) -> None:
     with made_app(film, token="secret", quiet=True) as client:
         far = {"x-forwarded-for": "8.8.8.8"}
         assert client.post("/admin/rollback").status_code == 401
@@ -230,7 +230,7 @@ def test_a_token_lets_in_from_anywhere(film: Path) -> None:
         assert client.put("/admin/routes/x", headers=given, json={"alias": "tone"}).status_code == 200
 
 
-def test_two_bundles_with_one_name(film: Path) -> None:
+def test_duplicate_names_are_refused(film: Path) -> None:
     with pytest.raises(UsageError, match=r"two models have the same name; found `topic` in `film` and in `other`"):
         made_app(film, f"other={film}")
     with made_app(film, f"other={film}", qualify=True) as client:
@@ -245,7 +245,7 @@ def test_two_bundles_with_one_name(film: Path) -> None:
         named_bundles([str(film), f"film={film}"])
 
 
-def test_what_shadows_are_compared_by() -> None:
+def test_comparison_of_shadows() -> None:
     token = {"tokens": [{"token": "a", "label": "x", "probability": 0.9}]}
     assert same_answers(
         {"adapter": "a", "label": "x", "probability": 0.9}, {"adapter": "b", "label": "x", "probability": 0.7}
@@ -257,7 +257,7 @@ def test_what_shadows_are_compared_by() -> None:
     assert not same_answers({"vector": [1.0]}, {"label": "x"})
 
 
-def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
+def test_an_adapter_is_unloaded_after_its_last_call(film: Path) -> None:
     with made_app(film, quiet=True) as client:
         data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
         client.put("/adapters/new", content=data).raise_for_status()
@@ -280,7 +280,7 @@ def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
         assert "new" not in client.get("/adapters").json()
 
 
-def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
+def test_adapters_loaded_by_name_make_room(film: Path, tenants: Path) -> None:
     with made_app(film, adapters_dir=tenants, limits=Limits(max_adapters=1), quiet=True) as client:
         for name in ("visitor", "guest", "visitor"):
             assert client.post("/answer", json={"model": name, "text": TEXT}).status_code == 200
@@ -317,8 +317,8 @@ def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
         assert (four.status_code, "more adapters than can be loaded" in four.json()["error"]) == (409, True)
 
 
-def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
-    """New requests cannot keep an adapter in use forever, and unloading one makes room."""
+def test_a_load_times_out(film: Path) -> None:
+    """Loading fails while all adapters are in use; unloading one makes room."""
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
     limits = Limits(max_adapters=1, request_timeout=0.3)
 
@@ -338,7 +338,7 @@ def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
         await loading
         assert (models.find("first"), models.find("second") is not None) == (None, True)
         with pytest.raises(RefusedError, match="1 adapters are loaded; unload one first") as caught:
-            await models.load(LoadedAdapter("third", data))  # `second` was loaded by hand, and would not be found again
+            await models.load(LoadedAdapter("third", data))  # `second` was not loaded by name
         assert caught.value.status == 409
         await models.unload("second")
         await models.load(LoadedAdapter("third", data))
@@ -347,12 +347,12 @@ def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
     asyncio.run(work())
 
 
-def test_weights_that_are_not_packed(server: httpx.Client, film: Path) -> None:
+def test_mapped_weights(server: httpx.Client, film: Path) -> None:
     with made_app(film, sessions=SessionSettings(mapped_weights=True), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
 
-def test_what_waits_has_a_bound(film: Path) -> None:
+def test_the_queue_is_limited(film: Path) -> None:
     with made_app(film, limits=Limits(max_queue=3), quiet=True) as client:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -360,7 +360,7 @@ def test_what_waits_has_a_bound(film: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.exporter"])
-def test_a_server_without_an_exporter_says_so_and_traces_nothing(
+def test_without_an_exporter_nothing_is_traced(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
@@ -374,8 +374,8 @@ def test_a_server_without_an_exporter_says_so_and_traces_nothing(
 
 
 @pytest.mark.extended
-def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
-    """Five thousand texts; then the server drains, reports its work, and a restart has the previous routes."""
+def test_no_request_is_lost_during_reloads_and_route_changes(film: Path, tmp_path: Path) -> None:
+    """Five thousand texts; then the server drains and reports, and a restart restores the routes."""
     versions, state = two_versions(film, tmp_path), tmp_path / "routes.json"
     place = shutil.copytree(film, tmp_path / "film")
     around = {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "films"}
@@ -440,8 +440,8 @@ def test_workers_are_alike(film: Path) -> None:
         found.ended()
 
 
-def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
-    """The old one is served further."""
+def test_a_damaged_bundle_is_refused(film: Path, tmp_path: Path) -> None:
+    """The old bundle is still served."""
     place = shutil.copytree(film, tmp_path / "film")
     with made_app(place, quiet=True) as client:
         document = json.loads((film / "manifest.json").read_text())
@@ -454,7 +454,7 @@ def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
 
 
 def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
-    """A bundle, and an adapter that an administrator loads."""
+    """A bundle, and an adapter loaded by an administrator."""
     bundle, adapter = (f"oci://{registry.host}/team/{name}" for name in ("films:1", "mood:2"))
     ae.push(film, bundle, license="mit")
     ae.push(film / "adapters" / "mood", adapter, license="mit")
@@ -473,13 +473,13 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
         _alike(_answer(client, "new"), _answer(client, "mood"))
 
 
-def test_a_port_and_a_host_that_are_none() -> None:
+def test_invalid_ports_and_hosts() -> None:
     with pytest.raises(UsageError, match=r"`port`: must be a port; found 70000; expected 0 to 65,535"):
         ae.serve("bundle", port=70_000)
     with pytest.raises(UsageError, match=r"cannot listen \((?!Unknown).*found no\.such\.host\.invalid:0"):
         listen(ServerSettings(host="no.such.host.invalid", port=0))
 
 
-def test_a_port_that_is_taken(server: httpx.Client) -> None:
+def test_a_port_in_use(server: httpx.Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
         listen(ServerSettings(port=server.base_url.port or 0))
