@@ -217,7 +217,7 @@ class TestOfAnOnnxBase:
         assert failure.location.node.name == "total1"
         assert failure.location.guess is not None
         assert "the adapter is skipped: the step reads `ffn1` of site `layers.1.ffn`" in failure.location.guess
-        assert failure.location.detail[-1].startswith("float64: the bundle is ")
+        assert failure.location.detail[-1].startswith("error against float64: bundle ")
         assert failure.location.detail[-1].endswith(": the bundle is wrong")
         owed = {one.id for one in report.findings if one.status == "failed"}
         assert "node/model.onnx/total1" in owed

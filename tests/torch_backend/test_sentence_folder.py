@@ -284,7 +284,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "two poolings": (in_config("1_Pooling/config.json", pooling_mode=["mean", "cls"]), "found `mean` and `cls`"),
     "old flags": (in_config("1_Pooling/config.json", pooling_mode=None, **ROOT), "found `mean_sqrt_len_tokens`"),
     "another module": (last_module("sentence_transformers.models.LSTM"), "found `LSTM`"),
-    "custom model class": (last_module("mine.Dense"), "a module that heads do not support"),
+    "code of its own": (last_module("mine.Dense"), "a module that heads do not support"),
     "a pickle": (pickled, "no weights in a safe format"),
     "lowercase": (in_config("sentence_bert_config.json", do_lower_case=True), "lowercases texts"),
     "prompts": (prompted, "excludes the tokens of a prompt"),

@@ -120,7 +120,7 @@ def _page(report: Report, date: str, command: str) -> Iterator[str]:
             yield head(section.title)
         yield from map(_html, parts)
     known = [("bundle (SHA-256 of its manifest)", report.digest), ("base", report.base), ("model", report.against)]
-    yield head("What was compared")
+    yield head("Provenance")
     yield table(
         Table(("", ""), [(name, element("code", value)) for name, value in (*known, ("command", command)) if value])
     )
@@ -196,7 +196,7 @@ def _of_variants(results: Sequence[Measurement]) -> Table:
         adapters = len({one.adapter for one in own if one.adapter is not None})
         tops = [one.top_class for one in own if one.top_class is not None]
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
-        rows.append((variant, "in mixed batches" if mixed else "alone", adapters, len(own), error, ratio, same, mark))
+        rows.append((variant, "in mixed batches" if mixed else "separately", adapters, len(own), error, ratio, same, mark))
     columns = ("variant", "adapters", "count", "outputs", "max error", "error/budget", "top class", "verdict")
     return Table(columns, rows, numbers="llrrrrr", spare=("outputs", "count", "max error"))
 
@@ -276,7 +276,7 @@ def _coverage(report: Report) -> Table:
     graphs = list(dict.fromkeys(one.variant for one in report.outputs))
     rows = [(what, f"{done:,}", "unbounded" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
     rows += [("levels", f"{len(levels)}", ", ".join(levels)), ("graphs", f"{len(graphs)}", ", ".join(graphs))]
-    return Table(("", "tried", "of"), [*rows, ("runtimes", "1", report.runtime)], numbers="lr")
+    return Table(("", "tested", "of"), [*rows, ("runtimes", "1", report.runtime)], numbers="lr")
 
 
 def _compared(report: Report) -> Iterator[Line]:
