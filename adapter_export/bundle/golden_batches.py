@@ -89,7 +89,7 @@ def padding_by_name(manifest: Manifest, plan: SlotPlan, adapters: Sequence[Adapt
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Subject:
     """An adapter, or the base, for which rows are drawn.
 
     Attributes:
@@ -145,10 +145,10 @@ class BatchMaker:
         Returns:
             `None` if an input is not an integer or is a cache, or if every answer is too large.
         """
-        asked = self._asked(adapters, heads)
+        subjects = self._subjects(adapters, heads)
         if self.manifest.head is None:
-            asked = [_Asked(None, None, base, self.manifest.padding_neutral), *asked]
-        return _dealt([row for one in asked for row in self._rows(one)], self.references.description)
+            subjects = [_Subject(None, None, base, self.manifest.padding_neutral), *subjects]
+        return _batched([row for one in subjects for row in self._rows(one)], self.references.description)
 
     def add(
         self, old: GoldenBatches | None, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
@@ -160,16 +160,16 @@ class BatchMaker:
             adapters: each new adapter with its golden vectors.
             heads: the outputs of heads.
         """
-        rows = [row for one in self._asked(adapters, heads) for row in self._rows(one)]
+        rows = [row for one in self._subjects(adapters, heads) for row in self._rows(one)]
         described = self.references.description
         if old is not None:
             rows = [*(row for batch in old.batches for row in batch.rows), *rows]
             described = old.reference if described in old.reference else f"{old.reference}, {described}"
-        return _dealt(rows, described)
+        return _batched(rows, described)
 
-    def _asked(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> list[_Asked]:
+    def _subjects(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> list[_Subject]:
         return [
-            _Asked(adapter, adapter_output(heads, adapter), golden, self.pads[adapter.name])
+            _Subject(adapter, adapter_output(heads, adapter), golden, self.pads[adapter.name])
             for adapter, golden in adapters
         ]
 
@@ -185,19 +185,19 @@ class BatchMaker:
             and all(names_of(axis) == (axis,) for axis in axes)
         )
 
-    def _rows(self, asked: _Asked) -> list[GoldenBatchRow]:
+    def _rows(self, subject: _Subject) -> list[GoldenBatchRow]:
         """Return the rows of one adapter, independent of the other adapters: these may be added and removed."""
         rows: list[GoldenBatchRow] = []
         turns = len(_TOKENS) if self.references.keeps_weights else 1  # a run takes seconds if weights are not kept
-        for turn in range(turns) if self._takes_integers() and self._has_rows(asked) else ():
-            row = self._row(asked, turn, rows)
+        for turn in range(turns) if self._takes_integers() and self._has_rows(subject) else ():
+            row = self._row(subject, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
                 rows.append(row)
-        if rows and self.references.keeps_weights and asked.task is not None and asked.task.kind.one_label:
-            rows += self._rows_of_labels(asked, rows)
+        if rows and self.references.keeps_weights and subject.task is not None and subject.task.kind.one_label:
+            rows += self._rows_of_labels(subject, rows)
         return rows
 
-    def _rows_of_labels(self, asked: _Asked, rows: Sequence[GoldenBatchRow]) -> Iterator[GoldenBatchRow]:
+    def _rows_of_labels(self, subject: _Subject, rows: Sequence[GoldenBatchRow]) -> Iterator[GoldenBatchRow]:
         """Yield rows for labels that could be swapped unnoticed, because their numbers are close in other rows.
 
         In 8 bits, the budget may exceed the difference of two unlikely labels. One of the two labels is enough.
@@ -205,8 +205,8 @@ class BatchMaker:
         alike = _alike(rows)
         if len(alike) < 2:
             return
-        drawn = self._many(asked)
-        results = self._results(asked, drawn)
+        drawn = self._many(subject)
+        results = self._results(subject, drawn)
         ranked = np.sort(results, axis=-1)
         leads = ranked[:, -1] - ranked[:, -2]
         missing = len(alike)
@@ -214,47 +214,47 @@ class BatchMaker:
             own = np.flatnonzero(results.argmax(-1) == at)
             if label not in alike or not len(own) or missing < 2 or missing <= len(alike) - _LABELS:
                 continue
-            row = self._answered(asked, drawn[own[leads[own].argmax()]])
+            row = self._answered(subject, drawn[own[leads[own].argmax()]])
             if row.decided and row.answer["label"] == label:
                 missing -= 1
                 yield row
 
-    def _many(self, asked: _Asked) -> list[Arrays]:
+    def _many(self, subject: _Subject) -> list[Arrays]:
         """Draw many short rows."""
-        rng = np.random.default_rng(crc32(str(asked.name).encode()))
-        first = self._draw(asked, _LABEL_TOKENS, 0, rng)
+        rng = np.random.default_rng(crc32(str(subject.name).encode()))
+        first = self._draw(subject, _LABEL_TOKENS, 0, rng)
         count = max(1, _DRAWN_TOKENS // max(array.size for array in first.values()))
         count = count if self._batch_is_free() else min(count, _LABELS)  # otherwise each row needs a separate run
-        return [first, *(self._draw(asked, _LABEL_TOKENS, 0, rng) for _ in range(count - 1))]
+        return [first, *(self._draw(subject, _LABEL_TOKENS, 0, rng) for _ in range(count - 1))]
 
     def _batch_is_free(self) -> bool:
         return all(isinstance(record.axes[0], str) for record in self.manifest.inputs)
 
-    def _results(self, asked: _Asked, rows: Sequence[Arrays]) -> np.ndarray:
+    def _results(self, subject: _Subject, rows: Sequence[Arrays]) -> np.ndarray:
         """Return the graph's output for the head of an adapter, [rows, classes]."""
-        assert asked.adapter is not None  # only adapters have a task
-        tensors = slot_tensors(self.graph.plan, asked.adapter)
+        assert subject.adapter is not None  # only adapters have a task
+        tensors = slot_tensors(self.graph.plan, subject.adapter)
         together = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         requests = [together] if self._batch_is_free() else rows
         found = self.graph.run_slots([{**arrays, **tensors} for arrays in requests])
-        return np.concatenate([outputs[str(asked.output)] for outputs in found])
+        return np.concatenate([outputs[str(subject.output)] for outputs in found])
 
-    def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
+    def _row(self, subject: _Subject, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
         """Return the first drawn row that exposes every mistake, or the one that exposes the most."""
-        number = crc32(str(asked.name).encode())
+        number = crc32(str(subject.name).encode())
         is_last = turn == len(_TOKENS) - 1 or not self.references.keeps_weights
-        tokens = _FEW_TOKENS[turn] if asked.task is None else _TOKENS[turn] + (number % 2 if is_last else 0)
+        tokens = _FEW_TOKENS[turn] if subject.task is None else _TOKENS[turn] + (number % 2 if is_last else 0)
         draws = _DRAWS if self.references.keeps_weights and turn != _SHARED else 1
         best: tuple[list[bool], GoldenBatchRow] | None = None
         for draw in range(draws):
             seed = [turn] if turn == _SHARED else [turn, draw, number]
-            arrays = self._draw(asked, tokens, turn, np.random.default_rng(seed))
+            arrays = self._draw(subject, tokens, turn, np.random.default_rng(seed))
             try:
-                row = self._answered(asked, arrays)
+                row = self._answered(subject, arrays)
             except RequestError:  # the reference returns NaN, or rejects these inputs
                 continue
-            missed = [not row.decided, *(not _tells(row, other) for other in others)]
-            missed += [not tells for tells in self._told(asked, row, arrays)] if draws > 1 else []
+            missed = [not row.decided, *(not _distinguishes(row, other) for other in others)]
+            missed += [not exposes for exposes in self._exposed_mistakes(subject, row, arrays)] if draws > 1 else []
             # mistakes missed in two draws have no effect on this base, such as left padding with relative positions
             is_final = not any(missed) or (best is not None and missed == best[0])
             if best is None or sum(missed) < sum(best[0]):
@@ -263,12 +263,12 @@ class BatchMaker:
                 break
         return None if best is None else best[1]
 
-    def _draw(self, asked: _Asked, tokens: int, turn: int, rng: np.random.Generator) -> Arrays:
+    def _draw(self, subject: _Subject, tokens: int, turn: int, rng: np.random.Generator) -> Arrays:
         """Draw the inputs of a row, [1, ...], of a length that the base accepts, without padding.
 
         A base that accepts lengths in steps gets one of the two smallest.
         """
-        most = None if asked.task is None else asked.task.max_tokens
+        most = None if subject.task is None else subject.task.max_tokens
         sizes: dict[Axis, int] = {}
         axes = dict.fromkeys(axis for record in self.manifest.inputs for axis in record.axes[1:])
         for at, axis in enumerate(axes):  # different lengths expose mixed-up axes
@@ -289,71 +289,71 @@ class BatchMaker:
             arrays[record.name] = array
         return arrays
 
-    def _answered(self, asked: _Asked, arrays: Arrays) -> GoldenBatchRow:
-        outputs = self._run(asked, arrays)
+    def _answered(self, subject: _Subject, arrays: Arrays) -> GoldenBatchRow:
+        outputs = self._run(subject, arrays)
         budgets = [self.allowance.budget(value) for value in outputs.values()]
-        budgets += [asked.golden.budgets[name] for name in outputs]
+        budgets += [subject.golden.budgets[name] for name in outputs]
         absolute = max(budget.absolute for budget in budgets)
         context, decided = None, True
-        if asked.task is not None:
-            result = outputs[str(asked.output)]
-            context = _context(asked.task, result, absolute) if asked.task.kind.needs_context else None
-            decided = asked.task.is_decided(result, absolute, _within(context, result))
+        if subject.task is not None:
+            result = outputs[str(subject.output)]
+            context = _context(subject.task, result, absolute) if subject.task.kind.needs_context else None
+            decided = subject.task.is_decided(result, absolute, _within(context, result))
         inputs = {name: array[0].tolist() for name, array in arrays.items()}
-        return GoldenBatchRow(asked.name, inputs, context, _document(asked, outputs, context), absolute, decided)
+        return GoldenBatchRow(subject.name, inputs, context, _document(subject, outputs, context), absolute, decided)
 
-    def _run(self, asked: _Asked, arrays: Arrays, kept: Mapping[Axis, slice] | None = None) -> Arrays:
+    def _run(self, subject: _Subject, arrays: Arrays, kept: Mapping[Axis, slice] | None = None) -> Arrays:
         """Return the reference's results for one row: its head's output, or all outputs if it has no task.
 
         `kept` are the non-padding tokens along each padded axis.
         """
-        found = run(self.references, arrays, asked.adapter, self._base_outputs(), asked.output)
+        found = run(self.references, arrays, subject.adapter, self._base_outputs(), subject.output)
         return {
             record.name: found[record.name][0][tuple((kept or {}).get(axis, slice(None)) for axis in record.axes[1:])]
-            for record in self._outputs(asked)
+            for record in self._outputs(subject)
         }
 
-    def _outputs(self, asked: _Asked) -> list[OutputRecord]:
+    def _outputs(self, subject: _Subject) -> list[OutputRecord]:
         """Return the outputs that answer a row: its head's, or all if it has no task."""
-        own = {asked.output} if asked.task is not None else {asked.output, *self._base_outputs()}
+        own = {subject.output} if subject.task is not None else {subject.output, *self._base_outputs()}
         return [record for record in self.manifest.outputs if record.name in own]
 
     def _base_outputs(self) -> list[str]:
         return [record.name for record in self.manifest.base_outputs]
 
-    def _has_rows(self, asked: _Asked) -> bool:
+    def _has_rows(self, subject: _Subject) -> bool:
         """Return whether each output has one row per row of the inputs."""
         (batch,) = {record.axes[0] for record in self.manifest.inputs}
-        return all(record.axes[:1] == (batch,) for record in self._outputs(asked))
+        return all(record.axes[:1] == (batch,) for record in self._outputs(subject))
 
     def _padded_axes(self) -> list[Axis]:
         """Return the axes that have a padding mask."""
         masks = [record for record in self.manifest.inputs if record.role == "mask" and len(record.axes) == 2]
         return list(dict.fromkeys(record.axes[1] for record in masks))
 
-    def _told(self, asked: _Asked, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
+    def _exposed_mistakes(self, subject: _Subject, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
         """Yield for each possible mistake of a client whether it changes the answer of a row."""
 
-        def tells(changed: Arrays, kept: Mapping[Axis, slice] | None = None) -> bool:
+        def exposes(changed: Arrays, kept: Mapping[Axis, slice] | None = None) -> bool:
             try:
-                found = _document(asked, self._run(asked, changed, kept), row.context)
+                found = _document(subject, self._run(subject, changed, kept), row.context)
             except RequestError:
                 return True
             return _differ(found, row)
 
         if _TYPES in arrays and arrays[_TYPES].any():
-            yield tells({**arrays, _TYPES: np.zeros_like(arrays[_TYPES])})
-        if asked.task is not None and row.context is not None:
-            yield _moves(_document(asked, self._run(asked, arrays), None), row.answer)
+            yield exposes({**arrays, _TYPES: np.zeros_like(arrays[_TYPES])})
+        if subject.task is not None and row.context is not None:
+            yield _moves(_document(subject, self._run(subject, arrays), None), row.answer)
         for axis in self._padded_axes():
             size = next(arrays[one.name].shape[1] for one in self.manifest.inputs if axis in one.axes[1:2])
             longer = axis_lengths(axis, self.manifest.lengths)
             total = longer.at_least(size + _MORE_TOKENS) or longer.at_least(size + 1)
             if total is None:
                 continue
-            yield tells(self._padded(arrays, axis, total - size, 0), {axis: slice(total - size, total)})
-            if not asked.pads:
-                yield tells(self._padded(arrays, axis, 0, total - size), {axis: slice(size)})
+            yield exposes(self._padded(arrays, axis, total - size, 0), {axis: slice(total - size, total)})
+            if not subject.pads:
+                yield exposes(self._padded(arrays, axis, 0, total - size), {axis: slice(size)})
 
     def _padded(self, arrays: Arrays, axis: Axis, before: int, after: int) -> Arrays:
         return {
@@ -377,7 +377,7 @@ def _alike(rows: Sequence[GoldenBatchRow]) -> set[str]:
     return {labels[at] for at in np.flatnonzero(near.any(axis=1))}
 
 
-def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:
+def _batched(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:
     """Return rows as batches: all rows of some adapters together, as many adapters as fit."""
     groups: dict[str | None, list[GoldenBatchRow]] = {}
     for row in rows:
@@ -400,7 +400,7 @@ def _in_turn(groups: Sequence[Sequence[GoldenBatchRow]]) -> list[GoldenBatchRow]
 def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | None:
     """Return batches without the rows of some adapters; `None` if no row is left."""
     kept = [row for batch in batches.batches for row in batch.rows if row.adapter not in adapters]
-    return _dealt(kept, batches.reference)
+    return _batched(kept, batches.reference)
 
 
 def replay_batches(
@@ -428,8 +428,8 @@ def replay_batches(
 def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Sequence[str | None]) -> Iterator[str]:
     """Yield the differences of a batch's rows from their separate answers."""
     try:
-        asked = [_asked_row(manifest, row, f"`{batch.name}`, row {at}") for at, row in enumerate(batch.rows)]
-        answered = list(Answerer(session).answer(asked))
+        requests = [_row_of(manifest, row, f"`{batch.name}`, row {at}") for at, row in enumerate(batch.rows)]
+        answered = list(Answerer(session).answer(requests))
     except RequestError as error:
         yield f"`{batch.name}` is rejected: {error}"
         return
@@ -445,7 +445,7 @@ def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Seq
             yield f"`{batch.name}`, row {at} (`{row.adapter or 'base'}`): {fault}"
 
 
-def _asked_row(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
+def _row_of(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
     dtypes = {record.name: record.dtype for record in manifest.inputs}
     arrays = {name: row.array(name).astype(dtypes.get(name, "int64")) for name in row.inputs}
     context = None
@@ -457,12 +457,12 @@ def _asked_row(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
     return Row(arrays, row.adapter, context=context, where=where)
 
 
-def _document(asked: _Asked, outputs: Arrays, context: tuple[int, int] | None) -> Mapping[str, Any]:
+def _document(subject: _Subject, outputs: Arrays, context: tuple[int, int] | None) -> Mapping[str, Any]:
     """Return the fields of a row's answer from the outputs of that row."""
-    if asked.task is None:
+    if subject.task is None:
         return {"outputs": {name: _listed(value) for name, value in outputs.items()}}
-    result = outputs[str(asked.output)]
-    found = asked.task.answer(result, None, _within(context, result)).document()
+    result = outputs[str(subject.output)]
+    found = subject.task.answer(result, None, _within(context, result)).document()
     return {"vector": _listed(result)} if "vector" in found else found
 
 
@@ -506,7 +506,7 @@ def _moves(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return any(one[place] != other[place] for place in ("first_token", "last_token"))
 
 
-def _tells(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:
+def _distinguishes(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:
     """Return whether two rows have different answers in both directions, so that a mix-up is visible."""
     return _differ(row.answer, other) and _differ(other.answer, row)
 

@@ -11,7 +11,7 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.onnx_runner import Pieces
-from adapter_export.onnx_backend.rewrite.surgery import Graft
+from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 from adapter_export.sites.site import Site, SiteMap
 
 _TOLERANCE = 1e-3
@@ -50,12 +50,12 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
     cases = input_cases(exported.inputs, seed=2, lengths=exported.lengths, max_tokens=few)
     whole = [case.arrays for case in cases if not case.name.endswith("_padded")]
     arrays = max(whole, key=lambda each: sum(array.size for array in each.values()))
-    graft = Graft(exported.model)
+    rewrite = GraphRewrite(exported.model)
     shown: dict[str, str] = {}
     for value in dict.fromkeys(value for *_, value in pairs):
         shown[value] = f"site.{len(shown)}"
-        graft.expose(graft.value(value), shown[value])
-    found = Pieces(graft.finish(), exported.folder, optimize=False).run(arrays)
+        rewrite.expose(rewrite.value(value), shown[value])
+    found = Pieces(rewrite.finish(), exported.folder, optimize=False).run(arrays)
     expected = compute(arrays, {value for _, _, value, _ in pairs})
     for owner, name, value, other in pairs:
         one, two = expected[value], found[shown[other]]

@@ -27,7 +27,7 @@ from adapter_export.onnx_backend.base.flow import all_read, module_path
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import exposed
-from adapter_export.onnx_backend.rewrite.surgery import SiteGraft
+from adapter_export.onnx_backend.rewrite.surgery import SiteRewrite
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import SiteMap
@@ -271,22 +271,22 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
     """Split a base at some places; `NoSitesError` if the input of a site's layer cannot be replaced."""
-    graft = SiteGraft(base, places)
+    rewrite = SiteRewrite(base, places)
     shown = []
-    for edit in graft.edits:
+    for edit in rewrite.edits:
         site, replaced = edit.site, edit.replaced
-        values = graft.site_values(edit, READABLE[replaced])
-        there = {**values, **graft.norm_tensors(site)}
+        values = rewrite.site_values(edit, READABLE[replaced])
+        there = {**values, **rewrite.norm_tensors(site)}
         fed, like = cut_input(site.name, replaced), values[replaced]
-        copy = ir.Node("", "Identity", [graft.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
+        copy = ir.Node("", "Identity", [rewrite.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
         copy.outputs[0].name = f"{fed}/value"
-        graft.carry_out(edit, copy.outputs[0], [copy])
+        rewrite.carry_out(edit, copy.outputs[0], [copy])
         # expose after replacing, which would redirect the new outputs to the replacement
         for name, value in there.items():
-            graft.expose(value, exposed(f"{site.name}.{replaced}", name))
+            rewrite.expose(value, exposed(f"{site.name}.{replaced}", name))
         shown.append(((site, replaced), tuple(there)))
-    graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
-    return Cut(base, graft.finish(), tuple(shown))
+    rewrite.expose(rewrite.value(base.sites.final), exposed(HEAD, "hidden"))
+    return Cut(base, rewrite.finish(), tuple(shown))
 
 
 _Compute = Callable[[Cut, Mapping[str, np.ndarray], Sequence[str]], Arrays]

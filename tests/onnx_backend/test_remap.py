@@ -14,7 +14,7 @@ from adapter_export.format.precision import PrecisionName
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.quantise.optimize import optimized
-from adapter_export.onnx_backend.rewrite.surgery import Graft
+from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
@@ -83,10 +83,10 @@ def _check_same_places(base: OnnxBase, made: OnnxBase, least: float) -> None:
 
 
 def _values(base: OnnxBase, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    graft = Graft(base.model)
+    rewrite = GraphRewrite(base.model)
     for site in base.sites.sublayers:
-        graft.expose(graft.value(site.h), f"shown/{site.name}")
-    session = open_session(graft.finish(), base.folder, optimize=False)
+        rewrite.expose(rewrite.value(site.h), f"shown/{site.name}")
+    session = open_session(rewrite.finish(), base.folder, optimize=False)
     return {
         name.removeprefix("shown/"): value for name, value in run_session(session, inputs).items() if "shown" in name
     }

@@ -28,7 +28,7 @@ from archives import (
 )
 
 from adapter_export.errors import UnsafeArchiveError
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs
 from adapter_export.torch_backend.base.torch_base import load_base
 
 Attack = Callable[[Entries, Path], None]
@@ -196,7 +196,7 @@ def hostile(
 
 def test_torch_alone_runs_it(hostile: tuple[Path, Path]) -> None:
     path, marker = hostile
-    with quiet(), contextlib.suppress(*LIBRARY_ERRORS):
+    with captured_logs(), contextlib.suppress(*LIBRARY_ERRORS):
         module = torch.export.load(path).module()
         # not through `__call__`, which checks the inputs first
         module.forward(torch.ones(3, 4))

@@ -196,7 +196,9 @@ def _of_variants(results: Sequence[Measurement]) -> Table:
         adapters = len({one.adapter for one in own if one.adapter is not None})
         tops = [one.top_class for one in own if one.top_class is not None]
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
-        rows.append((variant, "in mixed batches" if mixed else "separately", adapters, len(own), error, ratio, same, mark))
+        rows.append(
+            (variant, "in mixed batches" if mixed else "separately", adapters, len(own), error, ratio, same, mark)
+        )
     columns = ("variant", "adapters", "count", "outputs", "max error", "error/budget", "top class", "verdict")
     return Table(columns, rows, numbers="llrrrrr", spare=("outputs", "count", "max error"))
 

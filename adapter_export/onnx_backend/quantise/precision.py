@@ -44,7 +44,7 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
         )
     model = with_inferred_shapes(in_memory(base))
     model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # silences a warning
-    with _quiet():
+    with _silenced():
         proto = RECIPES[precision.name](ir.to_proto(model), precision)
     made = write_rewritten(ir.from_proto(proto), base, folder, f"in {precision.name}")
     if numerics(made.model).precision.name != precision.name:
@@ -59,7 +59,7 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Silence the quantizers, which log each node to the root logger's handlers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -19,7 +19,7 @@ from adapter_export.graph.compose.members import ROWS
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.onnx_lowering import Writer
 from adapter_export.onnx_backend.rewrite.insert import ParameterBinding, insert
-from adapter_export.onnx_backend.rewrite.surgery import Graft
+from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 from adapter_export.onnx_backend.slots import (
     SLOT_PREFIX,
     HeadSum,
@@ -123,7 +123,7 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     """
     batch = _batch(base)
     _check_sites(base, plan, batch)
-    return insert(base, plan, lambda graft: _RowBinding(graft, rows, batch))
+    return insert(base, plan, lambda rewrite: _RowBinding(rewrite, rows, batch))
 
 
 def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
@@ -176,10 +176,10 @@ class _RowBinding(ParameterBinding):
 
     stacked = True
 
-    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
-        super().__init__(graft)
+    def __init__(self, rewrite: GraphRewrite, rows: BankRows, batch: str) -> None:
+        super().__init__(rewrite)
         self._rows = rows
-        self._ids = graft.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
+        self._ids = rewrite.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
         self._checked: ir.Value | None = None
         self._gathered: dict[str, ir.Value] = {}
 
@@ -230,7 +230,7 @@ class _RowBinding(ParameterBinding):
         if name not in self._gathered:
             free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
             default = ir.Tensor(self._rows.tensors[name], name=name)
-            tensor = self.graft.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
+            tensor = self.rewrite.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
             rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
             self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]

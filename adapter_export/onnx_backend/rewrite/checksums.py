@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import Budget
 from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.onnx_lowering import Writer
-from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, Graft
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, GraphRewrite
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
 
 CHECKSUMS = "slot_checksums"
@@ -97,17 +97,17 @@ def add_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, inp
 
     They are computed directly from the slots, without changing the nodes of adapters.
     """
-    graft = Graft(model)
-    writer, counting = _writer(graft), counting_input(inputs)
-    sources = {slot.name: graft.value(slot.name) for slot in slots}
+    rewrite = GraphRewrite(model)
+    writer, counting = _writer(rewrite), counting_input(inputs)
+    sources = {slot.name: rewrite.value(slot.name) for slot in slots}
     row = _Summing(writer, sources, sources, 0).all(slots)
     rows: Axis = 1 if counting is None else counting.axes[0]
     count = writer.integers("rows", [1])
     if counting is not None:
-        count = writer.op("rows/batch", "Shape", (graft.value(counting.name),), {"start": 0, "end": 1}, _INTEGER)
+        count = writer.op("rows/batch", "Shape", (rewrite.value(counting.name),), {"start": 0, "end": 1}, _INTEGER)
     shape = writer.op("shape", "Concat", (count, writer.integers("slots", [len(slots)])), {"axis": 0})
-    _append(graft, writer, writer.op("rows/equal", "Expand", (row, shape)), output, [rows, len(slots)])
-    return graft.model
+    _append(rewrite, writer, writer.op("rows/equal", "Expand", (row, shape)), output, [rows, len(slots)])
+    return rewrite.model
 
 
 def add_bank_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, bank: BankRecord) -> ir.Model:
@@ -115,16 +115,16 @@ def add_bank_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str
 
     They are computed from the rows that the graph gathers for the nodes of adapters.
     """
-    graft = Graft(model)
-    sources = {tensor.slot: graft.value(tensor.name) for tensor in bank.tensors if tensor.slot is not None}
+    rewrite = GraphRewrite(model)
+    sources = {tensor.slot: rewrite.value(tensor.name) for tensor in bank.tensors if tensor.slot is not None}
     gathered = {}
     for slot, source in sources.items():
         (node,) = {node for node, _ in source.uses()}  # one `Gather`, shared by all readers
         gathered[slot] = node.outputs[0]
-    writer, ids = _writer(graft), graft.value(bank.ids)
+    writer, ids = _writer(rewrite), rewrite.value(bank.ids)
     (rows,) = axes(ids)
-    _append(graft, writer, _Summing(writer, sources, gathered, 1).all(slots), output, [rows, len(slots)])
-    return graft.model
+    _append(rewrite, writer, _Summing(writer, sources, gathered, 1).all(slots), output, [rows, len(slots)])
+    return rewrite.model
 
 
 def without_checksums(model: ir.Model, output: str) -> ir.Model:
@@ -136,14 +136,14 @@ def without_checksums(model: ir.Model, output: str) -> ir.Model:
     return copy
 
 
-def _writer(graft: Graft) -> Writer:
-    opset = graft.model.opset_imports[""]
+def _writer(rewrite: GraphRewrite) -> Writer:
+    opset = rewrite.model.opset_imports[""]
     return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{_OWNER}", opset, {NODE_SITE_KEY: _OWNER})
 
 
-def _append(graft: Graft, writer: Writer, value: ir.Value, output: str, shape: Sequence[Axis]) -> None:
-    graft.vacate(output)  # rename an inner value of the base with this name
-    graft.append_output(writer.tape, value, output, ir.Shape(shape))
+def _append(rewrite: GraphRewrite, writer: Writer, value: ir.Value, output: str, shape: Sequence[Axis]) -> None:
+    rewrite.vacate(output)  # rename an inner value of the base with this name
+    rewrite.append_output(writer.tape, value, output, ir.Shape(shape))
 
 
 @dataclass

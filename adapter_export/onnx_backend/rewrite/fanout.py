@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.base import operators
 from adapter_export.onnx_backend.base.flow import activations_of, all_read, has_shapes, with_inferred_shapes
 from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.onnx_lowering import Writer
-from adapter_export.onnx_backend.rewrite.surgery import Graft
+from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 
 ROWS_INPUT = "input_rows"
 
@@ -158,15 +158,15 @@ def _prefix(whole: ir.Model, own: Collection[str], crossing: Collection[str]) ->
 
 def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], batch: str) -> ir.Model:
     """Return the nodes above, on rows copied from the data inputs and from crossing values."""
-    graft = Graft(whole)
-    graph = graft.model.graph
+    rewrite = GraphRewrite(whole)
+    graph = rewrite.model.graph
     data = [value for value in graph.inputs if value.name not in own]
     made = {value.name: value for node in graph for value in node.outputs}
-    rows = graft.add_input(ROWS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([_ROWS_AXIS]))
+    rows = rewrite.add_input(ROWS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([_ROWS_AXIS]))
     taken = [(value, value, 0) for value in data]
     for name, axis in crossing.items():
         below = made[name]
-        taken.append((below, graft.add_input(_crossed(name), below.type, below.shape), axis))
+        taken.append((below, rewrite.add_input(_crossed(name), below.type, below.shape), axis))
     for value in (*made.values(), *(value for value in graph.inputs if value.name in own)):
         _count_rows(value, batch)
     writer = Writer(ir.tape.Tape(), ROWS_INPUT, whole.opset_imports[""])
@@ -182,10 +182,10 @@ def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], b
         for at, output in enumerate(graph.outputs):
             if output is below:
                 graph.outputs[at], copied.shape = copied, below.shape
-                below.name, copied.name = graft.free_name(f"{name}.below"), name
+                below.name, copied.name = rewrite.free_name(f"{name}.below"), name
     graph.insert_before(next(iter(graph)), writer.tape.nodes)
-    RemoveUnusedNodesPass()(graft.model)
-    return graft.model
+    RemoveUnusedNodesPass()(rewrite.model)
+    return rewrite.model
 
 
 def _count_rows(value: ir.Value, batch: str) -> None:

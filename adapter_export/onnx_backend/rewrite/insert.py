@@ -18,7 +18,7 @@ from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm
 from adapter_export.numerics.evaluate_adapter import check_tokens
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.onnx_lowering import Writer, emit
-from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, Graft, SiteGraft
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, GraphRewrite, SiteRewrite
 from adapter_export.onnx_backend.slots import (
     PLAN_KEY,
     SLOT_PREFIX,
@@ -66,8 +66,8 @@ class ParameterBinding:
     stacked = False
     """As `Writer.stacked`: whether the tensors have a leading axis of adapters."""
 
-    def __init__(self, graft: Graft) -> None:
-        self.graft = graft
+    def __init__(self, rewrite: GraphRewrite) -> None:
+        self.rewrite = rewrite
         self._slots: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, _writer: Writer, /) -> Mapping[str, ir.Value]:
@@ -77,7 +77,7 @@ class ParameterBinding:
             if record.name not in self._slots:
                 shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.graph_axes])
                 tensor = ir.Tensor(neutral[record.parameter], name=record.name)
-                self._slots[record.name] = self.graft.add_slot(record.name, shape, tensor)
+                self._slots[record.name] = self.rewrite.add_slot(record.name, shape, tensor)
         return {record.parameter: self._slots[record.name] for record in group.records()}
 
     def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
@@ -127,7 +127,7 @@ def without_slots(base: OnnxBase, adapter: Adapter) -> ir.Model:
     return model
 
 
-def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBinding]) -> ir.Model:
+def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[GraphRewrite], ParameterBinding]) -> ir.Model:
     """Return the base's graph with the nodes of all adapters of a plan; `bind` provides their tensors.
 
     Raises:
@@ -135,14 +135,14 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBind
             that may be the mask of a head, or a mask that covers more than the head reads.
     """
     places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
-    graft = SiteGraft(base, ((site, replaced) for (_, replaced), site in places.items()))
-    insertion = _Insertion(base, graft, bind(graft))
-    for edit in graft.edits:
+    rewrite = SiteRewrite(base, ((site, replaced) for (_, replaced), site in places.items()))
+    insertion = _Insertion(base, rewrite, bind(rewrite))
+    for edit in rewrite.edits:
         insertion.adapt(edit, [group for group in plan.at(edit.site.name) if group.graph.replaces == edit.replaced])
     sums = head_sums(plan, [record.name for record in base.outputs])
     if sums:
         insertion.add_heads(sums)
-    model = graft.finish()
+    model = rewrite.finish()
     insertion.describe(model, plan, sums)
     return model
 
@@ -150,9 +150,9 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBind
 class _Insertion:
     """State of one insertion into a graph."""
 
-    def __init__(self, base: OnnxBase, graft: SiteGraft, binding: ParameterBinding) -> None:
+    def __init__(self, base: OnnxBase, rewrite: SiteRewrite, binding: ParameterBinding) -> None:
         self._base = base
-        self._graft = graft
+        self._rewrite = rewrite
         self._binding = binding
         self._values: dict[str, dict[str, ir.Value]] = {}
         self._norms: dict[str, Norm] = {}
@@ -163,7 +163,7 @@ class _Insertion:
         They compute in float32; if the base does not, casts surround them.
         """
         site, replaced = edit.site, edit.replaced
-        read = self._graft.site_values(edit, READABLE[replaced])
+        read = self._rewrite.site_values(edit, READABLE[replaced])
         _check_floats(read, site.name)
         shape = read[replaced].shape
         for group in groups:
@@ -182,12 +182,12 @@ class _Insertion:
             inputs[replaced] = emit(bind_base_norm(group.graph, site.norm), inputs, parameters, inside)
         left = self._binding.leave(inputs[replaced], read[replaced], writer, sequence_first=site.sequence_first)
         result = _cast(left, read[replaced].dtype, f"{place}result", writer)
-        self._graft.carry_out(edit, result, tape.nodes)
+        self._rewrite.carry_out(edit, result, tape.nodes)
         self._values[site.name] = {**read, **self._values.get(site.name, {}), result_of(replaced): result}
 
     def _norm(self, edit: Edit, place: str, writer: Writer) -> dict[str, ir.Value]:
         """Return the tensors of the base's own norm, in float32."""
-        site, tensors = edit.site, self._graft.norm_tensors(edit.site)
+        site, tensors = edit.site, self._rewrite.norm_tensors(edit.site)
         self._values.setdefault(site.name, {}).update(tensors)
         if site.norm is not None:
             self._norms[site.name] = site.norm
@@ -200,7 +200,7 @@ class _Insertion:
         """Insert the heads after the final hidden state; results that share an output are added."""
         tape = ir.tape.Tape()
         writer = self._writer(tape, HEAD, None)
-        hidden = self._graft.value(self._base.sites.final)
+        hidden = self._rewrite.value(self._base.sites.final)
         _check_floats({"hidden": hidden}, HEAD)
         plain = _cast(hidden, ir.DataType.FLOAT, "hidden", writer)
         inputs = {"hidden": self._binding.enter(plain, "hidden", writer)}
@@ -217,8 +217,8 @@ class _Insertion:
             for index, value in enumerate(rest):
                 total = writer.op(f"{head.output}/sum_{index}", "Add", (total, value), type=_FLOAT)
             result = self._binding.head(head, total, writer)
-            self._graft.vacate(head.output)
-            self._graft.append_output(tape, result, head.output, _head_axes(hidden, head))
+            self._rewrite.vacate(head.output)
+            self._rewrite.append_output(tape, result, head.output, _head_axes(hidden, head))
             tape = ir.tape.Tape()
 
     def _mask(self, hidden: ir.Value, writer: Writer) -> ir.Value:
@@ -231,7 +231,7 @@ class _Insertion:
                 fix="capture the base without its cache",
             )
         if self._base.mask is not None:
-            return writer.op("mask", "Cast", (self._graft.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)
+            return writer.op("mask", "Cast", (self._rewrite.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)
         shape = writer.op("shape", "Shape", (hidden,), {"start": 0, "end": 2}, type=ir.TensorType(ir.DataType.INT64))
         ones = ir.tensor([1.0], ir.DataType.FLOAT)
         return writer.op("mask", "ConstantOfShape", (shape,), {"value": ones}, type=_FLOAT)
@@ -372,8 +372,8 @@ def exposed(owner: str, value: str) -> str:
 
 def with_site_outputs(model: ir.Model) -> ir.Model:
     """Return a copy of a graph made by `insert_slots` that outputs the values of `site_values`, named by `exposed`."""
-    graft = Graft(model)
+    rewrite = GraphRewrite(model)
     for owner, names in site_values(model).items():
         for value, name in names.items():
-            graft.expose(graft.value(name), exposed(owner, value))
-    return graft.finish()
+            rewrite.expose(rewrite.value(name), exposed(owner, value))
+    return rewrite.finish()

@@ -22,7 +22,7 @@ NODE_SITE_KEY = "adapter_export.site"
 """Metadata key on a node for the site that it was made for."""
 
 
-class Graft:
+class GraphRewrite:
     """An editable copy of a graph, `model`; it shares the weights of the original.
 
     Attributes:
@@ -144,7 +144,7 @@ class Graft:
             self.take_name(value.name or "")
 
 
-class SiteGraft(Graft):
+class SiteRewrite(GraphRewrite):
     """Editable copy of a base's graph, for the planned `edits` of some places, in order."""
 
     def __init__(self, base: OnnxBase, places: Iterable[Place]) -> None:

@@ -23,7 +23,7 @@ from adapter_export.format.axes import names as names_of
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
 from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine, program_facts
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
 
 AxisNames = Mapping[str, Mapping[int, str]]
@@ -66,7 +66,7 @@ def capture(
     wanted = _checked_lengths(names, lengths or {})
     structure = pytree.tree_structure(given)
     trial = pristine(module)  # some models change their computation after a short text
-    with settled(trial), quiet():
+    with settled(trial), captured_logs():
         inputs = _computed(trial, structure, inputs, names, wanted)
     program, shapes = _exported(module, inputs, structure, names, wanted)
     other = _elsewhere(program, shapes, inputs, wanted)
@@ -127,7 +127,7 @@ def _exported(
         for name, named in names.items()
     }
     shapes = [dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs]
-    with settled(module), _same_lengths(module, free), quiet(lines=True):
+    with settled(module), _same_lengths(module, free), captured_logs(lines=True):
         try:
             program = torch.export.export(
                 module,

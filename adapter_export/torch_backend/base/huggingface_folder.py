@@ -45,7 +45,7 @@ from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, bas
 from adapter_export.torch_backend.base.cached_models import CachedDecoder, CachedSeq2Seq, fix_sizes
 from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
@@ -103,7 +103,7 @@ def _captured_model(
         told, reranker = reranker.reason, reranker.prompted(prompt)
         if told and sentences is not None and not tokens:
             reranker.check_chat_template(folder, sentences.chat_settings)
-    with quiet(), _quiet_transformers():
+    with captured_logs(), _quiet_transformers():
         media, media_notes = own_media(folder)
         prepared = Prepared() if described else prepared_by(folder)
 
@@ -135,13 +135,13 @@ def _captured_model(
 def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
     """Capture a language model for generation, with its language head and a cache."""
     _check_files(folder)
-    with quiet(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder:
         return _captured_seq2seq(folder, config, lengths)
     model, _ = _open(folder, AutoModelForCausalLM)
     decoder = CachedDecoder(model)
-    with within(folder), quiet(), _quiet_transformers():
+    with within(folder), captured_logs(), _quiet_transformers():
         examples = decoder.example_inputs()
     base = _captured(decoder, examples, folder, lengths, most_tokens(model))
     return replace(base, generation=_generation(model, folder), notes=(*base.notes, *_unheeded(model)))
@@ -167,11 +167,11 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
             fix="add the one the model was trained with",
         )
     both = CachedSeq2Seq(model)
-    with within(folder), quiet(), _quiet_transformers():
+    with within(folder), captured_logs(), _quiet_transformers():
         examples = both.example_inputs()
     base = _captured(both, examples, folder, lengths, most_tokens(model))
     fix_sizes(base.program)
-    with within(folder), quiet(), _quiet_transformers():
+    with within(folder), captured_logs(), _quiet_transformers():
         both.check_steps(base.program)
     limits = both.lengths(base.lengths, most_tokens(model))
     notes = (*base.notes, *_unheeded(model))
@@ -182,7 +182,7 @@ def _captured(
     module: nn.Module, examples: Examples, folder: Path, lengths: Bounds | None, max_tokens: int | None
 ) -> TorchBase:
     """Capture a module with the tokenizer of its folder, and that tokenizer's ids of golden texts."""
-    with quiet(), _quiet_transformers():
+    with captured_logs(), _quiet_transformers():
         texts, notes = own_texts(folder, max_tokens)
     inputs, axes = examples
     base = captured_base(module, inputs, axes=axes, lengths=lengths, max_tokens=max_tokens)
@@ -253,7 +253,7 @@ def changed_folder(
 
     def changed(model: nn.Module) -> nn.Module:
         try:
-            with quiet(), _quiet_transformers():
+            with captured_logs(), _quiet_transformers():
                 change(model)
         except LIBRARY_ERRORS as error:
             raise BaseModelError("cannot be changed this way", where=folder, found=first_line(error)) from error
@@ -268,12 +268,12 @@ def changed_folder(
     auto = next((one for one in autos if one is not None and type(config) in one._model_mapping), None)
     if auto is None:
         raise BaseModelError("transformers has no class with such a head", where=folder, found=quoted(endings))
-    with quiet(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
         model = auto.from_pretrained(str(folder), config=config, local_files_only=True, dtype=torch.float32)
     whole: Any = changed(model)
 
     def logits(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.no_grad(), quiet(), _quiet_transformers():
+        with torch.no_grad(), captured_logs(), _quiet_transformers():
             found = whole(**{name: torch.from_numpy(np.array(value)) for name, value in inputs.items()})
         spans = (found.get("start_logits"), found.get("end_logits"))
         values: Tensor = found.logits if "logits" in found else torch.stack(spans, -1)
@@ -292,7 +292,7 @@ def _live_outputs(model: nn.Module, base: TorchBase) -> Callable[[Mapping[str, n
     def arrays(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
         try:
-            with torch.no_grad(), quiet(), _quiet_transformers():
+            with torch.no_grad(), captured_logs(), _quiet_transformers():
                 values = run(tensors)
         except LIBRARY_ERRORS as error:
             raise RequestError("the live model cannot compute these inputs", found=first_line(error)) from error
@@ -511,7 +511,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
     """Return the model, the names of its missing weights, and the names of unused weights."""
-    with quiet(), _quiet_transformers():
+    with captured_logs(), _quiet_transformers():
         with parsing(partial(_not_opened, folder)):
             model, info = auto.from_pretrained(
                 str(folder),

@@ -23,7 +23,7 @@ from adapter_export.format.axes import names
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, token_axis
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs
 
 _SMALLEST = 2
 """torch's lower bound of a dynamic axis in every program; length 1 is tested separately."""
@@ -422,7 +422,7 @@ def _tensors(inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> dict[st
 
 def _computed(run: Run, tensors: Mapping[str, Tensor]) -> Sequence[Tensor] | None:
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), captured_logs():
             return run(tensors)
     except _FAILURES:
         return None

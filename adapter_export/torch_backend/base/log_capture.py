@@ -31,7 +31,7 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
+def captured_logs(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
     """Hide the log lines and warnings of torch and its exporter; yields the list of captured lines.
 
     Stack traces of traced operators are disabled unless `lines` of source are needed, which saves a twentieth of the

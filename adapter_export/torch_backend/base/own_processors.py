@@ -44,7 +44,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.processors import LIBRARIES
 
 CONFIG = "tokenizer_config.json"
@@ -96,7 +96,7 @@ class OwnProcessor:
         Raises:
             BaseModelError: transformers rejects them, such as audio files of different lengths.
         """
-        with quiet():
+        with captured_logs():
             try:
                 rows = [self._library.run(self._processor, one, "np")[name] for one in contents]
                 return np.concatenate(rows).astype(np.float32)
@@ -110,7 +110,7 @@ def _opened(folder: Path, modality: FileModality) -> Any:
     def refusal(reason: str) -> BaseModelError:
         return BaseModelError("transformers cannot use the processor", found=reason)
 
-    with quiet(), parsing(refusal):
+    with captured_logs(), parsing(refusal):
         return LIBRARIES[modality.name].load(folder)
 
 

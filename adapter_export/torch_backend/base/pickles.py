@@ -17,7 +17,7 @@ from torch import Tensor
 from adapter_export.errors import BaseModelError, FormatError, command, quoted, within
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular, read_bytes
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
 """Errors that the `zipfile` module raises for a damaged file."""
@@ -229,7 +229,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """
     data = read_bytes(path)
     with within(path):
-        with quiet(), parsing(_damaged):
+        with captured_logs(), parsing(_damaged):
             for pickled in _pickles(data):
                 _check_pickle(pickled)
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

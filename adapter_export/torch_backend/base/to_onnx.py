@@ -27,7 +27,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 from adapter_export.errors import BaseModelError
 from adapter_export.safe_io.output import Output
 from adapter_export.sites.discover import OTHER_CALLS_KEY
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.version import __version__
@@ -126,7 +126,7 @@ def _converted(program: ExportedProgram) -> ir.Model:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with quiet():
+        with captured_logs():
             with suppress(*LIBRARY_ERRORS):  # fall back to torch's decompositions
                 if (known := _translatable(program)) is not None:
                     names = {node.name for node in program.graph.nodes}

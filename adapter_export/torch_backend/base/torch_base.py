@@ -75,7 +75,7 @@ from adapter_export.torch_backend.base.length_facts import (
     probed_lengths,
     shortest_computed,
 )
-from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.fx_view import flow_graph
@@ -402,7 +402,7 @@ def _extra(base: TorchBase) -> dict[str, str]:
 
 def _save(base: TorchBase, temporary: Path, path: Path) -> None:
     """Write an archive to a temporary file that will be `path`, and verify that it can be loaded."""
-    with temporary.open("wb") as file, quiet():
+    with temporary.open("wb") as file, captured_logs():
         sink = _Sink(file)
         try:
             torch.export.save(base.program, cast(IO[bytes], sink), extra_files=_extra(base))
@@ -629,7 +629,7 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
 
 
 def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
-    with quiet() as lines:
+    with captured_logs() as lines:
 
         def refusal(reason: str) -> BaseModelError:
             # torch logs the reason, and raises a generic error
@@ -723,7 +723,7 @@ def _unpickled(path: Path) -> nn.Module:
     def refusal(reason: str) -> BaseModelError:
         return BaseModelError("torch cannot read the pickle", where=path, found=reason, fix="save the model again")
 
-    with quiet(), parsing(refusal), open_regular(path) as file:
+    with captured_logs(), parsing(refusal), open_regular(path) as file:
         try:
             module = torch.load(file, map_location="cpu", weights_only=False)
         except (ImportError, AttributeError) as error:
