@@ -16,6 +16,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 README = DOCS.parent / "README.md"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "decisions" not in path.parts)
 GUIDES = [path for path in PAGES if path.parent.name in ("how-to", "tutorial")]
+LONG = {"docs/reference/format.md", "docs/reference/architectures.md", "docs/project/demo-log.md"}
+"""The specification, a table and a log that programs write."""
+
+MOST_LINES = 300
 _COMMAND = re.compile(r"(?:\$ )?(?:adapter-export|python|make|pip|npm|cmake|docker|curl)\b")
 _CODE = {"python", "java", "ts", "js", "cpp", "c", "rust", "go"}
 
@@ -93,3 +97,8 @@ def test_the_package_raises_the_errors_of_the_zoo() -> None:
     errors = set(re.findall(r"refused by `\w+`: (.*?); found", rows))
     assert errors
     assert not [error for error in errors if error not in _source()]
+
+
+def test_no_page_is_longer_than_a_reader_bears() -> None:
+    lines = {_name(path): path.read_text("utf-8").count("\n") for path in PAGES}
+    assert {name for name, count in lines.items() if count > MOST_LINES} <= LONG

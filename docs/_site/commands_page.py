@@ -36,10 +36,6 @@ def _command(path: str, entry: Entry) -> Iterator[str]:
     yield f"    {' '.join([path, *command.collect_usage_pieces(context)])}\n"
     yield linked(f"{command.help}\n".replace("\b\n", ""), 1)
     yield from _in_python(path)
-    if isinstance(command, LazyGroup):
-        for name, inner in command.table.items():
-            yield from _command(f"{path} {name}", inner)
-        return
     sections = command.sections if isinstance(command, HelpPage) else {}
     sectioned = {param.name for params in sections.values() for param in params}
     plain = [param for param in command.get_params(context) if param.name not in sectioned]
@@ -47,6 +43,9 @@ def _command(path: str, entry: Entry) -> Iterator[str]:
     for title, params in sections.items():
         yield from _options(context, title.capitalize(), params)
     yield f"{command.epilog}\n".replace("\b\nExamples:\n", "**Examples**\n\n").replace("\n  ", "\n    ")
+    if isinstance(command, LazyGroup):
+        for name, inner in command.table.items():
+            yield from _command(f"{path} {name}", inner)
 
 
 def _in_python(path: str) -> Iterator[str]:
