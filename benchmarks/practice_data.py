@@ -142,7 +142,7 @@ def _ratings(domain: str) -> dict[str, list[int]]:
 
 
 def _distinct(found: Iterable[Row], *, labels_agree: bool = True) -> list[Row]:
-    """The first of all texts with the same letters; none where the labels differ."""
+    """Return the first text of each group with equal letters, without groups whose labels differ."""
     by_letters: dict[str, list[Row]] = {}
     for row in found:
         letters = "".join(character for character in row.text.casefold() if character.isalpha())

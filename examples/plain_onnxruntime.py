@@ -93,7 +93,7 @@ class PlainBundle:
         )
 
     def run(self, inputs: dict[str, np.ndarray], adapter: str | None = None) -> dict[str, np.ndarray]:
-        """Every call says which adapter it wants; none is the base. Never activate two in one call.
+        """Run the graph with one adapter, or the base; never activate two adapters in one call.
 
         Inputs of a length that the base does not take are padded to the next one; outputs are as long as that.
         """

@@ -125,7 +125,7 @@ class LazyGroup(click.Group):
                 _say_json({"error": "Interrupted", "what": "interrupted"}, _INTERRUPTED)
             click.echo("\ninterrupted.", err=True)
             ctx.exit(_INTERRUPTED)
-        except Exception as error:  # noqa: BLE001 - the outermost place; whatever arrives becomes a message
+        except Exception as error:  # noqa: BLE001 - the outermost handler turns any error into a message
             ctx.exit(_report(error, call))
 
 

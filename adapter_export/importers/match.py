@@ -51,8 +51,8 @@ class Renaming:
 class Match:
     """Sites of an adapter's modules, by module path.
 
-    A module has several sites if the base calls it several times, and none if it is missing. `known` are the candidate
-    sites; `where` names the adapter in messages.
+    A module has several sites if the base calls it several times, and no site if it is missing. `known` are the
+    candidate sites; `where` names the adapter in messages.
     """
 
     sites: Mapping[str, Sequence[Site]]

@@ -300,7 +300,7 @@ def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter)
 
 
 def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapter: Adapter) -> None:
-    """Verify on random values that an idle group does nothing, whatever tensors the adapter shares."""
+    """Verify on random values that an idle group has no effect for any shared tensors of the adapter."""
     if not shared:
         return
     values, result = group.try_out(idle)

@@ -121,7 +121,7 @@ class Collector:
         running = self._loop.run_in_executor(self._threads, self._run_many, [one.request for one in some])
         (found,) = await asyncio.gather(running, return_exceptions=True)  # an error must not stop the queue
         if isinstance(found, InputError) and len(some) > 1:
-            for one in some:  # one is invalid: run each alone, so that the others succeed
+            for one in some:  # one is invalid: run each separately, so that the others succeed
                 await self._run([one])
             return
         answers = [found] * len(some) if isinstance(found, BaseException) else found

@@ -89,7 +89,7 @@ def test_a_module_is_captured_with_an_example(tmp_path: Path) -> None:
         ae.capture(_Encoder(), path)
     example = {"input_ids": torch.ones(2, 5, dtype=torch.int64)}
     described = ["input_ids=int64[batch,sequence]"]
-    with pytest.raises(ae.errors.UsageError, match="or say in `inputs` what they are"):
+    with pytest.raises(ae.errors.UsageError, match="or describe them in `inputs`"):
         ae.capture(_Encoder(), path, example_inputs=example, inputs=described)
     ae.capture(_Encoder(), path, inputs=described)
     base = ae.capture(_Encoder(), path, example_inputs=example, force=True)

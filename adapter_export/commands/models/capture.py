@@ -48,8 +48,8 @@ def capture(
     inputs: Annotated[
         Sequence[str],
         Option(
-            "What the model takes, such as `input_values=float32[batch,samples]`, once for each input. Axes with names "
-            "are dynamic. Not needed where the folder's tokenizer and processor or the usual names say it.",
+            "Input of the model, such as `input_values=float32[batch,samples]`; repeatable. Named axes "
+            "are dynamic. Detected from the folder's tokenizer, its processor, or usual names.",
             "NAME=TYPE[AXIS,…]",
             "--input",
         ),
@@ -121,7 +121,7 @@ def capture(
             raise UsageError(f"{argument('trust_pickle')} is for a file on this machine", found=f"`{model}`")
         _check_capture(Path(model), with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
     elif (example_inputs is None) == (not inputs):
-        fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
+        fix = f"pass {argument('example_inputs')}, or describe them in {argument('inputs')}"
         raise UsageError("a module needs example inputs", fix=fix)
     if with_cache and inputs:
         fix = f"remove {argument('inputs', option='input')}"

@@ -70,7 +70,7 @@ def bench(
         reporter: receives a step for each turn of a setting, or for each form.
 
     Returns:
-        Rows per second and latencies of each setting, or times, sizes and losses of each form, and what is recommended.
+        Rows per second and latencies of each setting, or times, sizes and losses of each form, and a recommendation.
 
     Raises:
         RequestError: a bundle does not have the adapter, or does not take such rows.

@@ -94,7 +94,7 @@ COMMAND = Command(
     pull,
     _show,
     document=_document,
-    exit_codes="0 fetched, 3 it does not exist, is damaged, or is not what was expected",
+    exit_codes="0 fetched, 3 it does not exist, is damaged, or does not match `--expect`",
     examples=(
         "adapter-export pull hf://me/questions -o bundle",
         "adapter-export pull oci://registry.example/models/questions:1.2 -o bundle --key release.pub",

@@ -43,8 +43,8 @@ def push(
     REFERENCE is `hf://owner/name[@branch]`, with the login of `hf auth login` or `HF_TOKEN`, or
     `oci://host[:port]/repository[:tag]`, with that of `docker login`.
 
-    The card has what is known: tasks, labels, the data and scores of training, evaluations, the report in the bundle,
-    sizes and the digest. A `README.md` in the folder is sent instead of a generated card.
+    The card contains all known facts: tasks, labels, the data and scores of training, evaluations, the report in the
+    bundle, sizes and the digest. A `README.md` in the folder is sent instead of a generated card.
 
     Args:
         path: a bundle, its folder, or the folder of an adapter.

@@ -51,7 +51,7 @@ def trainer_callback(
             tokenizer makes a bundle that reads texts.
         data: files that the rows were made of, such as `{"training": "train.tsv"}`: their digests are recorded.
         name: what users will call the adapter; the output's name by default.
-        force: replace what is at `output` and at `bundle`.
+        force: replace existing files at `output` and `bundle`.
         reporter: receives each step of the build, and its notes.
 
     Raises:

@@ -243,7 +243,7 @@ def _checkable(path: Path) -> Iterator[Path]:
     """Yield a copy of the graph in which every operator is in its correct domain.
 
     ONNX Runtime registers some of its operators in the standard domain (`SimplifiedLayerNormalization`), and tools use
-    that. A sparse file of the weights' size lies beside it, because the checker rejects files with several hard links.
+    that. A sparse file of the weights' size accompanies it, because the checker rejects files with several hard links.
     """
     model = onnx.load(path, load_external_data=False)
     own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]

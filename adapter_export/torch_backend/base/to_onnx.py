@@ -195,7 +195,7 @@ def _convert(program: ExportedProgram) -> ir.Model:
 def _results(decomposed: torch.fx.Graph, original: torch.fx.Graph) -> dict[torch.fx.Node, str]:
     """Return the nodes that correspond to nodes of the original, with the original names.
 
-    torch numbers names anew: the `div` of a decomposed graph may be part of what was a weight norm.
+    torch numbers names anew: the `div` of a decomposed graph may be part of a former weight norm.
     """
     known = {node.name: node for node in original.nodes if node.op == "call_function"}
     last = {sources[-1].name: node for node in decomposed.nodes if (sources := node.meta.get("from_node"))}

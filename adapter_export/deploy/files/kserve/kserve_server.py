@@ -4,11 +4,11 @@
 
 A request of the Open Inference Protocol v2 has an input `text`, BYTES [rows], and for pairs an input `pair`, BYTES
 [rows]; its output `answer`, BYTES [rows], has a JSON document for each row. A request with the inputs of the base gets
-the output of the adapter's head, in which each row has the result that it has alone. The parameters `strength`, a
+the output of the adapter's head, in which each row has the result of a single request. The parameters `strength`, a
 number, and `weights`, a JSON object as text, are those of the adapter.
 
 A request of the protocol v1 has `instances`: each is a text, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`.
-`strength` and `weights` stand beside them, one for all instances or a list with one for each.
+`strength` and `weights` are keys next to it, one value for all instances or a list with one for each.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class AdapterModel(kserve.Model):
             is_text = "text" in given
             columns = [_strings(given.pop(name)) for name in ("text", "pair") if is_text and name in given]
             rows = list(zip(*columns, strict=True)) if is_text else _apart(given)
-        except ValueError as error:  # not as many values as the shape says, another encoding, columns of two lengths
+        except ValueError as error:  # wrong number of values for the shape, another encoding, columns of two lengths
             raise InvalidInput(str(error)) from error
         if is_text and given:
             raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(given))}")
