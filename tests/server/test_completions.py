@@ -168,7 +168,8 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient
     assert "too many completions" in refused(prompt=["w5"] * 200, n=2)
     assert "prompt 1" in refused(prompt=["w5", " ".join(["w5"] * LONGEST)])
     assert "limit of this server" in refused(max_tokens=4097)
-    for wrong in ({"max_tokens": 0}, {"top_p": 0}, {"temperature": -1}, {"stop": [""]}, {"seed": 1.5}, {"n": 0}):
+    out_of_range: list[dict[str, Any]] = [{"max_tokens": 0}, {"top_p": 0}, {"temperature": -1}, {"seed": 1.5}, {"n": 0}]
+    for wrong in (*out_of_range, {"stop": [""]}, {"stop": "w" * 257}):
         assert next(iter(wrong)) in refused(**wrong)
     assert "there is no model" in refused(404, model="other")
 

@@ -89,9 +89,11 @@ class OpenText:
     def piece(self) -> Piece | None:
         """Take up the last token of the row, and return what can be shown now; a stop string ends the row."""
         row, stops = self.row, self.row.decoding.stop
+        before = len(self._written)
         if row.finish != "end":
             self._written += self._decoded(row.tokens[-1])
-        places = [at for at in map(self._written.find, stops) if at >= 0]
+        found = (self._written.find(stop, max(0, before - len(stop))) for stop in stops)  # earlier text has none
+        places = [at for at in found if at >= 0]
         if places:
             row.finish, self._written = "stop", self._written[: min(places)]
         end = len(self._written)

@@ -33,7 +33,10 @@ _FINISHES: Mapping[str, str] = {"end": "stop", "stop": "stop", "length": "length
 _MAX_TOKENS = 16
 """OpenAI's default of `max_tokens`."""
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+"""A stop string. Each token is compared with all of its beginnings, so long ones would delay other clients."""
+
+Stops = Annotated[list[Stop], Field(max_length=16)]
 
 
 def _default_only(default: object) -> BeforeValidator:
@@ -95,7 +98,7 @@ class Completions(Strict):
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | Stops | None = None
+    stop: Stop | Stops | None = None
     n: Annotated[int, Field(strict=True, ge=1, le=MOST_ROWS)] | None = 1
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
