@@ -30,7 +30,7 @@ def check_inputs(
         wrong = [f"no `{name}`" for name in sorted(expected - set(inputs))]
         wrong += [f"unknown `{name}`" for name in sorted(set(inputs) - expected)]
         raise RequestError(
-            "the inputs do not match the graph",
+            "the inputs are not those of the graph",
             found="; ".join(wrong),
             expected=quoted(record.name for record in records),
         )
@@ -57,11 +57,11 @@ def check_rows(
     """Raise RequestError unless each row has a choice, and rows of different choices cannot influence each other."""
     rows = len(next(iter(arrays.values())))
     if len(choices) != rows:
-        raise RequestError("`adapters` must have one entry per row", found=len(choices), expected=rows)
+        raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
     mixed = any(choice != choices[0] for choice in choices)
     if mixed and not (manifest.batch_invariant or allow_mixed_rows):
         raise RequestError(
-            "the base is not batch-invariant: a row's results would depend on the other rows of the call",
+            "the rows of a batch influence each other in this bundle: a row's results would depend on the other rows",
             found=f"precision `{manifest.base_precision}`",
             fix="give each call one `adapter`, or pass `allow_mixed_rows=True` if all rows belong to one user",
         )
@@ -70,7 +70,7 @@ def check_rows(
 def _check_type(array: np.ndarray, record: InputRecord) -> None:
     if array.dtype != record.dtype:
         raise RequestError(
-            "wrong input type",
+            "an input has a wrong type",
             where=f"`{record.name}`",
             found=array.dtype,
             expected=record.dtype,
@@ -89,7 +89,7 @@ def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, i
         some = any(0 in axis_lengths(axis, lengths) for axis in record.axes)
         least = "" if record.role == "cache" or some else ", at least 1 along each axis"
         raise RequestError(
-            "wrong input shape",
+            "an input has a wrong shape",
             where=f"`{record.name}`",
             found=list(shape),
             expected=f"[{', '.join(named)}]{least}",
@@ -100,7 +100,7 @@ def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bou
     """Check a length: at others than the exported ones, a base may compute wrong results without an error."""
     if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
         raise RequestError(
-            "unsupported input length",
+            "an input has a length that the base does not take",
             where=where,
             found=length(axis, sizes),
             expected=lengths[axis],
@@ -127,7 +127,7 @@ def _check_mask(array: np.ndarray, record: InputRecord) -> None:
         return
     if not (((array == 0) | (array == 1)).all() and array.any(axis=-1).all()):
         raise RequestError(
-            "invalid mask",
+            "a mask that leaves no token, or is none",
             where=f"`{record.name}`",
             expected="1 for tokens, 0 for padding, and at least 1 token in each row",
         )
@@ -140,7 +140,7 @@ def _check_ids(array: np.ndarray, record: InputRecord) -> None:
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest >= record.limit:
         raise RequestError(
-            "id out of range",
+            "an id is out of range",
             where=f"`{record.name}`",
             found=lowest if lowest < 0 else highest,
             expected=f"0 to {record.limit - 1}",
@@ -161,9 +161,9 @@ def weights_of_each(
     is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
     if not is_list or not all(one is None or isinstance(one, Mapping) for one in weights):
         expected = "a mapping of member to number, or a list of one mapping per row"
-        raise RequestError("invalid fusion weights", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
+        raise RequestError("no weights of a fusion", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
     if len(weights) != rows:
-        raise RequestError("`weights` must have one mapping per row", found=len(weights), expected=rows)
+        raise RequestError("a mixed batch has one choice for each row", found=len(weights), expected=rows)
     return weights
 
 

@@ -443,8 +443,8 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
     if head is None or head.result != output:
         raise AdapterError(
             f"has no head for `{said}`",
-            found="no head" if head is None else f"a head with the result `{head.result}`",
-            expected=f"a head with the result `{output}`",
+            found="no head" if head is None else f"a head that gives `{head.result}`",
+            expected=f"a head that gives `{output}`",
             fix="pass another task, or the file of another adapter",
         )
     if isinstance(claim.task, Task):
@@ -454,7 +454,7 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
 
 def _names(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
-        raise AdapterError("`labels` must be a list of names", found=repr(labels), expected="a list of names")
+        raise AdapterError("the labels are not one name for each class", found=repr(labels), expected="a list of names")
     return tuple(labels)
 
 
@@ -474,7 +474,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
         if name in inputs:
             yield f"`{name}` is the name of a data input"
         elif name not in slots:
-            yield f"`{name}` has no slot"
+            yield f"`{name}` is left over"
     # ONNX Runtime does not notice two sizes for one axis name, or fails deep inside a kernel
     sizes: dict[tuple[str, str, str], int] = {}
     for slot in manifest.slots:
@@ -489,7 +489,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
         if tensor.dtype != np.float32:
             yield f"`{slot.name}` is {tensor.dtype}, not float32"
         elif not np.isfinite(tensor).all():
-            yield f"`{slot.name}` contains NaN or Inf"
+            yield f"`{slot.name}` holds NaN or Inf"
         for axis, size in axes:
             if isinstance(axis, str) and (known := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
                 yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {known}"

@@ -542,7 +542,7 @@ class Session(Described):
         """Return the adapters of a call. Each name is looked up once, so that all of its rows use the same one."""
         self._check_process()
         if adapter is not None and adapters is not None:
-            raise RequestError("`adapter` and `adapters` exclude each other")
+            raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         if weights is not None and adapter is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         if strength is not None and weights is not None:
@@ -669,7 +669,7 @@ class Session(Described):
         if adapters is None:
             adapter = self.named(adapter) or self._manifest.head
         if adapter is None and adapters is None:
-            raise RequestError("no adapter given", expected="`adapter`, or `adapters` with one per row")
+            raise RequestError("no adapter given", expected="`adapter`, or `adapters` with one for each row")
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)

@@ -84,7 +84,7 @@ class TextReader(Reader):
             if cut and long == "refuse":
                 limit = max(len(row.encoding.ids) for row in cut)
                 raise RequestError(
-                    "exceeds the maximum length",
+                    "has more tokens than are taken",
                     where=place if name is None else f"{place}, adapter `{name}`",
                     found=f"{max(row.found for row in cut):,} tokens",
                     expected=f"at most {limit:,}, special tokens included",
@@ -155,7 +155,7 @@ def encoded(
     for at, (row, (_, task)) in enumerate(zip(rows, pieces, strict=True)):
         if row.cut and task is not None and task.template:
             raise RequestError(
-                "exceeds the maximum length, and a prompt is not truncated",
+                "has more tokens than are taken, and a prompt is not truncated",
                 where=places[at] if places else None,
                 found=f"{row.found:,} tokens",
                 expected=f"at most {len(row.encoding.ids):,}, including the template",

@@ -106,7 +106,7 @@ def test_a_row_that_cannot_be_answered_is_named_and_shards_before_it_stay(
 
 @pytest.fixture
 def answered(bundle: Path, tmp_path: Path) -> Path:
-    """A folder with the answers of `topic` to `rows.jsonl`."""
+    """Return a folder with the answers of `topic` to `rows.jsonl`."""
     return ae.run_many(bundle, _lines(tmp_path / "rows.jsonl", _rows(4)), tmp_path / "out", adapter="topic").folder
 
 
@@ -138,7 +138,7 @@ def test_a_folder_of_files_is_read_in_the_order_of_their_names(bundle: Path, tmp
     texts = [json.loads(line)["text"] for line in _joined(done.folder).splitlines()]
     assert texts == [row["text"] for row in rows]
     (tmp_path / "in" / "c.xlsx").touch()
-    with pytest.raises(DataError, match=r"c\.xlsx: is no table by its name"):
+    with pytest.raises(DataError, match=r"c\.xlsx: has no suffix of a table"):
         ae.run_many(bundle, tmp_path / "in", tmp_path / "out", adapter="topic")
 
 

@@ -41,6 +41,6 @@ def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, images: list[Path
     cli.refused(3, "half.png: is not a readable image", "run", bundle, "--image", half)
     cli.refused(3, "half.png", "run", bundle, "--many", "--image", images[0], "--image", half)
     cli.refused(3, "does not exist", "run", bundle, "--image", tmp_path / "nothing.png")
-    cli.refused(3, "does not say how audio files become", "run", bundle, "--audio", sound)
+    cli.refused(3, "has no preprocessing record for audio files", "run", bundle, "--audio", sound)
     cli.refused(2, "reads images, not texts", "run", bundle, "--text", "How far?")
     cli.refused(2, "exclude each other", "run", bundle, "--image", half, "--audio", sound)

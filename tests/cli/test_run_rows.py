@@ -180,7 +180,7 @@ def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str,
     ("name", "content", "words"),
     [
         ("a.tsv", b"text\twho\nhow\tnobody\n", "a.tsv, line 2, adapter `nobody`: is not loaded"),
-        ("a.tsv", b"text\twho\nhow\ttnoe\n", "Did you mean `tone`? If not, load it, or choose one that is loaded."),
+        ("a.tsv", b"text\twho\nhow\ttnoe\n", "Did you mean `tone`? If not, load it, or choose a loaded one."),
         ("a.tsv", b"text\thow\nhow\ttone\n", "no column `who`"),
         ("a.tsv", b"text\twho\nhow\ttone\n\nfar\ttone\n", "a.tsv, line 3: a row has a wrong number of cells"),
         ("a.csv", b"text,who\nhow,tone\n\nfar,tone\n", "a.csv, line 3: a row has a wrong number of cells"),

@@ -86,7 +86,7 @@ def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -
     options = ("--many",) if many else ()
     found = cli.refused(3, f"expected at most {LIMIT}", *call, "refuse", *options)
     assert found.stderr.startswith("error: text 0, adapter `topic`: has more tokens")
-    assert "give `--long-texts windows` or `cut`" in found.stderr
+    assert "pass `--long-texts windows` or `cut`" in found.stderr
 
 
 def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:

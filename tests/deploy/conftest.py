@@ -10,11 +10,11 @@ from small_bundle import counted_bundle, text_bundle
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`topic`, `tone` and `mood`, in the variants that there are by default."""
+    """A bundle of `topic`, `tone` and `mood` in the default variants."""
     return text_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a base which padding changes, with a weighted fusion `fused`."""
+    """A bundle of a base that padding changes, with a weighted fusion `fused`."""
     return counted_bundle(tmp_path_factory)

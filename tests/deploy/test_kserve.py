@@ -1,4 +1,4 @@
-"""KServe's Python server with a bundle, called by KServe's own client, and its `InferenceService`."""
+"""KServe's Python server with a bundle and KServe's client, and the `InferenceService`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Serve, Ray Data, and a sweep on Ray. Starting Ray takes long, so there is one test of all."""
+"""Ray Serve, Ray Data and a sweep on Ray, in one test because Ray starts slowly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ship`: what every layout has in common, and the container."""
+"""`ship`: common properties of all layouts, and the container."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.starts_program
 def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path) -> None:
-    """There is no Docker here: hadolint lints the files, and the command line in them is parsed."""
+    """Lint the files with hadolint and parse their command line, since Docker may be missing."""
     folder = ae.ship(bundle, tmp_path / "image", layout="docker", name="small").folder
     assert ae.open_bundle(folder / "bundle").manifest == ae.open_bundle(bundle).manifest
     file = (folder / "Dockerfile").read_text("utf-8")

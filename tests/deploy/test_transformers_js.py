@@ -70,7 +70,7 @@ def test_fixed_lengths_are_padded_or_refused(tmp_path: Path) -> None:
 
 
 def _golden_rows(bundle: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the golden texts of adapters that JavaScript's tokenizers read as all others do, with their answers."""
+    """Return golden texts and answers of adapters whose tokenization in JavaScript equals that of other clients."""
     sets = {one["adapter"]: one for one in json.loads((bundle / "golden" / "texts.json").read_text())["sets"]}
     return [
         {**golden, "adapter": name, "absolute": sets[name]["absolute"]}
@@ -81,7 +81,7 @@ def _golden_rows(bundle: Path, names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _compare(found: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Compare answers with golden ones: numbers within their budget, labels where rounding cannot change them."""
+    """Compare numbers with golden answers within their budget, and labels that rounding cannot change."""
     assert len(found) == len(rows)
     for answer, row in zip(found, rows, strict=True):
         expected: Mapping[str, Any] = row["answer"]

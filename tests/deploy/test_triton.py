@@ -1,4 +1,4 @@
-"""Triton's model repository, by the schema and the rules of Triton, which is not here itself."""
+"""Triton's model repository, checked by Triton's schema and a server with its rules."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
 
 
 def _no_part_of_an_adapter_runs(bundle: Path, folder: Path) -> None:
-    """An adapter is one input: with it the graph is the bundle's, without it the base, and anything else an error."""
+    """The adapter is one optional input; a wrong one is an error."""
     graph = onnxruntime.InferenceSession(folder / "model_repository/small/1/model.onnx")
     session = ae.open_bundle(bundle).session()
     (given,) = graph.get_overridable_initializers()

@@ -1,4 +1,4 @@
-"""A server that takes a model repository as Triton's ONNX Runtime backend does, and runs it in plain ONNX Runtime.
+"""A server with the rules of Triton's ONNX Runtime backend, which runs a model repository in ONNX Runtime.
 
     python triton_rules.py REPOSITORY PORT
 
@@ -26,7 +26,7 @@ ELEMENTS = {"tensor(float)": "FP32", "tensor(int64)": "INT64", "tensor(bool)": "
 
 
 class Model:
-    """A model of the repository: its configuration, held against its graph."""
+    """A model of the repository, with its configuration checked against its graph."""
 
     def __init__(self, folder: Path) -> None:
         text = (folder / "config.pbtxt").read_text("utf-8")

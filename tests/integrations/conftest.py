@@ -1,4 +1,4 @@
-"""A model as sentence-transformers writes it, and a bundle of it."""
+"""A model of sentence-transformers, and a bundle of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 
 def make(folder: Path, minilm_folder: Path) -> None:
-    """Write a model as sentence-transformers does, and a bundle of it with three embedders and others."""
+    """Write a model with sentence-transformers, and a bundle of it with embedders, a classifier and a reranker."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling

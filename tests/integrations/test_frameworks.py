@@ -1,4 +1,4 @@
-"""Bundles in LangChain and LlamaIndex: the vectors of the model that the bundle was made of."""
+"""Bundles in LangChain and LlamaIndex return the vectors of the original model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles inside sentence-transformers: the numbers of the model that the bundle was made of."""
+"""Bundles in sentence-transformers return the numbers of the original model."""
 
 from __future__ import annotations
 

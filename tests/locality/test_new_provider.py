@@ -17,7 +17,7 @@ TABLE, NAME = "PROVIDERS: Mapping[ProviderName, Provider] = {\n", '"webgpu", "qn
 
 
 def test_a_provider_touches_one_file(trial: TrialChange) -> None:
-    """Azure's device is in each build of ONNX Runtime; it leaves all nodes of a graph to the CPU."""
+    """The Azure provider is in every build of ONNX Runtime, and leaves all nodes of a graph to the CPU."""
     trial.edit("providers.py", NAME, '"webgpu", "qnn", "azure"]\n')
     trial.edit("providers.py", TABLE, f'{TABLE}    "azure": Provider("AzureExecutionProvider", "onnxruntime"),\n')
     base = open_onnx(save_tiny(trial.folder))

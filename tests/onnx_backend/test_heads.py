@@ -157,7 +157,7 @@ class TestTheRuntime:
         for method, name in (("predict", "grade"), ("embed", "small")):
             alone, rows = getattr(session, method)(INPUTS, name), getattr(session, method)(INPUTS, adapters=[name] * 3)
             np.testing.assert_allclose(rows, alone, rtol=0, atol=TOLERANCE)
-        with pytest.raises(RequestError, match=r"results of different widths; found `small`: .*, `wide`: 20"):
+        with pytest.raises(RequestError, match=r"have different widths; found `small`: .*, `wide`: 20"):
             session.embed(INPUTS, adapters=["small", "wide", "small"])
         with pytest.raises(UsageError, match="no adapter is named; found adapters that answer: `topic`"):
             session.embed(INPUTS)

@@ -1,4 +1,4 @@
-"""JSON that asks for a text, a pair or choices; a list is none of them: its meaning would depend on its length."""
+"""JSON of a text, a pair or choices; lists are refused as ambiguous."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class TestMixedBatch:
 
 
 def _load_all(session: Session, bundle: Bundle, *, on_demand: bool = False) -> dict[str, str]:
-    """Every adapter of the bundle once more, under another name, which the bundle's own bank does not hold."""
+    """Load every adapter again under another name, outside the bundle's bank."""
     names = {}
     for record in bundle.manifest.adapters:
         names[f"{record.name}.again"] = record.name
@@ -148,7 +148,7 @@ def _emptied(path: Path) -> None:
 
 
 def _exchanged(path: Path) -> None:
-    """For a whole one, of the same size, that computes something else."""
+    """The new file has the same size and other results."""
     data = path.read_bytes()
     other = path.with_name("other")
     other.write_bytes(data[:-4] + b"\0\0\0\0")
@@ -248,7 +248,7 @@ def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: 
 
 
 def test_adapters_that_zeros_cannot_fill_up_do_not_join(tmp_path: Path) -> None:
-    """A norm over the bottleneck: the bank of the bundle, all of one width, is right, and nothing else may join it."""
+    """A norm over the bottleneck: adapters of one width share a bank, and no other may join it."""
     base = open_onnx(save_tiny(tmp_path))
     adapters = [with_inner_norm(random_adapter(name, pfeiffer(), base, bottleneck=4, labels="ab")) for name in "ab"]
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])

@@ -27,7 +27,7 @@ def second(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, empty."""
+    """An empty folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -35,7 +35,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _written_over(folder: Path, other: Path) -> None:
-    """As `cp new/* bundle/` does it: into the very files."""
+    """Overwrite the files in place, as `cp new/* bundle/` does."""
     for path in other.rglob("*"):
         if path.is_file():
             with (folder / path.relative_to(other)).open("r+b") as file:
@@ -62,7 +62,7 @@ def _removed(folder: Path, other: Path) -> None:
 def test_what_becomes_of_the_folder_changes_nothing(
     copy: Path, bundle: Bundle, second: Path, change: Callable[[Path, Path], None]
 ) -> None:
-    """Neither of live sessions, nor of files that are read later: a bank, adapters on demand, a further session."""
+    """Open sessions and later reads, of a bank, adapters on demand and another session, are unaffected."""
     expected = answers(bundle.session(threads=1))
     opened = Bundle.open(copy)
     live, on_demand = opened.session(threads=1), opened.session(threads=1, on_demand=True)
@@ -178,7 +178,7 @@ class TestReload:
     def test_of_one_whose_file_goes_between_two_looks_is_named(
         self, copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As in an exchange of folders: not as an error of the operating system, and so it is tried again."""
+        """A replaced folder is retried instead of raising an error of the operating system."""
         import adapter_export.format.manifest_json as module
 
         look = module._check_inside
@@ -193,7 +193,7 @@ class TestReload:
             Bundle.open(copy)
 
     def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
-        """A million requests: `make trust`."""
+        """`make trust` runs a million requests."""
         counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000, reloads=2)
         assert counts["right"] >= 2_000
         assert counts["wrong"] == 0
@@ -202,7 +202,7 @@ class TestReload:
 
 
 def test_a_flipped_bit_is_an_error_or_changes_nothing(copy: Path) -> None:
-    """Ten thousand: `make trust`."""
+    """`make trust` runs ten thousand."""
     outcomes = flipped(copy, 30)
     assert outcomes.keys() == {"refused", "the same answers"}
     assert outcomes["refused"] > 10
@@ -249,7 +249,7 @@ assert same(answers(session), expected)
 
 @pytest.mark.extended
 def test_a_fork_refuses_the_session_and_opens_its_own(built: Path) -> None:
-    """While threads run; children share the copy of the bundle that was opened before."""
+    """Fork while threads run; children share the copy of the bundle opened before."""
     if not hasattr(os, "fork"):
         skip_or_fail("this system has no fork")
     path = os.pathsep.join(filter(None, [*sys.path]))

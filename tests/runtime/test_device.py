@@ -1,4 +1,4 @@
-"""Calls whose tensors stay on the device, and what happens where there is none."""
+"""Calls whose tensors stay on the device, and machines without one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_outputs_are_those_of_run(session: Session, name: str | None) -> None:
 
 
 def test_what_fails_is_named(session: Session) -> None:
-    with pytest.raises(RequestError, match="do not match the graph"):
+    with pytest.raises(RequestError, match="not those of the graph"):
         session.run_on_device({}, "wide")
     with pytest.raises(RequestError, match="not loaded"):
         session.run_on_device(INPUTS, "nobody")

@@ -28,7 +28,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S |
 @pytest.fixture
 @extended
 def folder(tmp_path: Path, vit_folder: Path) -> Path:
-    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph; `images` of a ViT."""
+    """`bundle` with `a` and `b`; `c.onnx_adapter`, built for the same graph; `images` of a ViT."""
     shutil.copytree(vit_folder / "bundle", tmp_path / "images")
     (tmp_path / "seven.png").write_bytes(png(noise(8, 8)))
     base = open_onnx(save_tiny(tmp_path))

@@ -1,4 +1,4 @@
-"""Images and audio: what steps make of them, and files that are refused."""
+"""Images and audio: preprocessing steps and refused files."""
 
 from __future__ import annotations
 

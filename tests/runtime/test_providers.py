@@ -1,4 +1,4 @@
-"""Providers: each runs the graphs that it may run, and those that are proved answer only after the golden data."""
+"""Providers run only their variants, and answer only after the golden data where these are required."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def openvino(bundle: Bundle) -> Session:
 
 
 def golden_of(bundle: Bundle, name: str | None) -> float:
-    """The budget of `hidden`, which all outputs are compared with here."""
+    """Return the golden budget of `hidden`."""
     records = {record.name: record.golden for record in bundle.manifest.adapters}
     golden = bundle.manifest.golden if name is None else records[name]
     return golden.absolute["hidden"]
 
 
 def with_graphs(bundle: Bundle, *variants: str) -> Bundle:
-    """The bundle as if it had these variants only."""
+    """Return the bundle with only these variants."""
     graphs = {variant: path for variant, path in bundle.manifest.graphs.items() if variant in variants}
     bank = bundle.manifest.bank if "bank" in variants else None
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs, bank=bank))
 
 
 def close(found: np.ndarray, expected: np.ndarray, bundle: Bundle, name: str | None) -> None:
-    """Both are within the golden budget of the reference, hence within twice that of each other."""
+    """Compare within twice the golden budget: each side may differ from the reference by one."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=2 * golden_of(bundle, name))
 
 
 class TestTable:
     def test_only_rows_that_swap_initializers_run_slots(self) -> None:
-        """ONNX Runtime's own kernels on the CPU and on CUDA; compilers of graphs fold initializers."""
+        """Only ONNX Runtime's kernels for the CPU and CUDA do; graph compilers fold initializers."""
         assert [name for name, row in PROVIDERS.items() if "slots" in row.variants] == ["cpu", "cuda"]
         assert [name for name, row in PROVIDERS.items() if row.overrides] == ["cpu", "cuda"]
 
@@ -171,7 +171,7 @@ class TestOpenVino:
 
 class TestSlots:
     def test_openvino_has_no_slots(self, bundle: Bundle) -> None:
-        """Its reader drops overridable initializers: an adapter would be ignored."""
+        """Its reader drops overridable initializers, so adapters would be ignored."""
         with pytest.raises(RequestError, match="`openvino` may not run the graph `slots`"):
             bundle.graphs("openvino").session("slots")
         graph = open_openvino(bundle.home / bundle.manifest.graphs["slots"], "openvino", 1)
@@ -180,7 +180,7 @@ class TestSlots:
             graph.run({**INPUTS, **adapter.tensors}, ["hidden"])
 
     def test_a_missing_tensor_is_refused(self, bundle: Bundle) -> None:
-        """OpenVINO would compute it from memory of an earlier call."""
+        """OpenVINO would compute with the memory of an earlier call."""
         graph = open_openvino(bundle.home / bundle.manifest.graphs["inputs"], "openvino", 1)
         with pytest.raises(RequestError, match=r"not those that the graph takes; found no others; expected `adapter"):
             graph.run(INPUTS, ["hidden"])
@@ -204,7 +204,7 @@ class TestSlots:
 class TestProof:
     @pytest.mark.parametrize("name", ["base", "wide"])
     def test_golden_data_are_compared_before_the_first_answer(self, copy: Path, name: str) -> None:
-        """Outputs that another program computed: here they are moved by ten times their budget."""
+        """Plant a wrong result: golden outputs moved by ten times their budget."""
         manifest = read_manifest(copy)
         golden = next((one.golden for one in manifest.adapters if one.name == name), manifest.golden)
         case = golden.cases[-1]

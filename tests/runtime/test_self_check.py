@@ -1,4 +1,4 @@
-"""A session proves itself by golden data: of an adapter that is applied in part, golden parts tell."""
+"""Proof of sessions by golden data; golden parts detect partly applied adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SITE, UP = "layers.0.attention", "adapter.layers.0.ffn.up.weight"
 
 @pytest.fixture(scope="module")
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in 8 bits, whose budgets hide sites of `a`; not to be changed."""
+    """A base in 8 bits, whose budgets hide sites of `a`; shared, so read-only."""
 
     return once(tmp_path_factory, "runtime_coarse", partial(build_coarse, variants=[])) / "bundle"
 
@@ -41,7 +41,7 @@ def _check(folder: Path, *adapters: str) -> None:
 
 
 def _elsewhere(manifest: Manifest) -> Manifest:
-    """Say that runs were recorded with another runtime."""
+    """Return a manifest whose runs were recorded with another runtime."""
     assert manifest.recorded is not None
     return replace(manifest, recorded=replace(manifest.recorded, runtime="1.0.0"))
 
@@ -58,7 +58,7 @@ def _turn_off(folder: Path, adapter: str) -> None:
 
 @pytest.mark.parametrize("change", [lambda manifest: manifest, _elsewhere])
 def test_a_right_bundle_passes(copy: Path, change: Callable[[Manifest], Manifest]) -> None:
-    """Its bits decide, or elsewhere golden vectors and golden parts."""
+    """Recorded bits are compared, or golden vectors and parts with another runtime."""
     rehash(copy, change)
     _check(copy)
 
@@ -73,7 +73,7 @@ def test_a_site_that_is_off_is_named(copy: Path, change: Callable[[Manifest], Ma
 
 
 def test_golden_vectors_alone_pass(copy: Path) -> None:
-    """That is why golden parts are compared."""
+    """Golden vectors miss this fault, which golden parts detect."""
     _turn_off(copy, "a")
 
     def without_parts(manifest: Manifest) -> Manifest:
@@ -122,5 +122,5 @@ def test_golden_data_that_are_no_tensors_are_refused(copy: Path) -> None:
 
 
 def test_checksums_of_slots_are_passed_over(tmp_path: Path) -> None:
-    """A session does not return them."""
+    """Sessions do not return checksums."""
     _check(build_small(tmp_path, ["slots"], checksums=True).folder)

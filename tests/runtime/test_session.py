@@ -33,7 +33,7 @@ def _tensors(bundle: Bundle, name: str) -> Tensors:
 
 
 def _write(path: Path, tensors: Tensors, version: int | None = None) -> Path:
-    """Any adapter file, sound or not, as ONNX Runtime writes it."""
+    """Write an adapter file with ONNX Runtime, valid or not."""
     adapter = ort.AdapterFormat()
     if version is not None:
         adapter.set_model_version(version)
@@ -186,7 +186,7 @@ class TestLoad:
     def test_without_labels_it_runs_and_does_not_classify(self, session: Session, bundle: Bundle) -> None:
         session.load("more", bundle.folder / "adapters/wide.onnx_adapter")
         np.testing.assert_array_equal(session.run(INPUTS, "more")["logits"], session.run(INPUTS, "wide")["logits"])
-        with pytest.raises(RequestError, match="give `labels`"):
+        with pytest.raises(RequestError, match="pass `labels`"):
             session.classify(INPUTS, "more")
 
     def test_unload(self, session: Session) -> None:
@@ -214,7 +214,7 @@ class TestLoad:
 
 
 def _save_for(bundle: Bundle, adapter: object, folder: Path) -> Path:
-    """An adapter as a file for the bundle's graph: planned with the bundle's own adapters."""
+    """Write an adapter file for the bundle's graph, planned with the bundle's adapters."""
     base = open_onnx(save_tiny(folder))
     plan = plan_slots([*mixed_adapters(base), adapter], base.sites)  # type: ignore[list-item]
     assert plan.slots == bundle.manifest.slots
@@ -280,7 +280,7 @@ class TestFilesThatDoNotFit:
             (_not_a_number, "NaN or Inf"),
             (_infinite, "NaN or Inf"),
             (_of_width_zero, "whose size does not match its shape"),
-            (_of_another_type, "another type"),
+            (_of_another_type, "unsupported type"),
         ],
     )
     def test_each_is_refused_by_name(

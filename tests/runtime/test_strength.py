@@ -1,4 +1,4 @@
-"""An adapter at a strength: per call and per row, the same graph, and what its updates times the number would be."""
+"""Adapters at a strength, per call and per row: updates are scaled by the number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""8 threads, 1,000 calls each, 50 adapters that are replaced meanwhile, one session: every answer is right."""
+"""8 threads with 1,000 calls each share a session while 50 adapters are replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answers = dict[str, list[np.ndarray]]
 
 @pytest.fixture(scope="module")
 def files(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    """Two versions of each adapter, all different from each other everywhere."""
+    """Two versions of each adapter that differ in every tensor."""
     folder = tmp_path_factory.mktemp("files")
     tensors = read_tensors(bundle.folder / "adapters/narrow.safetensors")
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def files(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def _file(bundle: Bundle, tensors: dict[str, np.ndarray], rng: np.random.Generator, path: Path) -> bytes:
-    """Random numbers of standard deviation 0.2 where the adapter has any."""
+    """Random weights of standard deviation 0.2."""
     drawn = {
         name: (0.2 * rng.standard_normal(value.shape)).astype(np.float32) if value.any() else value
         for name, value in tensors.items()
@@ -49,7 +49,7 @@ def _file(bundle: Bundle, tensors: dict[str, np.ndarray], rng: np.random.Generat
 
 
 def _answers(bundle: Bundle, files: dict[str, list[bytes]]) -> Answers:
-    """One by one, in a session of their own."""
+    """Compute expected results one by one, in a session of their own."""
     session = bundle.session(threads=1)
     found: Answers = {}
     for name, versions in files.items():

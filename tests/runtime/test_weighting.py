@@ -1,4 +1,4 @@
-"""Weights of a fusion that a call gives: for all rows or for each, never half, and for any other program too."""
+"""Weights of a fusion in a call: one mapping or one per row, complete, and in other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER = {"tone": 1.5, "topic": 0.25}
 
 @dataclass(frozen=True)
 class Fused:
-    """A bundle with two fusions of the same members, of different weights."""
+    """A bundle with two fusions of the same members and different weights."""
 
     folder: Path
     small: Built
@@ -84,7 +84,7 @@ def test_each_row_may_have_its_own(session: Session) -> None:
 
 
 def test_the_manifest_says_where_they_go_and_what_they_weigh(fused: Fused) -> None:
-    """The members act in different places: at attention only one of them does, so there are two slots for weights."""
+    """Only one member acts at attention, so there are two slots for weights."""
     expected = MixRecord(
         ("adapter.shared.weighted_fusion.mix.weights", "adapter.shared.weighted_fusion_2.mix.weights"),
         ("topic", "tone"),

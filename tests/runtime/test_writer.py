@@ -54,7 +54,7 @@ def words(tokens: Sequence[int]) -> str:
 
 
 def test_openvino_writes_the_same(bundle: Bundle, session: Session) -> None:
-    """In its bank, each row with another adapter, from caches that are empty at first."""
+    """Each row of its bank has another adapter, and caches are empty at first."""
     choices = [*CHOICES, *CHOICES][: len(PROMPTS)]
     expected = session.generate(PROMPTS, adapters=choices, decoding=Decoding(COUNT), ends={END})
     openvino = bundle.session(provider="openvino", threads=1)

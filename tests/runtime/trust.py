@@ -1,7 +1,7 @@
-"""The long forms of the tests of files in use: `make trust`, or `python tests/runtime/trust.py --help`.
+"""Long versions of the tests of files in use: `make trust`, or `python tests/runtime/trust.py --help`.
 
-Bits are flipped, writers race, writers are killed while the power fails, and a service answers while its bundle is
-exchanged and read again.
+Bits are flipped, writers race, writers are killed during power failures, and a service answers while its bundle is
+replaced and reloaded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ while True:
 
 
 def race(built: Path, folder: Path, count: int) -> Counter[str]:
-    """Let two processes remove an adapter each from one bundle; one that finds the other at work asks again."""
+    """Let two processes remove an adapter each from one bundle; a locked out process retries."""
     counts = Counter[str]()
     for at in range(count):
         bundle = folder / f"race{at}"

@@ -169,7 +169,7 @@ def test_service_and_schema_agree(service: TestClient, call: dict[str, Any], fit
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"inputs": ARRAYS, "adapter": "place"}, "which of its tokens may be the answer"),
+        ({"inputs": ARRAYS, "adapter": "place"}, "a mask of the tokens that may be the answer"),
         ({"inputs": ARRAYS, "adapter": "place", "context": [[1] * 3]}, "one value per token"),
         ({"inputs": ARRAYS, "adapter": "place", "context": [[0] * 10]}, "no token may be the answer"),
         ({"inputs": ARRAYS, "adapter": "place", "context": [CONTEXT[0]] * 2}, "one list per row"),
