@@ -12,7 +12,7 @@ from adapter_export.errors import DataError, within
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.format.tabular.labelled import LabelledFile, LabelledRow
 from adapter_export.format.tabular.table_faults import lines_of
-from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
+from adapter_export.graph.tasks import HEAD_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
 from adapter_export.graph.tasks.task_type import Measured
@@ -161,7 +161,7 @@ def judge(asked: EvalRows, results: Results) -> Judged:
     for row, own in zip(asked.rows * asked.width, results, strict=True):
         if not all(np.isfinite(result).all() for result in own):
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
-    kind = TASK_TYPES[asked.problem]
+    kind = HEAD_TYPES[asked.problem]
     if asked.columns:
         vectors = np.stack([own[0] for own in results]).astype(np.float64)
         if not kind.has_answers:

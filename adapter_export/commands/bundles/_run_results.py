@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.batch.table_rows import shown_texts
 from adapter_export.commands.command import Screen
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import TASK_TYPES, ProblemType
+from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import ShownRow, TextAnswer
 from adapter_export.runtime.answerer import AnsweredRow
 from adapter_export.runtime.head_results import Head
@@ -120,7 +120,7 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
     types = {result.type for result in results}
     (problem,) = types if len({result.head for result in results}) == 1 else (None,)
     if problem is not None:
-        yield from TASK_TYPES[problem].tables([result.shown for result in results])
+        yield from HEAD_TYPES[problem].tables([result.shown for result in results])
         return
     mixed = [(result.name, result.head.adapter or "base", *_cells(result)) for result in results]
     yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
@@ -130,4 +130,4 @@ def _cells(result: Result) -> tuple[str, str, str]:
     """Return the answer in one line, with the probability of a class."""
     if result.said is None or result.type is None:
         return ", ".join(f"{one.name} {list(one.shape)}" for one in result.outputs), "", ""
-    return TASK_TYPES[result.type].cells(result.shown)
+    return HEAD_TYPES[result.type].cells(result.shown)

@@ -16,7 +16,7 @@ from typing import Any
 from adapter_export.errors import DataError, FileError, UsageError, argument
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.format.tabular.table_files import DETECTED, TableFormat, open_table
-from adapter_export.graph.tasks import TASK_TYPES, ProblemType
+from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.cells import Cells, some, text_cell
 from adapter_export.safe_io.regular_files import sha256_of
 
@@ -193,7 +193,7 @@ def find_labelled_rows(
     """
     columns.check(problem)
     problem, columns = columns.read_as(problem)
-    kind = TASK_TYPES[problem]
+    kind = HEAD_TYPES[problem]
     if medium is not None and not kind.reads_files:
         raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"pass another {argument('task')}")
     if path.is_dir():

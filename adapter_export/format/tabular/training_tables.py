@@ -18,7 +18,7 @@ from adapter_export.format.tabular.labelled import (
     row_digest,
 )
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
-from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, ProblemType, TaskType
+from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, ProblemType, TaskType
 from adapter_export.graph.tasks.cells import some
 
 
@@ -175,7 +175,7 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
     found = {
         part: find_labelled_rows(path, files.columns, files.problem, **options) for part, path in files.paths.items()
     }
-    kind = TASK_TYPES[files.problem]
+    kind = HEAD_TYPES[files.problem]
     tables = {part: LabelledTexts.of(one, kind, files.prefixes) for part, one in found.items()}
     labels, answers = _labels(kind, files, tables["training"], found["training"].faults), dict[str, Any]()
     for part, table in tables.items() if labels is not None else ():

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, PROBLEM_TYPES, Learnt, ProblemType
 from adapter_export.graph.tasks.task_record import CLASSES, OUTPUT_SHAPES, THRESHOLD, Task, head_result
-from adapter_export.graph.tasks.task_type import Activation, HeadOutput, TaskType
-from adapter_export.graph.tasks.types import TASK_TYPES
+from adapter_export.graph.tasks.task_type import Activation, HeadOutput, TaskFacts, TaskType
+from adapter_export.graph.tasks.types import HEAD_TYPES, TASK_TYPES
 
 __all__ = [
     "CAUSAL_LM",
     "CLASSES",
     "DEFAULT_TYPE",
+    "HEAD_TYPES",
     "LEARNT",
     "OUTPUT_SHAPES",
     "PROBLEM_TYPES",
@@ -24,6 +25,7 @@ __all__ = [
     "Learnt",
     "ProblemType",
     "Task",
+    "TaskFacts",
     "TaskType",
     "head_result",
 ]

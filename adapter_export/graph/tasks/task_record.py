@@ -15,7 +15,7 @@ from adapter_export.graph.ops import Pooling, Shape
 from adapter_export.graph.task_names import PROBLEM_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import Answer, sigmoid, softmax
 from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, TaskType
-from adapter_export.graph.tasks.types import TASK_TYPES
+from adapter_export.graph.tasks.types import HEAD_TYPES, TASK_TYPES
 from adapter_export.interval import Interval
 from adapter_export.modalities import FILE_MODALITIES, INPUTS
 from adapter_export.text import TextSide
@@ -200,7 +200,7 @@ class Task:
     @property
     def kind(self) -> TaskType:
         """Its type."""
-        return TASK_TYPES[self.type]
+        return HEAD_TYPES[self.type]
 
     def filled(self, first: str, second: str) -> str:
         """Return the text that the template makes of a pair."""

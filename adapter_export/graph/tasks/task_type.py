@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,8 +45,8 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
-class TaskType:
-    """One kind of question that a head answers. Each module of `types/` defines one.
+class TaskFacts(ABC):
+    """Facts and metrics of a task type, with or without a head. Each module of `types/` defines one.
 
     Attributes:
         name: as users write it.
@@ -127,15 +128,23 @@ class TaskType:
         """True if the largest number of a result's last axis is the answer: all graphs must agree on it."""
         return self.one_label or (self.has_labels and not self.pools)
 
+    @abstractmethod
+    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:
+        """Return its metrics, the primary one first."""
+
+
+class TaskType(TaskFacts):
+    """A task that a head answers: reading of rows, answers, scoring and tables."""
+
     # Rows of tables
 
+    @abstractmethod
     def read(self, cells: Cells) -> Found:
         """Return the texts and the answer of a row; `None` if the row is incomplete.
 
         Raises:
             DataError: a cell does not have the form that the type reads.
         """
-        raise NotImplementedError
 
     def rows(self, cells: Cells) -> Sequence[Found]:
         """Return what the cells of a line say: one row, or one for each document of a query; errors as of `read`."""
@@ -166,13 +175,13 @@ class TaskType:
         """
         return ()
 
+    @abstractmethod
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
         """Return answers as a model learns them, an array or a list with an item for each row.
 
         Raises:
             DataError: an answer has an unknown label, or answers do not go together.
         """
-        raise NotImplementedError
 
     def truths(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
         """Return right answers as `judge` takes them."""
@@ -195,6 +204,7 @@ class TaskType:
 
     # Answers
 
+    @abstractmethod
     def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Answer:
         """Return the answer to one row.
 
@@ -207,7 +217,6 @@ class TaskType:
         Raises:
             RequestError: no token may be the answer.
         """
-        raise NotImplementedError
 
     def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
         """Return the answer to a text from the results of its rows: its windows or its choices."""
@@ -234,10 +243,6 @@ class TaskType:
 
     # Metrics
 
-    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:
-        """Return its metrics, the one that counts most first."""
-        raise NotImplementedError
-
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:  # noqa: ARG002
         """Return the results of texts, one for each of its windows or choices, as `judge` takes them."""
         return Measured([own[0] for own in results], right)
@@ -245,19 +250,19 @@ class TaskType:
     def check_right(self, answer: Any, result: np.ndarray) -> None:
         """Raise DataError if a right answer cannot be compared with a result."""
 
+    @abstractmethod
     def judge(self, task: Task, rows: Measured) -> Judged:
         """Judge results by what is right.
 
         Raises:
             DataError: the rows cannot be judged.
         """
-        raise NotImplementedError
 
     # Tables for people
 
+    @abstractmethod
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return an answer in a line: what it is, its probability, and a bar; the latter may be empty."""
-        raise NotImplementedError
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield the tables and headings that show answers of one adapter."""

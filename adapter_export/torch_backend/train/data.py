@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adapter_export.errors import DataError, RequestError, UsageError, argument
-from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, Task
+from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, TASK_TYPES, Learnt, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
@@ -320,7 +320,7 @@ def balanced(examples: Any, labels: Sequence[str]) -> dict[str, float]:
     Raises:
         UsageError: labels of the task have no weights.
     """
-    weights = TASK_TYPES[examples.problem].class_weights(examples.answers, len(labels))
+    weights = HEAD_TYPES[examples.problem].class_weights(examples.answers, len(labels))
     if weights is None:
         raise _weightless(examples.problem)
     return {label: float(weight) for label, weight in zip(labels, weights, strict=True)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.graph.tasks import TASK_TYPES, Learnt, Task
+from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, Learnt, Task
 from adapter_export.graph.tasks.metrics import Judged, Metric, judge_tokens
 from adapter_export.torch_backend.train.data import Examples
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
@@ -63,7 +63,7 @@ def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Exampl
     if task is None:
         return judge_tokens(found[:, 0], found[:, 1])
     rows = OBJECTIVES[examples.problem].measured(task, found, wanted, examples)
-    return TASK_TYPES[examples.problem].judge(task, rows)
+    return HEAD_TYPES[examples.problem].judge(task, rows)
 
 
 def cosine_apart(vectors: Tensor, classes: Tensor) -> float:

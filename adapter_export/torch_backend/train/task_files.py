@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.format.tabular.labelled import RememberedRows
 from adapter_export.format.tabular.table_faults import lines_of
 from adapter_export.format.tabular.training_tables import TrainingTables
-from adapter_export.graph.tasks import TASK_TYPES, Learnt, TaskType
+from adapter_export.graph.tasks import HEAD_TYPES, Learnt, TaskType
 from adapter_export.text import Side
 from adapter_export.torch_backend.train.data import LabelledExamples, Rows, RowSource, split, split_groups
 
@@ -61,7 +61,7 @@ def read_task(tables: TrainingTables, source: RowSource, *, side: Side = "right"
         RequestError: the base has an input that text cannot fill.
     """
     files, problem = tables.files, tables.files.problem
-    kind = TASK_TYPES[problem]
+    kind = HEAD_TYPES[problem]
     examples: dict[str, LabelledExamples] = {
         name: source.examples(table.texts, tables.answers[name], problem, side) for name, table in tables.tables.items()
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adapter_export.graph.tasks.task_type import TaskType
+from adapter_export.graph.tasks.task_type import TaskFacts
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Metric
 
 
-class CausalLm(TaskType):
+class CausalLm(TaskFacts):
     """Language modelling; no head answers it, and no task records it."""
 
     name = "causal_lm"

@@ -19,13 +19,46 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks.task_record import Task
 
 
-class Embedding(TaskType):
+class VectorType(TaskType):
+    """A task whose head returns a vector."""
+
+    output = "embedding"
+    activations = ("identity",)
+    is_vector = True
+
+    def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Vector:  # noqa: ARG002
+        """Return the vector [width]."""
+        return Vector(result)
+
+    def mean(self, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the mean of the vectors of windows, of length 1 if the task says so."""
+        middle = np.mean([task.activated(result) for result in results], axis=0)
+        length = float(np.linalg.norm(middle))
+        found: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
+        return found
+
+    def cells(self, row: ShownRow) -> tuple[str, str, str]:
+        """Return the first numbers of the vector."""
+        said = row.said.answer
+        assert isinstance(said, Vector)
+        return numbers_cell(said.vector.tolist()), "", ""
+
+    def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
+        """Yield the width, the length and the beginning of each vector."""
+        cells = []
+        for row in rows:
+            said = row.said.answer
+            assert isinstance(said, Vector)
+            length = f"{float(np.linalg.norm(said.vector)):.4g}"
+            cells.append((row.name, len(said.vector), length, self.cells(row)[0]))
+        yield Table(("text", "width", "length", "vector"), cells, numbers="lrr")
+
+
+class Embedding(VectorType):
     """A vector; texts of one label, or anchors and their documents, are trained to be near each other."""
 
     name = "embedding"
-    output = "embedding"
-    activations = ("identity",)
-    is_vector = reads_files = stratified = compares_pairs = True
+    reads_files = stratified = compares_pairs = True
     pairs = "never"
     of_pairs = RETRIEVAL
     method = "embed"
@@ -47,17 +80,6 @@ class Embedding(TaskType):
         """Return the labels themselves, which may be others than those of training."""
         return answers
 
-    def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Vector:  # noqa: ARG002
-        """Return the vector [width]."""
-        return Vector(result)
-
-    def mean(self, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the mean of the vectors of windows, of length 1 if the task says so."""
-        middle = np.mean([task.activated(result) for result in results], axis=0)
-        length = float(np.linalg.norm(middle))
-        found: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
-        return found
-
     def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002
         """Return the accuracy of the nearest other row."""
         from adapter_export.graph.tasks.metrics import NEIGHBOURS
@@ -69,22 +91,6 @@ class Embedding(TaskType):
         from adapter_export.graph.tasks.metrics import judge_neighbours
 
         return judge_neighbours(np.stack(rows.results).astype(np.float64), [str(one) for one in rows.right])
-
-    def cells(self, row: ShownRow) -> tuple[str, str, str]:
-        """Return the first numbers of the vector."""
-        said = row.said.answer
-        assert isinstance(said, Vector)
-        return numbers_cell(said.vector.tolist()), "", ""
-
-    def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
-        """Yield the width, the length and the beginning of each vector."""
-        cells = []
-        for row in rows:
-            said = row.said.answer
-            assert isinstance(said, Vector)
-            length = f"{float(np.linalg.norm(said.vector)):.4g}"
-            cells.append((row.name, len(said.vector), length, self.cells(row)[0]))
-        yield Table(("text", "width", "length", "vector"), cells, numbers="lrr")
 
 
 TYPE = Embedding()

@@ -10,21 +10,20 @@ import numpy as np
 from adapter_export.errors import DataError
 from adapter_export.graph.task_names import RETRIEVAL
 from adapter_export.graph.tasks.cells import Cells, Found, text_cell
-from adapter_export.graph.tasks.task_type import Measured, TaskType
+from adapter_export.graph.tasks.task_type import Measured
+from adapter_export.graph.tasks.types.embedding import VectorType
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
     from adapter_export.graph.tasks.task_record import Task
 
 
-class Retrieval(TaskType):
+class Retrieval(VectorType):
     """An anchor, its positive and any negatives: the anchor's vector shall be nearest to that of the positive."""
 
     name = RETRIEVAL
     recorded = "embedding"
-    output = "embedding"
-    activations = ("identity",)
-    is_vector = has_several = has_negatives = True
+    has_several = has_negatives = True
     has_answers = False
     pairs = "required"
 
