@@ -33,16 +33,13 @@ Afterwards the validation rows tell."""
 _MOST_WORK = 0.1
 """The share of the base's multiply-accumulates that an adapter may add without noticeable latency."""
 
-"""The symbols of a bottleneck's width, and of LoRA's rank."""
-
-
 @dataclass(frozen=True)
 class Setup:
-    """The requests and the batches of training that memory and latency are given for.
+    """Batch size and length for which memory and latency are estimated.
 
     Attributes:
-        batch: rows in a step of training.
-        tokens: in each row; a base of fixed lengths has its own.
+        batch: rows per training step.
+        tokens: tokens per row; ignored by a base with fixed lengths.
     """
 
     batch: int = 32
@@ -69,22 +66,22 @@ class Latency:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kind of adapter with a bottleneck, and what it costs.
+    """A kind of adapter with a bottleneck width, and its costs.
 
     Attributes:
-        kind: by its name.
-        bottleneck: its width, the rank of LoRA; `None` for a kind without one.
-        sites: how many it acts at.
-        projections: the numbers in the projections at one site, of those at which they are most.
-        parameters: all numbers that it stores.
-        bytes: of them, in float32.
-        multiply_accumulates: of its matrix products, per token.
-        parameter_share: its parameters over those of the base.
-        work_share: its multiply-accumulates over those of the linear layers in the base's sublayers; null where the
-            base hides these in other operators.
-        training_memory: bytes of a step of training: the base, four copies of what learns, and what is kept for the
-            way back; null for a base that torch cannot train.
-        latency: null if it was not measured.
+        kind: name of the kind.
+        bottleneck: width or LoRA rank; `None` for a kind without one.
+        sites: number of sites.
+        projections: multiply-accumulates of the projections at the most expensive site.
+        parameters: stored numbers.
+        bytes: size of the parameters in float32.
+        multiply_accumulates: per token, of its matrix products.
+        parameter_share: parameters divided by the base's.
+        work_share: multiply-accumulates divided by those of the linear layers in the base's sublayers; null if the
+            base hides them in other operators.
+        training_memory: bytes of a training step: the base, four copies of the trained parameters, and the
+            activations kept for the backward pass; null for a base that torch cannot train.
+        latency: null if not measured.
     """
 
     kind: str
@@ -108,9 +105,9 @@ class Plan(Described):
     """The costs of each choice in a base, and the recommended choice; `print` and notebooks show it.
 
     Attributes:
-        width: of the residual stream.
-        parameters: of the base.
-        multiply_accumulates: of the linear layers in its sublayers, per token.
+        width: width of the residual stream.
+        parameters: parameters of the base.
+        multiply_accumulates: per token, of the linear layers in its sublayers.
         setup: the batch that memory and latency are for.
         choices: the choices in the order of the call.
         recommended: the recommended choice.
@@ -161,9 +158,9 @@ class Plan(Described):
 def choices(
     kinds: Sequence[Kind], bottlenecks: Sequence[int], sites: SiteMap, parameters: int
 ) -> Iterator[tuple[Choice, Adapter]]:
-    """Yield each kind with each bottleneck, and an adapter of that shape, whose numbers mean nothing.
+    """Yield each kind with each bottleneck, and an adapter of that shape with placeholder numbers.
 
-    A kind without a bottleneck is one choice. `parameters` is the number of the base's.
+    A kind without a bottleneck is one choice. `parameters` is the base's number of parameters.
 
     Raises:
         AdapterError: the base has none of the sites of a kind.
@@ -193,7 +190,7 @@ def choices(
 
 
 def base_work(sites: SiteMap) -> int:
-    """The multiply-accumulates per token of the linear layers in the sublayers; 0 where none of them is a site."""
+    """Return the multiply-accumulates per token of the linear layers in sublayers; 0 if none is a site."""
     return sum(site.width_in * site.width for site in sites.of_roles(("linear",)) if not site.is_outside)
 
 

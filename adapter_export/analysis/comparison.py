@@ -56,8 +56,8 @@ class CallTime:
         low: the lower quartile.
         high: the upper quartile.
         ratio: the median of the time over that of the first contestant in the same round.
-        ratio_low: the lower quartile of it.
-        ratio_high: the upper quartile.
+        ratio_low: the lower quartile of the ratio.
+        ratio_high: the upper quartile of the ratio.
     """
 
     milliseconds: float
@@ -77,10 +77,10 @@ class ContestantRecord:
         source: the bundle, the adapter or the model, as the caller gave it.
         adapter: the name of the adapter.
         kind: of its graphs.
-        precision: of the base.
-        parameters: of the adapter.
-        adapter_bytes: of the file that a client loads.
-        graph_bytes: of the graph with the base's weights and the idle values of its slots.
+        precision: precision of the base.
+        parameters: parameters of the adapter.
+        adapter_bytes: size of the file that a client loads.
+        graph_bytes: size of the graph with the base's weights and the neutral values of its slots.
         seen: the rows that the adapter has learnt from; null if its record names no data.
         latency: null if it was not measured.
         scores: by metric.
@@ -122,15 +122,15 @@ class Difference:
 
     Attributes:
         metric: its name.
-        first: the one.
-        second: the other.
+        first: the first contestant.
+        second: the second contestant.
         value: first − second; null where a score is not defined.
         low: the lower end of its interval of 95 %, by a paired bootstrap.
         high: the upper end.
         test: `exact McNemar`, `paired permutation` or `paired bootstrap`.
-        only_first: of the McNemar test, the rows that only the first answers right.
-        only_second: those that only the second answers right.
-        p: the probability of so large a difference, or a larger one, if there were none.
+        only_first: rows that only the first answers right (McNemar test).
+        only_second: rows that only the second answers right.
+        p: probability of a difference at least this large under the null hypothesis.
         adjusted: `p` after Holm (1979) for all pairs of this metric; with two contestants `p` itself.
     """
 
@@ -152,9 +152,9 @@ class Agreement:
     """The agreement of two contestants.
 
     Attributes:
-        first: the one.
-        second: the other.
-        value: the share of rows with the same answer; of numbers Pearson's correlation; null where it is not defined.
+        first: the first contestant.
+        second: the second contestant.
+        value: share of rows with the same answer, or Pearson's correlation of numbers; null if undefined.
     """
 
     first: str
@@ -170,10 +170,10 @@ class Setting:
         task: the problem type.
         data: the name of the file.
         sha256: of its contents.
-        resamples: how often rows are drawn for an interval.
-        seed: of these draws, and of exchanges.
-        rounds: how often calls are timed.
-        tokens: how many the text of these calls has; null if none was timed.
+        resamples: bootstrap draws per interval.
+        seed: random seed of draws and exchanges.
+        rounds: rounds of timed calls.
+        tokens: tokens of the timed text; null if none was timed.
     """
 
     task: str
@@ -191,16 +191,16 @@ class _Compared:
 
     Attributes:
         setting: the data and the options.
-        rows: how many rows were answered.
-        runtime: what computed the answers.
-        numeric: whether answers are numbers, whose agreement is a correlation.
+        rows: number of answered rows.
+        runtime: runtime that computed the answers.
+        numeric: true if answers are numbers, whose agreement is a correlation.
         contestants: the contestants in the order of the call.
-        differences: of all pairs and metrics; of many contestants each with the first one.
-        agreements: of the same pairs.
-        differing: the first of the rows that are not answered alike; of numbers those whose answers lie farthest apart.
-        differing_rows: how many such rows there are; of numbers all.
-        fusions: which layers of fusions listen to which member.
-        notes: what the caller should know, each a clause.
+        differences: differences of all pairs and metrics; with many contestants, of each and the first.
+        agreements: agreement of the same pairs.
+        differing: the first rows with different answers; for numbers, the rows with the largest differences.
+        differing_rows: number of such rows; for numbers, of all rows.
+        fusions: attention of fusion layers to their members.
+        notes: warnings, each a clause.
     """
 
     setting: Setting
@@ -222,7 +222,7 @@ class ComparisonDocument(_Compared):
 
     Attributes:
         version: the version of this format. A reader refuses another major version.
-        metrics: the names of the metrics, the one that counts most first.
+        metrics: names of the metrics, the primary one first.
     """
 
     version: Annotated[str, SEMVER]
@@ -234,7 +234,7 @@ class Comparison(Described, _Compared):
     """Contestants on the same rows; `print` and notebooks show it.
 
     Attributes:
-        metrics: the metrics, the one that counts most first.
+        metrics: the metrics, the primary one first.
     """
 
     metrics: tuple[Metric, ...]
@@ -254,7 +254,7 @@ class Comparison(Described, _Compared):
         return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
     def remarks(self) -> Iterator[str]:
-        """Yield in sentences what tables do not say: who is best, how that was tested, and on what."""
+        """Yield sentences on the best contestant, the tests and their assumptions."""
         metric, best = self.metrics[0], self.best
         if best is not None:
             score = best.scores[metric.name].value
@@ -306,7 +306,7 @@ class Comparison(Described, _Compared):
         return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 
     def sizes(self) -> Table:
-        """Return a line for each contestant: what its file and its graph take."""
+        """Return the sizes of each contestant's file and graph."""
         rows = [
             (one.name, one.kind, one.precision, f"{one.parameters:,}", size(one.adapter_bytes), size(one.graph_bytes))
             for one in self.contestants
@@ -331,7 +331,7 @@ class Comparison(Described, _Compared):
         return Table(columns, rows, "latency", "lrrrr")
 
     def tests(self, metrics: Iterable[Metric]) -> Table:
-        """Return a line for each pair and metric: the difference, and whether it is more than chance."""
+        """Return the difference of each pair and metric, with its significance test."""
         words = {metric.name: metric.words for metric in metrics}
         adjusted = len(self.contestants) > 2
         spare = ("only one right", "test")

@@ -68,11 +68,11 @@ class Contestant:
         return read_rows(data, self.reader, self.adapter, self.task)
 
     def inputs(self, rows: EvalRows) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield the inputs of each text, alone."""
+        """Yield the inputs of each text in a batch of its own."""
         return (self.reader.arrays([row], self.adapter) for one in rows.read for row in one.rows)
 
     def answer(self, rows: EvalRows, reporter: Reporter) -> Results:
-        """Return the results of each row as it is answered alone.
+        """Return the results of each row, as it is answered without other rows.
 
         Raises:
             RequestError: the runtime cannot compute them.
@@ -119,7 +119,7 @@ class Measured:
         rows: the rows as it read them.
         results: the results of its head.
         judged: the comparison with the labels.
-        seen: the rows that the adapter has learnt from; `None` if its record names no data.
+        seen: training rows among them; `None` if the training record names no data.
     """
 
     contestant: Contestant
@@ -129,7 +129,7 @@ class Measured:
     seen: SeenRows | None = None
 
     def notes(self) -> Iterator[str]:
-        """Yield what limits the meaning of the scores, each a clause: of the rows, the answers and the adapter."""
+        """Yield warnings on rows, answers and the adapter that limit the meaning of the scores, each a clause."""
         decisions = self.judged.decisions
         if self.seen is not None:
             yield from self.seen.notes(self.contestant.adapter)

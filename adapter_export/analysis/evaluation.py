@@ -153,7 +153,7 @@ def check_gates(gates: Mapping[str, float], metrics: Sequence[Metric]) -> None:
         metric = known.get(name)
         if metric is None:
             names = quoted(known)
-            what = "is no metric of this task"
+            what = "is not a metric of this task"
             raise UsageError(what, where=argument("gate"), found=f"`{name}`", expected=f"one of {names}")
         if not metric.least <= bound <= metric.most:
             expected = f"{metric.least:g} to {metric.most:g}"
@@ -249,7 +249,7 @@ def evaluation(
     *,
     allow_training_rows: bool = False,
 ) -> Evaluation:
-    """Report the scores of the first contestant, and how its answers differ from those of a second one."""
+    """Report the scores of the first contestant, and the rows that a second one answers differently."""
     own, *others = measured
     contestant, judged = own.contestant, own.judged
     bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
@@ -342,24 +342,24 @@ class Evaluation(Described):
         task: its problem type.
         data: the name of the file.
         sha256: of its contents.
-        rows: how many rows were answered.
-        runtime: what computed the answers, such as `onnxruntime 1.32.0`.
-        resamples: how often rows were drawn for an interval.
-        seed: of these draws.
-        metrics: the metrics, the one that counts most first.
-        scores: each of them with its interval.
+        rows: number of answered rows.
+        runtime: runtime that computed the answers, such as `onnxruntime 1.32.0`.
+        resamples: bootstrap draws per interval.
+        seed: random seed of the draws.
+        metrics: the metrics, the primary one first.
+        scores: value and interval of each metric.
         majority: the scores of always answering the most frequent label; `None` if answers are not classes.
-        classes: how well each class is found; empty where answers are no classes.
+        classes: precision, recall and F1 of each class; empty if answers are not classes.
         confusion: counts by true class (row) and predicted class (column); `None` if answers are not classes.
         calibration: the calibration of the probabilities; `None` if answers have none.
-        sliced_by: the column of the slices, if one was named.
-        slices: the scores of the rows of each value of it.
-        versus: the same rows answered by the reference, if there is one.
-        training_record: the comparison with the scores that training recorded for this very file, if it did.
-        gates: the bounds that were asked for.
-        seen: the rows that the adapter has learnt from; `None` if its record names no data.
-        allow_training_rows: whether gates may pass on training rows.
-        notes: what the caller should know, each a clause.
+        sliced_by: column of the slices; `None` without slices.
+        slices: scores for each value of that column.
+        versus: answers of the reference to the same rows; `None` without a reference.
+        training_record: comparison with the scores that training recorded for the same file; `None` without any.
+        gates: the bounds and their results.
+        seen: training rows among the rows; `None` if the training record names no data.
+        allow_training_rows: true if gates may pass on training rows.
+        notes: warnings, each a clause.
     """
 
     bundle: str

@@ -79,7 +79,7 @@ def _confusion(found: Evaluation) -> Markup:
 
 
 def _reliability(found: Calibration) -> Markup:
-    """Bars of what is right in each bin, beside the line where probabilities mean what they say."""
+    """Draw the share of right answers in each bin beside the line of perfect calibration."""
     bars = []
     for one in found.bins:
         left, width = _LEFT + one.low * _SIDE, (one.high - one.low) * _SIDE
@@ -156,7 +156,7 @@ def _drawn_times(found: Comparison) -> Table:
 
 
 def _warm(found: Table) -> Markup:
-    """A table of shares, each the depth of its colour; what is no share has none."""
+    """Return a table of shares on a colour scale; other cells have no colour."""
     return heat(found.columns, found.rows, [[_as_share(cell) for cell in row[1:]] for row in found.rows])
 
 

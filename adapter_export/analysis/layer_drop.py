@@ -27,11 +27,10 @@ class Dropped:
     Attributes:
         layers: the dropped layers, counted from 0.
         sites: the number of sites at which it still acts.
-        parameters: its remaining parameters, with those of the head.
+        parameters: remaining parameters, including the head.
         scores: by metric, with 95 % intervals.
-        idle: the latency, relative to the base, of the graph with the slots of the whole adapter, where those of these
-            layers are idle.
-        without: the same of a graph without slots there, as in a bundle that is built from this adapter only.
+        idle: latency relative to the base of the graph with all slots, those of the dropped layers neutral.
+        without: latency relative to the base without those slots, as in a bundle built from this adapter only.
     """
 
     layers: tuple[int, ...]
@@ -48,11 +47,11 @@ class Drop(Described):
 
     Attributes:
         adapter: its name.
-        metric: the first one of its task.
-        rows: that were answered.
-        tokens: in the row that is timed.
-        curve: with no layer dropped, the lowest, the two lowest, and so on, and another chosen set of layers.
-        written: the one that was written; null without an output.
+        metric: primary metric of its task.
+        rows: number of answered rows.
+        tokens: tokens of the timed row.
+        curve: no layer dropped, the lowest, the two lowest, and so on, and the chosen set of layers.
+        written: the written adapter; null without an output.
         folder: the output.
         notes: conclusions from the numbers, in clauses.
     """

@@ -119,7 +119,7 @@ def _scores(mix: Node) -> tuple[str, ...]:
 
 
 def _mix(graph: AdapterGraph) -> Node | None:
-    """The attention whose members can be told apart; of a fusion of fusions the outer one."""
+    """Return the attention over distinguishable members; the outer one of nested fusions."""
     mixes = [node for node in graph.nodes if node.op == "softmax_mix"]
     return next((node for node in reversed(mixes) if len(set(_labels(graph, node))) == len(_scores(node))), None)
 
@@ -144,7 +144,7 @@ def _label(graph: AdapterGraph, value: str) -> str:
 def _members(
     adapter: Adapter, graphs: Mapping[str, AdapterGraph], mixes: Mapping[str, Node]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the members and their labels: those of the record, else the labels at all sites."""
+    """Return the names of the members with their labels: from the record, or else from all sites."""
     record = adapter.training.get(COMPOSITION)
     facts = record.get("members", ()) if isinstance(record, Mapping) else ()
     names = tuple(str(one.get("name")) for one in facts if isinstance(one, Mapping))

@@ -1,4 +1,4 @@
-"""The classic mistakes with adapters, looked for in one: each with its measure, threshold, reason and remedy."""
+"""Rules that find classic mistakes in an adapter, each with a measure, a threshold, a reason and a remedy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from adapter_export.sites.site import Norm
 from adapter_export.tables import Described, Table
 
 Needs = Literal["weights", "trained", "rows", "base", "values", "start"]
-"""Input of a rule: the adapter alone, a trained adapter, the number of rows that it learnt from, the base's
-fingerprint, the values at its sites while the base reads texts, or how far it moved the base before it was trained."""
+"""Input of a rule: only the adapter, a trained adapter, the number of training rows, the base's fingerprint, the values
+at its sites while the base reads texts, or the initial change of the base's final hidden state."""
 
 _MISSING: Mapping[Needs, str] = {
-    "trained": "it is not trained yet, and many kinds start where the base is",
-    "rows": "how many rows it learns from is not known: the adapter has no record of it, and no data are given",
+    "trained": "it is not trained yet, and many kinds start as the identity",
+    "rows": "the number of training rows is unknown: the adapter has no record of it, and no data are given",
     "base": "no base is given",
     "values": "no base that torch can run is given",
-    "start": "its training record does not say how far it moved the base at the start; `fresh` measures one that is "
-    "not trained yet",
+    "start": "its training record has no initial change of the base; `fresh` measures one that is not trained "
+    "yet",
 }
 
 
@@ -41,11 +41,11 @@ class Finding:
 
     Attributes:
         rule: the name of the rule.
-        where: the site, or what else it is about; null for the whole adapter.
-        measure: what was found, with its unit.
-        threshold: what would be in order.
-        reason: why it is a mistake.
-        remedy: what to do.
+        where: the site or group of sites; null for the whole adapter.
+        measure: the measured value, with its unit.
+        threshold: the accepted values.
+        reason: reason why this is a mistake.
+        remedy: an imperative clause.
     """
 
     rule: str
@@ -61,9 +61,9 @@ class SiteValues:
     """Values at a site while the base read texts, in float64.
 
     Attributes:
-        read: what the adapter's graph read there, by name, [rows, tokens, width].
-        before: the value that it replaced.
-        after: what it put in its place.
+        read: inputs of the adapter's graph by name, [rows, tokens, width].
+        before: the replaced value.
+        after: the replacement.
     """
 
     read: Mapping[str, Array]
@@ -76,14 +76,14 @@ class Subject:
     """An adapter with the facts that rules need.
 
     Attributes:
-        adapter: what is looked at.
+        adapter: the checked adapter.
         rows: number of training rows.
         validated: its training record has scores on validation rows, which tell more than the number of parameters.
-        base: the fingerprint of the base that it is meant for.
-        norms: of that base, by site.
-        values: at each site, with the adapter in its place.
-        trained: whether it is no fresh one.
-        start: how far the fresh adapter moved the final hidden state, ‖adapted − base‖ / ‖base‖.
+        base: fingerprint of the base to use it with.
+        norms: norms of that base, by site.
+        values: values at each site, with the adapter.
+        trained: true for a trained adapter.
+        start: initial change of the final hidden state, ‖adapted − base‖ / ‖base‖.
     """
 
     adapter: Adapter
@@ -98,14 +98,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Rule:
-    """A mistake that is looked for.
+    """A rule that finds one kind of mistake.
 
     Attributes:
-        name: by which reports name it.
-        needs: what it looks at.
-        reason: why it is a mistake.
-        remedy: what to do.
-        find: yields where it is, the measure, and the threshold.
+        name: its name in reports.
+        needs: its input.
+        reason: reason why this is a mistake.
+        remedy: an imperative clause.
+        find: yields the site, the measure and the threshold.
     """
 
     name: str
@@ -122,8 +122,8 @@ class Lint(Described):
     Attributes:
         adapter: its name.
         findings: the mistakes.
-        looked_for: the rules that were applied.
-        skipped: the rules that were not, and why.
+        looked_for: the applied rules.
+        skipped: skipped rules with the reason.
     """
 
     adapter: str
@@ -232,7 +232,7 @@ def _graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:
 
 
 def _no_residual(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
-    """With its projections at zero, a graph with a residual path gives what it replaces."""
+    """Find graphs that do not return the replaced value when their projections are zero."""
     adapter, seen, rng = subject.adapter, set(), np.random.default_rng(0)
     for site, graph in _graphs(adapter):
         name = adapter.placements[site].graph
@@ -269,7 +269,7 @@ def _no_effect(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 def _products(adapter: Adapter) -> Iterator[tuple[str, Array, int]]:
     """Yield for each bottleneck the singular values of down times up, and its width.
 
-    Of a QR factorisation of both, the product has those of `R_down · R_upᵀ`, which is [b, b].
+    With QR factorisations of both, they are the singular values of `R_down · R_upᵀ` [b, b].
     """
     for site, graph in _graphs(adapter):
         own = adapter.parameters(site)
@@ -283,7 +283,7 @@ def _products(adapter: Adapter) -> Iterator[tuple[str, Array, int]]:
 
 
 def _down_of(graph: AdapterGraph, up: Node) -> Node | None:
-    """The projection whose activated output another one reads."""
+    """Return the projection whose activated output `up` reads."""
     if up.op != "linear":
         return None
     node = producer(graph, up.inputs[0])
@@ -293,7 +293,7 @@ def _down_of(graph: AdapterGraph, up: Node) -> Node | None:
 
 
 def _low_rank(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
-    """The effective rank is exp of the entropy of the singular values over their sum (Roy & Vetterli 2007, §2)."""
+    """Find low effective ranks: exp of the entropy of the normalised singular values (Roy & Vetterli 2007, §2)."""
     for site, values, width in _products(subject.adapter):
         total = values.sum()
         if not total or width < 4:
@@ -354,7 +354,7 @@ def _dead_units(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 
 
 def _lopsided(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
-    """The change of each role's sites in the residual stream, against what their parameters cost."""
+    """Find roles whose sites change the residual stream little for their share of parameters."""
     adapter = subject.adapter
     moved: dict[str, float] = {}
     spent: dict[str, int] = {}
@@ -367,7 +367,7 @@ def _lopsided(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     for role in moved if len(moved) > 1 and changed > 0 else ():
         effect, price = moved[role] / changed, spent[role] / sum(spent.values())
         if effect < _LITTLE and price > _MUCH:
-            found = f"{price:.0%} of the parameters, {effect:.1%} of what the adapter changes"
+            found = f"{price:.0%} of the parameters, {effect:.1%} of the adapter's change"
             yield f"all sites of {role}", found, f"at least {_LITTLE:.0%} of it for more than {_MUCH:.0%} of them"
 
 
@@ -376,13 +376,13 @@ RULES: Sequence[Rule] = (
         "wide-bottleneck",
         "weights",
         "two projections of more than half the width cost as much as a full layer",
-        "train with a smaller bottleneck; `plan` shows what each costs",
+        "train with a smaller bottleneck; `plan` shows the costs",
         _too_wide,
     ),
     Rule(
         "narrow-bottleneck",
         "weights",
-        "so few units can hardly hold a task (Houlsby et al. 2019, §3.6, lose points below 8 of 1,024)",
+        "a few units can hardly represent a task (Houlsby et al. 2019, §3.6, lose points below 8 of 1,024)",
         "train with a larger bottleneck",
         _too_narrow,
     ),
@@ -396,15 +396,15 @@ RULES: Sequence[Rule] = (
     Rule(
         "no-residual",
         "weights",
-        "without a residual path a fresh adapter destroys what the base has learnt (Houlsby et al. 2019, §2.1)",
+        "without a residual path a fresh adapter destroys the features of the base (Houlsby et al. 2019, §2.1)",
         "add the value that the graph replaces to its result",
         _no_residual,
     ),
     Rule(
         "no-effect",
         "trained",
-        "the adapter gives there what it replaces: it was not trained, or its scale is zero",
-        "train it, or leave it out at this site",
+        "the adapter returns the value that it replaces: it was not trained, or its scale is zero",
+        "train it, or remove it from this site",
         _no_effect,
     ),
     Rule(
@@ -417,37 +417,37 @@ RULES: Sequence[Rule] = (
     Rule(
         "outlying-norm",
         "weights",
-        "one layer that differs so much from its like was often not trained, or ran away",
-        "look at this layer's training; lower the learning rate, or clip gradients",
+        "a layer that differs this much from similar layers was often not trained, or diverged",
+        "check the training of this layer; lower the learning rate, or clip gradients",
         _outliers,
     ),
     Rule(
         "other-base",
         "base",
-        "the adapter learnt to correct other weights: another model, or one whose own weights were trained, too",
-        "train it on this base with everything in it frozen, or pass the base that it was trained on",
+        "the adapter was trained on other weights: another model, or a base that was trained as well",
+        "train it on this base with all of its weights frozen, or pass the base that it was trained on",
         _other_base,
     ),
     Rule(
         "disturbing-start",
         "start",
-        "training began far from the base, and had to find back first",
-        "start near the identity: initialise by `small_normal` or `zero_up`",
+        "training starts far from the base, and has to return to it first",
+        "start near the identity: initialise with `small_normal` or `zero_up`",
         _disturbs,
     ),
     Rule(
         "dead-units",
         "values",
-        "units that never fire get no gradient and never will",
+        "units that are always zero get no gradient, and stay zero",
         "train with a lower learning rate or another activation, such as `gelu`",
         _dead_units,
     ),
     Rule(
         "costly-placement",
         "values",
-        "these sites double the cost for little",
-        "leave them out: the kind `pfeiffer`, or only the others",
+        "these sites cost much and change little",
+        "remove them: use the kind `pfeiffer`, or only the other sites",
         _lopsided,
     ),
 )
-"""Every mistake that is looked for."""
+"""All rules."""

@@ -17,7 +17,7 @@ from adapter_export.safe_io.output import Output
 
 
 def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
-    """Draw what each kind costs over its bottlenecks.
+    """Draw the cost of each kind over its bottleneck widths.
 
     Raises:
         OutputExistsError, WriteError: the file cannot be written.
@@ -43,7 +43,7 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
 
 
 def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
-    """Draw the scores over what they cost: means with standard deviations, the Pareto fronts, and the best.
+    """Draw the scores over their costs: means with standard deviations, the Pareto fronts, and the best.
 
     Raises:
         OutputExistsError, WriteError: the file cannot be written.

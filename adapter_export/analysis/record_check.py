@@ -1,4 +1,4 @@
-"""The scores that training recorded, compared with those of a bundle on the same file."""
+"""Comparison of the recorded scores of a training with a bundle's scores on the same file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RecordCheck:
         low: the least that rounding explains, by metric.
         high: the most.
         uncertain: the lines of the rows whose answers rounding may change.
-        passed: whether every recorded score lies in that range.
+        passed: true if every recorded score is within that range.
     """
 
     part: str
@@ -80,7 +80,7 @@ def compare_with_training_record(
         training: the adapter's record.
         data: the rows.
         measured: the results of the bundle on them.
-        allowed: how far a result may be from that of the reference.
+        allowed: allowed deviation of a result from the reference.
     """
     if data.is_part or data.dimensions is not None:
         return None, None

@@ -31,7 +31,7 @@ class ThisProcess(ExitStack):
 
 
 class Processes(ExitStack):
-    """Processes of this machine; one that dies takes its own call with it, and another one takes its place."""
+    """Processes on this machine; if one dies, only its own call fails, and a new process replaces it."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Processes(ExitStack):
         at = next(at for at, last in enumerate(self._last) if last is None or last.done())
         pool, last = self._pools[at], self._last[at]
         if pool is None or (last is not None and isinstance(last.exception(), BrokenExecutor)):
-            # a pool of one process for each: in a larger one, one that dies takes the calls of all with it
+            # one pool per process: in a shared pool, one dead process fails the calls of all
             context = multiprocessing.get_context("spawn")
             pool = self._pools[at] = self.enter_context(ProcessPoolExecutor(1, context, _end_with_parent))
         begun = self._last[at] = pool.submit(call, *arguments)
@@ -67,10 +67,10 @@ class RayWorkers(ExitStack):
     """Tasks of a Ray cluster, or of one that is started on this machine; its machines see the same files.
 
     Args:
-        address: of the cluster, `auto` or `local`; one that is joined already is taken.
-        count: parallel tasks; the default is as many as the cluster has room for.
-        processors: of each task.
-        accelerators: likewise.
+        address: cluster address, `auto` or `local`; an open connection is reused.
+        count: parallel tasks; by default as many as fit the cluster.
+        processors: processors per task.
+        accelerators: accelerators of each task.
 
     Raises:
         UsageError: there is no such cluster.
@@ -107,7 +107,7 @@ class RayWorkers(ExitStack):
 
 
 Workers = ThisProcess | Processes | RayWorkers
-"""Each runs `count` calls at a time. When its block ends, calls that have begun are waited for, those of Ray cancelled.
+"""Run `count` calls at a time. Leaving the block waits for running calls, and cancels those of Ray.
 
 The future of a call has an error if its worker died.
 """

@@ -17,10 +17,10 @@ _DIGITS = 3
 
 
 class Search:
-    """The trials of a sweep, each a setting with one number that says how good it is: more is better.
+    """Trials of a sweep: settings with a score to maximize.
 
-    They are in an SQLite file, so that a search that was killed resumes. Settings are drawn by
-    the tree-structured Parzen estimator (Bergstra et al. 2011), numbers of a range on a logarithmic scale.
+    An SQLite file stores them, so a killed search can resume. Settings are drawn by the tree-structured Parzen
+    estimator (Bergstra et al. 2011), numbers of a range on a logarithmic scale.
     """
 
     def __init__(self, path: Path, space: Space) -> None:
@@ -29,7 +29,7 @@ class Search:
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{path}"), study_name="sweep", direction="maximize", load_if_exists=True
         )
-        # a search that goes on must not draw again what it has drawn
+        # a resumed search must not draw the same settings again
         self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials))
 
     def settings(self, trials: int) -> Iterator[tuple[int, Setting]]:

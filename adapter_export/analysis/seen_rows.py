@@ -1,4 +1,4 @@
-"""Rows that an adapter learnt from, among those that it is measured on."""
+"""Training and validation rows among the rows that an adapter is measured on."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SeenRows:
         file: the part that was read from this very file; null for another file.
         rows: the number of measured rows.
         training: how many of them are training rows; null if the record has no digests of rows.
-        validation: how many are validation rows, which selected the epoch; likewise.
-        estimated: whether the counts follow from a sample of the rows.
+        validation: number of validation rows, which selected the epoch; null likewise.
+        estimated: true if the counts follow from a sample of the rows.
     """
 
     file: Part | None
@@ -41,9 +41,9 @@ class SeenRows:
         """Look up rows in a training record; `None` if it names no data.
 
         Args:
-            training: the record of an adapter; a composition's has those of its members.
+            training: training record of an adapter; that of a composition includes its members' records.
             data: the rows.
-            compared: whether the texts of pairs are compared, each of which may also have been learnt by itself.
+            compared: true if the texts of pairs are compared, each of which may have been trained on by itself.
         """
         sources = data_of(training)
         if not sources:
@@ -113,7 +113,7 @@ def _has_file(sources: Sequence[Mapping[str, Any]], part: Part, data: EvalData) 
 def _count(
     sources: Sequence[Mapping[str, Any]], part: Part, rows: Sequence[LabelledRow], measured: int
 ) -> tuple[int, bool] | None:
-    """Return the number of measured rows in a part, of several records the most, and whether it is estimated.
+    """Return the number of measured rows in a part (the maximum over records), and true if it is an estimate.
 
     `None` if no record has digests, or none of these rows could be looked up.
     """

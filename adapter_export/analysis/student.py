@@ -124,7 +124,7 @@ def compared(
         if own is not None and whole and judged[0].metrics[0].more_is_better:
             notes.append(f"the student has {own / whole:.1%} of its teacher's {judged[0].metrics[0].words}")
     if agreed is not None:
-        notes.append(f"both give the same answer to {agreed:.1%} of the rows")
+        notes.append(f"both answer {agreed:.1%} of the rows alike")
     return Distillation(student, teacher, part, rows, agreed, None, None, None, training, tuple(notes))
 
 

@@ -35,7 +35,7 @@ class Setting:
     Attributes:
         kind: the kind of adapter, by name.
         bottleneck: its width, the rank of LoRA; `None` for a kind without one.
-        placement: the sublayers, or for LoRA and IA3 the linear layers, joined by `+`; `None` for those of the kind.
+        placement: sublayers, or linear layers for LoRA and IA3, joined by `+`; `None` for the kind's default.
         learning_rate: the peak learning rate.
     """
 
@@ -56,9 +56,9 @@ class Space:
     """The settings that can be tried.
 
     Attributes:
-        kinds: by name, and whether each has a width.
+        kinds: names of kinds, true for those with a width.
         bottlenecks: the widths.
-        placements: none for those of the kinds.
+        placements: placements to try; empty for each kind's default.
         learning_rates: the learning rates.
     """
 
@@ -87,9 +87,9 @@ class Run:
     Attributes:
         seed: its seed.
         adapter: the name of its folder, in `runs` of the sweep.
-        score: on the validation rows; null if it failed.
-        test: the same metric on the test data, where there are any.
-        error: why it failed.
+        score: score on the validation rows; null if the training failed.
+        test: the same metric on the test data; null without test data.
+        error: error of a failed training.
     """
 
     seed: int
@@ -104,15 +104,15 @@ class Trial:
     """A setting, trained once for each seed.
 
     Attributes:
-        setting: what was tried.
+        setting: the tried setting.
         runs: its trainings.
-        parameters: all numbers that an adapter of it stores.
-        mean: of the scores; null if a training failed.
-        spread: their standard deviation; null for one alone.
-        test: the mean of the same metric on the test data, which decides nothing.
-        test_spread: the standard deviation of that.
-        latency: of a call, over that of the base; null if it was not measured.
-        front: for which costs no other trial does at least as well for less, or better for as much.
+        parameters: stored numbers of an adapter.
+        mean: mean score; null if a training failed.
+        spread: standard deviation of the scores; null for a single one.
+        test: mean of the same metric on the test data, which is not used for selection.
+        test_spread: standard deviation on the test data.
+        latency: latency of a call relative to the base; null if not measured.
+        front: costs for which the trial is Pareto optimal.
     """
 
     setting: Setting
@@ -143,7 +143,7 @@ class Trial:
         )
 
     def cost(self, cost: Cost) -> float | None:
-        """Return what it costs, if that is known."""
+        """Return the cost; `None` if unknown."""
         if cost == "parameters":
             return self.parameters
         return None if self.latency is None else self.latency.ratio

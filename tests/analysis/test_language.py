@@ -170,7 +170,7 @@ def test_what_cannot_be_measured_is_refused(
         ae.evaluate(bundle, data, adapter="a", against=llama / "base.pt")
     with pytest.raises(UsageError, match="no such column"):
         ae.evaluate(bundle, data, adapter="a", slices="language")
-    with pytest.raises(UsageError, match="is no metric of this task"):
+    with pytest.raises(UsageError, match="is not a metric of this task"):
         ae.evaluate(bundle, data, adapter="a", gate={"accuracy": 0.5})
     with pytest.raises(UsageError, match="`stop`"):
         ae.evaluate(text_bundle(tmp_path_factory), data, adapter="tone", stop=["x"])

@@ -153,7 +153,7 @@ def test_wrong_calls_are_named(searched: Path) -> None:
     bundle, data = searched / "bundle", searched / "test.jsonl"
     with pytest.raises(UsageError, match="negatives need pairs"):
         evaluate(bundle, data, text="query", negative=["wrong"])
-    with pytest.raises(UsageError, match="is no metric of this task"):
+    with pytest.raises(UsageError, match="is not a metric of this task"):
         evaluate(bundle, data, **COLUMNS, gate={"spearman": 0.5})
 
 

@@ -60,7 +60,7 @@ def test_a_gate_decides_the_exit_code(cli, bundle: Path, answers, tmp_path: Path
         (["accuracy"], "is not a gate"),
         (["accuracy=high"], "is not a gate"),
         (["accuracy=92"], "the metric cannot have this value"),
-        (["precision=0.9"], "is no metric of this task"),
+        (["precision=0.9"], "is not a metric of this task"),
         (["accuracy=0.9", "accuracy=0.8"], "a metric has two gates"),
     ],
 )
