@@ -33,6 +33,7 @@ Afterwards the validation rows tell."""
 _MOST_WORK = 0.1
 """The share of the base's multiply-accumulates that an adapter may add without noticeable latency."""
 
+
 @dataclass(frozen=True)
 class Setup:
     """Batch size and length for which memory and latency are estimated.

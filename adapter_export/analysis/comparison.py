@@ -526,7 +526,7 @@ def comparison(
 def _difference(
     scores: tuple[float | None, float | None], each: tuple[Floats | None, Floats | None], drawn: Floats, seed: int
 ) -> dict[str, Any]:
-    """The difference of two scores, its interval, and the test that the metric allows."""
+    """Return the difference of two scores, its interval, and the test that the metric allows."""
     known = drawn[~np.isnan(drawn)]
     low, high = (None, None) if not len(known) else (float(end) for end in percentiles(known[:, None])[:, 0])
     facts: dict[str, Any] = {"low": low, "high": high, "only_first": None, "only_second": None}
@@ -544,7 +544,7 @@ def _difference(
 
 
 def _exchanged(one: Floats, other: Floats, seed: int) -> float:
-    """The p of the mean difference, where the two values of a row are exchanged at random."""
+    """Return p of the mean difference under random exchanges of the two values of a row."""
     apart = one != other  # the others change nothing, whichever way round they stand
     if not apart.any():
         return 1.0
@@ -582,7 +582,7 @@ def _agreement(one: Judged, other: Judged) -> float | None:
 
 
 def _differing(judged: Sequence[Judged], rows: Sequence[tuple[int, str]]) -> tuple[tuple[DifferingRow, ...], int]:
-    """The rows to show, and how many there are: those on which most disagree first; of numbers by their range."""
+    """Return the rows to show and their number, those with most disagreement first; numbers by their range."""
     answers = list(zip(*(one.answers for one in judged), strict=True))
     if judged[0].numeric:
         spread = np.array(answers, np.float64).reshape(len(answers), len(judged), -1)

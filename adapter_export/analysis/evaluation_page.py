@@ -71,7 +71,7 @@ def bar(score: Score, least: float, most: float) -> Markup:
 
 
 def _confusion(found: Evaluation) -> Markup:
-    """The matrix with the share of each row as the depth of its colour."""
+    """Return the matrix, coloured by the share within each row."""
     counts, labels = np.array(found.confusion), [one.label for one in found.classes]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]

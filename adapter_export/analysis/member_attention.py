@@ -105,7 +105,7 @@ def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.n
 
 
 def _shares(adapter: Adapter, site: str, graph: AdapterGraph, mix: Node, values: Mapping[str, np.ndarray]) -> Array:
-    """The attention weights [members, tokens] of one text."""
+    """Return the attention weights [members, tokens] of one text."""
     own = adapter.parameters(site)
     width = adapter.placements[site].widths["d"]
     read = {name: values[name] for name in graph.inputs}
@@ -125,7 +125,7 @@ def _mix(graph: AdapterGraph) -> Node | None:
 
 
 def _labels(graph: AdapterGraph, mix: Node) -> tuple[str, ...]:
-    """The labels of the members that an attention weighs: those before the parameters that each value is made with."""
+    """Return the labels of the attended members, which prefix the parameters of their values."""
     return tuple(_label(graph, value) for value in mix.inputs[len(mix.inputs) // 2 :])
 
 

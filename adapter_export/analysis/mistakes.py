@@ -30,8 +30,7 @@ _MISSING: Mapping[Needs, str] = {
     "rows": "the number of training rows is unknown: the adapter has no record of it, and no data are given",
     "base": "no base is given",
     "values": "no base that torch can run is given",
-    "start": "its training record has no initial change of the base; `fresh` measures one that is not trained "
-    "yet",
+    "start": "its training record has no initial change of the base; `fresh` measures one that is not trained yet",
 }
 
 
@@ -305,7 +304,7 @@ def _low_rank(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 
 
 def _outliers(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
-    """The distance from the median of the logarithms in median absolute deviations, for sites of one role."""
+    """Yield the distance from the median of the logarithms in median absolute deviations, for sites of one role."""
     groups: dict[tuple[str, int], dict[str, float]] = {}
     for site, values, width in _products(subject.adapter):
         role = site.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""An adapter: which graph acts at which site, the weights, the prediction head, and where it all came from."""
+"""Adapters: graphs at sites, weights, the prediction head and the record of their origin."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ BASE_HEAD = "base-head"
 """The name of the base head among adapters."""
 
 HEAD = "head"
-"""The prefix of the head's tensors, where a site's tensors have the site's name."""
+"""Prefix of the head's tensors; a site's tensors have the site's name as prefix."""
 
 SHARED = "shared"
-"""The prefix of tensors that all sites of one graph have in common: `shared.<graph>.<parameter>`."""
+"""Prefix of tensors shared by all sites of one graph: `shared.<graph>.<parameter>`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of adapters, which become names of files on every operating system."""
 
 _MOST_NODES = 1_000_000
-"""The most nodes and parameters of graphs at all sites together: a small file can name a large graph at many sites."""
+"""Maximum nodes and parameters of graphs over all sites: a small file can name a large graph at many sites."""
 
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 """Names of devices on Windows, with any suffix and in any case."""
@@ -58,20 +58,20 @@ class Head:
 
     @property
     def output(self) -> HeadOutput:
-        """The output that it fills."""
+        """The output that the head fills."""
         found = head_result(self.graph.shapes()[self.graph.result])
         assert found is not None  # as the adapter has checked
         return found
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of its classes in the order of the logits; empty if it has none."""
+        """The class names in the order of the logits; empty without classes."""
         return () if self.task is None else self.task.labels
 
 
 @dataclass(frozen=True, repr=False)
 class Adapter(Described):
-    """An adapter, checked when it is made.
+    """An adapter, validated on construction.
 
     `base` is the fingerprint of the base that it was trained on, `kind` what made its graphs (`custom` if written by
     hand), `placements` are by site in the order of the base. `weights` are float32 tensors `<site>.<parameter>`,
@@ -111,7 +111,7 @@ class Adapter(Described):
 
     @property
     def task(self) -> Task | None:
-        """The meaning of its answers; `None` without a head, or if the head has no task."""
+        """The task of its head; `None` without a head or task."""
         return None if self.head is None else self.head.task
 
     def _check_graphs(self) -> None:
@@ -160,11 +160,11 @@ class Adapter(Described):
                 )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor."""
+        """Return the shape of each tensor."""
         return dict(self._shapes())
 
     def tensor_names(self, owner: str) -> dict[str, str]:
-        """The tensor behind each parameter of one site, or of the `head`; shared ones have one name at all sites."""
+        """Return the tensor name of each parameter of one site, or of the `head`; shared tensors have one name."""
         return {name: f"{prefix}.{name}" for name, prefix in self._prefixes(owner).items()}
 
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -180,18 +180,18 @@ class Adapter(Described):
         return {parameter: f"{SHARED}.{name}" if parameter in shared else owner for parameter in graph.parameters}
 
     def components(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
-        """Every site with its graph and widths, then the head's under the name `head`."""
+        """Yield every site with its graph and widths, then the head's under the name `head`."""
         for site, placement in self.placements.items():
             yield site, self.graphs[placement.graph], placement.widths
         if self.head is not None:
             yield HEAD, self.head.graph, self.head.widths
 
     def parameters(self, owner: str) -> Weights:
-        """The tensors of one site, or of the `head`, by the parameter names of its graph."""
+        """Return the tensors of one site, or of the `head`, by the parameter names of its graph."""
         return {name: self.weights[tensor] for name, tensor in self.tensor_names(owner).items()}
 
     def layers(self, sites: Iterable[Site]) -> dict[int, list[str]]:
-        """The places at which it acts by layer of the base, the lowest first; the embeddings are in no layer."""
+        """Return its sites by layer of the base, lowest first; embeddings are in no layer."""
         found: dict[int, list[str]] = {}
         for site in sites:
             if site.name in self.placements and site.layer is not None:
@@ -199,7 +199,7 @@ class Adapter(Described):
         return dict(sorted(found.items()))
 
     def without(self, places: Collection[str]) -> Adapter:
-        """The adapter as it is at its other places, with its head; AdapterError if nothing is left of it."""
+        """Return the adapter without these sites, with its head; AdapterError if nothing is left."""
         kept = {site: placement for site, placement in self.placements.items() if site not in places}
         owners = [owner for owner, _, _ in self.components() if owner not in places]
         tensors = {tensor for owner in owners for tensor in self.tensor_names(owner).values()}
@@ -212,7 +212,7 @@ class Adapter(Described):
         )
 
     def without_head(self) -> Adapter:
-        """The adapter without its head; AdapterError if nothing is left of it."""
+        """Return the adapter without its head; AdapterError if nothing is left."""
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(f"{HEAD}.")}
         return replace(self, head=None, weights=weights)
 

@@ -45,12 +45,12 @@ class Chain:
         return self.op(op, output or name, parameters=roles, attributes=attributes)
 
     def linear(self, name: str, width_in: Dim, width_out: Dim, *, bias: bool = True, output: str | None = None) -> str:
-        """A projection with parameters `<name>.weight` [in, out] and, if it has one, `<name>.bias` [out]."""
+        """Append a projection with parameters `<name>.weight` [in, out] and, with a bias, `<name>.bias` [out]."""
         shapes: dict[str, Shape] = {"weight": (width_in, width_out), **({"bias": (width_out,)} if bias else {})}
         return self.owned("linear", name, shapes, output=output)
 
     def layer_norm(self, name: str, width: Dim) -> str:
-        """A trainable layer norm, with torch's epsilon 1e-5."""
+        """Append a trainable layer norm with torch's epsilon, 1e-5."""
         return self.owned("layer_norm", name, {"weight": (width,), "bias": (width,)}, {"epsilon": 1e-5})
 
     def activation(self, name: str, output: str = "activated") -> str:
@@ -75,7 +75,7 @@ class Chain:
         return self.op("gate", "gated", opened)
 
     def scale(self, factor: float) -> str:
-        """A constant factor; nothing at 1. Raises `UsageError` if it is not finite."""
+        """Append a constant factor, unless it is 1. Raises `UsageError` if it is not finite."""
         if factor not in OPS["scale"].attributes["factor"]:
             raise UsageError("the scaling is not a finite number", found=factor)
         return self.op("scale", "scaled", attributes={"factor": factor}) if factor != 1.0 else self.value
@@ -83,7 +83,7 @@ class Chain:
     def graph(
         self, replaces: str = "h", shared: tuple[str, ...] = (), *, values: Collection[str] = SITE_VALUES
     ) -> AdapterGraph:
-        """The graph that returns the last value instead of the site value `replaces`.
+        """Return the graph that returns the last value instead of the site value `replaces`.
 
         `shared` are the parameters that all places have in common, `values` those that may be read: a site's, or a
         head's.

@@ -1,4 +1,4 @@
-"""An adapter graph: what an adapter computes at one site, as data; its `base_norm` is bound to the norm of a base."""
+"""Adapter graphs: an adapter's computation at one site, as data; `base_norm` is bound to the norm of a base."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ READABLE: Mapping[str, tuple[str, ...]] = {"u": ("x", "u"), "h": ("h", "x", "u")
 """Values that a graph may read, computed by then, for each site value that its result may replace."""
 
 HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
-"""The values that a head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
+"""Inputs of a head: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
 
 DATA_AXES = ("batch", "tokens")
-"""The axes whose length comes with the data; no parameter can have them."""
+"""Axes whose length depends on the data; parameters cannot have them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class AdapterGraph:
             raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
 
     def shapes(self) -> dict[str, Shape]:
-        """The symbolic shape of every value, by the ops' shape rules."""
+        """Return the symbolic shape of every value, by the ops' shape rules."""
         return dict(self._bound[0])
 
     @cached_property
@@ -133,7 +133,7 @@ class AdapterGraph:
         )
 
     def dimensions(self, node: Node) -> Mapping[str, Dim]:
-        """The dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
+        """Return the dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
         return self._bound[1][node.output]
 
     def known_dimensions(self, node: Node, widths: Mapping[str, int]) -> dict[str, int]:
@@ -146,11 +146,11 @@ class AdapterGraph:
         return set(self.inputs) <= set(HEAD_VALUES)
 
     def symbols(self) -> tuple[str, ...]:
-        """The symbolic dimensions of its parameters, in the order in which they first occur."""
+        """Return the symbolic dimensions of its parameters, in the order in which they first occur."""
         return tuple(dict.fromkeys(dim for shape in self.parameters.values() for dim in shape if isinstance(dim, str)))
 
     def parameter_shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter in numbers, given a width for each of `symbols()`."""
+        """Return the shape of every parameter in numbers, given a width for each of `symbols()`."""
         return {name: tuple(resolve(dim, widths) for dim in shape) for name, shape in self.parameters.items()}
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
@@ -164,7 +164,7 @@ class AdapterGraph:
 
 
 def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
-    """A dimension as a number."""
+    """Return a dimension as a number."""
     if isinstance(dim, int):
         return dim
     if dim not in widths:
@@ -188,20 +188,20 @@ def users(graph: AdapterGraph, parameter: str) -> int:
 
 
 def unused(name: str, taken: Collection[str]) -> str:
-    """The name, with underscores behind it that make it new."""
+    """Return the name, followed by underscores that make it unique."""
     while name in taken:
         name += "_"
     return name
 
 
 def first_free(name: str, taken: Collection[str]) -> str:
-    """The name itself, or with the first number behind it that makes it new."""
+    """Return the name, followed by the first number that makes it unique if it is taken."""
     numbered = (f"{name}_{number}" for number in count(2))
     return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
-    """The graph without a node, whose readers read its first input instead, and without what only that node used."""
+    """Return the graph without a node and what only it used; its readers read its first input instead."""
     source = node.inputs[0]
     rest = tuple(
         replace(other, inputs=tuple(source if name == node.output else name for name in other.inputs))
@@ -215,7 +215,7 @@ def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
 def exchange(
     graph: AdapterGraph, old: Node, new: Node, added: Mapping[str, Shape], shared: Sequence[str]
 ) -> AdapterGraph:
-    """The graph with the node `new` for the same value as `old`, without the parameters that only `old` used.
+    """Return the graph with the node `new` for the same value as `old`, without the parameters that only `old` used.
 
     `added` are the shapes of new parameters, `shared` those of them that all places share.
     """
@@ -290,7 +290,7 @@ def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
 
 
 def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
-    """The cost of float32 tensors of these shapes, and of the work that is done with them."""
+    """Return the cost of float32 tensors of these shapes, and of the work that is done with them."""
     parameters = sum(map(math.prod, shapes))
     return Cost(parameters, 4 * parameters, multiply_accumulates)
 
@@ -299,7 +299,7 @@ BASE_NORM = "base_norm"
 """The op, and the prefix of the borrowed parameters."""
 
 BORROWED_WEIGHT, BORROWED_BIAS = f"{BASE_NORM}.weight", f"{BASE_NORM}.bias"
-"""The parameters [d] of a bound graph that are the base's tensors: no adapter holds them, no slot is made for them."""
+"""Parameters [d] of a bound graph that are tensors of the base: they are in no adapter and have no slot."""
 
 _OPS = {"layer": "layer_norm", "rms": "rms_norm"}
 

@@ -1,4 +1,4 @@
-"""The usual prediction heads, each a function that returns its graph."""
+"""Common prediction heads: functions that return their graphs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HeadOptions:
 
 
 def head_graph(task: ProblemType, options: HeadOptions | None = None) -> AdapterGraph:
-    """The graph of a usual head: `last(f(D₂ f(D₁ pool(hidden))))`, with as many dense layers as the options say.
+    """Return the graph of a common head: `last(f(D₂ f(D₁ pool(hidden))))`, with the dense layers of the options.
 
     Parameters `dense_1.weight` [d, e1], `dense_1.bias` [e1], `dense_2.weight` [e1, e2] …, `classifier.weight` [..,
     classes] and `.bias`; of projected embeddings `projection.weight` [.., width]. Raises `UsageError` for an option's
@@ -89,7 +89,7 @@ def make_head(
     hidden: int | None = None,
     options: HeadOptions | None = None,
 ) -> Head:
-    """A usual head for a base of the given `width`, with dense layers of width `hidden`, or of that of the base.
+    """Return a common head for a base of the given `width`, with dense layers of width `hidden` (default: `width`).
 
     `task` is a whole record, or a problem type, which goes with `labels`. `numbers` is how many numbers a regression
     gives, or how wide the vectors of a projected embedding are. Raises as `head_graph`; AdapterError as `Task`.

@@ -1,4 +1,4 @@
-"""The weights with which training starts."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
 
 def small_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """N(0, 0.01²), what lies beyond two standard deviations drawn again (Houlsby et al. 2019, §3.1)."""
+    """N(0, 0.01²), values beyond two standard deviations are redrawn (Houlsby et al. 2019, §3.1)."""
     drawn = rng.standard_normal(shape)
     while (beyond := np.abs(drawn) > 2).any():
         drawn[beyond] = rng.standard_normal(np.count_nonzero(beyond))
@@ -95,7 +95,7 @@ def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng:
 
 
 def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
-    """The draw of each parameter; one that a closing and an inner projection share counts as closing."""
+    """Return the initializer of each parameter; one shared by a closing and an inner projection counts as closing."""
     closing, gates = _closing(graph, graph.result), _gates(graph)
     draws: dict[str, Draw] = {}
     for node in sorted(graph.nodes, key=lambda node: node in closing):
@@ -128,7 +128,7 @@ def mean(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
-    """The projections from which a value comes through nothing but sums, factors and norms."""
+    """Return the projections from which a value comes through nothing but sums, factors and norms."""
     node = producer(graph, value)
     if node is None or OPS[node.op].projects:
         return [] if node is None else [node]
@@ -138,7 +138,7 @@ def _closing(graph: AdapterGraph, value: str) -> list[Node]:
 
 
 def _gates(graph: AdapterGraph) -> list[Node]:
-    """The linears whose activation opens a gate."""
+    """Return the linears whose activation opens a gate."""
     found = []
     for gate in graph.nodes:
         opened = producer(graph, gate.inputs[1]) if gate.op == "gate" else None

@@ -1,4 +1,4 @@
-"""The NumPy lowering: forward and backward of every op. It defines what an op means.
+"""NumPy lowering: forward and backward of every op. It defines the meaning of ops.
 
 It computes in the dtype of what it is given, float64 for a reference. A gradient is the derivative of the function
 beside it.
@@ -33,7 +33,7 @@ SMALLEST_NORM = 1e-12
 
 @dataclass(frozen=True)
 class Rule:
-    """An op at inference, where dropout and drop path do nothing, and its gradients."""
+    """An op at inference, without dropout and drop path, and its gradients."""
 
     forward: Lowering[Array]
     backward: Backward
@@ -249,7 +249,7 @@ def shares_of(scores: Values, temperature: float) -> Array:
 
 
 def column(weights: Array, index: int) -> Array:
-    """The weight of one value of a mix, beside values [batch, tokens, width]: [rows, 1, 1]."""
+    """Return the weight of one value of a mix, beside values [batch, tokens, width]: [rows, 1, 1]."""
     chosen: Array = weights[:, index, None, None]
     return chosen
 
@@ -371,7 +371,7 @@ def _l2_normalise_gradients(_: Node, values: Values, __: Owned, gradient: Array)
 
 
 def token_shares(mask: Array) -> Array:
-    """The share of each token in its row's mean, mask/max(Σ mask, 1): [batch, tokens]."""
+    """Return the share of each token in its row's mean, mask/max(Σ mask, 1): [batch, tokens]."""
     shares: Array = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
     return shares
 
@@ -414,7 +414,7 @@ def _last_token_gradients(_: Node, values: Values, __: Owned, gradient: Array) -
 
 
 def _last_kept(mask: Array) -> npt.NDArray[np.int64]:
-    """The place of the rightmost kept token of each row, [batch]; that of the last token where none is kept."""
+    """Return the index of the rightmost kept token of each row [batch]; of the last token if none is kept."""
     last: npt.NDArray[np.int64] = mask.shape[1] - 1 - (mask[:, ::-1] != 0).argmax(1)
     return last
 
@@ -425,7 +425,7 @@ def _max_pool(_: Node, values: Values, __: Owned) -> Array:
 
 
 def _max_pool_gradients(_: Node, values: Values, __: Owned, gradient: Array) -> Gradients:
-    """The gradient goes to the first of equal maxima."""
+    """Return the gradient, which goes to the first of equal maxima."""
     x, mask = values
     of_x, kept = np.zeros_like(x), mask != 0
     first = _hidden_by(kept, x).argmax(1)[:, None]

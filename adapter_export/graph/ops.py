@@ -17,7 +17,7 @@ from adapter_export.errors import GraphError, UsageError
 from adapter_export.interval import Interval
 
 TOKENS = "tokens"
-"""The axis of the tokens among the dimensions that an op adds up over."""
+"""Axis of the tokens among the dimensions that an op sums over."""
 
 Read = TypeVar("Read")
 
@@ -70,12 +70,12 @@ class Arity:
 
 
 def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """The shape of the first value."""
+    """Return the shape of the first input."""
     return inputs[0]
 
 
 def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """The shape that all values have."""
+    """Return the common shape of all inputs."""
     if len(set(inputs)) != 1:
         found = " and ".join(map(str, inputs))
         raise GraphError("values of different shapes meet", found=found, expected="equal shapes")
@@ -83,7 +83,7 @@ def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 
 
 def linear(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
-    """The last axis becomes `out`."""
+    """Return the shape with `out` as the last axis."""
     return (*inputs[0][:-1], dims["out"])
 
 
@@ -114,7 +114,7 @@ def gated(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 
 
 def equal_per_token(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
-    """The shape [batch, tokens, width] that all values have."""
+    """Return the common shape [batch, tokens, width] of all inputs."""
     _three_axes(inputs[0])
     return all_equal(inputs, dims)
 
@@ -130,7 +130,7 @@ def mixed_by_scores(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape
 
 
 def of_base_norm(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """The shape that the base itself normalises there."""
+    """Return the shape that the base itself normalises there."""
     if inputs[0] != ("batch", "tokens", "d"):
         raise GraphError("the base's norm is of width `d`", found=inputs[0], expected="[batch, tokens, d]")
     return inputs[0]
@@ -519,13 +519,13 @@ OPS: Mapping[str, OpSpec] = {
 }
 
 LOWERED = tuple(name for name, row in OPS.items() if not row.bound)
-"""The ops that every lowering has."""
+"""Ops that every lowering implements."""
 
 ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
-"""The element-wise ops that may stand between the two projections of a bottleneck."""
+"""Element-wise ops allowed between the two projections of a bottleneck."""
 
 POOLINGS: Mapping[str, OpSpec] = {row.pooling: row for row in _POOLING}
-"""The ops that make one vector of a text, by the names that options and records use."""
+"""Pooling ops, by their names in options and records."""
 
 POOLING_HELP = f"Input of the head: {', '.join(row.pooled for row in _POOLING[:-1])} or {_POOLING[-1].pooled}."
 
@@ -559,7 +559,7 @@ def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) 
 def bind_dimensions(
     spec: OpSpec, inputs: tuple[Shape, ...], roles: Mapping[str, str], shapes: Mapping[str, Shape], where: str
 ) -> dict[str, Dim]:
-    """The op's own dimensions in the graph's terms, from the shapes read and the graph's parameter for each role.
+    """Return the op's dimensions in the graph's terms, from its input shapes and the parameter of each role.
 
     Raises `GraphError` if a role is missing or left over, or a parameter has no shape or not the one that its role asks
     for.
@@ -602,7 +602,7 @@ def check_three_axes(op: str, output: str, rank: int | None) -> None:
 
 
 def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
-    """The known dimensions that are not the product of others as the op needs them to be, in words."""
+    """Yield, in words, known dimensions that are not the product of others that the op requires."""
     for name, factors in spec.products.items():
         if not {name, *factors} <= numbers.keys():
             continue

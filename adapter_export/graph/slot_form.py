@@ -1,4 +1,4 @@
-"""The form in which a graph goes into the slots of an exported graph, in three steps.
+"""The form of a graph in the slots of an exported graph, in three steps.
 
 1. `inference_form`: dropout and identities go; a `phm_linear` becomes a dense `linear` with the parameter `<node
 output>.weight`; a factor goes into the parameters of the linear or norm before it, or into the rows of the linear
@@ -44,21 +44,21 @@ from adapter_export.graph.ops import OPS
 Wide = dict[str, npt.NDArray[np.float64]]
 
 _Step = tuple[AdapterGraph, Callable[[Wide], None]]
-"""The graph after one change, and what the change does to the parameters."""
+"""A graph after one change, and the change of the parameters."""
 
 PRECISION = "adapter_precision"
-"""The key of the training record that says to what an adapter was rounded."""
+"""Key of the training record with the precision that an adapter was rounded to."""
 
 
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
-    """The graph without what only training needs and without factors that `fold_weights` puts into the weights."""
+    """Return the graph without training-only nodes and without factors that `fold_weights` moves into weights."""
     while (step := next(_steps(graph), None)) is not None:
         graph = step[0]
     return graph
 
 
 def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
-    """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
+    """Return the parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
 
     Products are taken in float64. Raises `GraphError` if a factor takes a parameter out of the range of float32.
     """
@@ -140,16 +140,16 @@ def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bo
 
 
 def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
-    """The factors of the features, [width]: what the op makes of ones."""
+    """Return the factors of the features [width]: the op applied to ones."""
     owned = {role: folded[name] for role, name in node.parameters.items()}
     return np.asarray(LOWERINGS[node.op](node, (np.ones(width),), owned), np.float64)
 
 
 NEUTRAL_WIDTH = 1
-"""The width of an idle bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
+"""Width of a neutral bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
 
 NEUTRAL_NORM_WIDTH = 2
-"""The width of an idle bottleneck that is normalised: onnxruntime 1.21 refuses to normalise over one feature."""
+"""Width of a neutral bottleneck with a norm: onnxruntime 1.21 refuses to normalise over one feature."""
 
 _ZERO = "zero"
 _UNKNOWN = "unknown"
@@ -162,7 +162,7 @@ _ONES = (frozenset(_LEARNED), _PER_FEATURE, frozenset[str]())
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
-    """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for normalised values."""
+    """Return the narrowest widths: the site's own widths, 1 for all others, 2 for normalised values."""
     normed = {graph.dimensions(node)["in"] for node in graph.nodes if OPS[node.op].trained_norm}
     narrowest = {symbol: NEUTRAL_NORM_WIDTH if symbol in normed else NEUTRAL_WIDTH for symbol in graph.symbols()}
     return {symbol: site_widths.get(symbol, width) for symbol, width in narrowest.items()}
@@ -193,7 +193,7 @@ def has_neutral_parameters(graph: AdapterGraph) -> bool:
 
 
 def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str]:
-    """The parameters that may be one long along their last axis where all of their numbers are zero.
+    """Return the parameters that may be one long along their last axis where all of their numbers are zero.
 
     Those are matrices of which both axes have `fixed` lengths, such as `Q`, `K` and `V` of a fusion, and biases beside
     them, if whatever reads their results repeats a single number. Written so, they take no room while they lie idle.
@@ -216,7 +216,7 @@ def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str
 
 
 def _made_by(graph: AdapterGraph, matrices: Collection[str]) -> dict[str, set[str]]:
-    """The values that are as wide as the results of some matrices, each with those that it comes from."""
+    """Return the values that are as wide as the results of some matrices, each with those that it comes from."""
     found: dict[str, set[str]] = {}
     for node in graph.nodes:
         op = OPS[node.op]
@@ -240,7 +240,7 @@ def _is_repeated(graph: AdapterGraph, value: str, narrow: Collection[str]) -> bo
 
 
 def degree_idle(graph: AdapterGraph) -> int:
-    """The highest power of the site values that is computed where all projections and norms are zero.
+    """Return the highest power of the site values that is computed where all projections and norms are zero.
 
     Idle, a graph of high powers could turn the base's values into infinity, and 0 times infinity is no number.
     """
@@ -257,14 +257,14 @@ def _wanted(graph: AdapterGraph) -> str:
 
 
 def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
-    """The parameters that are one, with all others zero, where the graph is neutral; `None` if it never is."""
+    """Return the parameters that are one, with all others zero, where the graph is neutral; `None` if it never is."""
     choices = [_parameters_of(graph, ops) for ops in _ONES]
     choices += [frozenset({name}) for name in sorted(_parameters_of(graph, _PER_FEATURE))]
     return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
 
 
 def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
-    """The parameters that only these ops use."""
+    """Return the parameters that only these ops use."""
     inside, outside = (
         {name for node in graph.nodes if (node.op in ops) is wanted for name in node.parameters.values()}
         for wanted in (True, False)
@@ -273,7 +273,7 @@ def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
 
 
 def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
-    """Each value where the other parameters are zero: the name of a site value, zero, or unknown."""
+    """Return each value where the other parameters are zero: the name of a site value, zero, or unknown."""
     known = {name: name for name in graph.inputs}
     for node in graph.nodes:
         known[node.output] = _transfer(node, [known[name] for name in node.inputs], ones)
@@ -295,11 +295,11 @@ KEEP, USE = "switch.keep", "switch.use"
 """The parameters of a switch, as wide as the value that is replaced, and [1]."""
 
 _MOST_IDLE = 2
-"""The highest power of site values that an idle graph may compute: a square leaves float32 at 1e19, as norms do."""
+"""Highest power of site values that a neutral graph may compute: a square leaves float32 at 1e19, as norms do."""
 
 
 def slot_form(graph: AdapterGraph) -> AdapterGraph:
-    """The inference form of a graph; with a switch if it is that of a site and has no neutral parameters.
+    """Return the inference form of a graph; with a switch if it is that of a site and has no neutral parameters.
 
     The form of a form is that form. Raises `NotNeutralError` for a switched graph of high powers (`degree_idle`).
     """
@@ -308,7 +308,7 @@ def slot_form(graph: AdapterGraph) -> AdapterGraph:
 
 
 def slot_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Weights:
-    """The parameters with which `slot_form(graph)` computes what `graph` computes with the given ones.
+    """Return the parameters with which `slot_form(graph)` computes what `graph` computes with the given ones.
 
     `widths` are the symbols that the site fixes, such as `d`. Raises as `slot_form` and `fold_weights`.
     """
@@ -353,7 +353,7 @@ def _switched(form: AdapterGraph) -> AdapterGraph:
 
 
 def rounded(adapter: Adapter, precision: AdapterPrecision) -> Adapter:
-    """The adapter of which files of this precision lose nothing: its factors are in its weights, and these are rounded.
+    """Return the adapter rounded to a precision, its factors moved into its weights.
 
     Factors come first, since a rounded number times a factor is not a rounded one. What only training needs is gone.
 

@@ -1,4 +1,4 @@
-"""The parameters by which what a graph adds can be made stronger or weaker, without another graph."""
+"""Parameters that scale what a graph adds, without a change of the graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
 
 
 def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
-    """The nodes whose parameters lead a value from the one that is replaced to itself; `None` if no nodes do."""
+    """Return the nodes whose parameters scale the path to a value from the replaced one; `None` without any."""
     if value == graph.replaces:
         return []
     node = producer(graph, value)
@@ -46,7 +46,7 @@ def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
 
 
 def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
-    """The nodes by whose parameters a value is multiplied by any number; `None` if there are none."""
+    """Return the nodes by whose parameters a value is multiplied by any number; `None` if there are none."""
     node = producer(graph, value)
     if node is None:
         return None
@@ -60,7 +60,7 @@ def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
 
 
 def _behind(graph: AdapterGraph, value: str) -> set[str]:
-    """A value and all that it is computed from."""
+    """Return a value and its ancestors."""
     found, waiting = set[str](), [value]
     while waiting:
         name = waiting.pop()

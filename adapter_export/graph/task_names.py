@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 CAUSAL_LM = "causal_lm"
-"""Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
+"""Language modelling: the base itself predicts the next token, so it has no head and no `Task`."""
 
 DEFAULT_TYPE = "single_label"
 """The type that is trained by default."""

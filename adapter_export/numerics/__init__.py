@@ -1,1 +1,1 @@
-"""Error budgets, float64 evaluation, sample inputs, and what can run a base with an adapter."""
+"""Error budgets, float64 evaluation, sample inputs, and runners of a base with an adapter."""

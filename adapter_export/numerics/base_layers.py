@@ -1,4 +1,4 @@
-"""Layers of a base behind its sites: their weights and biases."""
+"""Weights and biases of the layers at a base's sites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapter_export.sites.view import FlowIndex, FlowNode
 
 
 class LayerSource(Protocol):
-    """A base as its backend has it: the dataflow graph, and the tensors that its nodes read."""
+    """A base in its backend: the dataflow graph and the tensors that its nodes read."""
 
     @property
     def index(self) -> FlowIndex:
@@ -25,7 +25,7 @@ class LayerSource(Protocol):
         """Return a floating-point tensor by its name in the base; `None` if there is none."""
 
     def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
-        """Return a weight as [out, in] or, of a norm, [d], and whether the base has it as [in, out]."""
+        """Return a weight as [out, in], or [d] for a norm, and true if the base stores it as [in, out]."""
 
     def bias_name(self, weight: str, product: FlowNode | None) -> str:
         """Return the name of the bias that belongs to a weight; empty if there is none."""
@@ -35,7 +35,7 @@ class LayerSource(Protocol):
 
 
 def layer_finder(base: LayerSource) -> Callable[[Site], Layer | None]:
-    """Return a function that finds the layer behind a site; it returns `None` where the base shows no tensors there."""
+    """Return a function that finds the layer at a site; it returns `None` if the base has no tensors there."""
     index, calls = base.index, Counter[str]()
     products: dict[str, FlowNode] = {}
     for node in index.nodes:
@@ -58,7 +58,7 @@ def layer_finder(base: LayerSource) -> Callable[[Site], Layer | None]:
             return None
         if product is not None:
             added = product.epilogue == "bias" or site.h != product.outputs[0]
-            if added != (bias is not None):  # something is added that is not seen, or nothing is
+            if added != (bias is not None):  # a bias is hidden, or a tensor is no bias
                 return None
         return Layer(
             (weight_name, bias_name),

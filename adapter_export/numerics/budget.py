@@ -17,10 +17,10 @@ heads and stacks of up to 24 adapters with random weights, widths 32 to 4096, in
 ROUNDING 3, the worst would have needed ACCUMULATION 0.247; it is 0.28. MiniLM with a random adapter at every site uses
 a quarter of its budget, which is about 1e-5 of the scale, so a scaling of 1.001 instead of 1 fails.
 
-How far errors of that size move an output is measured, too, by `amplification`: where the reference itself moves by
-more than the formula says, that counts, up to `MOST_AMPLIFIED` of the scale. With some forty adapters (weights of std
-0.2, sharp mixtures among them) ONNX Runtime and torch lay apart by 0.05 to 0.46 of what the reference moved, whether
-that was half of the formula or eighty times as much.
+`amplification` also measures the effect of such errors on an output: where the reference itself moves by more than the
+formula allows, that counts, up to `MOST_AMPLIFIED` of the scale. With some forty adapters (weights of std
+0.2, sharp mixtures among them) ONNX Runtime and torch differed by 0.05 to 0.46 of the reference's movement, whether
+it was half of the formula or eighty times as much.
 
 A base that rounds its activations more coarsely than float32 has a larger eps(stored). That of 8 bits is one step of
 255 over a range of at most twice the largest value, 2/255: a difference in the last float32 bit now and then moves a
@@ -42,12 +42,12 @@ from adapter_export.graph.ops import OPS, TOKENS, Dim
 from adapter_export.sites.view import FlowGraph
 
 _PRODUCTS_IN_ATTENTION = 2
-"""Queries with keys, and the weights so found with the values."""
+"""Queries with keys, and attention weights with values."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The arithmetic size of a base: its longest dot product (as far as known), its longest chain of products."""
+    """Arithmetic size of a base: its longest known dot product and its longest chain of products."""
 
     inner: int
     depth: int
@@ -56,7 +56,7 @@ class Extent:
 def extent(flow: FlowGraph) -> Extent:
     """Count the products on the longest way through a base, and the terms of the longest of them.
 
-    A fused attention may contain the projections in front of it as well.
+    A fused attention may include the projections before it.
     """
     depths: dict[str, int] = {}
     for node in flow.nodes:
@@ -72,15 +72,15 @@ ROUNDING = 3.0
 ACCUMULATION = 0.28
 
 MOST_AMPLIFIED = 1e-3
-"""The largest part of the scale that measured errors count for: where more is moved, float32 does not decide."""
+"""Largest part of the scale that a measured error may add: beyond it, float32 decides nothing."""
 
 _ADDED_IN = {"float16": "float32", "float32": "float32", "float64": "float64"}
-"""The type in which kernels add up products of a stored type."""
+"""Accumulation type of kernels, by stored type."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An allowed deviation of an element, and a sentence on where the number comes from."""
+    """An allowed deviation of an element, and its derivation in a sentence."""
 
     absolute: float
     reason: str
@@ -90,7 +90,7 @@ EXACT = Budget(0.0, "integers are compared exactly")
 
 
 def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> float:
-    """The error of one product and its activation, relative to its largest result. Raises as `budget`."""
+    """Return the error of one product and its activation, relative to its largest result. Raises as `budget`."""
     if dtype not in FLOAT_TYPES:
         raise UsageError("no budget for this type", found=f"`{dtype}`", expected=", ".join(FLOAT_TYPES))
     step = max(FLOAT_TYPES[dtype], ROUNDING_STEPS[rounded_to])
@@ -100,14 +100,14 @@ def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> 
 def budget(
     dtype: str, *, inner: int, depth: int, scale: float, rounded_to: Stored = "float32", moved: float = 0.0
 ) -> Budget:
-    """The deviation to allow between two computations of an output, stored in `dtype`.
+    """Return the allowed deviation between two computations of an output stored in `dtype`.
 
     `inner` is the length of the longest dot product, `depth` how many products follow each other.
     `scale` is the largest absolute value of the reference output over all cases of a check, or of values on the way
     that are far larger (a saturated tanh): rounding errors follow the terms of a sum, so a small element, or a whole
     small case, is no more exact than its neighbours; and the worst deviation grows with the number of elements as the
     largest value does, not the root mean square. `rounded_to` is the coarsest type on the way, where coarser than
-    `dtype`; `moved` what `amplification` has measured.
+    `dtype`; `moved` the result of `amplification`.
 
     Raises `UsageError` for another type, or a number out of range.
     """
@@ -132,23 +132,23 @@ def budget(
 def graph_budget(
     dtype: str, graph: AdapterGraph, widths: Mapping[str, int], *, scale: float, tokens: int = 1
 ) -> Budget:
-    """The budget of an adapter graph's result, every product and norm of the graph counted.
+    """Return the budget of an adapter graph's result, every product and norm of the graph counted.
 
-    `scale` is the largest absolute value of the reference result, or what `evaluate.rounding_scale` gives; `tokens` how
-    many a pooling or a gate adds up.
+    `scale` is the largest absolute value of the reference result, or `rounding_scale`; `tokens` is the number of tokens
+    that a pooling or a gate sums.
     """
     sums = [terms for node in graph.nodes for terms in _sums(graph, node, widths, tokens)]
     return budget(dtype, inner=max(sums, default=1), depth=max(len(sums), 1), scale=scale)
 
 
 def _sums(graph: AdapterGraph, node: Node, widths: Mapping[str, int], tokens: int) -> tuple[int, ...]:
-    """The number of terms of each sum that a node takes, one after the other."""
+    """Return the number of terms of each sum in a node."""
     dims = graph.dimensions(node)
     return tuple(tokens if name == TOKENS else _number(dims[name], widths) for name in OPS[node.op].sums)
 
 
 def _number(dim: Dim, widths: Mapping[str, int]) -> int:
-    """A width of which no parameter is, which needs no number elsewhere, counts as the widest that is known."""
+    """Return a dimension as a number; one without a parameter counts as the largest known width."""
     if isinstance(dim, str) and dim not in widths:
         return max(widths.values(), default=1)
     return resolve(dim, widths)

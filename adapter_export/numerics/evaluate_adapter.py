@@ -1,4 +1,4 @@
-"""Adapters at the sites of a base: whether they fit, and their values and gradients in float64."""
+"""Adapters at the sites of a base: fit, values and gradients in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BORROWED = (BORROWED_WEIGHT, BORROWED_BIAS)
 
 
 def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: int) -> dict[str, Array]:
-    """The base's tensors [d] for a bound graph, by their names in `BORROWED`, in float64; ones for a missing weight."""
+    """Return the base's tensors [d] of a bound graph by their `BORROWED` names in float64; a missing weight is ones."""
     return {
         name: np.asarray(values.get(name, np.ones(width)), np.float64) for name in BORROWED if name in graph.parameters
     }
@@ -49,13 +49,13 @@ def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
             "adapters do not fit the base",
             found="; ".join(faults),
             expected=f"sites {_listed([site.name for site in sites.sublayers])} of width {sites.width}",
-            fix="give the base that they were trained on; "
-            f"{command('open_base(MODEL).sites', 'sites MODEL')} lists what a base has",
+            fix="pass the base that they were trained on; "
+            f"{command('open_base(MODEL).sites', 'sites MODEL')} lists the sites of a base",
         )
 
 
 def site_widths(site: Site) -> dict[str, int]:
-    """The symbols of an adapter graph that a site fixes."""
+    """Return the symbols of an adapter graph that a site fixes."""
     return {"d": site.width, "d_in": site.width_in}
 
 
@@ -78,7 +78,7 @@ def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterato
 
 
 def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
-    """The needs of a graph that a site does not meet."""
+    """Yield the needs of a graph that a site does not meet."""
     there = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
         if there[name] is None:
@@ -100,7 +100,7 @@ def _listed(names: Sequence[str]) -> str:
 def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
     """Refuse a graph that takes the tokens of a text together where the base has no axis of them, or another order.
 
-    `rank` is the number of axes of what is replaced there, if known. Raises `AdapterError`.
+    `rank` is the number of axes of the replaced value, if known. Raises `AdapterError`.
     """
     mixing = sorted({node.op for node in graph.nodes if OPS[node.op].mixes_tokens})
     if mixing and (site.sequence_first or rank != len(SITE_VALUES["h"])):
@@ -120,16 +120,16 @@ Named = dict[str, Array]
 def evaluate(
     graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
 ) -> Array:
-    """The result of a graph, in float64, from what it reads, such as `h` [batch, tokens, d], and its tensors."""
+    """Return the float64 result of a graph for its inputs, such as `h` [batch, tokens, d], and tensors."""
     return values_of(graph, inputs, parameters)[graph.result]
 
 
 def rounding_scale(
     graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
 ) -> float:
-    """The scale to which the rounding errors of a graph's result are relative: `scale` of `graph_budget`.
+    """Return the scale to which the rounding errors of a graph's result are relative: `scale` of `graph_budget`.
 
-    That is the largest absolute value of the result, or of what the errors of a `softmax_mix` are relative to.
+    It is the largest absolute value of the result, or of the values that errors of a `softmax_mix` are relative to.
     """
     values = values_of(graph, inputs, parameters)
     mixes = [_scale_of_mix(node, values) for node in graph.nodes if node.op == "softmax_mix"]
@@ -137,7 +137,10 @@ def rounding_scale(
 
 
 def _scale_of_mix(node: Node, values: Named) -> float:
-    """An error δ of score i moves Σ p·v by pᵢ·(vᵢ − Σ p·v)·δ/temperature, and δ is relative to the largest score."""
+    """Return the scale of a mix.
+
+    An error δ of score i, relative to the largest score, moves Σ p·v by pᵢ·(vᵢ − Σ p·v)·δ/temperature.
+    """
     count, temperature = len(node.inputs) // 2, node.attributes["temperature"]
     scores, mixed = (tuple(values[name] for name in names) for names in (node.inputs[:count], node.inputs[count:]))
     shares = shares_of(scores, temperature)
@@ -156,7 +159,7 @@ def gradients(
     parameters: Mapping[str, npt.ArrayLike],
     gradient: npt.ArrayLike,
 ) -> tuple[Named, Named]:
-    """The gradients of Σ gradient·result, in float64: of each value that the graph reads, and of each parameter."""
+    """Return the float64 gradients of Σ gradient·result for each input of the graph and each parameter."""
     values = values_of(graph, inputs, parameters)
     of_values = {name: np.zeros_like(value) for name, value in values.items()}
     of_parameters = {name: np.zeros_like(value) for name, value in _float64(parameters).items()}
@@ -186,14 +189,14 @@ def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLik
 
 
 def site_scale(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> float:
-    """The `rounding_scale` of an adapter's value at a site; takes and raises what `evaluate_site` does."""
+    """Return the `rounding_scale` of an adapter's value at a site; arguments and errors as of `evaluate_site`."""
     return rounding_scale(*_at_site(adapter, site, values, norm))
 
 
 def _at_site(
     adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None
 ) -> tuple[AdapterGraph, Mapping[str, npt.ArrayLike], Mapping[str, npt.ArrayLike]]:
-    """The bound graph, what it reads, and its parameters with the base's."""
+    """Return the bound graph, its inputs, and its parameters with those of the base."""
     placement = adapter.placements.get(site)
     if placement is None:
         known = ", ".join(adapter.placements) or "none"
@@ -204,7 +207,7 @@ def _at_site(
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
-    """The result of an adapter's head, in float64, from the hidden state [batch, tokens, d] and mask [batch, tokens].
+    """Return the float64 result of an adapter's head for a hidden state [batch, tokens, d] and mask [batch, tokens].
 
     Raises `AdapterError` if the adapter has no head.
     """
@@ -216,7 +219,7 @@ def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) 
 def values_of(
     graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
 ) -> Named:
-    """Every value of a graph by its name, in float64; takes what `evaluate` takes."""
+    """Return every value of a graph by its name, in float64; arguments as of `evaluate`."""
     return interpret(graph, LOWERINGS, _float64(inputs), _float64(parameters))
 
 

@@ -1,7 +1,7 @@
-"""An adapter merged into the weights of a base: possible where it is a fixed change of layers, whatever its kind.
+"""Adapters merged into the weights of a base, which is possible for any fixed change of layers.
 
-Whether it is one, is seen from what it computes: a layer with the adapter is evaluated in float64 on all unit vectors,
-which gives the only weight and bias that it can be, and on random vectors, which show whether it is that.
+A layer with the adapter is evaluated in float64: on all unit vectors, which determine its weight and bias, and on
+random vectors, which show that it is linear.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _OTHER_WAY = "merge an adapter of linear layers, such as LoRA, or build a bundle
 class Layer:
     """A layer of the base: `weight` [out, in] and perhaps `bias` [out], or of a norm both [d], in float64.
 
-    `names` are those of both in the base, `calls` how often the base uses its weight, `in_first` whether the base holds
-    the matrix as [in, out].
+    `names` are their names in the base, `calls` is the number of uses of the weight, and `in_first` is true if the base
+    stores the matrix as [in, out].
     """
 
     names: tuple[str, str]
@@ -44,12 +44,12 @@ class Layer:
 def merged_layers(
     adapter: Adapter, sites: SiteMap, layer_at: Callable[[Site], Layer | None]
 ) -> dict[str, tuple[Layer, Matrix, Matrix | None]]:
-    """Each layer that an adapter changes, by the name of its weight, with the weight and the bias after the change.
+    """Return each changed layer by the name of its weight, with its new weight and bias.
 
-    `layer_at` returns the layer behind a site, or `None` if the base does not show it.
+    `layer_at` returns the layer at a site, or `None` if the base has no tensors there.
 
     Raises:
-        AdapterError: it is no fixed change of the layer, the layer has no bias that could take its own, or the base
+        AdapterError: the adapter is no fixed change of the layer, the layer has no bias to add its own to, or the base
             also applies the layer where the adapter does not act.
     """
     known = {site.name: site for site in sites}
@@ -59,7 +59,7 @@ def merged_layers(
         site = known[name]
         layer = layer_at(site)
         if layer is None:
-            raise _refusal(adapter, name, "no weight of the base stands there that a change could be added to")
+            raise _refusal(adapter, name, "the base has no weight there to add a change to")
         layers[layer.names[0]] = layer
         at.setdefault(layer.names[0], {}).setdefault(site.h if site.role in LAYERS else site.name, []).append(site)
     found = {}
@@ -73,18 +73,18 @@ def merged_layers(
             raise _refusal(adapter, next(iter(calls.values()))[0].name, what)
         weight, bias = first
         if layer.bias is None and bias.any():
-            raise _refusal(adapter, next(iter(calls.values()))[0].name, "the layer has no bias that could take its own")
+            raise _refusal(adapter, next(iter(calls.values()))[0].name, "the layer has no bias to add its own to")
         found[weight_name] = (layer, weight, None if layer.bias is None else bias)
     return found
 
 
 def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Matrix, Matrix]:
-    """The weight and the bias of a layer with what acts at its sites: the whole of it, or parts of a fused one."""
+    """Return the weight and bias of a layer with the adapter at its sites, whole or parts of a fused layer."""
     graphs = {site.name: adapter.graphs[adapter.placements[site.name].graph] for site in sites}
     if sites[0].role not in LAYERS:
         return _changed_norm(adapter, layer, sites[0])
     if len(sites) > 1 and any(graph.replaces == "u" for graph in graphs.values()):
-        raise _refusal(adapter, sites[0].name, "it changes both what the layer reads and parts of what it returns")
+        raise _refusal(adapter, sites[0].name, "it changes both the input of the layer and parts of its output")
     width_in = layer.weight.shape[1]
     bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias
     random = np.random.default_rng(0).standard_normal((_RANDOM_ROWS, width_in))
@@ -105,12 +105,12 @@ def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Mat
     made = value[0], value[1 : width_in + 1] - value[0]
     seems = random @ made[1] + made[0]
     if np.abs(seems - value[width_in + 1 :]).max() > _TOLERANCE * np.abs(value).max():
-        raise _refusal(adapter, sites[0].name, "its result is not linear in what it reads")
+        raise _refusal(adapter, sites[0].name, "its result is not linear in its input")
     return made[1].T, made[0]
 
 
 def _changed_norm(adapter: Adapter, layer: Layer, site: Site) -> tuple[Matrix, Matrix]:
-    """The factors and the bias of a norm behind which the adapter scales and shifts each feature."""
+    """Return the factors and the bias of a norm after which the adapter scales and shifts each feature."""
     graph, width = adapter.graphs[adapter.placements[site.name].graph], len(layer.weight)
     random = np.random.default_rng(0).standard_normal((_RANDOM_ROWS, width))
     read = np.vstack([np.zeros((1, width)), np.ones((1, width)), random])
@@ -137,12 +137,12 @@ def _refusal(adapter: Adapter, site: str, found: str) -> AdapterError:
         "cannot be merged into the base",
         where=f"adapter `{adapter.name}`, `{site}`",
         found=found,
-        expected="a fixed change of the weights and biases of linear layers, or of norms behind a sum",
+        expected="a fixed change of the weights and biases of linear layers, or of norms after a sum",
         fix=_OTHER_WAY,
     )
 
 
 def stored(layer: Layer, weight: Matrix, bias: Matrix | None) -> dict[str, Matrix]:
-    """New tensors by their names in the base, as it holds them."""
+    """Return new tensors by their names in the base, in its layout."""
     name, of_bias = layer.names
     return {name: weight.T if layer.in_first else weight} | ({} if bias is None else {of_bias: bias})

@@ -1,4 +1,4 @@
-"""Find out whether padding after the tokens changes a result: the same row, alone and padded."""
+"""A trial that compares a row with and without padding after its tokens."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SAME_SHAPE = 2e-5
 
 @dataclass(frozen=True)
 class PaddingTrial:
-    """One row of a base, alone and padded.
+    """One row of a base, without and with padding.
 
     Attributes:
-        alone: the inputs of the row.
-        padded: the same row with padding after its tokens. Of a base with one length, both have that length, and what
-            the mask hides in the second half is different.
-        hidden: `padded` with other ids behind the mask; `None` for a base with one length.
-        real: of a base with one length, the tokens that the mask shows; else `None`.
+        alone: inputs of the row without padding.
+        padded: the same row with padding after its tokens. For a base with one length, both have that length and differ
+            in the masked second half.
+        hidden: `padded` with other masked ids; `None` for a base with one length.
+        real: unmasked tokens, for a base with one length; else `None`.
     """
 
     alone: Mapping[str, np.ndarray]
@@ -46,7 +46,7 @@ class PaddingTrial:
         return (self.alone, self.padded) if self.hidden is None else (self.alone, self.padded, self.hidden)
 
     def changes(self, results: Sequence[Arrays], outputs: Collection[str], precision: str = "fp32") -> bool:
-        """Return whether padding changes one of these outputs by more than rounding in a precision explains.
+        """Return true if padding changes one of these outputs by more than rounding in a precision explains.
 
         `results` are those of `runs`, in their order.
         """
@@ -61,7 +61,7 @@ class PaddingTrial:
     def _differ(
         self, one: Arrays, other: Arrays, outputs: Collection[str], relative: float, cut: Arrays | None = None
     ) -> bool:
-        """Return whether outputs differ at the tokens of the row, whose results have the shapes of `cut`."""
+        """Return true if outputs differ at the tokens of the row, whose results have the shapes of `cut`."""
         for name in outputs:
             own = tuple(slice(size) for size in self._tokens((cut or one)[name]).shape)
             expected, found = self._tokens(one[name])[own], self._tokens(other[name])[own]

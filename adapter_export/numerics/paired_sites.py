@@ -17,7 +17,7 @@ class SitePairs:
     """Facts of the trained model's sites for those of a graph.
 
     Attributes:
-        renamed: new names of sites, by the names that the graph gives them.
+        renamed: new names of sites, by their names in the graph.
         paths: module paths in the trained model, by the new names.
     """
 
@@ -37,7 +37,7 @@ class SitePairs:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a weight that a layer's output is computed with."""
+    """Rows of a weight that compute a layer's output."""
 
     weight: str
     start: int
@@ -55,7 +55,7 @@ class SiteWeights:
     sites: SiteMap
 
     def rows(self) -> dict[str, _Rows]:
-        """Return the rows of the weight behind each layer, by the site's name; of splits of blocks there are none."""
+        """Return the weight rows of each layer, by the site's name; splits of blocks have none."""
         weights = {}
         for node in self.index.nodes:
             layer = layer_of(self.index, node) if node.linear and node.weight is not None else None
@@ -88,7 +88,7 @@ def pair_sites(
                 where=f"{where}, `{name}`",
                 found=" or ".join(map(str, made_from[name])) or f"{ours[name]}, joined of several layers",
                 expected=str(rows),
-                fix="give the model that the graph was built from",
+                fix="pass the model that the graph was built from",
             )
     known = {site.name: site for site in trained.sites}
     at = {rows: name for name, rows in theirs.items() if known[name].is_outside}

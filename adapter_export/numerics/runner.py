@@ -36,7 +36,7 @@ _PREFIXES = ("", "adapter_", "adapter_head_")
 
 
 def head_output(base_outputs: Collection[str], result: HeadOutput = "logits") -> str:
-    """The name of a head's output beside those of a base: `logits`, or `adapter_logits` if the base has `logits`."""
+    """Return the name of a head's output: `logits`, or `adapter_logits` if the base has an output `logits`."""
     return next(f"{prefix}{result}" for prefix in _PREFIXES if f"{prefix}{result}" not in base_outputs)
 
 
@@ -69,7 +69,7 @@ class NodeValue:
 
 
 def site_result(site: str, replaced: str) -> str:
-    """The name of the value with which an adapter replaces a site's `u`, `h` or `y`."""
+    """Return the name of the value with which an adapter replaces a site's `u`, `h` or `y`."""
     return f"{site}/result_{replaced}"
 
 
@@ -86,28 +86,28 @@ class Runner(Protocol):
 
     @property
     def keeps_weights(self) -> bool:
-        """Return whether the base stays in memory, so that one more run costs its arithmetic alone."""
+        """Return true if the base stays in memory, so that another run costs only its arithmetic."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
-        """All outputs of the base and, for an adapter with a head, its result under the name of `head_output`."""
+        """Return all outputs of the base and, for an adapter with a head, its result as `head_output`."""
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
-        """Elements of these outputs that depend on what attention returns for a query whose mask allows no token.
+        """Return the elements of these outputs that depend on attention of a query whose mask allows no token.
 
-        No formula says what a softmax over nothing is, and backends differ. Outputs without such elements are left out.
+        A softmax over nothing is undefined, and backends differ. Outputs without such elements are omitted.
         """
 
     def node_values(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str], *, exactly: bool = True
     ) -> Iterator[NodeValue]:
-        """The values of these names one after the other, in the order of evaluation; those that it lacks are left out.
+        """Return the values of these names in the order of evaluation, without unknown names.
 
         With `exactly` each has what float64 says of it, where that is known. Raises `RequestError` if the base cannot
         compute the inputs.
         """
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
-        """The NumPy type of each value that `node_values` can give, by its name."""
+        """Return the NumPy type of each value that `node_values` can give, by its name."""
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
         """Return all outputs of `run` computed in float64, or `None` if the base cannot run in float64."""
@@ -120,7 +120,7 @@ def run(
     base_outputs: Collection[str],
     output: str | None,
 ) -> Arrays:
-    """The outputs of `runner.run`, the result of the adapter's head as `output`, the name that it has in a graph."""
+    """Return the outputs of `runner.run`, with the result of the adapter's head named `output`."""
     return _renamed(runner.run(inputs, adapter), adapter, base_outputs, output)
 
 
@@ -131,7 +131,7 @@ def exact(
     base_outputs: Collection[str],
     output: str | None,
 ) -> Arrays | None:
-    """The outputs of `runner.exact`, by the names that `run` gives them."""
+    """Return the outputs of `runner.exact`, by the names that `run` gives them."""
     found = runner.exact(inputs, adapter)
     return None if found is None else _renamed(found, adapter, base_outputs, output)
 
@@ -143,7 +143,7 @@ def undefined(
     base_outputs: Collection[str],
     output: str | None,
 ) -> Undefined:
-    """The elements of `runner.undefined`, by the names that `run` gives the outputs."""
+    """Return the elements of `runner.undefined`, by the names that `run` gives the outputs."""
     return _renamed(runner.undefined(inputs, adapter), adapter, base_outputs, output)
 
 
@@ -171,7 +171,7 @@ def moved_by_rounding(
     base: str,
     step: float,
 ) -> dict[str, float]:
-    """The distance by which errors of the relative size `step` move each output of floats.
+    """Return the distance by which errors of the relative size `step` move each output of floats.
 
     It is the largest difference of an element between two runs, over √2, as that of two errors is so much larger than
     one. NaN and Inf do not count. `base` is the fingerprint; without an adapter the base alone is measured.

@@ -1,4 +1,4 @@
-"""Inputs to try a base with: a matrix of shapes, and values that the base can take."""
+"""Sample inputs of a base: a matrix of shapes, with valid values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Shape = Mapping[str, int]
 """A length for each named axis."""
 
 Padding = Literal["none", "right", "left", "holes"]
-"""Places of masked tokens: after the others, before them, or between them."""
+"""Positions of masked tokens: after, before or between the others."""
 
 _SUFFIXES: Mapping[Padding, str] = {"none": "", "right": "_padded", "left": "_padded_left", "holes": "_padded_holes"}
 
@@ -132,7 +132,7 @@ def _groups(chosen: Chosen, size: int) -> set[tuple[tuple[str, int | str], ...]]
 
 
 def _can_have(inputs: Sequence[InputRecord], chosen: Chosen) -> bool:
-    """Return whether the mask of a shape is long enough for a padding."""
+    """Return true if the mask of a shape is long enough for a padding."""
     shape, padding = chosen
     mask = _padded_mask(inputs)
     least = {"none": 1, "right": 2, "left": 2, "holes": 3}[padding]
@@ -226,7 +226,7 @@ def sized_cases(
         inputs: of the base.
         lengths: those that it takes.
         sizes: the batch and the length of every other named axis, case by case.
-        seed: of what is drawn.
+        seed: random seed.
     """
     shapes = _fitting([_sized(inputs, lengths, batch, size, 0) for batch, size in sizes], lengths)
     return [
@@ -297,7 +297,7 @@ def _shape_matrix(
 
 
 def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int, behind: int) -> dict[str, int]:
-    """A length for each axis, as near to a size as the base takes one; `behind` is that of the past."""
+    """Return a length for each axis, as close to a size as the base allows; `behind` is the length of the past."""
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     sizes = dict.fromkeys(axis_names(inputs), size) | dict.fromkeys(batch_axes, batch)
     if behind:
@@ -308,7 +308,7 @@ def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int
 
 
 def _fitting(shapes: Sequence[Shape], lengths: Bounds) -> list[Shape]:
-    """Each shape once, without those in which a sum of axes has a length that the base does not take."""
+    """Return each shape once, without those in which the base rejects the length of a sum of axes."""
     sums = [axis for axis in lengths if len(names(axis)) > 1]
     fitting = [shape for shape in shapes if all(length(axis, shape) in lengths[axis] for axis in sums)]
     return list({_name(shape): shape for shape in fitting}.values())
@@ -319,7 +319,7 @@ def _batch_axes(inputs: Sequence[InputRecord]) -> set[str]:
 
 
 def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
-    """The axes that only caches have, which are the lengths of the past; the mask's is a sum with one."""
+    """Return the axes that only caches have: the lengths of the past, which are also in the mask's sum."""
     caches = {axis for record in inputs if record.role == "cache" for axis in record.axes[1:]}
     others = {axis for record in inputs if record.role != "cache" for axis in record.axes}
     return {axis for axis in caches - others if isinstance(axis, str)}
@@ -347,7 +347,7 @@ def _arrays(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generato
         return {record.name: _draw(record, shapes[record.name], rng) for record in inputs}
     except MemoryError as error:
         raise BaseModelError(
-            "takes inputs that the memory does not hold",
+            "takes inputs that do not fit into memory",
             found=", ".join(f"`{name}` {list(lengths)}" for name, lengths in shapes.items()),
             fix="export the model again",
         ) from error
@@ -362,11 +362,11 @@ def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator)
         return rng.integers(0, limit, shape).astype(dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
-    return np.zeros(shape, dtype)  # a number whose meaning is unknown: 0 is the one that is safest to take
+    return np.zeros(shape, dtype)  # 0 is the safest value of a number with unknown meaning
 
 
 def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterator[InputCase]:
-    """The case with the most rows, and among those the one of middle length, with its rows cut short."""
+    """Yield the case with the most rows, and among those the one of middle length, with its rows cut short."""
     mask = _padded_mask(inputs)
     able = [case for case in cases if mask is not None and case.arrays[mask.name].shape[1] > 1]
     if mask is None or not able:
@@ -380,7 +380,7 @@ def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterat
 
 
 def _padded_mask(inputs: Sequence[InputRecord]) -> InputRecord | None:
-    """The mask over tokens; none with a cache, as each decoder pads in its own way."""
+    """Return the mask over tokens; `None` with a cache, as each decoder pads in its own way."""
     if any(record.role == "cache" for record in inputs):
         return None
     return next((record for record in inputs if record.role == "mask" and len(record.axes) == 2), None)
@@ -415,7 +415,7 @@ def shown_tokens(inputs: Sequence[InputRecord], arrays: Mapping[str, np.ndarray]
 
 
 def has_rows_per_token(shape: Sequence[int], real: npt.NDArray[np.bool_]) -> bool:
-    """Return whether a value [batch, tokens, …] has numbers for each token of a mask."""
+    """Return true if a value [batch, tokens, …] has numbers for each token of a mask."""
     return len(shape) > 2 and tuple(shape[:2]) == real.shape  # of two axes one may be classes
 
 

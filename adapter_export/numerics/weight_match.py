@@ -39,7 +39,7 @@ class StoredRows:
     Attributes:
         values: in float32.
         half: half a rounding step at each number, broadcastable to `values`; 0 where numbers are stored exactly.
-        outward: 1 or -1 where a number is the largest or the smallest that its block can hold, else 0; `None` for
+        outward: 1 or -1 where a number is the largest or smallest of its block's range, else 0; `None` for
             floats.
     """
 
@@ -48,7 +48,7 @@ class StoredRows:
     outward: npt.NDArray[np.int8] | None = None
 
     def saturated(self, trained: Numbers) -> npt.NDArray[np.bool_]:
-        """Return where a trained number lies more than half a step beyond the range of its block."""
+        """Return a mask of trained numbers more than half a step beyond the range of their block."""
         error = trained - self.values
         beyond = np.zeros(error.shape, np.bool_) if self.outward is None else error * self.outward > self.half
         return np.asarray(beyond, np.bool_)
@@ -130,7 +130,7 @@ def match_weights(stored: Sequence[WeightUse], trained: Sequence[WeightUse], whe
         where: the graph, for messages.
 
     Raises:
-        BaseModelError: a weight is no rounding of its counterpart, or has none; the message names it and says how far.
+        BaseModelError: a weight is no rounding of its counterpart, or has none; the message has its name and deviation.
     """
     found: list[Counterpart] = []
     faults: list[_Fault] = []
@@ -168,11 +168,11 @@ def _shape(width: int | None) -> str:
 
 def _differs(where: object, found: str) -> BaseModelError:
     return BaseModelError(
-        "does not hold the weights of the trained model",
+        "does not contain the weights of the trained model",
         where=where,
         found=found,
         expected="each weight within half a rounding step of the trained one",
-        fix="give the model that the graph was built from, captured with its language head",
+        fix="pass the model that the graph was built from, captured with its language head",
     )
 
 
@@ -189,7 +189,7 @@ class _Rest:
 
 
 class _Stream:
-    """The uses with one width in order, and how far they were compared."""
+    """The uses with one width in order, and the number compared so far."""
 
     def __init__(self, uses: Iterable[WeightUse], width: int | None) -> None:
         self._uses: Iterator[WeightUse] = iter([use for use in uses if use.width == width and use.rows])

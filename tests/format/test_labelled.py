@@ -93,7 +93,7 @@ def test_tables_with_separators(tmp_path: Path) -> None:
             "the answer is not in its context at its start; found `b` at `1`, where there is ` `",
         ),
         ("span", {"q": "x", "c": "a b c", "a": {"text": "b", "answer_start": -3}}, "found `b` at `-3`;"),
-        ("span", {"q": "x", "c": "a b c", "a": {"text": ["b"], "answer_start": []}}, "holds no answer"),
+        ("span", {"q": "x", "c": "a b c", "a": {"text": ["b"], "answer_start": []}}, "contains no answer"),
         ("span", {"q": "x", "c": "a b c", "a": {"text": [], "answer_start": []}}, "1 rows have no text or no label"),
     ],
 )

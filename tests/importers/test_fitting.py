@@ -121,7 +121,7 @@ def test_the_rank_of_a_layer_outside_of_all_sublayers_is_seen(named: dict[str, A
 
 
 def test_other_tensors_than_lora_are_refused() -> None:
-    with pytest.raises(AdapterError, match="the tensors hold no LoRA"):
+    with pytest.raises(AdapterError, match="the tensors contain no LoRA"):
         fitting_kind(tensors_of(small(KINDS["pfeiffer"]())), "lora", alpha=1)
 
 

@@ -94,7 +94,7 @@ def changed(array: np.ndarray) -> np.ndarray:
 )
 def test_another_model_is_refused_by_name(stored, message):
     with pytest.raises(
-        BaseModelError, match=rf"model: does not hold the weights of the trained model; found .*{message}"
+        BaseModelError, match=rf"model: does not contain the weights of the trained model; found .*{message}"
     ):
         match_weights(stored, TRAINED, "model")
 

@@ -18,10 +18,10 @@ from adapter_export.graph.initialise import normal
 from adapter_export.graph.ops import OPS, Shape
 
 FIRST_TEMPERATURE = 50.0
-"""The default of AdapterHub if a temperature is asked for."""
+"""AdapterHub's default temperature."""
 
 VALUE = "fusion.value.weight"
-"""The parameter [d, d] that training may draw towards the identity."""
+"""The parameter [d, d] that a penalty keeps near the identity."""
 
 _MIX, _MIXED = "softmax_mix", "mixed"
 _OFF_DIAGONAL = 1e-6
@@ -147,7 +147,7 @@ def attend(
 
 
 def at_temperature(graph: AdapterGraph, temperature: float) -> AdapterGraph:
-    """The graph of a fusion with another temperature; other graphs as they are."""
+    """Return the graph of a fusion with another temperature; other graphs as they are."""
     nodes = tuple(
         replace(node, attributes={"temperature": temperature}) if (node.op, node.output) == (_MIX, _MIXED) else node
         for node in graph.nodes
@@ -156,6 +156,6 @@ def at_temperature(graph: AdapterGraph, temperature: float) -> AdapterGraph:
 
 
 def temperature_of(graph: AdapterGraph) -> float:
-    """The temperature of a fusion; 1 for other graphs."""
+    """Return the temperature of a fusion; 1 for other graphs."""
     found = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
     return next((node.attributes["temperature"] for node in found), 1.0)

@@ -19,17 +19,17 @@ ROWS = "rows"
 """The symbol for the rows of a fusion's weights: one in files, and one for each row of a batch if a call gives them."""
 
 SITE_DIMS = ("d", "d_in")
-"""The dimensions that the site gives; all others are a member's own."""
+"""Dimensions of the site; all others are a member's own."""
 
 OWN = re.compile(r"(mix|fusion)(_\d+)?")
-"""The beginnings of a composition's own parameters, which no member has for a label."""
+"""Prefixes of a composition's own parameters, which are no member's label."""
 
 COMPOSITION = "composition"
-"""The key of the training record that says what a composition was made of."""
+"""Key of the training record with the members of a composition."""
 
 
 def numbered(dim: Dim, number: int) -> Dim:
-    """A dimension of the member `number` (from 1) among those of the others; the site's own are common to all.
+    """Return a dimension of the member `number` (from 1) among those of the others; the site's own are common to all.
 
     The weights of a fusion inside another composition cannot be given by row, so they are one row.
     """
@@ -56,7 +56,7 @@ class Here:
 
 
 class Merged(Chain):
-    """A chain that takes in whole graphs, and computes nothing twice."""
+    """A chain that includes whole graphs and computes common nodes once."""
 
     def __init__(self, value: str) -> None:
         super().__init__(value)
@@ -81,7 +81,7 @@ class Merged(Chain):
         return self.difference(self.result(one, values), replaced, f"{one.member.label}_delta")
 
     def normed_sum(self, value: str) -> str:
-        """The base's own norm of `h + x`, for another `h`."""
+        """Return the base's own norm of `h + x`, for another `h`."""
         total = self.once(Node("add", (value, "x"), f"{value}_sum"))
         return self.once(Node("base_norm", (total,), f"{value}_normed"))
 
@@ -101,7 +101,7 @@ class Merged(Chain):
         return self.nodes[-1].output
 
     def free(self, name: str) -> str:
-        """The name, or with the first number behind it that makes it new."""
+        """Return the name, followed by the first number that makes it unique if it is taken."""
         return first_free(name, {node.output for node in self.nodes})
 
     def _taken_in(self, one: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
@@ -134,7 +134,7 @@ class Composition:
 
 
 def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
-    """The members, labelled by their names where these may stand in the names of parameters.
+    """Return the members, labelled by their names if these are valid in names of parameters.
 
     Raises `UsageError` if there are none, or two of one name, `AdapterError` if they were trained on different bases.
     """
@@ -157,7 +157,7 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
 
 
 def labels_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The labels of members, in names of parameters, by their own names."""
+    """Return the labels of members, in names of parameters, by their own names."""
     taken: list[str] = []
     for number, name in enumerate(names, 1):
         label = name.replace(".", "_")  # a dot ends the label in names of parameters
@@ -166,7 +166,7 @@ def labels_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
-    """The value that a composition replaces at a site: the last one that a member replaces, in the order of the base.
+    """Return the value that a composition replaces at a site: the last that a member replaces, in base order.
 
     Raises `AdapterError` where one member replaces what a layer reads, and another one what it returns.
     """
@@ -243,7 +243,7 @@ def data_of(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def own_tensors(adapter: Adapter) -> tuple[str, ...]:
-    """The tensors that belong to the composition itself: those that learn while the members are frozen."""
+    """Return the composition's own tensors, which are trained while the members are frozen."""
     names = {
         tensor: None
         for site in adapter.placements
@@ -254,7 +254,7 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
 
 
 def _widths(graph: AdapterGraph, acting: Sequence[Member], composition: Composition, site: str) -> dict[str, int]:
-    """The widths of a graph at a site; those that the site gives are the same for all members."""
+    """Return the widths of a graph at a site; widths of the site are common to all members."""
     found: dict[str, int] = {}
     for one in acting:
         for name, width in one.adapter.placements[site].widths.items():
@@ -274,7 +274,7 @@ def _widths(graph: AdapterGraph, acting: Sequence[Member], composition: Composit
 
 
 def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Weights]:
-    """A member's head and its tensors."""
+    """Return a member's head and its tensors."""
     if head is None:
         return None, {}
     found = next((one.adapter for one in members if one.adapter.name == head), None)

@@ -114,7 +114,7 @@ def weighted_fusion(
 
 
 def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[float, ...]:
-    """The weights of members in their order; equal ones of sum 1 if none are given.
+    """Return the weights of members in their order; by default equal weights of sum 1.
 
     Raises `UsageError` unless they are finite numbers, one for each member.
     """

@@ -1,4 +1,4 @@
-"""The published kinds of adapter, each declared once: what it computes, where it acts, and its options.
+"""Published kinds of adapters, each declared once: formula, places and options.
 
 Every `Maker` in a module of this package is a kind: a new one is a new file.
 """
@@ -55,7 +55,7 @@ REFUSED: Mapping[str, str] = {
     "vera": "shares frozen random projections, which would have to be stored",
     "loha": "multiplies products of matrices element by element",
     "lokr": "multiplies the weights by Kronecker products",
-    "prefix_tuning": "adds keys and values to attention, which no site holds",
+    "prefix_tuning": "adds keys and values to attention, which are no value of a site",
     "prompt_tuning": "makes the text longer",
     "loreft": "acts at some tokens only",
 }
@@ -63,7 +63,7 @@ REFUSED: Mapping[str, str] = {
 
 
 def kind_named(name: str) -> Maker[Any]:
-    """The kind of a name; a `UsageError` says why one is unknown or cannot be expressed."""
+    """Return a kind by its name; `UsageError` with the reason if it is unknown or cannot be expressed."""
     if name in KINDS:
         return KINDS[name]
     why = REFUSED.get(name.lower().replace("-", "_"))

@@ -1,4 +1,4 @@
-"""Bottlenecks: a down-projection, an activation and an up-projection, added to what the base computes."""
+"""Bottlenecks: a down-projection, an activation and an up-projection, added to a value of the base."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options:
 
 
 def bottleneck_widths(options: BottleneckOptions, width: Width = DEFAULT_BOTTLENECK) -> dict[str, Width]:
-    """The widths of a bottleneck's symbols beside `d`, `width` being that of `b` where the options have none."""
+    """Return the widths of a bottleneck's symbols beside `d`, `width` being that of `b` where the options have none."""
     if options.bottleneck is not None and options.reduction_factor is not None:
         both = f"{argument('bottleneck')} and {argument('reduction_factor')}"
         raise UsageError(f"{both} exclude each other", fix="give one of them")
@@ -197,7 +197,7 @@ def bottleneck_maker(
     width: Width = DEFAULT_BOTTLENECK,
     scheme: str = "small_normal",
 ) -> Maker[BottleneckOptions]:
-    """A kind with a given wiring at sites of given roles; `width` is that of `b`, `scheme` draws the first weights."""
+    """Return a kind with a wiring at sites of given roles; `width` is the width of `b`, `scheme` the initializer."""
 
     def make(options: BottleneckOptions) -> Kind:
         chosen = roles if options.sublayers is None else check_sublayers(options.sublayers)
@@ -233,7 +233,7 @@ def _shown(tensors: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> dict[str,
 
 
 def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
-    """A name for the topology, without the parts that are folded away."""
+    """Return a name for the topology, without the parts that are folded away."""
     family = {"h": "bottleneck", "u": "parallel", "x": "parallel_x", "y": "block", "normed": "normed"}[wiring.reads]
     if wiring.replaces == "y":
         family = {"normed": "block"}.get(wiring.reads, f"{family}_at_y")
@@ -258,7 +258,7 @@ houlsby = bottleneck_maker(
 )
 pfeiffer = bottleneck_maker(
     "pfeiffer",
-    "`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)",
+    "`h + s·U(f(D h))` after the FFN only (Pfeiffer et al. 2021, §3.1)",
     Wiring(),
     ("ffn",),
     BottleneckOptions("relu"),

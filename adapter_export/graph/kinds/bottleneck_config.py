@@ -156,7 +156,7 @@ class BottleneckConfig:
         return Wiring(reads, "h" if self.residual_before_ln is True else "read", replaces, inside)
 
     def options(self) -> BottleneckOptions:
-        """The steps between the value that is read and the sum."""
+        """Return the steps between the value that is read and the sum."""
         named: Mapping[str, Scaling] = {"learned": "learned", "channel": "channel"}
         if isinstance(self.scaling, str) and self.scaling not in named:
             raise UsageError("unknown scaling", found=f"`{self.scaling}`", expected="a number, `learned` or `channel`")
@@ -176,7 +176,7 @@ class BottleneckConfig:
 
 
 def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kind:
-    """The kind that an AdapterHub configuration describes: `bottleneck` graphs and, before them, an invertible one.
+    """Return the kind of an AdapterHub configuration: `bottleneck` graphs and, before them, an invertible one.
 
     Raises `UsageError` if it contradicts itself, or asks for what has no graph here.
     """

@@ -1,4 +1,4 @@
-"""NICE: two coupled bottlenecks behind the embeddings (Dinh et al. 2015, §3.2; Pfeiffer et al. 2020, MAD-X)."""
+"""NICE: two coupled bottlenecks after the embeddings (Dinh et al. 2015, §3.2; Pfeiffer et al. 2020, MAD-X)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class RelativeWidth:
             raise UsageError("a reduction factor is not a positive number", found=wrong[0], expected=expected)
 
     def at(self, layer: int | None, widths: Mapping[str, int]) -> int:
-        """The width in one layer; raises `UsageError` if it has no factor, or an exact share does not divide."""
+        """Return the width in one layer; raises `UsageError` if it has no factor, or an exact share does not divide."""
         whole = widths[self.of]
         chosen = self.factor if layer is None else self.by_layer.get(layer, self.factor)
         factor = widths[chosen] if isinstance(chosen, str) else chosen
@@ -68,7 +68,7 @@ Width = int | RelativeWidth
 
 
 def per_layer(factors: float | Mapping[str, float], of: str = "d") -> RelativeWidth:
-    """A reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
+    """Return a reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
 
     Raises `UsageError` for a key that is neither a number nor `default`, or a factor that is not positive.
     """
@@ -102,7 +102,7 @@ class Places:
     leave_out: tuple[int, ...] = ()
 
     def hold(self, site: Site) -> bool:
-        """Return whether a site is one of them."""
+        """Return true if a site is one of these places."""
         if site.layer is not None and site.layer in self.leave_out:
             return False
         if site.role in LAYERS:
@@ -110,7 +110,7 @@ class Places:
         return site.role in self.roles or site.place in self.roles
 
     def absent(self, sites: Iterable[Site]) -> list[str]:
-        """The chosen places that these sites lack, in words."""
+        """Return the chosen places that these sites lack, in words."""
         held = [site for site in sites if self.hold(site)]
         names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
         sublayers = replace(self, linears=())
@@ -128,7 +128,7 @@ def _is_named(site: Site, name: str) -> bool:
 
 
 def _fused_instead(absent: Iterable[str], sites: Iterable[Site]) -> str | None:
-    """The advice to name the fused layer that computes those that are absent, where it does not keep them apart."""
+    """Return advice to name the fused layer that computes the absent ones inseparably."""
     for site in sites:
         within = _FUSED.get(site.name.rpartition(".")[2], ())
         parts = [name for name in absent if name.strip("`").rpartition(".")[2] in within]
@@ -151,7 +151,7 @@ class Component:
     widths: Mapping[str, Width] = field(default_factory=dict)
 
     def widths_at(self, site: Site) -> dict[str, int]:
-        """A number for each symbol; raises `UsageError` if one is not known, is too small, or does not divide."""
+        """Return a number for each symbol; `UsageError` if one is unknown, too small, or does not divide."""
         found = {"d": site.width, "d_in": site.width_in}
         for symbol, width in self.widths.items():
             found[symbol] = width if isinstance(width, int) else width.at(site.layer, found)
@@ -161,7 +161,7 @@ class Component:
         return {symbol: found[symbol] for symbol in self.graph.symbols()}
 
     def tensor_names(self, site: str) -> dict[str, str]:
-        """The tensor behind each parameter of the graph at a site; what is shared has one name at all sites."""
+        """Return the tensor name of each parameter of the graph at a site; shared tensors have one name."""
         common = f"{SHARED}.{self.graph_name}"
         return {name: f"{common if name in self.graph.shared else site}.{name}" for name in self.graph.parameters}
 
@@ -190,11 +190,11 @@ class Kind:
         return {component.graph_name: component.graph for component in self.components}
 
     def component_at(self, site: Site) -> Component | None:
-        """The component that acts at a site, if one does."""
+        """Return the component at a site; `None` without one."""
         return next((component for component in self.components if component.places.hold(site)), None)
 
     def at(self, sites: Iterable[Site]) -> Iterator[tuple[Site, Component]]:
-        """The sites at which it acts, with what acts there."""
+        """Yield its sites with their components."""
         for site in sites:
             component = self.component_at(site)
             if component is not None:
@@ -227,11 +227,11 @@ class Kind:
         return list(self.at(sites))
 
     def placements(self, sites: Iterable[Site]) -> dict[str, Placement]:
-        """The placements in a base, with widths; empty if it has none of the places. Raises as `widths_at`."""
+        """Return the placements in a base, with widths; empty without any of the places. Raises as `widths_at`."""
         return {site.name: Placement(one.graph_name, one.widths_at(site)) for site, one in self.at(sites)}
 
     def with_widths(self, **widths: Width) -> Kind:
-        """The kind with other widths, such as `b=32`, in those of its components that have them.
+        """Return the kind with other widths, such as `b=32`, in those of its components that have them.
 
         Raises `UsageError` if none has such a width, or it is below 1.
         """
@@ -247,7 +247,7 @@ class Kind:
         return replace(self, components=tuple(components))
 
     def places(self) -> str:
-        """The places where it acts, in words."""
+        """Return the places where it acts, in words."""
         return "; ".join(dict.fromkeys(str(component.places) for component in self.components))
 
 
@@ -310,7 +310,7 @@ Options = TypeVar("Options")
 class Maker(Generic[Options]):
     """A published kind: called with options, or without, it returns the kind.
 
-    `formula` says what it computes, where, and who published it; `defaults` are its options, a dataclass. `shown` reads
+    `formula` states the formula, the places and the source; `defaults` are its options, a dataclass. `shown` reads
     options off tensors such as `<site>.down.weight` [d, b], given those that were stated.
     """
 
@@ -345,7 +345,7 @@ class Maker(Generic[Options]):
         return next((name for name, (_, option) in self.options().items() if option.sweeps == what), None)
 
     def changed(self, **options: object) -> Kind:
-        """The kind with other values of some of its options; raises `UsageError` for unknown ones or wrong values."""
+        """Return the kind with some options changed; `UsageError` for unknown options or wrong values."""
         self.check_known(options)
         defaults: Any = self.defaults
         return self(replace(defaults, **options))
@@ -363,7 +363,7 @@ class Maker(Generic[Options]):
             )
 
     def fitting(self, tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> Kind:
-        """The kind with the options that tensors show and those given, which take precedence.
+        """Return the kind with the options that tensors show and those given, which take precedence.
 
         Raises:
             UsageError: an option is unknown, or one is needed that nothing shows.

@@ -97,9 +97,9 @@ _LORA_A = ".lora_A.weight"
 
 
 def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The linear layers, their ranks, biases and gates.
+    """Return the linear layers, their ranks, biases and gates.
 
-    Raises `AdapterError` if the tensors hold no LoRA, or ranks differ where only one may stand; `UsageError` if an
+    Raises `AdapterError` if the tensors contain no LoRA, or ranks differ where one is required; `UsageError` if an
     alpha is missing.
     """
     called = given.get("modules")
@@ -113,7 +113,7 @@ def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[
             ranks.setdefault(ends[0] if ends else site.place, set()).add(tensor.shape[1])
     if not ranks:
         raise AdapterError(
-            "the tensors hold no LoRA",
+            "the tensors contain no LoRA",
             found=", ".join(list(tensors)[:3]) or "no tensors",
             expected="`layers.0.attention.query.lora_A.weight` [d_in, r] and `lora_B.weight` [r, d]",
         )
@@ -176,7 +176,7 @@ def changed_layer_graph(*, scale: bool = False, dense: bool = False, bias: bool 
 
 lora = Maker(
     "lora",
-    "`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1)",
+    "`h + (alpha/r)·B(A u)` at linear layers, `u` the input and `h` the output of the layer (Hu et al. 2022, §4.1)",
     _lora_kind,
     LoraOptions(),
     _shown,

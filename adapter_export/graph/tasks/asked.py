@@ -1,4 +1,4 @@
-"""Rows as they are asked, and the adapters that calls name; importing this module loads no runtime."""
+"""Rows of calls and the adapters that they name; importing this module loads no runtime."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Row:
-    """A row to answer, and what answers it.
+    """A row to answer, with its adapter and options.
 
     Attributes:
         asked: a text, a text with its side of a search, a pair, the words of a text, a question with its choices (a

@@ -18,7 +18,7 @@ FEW = 3
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> npt.NDArray[np.int64]:
-    """The class of each label; raises DataError for a label that is not among the names."""
+    """Return the class of each label; DataError for an unknown label."""
     index = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(labels) - set(names))
     if unknown:
@@ -27,7 +27,7 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> np
 
 
 def label_names(labels: Sequence[str], where: str, *, rows: int = 2, least: int = 2) -> tuple[str, ...]:
-    """The different labels in order, numbers by value, words by letter.
+    """Return the different labels in order, numbers by value, words by letter.
 
     Raises:
         DataError: there are fewer than `least`, or one has fewer rows than `rows`, the least that a split needs of

@@ -1,4 +1,4 @@
-"""Answers held against what is right: the metrics of each problem type, by scikit-learn, SciPy and seqeval."""
+"""Metrics of each task type, computed by scikit-learn, SciPy and seqeval."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ENOUGH = 20
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name, the least and the most that it can be, and whether more is better."""
+    """A metric: its name, its range, and true if more is better."""
 
     name: str
     least: float = 0.0
@@ -51,7 +51,7 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """The name as a person reads it: `macro-F1`, `mean absolute error`."""
+        """The name for people: `macro-F1`, `mean absolute error`."""
         return _WORDS.get(self.name, self.name.replace("_", " "))
 
 
@@ -106,7 +106,7 @@ class Decisions:
 
     @property
     def collapse(self) -> str | None:
-        """A clause if one class is the answer to nearly all rows although others are right; `None` for sets."""
+        """A clause if nearly all answers are one class and the labels are not; `None` for sets."""
         if self.right.ndim != 1 or len(self.right) < _ENOUGH:
             return None
         label = int(np.bincount(self.answered).argmax())
@@ -137,15 +137,15 @@ class Judged:
     """Rows with their answers and what is right.
 
     Attributes:
-        metrics: those of the problem type, the one that counts most first.
-        measure: all of them, in this order, over some units; NaN where one is not defined.
-        unit: of each row, what it is drawn with when rows are drawn at random: itself, or its group. −1: left out.
-        answers: of each row, as JSON writes it.
-        truths: what is right for each row, likewise.
+        metrics: metrics of the task type, the primary one first.
+        measure: returns them in this order over some units; NaN for an undefined one.
+        unit: resampling unit of each row: itself or its group; −1 is skipped.
+        answers: answer of each row, as in JSON.
+        truths: right answer of each row, as in JSON.
         decisions: for a confusion matrix; `None` if the answers are not classes.
-        certainty: for calibration: a probability of each decision, and whether it was right; `None` if undefined.
-        notes: what was left out, each a clause.
-        numeric: whether answers are numbers, which rounding alone moves a little.
+        certainty: for calibration, the probability of each decision and true if it was right; `None` if undefined.
+        notes: skipped rows, each a clause.
+        numeric: answers are numbers, which rounding changes slightly.
         each: of the metrics that are means over units: the value of each unit, by metric.
     """
 
@@ -224,7 +224,7 @@ def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) 
 
 
 def _of_classes(right: Indices, answered: Indices) -> tuple[float, float]:
-    """The accuracy, and the macro-F1 over the classes that are right or answered somewhere.
+    """Return the accuracy, and the macro-F1 over the classes that are right or answered somewhere.
 
     As scikit-learn has them, whose checks of arguments would take most of the time of an interval's thousand draws.
     """
@@ -292,7 +292,7 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
 
 
 def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = False) -> tuple[Metric, ...]:
-    """Return the metrics of the type that judges rows, the one that counts most first.
+    """Return the metrics of the type that scores rows, the primary one first.
 
     Args:
         problem: the type.

@@ -1,4 +1,4 @@
-"""The base class of task types: what a head gives, how rows are read, answered, judged and shown."""
+"""Base classes of task types: output of the head, reading of rows, answers, scores and tables."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of heads and right answers, row by row, as `TaskType.judge` takes them.
+    """Results of heads and right answers per row, the input of `TaskType.judge`.
 
     Attributes:
         results: the result of each row, an array or a list.
         right: the encoded answer of each row, likewise.
         groups: of rows that are ranked, the group of each.
-        notes: what was left out, each a clause.
+        notes: skipped rows, each a clause.
     """
 
     results: Any
@@ -50,31 +50,31 @@ class TaskFacts(ABC):
 
     Attributes:
         name: as users write it.
-        has_head: whether a head answers it; next tokens come from the base itself.
+        has_head: a head answers it; the base itself predicts next tokens.
         output: the output that its head fills.
         width: the numbers of a result, where the type fixes them: a score, or logits for the start and end of a span.
-        pools: whether its head pools the tokens of a row.
+        pools: its head pools the tokens of a row.
         activations: those that it may have, its default first.
         trained_activation: the one of heads that are trained here, where it is not the default.
-        has_labels: whether answers are classes with names.
-        one_label: whether the answer to a row is exactly one of them.
-        implied: whether a head of this output with labels and no type is taken for it.
-        has_thresholds: whether each label has a threshold.
-        is_vector: whether it has a pooling, a normalisation and a prefix, and may have a projection.
-        reads_files: whether images and audio may be asked.
-        pairs: whether rows have second texts: `never`, `optional` or `required`.
-        has_start: whether a column may say where an answer begins.
-        has_choices: whether a row has a text for each of several choices.
-        has_several: whether a row is several texts, each a row of the base: choices, or an anchor and its documents.
-        has_answers: whether rows have a column of answers.
-        has_negatives: whether rows may have columns of texts that do not belong to the first one.
-        of_pairs: the type that reads and judges its pairs without labels; `None` if it has none.
-        recorded: the type that a `Task` records, where it is another one.
-        needs_context: whether arrays must say which tokens may be the answer.
-        ranks: whether rows are judged within groups.
-        compares_pairs: whether pairs of texts may be judged by the cosine of their vectors.
-        stratified: whether a split keeps a fraction of each class.
-        starts_at_prior: whether a trained head starts with the frequencies of the answers as its bias.
+        has_labels: answers are classes with names.
+        one_label: the answer to a row is exactly one class.
+        implied: default type of a head with this output and labels.
+        has_thresholds: each label has a threshold.
+        is_vector: it has a pooling, a normalisation and a prefix, and may have a projection.
+        reads_files: it also reads images and audio.
+        pairs: second texts of rows: `never`, `optional` or `required`.
+        has_start: a column may contain the start of an answer.
+        has_choices: a row has a text for each of several choices.
+        has_several: a row is several rows of the base: choices, or an anchor and its documents.
+        has_answers: rows have a column of answers.
+        has_negatives: rows may have columns of negatives.
+        of_pairs: type that reads and scores pairs without labels; `None` without one.
+        recorded: type in the `Task`, if it differs.
+        needs_context: arrays require a mask of the tokens that may be the answer.
+        ranks: rows are ranked within groups.
+        compares_pairs: pairs of texts may be scored by the cosine of their vectors.
+        stratified: a split keeps a fraction of each class.
+        starts_at_prior: a new head starts with the frequencies of the answers as its bias.
         method: the method of `Session` for it.
         column: the heading of its answers in tables.
         pipeline: its name on the Hugging Face Hub.
@@ -125,7 +125,7 @@ class TaskFacts(ABC):
 
     @property
     def picks_largest(self) -> bool:
-        """True if the largest number of a result's last axis is the answer: all graphs must agree on it."""
+        """True if the answer is the argmax of a result's last axis, on which all graphs must agree."""
         return self.one_label or (self.has_labels and not self.pools)
 
     @abstractmethod
@@ -147,7 +147,7 @@ class TaskType(TaskFacts):
         """
 
     def rows(self, cells: Cells) -> Sequence[Found]:
-        """Return what the cells of a line say: one row, or one for each document of a query; errors as of `read`."""
+        """Return the rows of a line: one, or one per document of a query; errors as of `read`."""
         return [self.read(cells)]
 
     def tokenized(self, text: Any, pair: Any, answer: Any, prefixes: tuple[str, str]) -> Any:  # noqa: ARG002
@@ -156,7 +156,7 @@ class TaskType(TaskFacts):
         Args:
             text: the text, the words of a text, or a file.
             pair: the second text, or the choices.
-            answer: what is to be learnt of the row.
+            answer: the training target of the row.
             prefixes: text before the first text of a row, and before its documents.
         """
         if pair is None or not isinstance(text, str):
@@ -177,22 +177,22 @@ class TaskType(TaskFacts):
 
     @abstractmethod
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
-        """Return answers as a model learns them, an array or a list with an item for each row.
+        """Return training targets, an array or a list with an item per row.
 
         Raises:
             DataError: an answer has an unknown label, or answers do not go together.
         """
 
     def truths(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
-        """Return right answers as `judge` takes them."""
+        """Return right answers for `judge`."""
         return self.encode(answers, labels, where)
 
     def numbers(self, answers: Sequence[Any]) -> int:  # noqa: ARG002 — for regressions
-        """Return how many numbers an answer has; 0 if the type says it."""
+        """Return the number of numbers in an answer; 0 if the type fixes it."""
         return 0
 
     def group(self, text: Any) -> str | None:  # noqa: ARG002 — for types whose rows belong together
-        """Return the part of a text by which rows belong together, which no split separates."""
+        """Return the key of rows that a split must not separate; `None` without one."""
         return None
 
     def check_rows(self, texts: Sequence[Any], answers: Sequence[Any], part: str) -> None:
@@ -234,11 +234,11 @@ class TaskType(TaskFacts):
         return middle
 
     def context(self, read: Any, task: Task) -> Mask | None:  # noqa: ARG002 — for types that point into a text
-        """Return which tokens of an `EncodedText` may be the answer; `None` if the type does not ask for it."""
+        """Return a mask of the tokens that may be the answer; `None` if the type needs none."""
         return None
 
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
-        """Return whether the choice in an answer stays the same if each number is off by `absolute`."""
+        """Return true if the choice in an answer is the same when each number deviates by `absolute`."""
         return True
 
     # Metrics
@@ -252,17 +252,17 @@ class TaskType(TaskFacts):
 
     @abstractmethod
     def judge(self, task: Task, rows: Measured) -> Judged:
-        """Judge results by what is right.
+        """Score results against the right answers.
 
         Raises:
-            DataError: the rows cannot be judged.
+            DataError: the rows cannot be scored.
         """
 
     # Tables for people
 
     @abstractmethod
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
-        """Return an answer in a line: what it is, its probability, and a bar; the latter may be empty."""
+        """Return an answer, its probability and a bar; the last two may be empty."""
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield the tables and headings that show answers of one adapter."""

@@ -1,4 +1,4 @@
-"""The next token of a text, which the base itself gives."""
+"""The next token of a text, predicted by the base itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CausalLm(TaskFacts):
-    """Language modelling; no head answers it, and no task records it."""
+    """Language modelling, without a head and without a `Task`."""
 
     name = "causal_lm"
     has_head = False

@@ -1,4 +1,4 @@
-"""Anchors and the documents that belong to them, by which vectors are learnt and judged."""
+"""Anchors with their documents, for training and scoring of vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Retrieval(VectorType):
-    """An anchor, its positive and any negatives: the anchor's vector shall be nearest to that of the positive."""
+    """An anchor, its positive and any negatives: the anchor's vector is trained to be nearest to the positive's."""
 
     name = RETRIEVAL
     recorded = "embedding"

@@ -101,7 +101,7 @@ class SpanType(TaskType):
         return np.array([part == second for part in read.encoding.sequence_ids], bool)
 
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
-        """Return whether the best span leads by more than four times what each logit may be off."""
+        """Return true if the best span leads by more than four times the allowed deviation of a logit."""
         if context is None:
             return True
         places = np.flatnonzero(context)
@@ -135,7 +135,7 @@ class SpanType(TaskType):
 
 
 def _spans(cell: Any, start: Any, where: str) -> list[tuple[Any, Any]]:
-    """The texts of answers with their first characters, which may be unknown; of SQuAD's layouts, or of two columns."""
+    """Return answers with their start (may be unknown), from SQuAD's layouts or two columns."""
     found: list[tuple[Any, Any]]
     if isinstance(cell, Mapping):
         texts, starts = cell.get("text"), cell.get("answer_start")
@@ -150,12 +150,12 @@ def _spans(cell: Any, start: Any, where: str) -> list[tuple[Any, Any]]:
         found = [] if answer is None else [(answer, start)]
     if not all(isinstance(text, str) and text.strip() for text, _ in found):
         expected = 'a text, or `{"text": […], "answer_start": […]}` as in SQuAD'
-        raise DataError("holds no answer", where=where, found=f"`{short(cell)}`", expected=expected)
+        raise DataError("contains no answer", where=where, found=f"`{short(cell)}`", expected=expected)
     return found
 
 
 def _placed(text: str, start: Any, context: str, where: str) -> GivenSpan:
-    """An answer where it stands in its context."""
+    """Return an answer with its position in the context."""
     shown = f"`{short(text)}`"
     if start is None or start == "":
         count = context.count(text)
@@ -179,7 +179,7 @@ def _placed(text: str, start: Any, context: str, where: str) -> GivenSpan:
 
 
 def _within_reach(places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Return for each pair of places whether a span may lead from the first to the second."""
+    """Return true for each pair of places that a span may join."""
     lengths = places[None, :] - places[:, None] + 1
     return (lengths >= 1) & (lengths <= LONGEST_SPAN)
 
