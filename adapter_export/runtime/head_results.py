@@ -58,7 +58,7 @@ def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple
     """
     asked = "answer" if problem is None else f"do `{problem}`"
     if entry is None:
-        raise RequestError(f"the base alone cannot {asked}", fix="give every row an adapter, or call `run`")
+        raise RequestError(f"the base by itself cannot {asked}", fix="pass an adapter for every row, or call `run`")
     if entry.task is None or entry.output is None:
         raise RequestError(
             f"an adapter without a known task cannot {asked}",

@@ -110,7 +110,7 @@ variant, unless [Limits](#limits) excludes it. Each table covers two of the dime
 
 ## Tasks by language and server
 
-A cell is marked if the tests compare answers of this task with those of the torch model: alone, in batches of mixed
+A cell is marked if the tests compare answers of this task with those of the torch model: singly, in batches of mixed
 adapters, padded, truncated, and on bases where padding changes answers. Clients marked *ids* have no tokenizer.
 """
     yield _row("task", *LANGUAGES, *SERVERS)

@@ -64,7 +64,7 @@ class TestMixedBatch:
             assert one.probability == pytest.approx(other.probability, abs=1e-5)
 
     def test_a_row_without_labels(self, session: Session) -> None:
-        with pytest.raises(RequestError, match="the base alone cannot do"):
+        with pytest.raises(RequestError, match="the base by itself cannot do"):
             session.classify(token_inputs(2, 2), adapters=["wide", None])  # type: ignore[list-item]
         with pytest.raises(RequestError, match="adapter `plain`"):
             session.classify(token_inputs(2, 2), adapters=["wide", "plain"])

@@ -1,4 +1,4 @@
-"""The verified files are those that run, whatever happens to the folder; a reload returns the old or the new bundle."""
+"""Sessions run the verified files after any change of the folder; a reload returns the old or the new bundle."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def test_labels_of_each_requests_own_adapter(session: Session) -> None:
         alone = session.classify(request.inputs, request.adapter)
         assert [each.label for each in found] == [each.label for each in alone]
         assert [list(each.probabilities) for each in found] == [list(each.probabilities) for each in alone]
-    with pytest.raises(RequestError, match="request 1: the base alone cannot do"):
+    with pytest.raises(RequestError, match="request 1: the base by itself cannot do"):
         session.classify_many(_requests(2, ["wide", None]))
     with pytest.raises(RequestError, match="request 0, adapter `plain`"):
         session.classify_many(_requests(2, ["plain"]))

@@ -242,7 +242,7 @@ def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextR
         (["fine", "\ud800"], "topic", "text 1: is not valid Unicode; found half of a surrogate pair"),
         (["x" * 5_000_000], "topic", "text 0: is too long; found 5,000,000 characters"),
         (["a"], "nobody", "nobody"),
-        (["a"], "base", "the base alone cannot answer"),
+        (["a"], "base", "the base by itself cannot answer"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(reader: TextReader, texts: Any, name: str | None, words: str) -> None:

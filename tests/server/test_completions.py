@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: texts of concurrent requests share calls, and each equals the text generated alone."""
+"""`POST /v1/completions`: texts of concurrent requests share calls, and each equals the text of a single request."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Decoder:
             adapter: the adapter; `None` is the base.
 
         Raises:
-            RequestError: the prompt has no token, or the base does not take so many tokens.
+            RequestError: the prompt has no token, or too many for the base.
         """
         self.inputs.check_prompt(prompt, "the prompt")
         return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens)

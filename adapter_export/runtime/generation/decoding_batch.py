@@ -52,7 +52,7 @@ class WrittenRow:
         tokens: the tokens written so far.
         finish: the reason for the end; `None` before.
         error: the reason why the row cannot go on.
-        abandoned: nobody waits for the text any longer.
+        abandoned: whether the caller no longer waits for the text.
     """
 
     place: int
