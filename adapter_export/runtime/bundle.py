@@ -331,10 +331,10 @@ class Bundle(Described):
         return MediaReader(media_record(self.manifest, medium, self.folder), self.manifest, session or self.session())
 
     def writer(self, session: Session | None = None) -> TextWriter:
-        """Return what writes texts behind prompts, for a bundle of a language model with its cache.
+        """Return the generator of texts, for a bundle of a language model with a cache.
 
         Args:
-            session: the session that computes; default: a new one.
+            session: computes the logits. Default: a new session.
 
         Raises:
             RequestError: the bundle has no tokenizer, or does not generate.

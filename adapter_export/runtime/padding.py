@@ -31,7 +31,7 @@ class Origin:
         places = [self.spans.get(axis) for axis in axes]
         if not any(places):
             return output
-        # on an axis of fixed length, leading padding was moved behind the tokens
+        # on an axis of fixed length, leading padding was moved after the tokens
         kept = tuple(slice(None) if place is None else slice(place[1] - place[0]) for place in places)
         shape = [size if place is None else place[2] for size, place in zip(output.shape, places, strict=True)]
         found = np.zeros(shape, output.dtype)
