@@ -124,7 +124,7 @@ def test_one_graph_can_be_checked_alone(whole: Built) -> None:
     assert {(each.variant, each.adapter) for each in report.outputs} == {("bank", "tone")}
     assert {each.mixed for each in report.outputs} == {False, True}, "besides the others, which are not compared"
     assert not report.sites
-    with pytest.raises(UsageError, match="no such variant"):
+    with pytest.raises(UsageError, match="unknown variant"):
         plan_check(whole.folder, variants=["fast"])
 
 

@@ -98,7 +98,7 @@ REFUSED = {
     "no such option; found `--weights`": ("stack", "topic", "tone", "--weights", "1,2"),
     "no such option; found `--residual`": ("average", "topic", "tone", "--residual", "once"),
     "add up to 1; found 3": ("average", "topic", "tone", "--weights", "1,2"),
-    "no list of numbers": ("average", "topic", "tone", "--weights", "a,b"),
+    "not a list of numbers": ("average", "topic", "tone", "--weights", "a,b"),
     "each with a name of its own; found topic, topic": ("fuse", "topic", "topic"),
     "are shares, from 0 to 1": ("average", "topic", "tone", "--weights", "topic=-1,tone=2"),
     "gives one adapter two weights": ("average", "topic", "tone", "--weights", "topic=0.5,topic=0.5"),

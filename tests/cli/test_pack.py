@@ -63,7 +63,7 @@ def _spoiled(tensors: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
         ("missing", "`layers.1.ffn.up.weight` is missing"),
         ("shape", "has shape [4, 15], not [4, 16]"),
         ("transposed", "it looks transposed: weights are stored [in, out]"),
-        ("nan", "holds 64 NaN"),
+        ("nan", "contains 64 NaN"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
