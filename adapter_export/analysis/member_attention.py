@@ -52,7 +52,7 @@ class Attention:
 
 
 def is_fusion(adapter: Adapter) -> bool:
-    """Return whether an adapter attends to members."""
+    """Return true if an adapter attends to members."""
     return any(_mix(graph) is not None for graph in adapter.graphs.values())
 
 

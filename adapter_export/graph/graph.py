@@ -142,7 +142,7 @@ class AdapterGraph:
         return {name: resolve(dim, widths) for name, dim in dims if isinstance(dim, int) or dim in widths}
 
     def reads_head_values(self) -> bool:
-        """Return whether it is the graph of a prediction head, not of a site."""
+        """Return true for the graph of a prediction head."""
         return set(self.inputs) <= set(HEAD_VALUES)
 
     def symbols(self) -> tuple[str, ...]:
@@ -305,7 +305,7 @@ _OPS = {"layer": "layer_norm", "rms": "rms_norm"}
 
 
 def needs_base_norm(graph: AdapterGraph) -> bool:
-    """Return whether the graph applies the base's own norm, so that it must be bound."""
+    """Return true if the graph applies the base's own norm, to which it must be bound."""
     return any(node.op == BASE_NORM for node in graph.nodes)
 
 
@@ -326,7 +326,7 @@ def bind_base_norm(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
         raise GraphError(
             "a graph applies the base's norm, which could not be read",
             found=f"`{BASE_NORM}`",
-            expected="a layer norm or an RMS norm behind the residual sum",
+            expected="a layer norm or an RMS norm after the residual sum",
             fix="give the base in a form that has the norm as one op, or choose a kind of adapter without it",
         )
     roles = {"weight": BORROWED_WEIGHT}

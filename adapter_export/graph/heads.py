@@ -16,11 +16,11 @@ from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TAS
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """Options of the usual heads; AdapterHub's classification head is `pooling="first", dense=1`.
+    """Options of the common heads; AdapterHub's classification head is `pooling="first", dense=1`.
 
-    `dense` linears with `activation` behind each stand before the last one. A head that classifies tokens pools
-    nothing. `dropout` is the rate before every linear. For embeddings, `projection` adds a last linear to another
-    width, and `l2_normalise` gives vectors length 1, so that their dot product is their cosine.
+    `dense` is the number of linears, each followed by `activation`, before the last one. A head that classifies tokens
+    has no pooling. `dropout` is the rate before every linear. For embeddings, `projection` adds a last linear to
+    another width, and `l2_normalise` scales vectors to length 1, so that their dot product is their cosine.
     """
 
     pooling: str = "mean"

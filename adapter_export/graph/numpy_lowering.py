@@ -1,6 +1,6 @@
 """NumPy lowering: forward and backward of every op. It defines the meaning of ops.
 
-It computes in the dtype of what it is given, float64 for a reference. A gradient is the derivative of the function
+It computes in the dtype of its inputs, float64 for a reference. A gradient is the derivative of the function
 beside it.
 """
 

@@ -174,18 +174,18 @@ class OpSpec:
         shape: the shape rule.
         products: the dimensions that are, in numbers, the product of others (1 where there are none).
         multiply_accumulates: the cost rule; element-wise work is not counted.
-        sums: the dimensions that it adds up over, one after the other; `tokens` is the axis of the tokens.
+        sums: dimensions of its consecutive sums; `tokens` is the axis of the tokens.
         degree: the degree rule.
         trained_norm: it brings the features of each token to one scale, and then multiplies them by its parameters.
         linear_in: the values in which it is linear.
         linear_in_parameters: all parameters together scale the result: `feature` by feature, or as a `whole`; `stated`
             is as a whole, but the numbers have a meaning of their own, so nothing is folded into them.
-        factor: it multiplies what it reads by constants: one for the `whole`, or one for each `feature`.
+        factor: it multiplies its input by constants: one for the `whole`, or one for each `feature`.
         keeps_zero: 0 for a first value of 0. Implied by `linear_in`.
         zero_by_parameters: 0 if all parameters are 0. Implied by `linear_in_parameters`.
         half_rectified: 0 for all numbers up to 0, so that a unit can stay 0 for every input.
         training_only: at inference the result is the first value.
-        random: in training it draws numbers, so two nodes never compute the same.
+        random: it draws random numbers in training, so two nodes never compute the same.
         mixes_tokens: the result at a token depends on other tokens of its text.
         three_axes: it tells rows from tokens: where a base flattens both to one axis, it computes something else.
         bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
@@ -236,7 +236,7 @@ class OpSpec:
         return inputs if self.linear_in == "all" else ()
 
     def is_zero(self, zero: Sequence[bool]) -> bool:
-        """Return whether the result is 0 where these of the values read are 0, whatever the parameters are."""
+        """Return true if the result is 0 for these inputs at 0 and any parameters."""
         if self.linear_in == "each":
             return any(zero)
         scaled = self.scaled_by(zero)

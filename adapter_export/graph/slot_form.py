@@ -1,16 +1,16 @@
 """The form of a graph in the slots of an exported graph, in three steps.
 
-1. `inference_form`: dropout and identities go; a `phm_linear` becomes a dense `linear` with the parameter `<node
-output>.weight`; a factor goes into the parameters of the linear or norm before it, or into the rows of the linear
-behind it, unless something else uses these parameters. `fold_weights` does the same to the weights.
+1. `inference_form`: dropout and identities are removed; a `phm_linear` becomes a dense `linear` with the parameter
+`<node output>.weight`; a factor moves into the parameters of the linear or norm before it, or into the rows of the
+linear after it, unless another node uses these parameters. `fold_weights` does the same to the weights.
 
-2. `neutral_parameters`, with which the graph returns what it replaces, so that its slots can lie idle: found by
+2. `neutral_parameters`, with which the graph returns the replaced value, so that its slots can be unused: found by
 following zeros and site values through the ops, all projections and norms being zero and learned factors one or zero.
 
-3. `slot_form`: a site's graph that has none, because it loses the residual or normalises the sum, gets a switch: `keep
-⊙ v + use · result`, `v` being what it replaces. 1 and 0 give `v` exactly, 0 and 1 the result.
+3. `slot_form`: a site's graph without neutral parameters, because it has no residual or normalises the sum, gets a
+switch: `keep ⊙ v + use · result`, with the replaced value `v`. 1 and 0 select `v` exactly, 0 and 1 the result.
 
-`rounded` is an adapter as files of fewer bits hold it, in its inference form.
+`rounded` is an adapter in inference form, rounded as in files with fewer bits.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _float32(name: str, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float3
         narrow = value.astype(np.float32)
     if not np.isfinite(narrow).all():
         raise GraphError(
-            f"the factors behind parameter `{name}` take it out of the range of float32",
+            f"the factors of parameter `{name}` exceed the range of float32",
             found=f"{np.abs(value).max():.3g}",
             expected=f"at most {np.finfo(np.float32).max:.3g}",
             fix="train with a smaller `scale`",
@@ -107,7 +107,7 @@ def _dense(graph: AdapterGraph, node: Node) -> _Step:
 
 
 def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
-    """Fold the factor into the op before it if that can take it, else into the op behind it."""
+    """Fold the factor into the op before it if possible, else into the op after it."""
     before = producer(graph, node.inputs[0])
     takes = {"feature", OPS[node.op].factor}  # one number for the whole goes into either, one for each feature does not
     if before is not None and OPS[before.op].linear_in_parameters in takes and readers(graph, before.output) == 1:
@@ -188,7 +188,7 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
 
 
 def has_neutral_parameters(graph: AdapterGraph) -> bool:
-    """Return whether `neutral_parameters` finds some."""
+    """Return true if the graph has neutral parameters."""
     return _neutral_ones(graph) is not None
 
 
@@ -229,7 +229,7 @@ def _made_by(graph: AdapterGraph, matrices: Collection[str]) -> dict[str, set[st
 
 
 def _is_repeated(graph: AdapterGraph, value: str, narrow: Collection[str]) -> bool:
-    """Return whether whatever reads a value of one number does with it what it does with that number repeated."""
+    """Return true if every reader of a value computes the same for one number as for that number repeated."""
     reading = [node for node in graph.nodes if value in node.inputs]
     return value != graph.result and all(
         node.op == "dot"

@@ -1,14 +1,14 @@
-"""Runners compute the outputs of a base with or without an adapter; rounding moves these outputs.
+"""Runners, which compute the outputs of a base with or without an adapter, and the amplification of rounding errors.
 
-How far is measured by running the reference itself. `budget` supposes that a rounding error reaches an output about as
-large, relative to its scale, as it was made. A norm over features that hardly differ, attention between large scores or
-a sharp mixture make it larger, by factors that no formula knows. So the reference is run a few times with other errors:
-what each site returns and every tensor of the adapter are multiplied, element by element, by 1 ± what `budget` allows a
-single product. The distance between the runs is what errors of that size do to an output (Monte Carlo arithmetic,
-Parker 1997, UCLA CSD-970002).
+Amplification is measured by running the reference itself. `budget` assumes that a rounding error reaches an output
+about as large, relative to its scale, as it was made. A norm over features that hardly differ, attention between large
+scores or a sharp mixture amplify it by factors that no formula covers. So the reference is run a few times with random
+errors: each site's result and every tensor of the adapter are multiplied, element by element, by 1 ± the error that
+`budget` allows a single product. The distance between the runs is the effect of such errors on an output (Monte Carlo
+arithmetic, Parker 1997, UCLA CSD-970002).
 
-An adapter puts the errors in, so every runner can do it. A wrong graph is not hidden by it: the exported graph is not
-measured, and an error of 0.001 at a site, hundreds of steps, grows in the same way.
+An adapter injects the errors, so every runner supports it. It hides no wrong graph: the exported graph is not measured,
+and an error of 0.001 at a site, hundreds of rounding steps, grows in the same way.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ Undefined = dict[str, npt.NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class NodeValue:
-    """A value on the way through a reference.
+    """An intermediate value of a reference.
 
     Attributes:
-        name: the node's in the reference's graph; for what an adapter makes at a site, `site_result`.
-        value: what the reference computed.
+        name: name of the node in the reference's graph; `site_result` for an adapter's result at a site.
+        value: value that the reference computed.
         exact: the same operation in float64 on the float32 inputs; `None` if unknown.
-        reach: how far a relative error of 1 in what it read moves each element: its rounding errors are relative to
-            that. None where only its own size is known.
+        reach: change of each element for a relative error of 1 in the inputs: its rounding errors are relative to
+            that. `None` if only its own size is known.
         vague: elements that no formula defines: attention that may see no token.
         path: the module in the torch model, if there is one.
         line: the line of source that called it, such as `transformers/models/bert/modeling_bert.py:312`, if known.

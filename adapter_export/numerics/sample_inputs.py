@@ -60,11 +60,10 @@ def input_cases(
     """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
 
     The first axis of an input counts as the batch, every other named axis as a length; axes of one name have one
-    length. A decoder with a cache gets texts with nothing in the cache, then single tokens behind a past, and its
-    encoder, if it has one, no more tokens then. The padded
-    case is there if the base reads a mask over more than one token, and has no cache, as each decoder pads in its own
-    way. `lengths` are those that the base takes, `max_tokens` is the longest that is wanted, `shapes` the length of
-    every named axis case by case, else `BATCHES` × `LENGTHS`, each as near as the base takes one. Equal arguments give
+    length. A decoder with a cache gets texts with an empty cache, then single tokens after a past; an encoder gets no
+    tokens in these. The padded case requires a mask over more than one token and no cache, as each decoder pads in its
+    own way. `lengths` are the limits of the base, `max_tokens` is the longest row, and `shapes` are the lengths of all
+    named axes per case, by default `BATCHES` × `LENGTHS`, each as close as the base allows. Equal arguments return
     equal inputs.
 
     Raises `UsageError` for a named axis without a length, or below 1; 0 is the length of an empty cache.
@@ -257,8 +256,8 @@ _MOST_NUMBERS = 2**22
 def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> list[InputCase]:
     """Make inputs of batch 1 at the edges of lengths: the smallest, the largest, beside each exception.
 
-    Other axes are as near to that as they may be. With a cache, the new tokens are as many, and then a single one
-    behind a past. There are none without lengths.
+    Other axes are as close to that as they can be. With a cache, there are as many new tokens, and then a single one
+    after a past. Without lengths the list is empty.
     """
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     ends = {size for axis, own in lengths.items() if axis not in batch_axes for size in own.edges(MOST_AT_EDGES)} - {0}

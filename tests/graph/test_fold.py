@@ -109,7 +109,7 @@ def test_a_graph_that_only_drops_out_becomes_empty() -> None:
 
 def test_a_factor_out_of_range_is_refused() -> None:
     graph = AdapterGraph(("h",), SQUARE, (UP, scale("up", "result", 3e38)), "result")
-    with pytest.raises(GraphError, match="the factors behind parameter `w` take it out of the range of float32"):
+    with pytest.raises(GraphError, match="the factors of parameter `w` exceed the range of float32"):
         fold_weights(graph, {"w": np.full((8, 8), 2, np.float32)})
 
 

@@ -172,7 +172,7 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
         ({"reranker_tokens": ["yes", "nonesuch"]}, "does not have.*found `nonesuch`"),
         ({"reranker_tokens": ["yes", "no"], "with_cache": True}, "without its cache"),
         ({"prompt": "{pair} before {text}"}, "applies to rerankers only"),
-        ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "no places for a pair"),
+        ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "lacks placeholders for a pair"),
     ],
 )
 def test_what_is_no_reranker(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_logits_that_are_no_linear_layer(minilm_folder: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("template", ["{text}", "{pair} {text}", "{text} {pair} {pair}", "plain"])
 def test_a_template_has_each_place_once(template: str) -> None:
-    with pytest.raises(AdapterError, match="no places for a pair"):
+    with pytest.raises(AdapterError, match="lacks placeholders for a pair"):
         Task("ranking", input="pair", template=template)
     with pytest.raises(AdapterError, match="only a ranking has `template`"):
         Task("regression", input="pair", template="{text} {pair}")

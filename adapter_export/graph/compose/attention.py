@@ -110,7 +110,7 @@ def attend(
     width: str = "d",
     owner: str = "fusion",
 ) -> None:
-    """Put the attention behind what the members add, of width `width` (`BertFusion.forward` of AdapterHub).
+    """Add the attention over the members' additions, of width `width` (`BertFusion.forward` of AdapterHub).
 
     The chain has all these values; it gets `fusion.query.weight` [d, d], `fusion.query.bias` [d] and so on, the value
     projection without a bias. `owner` replaces `fusion` in the names where a graph has several.

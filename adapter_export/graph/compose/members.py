@@ -63,13 +63,13 @@ class Merged(Chain):
         self.shared: tuple[str, ...] = ()
 
     def result(self, one: Here, values: Mapping[str, str]) -> str:
-        """Take in a member's nodes, with `values` instead of its site values; returns the value of its result."""
+        """Add a member's nodes, with `values` instead of its site values; return the name of its result."""
         return self._taken_in(one, values, one.graph.nodes)[one.graph.result]
 
     def delta(self, one: Here, values: Mapping[str, str]) -> str:
-        """Take in a member's graph without the value that it replaces; returns what it adds to that value.
+        """Add a member's graph without its residual; return the name of its addition to the replaced value.
 
-        Where the graph is no such sum, that is the difference of its result and the value.
+        If the graph is not such a sum, the addition is the difference of its result and the replaced value.
         """
         graph = one.graph
         last = producer(graph, graph.result)
@@ -168,12 +168,12 @@ def labels_of(names: Sequence[str]) -> tuple[str, ...]:
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
     """Return the value that a composition replaces at a site: the last that a member replaces, in base order.
 
-    Raises `AdapterError` where one member replaces what a layer reads, and another one what it returns.
+    Raises `AdapterError` if one member replaces the input of a layer, and another one its output.
     """
     found = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
     if "u" in found and len(found) > 1:
         raise AdapterError(
-            "members replace what a layer reads and what it returns, and one graph at a site can do one of both",
+            "members replace both the input and the output of a layer, and a graph at a site replaces only one of them",
             where=f"`{site}`",
             found=", ".join(f"`{name}` replaces `{value}`" for value, name in found.items()),
             fix="compose adapters that act on the same values there",

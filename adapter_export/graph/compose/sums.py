@@ -45,7 +45,7 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
 
     Raises:
         UsageError: there are none, two of one name, or no such head.
-        AdapterError: they are for different bases, or one replaces what a layer reads and another one what it returns.
+        AdapterError: they are for different bases, or one replaces the input of a layer and another one its output.
     """
     return compose(members_of(adapters), Composition(name, "stack", {"type": "stack"}), _stacked, head)
 

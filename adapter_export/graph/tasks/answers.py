@@ -31,7 +31,7 @@ class Answer(Described):
         """Return it as JSON, the same in every client; specified in docs/reference/format.md."""
 
     def document_of_text(self, said: TextAnswer) -> dict[str, Any]:  # noqa: ARG002 — for kinds that point into a text
-        """Return it as JSON, with what it points to in its text."""
+        """Return the answer as JSON, with the part of the text that it refers to."""
         return self.document()
 
     def first(self, tokens: int) -> Answer:  # noqa: ARG002 — for kinds that have an item for each token
@@ -178,7 +178,7 @@ class Token:
     Attributes:
         text: as the tokenizer writes it.
         start: its first character, from 0, or within its word, where words were given; `None` without a text.
-        end: the first character behind it.
+        end: the first character after it.
         word: the word that it is of, where words were given.
     """
 
@@ -272,7 +272,7 @@ class ShownRow:
 
 
 def is_choices(text: Asked) -> bool:
-    """Return whether a text is a question with each of its choices."""
+    """Return true if a text is a question with each of its choices."""
     several = isinstance(text, list | tuple) and not isinstance(text, Pair) and len(text) > 0
     return several and all(isinstance(one, Pair) for one in text)
 

@@ -48,12 +48,12 @@ class Row:
 
 
 def named_adapter(adapter: str | None, answering: Mapping[str, bool], base_head: str | None) -> str | None:
-    """Return the adapter that a call names: `None` for the base, which its head answers if it has one.
+    """Return the adapter that a call names; `None` is the base, answered by its head if it has one.
 
     Args:
-        adapter: the name, or `base`; `None` if the call names nothing, which is refused where adapters answer.
-        answering: by the names of the adapters, whether each has a task.
-        base_head: the adapter that is the base head.
+        adapter: the name, or `base`; `None` without a name, which is refused if adapters answer.
+        answering: adapters by name, true for those with a task.
+        base_head: the name of the base head.
 
     Raises:
         UsageError: no adapter is named.

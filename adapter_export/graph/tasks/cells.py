@@ -33,16 +33,16 @@ Found = tuple[Any, Any, Any] | None
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a row by what they are for.
+    """Cells of a row by their roles.
 
     Attributes:
-        text: the text; of an image or audio its path.
+        text: the text, or the path of an image or audio file.
         pair: the second text.
         label: the answer; `None` without a column of answers.
-        start: of a span, its first character.
-        paired: whether the table has a column of second texts.
+        start: first character of a span.
+        paired: true if the table has a column of second texts.
         where: names the row in messages.
-        negatives: texts that do not belong to the text of the row.
+        negatives: negatives of the row's text.
     """
 
     text: Any
@@ -90,7 +90,7 @@ def short(value: object) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text is empty to a reader: white space, zero-width signs and byte order marks only."""
+    """Return true if a text contains only white space, zero-width characters and byte order marks."""
     return all(
         one.isspace() or one in _FILLERS or unicodedata.category(one) in ("Cc", "Cf") or "\ufe00" <= one <= "\ufe0f"
         for one in text

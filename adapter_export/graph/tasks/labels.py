@@ -57,7 +57,7 @@ def balanced_classes(classes: npt.NDArray[np.int64], count: int) -> np.ndarray:
 
 
 def ranked(logits: np.ndarray, absolute: float) -> bool:
-    """Return whether the largest logit of the last axis leads by more than twice `absolute` everywhere."""
+    """Return true if the largest logit of the last axis leads by more than twice `absolute` everywhere."""
     if logits.shape[-1] < 2:
         return True
     ordered = np.sort(logits, axis=-1)

@@ -186,7 +186,7 @@ def judge_texts(
 
     Args:
         losses: of each row, the cross-entropy of its tokens in nats, [tokens].
-        right: of each row, whether each token is the likeliest one.
+        right: of each row, true for each token that is the likeliest.
         written: the generated text of each row; `None` if the rows are texts without answers.
         answers: the right answers of the rows, or their texts.
     """
@@ -297,14 +297,14 @@ def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = 
     Args:
         problem: the type.
         labels: the names of its classes.
-        compared: whether the vectors of texts are compared, with numbers if the type has answers.
+        compared: true if vectors of texts are compared, with numbers if the type has answers.
     """
     kind = TASK_TYPES[problem]
     return SIMILARITIES if compared and kind.has_answers else kind.metrics(labels)
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Return whether labels mark the beginnings and insides of entities: `B-PER`, `I-PER`, `O`."""
+    """Return true if labels mark the beginnings and insides of entities: `B-PER`, `I-PER`, `O`."""
     return any(label.startswith("B-") for label in labels) and all(re.fullmatch("O|[BIES]-.+", one) for one in labels)
 
 
@@ -411,10 +411,10 @@ def judge_similarities(cosines: Floats, right: Floats) -> Judged:
 
 
 def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
-    """Judge vectors [rows, width] by whether the nearest other row, by the cosine, is of the same class.
+    """Score vectors [rows, width] by the class of the nearest other row by cosine.
 
     Raises:
-        DataError: there is one row alone.
+        DataError: there is only one row.
     """
     if len(vectors) < 2:
         raise DataError("a single row has no neighbour", expected="at least two rows")

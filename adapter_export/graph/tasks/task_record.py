@@ -99,13 +99,13 @@ class Task:
         tokenizer: the digest of the tokenizer that the adapter was trained with. Default: unknown.
         pooling: the input of the vector, such as the mean of the tokens or the last one (embedding only). Informative:
             the head's graph computes it.
-        normalised: whether vectors have length 1, so that dot products are cosines (embedding only).
+        normalised: true if vectors have length 1, so that dot products are cosines (embedding only).
         prefix: the text put before each row (embedding only).
-        query_prefix: the text put before a query, where queries and documents have different ones (embedding only).
-            Each row must then say which of the two it is.
+        query_prefix: the text put before a query, if queries and documents have different prefixes (embedding only).
+            Each row must then state its side.
         document_prefix: the text put before a document, likewise.
-        template: the text that is made of a pair, with `{text}` and behind it `{pair}` in their places (ranking only).
-            A longer row than `max_tokens` is refused then, and not truncated. Default: the tokenizer joins pairs.
+        template: the text made of a pair, with the placeholders `{text}` and `{pair}` in this order (ranking only).
+            A row longer than `max_tokens` is then refused, not truncated. Default: the tokenizer joins pairs.
         widths: the widths to which vectors may be truncated, beside the full one, the largest first; a truncated vector
             is normalised again where the task normalises (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
@@ -194,7 +194,7 @@ class Task:
             check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
         check(kind.ranks or not self.template, "only a ranking has `template`", f"`{self.template}`", "none")
         fits = not self.template or re.fullmatch(_TEMPLATE, self.template, re.DOTALL) is not None
-        check(fits, "the template has no places for a pair", f"`{self.template}`", "`{text}` and behind it `{pair}`")
+        check(fits, "the template lacks placeholders for a pair", f"`{self.template}`", "`{text}`, then `{pair}`")
         return faults
 
     @property
@@ -210,7 +210,7 @@ class Task:
 
     @property
     def has_sides(self) -> bool:
-        """True if a row must say whether it is a query or a document."""
+        """True if a row must state that it is a query or a document."""
         return bool(self.query_prefix or self.document_prefix)
 
     def prefix_of(self, side: TextSide | None) -> str:
@@ -291,7 +291,7 @@ class Task:
         return own / np.float32(length) if self.normalised and length > 0 else own
 
     def is_decided(self, result: np.ndarray, absolute: float, context: Mask | None = None) -> bool:
-        """Return whether the choice in an answer stays the same however much results may be off.
+        """Return true if the choice in an answer is the same within the allowed deviation of results.
 
         Args:
             result: of a head for one row.

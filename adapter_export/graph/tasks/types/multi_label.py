@@ -60,7 +60,7 @@ class MultiLabel(TaskType):
         return LabelSet(tuple(chosen), dict(zip(task.labels, map(float, shares), strict=True)))
 
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
-        """Return whether no probability is near its threshold."""
+        """Return true if no probability is near its threshold."""
         limits = [task.threshold(label) for label in range(len(result))]
         return bool((np.abs(sigmoid(result) - limits) > absolute).all())
 

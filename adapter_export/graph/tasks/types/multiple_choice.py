@@ -68,7 +68,7 @@ class MultipleChoice(TaskType):
         return Score(float(result[0]))
 
     def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
-        """Return the best choice of a question; the score of a pair that is given alone."""
+        """Return the best choice of a question, or the score of a single pair."""
         if not is_choices(read.text):
             return super().answer_text(read, task, results)
         scores = [one.score for one in map(task.answer, results) if isinstance(one, Score)]

@@ -61,7 +61,7 @@ class SingleLabel(TaskType):
         return logs
 
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
-        """Return whether the largest logit leads by more than twice what each may be off."""
+        """Return true if the largest logit leads by more than twice the allowed deviation."""
         return ranked(result, absolute)
 
     def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002

@@ -83,7 +83,7 @@ class TokenType(TaskType):
         return TextAnswer(task.answer(np.stack(logits)), read.cut, read.windows, tuple(tokens))
 
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
-        """Return whether the largest logit of each token leads by more than twice what each may be off."""
+        """Return true if the largest logit of each token leads by more than twice the allowed deviation."""
         return ranked(result, absolute)
 
     def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:
