@@ -63,7 +63,7 @@ def confusion(decisions: Decisions) -> tuple[tuple[int, ...], ...] | None:
 
 @dataclass(frozen=True)
 class Bin:
-    """The decisions whose probability lies in (low, high], their mean probability, and the fraction that is right."""
+    """Decisions with a probability in (low, high], their mean probability, and the fraction of correct ones."""
 
     low: float
     high: float

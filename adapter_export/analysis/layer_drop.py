@@ -128,6 +128,6 @@ def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
     last = max(curve, key=lambda one: len(one.layers))
     notes.append(
         f"where the adapter of {len(last.layers)} layers is dropped, idle slots take {last.idle} times as long as the "
-        f"base, and a graph without slots there {last.without}: what is built from the dropped adapter has none there"
+        f"base, and a graph without slots there {last.without}: bundles of the dropped adapter have none there"
     )
     return tuple(notes)

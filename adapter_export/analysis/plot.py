@@ -1,4 +1,4 @@
-"""Pictures for people who would rather look than read."""
+"""Charts of results."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class AdapterGraph:
         used = {name for node in self.nodes for name in node.parameters.values()}
         idle = {node.output for node in self.nodes} - read | set(self.parameters) - used | set(self.inputs) - read
         if idle:
-            raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
+            raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only used parameters")
 
     def shapes(self) -> dict[str, Shape]:
         """Return the symbolic shape of every value, by the ops' shape rules."""

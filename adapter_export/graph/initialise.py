@@ -18,7 +18,7 @@ HEAD_STD = 0.02
 SHARED_RULE_STD, OWN_RULE_STD = 1e-4, 1e-2
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
-"""Draws a weight [in, out], or what else the name says."""
+"""Draws a weight [in, out], or the tensor in its name."""
 
 
 def small_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -84,8 +84,8 @@ _HEAD_SCHEME = Scheme(normal, normal)
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
     """Draw the parameters of a graph: projections by the scheme, norms and learned factors 1, biases 0, mixes equal.
 
-    The projections of a head are drawn from N(0, 0.02²) whatever the scheme; the factors of Kronecker products by
-    Glorot & Bengio, but zero where the scheme makes the projection zero. Raises `UsageError` for an unknown scheme.
+    The projections of a head are drawn from N(0, 0.02²) in all schemes; the factors of Kronecker products by Glorot &
+    Bengio, or zero if the scheme makes the projection zero. Raises `UsageError` for an unknown scheme.
     """
     if scheme not in SCHEMES:
         raise UsageError("unknown initialisation", found=f"`{scheme}`", expected=", ".join(SCHEMES))

@@ -148,7 +148,7 @@ def largest(powers: Sequence[int]) -> int:
 
 
 def bounded(_: Sequence[int]) -> int:
-    """Functions that stay within bounds whatever they read."""
+    """Functions with bounded results for all inputs."""
     return 0
 
 

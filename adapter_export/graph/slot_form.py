@@ -196,7 +196,7 @@ def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str
     """Return the parameters that may be one long along their last axis where all of their numbers are zero.
 
     Those are matrices of which both axes have `fixed` lengths, such as `Q`, `K` and `V` of a fusion, and biases beside
-    them, if whatever reads their results repeats a single number. Written so, they take no room while they lie idle.
+    them, if all readers of their results broadcast a single number. In this form, they take no space while idle.
     """
     users = {name: [node for node in graph.nodes if name in node.parameters.values()] for name in graph.parameters}
     matrices = {

@@ -155,8 +155,8 @@ def _renamed(outputs: Arrays, adapter: Adapter | None, base_outputs: Collection[
 
 
 DRAWS = 4
-"""The runs of the reference with errors. Errors of one direction alone may be made large, and a run may miss it. All
-of them rarely miss it by the factor of 5 that lies between this and how far two backends lie apart."""
+"""Number of runs of the reference with errors. Only errors in one direction may be amplified, which a single run may
+miss; all of them rarely underestimate it by the factor of 5 that separates this from the deviation of two backends."""
 
 Compute = Callable[[Mapping[str, np.ndarray], Adapter], Arrays]
 """From inputs and an adapter to outputs."""
@@ -174,7 +174,7 @@ def moved_by_rounding(
     """Return the distance by which errors of the relative size `step` move each output of floats.
 
     It is the largest difference of an element between two runs, over √2, as that of two errors is so much larger than
-    one. NaN and Inf do not count. `base` is the fingerprint; without an adapter the base alone is measured.
+    one. NaN and Inf do not count. `base` is the fingerprint; without an adapter the base is measured.
     """
     signs = [np.random.default_rng(draw) for draw in range(DRAWS)]
     disturbed = with_errors(adapter, sites, base, [(step, rng) for rng in signs])

@@ -177,7 +177,7 @@ def test_labels_of_words(world: World, tmp_path: Path) -> None:
     cut = measured(world, "entity", write(tmp_path / "long.jsonl", long))
     assert cut.notes == (
         "1 texts are longer than 24 tokens and were cut there, as every client cuts them (line 1)",
-        "8 words lie in what was cut and were left out",
+        "8 truncated words were skipped",
     )
 
 

@@ -34,7 +34,7 @@ SHAPES = ((1, 16), (1, 128), (8, 64))
 """Rows and tokens of the calls that are timed: a short text, a long one, and a batch."""
 
 _ALIKE = 1.05
-"""Times up to this factor apart are equal: what is smaller then decides."""
+"""Times within this factor count as equal; then the smaller form wins."""
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 50
 

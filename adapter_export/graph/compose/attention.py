@@ -65,9 +65,9 @@ def adapter_fusion(
     """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
 
     `Δᵢ` is what a member adds, or the difference that it makes; only those that act at a site are in the sum there. `q`
-    is what the members read where the last one reads `norm(h + x)`, else the value that is replaced. The projections
-    are fresh: keys and queries N(0, 0.02²) by `seed`, values as the options say. `head` names the member whose head it
-    gets.
+    is the input of the members if the last one reads `norm(h + x)`, or else the replaced value. The projections are
+    initialized: keys and queries from N(0, 0.02²) by `seed`, values according to the options. `head` names the member
+    whose head it gets.
 
     Raises as `stack`, and `AdapterError` if no member says how wide a site is.
     """

@@ -112,7 +112,7 @@ def bottleneck(source: Source | str, options: BottleneckOptions) -> AdapterGraph
 
 
 def wired(wiring: Wiring, options: BottleneckOptions) -> AdapterGraph:
-    """`r + s·U(f(D v))`, with `v` and `r` as the wiring says. Raises as `bottleneck`."""
+    """`r + s·U(f(D v))`, with `v` and `r` from the wiring. For errors see `bottleneck`."""
     chain, read = Chain("h"), str(wiring.reads)
     if read == "normed" and wiring.replaces == "y":
         read = "y"  # the base's own `base_norm(h + x)`

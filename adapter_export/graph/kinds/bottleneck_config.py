@@ -96,9 +96,9 @@ class BottleneckConfig:
 
     The `reduction_factor` is by layer number, with `default`, where layers differ. The residual is `h`, with
     `residual_before_ln` False the value read, with `post_add` `h + x`. `init_weights_seed`, `phm_c_init`,
-    `phm_init_range`, `learn_phm` and `hypercomplex_nonlinearity` have no effect, as they decide the first weights
-    alone. An importer brings weights into the form of `phm_linear`: a factorised rule multiplied out, a full factor W
-    as `left` W and `right` the identity, missing biases as zeros.
+    `phm_init_range`, `learn_phm` and `hypercomplex_nonlinearity` have no effect, as they only affect initial weights.
+    An importer brings weights into the form of `phm_linear`: a factorised rule multiplied out, a full factor W as
+    `left` W and `right` the identity, missing biases as zeros.
     """
 
     mh_adapter: bool

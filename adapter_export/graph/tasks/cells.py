@@ -143,7 +143,7 @@ def labels(cell: object, where: str) -> tuple[str, ...] | None:
 def label_set(cell: object, where: str) -> frozenset[str] | None:
     """Return the labels of a text, any number of them: a list, or one string with `|` between them.
 
-    An empty list, and a string of `|` alone, is a text that no label applies to; an empty cell has no answer.
+    An empty list, or the string `|`, is a text without labels; an empty cell has no answer.
     """
     if cell is None or cell != cell or (isinstance(cell, str) and is_blank(cell)):
         return None

@@ -134,7 +134,7 @@ class Majority:
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows with their answers and what is right.
+    """Rows with their answers and targets.
 
     Attributes:
         metrics: metrics of the task type, the primary one first.

@@ -92,7 +92,7 @@ class MultipleChoice(TaskType):
         return judge_choices(rows.results, np.asarray(rows.right))
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
-        """Return the choice and its probability; of a pair alone its score."""
+        """Return the choice and its probability; for a single pair its score."""
         said = row.said.answer
         if isinstance(said, Score):
             return f"{said.score:.4f}", "", ""

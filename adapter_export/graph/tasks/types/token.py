@@ -103,7 +103,7 @@ class TokenType(TaskType):
             kept.append(np.array([*of_word.values()]).reshape(-1, own[0].shape[-1]))
             answers.append(np.asarray(row)[[*of_word]])
         lost = sum(map(len, right)) - sum(map(len, answers))
-        notes = (f"{lost:,} words lie in what was cut and were left out",) if lost else ()
+        notes = (f"{lost:,} truncated words were skipped",) if lost else ()
         return Measured(kept, answers, notes=notes)
 
     def judge(self, task: Task, rows: Measured) -> Judged:
