@@ -375,7 +375,7 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
     for what, found, expected in facts:
         if found != expected:
             raise AdapterError(
-                f"has a {what} that does not match the manifest",
+                f"does not match the manifest in its {what}",
                 where=folder / record.source,
                 found=found,
                 expected=expected,

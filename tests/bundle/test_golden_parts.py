@@ -192,7 +192,7 @@ class TestVerify:
         assert separation is not None
         passed, detail = _detail(_verify(bundle), "separation", "a")
         assert passed
-        assert f"`{separation.fault}`, reaches {separation.least:.3g} times" in detail
+        assert f"`{separation.fault}`, moves the outputs by {separation.least:.3g} times" in detail
 
     @pytest.mark.parametrize("change", ["lacks an input", "lacks weights", "another type", "another shape", "more"])
     def test_an_incomplete_file_is_refused(self, bundle: Path, change: str) -> None:

@@ -136,7 +136,7 @@ def test_verify_replays_them(made: Path) -> None:
     assert report.passed
     found = texts_of(report)
     assert list(found) == ["base", *TASKS]
-    assert found["base"].detail == "62 texts, ids bit for bit"
+    assert found["base"].detail == "62 texts, ids equal"
     for name in TASKS:
         assert "ids equal" in found[name].detail
         assert "answers within" in found[name].detail
@@ -346,7 +346,9 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
     assert adapter.head is not None
     assert adapter.head.task is not None
     head = replace(adapter.head, task=replace(adapter.head.task, tokenizer=None))
-    with pytest.raises(BaseModelError, match="gives other ids than the model's own library; found other ids of 32"):
+    with pytest.raises(
+        BaseModelError, match="ids differ from those of the model's own library; found different ids for 32"
+    ):
         ae.build(base, [replace(adapter, head=head)], tmp_path / "b")
 
 

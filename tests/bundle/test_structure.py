@@ -179,7 +179,7 @@ def _linked(folder: Path) -> None:
         (
             _manifest(lambda d: d["adapters"][0].update(base="sha256:other")),
             AdapterError,
-            "base that does not match the manifest",
+            "does not match the manifest in its base",
         ),
     ],
 )
