@@ -346,9 +346,7 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
     assert adapter.head is not None
     assert adapter.head.task is not None
     head = replace(adapter.head, task=replace(adapter.head.task, tokenizer=None))
-    with pytest.raises(
-        BaseModelError, match="ids differ from those of the model's own library; found different ids for 32"
-    ):
+    with pytest.raises(BaseModelError, match="own library; found different ids for 32"):
         ae.build(base, [replace(adapter, head=head)], tmp_path / "b")
 
 

@@ -55,7 +55,7 @@ def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Pa
         model,
     )
     assert "at layers.0.ffn" in found.stderr
-    assert "Train it again with `--activation` as in the slots, or build again with this adapter" in found.stderr
+    assert "Train it again with the `--activation` of the slots, or rebuild with this adapter" in found.stderr
     assert "or with its kind in `--reserve`" in found.stderr
     cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
     twice = f"{more / 'mood'},{more / 'mood'}"

@@ -63,7 +63,7 @@ def test_a_captured_model_is_that_of_the_folder_and_names_its_commit(cli, commit
 def test_an_imported_adapter_names_its_commit_and_its_base(cli, hub: HubServer, commit: str, tmp_path: Path) -> None:
     hub.repositories["me/lora"] = Repository()
     own = hub.repositories["me/lora"].commit("main", {**peft_files("query"), "adapter_model.bin": b"\x80"})
-    named = "Its configuration names `me/bert`: give `--base me/bert`"
+    named = "Its configuration names `me/bert`: pass `--base me/bert`"
     cli.refused(2, named, "import", "peft", "me/lora", "-o", "a")
     cli.done("import", "peft", "me/lora", "--base", "me/bert", "-o", "a")
     assert ae.load_adapter("a").training["imported_from"]["source"] == f"hf://me/lora@{own}"

@@ -29,9 +29,9 @@ def int8_bundle(cli, hf_folder: Path, graph: Path, adapters: Path, tmp_path_fact
     both = f"{adapters / 'topic'},{adapters / 'tone'}"
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)
     found = cli.done("build", graph, *text, "--adapters", both, "--base-precision", "int8", "-o", path)
-    assert "bringing the base into int8" in found.stderr
+    assert "converting the base to int8" in found.stderr
     said = re.search(
-        r"`last_hidden_state` is (\w+) \w+ the plain base: cosine at least (\S+), largest .*", found.stderr
+        r"`last_hidden_state` is (\w+) \w+ the original base: minimum cosine (\S+), largest .*", found.stderr
     )
     assert said is not None
     assert ", without padding" in said[0]

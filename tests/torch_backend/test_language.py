@@ -104,7 +104,7 @@ def test_answers_are_learnt_and_prompts_are_not(base: ae.Base, tmp_path: Path) -
     ending.save(str(tmp_path / "tokenizer.json"))
     same, notes = learnt(base, tmp_path / "a.jsonl", tokenizer=tmp_path)
     assert all(np.array_equal(same.weights[name], tensor) for name, tensor in made.weights.items())
-    assert "prompts of the training data end with the token that ends a text" in notes[0]
+    assert "removed the end-of-text token from prompts of the training data" in notes[0]
     renamed = [{"question": row["prompt"], "reply": row["answer"]} for row in rows]
     again, _ = learnt(base, write(tmp_path / "b.jsonl", renamed), text="question", pair="reply")
     assert all(np.array_equal(again.weights[name], tensor) for name, tensor in made.weights.items())
