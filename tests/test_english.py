@@ -26,7 +26,7 @@ OPENINGS = re.compile(r"(?:What|Whether|How|Which|Of|By|Those|None|Who|Whoever|N
 HELP_CALLS = frozenset({"Option", "KindOption"})
 """Calls whose first argument is a help text."""
 
-_NO_QUESTION = r"(?![^.\n]*\?)"
+_NO_QUESTION = r"(?![^.]*\?)"
 _IDIOMS = r"(?:found|expected|missing|wrong|decided|checked|trusted|installed)\b"
 
 PHRASES = {
@@ -41,7 +41,7 @@ PHRASES = {
     r"(?:nobody|whoever|whomever|whatever)\b": "name the subject, or use the passive",
     r"as (?:the|its|their|a|an|each|his|her|your) [\w' -]{2,30}? (?:says?|tells?)\b": "write 'according to X'",
     r"as (?:it|they) (?:says?|lies?|stands?)\b": "write 'unchanged' or 'as in X'",
-    r"(?<!leave )(?<!let )alone\b(?!:)": "write 'only', 'by itself' or 'without adapters'",
+    r"(?<!leave\s)(?<!let\s)alone\b(?!:)": "write 'only', 'by itself' or 'without adapters'",
     r"heed(?:s|ed|ing)?\b": "write 'applies' or 'respects'",
     r"shall\b": "write 'must', 'should' or 'will'",
     r"t(?:akes?|ook|aking) no part\b": "write 'is excluded' or 'is not used'",
@@ -51,21 +51,21 @@ PHRASES = {
 }
 """Phrases that do not occur in prose, with better wording."""
 
-_PATTERNS = [(re.compile(rf"\b{pattern}"), advice) for pattern, advice in PHRASES.items()]
-_ANY = re.compile("|".join(rf"\b{pattern}" for pattern in PHRASES))
+_PATTERNS = [(re.compile(rf"\b{pattern}".replace(" ", r"\s+")), advice) for pattern, advice in PHRASES.items()]
+_ANY = re.compile("|".join(pattern.pattern for pattern, _ in _PATTERNS))
 _COMMENT = re.compile(r"(?:^|\s)# (.*)")
 _CODE = re.compile(r"`[^`\n]*`|\"[^\"\n]{1,80}\"")
 
 
 def phrases(text: str) -> Iterator[tuple[int, str]]:
     """Yield line, from 0, and message for each phrase in a text; code and quotations are skipped, lines are joined."""
-    prose = re.sub(r"\n[ \t]*(?=\S)", lambda gap: " " * len(gap.group()), text)
-    prose = _CODE.sub(lambda code: "x" * len(code.group()), prose.lower())
+    prose = _CODE.sub(lambda code: "x" * len(code.group()), text.lower())
     if not _ANY.search(prose):
         return
     for pattern, advice in _PATTERNS:
         for match in pattern.finditer(prose):
-            yield text.count("\n", 0, match.start()), f"'{match.group()}': {advice}"
+            phrase = " ".join(match.group().split())
+            yield text.count("\n", 0, match.start()), f"'{phrase}': {advice}"
 
 
 def python_findings(path: Path) -> Iterator[tuple[int, str]]:
@@ -139,7 +139,7 @@ def test_documents_are_plain_english() -> None:
     ],
 )
 def test_phrases_are_found(text: str, message: str) -> None:
-    assert any(found.startswith(message) for _, found in phrases(re.sub(" +", " ", text)))
+    assert any(found.startswith(message) for _, found in phrases(text))
 
 
 def test_code_questions_and_other_words_pass() -> None:
