@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_is_refused(built: Path) -> None:
         ((), "models 0, bundles 0"),
         ((bundle, model), "models 1, bundles 1"),
         ((model, model), "models 2"),
-        ((bundle, bundle), "candidates"),
+        ((bundle, bundle), "given twice"),
     ):
         with pytest.raises(UsageError, match=words):
             ae.bench(*call)

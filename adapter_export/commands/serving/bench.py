@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters.kinds import at_least_1, check_different
+from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.bundles.base_forms import base_forms, made_forms
 from adapter_export.api.bundles.bundles import open_bundle
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
@@ -152,8 +153,10 @@ def _of_bundles(
     from adapter_export.runtime import Bundle
 
     paths = [one.folder if isinstance(one, Bundle) else one for one in found]
-    check_different("candidates", [str(path.resolve()) for path in paths])
-    short = len({path.resolve().name for path in paths}) == len(paths)
+    counts = Counter(path.resolve() for path in paths)
+    if max(counts.values()) > 1:
+        raise UsageError("a bundle is given twice", found=f"`{counts.most_common(1)[0][0]}`", fix="omit one of them")
+    short = len({path.name for path in counts}) == len(paths)
     bundles = {path.resolve().name if short else str(path): OpenedBundle.open(path) for path in paths}
     bases = {name: bundle.manifest.base for name, bundle in bundles.items()}
     if len(set(bases.values())) > 1:
