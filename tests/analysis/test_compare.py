@@ -344,18 +344,18 @@ def refused(kind: type[Exception], words: str, call: Callable[[], object]) -> No
 
 def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
     adapter = bench.adapters["one"]
-    refused(UsageError, "`one` alone", lambda: run(bench, topics, "one"))
+    refused(UsageError, "`one` only", lambda: run(bench, topics, "one"))
     refused(UsageError, "different tasks.*`grade` answers `regression`", lambda: run(bench, topics))
     refused(UsageError, "unknown adapter", lambda: run(bench, topics, "one", "nine"))
     refused(DataError, r"line 1: .*`tone` has no .*only=\[\"one\"\]", lambda: run(bench, topics, "one", "tone"))
     refused(UsageError, "given twice", lambda: ae.compare(bench.bundle, bench.bundle, data=topics))
-    refused(UsageError, "runs in its model", lambda: ae.compare(adapter, bench.adapters["two"], data=topics))
-    refused(UsageError, "a bundle has its own", lambda: run(bench, topics, "one", "two", precisions=("int8",)))
+    refused(UsageError, "needs its model", lambda: ae.compare(adapter, bench.adapters["two"], data=topics))
+    refused(UsageError, "a bundle already has one", lambda: run(bench, topics, "one", "two", precisions=("int8",)))
     refused(DataError, "does not exist", lambda: run(bench, bench.folder / "none.tsv", "one", "two"))
-    refused(UsageError, "`one` alone", lambda: ae.compare(adapter, data=topics, base=bench.base))
+    refused(UsageError, "`one` only", lambda: ae.compare(adapter, data=topics, base=bench.base))
     refused(UsageError, "precisions must be distinct", lambda: run(bench, topics, precisions=("fp64",)))
     refused(UsageError, "at least two contestants are needed; found no adapter", lambda: ae.compare(data=topics))
-    refused(RequestError, "no head of its own", lambda: ae.compare(bench.model, bench.bundle, data=topics))
+    refused(RequestError, "no head with a task", lambda: ae.compare(bench.model, bench.bundle, data=topics))
     refused(RequestError, "has no task", lambda: run(bench, topics, "one", "bare"))
     empty = write(bench.folder / "empty.jsonl", [{"text": "", "label": "red"}])
     refused(DataError, "no text or no label", lambda: run(bench, empty, "one", "two"))
