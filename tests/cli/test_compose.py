@@ -47,7 +47,7 @@ def run_with_weights(cli, bundle: Path) -> None:
     cli.refused(3, "a finite weight for each of its members", *call, "fuse", "--weights", "topic=1")
     cli.refused(3, "has no weights that a call could give", *call, "topic", "--weights", "topic=1")
     cli.refused(2, "`--weights` names the members", *call, "fuse", "--weights", "1,2")
-    cli.refused(2, "those of an `--adapter`", "run", bundle, "--text", "good", "--weights", "topic=1,tone=1")
+    cli.refused(2, "`--weights` needs `--adapter`", "run", bundle, "--text", "good", "--weights", "topic=1,tone=1")
     line = json.loads(cli.done(*call, "fuse", "--many", "--weights", "topic=0.9,tone=-0.5").stdout)
     assert line["probabilities"] == pytest.approx(other["rows"][0]["probabilities"], abs=1e-6)
 
