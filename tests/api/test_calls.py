@@ -40,7 +40,7 @@ def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path:
     assert bundle.session().adapters == ("first", "second")
     bundle = ae.add(bundle, ["third=one", one], against=base)  # a name is looked up beside the base
     assert bundle.session().adapters == ("first", "second", "third", "one")
-    with pytest.raises(ae.errors.AdapterError, match="no adapter of this name; found `nobody`"):
+    with pytest.raises(ae.errors.AdapterError, match="no adapter with this name; found `nobody`"):
         ae.remove(bundle, ["nobody"])
     assert ae.remove(tmp_path / "bundle", ["second", "one"]).session().adapters == ("first", "third")
     assert ae.verify(bundle).passed
