@@ -146,19 +146,15 @@ GATE = {"gate": True}
 CASES = {
     "encoder": Case("encoder"),
     "decoder": Case("decoder"),
-    "convolution": Case("convolution"),
     "unmasked": Case("unmasked"),
     "steps": Case("steps"),
     "gate": Case("encoder", options=GATE, neutral=False),
     "gate on steps": Case("steps", options=GATE, counts=(6, 14), neutral=False),
-    "span on steps": Case("steps", "span", counts=range(1, 8)),
     "span on one length": Case("fixed", "span", counts=range(1, 8)),
     "span, convolution": Case("convolution", "span", counts=range(1, 8)),
-    "choices": Case("encoder", "multiple_choice", counts=range(1, 7)),
     "choices, convolution": Case("convolution", "multiple_choice", counts=range(1, 7)),
     "words on steps": Case("steps", "token"),
     "words, decoder": Case("decoder", "token"),
-    "words, convolution": Case("convolution", "token"),
     "vectors, convolution": Case("convolution", "embedding"),
 }
 
