@@ -22,9 +22,11 @@ WIDTH, B, SITE = 12, 3, "layers.0.ffn"
 
 
 def table(marker: str) -> list[list[str]]:
-    """The cells of the table behind a comment, without its two head lines."""
-    lines = PAGE.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """The cells of the table below a comment, without its two head lines, or of the list there, split at its colons."""
+    lines = PAGE.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    if lines[0].startswith("- "):
+        return [line.removeprefix("- ").split(": ", 1) for line in lines]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 COSTS = {row[0]: row[3:] for row in table("compositions")}

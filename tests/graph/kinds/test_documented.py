@@ -29,9 +29,11 @@ PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "kinds.md").read_text
 
 
 def table(marker: str) -> list[list[str]]:
-    """The cells of the table behind a comment, without its two head lines."""
-    lines = PAGE.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """The cells of the table below a comment, without its two head lines, or of the list there, split at its colons."""
+    lines = PAGE.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    if lines[0].startswith("- "):
+        return [line.removeprefix("- ").split(": ", 1) for line in lines]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def words(cell: str) -> list[str]:
