@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PYTHON = ("adapter_export", "tests", "benchmarks", "examples", "schemas", "packages")
 """Folders of Python files."""
 
-MARKDOWN = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
+MARKDOWN = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
 """Markdown files, and folders of them."""
 
 SKIPPED = frozenset({".unpacked", "node_modules", "__pycache__", "site", "work"})

@@ -278,7 +278,7 @@ def test_an_adapter_changed_in_all_its_copies_is_seen(built: Built, copy: Path, 
     (owed,) = failed(ae.check(copy, adapters=list(own.values()), **case))
     assert owed.id == "source/tone"
     assert WORDS_UP in owed.detail
-    with pytest.raises(UsageError, match="no adapter of this name"):
+    with pytest.raises(UsageError, match="no adapter with this name"):
         ae.check(copy, adapters={"other": own["tone"]}, **case)
 
 
