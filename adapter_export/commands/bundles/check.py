@@ -266,7 +266,9 @@ def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Ada
     if unknown:
         known = quoted(name for name in plan.bundle.names if name is not None)
         where, found = argument("adapters"), ", ".join(unknown)
-        raise UsageError("the bundle has no adapter with this name", where=where, found=found, expected=f"one of {known}")
+        raise UsageError(
+            "the bundle has no adapter with this name", where=where, found=found, expected=f"one of {known}"
+        )
     return given
 
 
