@@ -79,7 +79,8 @@ def op_row(op: OpSpec) -> list[str]:
         f"`{spec.role}` [{', '.join(map(str, spec.shape))}]{' (optional)' * spec.optional}" for spec in op.parameters
     ]
     attributes = [f"`{name}`" for name in op.attributes]
-    return [f"`{op.name}`{reads}", ", ".join([*parameters, *attributes]), op.summary]
+    formula = re.sub(r" \([^()]* \d{4}, §[^()]*\)$", "", op.summary)  # without the source
+    return [f"`{op.name}`{reads}", ", ".join([*parameters, *attributes]), formula]
 
 
 def test_the_op_table_is_that_of_the_code() -> None:
