@@ -19,7 +19,7 @@ from kit.tables import Table, spread
 from kit.timing import Call, interleaved, milliseconds
 
 from adapter_export.runtime import Session
-from adapter_export.runtime.graphs import Graphs, open_session
+from adapter_export.runtime.graphs import Graphs, OrtGraph, open_session
 
 _FEW, _RESIDENT = 8, 64
 _REQUESTS = 32
@@ -32,7 +32,9 @@ def measure(subject: Subject, settings: Settings) -> list[Table]:
     graphs = Graphs(  # one for both: two sessions of ONNX Runtime on one file differ by hundredths
         subject.bundle.manifest,
         settings.provider,
-        lambda path: open_session(folder / path, settings.provider, "all", settings.threads),
+        lambda path: OrtGraph(
+            open_session(folder / path, settings.provider, "all", settings.threads), settings.provider
+        ),
     )
     few, many = (_session(subject, graphs, count) for count in (_FEW, settings.tenants))
     rows = []

@@ -64,7 +64,7 @@ def chart() -> str:
 
 def forms() -> list[Form]:
     """Return the rows, with the figures of the last run of `make bench`."""
-    costs = _table("What each form of the graph costs")
+    costs = _table("Cost of each form of the graph")
     further = _table("A further adapter")
     resident = _table("Memory with many adapters")
     memory = {(row["way"], row["adapters"]): row["for each further one, MB"] for row in resident}

@@ -38,12 +38,12 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
         "Calls that swap": ["1 × 1", "3 × 7"],
         "A further adapter": [
             "load an adapter that is not in the bundle",
-            "the same by ONNX Runtime alone, unchecked",
+            "the same only with ONNX Runtime, unchecked",
             "a second session, adapter as constants",
             "a second session of the graph with slots",
         ],
     },
-    "forms": {"What each form of the graph costs": ["1 × 1", "3 × 7"]},
+    "forms": {"Cost of each form of the graph": ["1 × 1", "3 × 7"]},
     "mixed": {
         "Requests for many adapters": [
             f"{words}, for {count}"
