@@ -127,7 +127,7 @@ def test_the_chart_of_forms_shows_the_results() -> None:
     chart = forms_chart.chart()
     assert forms_chart.CHART.read_text("utf-8") == chart
     results = forms_chart.RESULTS.read_text("utf-8")
-    slots = re.search(r"^\| 1 × 16 \|.*?\|.*?\|.*?\| 1\.(\d\d) ", results.partition("### What each form")[2], re.M)
+    slots = re.search(r"^\| 1 × 16 \|.*?\|.*?\|.*?\| 1\.(\d\d) ", results.partition("### Cost of each form")[2], re.M)
     assert slots is not None
     assert f"+{slots[1]} %" in chart
     assert "prefers-color-scheme: dark" in chart
