@@ -19,7 +19,11 @@ GUIDES = [path for path in PAGES if path.parent.name in ("how-to", "tutorial")]
 LONG = {"docs/reference/format.md", "docs/reference/architectures.md", "docs/project/demo-log.md"}
 """The specification, a table and a log that programs write."""
 
-MOST_LINES = 300
+GENERATED = {"docs/reference/support-matrix.md", "docs/project/demo-log.md"}
+"""Pages that programs write."""
+
+MOST_LINES, MOST_WORDS = 300, 45_000
+_GENERATED_BLOCK = re.compile(r"<!-- [\w ]+: begin -->.*?<!-- [\w ]+: end -->", re.DOTALL)
 _COMMAND = re.compile(r"(?:\$ )?(?:adapter-export|python|make|pip|npm|cmake|docker|curl)\b")
 _CODE = {"python", "java", "ts", "js", "cpp", "c", "rust", "go"}
 
@@ -102,3 +106,12 @@ def test_the_package_raises_the_errors_of_the_zoo() -> None:
 def test_no_page_is_longer_than_a_reader_bears() -> None:
     lines = {_name(path): path.read_text("utf-8").count("\n") for path in PAGES}
     assert {name for name, count in lines.items() if count > MOST_LINES} <= LONG
+
+
+def test_the_pages_stay_within_their_budget_of_words() -> None:
+    words = {
+        _name(path): len(_GENERATED_BLOCK.sub("", path.read_text("utf-8")).split())
+        for path in PAGES
+        if _name(path) not in GENERATED
+    }
+    assert sum(words.values()) <= MOST_WORDS, sorted(words.items(), key=lambda one: -one[1])[:10]
