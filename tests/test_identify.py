@@ -294,7 +294,7 @@ def test_a_record_is_of_one_graph_and_is_not_replaced_silently(linked, archive, 
     record = json.loads((folder / RECORD).read_text())
     assert record["renamed"] == {"outside.linear0": "lm_head"}
     (folder / RECORD).write_text(json.dumps({**record, "renamed": {"outside.linear0": "layers.0.ffn"}}))
-    with pytest.raises(BaseModelError, match=r"gives several sites one name; found `layers\.0\.ffn`"):
+    with pytest.raises(BaseModelError, match=r"assigns the same name to several sites; found `layers\.0\.ffn`"):
         ae.open_base(folder)
     (folder / RECORD).write_text('{"version": "1.0.0", "weights": 3}')
     with pytest.raises(FormatError, match=RECORD):

@@ -340,7 +340,7 @@ def test_settings_that_greedy_generation_leaves_out_are_noted(tmp_path: Path, fo
     (copy / "generation_config.json").write_text(json.dumps(settings))
     heard = Heard()
     base = ae.capture(copy, tmp_path / "base.pt", with_cache=True, reporter=heard)
-    assert any("without `num_beams`, `bad_words_ids` of" in note for note in heard.notes)
+    assert any("ignores `num_beams`, `bad_words_ids` of" in note for note in heard.notes)
     record = base.torch.generation.record()
     assert (record.first, record.suppressed, record.start) == (9, (5, 7), PADDING)
 

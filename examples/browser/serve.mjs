@@ -43,7 +43,7 @@ async function fileOf(url, folders) {
   const [prefix, folder] = Object.entries(folders).find(([start]) => path.startsWith(start));
   const file = await realpath(join(folder, path.slice(prefix.length) || "index.html")).catch(() => null);
   if (file === null || !(await stat(file)).isFile()) throw new Refusal(404, "not found");
-  if (!file.startsWith(folder + sep)) throw new Refusal(403, "a link that leads out of the folder");
+  if (!file.startsWith(folder + sep)) throw new Refusal(403, "a link to a file outside the folder");
   return file;
 }
 

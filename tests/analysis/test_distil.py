@@ -74,7 +74,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path
     assert whole.training["data"]["unlabelled"]["rows"] == 2
     with pytest.raises(KeyboardInterrupt):
         run("halted", reporter=Interrupt(15))
-    with pytest.raises(TrainingError, match=r"an interrupted run with other .*other distillation loss"):
+    with pytest.raises(TrainingError, match=r"an interrupted run with other .*different distillation loss"):
         run("halted", temperature=4.0)
     again = run("halted", resume=True)
     assert again.training["steps"] == whole.training["steps"]

@@ -284,7 +284,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "slices": (UsageError, "no such column", {"slices": "nothing"}),
     "many": (UsageError, "too many values to slice by", {"slices": "id"}),
     "group": (UsageError, "only a ranking has a `group`", {"group": "id"}),
-    "gate": (UsageError, "is no metric of this task", {"gate": {"f1": 0.5}}),
+    "gate": (UsageError, "is not a metric of this task", {"gate": {"f1": 0.5}}),
     "pair": (UsageError, "adapter `topic` answers one text", {"pair": "id"}),
     "column": (DataError, "column", {"text": "nothing"}),
     "labels": (DataError, "contains labels that the adapter does not have", {"label": "other"}),

@@ -115,7 +115,7 @@ def test_gates_are_bounds_on_the_side_that_is_worse() -> None:
 @pytest.mark.parametrize(
     ("gates", "words"),
     [
-        ({"acuracy": 0.9}, "is no metric of this task"),
+        ({"acuracy": 0.9}, "is not a metric of this task"),
         ({"accuracy": 92.0}, "the metric cannot have this value"),
         ({"accuracy": math.nan}, "the metric cannot have this value"),
     ],

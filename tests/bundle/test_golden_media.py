@@ -169,7 +169,7 @@ def test_a_record_that_says_something_else_fails(
 
 def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) -> None:
     bundle = ae.open_bundle(vit_folder / "bundle")
-    with pytest.raises(RequestError, match="does not say how audio files become"):
+    with pytest.raises(RequestError, match="has no preprocessing record for audio files"):
         bundle.files("audio")
     with pytest.raises(RequestError, match="a processor of images"):
         bundle.texts()

@@ -172,7 +172,7 @@ def test_a_fault_of_some_shapes_is_named_by_the_smallest(built: Built, fault: st
         assert {one.case for one in again.outputs} == {smallest}
         assert not again.passed
     words = next(owed for owed in report.findings if owed.id == "shape/words/ids")
-    assert ("word 7 of `ids` alone" in words.detail) == (fault == "a word")
+    assert ("only word 7 of `ids`" in words.detail) == (fault == "a word")
 
 
 def test_padding_is_compared_on_its_own(report: Report) -> None:

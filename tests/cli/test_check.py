@@ -65,7 +65,7 @@ def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path
     assert "batch1_sequence80" in cases, "the edge of its lengths"
     found = [(each["check"], each["subject"], each["detail"]) for each in document["findings"]]
     assert {subject for name, subject, _ in found if name == "live model"} == cases
-    assert ("lengths", "sequence", "1 to 80: refuses 81") in found
+    assert ("lengths", "sequence", "1 to 80: rejects 81") in found
     assert ("lengths of the base", "sequence", "the bundle accepts 1 to 80, the base 1 to 80") in found
     assert {result["against"] for result in outputs} == {"reference", "golden"}
     assert {result["adapter"] for result in outputs} == {None, "topic"}

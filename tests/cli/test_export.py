@@ -37,7 +37,7 @@ def test_an_adapter_folder_with_its_base(cli, lora: Path, base: Path, tmp_path: 
 
 def test_wrong_calls_write_nothing(cli, lora: Path, base: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
-    cli.refused(2, "module paths", "export", lora, "--to", "peft", *out)
+    cli.refused(2, "by module path", "export", lora, "--to", "peft", *out)
     cli.refused(2, "is for a bundle", "export", lora, "--adapter", "a", "--base", base, "--to", "peft", *out)
     cli.refused(3, "is not an adapter", "export", tmp_path, "--base", base, "--to", "peft", *out)
     cli.refused(2, "'peft'", "export", lora, "--base", base, "--to", "onnx", *out)
@@ -50,7 +50,7 @@ def test_wrong_calls_write_nothing(cli, lora: Path, base: Path, tmp_path: Path) 
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:the adapter's modules:UserWarning")
-@pytest.mark.filterwarnings("ignore:PEFT saves no names:UserWarning")
+@pytest.mark.filterwarnings("ignore:PEFT does not save class names:UserWarning")
 def test_peft_itself_computes_the_same_on_a_folder(tmp_path: Path) -> None:
     folder = FIXTURES / "bases" / "bert"
     for name in ("bert_lora_tag", "bert_ia3"):

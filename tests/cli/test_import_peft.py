@@ -70,7 +70,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     options = ("--task", "multi_label", "--thresholds", "0.3", "--input", "pair", "--max-tokens", "64")
     folder = adapter_folder("bert_lora_classify")
     found = cli.done("import", "peft", folder, "--base", BASE, *options, "-o", tmp_path / "b")
-    assert "they are called LABEL_0, LABEL_1, LABEL_2; `--labels` names them" in found.stderr
+    assert "they become LABEL_0, LABEL_1, LABEL_2; `--labels` sets them" in found.stderr
     head = read_adapter(tmp_path / "b").head
     assert head is not None
     labels = ("LABEL_0", "LABEL_1", "LABEL_2")
@@ -80,7 +80,15 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
 def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
     cli.refused(2, "the adapter's head has no task, so facts about it cannot be set", *call, "--max-tokens", 64)
-    cli.refused(2, "thresholds of another number", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
+    cli.refused(
+        2,
+        "the number of thresholds does not match the labels",
+        *call,
+        "--task",
+        "multi_label",
+        "--thresholds",
+        "0.1,0.2",
+    )
     cli.refused(2, "a threshold must be a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
     assert not (tmp_path / "a").exists()
 

@@ -154,7 +154,7 @@ def test_the_command_of_the_library_verifies_it(signed: Path, keys: Path) -> Non
 
 def test_an_authority_vouches_for_the_signer(cli, copy: Path, keys: Path) -> None:
     cli.done("sign", copy, "--key", keys / "a.pem", "--certificate", keys / "a.crt", "--force")
-    assert "signed by CN=release team" in cli.done("verify", copy, "--certificate", keys / "ca.crt").stdout
+    assert "signed by CN=release team" in cli.done("verify", copy, "--certificate", keys / "ca.crt", "--verbose").stdout
     words = "signed under a certificate that the chain does not cover"
     cli.refused(3, words, "verify", copy, "--certificate", keys / "other.crt")
     cli.refused(3, "with a certificate, not with a key", "verify", copy, "--key", keys / "a.pub")

@@ -292,4 +292,4 @@ def test_a_tokenizer_of_another_model_is_refused(cli: Any, model: Path, tables: 
     other.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     other.save(str(tmp_path / "tokenizer.json"))
     call = ("train", model, "--data", tables / "vec.tsv", "--tokenizer", tmp_path, *QUICK, "-o", tmp_path / "a")
-    cli.refused(2, "the tokenizer makes tokens that the model does not have; found the id 4001", *call)
+    cli.refused(2, "the tokenizer has tokens that the model does not have; found the id 4001", *call)

@@ -79,7 +79,7 @@ def test_people_get_a_table_and_the_next_step(cli, model: Path, data: Path, tmp_
     assert "test accuracy" in found.stdout
     assert "Next: adapter-export build" in found.stderr
     assert "initial change of the final hidden state: " in found.stderr
-    assert "36 texts of the test data are in the training data, too" in found.stderr
+    assert "36 texts of the test data are also in the training data" in found.stderr
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
@@ -182,7 +182,7 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
         "2 rows of the training data repeat another row",
         "1 rows of the training data have no text or no label and were skipped",
         "1 texts of the training data occur with more than one label",
-        "1 texts of the training data are longer than",
+        "1 texts of the training data exceed",
     ):
         assert words in found.stderr
 

@@ -122,5 +122,5 @@ def test_processes_with_other_data_refuse_each_other(together: Path) -> None:
         found = said(together, "refused", rank)
         assert found["exit_code"] == 3
         assert "process 1 of 2: the processes were not started with the same data" in found["stderr"]
-        assert "found other training rows" in found["stderr"]
+        assert "found different training rows" in found["stderr"]
     assert not (together / "refused").exists()

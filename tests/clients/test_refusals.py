@@ -185,7 +185,7 @@ CALLS = {
     "a negative id": ({"input_ids": [[2, -1, 3]], "attention_mask": MASK}, [], "out of range"),
     "a mask without tokens": ({"input_ids": [IDS[0]] * 2, "attention_mask": [MASK[0], [0, 0, 0]]}, [], "no token"),
     "a mask of other numbers": ({"input_ids": IDS, "attention_mask": [[1, 2, 0]]}, [], "no token"),
-    "a fraction": ({"input_ids": [[2, 1.5, 3]], "attention_mask": MASK}, [], "no number of its type"),
+    "a fraction": ({"input_ids": [[2, 1.5, 3]], "attention_mask": MASK}, [], "invalid numbers of its type"),
     "more adapters than rows": (
         {"input_ids": IDS, "attention_mask": MASK},
         ["--adapter", "tone", "--adapter", "topic"],

@@ -24,7 +24,7 @@ def test_a_table_with_faults_becomes_answers(
     assert "questions.csv: 2 faults" in said.err
     assert "2 rows have no text or no label; found lines 7, 8" in said.err
     assert "was read as Windows-1252" in said.err
-    assert "read with `;` between its cells" in said.err
+    assert "read with `;` between cells" in said.err
     order = ["exit code 3", "passed (golden vectors only)", "Five commands and", "/answer", "/answer", "HTTP 400"]
     places = [said.out.index(order[0])]
     for words in order[1:]:

@@ -21,6 +21,6 @@ def test_rows_choose_their_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(shares) == ["retrieval", "classification", "clustering", "separation", "matching"]
     for at, found in enumerate(shares.values()):
         assert found[at] == max(found) > 90
-    apart = re.findall(r"gives the same, (\S+) apart", said)
+    apart = re.findall(r"returns the same, (\S+) apart", said)
     assert len(apart) == 5
     assert all(float(one) < 1e-5 for one in apart)

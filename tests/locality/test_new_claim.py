@@ -31,7 +31,7 @@ def test_a_claim_touches_one_file(trial: TrialChange) -> None:
     trial.command("build", base.path, "--adapters", "tone", "-o", "bundle")
     found = trial.json("verify", "bundle")
     assert [one["status"] for one in found["findings"] if one["check"] == "short names"] == ["exact"]
-    assert "short names" in trial.command("verify", "bundle")
+    assert "short names" in trial.command("verify", "bundle", "--verbose")
     trial.command("check", "bundle", "--quick", "--report", "page.html")
     assert "short names" in (trial.folder / "page.html").read_text("utf-8")
     assert trial.touched == ["bundle/proof/claims.py"]

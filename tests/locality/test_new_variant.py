@@ -62,7 +62,7 @@ VARIANT = PlainVariant()
 
 def test_a_graph_variant_touches_two_files(trial: TrialChange) -> None:
     trial.edit("format/manifest.py", '"bank", "fanout", "baked"]', '"bank", "fanout", "plain", "baked"]')
-    row = '    "fanout": "those of'
+    row = '    "fanout": "as in'
     trial.edit("format/manifest.py", row, '    "plain": "nowhere",\n' + row)
     trial.add("bundle/variants/plain_variant.py", MODULE)
     base = open_onnx(save_tiny(trial.folder))

@@ -140,7 +140,7 @@ class TestTensors:
         adapter = random_adapter("a", pfeiffer(BottleneckOptions("relu", scaling=1e38)), base)
         weights = {name: value * 100 for name, value in adapter.weights.items()}
         huge = replace(adapter, weights=weights)
-        with pytest.raises(GraphError, match="out of the range of float32"):
+        with pytest.raises(GraphError, match="exceed the range of float32"):
             slot_tensors(plan_slots([huge], base.sites), huge)
 
     def test_an_adapter_that_was_not_planned_is_refused(self, base: OnnxBase) -> None:

@@ -236,7 +236,7 @@ def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextR
         (["fine", "a"], "follows", "text 0: is of another kind .*found one text; expected a pair"),
         ([[Pair("a", "b"), Pair("a", "c")]], "follows", "found a list of pairs; expected a pair of texts"),
         (["a"], "choice", "expected a pair of texts, or a list of such pairs"),
-        ("a text", "topic", "a single text was given"),
+        ("a text", "topic", "a list of texts is required"),
         ([], "topic", "no texts"),
         (["fine", "a\0b"], "topic", "text 1: is not valid Unicode; found NUL at character 1"),
         (["fine", "\ud800"], "topic", "text 1: is not valid Unicode; found half of a surrogate pair"),

@@ -159,7 +159,7 @@ def test_weights_that_the_head_lacks_are_never_random(tmp_path: Path) -> None:
     (tmp_path / "folder" / "config.json").write_text(config.replace("BertModel", "BertForSequenceClassification"))
     base = open_folder(tmp_path / "folder")
     assert base.base_head is None
-    assert "lacks weights of it; found `classifier.bias`" in base.notes[0]
+    assert "the folder lacks its weights; found `classifier.bias`" in base.notes[0]
 
 
 @pytest.mark.parametrize("architecture", ["pipeline", "BertNowhereForTokenClassification", "__doc__"])
@@ -247,7 +247,7 @@ def test_the_base_head_beside_adapters(tmp_path: Path) -> None:
     alone = ae.build(base, [mine], tmp_path / "without", variants=("slots",), without_base_head=True)
     assert [record.name for record in alone.manifest.adapters] == ["mine"]
     assert alone.manifest.head is None
-    with pytest.raises(AdapterError, match=r"name of the base head.*without_base_head"):
+    with pytest.raises(AdapterError, match=r"base head's name.*without_base_head"):
         ae.build(base, [replace(mine, name="Base-Head")], tmp_path / "twice")
 
 

@@ -123,7 +123,7 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
     assert "2 texts of the training data are packed into 3 rows of 4 tokens" in notes
     pairs = write(tmp_path / "a.jsonl", [{"prompt": "n1", "answer": "n2"}, {"prompt": "n1 n2 n3 n4", "answer": "n5"}])
     _, notes = learnt(base, pairs, max_tokens=4)
-    assert "1 texts of the training data have nothing left to learn and were left out" in notes
+    assert "1 texts of the training data have no tokens to learn and were skipped" in notes
     ended, _ = learnt(base, texts, max_tokens=9, end_token="n0")
     assert ended.training["settings"]["end_token"] == "n0"
 

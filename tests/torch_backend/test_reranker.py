@@ -160,7 +160,7 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
     found = scores(ae.build(prompted, [], tmp_path / "bundle"))
     assert np.abs(found - expected).max() < 1e-5
     (tmp_path / "prompt.txt").write_text(PROMPT.replace("answer", "say"))
-    with pytest.raises(UsageError, match=r"(?s)makes other tokens of a pair.*query: \{text\}.*answer:"):
+    with pytest.raises(UsageError, match=r"(?s)encodes a pair differently.*query: \{text\}.*answer:"):
         ae.capture(place, tmp_path / "wrong.pt", prompt=tmp_path / "prompt.txt")
 
 

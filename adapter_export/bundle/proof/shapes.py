@@ -65,7 +65,7 @@ def check_words(context: Context, graph: Graph) -> Iterator[Finding]:
         context.progress.step(f"{BASE}: {case.name}")
     for name, limit in tables.items():
         shown = ", ".join(map(str, wrong.get(name, [])[:_SHOWN]))
-        more = f"{'words' if len(wrong.get(name, ())) > 1 else 'word'} {shown} only of `{name}`; " if shown else ""
+        more = f"only {'words' if len(wrong.get(name, ())) > 1 else 'word'} {shown} of `{name}`; " if shown else ""
         yield Finding(
             check="shape",
             subject=f"words/{name}",

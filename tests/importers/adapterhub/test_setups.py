@@ -206,7 +206,7 @@ def test_members_that_act_in_different_places_are_refused(copied: Copy, bert: Ma
 def test_what_a_parallel_adapter_loses_is_told(bert: Made) -> None:
     for case, name in (("setup_stack_parallel_last", "b"), ("setup_stack_parallel_first", "a")):
         (note,) = imported(case, bert).notes
-        assert f"loses in a stack what is before a parallel adapter (`{name}`)" in note
+        assert f"drops results before a parallel adapter (`{name}`)" in note
 
 
 def test_low_rank_adapters_are_composed_as_the_library_can(copied: Copy, bert: Made) -> None:

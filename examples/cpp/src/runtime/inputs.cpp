@@ -33,7 +33,7 @@ void put(const json& number, Array& array, std::size_t at) {
   const bool good = array.dtype == "float32" ? number.is_number()
                     : array.dtype == "int32" ? holds<std::int32_t>(number)
                                              : holds<std::int64_t>(number);
-  if (!good) throw RequestFault({"an input holds what is no number of its type", "", number.dump(), array.dtype});
+  if (!good) throw RequestFault({"an input contains invalid numbers of its type", "", number.dump(), array.dtype});
   if (array.dtype == "float32") array.data<float>()[at] = number.get<float>();
   else if (array.dtype == "int64") array.data<std::int64_t>()[at] = number.get<std::int64_t>();
   else if (array.dtype == "int32") array.data<std::int32_t>()[at] = number.get<std::int32_t>();

@@ -35,7 +35,7 @@ function tensorOf(list: unknown, { name, dtype }: InputRecord): Tensor {
   for (let at = list; Array.isArray(at); at = at[0]) dims.push(at.length);
   const numbers = flat(list, dims, `\`${name}\``);
   if (dtype !== "float32" && !numbers.every(Number.isSafeInteger)) {
-    throw new Fault({ what: "an input holds what is no number of its type", where: `\`${name}\``, expected: dtype });
+    throw new Fault({ what: "an input contains invalid numbers of its type", where: `\`${name}\``, expected: dtype });
   }
   if (dtype === "int64") return new Tensor(dtype, BigInt64Array.from(numbers, BigInt), dims);
   if (dtype === "int32") return new Tensor(dtype, Int32Array.from(numbers), dims);
