@@ -41,7 +41,10 @@ def main(options: list[str]) -> int:
     tasks = {name: cells.pop(TASKS, "").split(",") for name, cells in collector.cells.items()}
     if write:
         known = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
-        lines = [f"{json.dumps(name)}: {json.dumps(found)}" for name, found in {**tasks, **{one: known[one] for one in known if one not in tasks}}.items()]
+        lines = [
+            f"{json.dumps(name)}: {json.dumps(found)}"
+            for name, found in {**tasks, **{one: known[one] for one in known if one not in tasks}}.items()
+        ]
         RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     bundles = list(dict.fromkeys(name for cells in collector.cells.values() for name in cells))
     rows = [["entry point", *bundles], ["---"] * (1 + len(bundles))]
