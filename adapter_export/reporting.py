@@ -25,7 +25,7 @@ class Reporter:
     def measure(self, values: Mapping[str, float], step: int) -> None:
         """Receive metrics of a step, counted from 1, such as `training/loss`; experiment trackers get the same."""
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Receive a note for the caller that is not an error, such as `no bank: …`."""
         warnings.warn(text, stacklevel=3)
 
@@ -48,9 +48,9 @@ class Part(Reporter):
         """Report the progress of this part."""
         self._whole.step(self._label, self._before + done * self._size // (total or 1), self._total)
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Pass a note on."""
-        self._whole.note(text)
+        self._whole.warn(text)
 
 
 SILENT = Reporter()

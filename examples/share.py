@@ -20,7 +20,7 @@ from adapter_export.reporting import Reporter
 class Notes(Reporter):
     """Reporter that prints notes, such as a moved tag."""
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Print a note."""
         print(text)
 

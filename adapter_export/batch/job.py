@@ -279,7 +279,7 @@ def run_job(
     _ensure_free(output)
     shards, digests, notes = shards_of(table_files(data), job.columns, shard_rows)
     for note in notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "choice", "reading")}
     facts |= {**asdict(job.choice), **asdict(job.reading)}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}

@@ -251,7 +251,7 @@ class _Build:
             except (AdapterError, BaseModelError) as error:
                 if options.variants is not None or not variant.optional:
                     raise
-                self.reporter.note(f"skipped the variant `{variant.name}`: {error.message}")
+                self.reporter.warn(f"skipped the variant `{variant.name}`: {error.message}")
         self._write_model_files()
 
     def _write_model_files(self) -> None:

@@ -213,9 +213,9 @@ def _note_unsigned(folder: Path, reporter: Reporter) -> None:
     """Note which files of the previous version are removed."""
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
-        reporter.note(f"removed the signature, which this change invalidates; sign the bundle again with {sign}")
+        reporter.warn(f"removed the signature, which this change invalidates; sign the bundle again with {sign}")
     if is_card(folder / CARD_FILE):
-        reporter.note(f"removed `{CARD_FILE}`, the outdated model card; `push` writes a new one")
+        reporter.warn(f"removed `{CARD_FILE}`, the outdated model card; `push` writes a new one")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:
@@ -259,7 +259,7 @@ def _tried_out(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
     for name in ("batch_invariant", "padding_neutral", "counts_padding"):
         before, after = getattr(said, name), getattr(found, name)
         if before != after:
-            reporter.note(f"`{name}` is {after} as measured now; the manifest said {before}")
+            reporter.warn(f"`{name}` is {after} as measured now; the manifest said {before}")
     return found
 
 

@@ -214,5 +214,5 @@ def verified(
     prove_new(bundle, recording.runs)
     bundle.manifest = recording.recorded(bundle.manifest)
     for remark in remarks(bundle, names):
-        reporter.note(remark)
+        reporter.warn(remark)
     return bundle.manifest

@@ -20,7 +20,7 @@ from rich.status import Status
 from rich.table import Column
 from rich.text import Text
 
-from adapter_export.cli.terminal import console, say, warn
+from adapter_export.cli.terminal import console, report, warn
 from adapter_export.errors import Note
 from adapter_export.reporting import Reporter
 from adapter_export.tables import duration
@@ -71,7 +71,7 @@ class TerminalReporter(Reporter):
         self.end()
         self._shown = _Step(label) if total is None else _Bar(self._title, done, total, label)
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Warn about a note, once."""
         sentence = Note(text).sentence("shell")
         if sentence not in self.notes:
@@ -159,4 +159,4 @@ class _Bar:
         elapsed, moved = self._written - self._began, self._done - self._first
         left = elapsed / moved * (self._total - self._done) if moved else 0.0
         when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
-        say("  ".join(filter(None, (self._title, f"{self._done}/{self._total}", when, self._label))))
+        report("  ".join(filter(None, (self._title, f"{self._done}/{self._total}", when, self._label))))

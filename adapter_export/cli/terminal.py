@@ -39,22 +39,22 @@ def emit_json(document: Mapping[str, object]) -> None:
     click.echo(printable_json(document, indent=2))
 
 
-def say(message: str) -> None:
+def report(message: str) -> None:
     """Write a line for the user to stderr."""
     click.echo(visible(message), err=True)
 
 
 def warn(message: str) -> None:
     """Write a warning to stderr."""
-    _say_marked("warning:", "yellow", message)
+    _report_marked("warning:", "yellow", message)
 
 
-def say_failed(message: str) -> None:
+def report_failure(message: str) -> None:
     """Write a failure to stderr."""
-    _say_marked("failed:", "red", message)
+    _report_marked("failed:", "red", message)
 
 
-def _say_marked(mark: str, colour: str, message: str) -> None:
+def _report_marked(mark: str, colour: str, message: str) -> None:
     click.echo(f"{click.style(mark, fg=colour, bold=True)} {visible(message)}", err=True)
 
 
@@ -95,9 +95,9 @@ class TerminalScreen:
         """Write text to stdout without adding a line end."""
         click.echo(text, nl=False)
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Write a remark to stderr."""
-        say(text)
+        report(text)
 
     def warn(self, text: str) -> None:
         """Write a warning to stderr."""
@@ -105,4 +105,4 @@ class TerminalScreen:
 
     def fail(self, text: str) -> None:
         """Write a marked failure to stderr."""
-        say_failed(text)
+        report_failure(text)

@@ -39,7 +39,7 @@ class Screen(Protocol):
     def write(self, text: str) -> None:
         """Write text to stdout without adding a line end."""
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Write a remark to stderr."""
 
     def warn(self, text: str) -> None:

@@ -196,7 +196,7 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
                 raise UnreachableError(error.what, where=error.where, found=error.found, fix=fix) from error
             raise
         if known is not None and known != remote.pin:
-            order.reporter.note(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
+            order.reporter.warn(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
         found = _cached(cache, remote.pin, order)
         if found is None:
             _take(source, remote, _place(cache, order, remote.pin), order)
@@ -284,7 +284,7 @@ def _cached(cache: Path, pin: str, order: Order) -> Path | None:
     except InputError as error:
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        order.reporter.note(f"the cached files were damaged and are downloaded again: {error}")
+        order.reporter.warn(f"the cached files were damaged and are downloaded again: {error}")
         return None
     order.contents.accept(folder)
     return folder

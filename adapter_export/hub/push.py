@@ -112,5 +112,5 @@ def push_folder(
                 before = registry.current()
                 pin = registry.push(kind, files, annotations)
     if before is not None and before != pin:
-        reporter.note(f"`{where}` has moved: it was `{before}`, and is `{pin}` now")
+        reporter.warn(f"`{where}` has moved: it was `{before}`, and is `{pin}` now")
     return Pushed(str(where), kind, pin, digest, tuple(sorted(files)), size)

@@ -80,7 +80,7 @@ class Relay:
             await apply(change, given)
         self._spawn(self._listen(apply))
 
-    def say(self, **message: object) -> None:
+    def send(self, **message: object) -> None:
         """Send a message."""
         self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -96,7 +96,7 @@ class Relay:
             given["path"] = file.name
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
-        self.say(ask=number, change=change, given=given)
+        self.send(ask=number, change=change, given=given)
         try:
             return await self._asked[number]
         finally:
@@ -118,9 +118,9 @@ class Relay:
         try:
             done = await apply(message["apply"], message["given"])
         except (InputError, UsageError, RefusedError) as error:
-            self.say(number=message["number"], refused=refusal(error))
+            self.send(number=message["number"], refused=refusal(error))
         else:
-            self.say(number=message["number"], done=done)
+            self.send(number=message["number"], done=done)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -147,7 +147,7 @@ def main(connection: int, listening: int) -> None:
         log("worker", level=logging.ERROR, error=str(error))
         sys.exit(error.exit_code)
     with suppress(KeyboardInterrupt):  # the supervisor reports the interrupt
-        run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
+        run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.send(ready=list(names)))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def _document(found: dict[str, Any], _: Screen) -> dict[str, Any]:
     return found
 
 
-COMMAND = Command(serve, lambda found, screen: screen.say(str(found)), examples=("tool serve b",), document=_document)
+COMMAND = Command(
+    serve, lambda found, screen: screen.report(str(found)), examples=("tool serve b",), document=_document
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapter_export.cli.reporter import TerminalReporter
-from adapter_export.cli.terminal import emit_json, say, show, warn
+from adapter_export.cli.terminal import emit_json, report, show, warn
 from adapter_export.errors import argument
 from adapter_export.tables import Table, bar, duration, size
 
@@ -54,7 +54,7 @@ def test_text_of_others_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[
     foreign = "\x1b]0;owned\x07 \x9b31m \u202elived"
     show(f"of {foreign}", Table((foreign,), [(foreign,)], foreign))
     emit_json({"label": foreign})
-    say(foreign)
+    report(foreign)
     warn(foreign)
     with TerminalReporter(foreign) as reporter:
         reporter.step(foreign, 1, 1)
@@ -89,7 +89,7 @@ def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[
 def test_notes_are_warnings_in_the_words_of_the_shell_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalReporter("build") as reporter:
         for _ in range(2):
-            reporter.note(f"no bank: give {argument('variants')}")
+            reporter.warn(f"no bank: give {argument('variants')}")
     assert capsys.readouterr().err == "warning: no bank: give `--variants`.\n"
     assert reporter.notes == ["no bank: give `--variants`"]
 

@@ -38,7 +38,7 @@ def letters(
 
 
 def _show(count: int, screen: Screen) -> None:
-    screen.say(f"{screen.given['text']}: {count} letters")
+    screen.report(f"{screen.given['text']}: {count} letters")
 
 
 def _document(count: int, _: Screen) -> Mapping[str, object]:

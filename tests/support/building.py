@@ -22,7 +22,7 @@ from adapter_export.safe_io.output import Output
 class _Quiet(Reporter):
     """Ignores notes, too: what `build` notes has tests of its own."""
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         pass
 
 

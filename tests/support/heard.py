@@ -30,7 +30,7 @@ class Heard(Reporter):
     def measure(self, values: Mapping[str, float], step: int) -> None:
         self.measured.append((step, dict(values)))
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self.notes.append(text)
 
 

@@ -283,7 +283,7 @@ def finished(
 ) -> Adapter:
     """Report the notes, and return the adapter with the facts of its task, its base's site map and its source."""
     for note in imported.notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     adapter = with_facts(imported.adapter, facts)
     if found is not None and found.source is not None:
         record = {**adapter.training.get("imported_from", {}), "source": found.source}

@@ -192,7 +192,7 @@ def _warn_of_slow(plain: OnnxBase, made: OnnxBase, precision: Precision, reporte
     if found is not None:
         reporter.step(f"takes {found} of the time of float32 on one thread here")
         if (note := slow_note(found, precision)) is not None:
-            reporter.note(note)
+            reporter.warn(note)
 
 
 def slow_note(found: Latency, precision: Precision) -> Note | None:
@@ -210,7 +210,7 @@ def _warn_of_far(found: Sequence[Deviation], precision: Precision, reporter: Rep
     name = precision.name
     measure = command(f'compare(…, precisions=("fp32", "{name}"))', f"compare … --precisions fp32,{name}")
     if far:
-        reporter.note(
+        reporter.warn(
             Note(
                 f"in {name}, {quoted(far)} differs much from the float32 base, so answers may change:  "
                 f"measure both with {measure}, or build with another {argument('base_precision')}"

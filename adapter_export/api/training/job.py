@@ -279,13 +279,13 @@ class TrainingJob:
 class _Mute(Reporter):
     """Ignores reports of all processes except the first."""
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Ignore it."""
 
 
 def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
     for note in notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
 
 
 def _counts(rows: TextTask) -> str:

@@ -63,8 +63,8 @@ def show_adapter(adapter: Adapter, screen: Screen) -> None:
     with_head = "" if head is None else ", a head" if head.task is None else f", a head for `{head.task.type}`"
     places = f"{len(adapter.placements)} sites{with_head}"
     parameters = f"{adapter.cost().parameters:,} parameters"
-    screen.say(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
-    screen.say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
+    screen.report(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
+    screen.report(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
 
 
 def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

@@ -131,7 +131,7 @@ def export(
         if opened is not None and to in _LIBRARIES and written.loads_as is not None:
             loaded = _LIBRARIES[to](opened, request.adapter, written.loads_as, temporary, reporter)
     for note in written.notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     return Exported(target.path, to, written.form, tuple(written.modules), written.tensors, error, loaded)
 
 
@@ -193,10 +193,10 @@ def _model_class(model_type: str | None) -> str | None:
 
 def _show(exported: Exported, screen: Screen) -> None:
     modules = f"{len(exported.modules)} modules, {exported.tensors} tensors"
-    screen.say(f"wrote {exported.path}: {exported.form} at {modules}.")
-    screen.say(f"Read back, it is within {exported.error:.1e} of the adapter, in float64.")
+    screen.report(f"wrote {exported.path}: {exported.form} at {modules}.")
+    screen.report(f"Read back, it is within {exported.error:.1e} of the adapter, in float64.")
     if exported.loaded is not None:
-        screen.say(f"Loaded by the library, its outputs are within {exported.loaded:.1e}, in float32.")
+        screen.report(f"Loaded by the library, its outputs are within {exported.loaded:.1e}, in float32.")
 
 
 def _document(exported: Exported, screen: Screen) -> Mapping[str, object]:

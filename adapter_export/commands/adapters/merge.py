@@ -103,7 +103,7 @@ def merge(
         compared = compare_outputs(opened, chosen.without_head(), partial(after.run, adapter=None), "the merged base")
     if head is not None:
         instead = "" if opened.base_head is None else "; it replaces the previous one"
-        reporter.note(f"the adapter's head becomes the merged base's head{instead}")
+        reporter.warn(f"the adapter's head becomes the merged base's head{instead}")
     return Merged(path, made.fingerprint, tuple(tensors), *compared)
 
 
@@ -115,10 +115,10 @@ def _sha256(adapter: Adapter) -> str:
 
 def _show(merged: Merged, screen: Screen) -> None:
     new = f"{len(merged.tensors)} tensors of {screen.given['base'].name} changed"
-    screen.say(f"wrote {merged.path}: {new}, fingerprint {merged.fingerprint[:19]}…")
+    screen.report(f"wrote {merged.path}: {new}, fingerprint {merged.fingerprint[:19]}…")
     within = f"are within {merged.error:.1e} of model and adapter"
-    screen.say(f"{merged.compared:,} values, up to {merged.scale:.3g}, {within}.")
-    screen.say(f"Next: adapter-export build {merged.path} -o bundle")
+    screen.report(f"{merged.compared:,} values, up to {merged.scale:.3g}, {within}.")
+    screen.report(f"Next: adapter-export build {merged.path} -o bundle")
 
 
 def _document(merged: Merged, screen: Screen) -> Mapping[str, object]:

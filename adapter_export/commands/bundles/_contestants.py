@@ -87,7 +87,7 @@ class _WithoutNotes(Reporter):
         """Forward the step."""
         self._reporter.step(label, done, total)
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Drop the note."""
 
 

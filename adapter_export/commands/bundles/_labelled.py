@@ -55,6 +55,6 @@ def show_scores(found: Evaluation | Comparison, screen: Screen) -> None:
     for table in found.tables():
         screen.show(str(table.title), replace(table, title=None), "")
     for remark in found.remarks():
-        screen.say(remark)
+        screen.report(remark)
     if "report" in screen.given:
-        screen.say(f"wrote {screen.given['report']}")
+        screen.report(f"wrote {screen.given['report']}")

@@ -80,7 +80,7 @@ def show_results(found: Sequence[Result], screen: Screen) -> None:
         return
     screen.show(*tables(found))
     if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in found):
-        screen.say("Add `--out FILE.npz` or `--json` for whole vectors.")
+        screen.report("Add `--out FILE.npz` or `--json` for whole vectors.")
 
 
 def _summaries(results: Sequence[Result]) -> Table:

@@ -94,8 +94,8 @@ def _names(bundle: Bundle, screen: Screen) -> list[str]:
 
 def _show(bundle: Bundle, screen: Screen) -> None:
     there = quoted(record.name for record in bundle.manifest.adapters)
-    screen.say(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {there}")
-    screen.say(f"Next: adapter-export verify {bundle.folder}")
+    screen.report(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {there}")
+    screen.report(f"Next: adapter-export verify {bundle.folder}")
 
 
 def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:

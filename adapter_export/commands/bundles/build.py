@@ -286,12 +286,12 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     screen.show(Table(("file", "what", "size"), rows, title, numbers="llr"))
     base = screen.given["base"]
     check = f"adapter-export check {bundle.folder} --against {base} (every claim, a minute or more)"
-    screen.say(f"Next: {check}, or adapter-export verify {bundle.folder} (golden vectors, seconds)")
+    screen.report(f"Next: {check}, or adapter-export verify {bundle.folder} (golden vectors, seconds)")
     precision = screen.given.get("base_precision", "fp32")
     if precision != "fp32":
         adapters = [str(one).rpartition("=")[2] for one in screen.given.get("adapters", ())]
         compared = f"{' '.join(adapters)} --base {base}" if adapters else str(base)
-        screen.say(f"On your own rows: adapter-export compare {compared} --precisions fp32,{precision} --data FILE")
+        screen.report(f"On your own rows: adapter-export compare {compared} --precisions fp32,{precision} --data FILE")
 
 
 def _document(bundle: Bundle, _: Screen) -> Mapping[str, object]:

@@ -162,7 +162,7 @@ def check(
         read, notes = read_texts(file, columns)
         texts = [one for one, _ in read]
         for note in notes:
-            reporter.note(Note(note))
+            reporter.warn(Note(note))
     from adapter_export.bundle.proof.baseline import regressions
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove

@@ -436,7 +436,7 @@ def _short(fingerprint: str) -> str:
 def _show(found: Inspection, screen: Screen) -> None:
     screen.show(found.title, *found.tables)
     if "svg" in screen.given:
-        screen.say(f"wrote {screen.given['svg']}")
+        screen.report(f"wrote {screen.given['svg']}")
 
 
 COMMAND = Command(

@@ -42,8 +42,10 @@ def remove(
 
 def _show(bundle: Bundle, screen: Screen) -> None:
     there = quoted(record.name for record in bundle.manifest.adapters)
-    screen.say(f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {there}")
-    screen.say(f"Next: adapter-export verify {bundle.folder}")
+    screen.report(
+        f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {there}"
+    )
+    screen.report(f"Next: adapter-export verify {bundle.folder}")
 
 
 def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:

@@ -283,7 +283,7 @@ def run(
         read = run_rows.text_rows(texts, pairs, encoding) if file is None else run_rows.read_file(file, columns)
         rows = list(read.rows)
         for note in read.notes:
-            reporter.note(Note(note))
+            reporter.warn(Note(note))
     from adapter_export.runtime.answerer import Answerer, Reading
 
     opened = open_bundle(bundle)
@@ -369,7 +369,7 @@ def _finished(
     if output is not None:
         write_arrays(output, stacked(outputs, manifest))
     if cut:
-        reporter.note(Note(_cuts(cut, medium)))
+        reporter.warn(Note(_cuts(cut, medium)))
 
 
 def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
@@ -431,7 +431,7 @@ def _show(found: Answers | Answered | Texts, screen: Screen) -> None:
     if isinstance(found, Texts):
         _show_texts(found, screen)
     elif not isinstance(found, Answers):
-        screen.say(f"wrote {found.folder}: {found.shards:,} shards ({found.reused:,} already complete)")
+        screen.report(f"wrote {found.folder}: {found.shards:,} shards ({found.reused:,} already complete)")
     elif found.many:
         for row in found.rows:
             screen.write(json_line(row))
@@ -457,7 +457,7 @@ def _show_texts(found: Texts, screen: Screen) -> None:
             screen.write(f"{one.text}\n\n")
     if limited:
         texts = "the text" if found.count == 1 else f"{limited:,} of {found.count:,} texts"
-        screen.say(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
+        screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
 
 
 def _document(found: Answers | Answered | Texts, _: Screen) -> Mapping[str, object]:

@@ -78,8 +78,8 @@ def sign(
 
 def _show(signed: Signature, screen: Screen) -> None:
     bundle = screen.given["bundle"]
-    screen.say(f"signed {len(signed.files)} files of {bundle} by {signed.signer}")
-    screen.say(f"Next: adapter-export verify {bundle} --key PUBLIC")
+    screen.report(f"signed {len(signed.files)} files of {bundle} by {signed.signer}")
+    screen.report(f"Next: adapter-export verify {bundle} --key PUBLIC")
 
 
 def _document(signed: Signature, screen: Screen) -> Mapping[str, object]:

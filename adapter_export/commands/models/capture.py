@@ -172,7 +172,7 @@ def capture(
     key = record_key(path, None)
     base = open_base(path)
     for note in base.notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     if key is not None:
         with suppress(NoSitesError):  # a base without sites is an error only in calls that need sites
             base.write_record(key)
@@ -261,10 +261,10 @@ def _show(base: Base, screen: Screen) -> None:
     task = None if head is None else head.task.type.replace("_", " ") if head.task else "logits"
     means = "" if task is None else f" and its base head ({task})"
     tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
-    screen.say(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
+    screen.report(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
     data = "--task causal_lm --data texts.jsonl" if screen.given["with_cache"] else "--data train.tsv"
     train = f"adapter-export train {output} {data} -o adapter"
-    screen.say(f"Next: {train}, or adapter-export sites {output}")
+    screen.report(f"Next: {train}, or adapter-export sites {output}")
 
 
 def _document(base: Base, screen: Screen) -> Mapping[str, object]:

@@ -175,8 +175,8 @@ def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]
 def _show(found: Identified, screen: Screen) -> None:
     screen.show(found.table(), "")
     numbers = f"{len(found.weights)} weights match within their rounding; all are accounted for"
-    screen.say(f"wrote {found.path}: fingerprint {found.fingerprint[:19]}…, {numbers}.")
-    screen.say(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
+    screen.report(f"wrote {found.path}: fingerprint {found.fingerprint[:19]}…, {numbers}.")
+    screen.report(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
 
 
 def _document(found: Identified, screen: Screen) -> Mapping[str, object]:

@@ -71,7 +71,7 @@ def _show(found: Sites, screen: Screen) -> None:
         screen.line(f"not placed: {', '.join(missing.layers)}: {missing.reason}")
     if "write_site_map" in screen.given:
         file = screen.given["write_site_map"]
-        screen.say(f"Next: edit {file}, then pass --site-map {file} to `sites`, `train`, `build` and `check`")
+        screen.report(f"Next: edit {file}, then pass --site-map {file} to `sites`, `train`, `build` and `check`")
 
 
 COMMAND = Command(

@@ -178,7 +178,7 @@ def _of_bundles(
 def _show(found: Benchmark | FormBenchmark, screen: Screen) -> None:
     screen.show(found.table())
     for phrase in found.advice():
-        screen.say(worded(phrase, "shell"))
+        screen.report(worded(phrase, "shell"))
 
 
 COMMAND: Command[Benchmark | FormBenchmark] = Command(

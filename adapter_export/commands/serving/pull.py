@@ -80,9 +80,9 @@ def pull(
 
 
 def _show(pulled: Fetched, screen: Screen) -> None:
-    screen.say(f"pulled {pulled.pinned}: {pulled.kind} in {pulled.path}")
-    screen.say(f"digest {pulled.digest}")
-    screen.say(f"Next: adapter-export {'verify' if pulled.kind == 'bundle' else 'inspect'} {pulled.path}")
+    screen.report(f"pulled {pulled.pinned}: {pulled.kind} in {pulled.path}")
+    screen.report(f"digest {pulled.digest}")
+    screen.report(f"Next: adapter-export {'verify' if pulled.kind == 'bundle' else 'inspect'} {pulled.path}")
 
 
 def _document(pulled: Fetched, _: Screen) -> Mapping[str, object]:

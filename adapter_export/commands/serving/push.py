@@ -101,15 +101,15 @@ def push(
         folder, reference, card=text, licence=license, private=private, plain_http=plain_http, reporter=reporter
     )
     if license is None and card is None and not has_card:
-        reporter.note(Note(f"the model card names no license: {argument('license')} gives one"))
+        reporter.warn(Note(f"the model card names no license: {argument('license')} gives one"))
     return pushed
 
 
 def _show(pushed: Pushed, screen: Screen) -> None:
     size = f"{pushed.bytes / 1e6:,.1f} MB in {len(pushed.files)} files"
-    screen.say(f"pushed {screen.given['path']} to {pushed.reference}: {size}")
-    screen.say(f"digest {pushed.digest}")
-    screen.say(f"Next: adapter-export pull {pushed.pinned} --expect {pushed.digest} -o {pushed.kind}")
+    screen.report(f"pushed {screen.given['path']} to {pushed.reference}: {size}")
+    screen.report(f"digest {pushed.digest}")
+    screen.report(f"Next: adapter-export pull {pushed.pinned} --expect {pushed.digest} -o {pushed.kind}")
 
 
 def _document(pushed: Pushed, _: Screen) -> Mapping[str, object]:

@@ -82,7 +82,7 @@ def _settings(options: Mapping[str, Any], token: str | None) -> ServerSettings:
 def _show(ready: tuple[str, Sequence[str]], screen: Screen) -> None:
     address, models = ready
     screen.line(f"listening on {address}")
-    screen.say(f"models: {', '.join(models)}")
+    screen.report(f"models: {', '.join(models)}")
 
 
 def _document(ready: tuple[str, Sequence[str]], _: Screen) -> Mapping[str, object]:

@@ -59,8 +59,8 @@ def ship(
 
 
 def _show(shipped: Shipped, screen: Screen) -> None:
-    screen.say(f"wrote {shipped.folder}: {', '.join(shipped.files)}")
-    screen.say(f"Next: the commands in {shipped.folder / 'README.md'}")
+    screen.report(f"wrote {shipped.folder}: {', '.join(shipped.files)}")
+    screen.report(f"Next: the commands in {shipped.folder / 'README.md'}")
 
 
 def _document(shipped: Shipped, _: Screen) -> Mapping[str, object]:

@@ -173,7 +173,7 @@ class _Progress:
         for note in said:
             if note not in self.notes:
                 self.notes.add(note)
-                reporter.note(note)
+                reporter.warn(note)
         if error is None:
             run, self.metric = _scored(place, seed)
         elif isinstance(error, TrainingError):
@@ -183,7 +183,7 @@ class _Progress:
             raise error
         self.runs.setdefault(setting, {})[seed] = run
         if run.error is not None:
-            reporter.note(Note(f"{run.adapter}: {run.error}"))
+            reporter.warn(Note(f"{run.adapter}: {run.error}"))
         reporter.step(f"{run.adapter}: {'failed' if run.score is None else f'{run.score:.4f}'}")
         reporter.step("sweep", self.done, self.total)
         return run
@@ -234,7 +234,7 @@ class _Notes(Reporter):
     def __init__(self) -> None:
         self.kept: list[Note] = []
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Keep the note."""
         self.kept.append(Note(text))
 

@@ -241,9 +241,9 @@ def _show(found: Distillation, screen: Screen) -> None:
     output = screen.given["output"]
     screen.show(found.table())
     for note in found.notes:
-        screen.say(f"  {note}")
-    screen.say(f"wrote {output}.")
-    screen.say(f"Next: adapter-export build {output / STUDENT} -o bundle")
+        screen.report(f"  {note}")
+    screen.report(f"wrote {output}.")
+    screen.report(f"Next: adapter-export build {output / STUDENT} -o bundle")
 
 
 def _document(found: Distillation, screen: Screen) -> Mapping[str, object]:

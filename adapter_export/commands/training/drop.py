@@ -129,7 +129,7 @@ def drop(
     choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
     rows, notes = RowReader.of(opened, columns, HeadSpec(), whole.task, tables).read_all()
     for note in notes:
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     judged = _judged(opened, whole, choices, rows, batch_size, reporter)
     lesser = [_without(whole, dropped) for dropped in choices]
     curve, tokens = _curve(opened, whole, lesser, choices, judged, rows, reporter)
@@ -247,10 +247,10 @@ def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
 def _show(found: Drop, screen: Screen) -> None:
     screen.show(found.table())
     for note in found.notes:
-        screen.say(f"  {note}")
+        screen.report(f"  {note}")
     for name in ("output", "plot"):
         if name in screen.given:
-            screen.say(f"wrote {screen.given[name]}.")
+            screen.report(f"wrote {screen.given[name]}.")
 
 
 COMMAND = Command(

@@ -79,7 +79,7 @@ def lint(
 
         texts, notes = read_texts(locate(data, "table", reporter).path, spec.columns)
         for note in notes:
-            reporter.note(Note(note))
+            reporter.warn(Note(note))
     elif changed(spec):
         about = ", ".join(map(argument, changed(spec)))
         raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="add it")
@@ -157,7 +157,7 @@ def _show(found: Lint, screen: Screen) -> None:
     for rule, reason in found.skipped.items():
         reasons.setdefault(reason, []).append(rule)
     for reason, rules in reasons.items():
-        screen.say(f"skipped: {', '.join(rules)}: {reason}")
+        screen.report(f"skipped: {', '.join(rules)}: {reason}")
 
 
 COMMAND = Command(

@@ -106,12 +106,12 @@ def plan(
 
 def _show(found: Plan, screen: Screen) -> None:
     screen.show(found.table())
-    screen.say("")
-    screen.say(f"recommended: {found.recommended}")
+    screen.report("")
+    screen.report(f"recommended: {found.recommended}")
     for reason in found.reasons:
-        screen.say(f"  {reason}")
+        screen.report(f"  {reason}")
     if "plot" in screen.given:
-        screen.say(f"wrote {screen.given['plot']}")
+        screen.report(f"wrote {screen.given['plot']}")
 
 
 COMMAND = Command(

@@ -211,10 +211,10 @@ def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def _show(found: Sweep, screen: Screen) -> None:
     screen.show(found.table())
-    screen.say(f"{found.summary()} in {screen.given['output'] / RUNS}.")
+    screen.report(f"{found.summary()} in {screen.given['output'] / RUNS}.")
     for name in ("plot", "bundle"):
         if name in screen.given:
-            screen.say(f"wrote {screen.given[name]}")
+            screen.report(f"wrote {screen.given[name]}")
 
 
 COMMAND = Command(

@@ -159,7 +159,7 @@ def _show(made: Adapter, screen: Screen) -> None:
         if name != "loss"
     ]
     screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
-    screen.say(f"wrote the learning curve to {_curve(screen)}")
+    screen.report(f"wrote the learning curve to {_curve(screen)}")
     show_adapter(made, screen)
 
 

@@ -106,7 +106,7 @@ def import_peft(
     with naming_base(source):
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
-        reporter.note(Note(note))
+        reporter.warn(Note(note))
     return target.saved(finished(imported, opened, facts, reporter, found))
 
 
