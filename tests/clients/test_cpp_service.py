@@ -161,7 +161,7 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
         pytest.param({"inputs": {"input_ids": [[5]]}}, "`attention_mask`", id="no mask"),
         pytest.param({"inputs": {**INPUTS, "attention_mask": [[0, 0]]}}, "leaves no token", id="empty mask"),
         pytest.param({"inputs": {**INPUTS, "input_ids": [[5, 20]]}}, "out of range", id="no word"),
-        pytest.param({"inputs": {**INPUTS, "input_ids": [[5, "6"]]}}, "no number", id="a string"),
+        pytest.param({"inputs": {**INPUTS, "input_ids": [[5, "6"]]}}, "invalid numbers of its type", id="a string"),
         pytest.param({"adapter": "tone"}, "inputs", id="no inputs"),
         pytest.param([], "expected form", id="a list"),
         pytest.param({"inputs": INPUTS, "adapter": "tone", "strenght": 0.5}, "`strenght`", id="misspelt strength"),
