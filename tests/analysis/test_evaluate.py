@@ -459,7 +459,7 @@ def test_an_adapter_that_changes_nothing_is_named(world: World, topics: Path, tm
     assert ae.evaluate(bundle, topics, resamples=0).notes == (said,)
 
 
-def test_a_head_whose_task_nobody_knows_is_refused(world: World, topics: Path, tmp_path: Path) -> None:
+def test_a_head_without_a_task_is_refused(world: World, topics: Path, tmp_path: Path) -> None:
     topic = world.adapters["topic"]
     assert topic.head is not None
     unknown = replace(topic, head=replace(topic.head, task=None))

@@ -220,7 +220,7 @@ def test_an_answer_of_another_row_is_found_and_named(text_copy: Path) -> None:
     assert [owed.id for owed in report.findings if owed.status == "failed"] == ["golden-batches/bundle"]
 
 
-def test_a_row_of_nobody_is_refused(text_copy: Path) -> None:
+def test_a_row_of_an_unknown_adapter_is_refused(text_copy: Path) -> None:
     with edited_batches(text_copy) as document:
         document["batches"][0]["rows"][3]["adapter"] = "nobody"
     assert "`batch 1` is rejected: `batch 1`, row 3, adapter `nobody`: is not loaded" in replayed(text_copy).detail

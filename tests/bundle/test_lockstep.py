@@ -186,14 +186,15 @@ class TestWhichSideIsWrong:
 
 
 def proved(
-    bundle: OpenedBundle, reference: Reference, *, only: list[str], cases: list[str], **options: object
+    bundle: OpenedBundle, reference: Reference, *, only: list[str], cases: list[str], repro: Path | None = None
 ) -> Report:
-    plan = plan_check(bundle, only=only, variants=["slots"], **options)  # type: ignore[arg-type]
+    plan = plan_check(bundle, only=only, variants=["slots"])
     return prove(
         replace(
             plan,
             cases=tuple(case for case in plan.cases if case.name in cases),
             golden=tuple(golden.only(["none"]) for golden in plan.golden),
+            repro=repro,
         ),
         reference,
     )

@@ -220,7 +220,7 @@ def test_clients_that_send_slowly_are_sent_away(service: httpx.Client) -> None:
     assert found[2].startswith(b"HTTP/1.1 408")
 
 
-def test_a_long_text_stops_nobody_else(service: httpx.Client) -> None:
+def test_a_long_text_stops_no_other_request(service: httpx.Client) -> None:
     """While it is cut into tokens, others are answered."""
     body = json.dumps({"adapter": "wide", "texts": ["far moon " * 11_000] * 3})
 

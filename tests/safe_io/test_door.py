@@ -103,7 +103,7 @@ def _faults(source: str, place: str) -> Iterator[str]:
             yield f"{place}:{call.lineno} parses outside of `parsing`: {text}"
 
 
-def test_nobody_opens_or_parses_a_file_beside_the_door() -> None:
+def test_files_are_opened_and_parsed_through_the_door_only() -> None:
     found = [
         fault
         for path in sorted(PACKAGE.rglob("*.py"))

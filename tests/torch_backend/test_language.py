@@ -225,7 +225,7 @@ def test_rows_without_an_answer_and_files_without_texts_are_refused(base: ae.Bas
         ae.train(base, pairs, packing=True)
 
 
-def test_an_input_of_which_nobody_knows_what_it_is_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_input_is_refused(folder: Path, tmp_path: Path) -> None:
     """Positions index an embedding, like tokens."""
     texts = write(tmp_path / "texts.jsonl", [{"text": "n1 n2 n3"}, {"text": "n4 n5 n6"}])
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}

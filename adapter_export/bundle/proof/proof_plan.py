@@ -128,15 +128,11 @@ def plan_check(
     variants: Sequence[str] = (),
     quick: bool = False,
     brief: bool = False,
-    every_node: bool = False,
-    repro: Path | None = None,
-    runtimes: Sequence[str] = (),
-    providers: Sequence[ProviderName] = (),
 ) -> Plan:
     """Open a bundle, check its files, and choose the trials; the default is everything.
 
     `base` in `only` selects the base. A quick check runs golden vectors at one level, and no sites, swaps or other
-    shapes; a brief one skips only slow parts. The other arguments match the attributes of `Plan`.
+    shapes; a brief one skips only slow parts. Set other attributes of the plan with `replace`.
 
     Raises:
         UsageError: `only`, `cases` or `variants` contains an unknown name.
@@ -168,10 +164,6 @@ def plan_check(
         quick,
         brief,
         bool(cases),
-        every_node=every_node,
-        repro=repro,
-        runtimes=tuple(runtimes),
-        providers=tuple(providers),
     )
 
 

@@ -169,15 +169,11 @@ def check(
 
     chosen = provider_names(providers)
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
-    plan = plan_check(
-        folder_of(bundle, reporter),
-        only=only,
-        cases=cases,
-        variants=variants,
-        brief=quick,
+    plan = replace(
+        plan_check(folder_of(bundle, reporter), only=only, cases=cases, variants=variants, brief=quick),
         every_node=nodes,
         repro=place,
-        runtimes=runtimes,
+        runtimes=tuple(runtimes),
         providers=chosen,
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)

@@ -76,8 +76,8 @@ std::string body_of(const httplib::ContentReader& reader, std::size_t most) {
   return body;
 }
 
-// Ends connections whose request has no whole head in time. The library limits the pause between two pieces alone, and tells
-// nobody which connections it has: they are found among the open files, by the port of the client.
+// Ends connections whose request has no whole head in time. The library limits only the pause between two pieces and does not
+// expose its connections, so they are found among the open files by the client's port.
 class Heads {
  public:
   explicit Heads(httplib::Server& server) {

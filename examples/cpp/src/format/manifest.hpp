@@ -29,7 +29,7 @@ struct Lengths {
   std::vector<std::int64_t> exceptions = {};
 
   bool has(std::int64_t length) const;
-  // The smallest that is no smaller than a length; none if there is none.
+  // The smallest allowed length that is at least `length`, if any.
   std::optional<std::int64_t> at_least(std::int64_t length) const;
   // Such as `64 to 512, multiples of 8, but not 72`.
   std::string text() const;
@@ -91,7 +91,7 @@ struct RecordedRuns {
 // What comes out of an adapter besides the base's outputs.
 struct Head {
   std::string output;        // the output that holds its result; empty for an adapter without a head
-  std::optional<Task> task;  // what the result means; none if nobody knows it
+  std::optional<Task> task;  // meaning of the result; absent if unknown
 };
 
 // A topology of head.
@@ -114,7 +114,7 @@ struct AdapterRecord {
   std::string safetensors;
   std::string baked;  // the graph in which it is constant; empty if there is none
   GoldenRecord golden;
-  std::optional<MixRecord> mix;  // none if it is no weighted fusion
+  std::optional<MixRecord> mix;  // absent unless the adapter is a weighted fusion
 };
 
 struct BankRecord {

@@ -23,7 +23,7 @@ struct Row {
 // Any number of threads may use it at once, while adapters are loaded and unloaded.
 class Engine {
  public:
-  // `prefix_bytes`: how much memory may keep what lies below all adapters; more than 0 needs a bundle with the graph
+  // `prefix_bytes`: memory for cached activations below all adapters; more than 0 needs a bundle with the graph
   // `fanout`. Throws Fault if the bundle has none, or its rows influence each other.
   explicit Engine(const Bundle& bundle, int threads = 1, std::size_t prefix_bytes = 0);
 

@@ -21,7 +21,7 @@ class Graph {
   // Throws RequestFault if ONNX Runtime cannot compute these inputs.
   Arrays run(const Feeds& feeds, std::vector<std::string> outputs, const Ort::LoraAdapter* active = nullptr) const;
 
-  // What the file of the graph says under a key of its metadata; none if it says nothing.
+  // The value of a key in the graph's metadata, if any.
   std::optional<std::string> metadata(const std::string& key) const;
 
  private:

@@ -104,7 +104,7 @@ std::vector<Axis> axes_of(const SlotRecord& slot, const Array& array) {
   return axes;
 }
 
-// The head whose slots an adapter fills; none if all of them lie idle.
+// The head whose slots an adapter fills, if any.
 std::optional<HeadRecord> filled_head(const Arrays& tensors, const Manifest& manifest, const std::string& where) {
   std::set<std::string> busy;
   for (const auto& slot : manifest.slots) {

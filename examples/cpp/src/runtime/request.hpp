@@ -21,8 +21,8 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
 // The input of this name. Throws RequestFault if the graph has none.
 const InputRecord& input_record(const Manifest& manifest, const std::string& name);
 
-// What is said about the head of an adapter, whose file says nothing. With labels alone, it is the classification that
-// the head can do; with nothing, nobody knows what its results mean.
+// The caller's description of an adapter's head, which the adapter file does not describe. Labels without a type select
+// the classification that the head can do; without either, the meaning of its results is unknown.
 struct Claim {
   std::string type;  // the problem type; empty if it is not said
   std::vector<std::string> labels;

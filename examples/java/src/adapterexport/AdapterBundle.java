@@ -117,7 +117,7 @@ public final class AdapterBundle implements AutoCloseable {
    * Opens a bundle: every file is held against its hash.
    *
    * @param threads of a call inside ONNX Runtime.
-   * @param prefixBytes how much memory may keep what lies below all adapters, for rows that come again with another adapter;
+   * @param prefixBytes memory for cached activations below all adapters, for rows that come again with another adapter;
    *     more than 0 needs a bundle with the graph {@code fanout}.
    */
   public static AdapterBundle open(Path folder, int threads, long prefixBytes) {
@@ -154,7 +154,7 @@ public final class AdapterBundle implements AutoCloseable {
     });
   }
 
-  /** What an adapter answers; none where nobody knows it. */
+  /** The answer of an adapter; absent without a task. */
   public Optional<Task> task(String adapter) {
     return using(arena -> {
       MemorySegment type = arena.allocate(ADDRESS), labels = arena.allocate(ADDRESS);

@@ -105,7 +105,7 @@ final class Native {
     return address.reinterpret(Long.MAX_VALUE).getString(0);
   }
 
-  /** The text at a place, which is freed; none if there is none. */
+  /** Copy and free the text at an address; null if the address is null. */
   static Optional<String> taken(MemorySegment place) {
     MemorySegment address = place.get(ADDRESS, 0);
     if (address.equals(MemorySegment.NULL)) return Optional.empty();
