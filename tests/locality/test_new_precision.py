@@ -18,22 +18,29 @@ RECIPE = '''"""Weights of products in 16 bits, widened before each product."""
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
+
+from adapter_export.onnx_backend.base.weight_file import array_of
+from adapter_export.onnx_backend.quantise.graph_edits import (
+    add_node,
+    constant_matrix,
+    drop_unused_weights,
+    tensor_of,
+)
 
 
-def _stored_in_float16(proto, precision):
-    held = {tensor.name: tensor for tensor in proto.graph.initializer}
-    read = {node.input[1] for node in proto.graph.node if node.op_type in ("MatMul", "Gemm")} & held.keys()
-    casts = []
-    for name in sorted(read):
-        narrow = numpy_helper.from_array(numpy_helper.to_array(held[name]).astype(np.float16), f"{name}.half")
-        held[name].CopyFrom(narrow)
-        casts.append(helper.make_node("Cast", [narrow.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    return proto
+def _stored_in_float16(model, precision, weights):
+    halves = {}
+    for node in [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]:
+        weight = constant_matrix(node.inputs[1])
+        if weight is None:
+            continue
+        if weight not in halves:
+            narrow = array_of(tensor_of(weight)).astype(np.float16)
+            halves[weight] = weights.add(model.graph, f"{weight.name}.half", narrow)
+        node.replace_input_with(1, add_node(node, "Cast", [halves[weight]], to=ir.DataType.FLOAT.value))
+    drop_unused_weights(model)
+    return model
 
 
 RECIPES = {"fp16-weights": _stored_in_float16}

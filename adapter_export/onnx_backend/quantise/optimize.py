@@ -10,13 +10,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from adapter_export.errors import BaseModelError, argument
+from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
-from adapter_export.onnx_backend.quantise.rewritten import Deviation, in_memory, write_rewritten
+from adapter_export.onnx_backend.base.weight_file import WeightFile
+from adapter_export.onnx_backend.quantise.graph_edits import drop_unused_weights, expose_matrices
+from adapter_export.onnx_backend.quantise.rewritten import Deviation, rewrite_base
 from adapter_export.onnx_backend.rewrite.fused import open_sum, take_bias
 
 _BIAS, _ADDED_TO_SCORES = 3, 5
@@ -38,16 +40,31 @@ _RULES_THAT_FAIL = (AssertionError, AttributeError, IndexError, KeyError, Runtim
 def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]]:
     """Write a base with attention, norms and activations fused, and open it; count the fusions by onnxscript's names.
 
-    Precision, fingerprint, inputs, outputs and sites are unchanged. The weights are in memory during the conversion.
+    Precision, fingerprint, inputs, outputs and sites are unchanged.
 
     Raises:
         BaseModelError: onnxscript cannot fuse the base, or changed its interface.
     """
+    counts: Mapping[str, int] = {}
+
+    def fuse(model: ir.Model, _weights: WeightFile) -> ir.Model:
+        nonlocal counts
+        model, counts = _fused(model, base)
+        return model
+
+    made = rewrite_base(base, folder, "optimised", fuse)
+    return made, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
+
+
+def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]]:
+    """Fuse the operators of a graph, and count the fusions."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = readable(value.const_value)
     try:
-        whole = ONNXModel(ir.to_proto(in_memory(base)))
         # `Gemm` needs its input reshaped to two axes, but fusing attention loses that reshape
-        whole.replace_gemm_with_matmul()
-        model, counts = optimize_for_ort(ir.from_proto(whole.model))
+        expose_matrices(model, behind_transposes=False)
+        model, counts = optimize_for_ort(model)
     except _RULES_THAT_FAIL as error:
         raise BaseModelError(
             "onnxscript cannot fuse the operators of the base",
@@ -58,8 +75,7 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
     model = _with_sums_apart(model)
     if numerics(base.model).precision.name == "int8":
         model = _with_standard_attention(model)
-    made = write_rewritten(model, base, folder, "optimised")
-    return made, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
+    return model, counts
 
 
 def _with_sums_apart(model: ir.Model) -> ir.Model:

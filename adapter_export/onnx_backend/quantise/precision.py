@@ -1,14 +1,12 @@
 """Convert a base to another precision before slots are inserted, so that adapters are never quantized.
 
-ONNX Runtime's tools do the work: dynamic quantization, the quantizer of `MatMulNBits`, and the float16 converter. The
-result is a base like any other: it is written and opened, and its sites and outputs are compared with the original.
+ONNX Runtime's tools do the arithmetic, one weight at a time: its quantizer of embeddings, that of `MatMulNBits`, and
+the float16 converter. The result is a base like any other: it is written and opened, and its sites and outputs are
+compared with the original.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,8 +15,9 @@ from adapter_export.errors import BaseModelError, argument
 from adapter_export.format.precision import Precision
 from adapter_export.onnx_backend.base.flow import with_inferred_shapes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
+from adapter_export.onnx_backend.base.weight_file import WeightFile
 from adapter_export.onnx_backend.quantise.recipes import RECIPES
-from adapter_export.onnx_backend.quantise.rewritten import in_memory, write_rewritten
+from adapter_export.onnx_backend.quantise.rewritten import rewrite_base
 
 
 def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
@@ -26,7 +25,7 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
 
     `int8` uses products of 8-bit integers, with a scale per token and per column of a weight. `int8-weights` and
     `int4-weights` have a scale per block of a column, and per token unless activations are float32. Fingerprint, inputs
-    and outputs are unchanged. The weights are in memory during the conversion.
+    and outputs are unchanged. One weight at a time is in memory.
 
     Raises:
         BaseModelError: the base is not in float32, has nothing to quantize, or its sites are no longer found.
@@ -42,11 +41,11 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
             expected=f"a base in float32 for {argument('base_precision', precision.name)}",
             fix=f"remove {argument('base_precision')} to keep its precision, or use the original float32 base",
         )
-    model = with_inferred_shapes(in_memory(base))
-    model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # silences a warning
-    with _silenced():
-        proto = RECIPES[precision.name](ir.to_proto(model), precision)
-    made = write_rewritten(ir.from_proto(proto), base, folder, f"in {precision.name}")
+
+    def convert(model: ir.Model, weights: WeightFile) -> ir.Model:
+        return RECIPES[precision.name](with_inferred_shapes(model), precision, weights)
+
+    made = rewrite_base(base, folder, f"in {precision.name}", convert)
     if numerics(made.model).precision.name != precision.name:
         raise BaseModelError(
             "has no products that can be quantized",
@@ -56,14 +55,3 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
             fix="keep the base in float32, or in float16",
         )
     return made
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Silence the quantizers, which log each node to the root logger's handlers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

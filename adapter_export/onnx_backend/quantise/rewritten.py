@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from adapter_export.numerics.sample_inputs import InputCase, has_rows_per_token,
 from adapter_export.onnx_backend.base import external
 from adapter_export.onnx_backend.base.normalise import correct_shapes
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase, numerics, open_onnx
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.runtime.graphs import run_session
+from adapter_export.onnx_backend.base.weight_file import WeightFile
+from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
@@ -41,17 +41,11 @@ def verdict_of(cosine: float) -> Verdict:
     return "close" if cosine >= _CLOSE else "apart" if cosine >= _NOTICEABLE else "far"
 
 
-def in_memory(base: OnnxBase) -> ir.Model:
-    """Return a copy of a base with its weights in memory."""
-    model = base.model.clone()
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = external.in_memory(value.const_value)
-    return model
+Rewrite = Callable[[ir.Model, WeightFile], ir.Model]
+"""Changes a copy of a base's graph, whose weights are on disk, and writes new weights to a file; returns the result."""
 
 
-def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> OnnxBase:
+def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> OnnxBase:
     """Write a rewritten base into a folder as `base.onnx` and `base.bin`, and open it.
 
     It keeps the fingerprint, so that adapters of the base fit it, the site map, and the module paths of its sites,
@@ -60,11 +54,14 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
     Raises:
         BaseModelError: its inputs, outputs or sites no longer match the base.
     """
+    with WeightFile(folder / external.WEIGHTS_FILE) as weights:
+        model = rewrite(base.model.clone(), weights)
+        weights.move(model)
     model.graph.sort()  # the float16 converter appends casts of inputs at the end
     model.metadata_props.clear()
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"
-    ir.save(model, path, external_data="base.bin", size_threshold_bytes=external.EMBEDDED_BYTES)
+    ir.save(model, path)
     written = external.read_model(path, partial(BaseModelError, "is not an ONNX model", where=path))
     if correct_shapes(written, folder, base.inputs):
         ir.save(written, path)
@@ -192,8 +189,8 @@ def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> li
     """Run a base and its rewritten version on the same inputs, and compare each float output."""
     if not cases:
         raise NothingComparedError("the rewritten base was not compared with the original: there are no inputs")
-    before, after = open_session(base.model, base.folder), open_session(made.model, made.folder)
-    pairs = [(run_session(before, case.arrays), run_session(after, case.arrays)) for case in cases]
+    feeds = [case.arrays for case in cases]
+    pairs = list(zip(*(Pieces(one.model, one.folder).run_all(feeds) for one in (base, made)), strict=True))
     masks = [shown_tokens(base.inputs, case.arrays) for case in cases]
     size, stored = extent(base.flow), numerics(base.model).precision.activations
     inner = max(size.inner, *(length for case in cases for array in case.arrays.values() for length in array.shape))

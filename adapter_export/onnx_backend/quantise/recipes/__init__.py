@@ -1,7 +1,8 @@
 """Recipes that convert a float32 base to another precision, one module each; found by scanning this package.
 
-A recipe changes a graph as a protobuf message. To add a precision, add a row in `format/precision.py`, a recipe here,
-and its detection to `numerics` in `onnx_backend/base/onnx_base.py`.
+A recipe changes a graph whose weights are on disk: it reads one weight at a time, and writes what replaces it to a
+`WeightFile`. It returns the changed graph. To add a precision, add a row in `format/precision.py`, a recipe here, and
+its detection to `numerics` in `onnx_backend/base/onnx_base.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 
-import onnx
+import onnx_ir as ir
 
 from adapter_export.format.precision import Precision, PrecisionName
+from adapter_export.onnx_backend.base.weight_file import WeightFile
 
-Recipe = Callable[[onnx.ModelProto, Precision], onnx.ModelProto]
+Recipe = Callable[[ir.Model, Precision, WeightFile], ir.Model]
 
 
 def _scanned() -> Mapping[PrecisionName, Recipe]:

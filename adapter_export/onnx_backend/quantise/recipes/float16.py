@@ -4,26 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
+import onnx_ir as ir
+from onnxruntime.transformers.float16 import convert_float_to_float16, convert_np_to_float16
 
 from adapter_export.format.precision import Precision, PrecisionName
+from adapter_export.onnx_backend.base.external import in_memory
+from adapter_export.onnx_backend.base.weight_file import WeightFile, array_of, is_embedded, rows_of
+from adapter_export.onnx_backend.quantise.graph_edits import tensor_of
 from adapter_export.onnx_backend.quantise.recipes import Recipe
 
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
 """Range of float16 weights. A mask of -1e4 works like -1e38, and two of them do not overflow."""
 
 
-def _float16(proto: onnx.ModelProto, _precision: Precision) -> onnx.ModelProto:
-    converted: onnx.ModelProto = convert_float_to_float16(
-        proto,
-        keep_io_types=True,
-        disable_shape_infer=True,
-        min_positive_val=_SMALLEST_HALF,
-        max_finite_val=_LARGEST_HALF,
-        node_block_list=_kept_in_float32(proto.graph),
+def _float16(model: ir.Model, _precision: Precision, weights: WeightFile) -> ir.Model:
+    """Convert a graph, then its large weights one at a time.
+
+    The converter needs all weights in the graph's message. It gets arrays without elements in place of large ones,
+    and decides which become float16.
+    """
+    large = _take_out_large_weights(model)
+    proto = ir.to_proto(model)
+    converted = ir.from_proto(
+        convert_float_to_float16(
+            proto,
+            keep_io_types=True,
+            disable_shape_infer=True,
+            min_positive_val=_SMALLEST_HALF,
+            max_finite_val=_LARGEST_HALF,
+            node_block_list=_kept_in_float32(proto.graph),
+        )
     )
+    for graph in converted.graphs():
+        for name in graph.initializers.keys() & large.keys():
+            _put_back(graph.initializers[name], large[name], weights)
     return converted
+
+
+def _take_out_large_weights(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
+    """Replace large weights by arrays without elements, and return them by name."""
+    large: dict[str, ir.TensorProtocol] = {}
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = tensor_of(value)
+            if is_embedded(tensor):
+                value.const_value = in_memory(tensor)
+            else:
+                large[name] = tensor
+                value.const_value = ir.Tensor(np.zeros(0, tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
+    return large
+
+
+def _put_back(value: ir.Value, tensor: ir.TensorProtocol, weights: WeightFile) -> None:
+    """Give a converted graph's value its weight, in the type that the converter chose."""
+    if tensor_of(value).dtype == ir.DataType.FLOAT16 != tensor.dtype:
+        floats = array_of(tensor)
+        halves = (convert_np_to_float16(part, _SMALLEST_HALF, _LARGEST_HALF) for part in rows_of(floats))
+        tensor = weights.write(value.name or "", ir.DataType.FLOAT16, floats.shape, halves)
+    value.const_value, value.shape = tensor, tensor.shape
+    for node, _ in value.uses():  # the converter gives these the shape of the array without elements
+        if node.op_type == "Cast":
+            node.outputs[0].shape = tensor.shape
 
 
 def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
