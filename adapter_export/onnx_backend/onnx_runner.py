@@ -62,12 +62,28 @@ class Pieces:
         """Return all outputs by name; `feeds` may have extra values. Raises as `open_session` and `run_session`."""
         return self.run_all([feeds])[0]
 
-    def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
-        """Return the outputs of each request, opening each piece once."""
+    def run_all(
+        self,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        condense: Callable[[Arrays], Arrays] = dict,
+    ) -> list[Arrays]:
+        """Return the outputs of each request, opening each piece once.
+
+        `condense` makes outputs smaller as soon as no later piece reads them, before the next request runs.
+        """
         known: list[Arrays] = [dict(feeds) for feeds in requests]
-        for model in self._models:
-            self._run_piece(model, known)
-        return [{name: values[name] for name in self._outputs} for values in known]
+        results: list[Arrays] = [{} for _ in requests]
+        for at, model in enumerate(self._models):
+            later = self.reads_after(at)
+            final = [name for name in self._outputs if name not in later]
+
+            def settle(number: int, values: Arrays, final: Sequence[str] = final, later: set[str] = later) -> None:
+                results[number] |= condense({name: values[name] for name in final if name in values})
+                for name in values.keys() - later:
+                    del values[name]
+
+            self._run_piece(model, known, settle)
+        return [{name: values[name] for name in self._outputs} for values in results]
 
     def reads_after(self, at: int) -> set[str]:
         """Return the values that the pieces after a piece read."""
@@ -89,16 +105,23 @@ class Pieces:
             later = self.reads_after(at)
             known = {name: value for name, value in found.items() if name in later}
 
-    def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
-        """Run one piece; a separate function, so that its session is closed at the end."""
+    def _run_piece(
+        self, model: ir.Model, known: Sequence[Arrays], settle: Callable[[int, Arrays], None] | None = None
+    ) -> None:
+        """Run one piece, and call `settle` after each request.
+
+        A separate function, so that its session is closed at the end.
+        """
         session = None if self._open is None else self._open.get(id(model))
         if session is None:
             session = open_session(model, self._folder, optimize=self._optimize, pack=False)
         if self._open is not None:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
-        for values in known:
+        for at, values in enumerate(known):
             values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+            if settle is not None:
+                settle(at, values)
 
 
 def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
