@@ -64,6 +64,7 @@ def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]
     try:
         # `Gemm` needs its input reshaped to two axes, but fusing attention loses that reshape
         expose_matrices(model, behind_transposes=False)
+        drop_unused_weights(model)
         model, counts = optimize_for_ort(model)
     except _RULES_THAT_FAIL as error:
         raise BaseModelError(

@@ -17,7 +17,6 @@ from adapter_export.onnx_backend.quantise.graph_edits import (
     expose_matrices,
     multiply,
     quantize_tables,
-    replace_node,
     tensor_of,
 )
 from adapter_export.onnx_backend.quantise.recipes import Recipe
