@@ -47,7 +47,8 @@ def _slices(array: np.ndarray, axis: int) -> Iterator[slice]:
 
 def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Make a tensor an initializer of a graph under its own name, which must be new."""
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -27,7 +27,7 @@ def _float16(model: ir.Model, _precision: Precision, weights: WeightFile) -> ir.
     """
     large = _take_out_large_weights(model)
     proto = ir.to_proto(model)
-    converted = ir.from_proto(
+    converted: ir.Model = ir.from_proto(
         convert_float_to_float16(
             proto,
             keep_io_types=True,
@@ -58,15 +58,15 @@ def _take_out_large_weights(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
 
 
 def _put_back(value: ir.Value, tensor: ir.TensorProtocol, weights: WeightFile) -> None:
-    """Give a converted graph's value its weight, in the type that the converter chose."""
-    if tensor_of(value).dtype == ir.DataType.FLOAT16 != tensor.dtype:
+    """Give a value of the converted graph its weight, in the type that the converter chose."""
+    if tensor_of(value).dtype != tensor.dtype:
         floats = array_of(tensor)
         halves = (convert_np_to_float16(part, _SMALLEST_HALF, _LARGEST_HALF) for part in rows_of(floats))
-        tensor = weights.write(value.name or "", ir.DataType.FLOAT16, floats.shape, halves)
-    value.const_value, value.shape = tensor, tensor.shape
+        tensor = weights.write(tensor.name or "", ir.DataType.FLOAT16, floats.shape, halves)
+    value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
     for node, _ in value.uses():  # the converter gives these the shape of the array without elements
         if node.op_type == "Cast":
-            node.outputs[0].shape = tensor.shape
+            node.outputs[0].shape = ir.Shape(tensor.shape.numpy())
 
 
 def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
