@@ -61,7 +61,9 @@ std::string RecordedComparison::digest(const GraphRun& graph, const Choice& adap
   for (const auto& name : bundle_.manifest().recorded->cases) {
     const auto outputs = graph.run(golden.inputs(name), adapter);
     for (const auto& [output, _] : golden.record.absolute) {
-      const auto own = own_part(outputs.at(output), golden.output(name, output));
+      // golden data have the shapes of all outputs but those that they only sketch, and these have the same in all graphs
+      const bool whole = bundle_.manifest().sketches.count(output);
+      const auto own = whole ? outputs.at(output) : own_part(outputs.at(output), golden.output(name, output));
       bytes.append(reinterpret_cast<const char*>(own.bytes.data()), own.bytes.size());
     }
   }
