@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of
+from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of, choose_sketches
 from adapter_export.bundle.golden_batches import padding_by_name
 from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
 from adapter_export.bundle.golden_media import check_media
@@ -275,10 +275,11 @@ class _Build:
     def golden_data(self) -> GoldenDataMaker:
         """Maker of golden data."""
         plan = self.plan
-        cases = [case_of(case.name, case.arrays, plan.base.inputs) for case in plan.cases]
+        cases = [case_of(case.name, case.arrays, plan.base.inputs, case.seeds) for case in plan.cases]
         allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).precision.activations)
         fingerprint, checksums = plan.base.fingerprint, self.draft.checksums
-        vectors = GoldenMaker(plan.references, cases, self.outputs, allowance, fingerprint, checksums)
+        sketches = choose_sketches(plan.base.outputs, plan.base.inputs, cases)
+        vectors = GoldenMaker(plan.references, cases, self.outputs, allowance, fingerprint, checksums, sketches)
         return GoldenDataMaker(vectors, self.writer.heads, plan.base.inputs, self.reporter)
 
     @cached_property
@@ -344,6 +345,7 @@ class _Build:
             derivation=DERIVATION_FILE,
             checksums=None if draft.checksums is None else draft.checksums.output,
             generation=facts.generation,
+            sketches=self.golden_data.vectors.sketches,
         )
 
     def write_golden_sets(self, bundle: OpenedBundle, base: Golden, pairs: Pairs) -> None:

@@ -26,6 +26,7 @@ from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import AdapterRecord, Manifest, VariantName
 from adapter_export.format.media import GoldenMedia, read_golden_media
+from adapter_export.format.sketch import sketched
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
@@ -147,16 +148,24 @@ class OpenedBundle:
         """True if rows are independent: according to the base's operators, and in a test run."""
         return self.numerics.batch_invariant and _rows_are_apart(self.manifest, self.run_slots)
 
-    def run_slots(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
+    def run_slots(
+        self, requests: Sequence[Mapping[str, np.ndarray]], condense: Callable[[Arrays], Arrays] = dict
+    ) -> list[Arrays]:
         """Run the graph with slots on inputs and on slot tensors that are not neutral.
+
+        `condense` makes the outputs of a request smaller before the next one runs, such as `stored`.
 
         Raises:
             RequestError: the graph cannot compute them.
         """
         if self.staged and weights_are_many(self.slots_model):
-            return Pieces(self.slots_model, self.home).run_all(requests)
+            return Pieces(self.slots_model, self.home).run_all(requests, condense)
         session = self.session(self.manifest.graphs["slots"])
-        return [run_session(session, feeds) for feeds in requests]
+        return [condense(run_session(session, feeds)) for feeds in requests]
+
+    def stored(self, outputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Return outputs in the form of golden data, which contain sketches of wide ones."""
+        return sketched(outputs, self.manifest.sketches)
 
     @cached_property
     def extent(self) -> Extent:
@@ -221,7 +230,8 @@ class OpenedBundle:
         if name not in self._golden:
             record = self.manifest.golden if name is None else self.record(name).golden
             with self.bundle.named():
-                self._golden[name] = read_golden(self.home, name, record, self.manifest.inputs)
+                manifest = self.manifest
+                self._golden[name] = read_golden(self.home, name, record, manifest.inputs, manifest.sketches)
         return self._golden[name]
 
     def parts(self, name: str) -> GoldenParts | None:
@@ -454,21 +464,34 @@ class Graph:
         outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
         return run_session(session, self.feeds(arrays, chosen), outputs)
 
-    def run_all(self, requests: Sequence[Request], result_bytes: int) -> Iterator[Arrays]:
-        """Run all requests; `result_bytes` is the size of the results of one run.
+    def run_all(
+        self,
+        requests: Sequence[Request],
+        result_bytes: int,
+        on_outputs: Callable[[int, Arrays], None] | None = None,
+    ) -> Iterator[Arrays]:
+        """Run all requests, and yield their outputs in the form of golden data.
+
+        `result_bytes` is the size of the results of one run in that form. `on_outputs` receives the number and the
+        whole outputs of each request, unless the graph runs piece by piece.
 
         Raises:
             RequestError: as for `run`.
             BaseModelError: the graph cannot be opened.
         """
         if not self.pieces:
-            yield from (self.run(arrays, chosen) for arrays, chosen in requests)
+            for at, (arrays, chosen) in enumerate(requests):
+                outputs = self.run(arrays, chosen)
+                if on_outputs is not None:
+                    on_outputs(at, outputs)
+                yield self.bundle.stored(outputs)
             return
         model, count = self.bundle.model(self.file), max(1, _RESULT_BYTES // max(1, result_bytes))
         open_session(model, self.bundle.home)  # pieces that open do not prove that the whole graph does
         for start in range(0, len(requests), count):
             some = requests[start : start + count]
-            results = Pieces(model, self.bundle.home).run_all([self.feeds(*request) for request in some])
+            feeds = [self.feeds(*request) for request in some]
+            results = Pieces(model, self.bundle.home).run_all(feeds, self.bundle.stored)
             for (_, chosen), found in zip(some, results, strict=True):
                 yield {name: found[name] for name in self._outputs(chosen, found)}
 

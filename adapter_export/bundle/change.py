@@ -69,7 +69,10 @@ def add_adapters(
     adapters = [rounded(adapter, precision) for adapter in adapters]
     _check_fit(adapters, old, writer, site_map)
     cases = old.golden(None).cases
-    vectors = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base, old.checksums)
+    allowance = old.allowance(cases)
+    vectors = GoldenMaker(
+        references, cases, old.base_outputs, allowance, manifest.base, old.checksums, manifest.sketches
+    )
     data = GoldenDataMaker(vectors, writer.heads, manifest.inputs, reporter)
     pairs = [(adapter, data.of_adapter(adapter)) for adapter in adapters]
     sets = _with_added(old, data, pairs, padding_by_name(manifest, writer.plan, adapters))

@@ -5,9 +5,11 @@ A bundle stores golden vectors so that a program in any language can verify itse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -16,8 +18,10 @@ import numpy.typing as npt
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NothingComparedError, TensorError, quoted
+from adapter_export.format.axes import axis_names, length
 from adapter_export.format.check_report import Against, Split
-from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
+from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest, OutputRecord
+from adapter_export.format.sketch import SketchRecord, filled, sketched
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
@@ -48,6 +52,7 @@ class Case:
     """Named inputs, the length of each dynamic axis, and the mask of real tokens, [batch, tokens].
 
     `real` is `None` if all tokens are real or the base has no mask. `core` cases run in every graph at every level.
+    `seeds` describe inputs that `filled` made, by name.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Case:
     axes: Mapping[str, int]
     real: npt.NDArray[np.bool_] | None
     core: bool = True
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -75,13 +81,63 @@ class Case:
         yield "padding", ~rows
 
 
-def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord]) -> Case:
+def case_of(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    inputs: Sequence[InputRecord],
+    seeds: Mapping[str, int] = MappingProxyType({}),
+) -> Case:
     """Return a case whose axes and padding are read from the arrays."""
     axes: dict[str, int] = {}
     for record in inputs:
         lengths = zip(record.axes, arrays[record.name].shape, strict=True)
         axes.update({axis: length for axis, length in lengths if isinstance(axis, str)})
-    return Case(name, arrays, axes, shown_tokens(inputs, arrays))
+    return Case(name, arrays, axes, shown_tokens(inputs, arrays), seeds=seeds)
+
+
+def stored_inputs(case: Case) -> Arrays:
+    """Return the tensors of a case's inputs in files: seed and shape of inputs that have a seed, the others whole."""
+    seeds = {
+        f"{case.name}.fill.{name}": np.array([seed, *case.arrays[name].shape], np.int64)
+        for name, seed in case.seeds.items()
+    }
+    whole = {f"{case.name}.input.{name}": array for name, array in case.arrays.items() if name not in case.seeds}
+    return seeds | whole
+
+
+def stored_case(name: str, tensors: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], where: Path) -> Case:
+    """Return a case from the tensors of a file.
+
+    Raises:
+        TensorError: the file lacks an input, or has one of another number of axes or of an impossible shape.
+    """
+    arrays, seeds, faults = dict[str, np.ndarray](), dict[str, int](), list[str]()
+    for record in inputs:
+        whole, fill = tensors.get(f"{name}.input.{record.name}"), tensors.get(f"{name}.fill.{record.name}")
+        if whole is not None and fill is None:
+            arrays[record.name] = whole
+        elif whole is None and fill is not None and fill.dtype == np.int64 and fill.ndim == 1 and fill.size:
+            seeds[record.name] = int(fill[0])
+            try:
+                arrays[record.name] = filled(int(fill[0]), fill[1:].tolist(), record.dtype)
+            except (ValueError, OverflowError) as error:
+                faults.append(f"`{name}.fill.{record.name}`: {error}")
+                continue
+        else:
+            faults.append(f"`{name}.input.{record.name}` missing, or stored twice")
+            continue
+        if arrays[record.name].ndim != len(record.axes):
+            shape = list(arrays[record.name].shape)
+            faults.append(f"`{name}.input.{record.name}` {shape}, expected {len(record.axes)} axes")
+    if faults:
+        raise TensorError(
+            "the golden data do not match their cases",
+            where=where,
+            found="; ".join(faults[:_SHOWN]),
+            expected="every input, whole or as a seed and a shape",
+            fix="rebuild the bundle",
+        )
+    return case_of(name, arrays, inputs, seeds)
 
 
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
@@ -95,10 +151,10 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
     cases = covering_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
-    made = [(one.core, case_of(one.name, one.arrays, manifest.inputs)) for one in cases]
+    made = [(one.core, case_of(one.name, one.arrays, manifest.inputs, one.seeds)) for one in cases]
     there = {case.name for case in cases}
     for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
-        case = case_of(one.name, one.arrays, manifest.inputs)
+        case = case_of(one.name, one.arrays, manifest.inputs, one.seeds)
         if one.name not in there:  # skip duplicates: a long case costs as much as all others
             made.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
     return tuple(replace(case, core=core) for core, case in made)
@@ -116,7 +172,7 @@ class Golden:
 
     `against` is `golden` for stored vectors and `reference` for outputs computed during a check. `undefined` contains,
     by case and output, the padding positions that the reference leaves undefined, [batch, tokens], or for outputs
-    without a row per token the rows that depend on such positions, [batch].
+    without a row per token the rows that depend on such positions, [batch]. Outputs in `sketches` are sketches.
     """
 
     adapter: str | None
@@ -126,6 +182,11 @@ class Golden:
     reference: str
     against: Against = "golden"
     undefined: Sequence[Undefined] = ()
+    sketches: Mapping[str, SketchRecord] = field(default_factory=dict)
+
+    def stored(self, outputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Return outputs of a program in the form of these golden data, to be compared with them."""
+        return sketched(outputs, self.sketches)
 
     def only(self, names: Sequence[str]) -> Golden:
         """Return the named cases; all cases if no name is given."""
@@ -163,39 +224,78 @@ class Golden:
             yield part, elements
 
 
-def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
-    """Read the golden vectors of the base or of an adapter from a bundle.
+_WHOLE_BYTES = 2**20
+"""Maximum bytes of golden data that an output, or all caches together, take as a whole."""
+
+_WIDE = 4096
+"""Elements of a row from which its sketch has more sums: their sensitivity falls with the root of their terms."""
+
+_SKETCH_OF_WIDE = (8, 64, (251, 256))
+_SKETCH_OF_NARROW = (8, 64, (61, 64))
+_SKETCH_OF_CACHE = (8, 16, (61, 64))
+"""`largest`, `columns` and `moduli` of sketches. The moduli have no common divisor, so that two elements share at most
+one of their sums unless they are very far apart."""
+
+
+def choose_sketches(
+    outputs: Sequence[OutputRecord], inputs: Sequence[InputRecord], cases: Sequence[Case]
+) -> Mapping[str, SketchRecord]:
+    """Return the outputs of a base whose golden data would be large, with their sketches.
+
+    A row is a token, or a text for a cache: what a decoder keeps of a token grows with its layers.
+    """
+    caches = {record.next for record in inputs} - {None}
+    sizes: dict[str, list[int]] = {}
+    for output in outputs:
+        if output.dtype == "float32" and {*axis_names([output])} <= {name for case in cases for name in case.axes}:
+            shapes = [[length(axis, case.axes) for axis in output.axes] for case in cases]
+            sizes[output.name] = list(map(math.prod, shapes))
+    of_caches = sum(sum(sizes.get(name, ())) for name in caches if name is not None)
+    sketches: dict[str, SketchRecord] = {}
+    for output in outputs:
+        is_cache, elements = output.name in caches, sum(sizes.get(output.name, ()))
+        total = of_caches if is_cache else elements
+        axes = 1 if is_cache or len(output.axes) == 2 else len(output.axes) - 1
+        row = sizes.get(output.name, [0])[0] if is_cache else output.axes[-1]
+        if total * np.dtype(np.float32).itemsize > _WHOLE_BYTES and len(output.axes) > 1 and isinstance(row, int):
+            form = _SKETCH_OF_CACHE if is_cache else _SKETCH_OF_WIDE if row > _WIDE else _SKETCH_OF_NARROW
+            record = SketchRecord(axes, *form)
+            if record.width < row or is_cache:
+                sketches[output.name] = record
+    return sketches
+
+
+def read_golden(
+    folder: Path,
+    adapter: str | None,
+    record: GoldenRecord,
+    inputs: Sequence[InputRecord],
+    sketches: Mapping[str, SketchRecord] = MappingProxyType({}),
+) -> Golden:
+    """Read the golden vectors of the base or of an adapter from a bundle; outputs in `sketches` are stored as those.
 
     Raises:
         FileError, FormatError: the file cannot be read.
         TensorError: it lacks an input or an output of a case, or contains other tensors.
     """
-    tensors = read_tensors(folder / record.path)
-    keys = [f"input.{one.name}" for one in inputs] + [f"output.{name}" for name in record.absolute]
-    wrong = {f"{case}.{key}" for case in record.cases for key in keys} ^ tensors.keys()
+    path = folder / record.path
+    tensors = read_tensors(path)
+    missing = {f"{case}.output.{name}" for case in record.cases for name in record.absolute} - tensors.keys()
+    cases = [stored_case(case, tensors, inputs, path) for case in record.cases] if not missing else []
+    known = {name for case in cases for name in stored_inputs(case)}
+    known |= {f"{case.name}.output.{name}" for case in cases for name in record.absolute}
+    wrong = missing or tensors.keys() - known
     if wrong:
         raise TensorError(
             "the golden vectors do not match their cases",
-            where=folder / record.path,
+            where=path,
             found=", ".join(sorted(wrong)[:_SHOWN]),
             expected=f"all inputs and outputs of {quoted(record.cases)}",
             fix="rebuild the bundle",
         )
-    for case, one in ((case, one) for case in record.cases for one in inputs):
-        if tensors[f"{case}.input.{one.name}"].ndim != len(one.axes):
-            raise TensorError(
-                "a golden input and the graph's input differ in their number of axes",
-                where=folder / record.path,
-                found=f"`{case}.input.{one.name}` {list(tensors[f'{case}.input.{one.name}'].shape)}",
-                expected=f"{len(one.axes)} axes",
-                fix="rebuild the bundle",
-            )
-    cases = [
-        case_of(case, {i.name: tensors[f"{case}.input.{i.name}"] for i in inputs}, inputs) for case in record.cases
-    ]
     outputs = [{name: tensors[f"{case}.output.{name}"] for name in record.absolute} for case in record.cases]
     budgets = {name: _stored_budget(record, name) for name in record.absolute}
-    return Golden(adapter, cases, outputs, budgets, record.reference)
+    return Golden(adapter, cases, outputs, budgets, record.reference, sketches=sketches)
 
 
 def write_golden(golden: Golden, folder: Path, path: str) -> GoldenRecord:
@@ -206,7 +306,7 @@ def write_golden(golden: Golden, folder: Path, path: str) -> GoldenRecord:
     """
     tensors: Arrays = {}
     for case, outputs in zip(golden.cases, golden.outputs, strict=True):
-        tensors |= {f"{case.name}.input.{name}": array for name, array in case.arrays.items()}
+        tensors |= stored_inputs(case)
         tensors |= {f"{case.name}.output.{name}": array for name, array in outputs.items()}
     write_tensors(folder / path, tensors)
     absolute = {name: allowed.absolute for name, allowed in golden.budgets.items()}
@@ -304,7 +404,8 @@ def to_disturb(cases: Sequence[Case]) -> list[Case]:
 class GoldenMaker:
     """Computes a graph's expected outputs with a reference, never with the graph; `outputs` are those of the base.
 
-    With `checksums`, expected slot checksums are added: references have no slots.
+    With `checksums`, expected slot checksums are added: references have no slots. Outputs in `sketches` are condensed
+    case by case, so that only one case's wide outputs are in memory.
     """
 
     references: Runner
@@ -313,26 +414,37 @@ class GoldenMaker:
     allowance: Allowance
     base: str
     checksums: SlotChecksums | None = None
+    sketches: Mapping[str, SketchRecord] = field(default_factory=dict)
 
     def compute(
-        self, adapter: Adapter | None, output: str | None, *, name: str | None = None, reporter: Reporter = SILENT
+        self,
+        adapter: Adapter | None,
+        output: str | None,
+        *,
+        name: str | None = None,
+        reporter: Reporter = SILENT,
+        inspect: Callable[[Case, Arrays], None] | None = None,
     ) -> Golden:
         """Run the reference on every case; each output has one budget for all cases.
 
         `output` is the graph's output for the adapter's head; `name` is the adapter's name in the bundle, if it differs
-        from the adapter's name.
+        from the adapter's name. `inspect` receives each case with its whole outputs.
         """
         known = name if adapter is None or name is not None else adapter.name
         outputs, vague = [], list[Undefined]()
         for case in self.cases:
             computed = run(self.references, case.arrays, adapter, self.outputs, output)
-            outputs.append({**computed, **self._expected_checksums(case, adapter)})
+            if inspect is not None:
+                inspect(case, computed)
+            outputs.append({**sketched(computed, self.sketches), **self._expected_checksums(case, adapter)})
+            del computed
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
             reporter.step(f"{known or BASE}, {case.name}: reference")
         few = to_disturb(self.cases)
         moved = self._moved(few, adapter, output, lambda: reporter.step(f"{known or BASE}: reference with errors"))
         budgets = self._budgets(outputs, moved)
-        return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
+        description = self.references.description
+        return Golden(known, self.cases, outputs, budgets, description, "reference", vague, self.sketches)
 
     def measured(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
         """Return one computed case, with budgets widened by the measured effect of rounding on it."""
@@ -395,18 +507,20 @@ class GoldenMaker:
                 vague[name] = np.any(each.reshape(len(real), -1), -1)
         return vague
 
-    def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
-        """Return golden vectors that can be stored.
+    def make(self, adapter: Adapter | None, output: str | None = None, inputs: Sequence[InputRecord] = ()) -> Golden:
+        """Return golden vectors that can be stored; the caches among `inputs` are compared with their outputs.
 
         Raises:
-            BaseModelError: the reference lacks an output of the base, or returns NaN or Inf.
+            BaseModelError: the reference lacks an output of the base, returns NaN or Inf, or an output that does not
+                extend its cache.
             NothingComparedError: there are no cases.
         """
         if not self.cases:
             raise NothingComparedError("no golden vectors: there are no inputs")
         added = None if self.checksums is None else self.checksums.output
-        found, names = self.compute(adapter, output), [*self.outputs, *filter(None, (output, added))]
-        for case, outputs in zip(self.cases, found.outputs, strict=True):
+        names = [*self.outputs, *filter(None, (output,))]
+
+        def inspect(case: Case, outputs: Arrays) -> None:
             faults = [f"missing output `{name}`" for name in names if name not in outputs]
             faults += [f"NaN or Inf in `{name}`" for name in names if not np.isfinite(outputs.get(name, 0)).all()]
             if faults:
@@ -417,25 +531,28 @@ class GoldenMaker:
                     expected=quoted(names),
                     fix="check the base and the adapter's weights",
                 )
-        outputs_by_case = [{name: np.ascontiguousarray(outputs[name]) for name in names} for outputs in found.outputs]
-        budgets = {name: found.budgets[name] for name in names}
-        return Golden(found.adapter, self.cases, outputs_by_case, budgets, found.reference)
+            check_caches(case, outputs, inputs)
+
+        golden, names_stored = self.compute(adapter, output, inspect=inspect), [*names, *filter(None, (added,))]
+        outputs = [{name: np.ascontiguousarray(computed[name]) for name in names_stored} for computed in golden.outputs]
+        budgets = {name: golden.budgets[name] for name in names_stored}
+        return replace(golden, outputs=outputs, budgets=budgets, against="golden", undefined=())
 
 
-def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
+def check_caches(case: Case, outputs: Arrays, inputs: Sequence[InputRecord]) -> None:
     """Check that each returned cache begins with the cache that was fed: outputs and caches are paired only by order.
 
     Raises:
         BaseModelError: an output does not extend the cache it is paired with.
     """
     for record in inputs:
-        for case, outputs in zip(golden.cases, golden.outputs, strict=True):
-            past = case.arrays[record.name]
-            start = past if record.next is None else outputs[record.next][tuple(map(slice, past.shape))]
-            if not np.array_equal(start, past):
-                raise BaseModelError(
-                    "an output does not extend the cache it is paired with",
-                    where=f"output `{record.next}`",
-                    expected=f"the input `{record.name}`, followed by the new tokens",
-                    fix="export the base with its cache outputs in the order of its cache inputs",
-                )
+        if record.next is None:
+            continue
+        past = case.arrays[record.name]
+        if not np.array_equal(outputs[record.next][tuple(map(slice, past.shape))], past):
+            raise BaseModelError(
+                "an output does not extend the cache it is paired with",
+                where=f"output `{record.next}`",
+                expected=f"the input `{record.name}`, followed by the new tokens",
+                fix="export the base with its cache outputs in the order of its cache inputs",
+            )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Golden, GoldenMaker, check_caches
+from adapter_export.bundle.golden import Golden, GoldenMaker
 from adapter_export.bundle.golden_batches import BatchMaker
 from adapter_export.bundle.golden_media import MediaMaker
 from adapter_export.bundle.proof.prove import prove_new
@@ -74,9 +74,7 @@ class GoldenDataMaker:
             BaseModelError: the reference returns NaN or Inf, or an output does not extend the cache it is paired with.
         """
         self._step(f"golden vectors of `{BASE if adapter is None else adapter.name}`")
-        golden = self.vectors.make(adapter, adapter_output(self.heads, adapter))
-        check_caches(golden, self.inputs)
-        return golden
+        return self.vectors.make(adapter, adapter_output(self.heads, adapter), self.inputs)
 
     def texts(
         self,

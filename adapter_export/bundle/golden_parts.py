@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.bundle.golden import Case, case_of
+from adapter_export.bundle.golden import Case, stored_case, stored_inputs
 from adapter_export.errors import TensorError, quoted
 from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -32,7 +32,7 @@ class GoldenParts:
     Attributes:
         adapter: its name.
         cases: inputs.
-        expected: the reference's outputs that parts use, by case.
+        expected: the reference's outputs that parts use, by case, in the form of golden data.
         parts: the faults.
         weights: by case, the int8 weights of some parts, by their index in `parts`.
     """
@@ -47,7 +47,8 @@ class GoldenParts:
         """Return the value of each part: near 0 for a correct program, near 1 with the fault.
 
         Args:
-            found: the outputs of a program in each case. Outputs of a bank may have more classes.
+            found: the outputs of a program in each case, in the form of golden data. Outputs of a bank may have more
+                classes.
 
         Returns:
             NaN if an output is missing, has another shape or contains NaN.
@@ -63,7 +64,7 @@ def write_parts(parts: GoldenParts, folder: Path, path: str) -> PartsRecord:
     """
     tensors: Arrays = {}
     for case, expected, weights in zip(parts.cases, parts.expected, parts.weights, strict=True):
-        tensors |= {f"{case.name}.input.{name}": array for name, array in case.arrays.items()}
+        tensors |= stored_inputs(case)
         tensors |= {f"{case.name}.output.{name}": array for name, array in expected.items()}
         tensors |= {f"{case.name}.part.{at}": array for at, array in weights.items()}
     write_tensors(folder / path, tensors)
@@ -85,7 +86,8 @@ def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence
     expected = [
         {name: tensors[key] for name in outputs if (key := f"{case}.output.{name}") in tensors} for case in record.cases
     ]
-    known = {f"{case}.input.{one.name}" for case in record.cases for one in inputs}
+    cases = [stored_case(case, tensors, inputs, folder / record.path) for case in record.cases]
+    known = {name for case in cases for name in stored_inputs(case)}
     known |= {f"{case}.part.{at}" for case, of in zip(record.cases, weights, strict=True) for at in of}
     known |= {f"{case}.output.{name}" for case, of in zip(record.cases, expected, strict=True) for name in of}
     wrong = sorted(known ^ tensors.keys())
@@ -104,8 +106,4 @@ def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence
             expected=f"inputs, outputs and int8 weights of {quoted(record.cases)}",
             fix="rebuild the bundle",
         )
-    cases = [
-        case_of(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}, inputs)
-        for case in record.cases
-    ]
     return GoldenParts(adapter, cases, expected, record.parts, weights)

@@ -158,16 +158,16 @@ class SeparationMaker:
         own = {**case.arrays, **self.bundle.tensors(name)}
         faulty = {fault.name: {**own, **fault.tensors} for fault in faults}
         try:
-            right, *wrong = self.bundle.run_slots([own, *faulty.values()])
+            right, *wrong = self.bundle.run_slots([own, *faulty.values()], self.bundle.stored)
         except RequestError:  # a fault that the graph rejects is not silent
-            (right,) = self.bundle.run_slots([own])
+            (right,) = self.bundle.run_slots([own], self.bundle.stored)
             wrong = [self._outputs(feeds) for feeds in faulty.values()]
         return Seen(case, own, expected, right, dict(zip(faulty, wrong, strict=True)))
 
     def _outputs(self, feeds: Arrays) -> Arrays:
         """Return the graph's outputs; empty if it rejects these tensors."""
         try:
-            return self.bundle.run_slots([feeds])[0]
+            return self.bundle.run_slots([feeds], self.bundle.stored)[0]
         except RequestError:
             return {}
 
@@ -206,8 +206,9 @@ class SeparationMaker:
 
     def _elsewhere(self, seen: Seen, faults: Sequence[Fault]) -> Seen:
         """Return a case with outputs of graphs that round differently: all without faults, one with each fault."""
-        right = [run_session(session, seen.feeds) for session in self._disturbed]
-        wrong = {fault.name: run_session(self._disturbed[0], {**seen.feeds, **fault.tensors}) for fault in faults}
+        stored, first = self.bundle.stored, self._disturbed[0]
+        right = [stored(run_session(session, seen.feeds)) for session in self._disturbed]
+        wrong = {fault.name: stored(run_session(first, {**seen.feeds, **fault.tensors})) for fault in faults}
         return replace(seen, disturbed=right, wrong_elsewhere=wrong)
 
     def _drawn(self, name: str) -> Iterator[tuple[Case, Arrays]]:
@@ -217,7 +218,7 @@ class SeparationMaker:
         manifest, golden = self.bundle.manifest, self.bundle.golden(name)
         adapter, output = self.bundle.with_output(name)
         for number, made in enumerate(sized_cases(manifest.inputs, manifest.lengths, _SIZES, seed=_SEED)):
-            case = case_of(f"part{number}_{made.name}", made.arrays, manifest.inputs)
+            case = case_of(f"part{number}_{made.name}", made.arrays, manifest.inputs, made.seeds)
             if _numbers(case) * _width(golden) > _MOST_ELEMENTS:
                 continue
             try:
@@ -225,7 +226,7 @@ class SeparationMaker:
             except RequestError:  # the base does not accept this shape
                 continue
             if all(np.isfinite(value).all() for value in expected.values()):
-                yield case, expected
+                yield case, self.bundle.stored(expected)
 
 
 def with_separation(

@@ -23,6 +23,7 @@ from adapter_export.format.records import (
     RelativePath,
     Sha256,
 )
+from adapter_export.format.sketch import SketchRecord
 from adapter_export.graph.tasks import HeadOutput, Task
 
 VariantName = Literal["slots", "inputs", "bank", "fanout", "baked"]
@@ -244,8 +245,8 @@ class PartsRecord:
     """Golden parts of an adapter: inputs that detect faults missed by its golden vectors.
 
     Attributes:
-        path: safetensors file with tensors `<case>.input.<input>`, `<case>.output.<output>` for the outputs of `parts`,
-            and `<case>.part.<number>`, int8 weights in the shape of the part's output, numbered from 0. A case without
+        path: safetensors file with the inputs and the outputs of `parts`, named and stored as in golden vectors, and
+            `<case>.part.<number>`, int8 weights in the shape of the stored output, numbered from 0. A case without
             weights of a part is not used for it.
         cases: names of the cases.
         parts: faults.
@@ -333,10 +334,13 @@ class GoldenRecord:
     """Inputs and reference outputs to verify any program.
 
     Attributes:
-        path: safetensors file with tensors `<case>.input.<input>` and `<case>.output.<output>`.
+        path: safetensors file with tensors `<case>.input.<input>` and `<case>.output.<output>`, the latter a sketch for
+            an output in `sketches` of the manifest. Instead of an input of floats there may be `<case>.fill.<input>`,
+            int64: a seed, then the shape. Element i of the input is then (mix(seed + i) >> 24) / 64 - 2, with the hash
+            of sketches.
         cases: names of the cases.
-        absolute: by output name: maximum deviation of each element. A case passes if all outputs listed here are within
-            it.
+        absolute: by output name: maximum deviation of each element, or of each number of its sketch. A case passes if
+            all outputs listed here are within it.
         reference: program that computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
         reasons: by output name: derivation of `absolute`, a sentence for readers.
         separation: sensitivity of these golden data and `parts` to faults of the adapter. Null for the base, for an
@@ -519,6 +523,8 @@ class Manifest:
             the order of `slots`. Golden vectors contain the expected values, which are compared exactly. Null in a
             bundle built without checksums.
         generation: settings of text generation; null for a base that does not generate text, or if unknown.
+        sketches: form of wide outputs of the base in golden vectors and golden parts, by output. Others are stored
+            whole.
         checksum: SHA-256 of this file with every occurrence of these 64 digits replaced by 64 zeros.
     """
 
@@ -553,6 +559,7 @@ class Manifest:
     recorded: RecordedRuns | None = None
     checksums: str | None = None
     generation: GenerationRecord | None = None
+    sketches: Mapping[str, SketchRecord] = field(default_factory=dict)
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 
     @property

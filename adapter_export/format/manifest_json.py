@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import FileError, FormatError, HashError, quoted, within
 from adapter_export.format.files import check_checksum, checked_json
 from adapter_export.format.manifest import BAKED, GRAPH_VARIANTS, FileRecord, GoldenRecord, Manifest, MixRecord
@@ -167,6 +168,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("heads", filled, outputs)
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
     _check_known("checksums", {manifest.checksums} - {None}, outputs)
+    _check_sketches(manifest)
     _check_golden(manifest.golden, outputs, manifest, "golden")
     _check_bank(manifest)
     _check_fanout(manifest)
@@ -186,6 +188,20 @@ def _check_references(manifest: Manifest) -> None:
             )
         if adapter.mix is not None:
             _check_mix(manifest, adapter.mix, f"{place}.mix")
+
+
+def _check_sketches(manifest: Manifest) -> None:
+    """Check that sketches belong to outputs of the base with floats, and leave at least one axis to condense."""
+    known = {output.name: output for output in manifest.base_outputs if output.dtype in FLOAT_TYPES}
+    _check_known("sketches", manifest.sketches, {*known})
+    for name, record in manifest.sketches.items():
+        if record.axes >= len(known[name].axes):
+            raise FormatError(
+                "has as many axes as the output",
+                where=f"`$.sketches.{name}.axes`",
+                found=record.axes,
+                expected=f"less than {len(known[name].axes)}",
+            )
 
 
 def _check_golden(golden: GoldenRecord, outputs: set[str], manifest: Manifest, place: str) -> None:

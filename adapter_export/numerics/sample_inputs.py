@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import Literal
 
@@ -16,6 +16,7 @@ from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
+from adapter_export.format.sketch import filled
 
 BATCHES = (1, 3)
 LENGTHS = (1, 7, 65)
@@ -42,11 +43,13 @@ class InputCase:
     """One set of inputs, under a unique name that says the shape, such as `batch3_tokens7`.
 
     `core` are the few cases that are tried in every graph at every level; the others in the graph that clients run.
+    `seeds` describe inputs that `filled` made, by name: files store the seed instead of the array.
     """
 
     name: str
     arrays: Mapping[str, np.ndarray]
     core: bool = True
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
 
 def input_cases(
@@ -71,10 +74,7 @@ def input_cases(
     chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, lengths or {}, max_tokens)
     for shape in chosen:
         _check(inputs, shape, lengths or {})
-    cases = [
-        InputCase(_name(shape), _arrays(inputs, shape, np.random.default_rng([seed, index])))
-        for index, shape in enumerate(chosen)
-    ]
+    cases = [_drawn_case(inputs, shape, np.random.default_rng([seed, index])) for index, shape in enumerate(chosen)]
     return _unique([*cases, *_padded(inputs, cases)])
 
 
@@ -146,12 +146,13 @@ def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Ge
     """Make inputs of one shape with one kind of padding, which `UsageError` refuses for a named axis without length."""
     shape, padding = chosen
     _check(inputs, shape, lengths)
-    arrays, mask = _arrays(inputs, shape, rng), _padded_mask(inputs)
+    case, mask = _drawn_case(inputs, shape, rng), _padded_mask(inputs)
+    arrays = case.arrays
     if mask is not None and padding != "none":
         batch, tokens = arrays[mask.name].shape
         real = _real_tokens(batch, tokens, padding)
         arrays = {record.name: _cut(record, arrays[record.name], real) for record in inputs}
-    return InputCase(_chosen_name(chosen), arrays)
+    return replace(case, name=_chosen_name(chosen), arrays=arrays)
 
 
 MOST_WORDS = 2**15
@@ -175,7 +176,7 @@ def word_cases(
     words = {name: rng.permutation(limit)[:most] for name, limit in tables.items()}
     shape, done = _sized(inputs, lengths or {}, _ROWS_OF_WORDS, _WORDS_IN_ROW, 0), 0
     while done < max(map(len, words.values())):
-        arrays = _arrays(inputs, shape, rng)
+        arrays = dict(_drawn_case(inputs, shape, rng).arrays)
         for name, own in words.items():
             arrays[name] = np.resize(np.roll(own, -done), arrays[name].shape).astype(arrays[name].dtype)
         yield InputCase(f"words{done}", arrays, core=False)
@@ -187,7 +188,7 @@ def alone_case(
 ) -> InputCase:
     """Make inputs with a row for each of some ids of one input, full of that id, as short as the base takes them."""
     shape = _sized(inputs, lengths, len(ids), 1, 0)
-    arrays = _arrays(inputs, shape, np.random.default_rng(seed))
+    arrays = _drawn_case(inputs, shape, np.random.default_rng(seed)).arrays
     own = arrays[name]
     rows = np.resize(ids, own.shape[:1]).reshape(-1, *[1] * (own.ndim - 1))
     return InputCase("alone", {**arrays, name: np.broadcast_to(rows, own.shape).astype(own.dtype)})
@@ -228,10 +229,7 @@ def sized_cases(
         seed: random seed.
     """
     shapes = _fitting([_sized(inputs, lengths, batch, size, 0) for batch, size in sizes], lengths)
-    return [
-        InputCase(_name(shape), _arrays(inputs, shape, np.random.default_rng([seed, at])))
-        for at, shape in enumerate(shapes)
-    ]
+    return [_drawn_case(inputs, shape, np.random.default_rng([seed, at])) for at, shape in enumerate(shapes)]
 
 
 def named_case(inputs: Sequence[InputRecord], name: str, lengths: Bounds, *, seed: int) -> InputCase | None:
@@ -340,16 +338,28 @@ def _check(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> None
         raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
 
 
-def _arrays(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _drawn_case(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> InputCase:
+    """Draw inputs of one shape without padding."""
     shapes = {record.name: tuple(length(axis, shape) for axis in record.axes) for record in inputs}
+    seeds = {
+        record.name: int(rng.integers(2**32))
+        for record in inputs
+        if record.role not in ("mask", "ids") and np.dtype(record.dtype).kind == "f"
+    }
     try:
-        return {record.name: _draw(record, shapes[record.name], rng) for record in inputs}
-    except MemoryError as error:
+        arrays = {
+            record.name: filled(seeds[record.name], shapes[record.name], record.dtype)
+            if record.name in seeds
+            else _draw(record, shapes[record.name], rng)
+            for record in inputs
+        }
+    except (MemoryError, ValueError) as error:
         raise BaseModelError(
             "takes inputs that do not fit into memory",
             found=", ".join(f"`{name}` {list(lengths)}" for name, lengths in shapes.items()),
             fix="export the model again",
         ) from error
+    return InputCase(_name(shape), arrays, seeds=seeds)
 
 
 def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -359,8 +369,6 @@ def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator)
     if record.role == "ids":
         limit = 1 if record.limit is None else record.limit  # 0 is the one index that every table has
         return rng.integers(0, limit, shape).astype(dtype)
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
     return np.zeros(shape, dtype)  # 0 is the safest value of a number with unknown meaning
 
 
@@ -375,7 +383,7 @@ def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterat
     case = able[(len(able) - 1) // 2]
     real = _real_tokens(*case.arrays[mask.name].shape)
     arrays = {record.name: _cut(record, case.arrays[record.name], real) for record in inputs}
-    yield InputCase(f"{case.name}_padded", arrays)
+    yield replace(case, name=f"{case.name}_padded", arrays=arrays)
 
 
 def _padded_mask(inputs: Sequence[InputRecord]) -> InputRecord | None:
@@ -399,7 +407,7 @@ def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | N
         else case.arrays[record.name]
         for record in inputs
     }
-    return InputCase(case.name, arrays)
+    return InputCase(case.name, arrays, seeds=case.seeds)
 
 
 def loss_cases(inputs: Sequence[InputRecord], lengths: Bounds) -> list[InputCase]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -62,12 +61,28 @@ class Pieces:
         """Return all outputs by name; `feeds` may have extra values. Raises as `open_session` and `run_session`."""
         return self.run_all([feeds])[0]
 
-    def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
-        """Return the outputs of each request, opening each piece once."""
+    def run_all(
+        self,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        condense: Callable[[Arrays], Arrays] = dict,
+    ) -> list[Arrays]:
+        """Return the outputs of each request, opening each piece once.
+
+        `condense` makes outputs smaller as soon as no later piece reads them, before the next request runs.
+        """
         known: list[Arrays] = [dict(feeds) for feeds in requests]
-        for model in self._models:
-            self._run_piece(model, known)
-        return [{name: values[name] for name in self._outputs} for values in known]
+        results: list[Arrays] = [{} for _ in requests]
+        for at, model in enumerate(self._models):
+            later = self.reads_after(at)
+            final = [name for name in self._outputs if name not in later]
+
+            def settle(number: int, values: Arrays, final: Sequence[str] = final, later: set[str] = later) -> None:
+                results[number] |= condense({name: values[name] for name in final if name in values})
+                for name in values.keys() - later:
+                    del values[name]
+
+            self._run_piece(model, known, settle)
+        return [{name: values[name] for name in self._outputs} for values in results]
 
     def reads_after(self, at: int) -> set[str]:
         """Return the values that the pieces after a piece read."""
@@ -89,16 +104,23 @@ class Pieces:
             later = self.reads_after(at)
             known = {name: value for name, value in found.items() if name in later}
 
-    def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
-        """Run one piece; a separate function, so that its session is closed at the end."""
+    def _run_piece(
+        self, model: ir.Model, known: Sequence[Arrays], settle: Callable[[int, Arrays], None] | None = None
+    ) -> None:
+        """Run one piece, and call `settle` after each request.
+
+        A separate function, so that its session is closed at the end.
+        """
         session = None if self._open is None else self._open.get(id(model))
         if session is None:
             session = open_session(model, self._folder, optimize=self._optimize, pack=False)
         if self._open is not None:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
-        for values in known:
+        for at, values in enumerate(known):
             values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+            if settle is not None:
+                settle(at, values)
 
 
 def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
@@ -134,21 +156,27 @@ def _cut(model: ir.Model, size: int) -> list[ir.Model]:
 def _ends(
     nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
 ) -> Iterator[int]:
-    """Yield the nodes to split before: as late as the weights allow, between values of known types."""
+    """Yield the nodes to split before: as late as the weights allow, between values of known types.
+
+    A value made of weights alone, such as a transposed embedding, stays in one piece: every request would have a copy.
+    """
     sizes = {value: _external_bytes(value) for values in reads for value in values}
+    made_of_weights: set[ir.Value] = set()
     weights: set[ir.Value] = set()
     open_: set[ir.Value] = set()
     able, total = None, 0
     for at, node in enumerate(nodes):
         added = {value for value in reads[at] if sizes[value] and value not in weights}
         total += sum(map(sizes.__getitem__, added))
-        if able is not None and total > size:
+        if able is not None and added and total > size:
             yield able
             able, total, weights = None, sum(map(sizes.__getitem__, added)), set()
         weights |= added
+        if reads[at] and all(sizes[value] or value in made_of_weights for value in reads[at]):
+            made_of_weights |= set(node.outputs)
         open_ |= {value for value in node.outputs if last.get(value, at) > at}
         open_ = {value for value in open_ if last[value] > at}
-        if weights and all(isinstance(value.type, ir.TensorType) for value in open_):
+        if weights and not open_ & made_of_weights and all(isinstance(value.type, ir.TensorType) for value in open_):
             able = at + 1
 
 
@@ -184,38 +212,72 @@ def cut_input(site: str, replaced: str) -> str:
     return f"cut.{site}.{replaced}"
 
 
-@dataclass
 class Cut:
-    """A base split at sites.
+    """A base split at sites, in segments that run one after the other.
 
     In its model, a copy, the values of some sites are inputs, `cut_input(site, replaced)`. Additional outputs, named by
     `exposed`, show the values that an adapter may read there, computed from earlier inputs, and the final hidden state
     as `head/hidden`. The `places` are in order of evaluation, each with the names of its outputs: site values, and the
     tensors of the base's norm that a bound graph borrows.
+
+    The segment of a place computes its outputs from what earlier segments computed, so that the base runs once however
+    many sites there are. One more segment computes the outputs of the base.
     """
 
-    base: OnnxBase
-    model: ir.Model
-    places: tuple[tuple[Place, tuple[str, ...]], ...]
-    subgraphs: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+    def __init__(
+        self, base: OnnxBase, model: ir.Model, places: Sequence[tuple[Place, tuple[str, ...]]], outputs: Sequence[str]
+    ) -> None:
+        self.model, self.places, self.outputs, self._folder = model, tuple(places), tuple(outputs), base.folder
+        shown = [[exposed(f"{site.name}.{replaced}", name) for name in names] for (site, replaced), names in places]
+        self._segments = _segments(model, [*shown, outputs])
+        self._keep = not weights_are_many(base.model)
+        self._sessions: dict[int, ort.InferenceSession] = {}
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """Compute some outputs with the subgraph that they need, which reads no other inputs."""
-        key = tuple(outputs)
-        if key not in self.subgraphs:
-            model, keep = self._needed(outputs), not weights_are_many(self.base.model)
-            self.subgraphs[key] = Pieces(model, self.base.folder, optimize=False, keep=keep)
-        return self.subgraphs[key].run(feeds)
+    def run(self, at: int, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Compute the segment of a place, or after the last place the outputs; `feeds` may have extra values."""
+        model = self._segments[at]
+        session = self._sessions.get(at) or open_session(model, self._folder, optimize=False, pack=False)
+        if self._keep:
+            self._sessions[at] = session
+        inputs = {_name(value) for value in model.graph.inputs}
+        return run_session(session, {name: value for name, value in feeds.items() if name in inputs})
 
-    def exactly(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+    def exactly(self, at: int, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Compute as `run` does, in float64; raises one of `_NOT_EXACT` if that is impossible."""
-        return _in_float64(self._needed(outputs), feeds)
+        return _in_float64(self._segments[at], feeds)
 
-    def _needed(self, outputs: Sequence[str]) -> ir.Model:
-        graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
-        for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
-            graph.inputs.remove(value)
-        return ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+    def reads_after(self, at: int) -> set[str]:
+        """Return the values that later segments read."""
+        return {_name(value) for model in self._segments[at + 1 :] for value in model.graph.inputs}
+
+
+def _segments(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[ir.Model]:
+    """Split a graph into one model per group of values, each computing its group from earlier models' values.
+
+    A value of unknown type cannot pass from one model to another: what reads it later computes it again.
+    """
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    order = {node: at for at, node in enumerate(model.graph)}
+    available, parts = set[ir.Value](), list[tuple[list[ir.Node], set[ir.Value]]]()
+    for names in groups:
+        nodes, read = set[ir.Node](), set[ir.Value]()
+        waiting = [values[name] for name in names if name in values]
+        while waiting:
+            value = waiting.pop()
+            node = value.producer()
+            if value in available:
+                read.add(value)
+            elif node is not None and node not in nodes:
+                nodes.add(node)
+                waiting += all_read(node)
+        parts.append((sorted(nodes, key=order.__getitem__), read))
+        available |= {value for node in nodes for value in node.outputs if isinstance(value.type, ir.TensorType)}
+    segments: list[ir.Model] = []
+    for at, (ordered, _) in enumerate(parts):
+        later = {value for _, read in parts[at + 1 :] for value in read}
+        results = {value for node in ordered for value in node.outputs if value in later or value.name in groups[at]}
+        segments.append(_piece(model, ordered, [set(all_read(node)) for node in ordered], results))
+    return segments
 
 
 _NOT_EXACT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, ImportError)
@@ -286,11 +348,12 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
             rewrite.expose(value, exposed(f"{site.name}.{replaced}", name))
         shown.append(((site, replaced), tuple(there)))
     rewrite.expose(rewrite.value(base.sites.final), exposed(HEAD, "hidden"))
-    return Cut(base, rewrite.finish(), tuple(shown))
+    outputs = [record.name for record in base.outputs]
+    return Cut(base, rewrite.finish(), shown, [*outputs, exposed(HEAD, "hidden")])
 
 
-_Compute = Callable[[Cut, Mapping[str, np.ndarray], Sequence[str]], Arrays]
-"""Function that computes some outputs of a split base, in its precision or in float64."""
+_Compute = Callable[[Cut, int, Mapping[str, np.ndarray]], Arrays]
+"""Function that computes a segment of a split base, in its precision or in float64."""
 
 
 class CutRunner:
@@ -328,9 +391,9 @@ class CutRunner:
 
     def _adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
         opened, feeds = self._fed(inputs, adapter, compute)
-        hidden_output = exposed(HEAD, "hidden")
-        outputs = compute(opened, feeds, [*self._outputs, hidden_output])
-        hidden = outputs.pop(hidden_output)
+        outputs = {name: feeds[name] for name in opened.outputs if name in feeds}  # computed by earlier segments
+        outputs |= compute(opened, len(opened.places), feeds)
+        hidden = outputs.pop(exposed(HEAD, "hidden"))
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
             name, result = head_output(self._outputs, adapter.head.output), evaluate_head(adapter, hidden, mask)
@@ -340,17 +403,24 @@ class CutRunner:
     def _fed(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute = Cut.run
     ) -> tuple[Cut, Arrays]:
-        """Return the base split where an adapter acts, and all its inputs, with the adapter's result at each site."""
+        """Return the base split where an adapter acts, with its inputs and all values that its last segment reads.
+
+        The inputs include the adapter's result at each site.
+        """
         check_fit([adapter], self._base.sites)
         opened, feeds = self._opened(adapter), dict(inputs)
-        for (site, replaced), shown in opened.places:
+        permanent = {*inputs, *opened.outputs}
+        permanent |= {cut_input(site.name, replaced) for (site, replaced), _ in opened.places}
+        for at, ((site, replaced), shown) in enumerate(opened.places):
             graph = adapter.graphs[adapter.placements[site.name].graph]
             borrowed = BORROWED if needs_base_norm(graph) else ()
             needed = [name for name in shown if name in (*graph.inputs, replaced, *borrowed)]
-            names = {exposed(f"{site.name}.{replaced}", name): name for name in needed}
-            values = {names[output]: array for output, array in compute(opened, feeds, list(names)).items()}
+            feeds |= compute(opened, at, feeds)
+            values = {name: feeds[exposed(f"{site.name}.{replaced}", name)] for name in needed}
             result = evaluate_site(adapter, site.name, values, site.norm)
             feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
+            later = permanent | opened.reads_after(at)
+            feeds = {name: value for name, value in feeds.items() if name in later}
         return opened, feeds
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002

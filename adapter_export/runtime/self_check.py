@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import FormatError, HashError
-from adapter_export.format.manifest import GoldenRecord, PartRecord
+from adapter_export.format.manifest import GoldenRecord, InputRecord, PartRecord
+from adapter_export.format.sketch import filled, sketched
 from adapter_export.providers import PROVIDERS
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
@@ -134,7 +135,7 @@ class _Check:
     def compare_vectors(self) -> None:
         """Compare golden vectors; FormatError if an output exceeds its budget."""
         for case in self._record.cases:
-            found = self._run(self._vectors, case)
+            found = self._run_stored(self._vectors, case)
             for output, allowed in self._record.absolute.items():
                 if output == self._bundle.manifest.checksums:
                     continue
@@ -154,7 +155,7 @@ class _Check:
         parts, outputs = range(len(record.parts)), {part.output for part in record.parts}
         values = part_values(
             record.parts,
-            [self._run(tensors, case) for case in record.cases],
+            [self._run_stored(tensors, case) for case in record.cases],
             [
                 {name: tensors[key] for name in outputs if (key := f"{case}.output.{name}") in tensors}
                 for case in record.cases
@@ -168,12 +169,26 @@ class _Check:
             found = f"outputs move as with `{part.fault}`, {value:.2g} of ±{part.limit:g}"
             raise self._error("applies an adapter in part, or wrongly", found, "outputs that do not")
 
+    def _run_stored(self, tensors: Mapping[str, np.ndarray], case: str) -> Arrays:
+        """Return the outputs of a case in the form of golden data."""
+        return sketched(self._run(tensors, case), self._bundle.manifest.sketches)
+
     def _run(self, tensors: Mapping[str, np.ndarray], case: str) -> Arrays:
-        inputs = {record.name: tensors[f"{case}.input.{record.name}"] for record in self._bundle.manifest.inputs}
+        inputs = {record.name: self._input(tensors, case, record) for record in self._bundle.manifest.inputs}
         if not self._by_row:
             return self._session.run(inputs, self._adapter, allow_padding=True)
         rows = len(next(iter(inputs.values())))
         return self._session.run(inputs, adapters=[self._adapter] * rows, allow_padding=True)
+
+    def _input(self, tensors: Mapping[str, np.ndarray], case: str, record: InputRecord) -> np.ndarray:
+        """Return an input that is stored whole, or as a seed and a shape."""
+        fill = tensors.get(f"{case}.fill.{record.name}")
+        if fill is None:
+            return tensors[f"{case}.input.{record.name}"]
+        try:
+            return filled(int(fill[0]), fill[1:].tolist(), record.dtype)
+        except ValueError as error:
+            raise self._error("has golden data of an impossible shape", str(error), "a shape within memory") from error
 
     def _error(self, what: str, found: str, expected: str) -> FormatError:
         where = self._bundle.folder if self._adapter is None else f"{self._bundle.folder}, adapter `{self._adapter}`"

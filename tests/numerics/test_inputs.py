@@ -73,12 +73,13 @@ def test_a_mask_has_its_own_type(dtype: str) -> None:
     assert set(np.unique(padded)) == {0, 1}
 
 
-def test_values_are_standard_normal_and_stay_where_they_are_masked() -> None:
+def test_values_spread_evenly_from_minus_2_to_2_and_stay_where_they_are_masked() -> None:
     values = InputRecord("embeds", "float32", (*AXES, 256), "values")
     cases = input_cases((values, MASK), seed=0)
     long = case(cases, "batch3_tokens65").arrays["embeds"]
     assert long.dtype == np.float32
-    assert long.std() == pytest.approx(1, abs=0.02)
+    assert long.std() == pytest.approx(2 / 3**0.5, abs=0.02)
+    assert (long.min(), long.max()) == (-2, 2 - 1 / 64)
     whole, padded = case(cases, "batch3_tokens7"), case(cases, "batch3_tokens7_padded")
     np.testing.assert_array_equal(padded.arrays["embeds"], whole.arrays["embeds"])
 

@@ -22,8 +22,8 @@ from adapter_export.tables import Described
 if TYPE_CHECKING:
     import numpy as np
 
+    from adapter_export.api.models.base_record import BaseFacts, BaseRecord
     from adapter_export.bundle.proof.exact_tensors import Origin
-    from adapter_export.format.base_record import BaseFacts, BaseRecord
     from adapter_export.format.generation import GenerationRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
@@ -154,14 +154,14 @@ class Base(Described):
 
     def record_key(self) -> str | None:
         """Return the current key of the model's record; `None` if it cannot have a record."""
-        from adapter_export.format.base_record import record_key
+        from adapter_export.api.models.base_record import record_key
 
         site_map = self.options.site_map
         return None if self.path is None else record_key(self.path, None if site_map is None else Path(site_map))
 
     def write_record(self, key: str) -> None:
         """Write the record of a newly opened base, unless its files have changed since the key was computed."""
-        from adapter_export.format.base_record import BaseRecord, keep_record
+        from adapter_export.api.models.base_record import BaseRecord, keep_record
         from adapter_export.safe_io.regular_files import sha256_of
 
         assert self.path is not None, "a base without a path has no key"

@@ -70,7 +70,7 @@ def recorded_base(model: Address | Base, options: OpenOptions = DEFAULTS, report
     if key is None or base.path is None:
         _ = base.model
         return base
-    from adapter_export.format.base_record import find_record
+    from adapter_export.api.models.base_record import find_record
 
     record = find_record(key, base.path)
     if record is not None:

@@ -117,8 +117,15 @@ class Context:
         """Computes expected outputs with the model."""
         bundle, cases = self.bundle, self.plan.cases
         allowance = bundle.allowance(cases or (self.plan.probe,))
+        manifest = bundle.manifest
         return GoldenMaker(
-            self.model.runner, cases, bundle.base_outputs, allowance, bundle.manifest.base, bundle.checksums
+            self.model.runner,
+            cases,
+            bundle.base_outputs,
+            allowance,
+            manifest.base,
+            bundle.checksums,
+            manifest.sketches,
         )
 
     def _of_model(self) -> list[Golden]:

@@ -38,7 +38,7 @@ def repeats(context: Context) -> Iterator[Finding]:
         return
     bundle, case = context.bundle, golden.cases[at]
     source, output = bundle.with_output(golden.adapter)
-    again = run(context.model.runner, case.arrays, source, bundle.base_outputs, output)
+    again = golden.stored(run(context.model.runner, case.arrays, source, bundle.base_outputs, output))
     faults, worst = list[str](), 0.0
     for each, value in golden.without(bundle.manifest.checksums).outputs[at].items():
         # ignore measured budgets: they would include the random noise

@@ -57,7 +57,13 @@ def run_trials(
     sizes = [
         sum(array.nbytes for array in golden.outputs[at].values()) for trial in some for golden, at in trial.expected
     ]
-    results = graph.run_all([(trial.case.arrays, trial.chosen) for trial in some], max(sizes, default=0))
+
+    def record(at: int, outputs: Arrays) -> None:
+        if runs is not None and not some[at].mixed:
+            for golden, case in some[at].expected:
+                runs.add(graph, golden, case, outputs)
+
+    results = graph.run_all([(trial.case.arrays, trial.chosen) for trial in some], max(sizes, default=0), record)
     try:
         for trial, found in zip(some, results, strict=True):
             for golden, at in trial.expected:
@@ -66,8 +72,6 @@ def run_trials(
                 own = {name: value for name, value in found.items() if name in names}
                 rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
                 yield from compare_outputs(own, golden, at, graph, rows)
-                if runs is not None and not trial.mixed:
-                    runs.add(graph, golden, at, found)
             reporter.step(f"{graph.file}, {graph.level}: {trial.case.name}")
     except RequestError as error:
         if not (graph.bundle.staged and graph.by_row):
@@ -82,13 +86,13 @@ def run_trials(
 def compare_outputs(
     found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[Measurement]:
-    """Compare every output that the graph returned or should return in one case.
+    """Compare every output that the graph returned or should return in one case, in the form of golden data.
 
     `rows` [batch] marks the rows of the adapter; `None` if all are. With `rows`, only outputs with one row per row of
     the batch are compared.
     """
     case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
-    logits = {"logits"} & set(graph.bundle.base_outputs)
+    logits = {"logits"} & set(graph.bundle.base_outputs) - golden.sketches.keys()
     if record is not None and record.task is not None and record.task.kind.picks_largest:
         logits.add(record.output or "")
 
@@ -200,7 +204,7 @@ def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case)
     graph = Graph(bundle, "slots", file, next(level for level in LEVELS if level == first.level))
     case = smallest_case(graph, context.model, of, name, context.tolerance)
     source, output = bundle.with_output(name)
-    expected = run(context.model.runner, case.arrays, source, bundle.base_outputs, output)
+    expected = golden.stored(run(context.model.runner, case.arrays, source, bundle.base_outputs, output))
     if bundle.checksums is not None:
         expected |= bundle.checksums.expected(source, case.arrays)
     alone = replace(golden, cases=[case], outputs=[expected], undefined=[{}])
@@ -209,7 +213,7 @@ def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case)
     return [
         one
         for at_level in graphs
-        for one in compare_outputs(at_level.run(case.arrays, (name,) * case.batch), alone, 0, at_level)
+        for one in compare_outputs(bundle.stored(at_level.run(case.arrays, (name,) * case.batch)), alone, 0, at_level)
     ]
 
 

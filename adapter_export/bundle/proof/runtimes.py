@@ -143,9 +143,10 @@ def _compared(
         if name not in found:
             yield place, missing(golden.budgets[name])
             continue
+        stored = golden.stored({name: found[name]})[name]
         for _, elements in golden.parts(at, name):
             if elements is None or elements.any():
-                yield place, compare(found[name], expected, golden.budgets[name], where=elements)
+                yield place, compare(stored, expected, golden.budgets[name], where=elements)
 
 
 def _run(python: str, model: Path, requests: int, folder: Path) -> dict[str, str]:

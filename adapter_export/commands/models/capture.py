@@ -138,7 +138,7 @@ def capture(
     if isinstance(model, str | os.PathLike):
         found = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
         model, source = found.path, found.source
-    from adapter_export.format.base_record import record_key
+    from adapter_export.api.models.base_record import record_key
     from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs
     from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base

@@ -138,7 +138,7 @@ def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
     changed, golden = copy.opened(), bundle.golden(name)
     graph = Graph(changed, "slots", copy.manifest.graphs["slots"])
     found = [graph.run(case.arrays, (name,) * case.batch) for case in golden.cases]
-    outputs = [{output: each[output] for output in golden.budgets} for each in found]
+    outputs = [{output: each[output] for output in golden.budgets} for each in map(golden.stored, found)]
     copy.change(record.golden.path).unlink()
     write_golden(replace(golden, outputs=outputs), copy.folder, record.golden.path)
     return [name]
