@@ -178,11 +178,11 @@ def sketch(output: np.ndarray, record: dict) -> np.ndarray:
     leading, largest, columns = output.shape[: record["axes"]], record["largest"], record["columns"]
     rows = output.astype(np.float32).reshape(math.prod(leading), -1)
     count, width = rows.shape
-    if width < max(largest, 1):
-        sys.exit(f"an output of shape {output.shape} is smaller than its sketch in the manifest")
     found = np.zeros((count, largest + columns + sum(record["moduli"])), np.float32)
-    if largest:
-        found[:, :largest] = np.sort(np.partition(rows, -largest)[:, -largest:])[:, ::-1]
+    if largest:  # the last one is repeated in a row with fewer numbers
+        most = min(largest, width)
+        descending = np.sort(np.partition(rows, -most)[:, -most:])[:, ::-1]
+        found[:, :largest] = np.pad(descending, ((0, 0), (0, largest - most)), "edge")
     chosen = mix(np.arange(count * columns, dtype=np.uint64)).reshape(count, columns) % width
     found[:, largest : largest + columns] = np.take_along_axis(rows, chosen.astype(np.int64), axis=1)
     start = largest + columns

@@ -144,14 +144,15 @@ OutputRecord output(const json& record) {
 std::size_t sketch_size(const json& number, std::size_t least) {
   const auto size = number.is_number_unsigned() ? number.get<std::uint64_t>() : std::uint64_t{kLargestSketch} + 1;
   if (size >= least && size <= kLargestSketch) return size;
-  throw Fault({"a sketch with a size out of range", "", number.dump(), std::to_string(least) + " to " + std::to_string(kLargestSketch)});
+  throw Fault({"has a size out of range", "a sketch", number.dump(), std::to_string(least) + " to " + std::to_string(kLargestSketch)});
 }
 
 SketchRecord sketch_record(const json& record) {
   known(record, {"axes", "largest", "columns", "moduli"});
   SketchRecord found{sketch_size(record.at("axes"), 1), sketch_size(record.at("largest"), 0), sketch_size(record.at("columns"), 0)};
   for (const auto& modulus : record.at("moduli")) found.moduli.push_back(sketch_size(modulus, 1));
-  sketch_size(found.size(), 1);  // of a row
+  if (found.moduli.empty()) throw Fault({"has no sums, without which a wrong number may not show", "a sketch"});
+  sketch_size(found.size(), 1);
   return found;
 }
 
@@ -239,12 +240,12 @@ void check_counting(const Manifest& manifest) {
 void check_sketches(const Manifest& manifest) {
   for (const auto& [name, record] : manifest.sketches) {
     const auto fits = [&name = name, &record = record](const OutputRecord& output) {
-      return output.name == name && record.axes <= output.axes.size();
+      return output.name == name && record.axes < output.axes.size();
     };
     const auto fills = [&name = name](const HeadRecord& head) { return head.output == name; };
     if (std::any_of(manifest.outputs.begin(), manifest.outputs.end(), fits) &&
         std::none_of(manifest.heads.begin(), manifest.heads.end(), fills)) continue;
-    throw Fault({"a sketch of an output that the base does not have, or has with fewer axes", "", "`" + name + "`"});
+    throw Fault({"fits no output of the base", "sketch of `" + name + "`"});
   }
 }
 

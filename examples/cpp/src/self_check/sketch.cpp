@@ -31,10 +31,11 @@ std::vector<double> signs_of(std::size_t sum, std::size_t width) {
   return signs;
 }
 
-// In descending order; NaN comes first, so that it is not lost.
-float* write_largest(const float* row, std::size_t width, std::size_t count, float* target) {
+// In descending order, the last one repeated if the row has fewer. NaN comes first, so that it is not lost.
+void write_largest(const float* row, std::size_t width, std::size_t count, float* target) {
   const auto before = [](float one, float other) { return std::isnan(one) ? !std::isnan(other) : one > other; };
-  return std::partial_sort_copy(row, row + width, target, target + count, before);
+  auto* const end = std::partial_sort_copy(row, row + width, target, target + count, before);
+  if (end != target) std::fill(end, target + count, end[-1]);
 }
 
 // Other columns in each row.
@@ -66,11 +67,9 @@ Rows rows_of(const Array& output, const SketchRecord& record, const std::string&
   for (std::size_t axis = 0; axis < output.shape.size(); ++axis) {
     (axis < record.axes ? rows.count : rows.width) *= static_cast<std::size_t>(output.shape[axis]);
   }
-  if (output.dtype != "float32" || output.shape.size() < record.axes || rows.width < std::max(record.largest, std::size_t{1})) {
-    throw Fault({"does not fit its sketch in the manifest", "output `" + name + "`", output.dtype + " " + to_text(output.shape),
-                 "float32 with at least " + std::to_string(std::max(record.largest, std::size_t{1})) + " numbers behind " + std::to_string(record.axes) + " axes"});
-  }
-  return rows;
+  if (output.dtype == "float32" && output.shape.size() > record.axes && rows.width > 0) return rows;
+  throw Fault({"does not fit its sketch in the manifest", "output `" + name + "`", output.dtype + " " + to_text(output.shape),
+               "float32 with numbers behind " + std::to_string(record.axes) + " axes"});
 }
 
 // The elements of a shape, if there may be so many.
@@ -94,8 +93,8 @@ Array sketch(const Array& output, const SketchRecord& record, const std::string&
   const auto row_at = [&](std::size_t row) { return output.data<float>() + row * rows.width; };
   const auto target_at = [&](std::size_t row) { return result.data<float>() + row * record.size(); };
   for (std::size_t row = 0; row < rows.count; ++row) {
-    auto* target = write_largest(row_at(row), rows.width, record.largest, target_at(row));
-    write_columns(row_at(row), rows.width, row, record.columns, target);
+    write_largest(row_at(row), rows.width, record.largest, target_at(row));
+    write_columns(row_at(row), rows.width, row, record.columns, target_at(row) + record.largest);
   }
   auto offset = record.largest + record.columns;
   for (std::size_t sum = 0; sum < record.moduli.size(); ++sum) {
@@ -107,11 +106,10 @@ Array sketch(const Array& output, const SketchRecord& record, const std::string&
 }
 
 Array filled(const Array& seed_and_shape, const InputRecord& input, const std::string& where) {
-  if (input.dtype != "float32") throw Fault({"fills an input that is not float32", where, input.dtype});
   const auto length = static_cast<std::int64_t>(input.axes.size()) + 1;
-  if (seed_and_shape.dtype != "int64" || seed_and_shape.shape != Shape{length}) {
-    throw Fault({"is not a seed followed by the shape of its input", where, seed_and_shape.dtype + " " + to_text(seed_and_shape.shape),
-                 "int64 " + to_text({length})});
+  if (input.dtype != "float32" || seed_and_shape.dtype != "int64" || seed_and_shape.shape != Shape{length}) {
+    const auto found = seed_and_shape.dtype + " " + to_text(seed_and_shape.shape) + " for " + input.dtype;
+    throw Fault({"is not a seed followed by the shape of a float input", where, found, "int64 " + to_text({length}) + " for float32"});
   }
   const auto* numbers = seed_and_shape.data<std::int64_t>();
   if (numbers[0] < 0 || numbers[0] > std::numeric_limits<std::uint32_t>::max()) {

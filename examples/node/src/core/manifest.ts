@@ -398,20 +398,26 @@ export function sketchSize({ largest, columns, moduli }: SketchRecord): number {
 
 /** Only outputs of the base are sketched: a bank may have more classes in those of heads than an adapter. */
 function checkSketches({ sketches, outputs, heads }: Manifest, where: string): void {
+  const ofHeads = new Set(heads.map((head) => head.output));
   for (const [name, record] of Object.entries(sketches)) {
-    const axes = heads.some(({ output }) => output === name) ? 0 : (outputs.find((output) => output.name === name)?.axes.length ?? 0);
-    if (!(record.axes <= axes)) {
-      const what = "has a sketch of an output that the base does not have, or has with fewer axes";
-      throw new Fault({ what, where, found: `\`${name}\`` });
-    }
-    const least = [[record.axes, 1], [record.largest, 0], [record.columns, 0], ...record.moduli.map((modulus) => [modulus, 1])];
-    const good = [...least, [sketchSize(record), 1]].every(([size, minimum]) => {
-      return Number.isInteger(size) && size! >= minimum! && size! <= LARGEST_SKETCH;
-    });
-    if (good) continue;
-    const [found, expected] = [JSON.stringify(record), `at most ${LARGEST_SKETCH} numbers for each row`];
-    throw new Fault({ what: "has a sketch with a size out of range", where, found: `${found} of \`${name}\``, expected });
+    const at = `${where}, sketch of \`${name}\``;
+    checkSizes(record, at);
+    const output = outputs.find((each) => each.name === name && !ofHeads.has(name));
+    if (output && record.axes < output.axes.length) continue;
+    throw new Fault({ what: "fits no output of the base", where: at });
   }
+}
+
+function checkSizes(record: SketchRecord, where: string): void {
+  const { axes, largest, columns, moduli } = record;
+  if (!Array.isArray(moduli) || !moduli.length) {
+    throw new Fault({ what: "has no sums, without which a wrong number may not show", where });
+  }
+  const within = (size: number, least: number) => Number.isInteger(size) && size >= least && size <= LARGEST_SKETCH;
+  const sizes = [largest, columns, sketchSize(record)];
+  if (sizes.every((size) => within(size, 0)) && [axes, ...moduli].every((size) => within(size, 1))) return;
+  const expected = `at most ${LARGEST_SKETCH} numbers for each row`;
+  throw new Fault({ what: "has a size out of range", where, found: JSON.stringify(record), expected });
 }
 
 function checkProofs(manifest: Manifest, where: string): void {

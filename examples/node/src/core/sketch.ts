@@ -34,10 +34,10 @@ export function sketch(output: Tensor, record: SketchRecord, name: string): Tens
 
 /** An input that a seed and a shape describe: multiples of 1/64 in [-2, 2). Throws a Fault if there can be no such input. */
 export function filled(seedAndShape: Tensor, input: InputRecord, where: string): Tensor {
-  if (input.dtype !== "float32") throw new Fault({ what: "fills an input that is not float32", where, found: input.dtype });
-  const { type, dims } = seedAndShape;
-  if (type !== "int64" || String(dims) !== String([input.axes.length + 1])) {
-    throw new Fault({ what: "is not a seed followed by the shape of its input", where, found: `${type} [${dims}]`, expected: `int64 [${input.axes.length + 1}]` });
+  const [{ type, dims }, length] = [seedAndShape, input.axes.length + 1];
+  if (input.dtype !== "float32" || type !== "int64" || dims.length !== 1 || dims[0] !== length) {
+    const [found, expected] = [`${type} [${dims}] for ${input.dtype}`, `int64 [${length}] for float32`];
+    throw new Fault({ what: "is not a seed followed by the shape of a float input", where, found, expected });
   }
   const [seed, ...shape] = Array.from(seedAndShape.data as BigInt64Array, Number) as [number, ...number[]];
   if (seed < 0 || seed >= 2 ** 32) throw new Fault({ what: "has a seed out of range", where, found: `${seed}`, expected: "0 to 2^32 - 1" });
@@ -50,17 +50,18 @@ export function filled(seedAndShape: Tensor, input: InputRecord, where: string):
 }
 
 /** The numbers of a row. */
-function widthOf(output: Tensor, { axes, largest }: SketchRecord, name: string): number {
+function widthOf(output: Tensor, { axes }: SketchRecord, name: string): number {
   const width = output.dims.slice(axes).reduce((product, length) => product * length, 1);
-  if (output.type === "float32" && output.dims.length >= axes && width >= Math.max(largest, 1)) return width;
+  if (output.type === "float32" && output.dims.length > axes && width > 0) return width;
   const found = `${output.type} [${output.dims}]`;
-  const expected = `float32 with at least ${Math.max(largest, 1)} numbers behind ${axes} axes`;
+  const expected = `float32 with numbers behind ${axes} axes`;
   throw new Fault({ what: "does not fit its sketch in the manifest", where: `output \`${name}\``, found, expected });
 }
 
-/** In descending order; NaN comes first, so that it is not lost. */
-function largestOf(row: Float32Array, count: number): Float32Array {
-  const found = new Float32Array(count).fill(-Infinity);
+/** In descending order, the last one repeated if the row has fewer. NaN comes first, so that it is not lost. */
+function largestOf(row: Float32Array, most: number): Float32Array {
+  const count = Math.min(most, row.length);
+  const found = new Float32Array(most).fill(-Infinity);
   if (count === 0) return found;
   for (let column = 0; column < row.length; column++) {
     const value = row[column]!;
@@ -69,7 +70,7 @@ function largestOf(row: Float32Array, count: number): Float32Array {
     while (at > 0 && isBefore(value, found[at - 1]!)) at--;
     if (at < count) found.copyWithin(at + 1, at, count - 1)[at] = value;
   }
-  return found;
+  return found.fill(found[count - 1]!, count);
 }
 
 function isBefore(one: number, other: number): boolean {
