@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adapter_export.bundle.bundle_reader import Graph
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden import SEED, Case, Golden, Tolerance, case_of
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
@@ -17,7 +17,9 @@ from adapter_export.format.check_report import ComparisonRecord, Finding, SpanRe
 from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.runner import run
 from adapter_export.numerics.sample_inputs import (
+    MOST_WORDS,
     STEPS,
+    InputCase,
     Padding,
     Shape,
     alone_case,
@@ -34,21 +36,33 @@ _SHOWN = 5
 
 _TRIED_ALONE = 512
 
+_MOST_PRODUCTS = 10**12
+"""Maximum words times parameters of the vocabulary sweep: minutes on one thread. The rows of an embedding are also
+compared bit by bit, so that a large base is sampled; coverage says how many words ran."""
+
+
+def _words(bundle: OpenedBundle) -> Iterator[InputCase]:
+    """Yield inputs with every word, or with as many as the size of the base allows."""
+    manifest = bundle.manifest
+    weights = (value.const_value for value in bundle.slots_model.graph.initializers.values())
+    parameters = sum(tensor.size for tensor in weights if tensor is not None)
+    most = min(MOST_WORDS, _MOST_PRODUCTS // max(parameters, 1))
+    return word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths, most=most)
+
 
 def word_cost(context: Context, _: Graph) -> int:
     """Return the number of cases that `check_words` runs."""
-    manifest = context.manifest
-    return sum(1 for _ in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths))
+    return sum(1 for _ in _words(context.bundle))
 
 
 def check_words(context: Context, graph: Graph) -> Iterator[Finding]:
-    """Compare the base on every id of every vocabulary; rerun the words of a wrong row one by one."""
+    """Compare the base on the ids of every vocabulary; rerun the words of a wrong row one by one."""
     manifest, reference, tolerance = context.manifest, context.model, context.tolerance
     tables = {record.name: record.limit for record in manifest.inputs if record.role == "ids" and record.limit}
     tried: dict[str, set[int]] = {name: set() for name in tables}
     worst, wrong = 0.0, dict[str, list[int]]()
     faults = list[str]()
-    for made in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
+    for made in _words(context.bundle):
         case = case_of(made.name, made.arrays, manifest.inputs)
         if not reference.takes(case):
             continue
