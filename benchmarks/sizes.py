@@ -164,7 +164,7 @@ class Measurement:
             for command in step.commands:
                 if total.failure is None:
                     log = logs / name.replace(" ", "-")
-                    total = _sum(total, watch(command, self._limits, log, ONE_THREAD | dict(step.environment)))
+                    total = _sum(total, watch(command, self._limits, log, ONE_THREAD))
         finally:
             if total.failure is not None:
                 remove(step.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ PRECISIONS = ("fp32", "int8", "int8-weights", "int4-weights")
 GENAI_PRECISIONS = ("fp32", "int4")
 
 _KIT = Path(__file__).parent
-_PEFT = Path(sys.prefix) / "peft"
-"""Where `make peft` installs PEFT, which onnxruntime-genai's builder imports for a LoRA."""
 
 Command = list[str]
 Facts = dict[str, Any]
@@ -34,7 +32,6 @@ class Step:
         prepare: puts the input in place, unmeasured.
         facts: sizes of the output, for the row.
         answers: whether the last command prints the facts as JSON.
-        environment: variables of the commands.
     """
 
     commands: tuple[Command, ...]
@@ -43,7 +40,6 @@ class Step:
     prepare: Callable[[], None] | None = None
     facts: Callable[[], Facts] = field(default=dict)
     answers: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def steps_of(name: str, model: RealModel, folder: Path) -> dict[str, Step]:
@@ -125,23 +121,12 @@ def _add(folder: Path, adapter: Path, archive: Path, built: list[str]) -> Step:
 
 def _genai_steps(folder: Path) -> Iterator[tuple[str, Step]]:
     """Yield exports with onnxruntime-genai's builder, one LoRA in each, and their first tokens."""
-    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(_PEFT)])
     for precision in GENAI_PRECISIONS:
         out, cache = folder / f"genai-{precision}", folder / "genai-cache"
-        options = [
-            "-p",
-            precision,
-            "-e",
-            "cpu",
-            "-c",
-            str(cache),
-            "--extra_options",
-            f"adapter_path={folder / 'lora0'}",
-        ]
         build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder / "model"), "-o", str(out)]
-        sizes = _genai_sizes(out)
-        step = Step((build + options,), out, ("model",), facts=sizes, environment={"PYTHONPATH": path})
-        yield f"genai build {precision}", step
+        build += ["-p", precision, "-e", "cpu", "-c", str(cache)]
+        build += ["--extra_options", f"adapter_path={folder / 'lora0'}"]
+        yield f"genai build {precision}", Step((build,), out, ("model",), facts=_genai_sizes(out))
     for precision in GENAI_PRECISIONS:
         run = _first_answer("genai", folder / f"genai-{precision}")
         yield f"genai run {precision}", Step((run,), needs=(f"genai build {precision}",), answers=True)
