@@ -197,8 +197,8 @@ def _published() -> Iterator[str]:
 
 `make published` takes small models with published configurations (fewer layers, narrower, a short vocabulary, random
 weights) through capture, the import of a LoRA in PEFT's format, build and verify, and compares an answer of each task
-with transformers. ✓ marks precisions in which every task passes in {_names(_BUNDLED)}; a refused task has an error that
-names the reason.
+with transformers. ✓ marks precisions in which every task passes in {_names(_BUNDLED)}. Tasks after "not" have no
+bundle; `tests/published/results.json` has the error of each.
 """
     yield _row("model", "tasks", *(f"`{precision}`" for precision in PRECISION_NAMES))
     yield _rule(2 + len(PRECISION_NAMES))
@@ -224,7 +224,7 @@ def _verdict(task: str, variants: Sequence[str], is_tested: bool) -> str:
     """Describe a task that does not pass in every variant."""
     if not is_tested:
         return f"`{task}` not tested"
-    return f"`{task}` only in {_names(variants)}" if variants else f"`{task}` refused"
+    return f"`{task}` only in {_names(variants)}" if variants else f"not `{task}`"
 
 
 def _exported() -> Mapping[str, list[str]]:

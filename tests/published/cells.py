@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has shown: `passed`, `refused` with the error's sentence, or `failed` with what went wrong."""
+    """Result of a run: `passed`, `refused` with the error's sentence, or `failed` with the fault."""
 
     verdict: str
     reason: str = ""
@@ -69,7 +69,7 @@ def all_cells(model: Published) -> list[Cell]:
     ]
 
 
-def outcome_of(error: Exception, folder: Path) -> Outcome:
+def outcome_of(error: BaseException, folder: Path) -> Outcome:
     """Return the outcome of an error, without paths; a traceback is a failure."""
     if isinstance(error, AdapterExportError):
         facts = error.facts()
@@ -77,6 +77,8 @@ def outcome_of(error: Exception, folder: Path) -> Outcome:
         return Outcome(REFUSED, _cut(sentence.replace(str(folder), "")))
     if isinstance(error, UnverifiedError):
         return Outcome(FAILED, _cut(str(error)))
+    while error.__cause__ is not None:
+        error = error.__cause__
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     return Outcome(FAILED, _cut(f"{type(error).__name__} at {place}: {error}"))
@@ -155,7 +157,7 @@ class Trial:
         if len(cells) == 1:
             return {cells[0]: outcome}
         first = self._built(cells[:1])
-        if first[cells[0]] == outcome:  # the base is refused, whatever is built on it
+        if first[cells[0]] == outcome:  # the base is refused, with any adapter
             return dict.fromkeys(cells, outcome)
         return first | {key: value for part in _parts(cells) for key, value in self._built(part).items()}
 
@@ -231,7 +233,7 @@ def _parts(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 class Client:
-    """Runs a bundle with ONNX Runtime alone, as a program in another language does.
+    """Runs a bundle with ONNX Runtime and nothing else, as a program in another language does.
 
     Args:
         bundle: its folder.

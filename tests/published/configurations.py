@@ -1,7 +1,7 @@
 """Configurations of published models, by their names on the Hugging Face Hub.
 
 The values are those of each model's `config.json`. Where a key is missing here, the published file has the default of
-transformers. `small_config` changes three things only: depth, width and vocabulary.
+transformers. `small_config` changes only depth, width, vocabulary, and the sizes of images and audio.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tasks import tasks_of
 RESULTS = Path(__file__).parent / "results.json"
 
 Rows = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""By task and outcome (`passed`, `refused: …`), the variants of each precision, separated by blanks."""
+"""Variants of each precision, separated by blanks, by task and outcome (`passed`, `refused: …`)."""
 
 
 def to_rows(outcomes: Mapping[Cell, Outcome]) -> Rows:

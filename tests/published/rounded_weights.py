@@ -15,8 +15,11 @@ from torch import nn
 
 Use = Literal["table", "product", "any"]
 
-NEAREST = 0.4
-"""Maximum distance of a rounded copy, relative to the weight: 4 bits come to 0.1, unrelated weights to 1.4."""
+NEAREST: Mapping[Use, float] = {"table": 0.4, "product": 0.4, "any": 0.01}
+"""Maximum distance of a rounded copy, relative to the weight: 4 bits come to 0.1, and unrelated matrices to 1.4.
+
+Those of float16 include weights of norms, which are all near 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,14 @@ def untie(module: nn.Module) -> None:
 
 def _rounded_copy(weight: np.ndarray, constants: list[Constant]) -> np.ndarray | None:
     """Return the nearest constant in the weight's layout, or `None` if none is near."""
-    near = [array for each in constants for array in (each.array, each.array.T) if array.shape == weight.shape]
     size = float(np.linalg.norm(weight)) or 1.0
-    distances = [float(np.linalg.norm(array - weight)) / size for array in near]
-    best = int(np.argmin(distances)) if distances else -1
-    return np.ascontiguousarray(near[best], np.float32) if distances and distances[best] < NEAREST else None
+    best, copy = 1.0, None
+    for constant in constants:
+        for array in (constant.array, constant.array.T):
+            if array.shape == weight.shape:
+                distance = float(np.linalg.norm(array - weight)) / size / NEAREST[constant.use]
+                best, copy = min((best, copy), (distance, array), key=lambda pair: pair[0])
+    return None if copy is None else np.ascontiguousarray(copy, np.float32)
 
 
 def graph_constants(graph: Path) -> Iterator[Constant]:

@@ -1,9 +1,10 @@
-"""Small models with published configurations: fewer layers, narrower, and a short vocabulary; all else unchanged."""
+"""Small models with published configurations: fewer layers, narrower, short vocabularies, small images and audio."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ WIDTHS = frozenset(
 WIDTHS |= {"embed_dim", "conv_dim", "query_pre_attn_scalar"}
 """Keys that are numbers of features; the scale of queries is one, too."""
 
+STAGES = frozenset(("depths", "num_heads"))
+"""Keys with a number for each stage of Swin."""
+
+PATCHES, SOURCES = 4, 60
+"""Patches on a side of an image, and positions of Whisper's encoder: the time of a build is quadratic in them."""
+
 VOCABULARIES = frozenset(("vocab_size", "decoder_vocab_size"))
 WORDS, BLOCK = 96, 32
 """The small vocabulary, and the period in which a vocabulary's remainder is kept: blocks of weights have 32 rows."""
@@ -29,14 +36,18 @@ STD, BIAS_STD = 0.2, 0.1
 
 def small_config(model: Published) -> transformers.PretrainedConfig:
     """Return the configuration of a small model."""
-    values = dict(model.config)
+    values = deepcopy(dict(model.config))  # transformers adds keys to nested dictionaries
     for name, value in model.config.items():
         if name in DEPTHS:
             values[name] = min(value, model.layers)
-        elif name == "depths":
-            values[name] = [min(depth, model.layers) for depth in value]
+        elif name in STAGES and isinstance(value, list):
+            values[name] = [min(each, model.layers) if name == "depths" else each for each in value[: model.layers]]
         elif name in WIDTHS:
             values[name] = _divided(name, value, model.divide)
+    if "image_size" in values:
+        values["image_size"] = values["patch_size"] * (2 * values["window_size"] if "depths" in values else PATCHES)
+    if "max_source_positions" in values:
+        values["max_source_positions"] = SOURCES
     values |= _small_vocabulary(model.config)
     return transformers.AutoConfig.for_model(model.type, **values)
 

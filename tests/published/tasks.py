@@ -187,7 +187,7 @@ class Reference:
     def answer(self, inputs: Arrays) -> np.ndarray:
         """Compute the task's result of each row for arrays by name.
 
-        Rows are alone: without a padding token, classifiers of transformers take one at a time.
+        Each row is a call of its own: without a padding token, classifiers of transformers take one at a time.
         """
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if "past_key" not in name}
         with torch.no_grad():
