@@ -17,6 +17,7 @@ from threading import local
 from typing import Protocol, runtime_checkable
 
 from adapter_export.errors import AbandonedFileWarning, BusyError, FileError, OutputExistsError, WriteError
+from adapter_export.safe_io.private_folder import PrivateFolder
 
 try:
     import fcntl
@@ -25,6 +26,9 @@ except ImportError:  # Windows has no `flock`: concurrent writers are not detect
 
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
 """Arguments of Linux's `renameat2`: AT_FDCWD and RENAME_EXCHANGE."""
+
+_NOTE = "target"
+"""File in a private folder that contains the path of an output."""
 
 _SWAP = 2
 """RENAME_SWAP of macOS's `renamex_np`."""
@@ -215,16 +219,46 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     lock = target.with_name(f".{target.name}.adapter-export.lock")
-    file = _acquired(lock, path)
-    held.add(target)
+    with _noted(target):
+        file = _acquired(lock, path)
+        held.add(target)
+        try:
+            _recover(target)
+            yield
+        finally:
+            held.discard(target)
+            with suppress(OSError):
+                lock.unlink()
+            os.close(file)
+
+
+@contextmanager
+def _noted(target: Path) -> Iterator[None]:
+    """Note a path in a private folder until the block ends; `recover_noted` reads the notes of killed processes."""
+    folder = _note(target)
     try:
-        _recover(target)
         yield
     finally:
-        held.discard(target)
-        with suppress(OSError):
-            lock.unlink()
-        os.close(file)
+        if folder is not None:
+            folder.remove()
+
+
+def _note(target: Path) -> PrivateFolder | None:
+    try:
+        folder = PrivateFolder()
+        (folder.path / _NOTE).write_bytes(os.fsencode(target))
+    except OSError:  # no room for temporary files: only the next writer of this path will recover it
+        return None
+    return folder
+
+
+def recover_noted(folder: Path) -> None:
+    """Remove what a killed process left beside the path that it noted in its private folder, if any."""
+    note = folder / _NOTE
+    if note.exists():
+        # another process recovers it, or its folder is gone
+        with suppress(OSError, BusyError, WriteError), locked(Path(os.fsdecode(note.read_bytes()))):
+            pass
 
 
 def _acquired(lock: Path, named: Path) -> int:
@@ -321,6 +355,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _beside(target: Path, ending: str) -> Path:
+    """Return a new name beside a target, which `_recover` knows."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
