@@ -107,7 +107,7 @@ class Output:
         """
         target = Path(os.path.abspath(self.path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
         self._check_free(target)
-        temporary = _beside(target, "tmp")
+        temporary = beside(target, "tmp")
         made = [folder for folder in target.parents if not folder.exists()]
         finished = False
         try:
@@ -316,7 +316,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     if os.path.lexists(target) and exchange(temporary, target):
         _remove(temporary)
         return
-    aside = _beside(target, "old")
+    aside = beside(target, "old")
     occupied = os.path.lexists(target)
     if occupied:
         target.rename(aside)
@@ -354,8 +354,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _beside(target: Path, ending: str) -> Path:
-    """Return a new name beside a target, which `_recover` knows."""
+def beside(target: Path, ending: str) -> Path:
+    """Return a new path beside a locked target, which the next writer removes if this process is killed."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 

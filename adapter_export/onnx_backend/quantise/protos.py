@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from adapter_export.safe_io.temporary import temporary_folder
 
 
 def multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -47,8 +47,8 @@ def _read(graph: onnx.GraphProto) -> Iterator[str]:
 
 def int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with 8-bit embeddings, dequantized after `Gather`, under names that no later pass uses."""
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        path = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder:
+        path = folder / "int8.onnx"
         quantize_dynamic(
             proto,
             path,
