@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
 from adapter_export.torch_backend.base.cached_models import CachedDecoder, CachedSeq2Seq, fix_sizes
@@ -220,8 +220,8 @@ def _unheeded(model: Any) -> tuple[Note, ...]:
 
 def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
     """Open the model of a Hugging Face folder as a base; arguments and errors as for `capture_folder`."""
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        path = Path(temporary) / "base.pt"
+    with temporary_folder() as temporary:
+        path = temporary / "base.pt"
         capture_folder(folder, path, inputs=inputs, lengths=lengths)
         return load_base(path)
 
