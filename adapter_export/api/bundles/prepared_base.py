@@ -113,6 +113,8 @@ def model_of(manifest: Manifest, model: Base | Address) -> Base:
 
     base = open_base(model)
     if base.fingerprint != manifest.base:
+        base = base.captured_as(manifest)  # a language model's folder, with or without its cache
+    if base.fingerprint != manifest.base:
         raise BaseModelError(
             "does not match the base this bundle was built from",
             where=base.path,

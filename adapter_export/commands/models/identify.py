@@ -79,7 +79,7 @@ def identify(
     weights: Annotated[
         Base | Address,
         Option(
-            "Torch archive (`capture --with-cache`) or Hugging Face folder of the same model.",
+            "Torch archive with the language head, or Hugging Face folder, of the same model.",
             "MODEL",
             "--weights",
         ),
@@ -168,7 +168,7 @@ def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]
 
     with temporary_folder() as temporary:
         path = temporary / "model.pt"
-        capture_folder(base.path, path, with_cache=True)
+        capture_folder(base.path, path)
         yield load_base(path, mapped=True)
 
 
