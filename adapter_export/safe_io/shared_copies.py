@@ -32,7 +32,7 @@ UNUSED_SECONDS = 24 * 60 * 60.0
 """Time after which an unused copy is removed."""
 
 MOST_UNUSED_BYTES = 16 * 2**30
-"""Maximum size of all unused copies, and at most an eighth of the disk."""
+"""Maximum size of all unused copies, and at most a quarter of the disk."""
 
 _QUIET_SECONDS = 2.0
 """Age from which a file's times tell it from a later version: some file systems count in steps of two seconds."""
@@ -113,7 +113,7 @@ def remove_unused(most: int | None = None) -> None:
         return
     with suppress(OSError):
         disk = os.statvfs(folder)
-        limit = min(MOST_UNUSED_BYTES, disk.f_frsize * disk.f_blocks // 8) if most is None else most
+        limit = min(MOST_UNUSED_BYTES, disk.f_frsize * disk.f_blocks // 4) if most is None else most
         seals = sorted((path.stat().st_mtime, path.stem) for path in folder.glob("*.json"))
         sizes = {name: _unused_bytes(folder / name) for _, name in seals}
         for used, name in seals:
