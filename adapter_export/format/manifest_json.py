@@ -411,13 +411,13 @@ def verify_files(
         _check_record(record, folder)
         path = folder / record.path
         if into is None or record.path not in copied:
-            found = sha256_of(path)
+            digest = sha256_of(path)
         else:
             copy = into / record.path
             copy.parent.mkdir(parents=True, exist_ok=True)
-            found = copy_file(path, copy, record)
-        if found != record.sha256:
-            raise HashError(path, found=found, expected=record.sha256)
+            digest = copy_file(path, copy, record)
+        if digest != record.sha256:
+            raise HashError(path, found=digest, expected=record.sha256)
 
 
 def is_hidden(name: str) -> bool:

@@ -53,10 +53,8 @@ class PrivateFolder:
 
 def abandoned_folders() -> Iterator[Path]:
     """Yield the private folders that killed processes of this user left; each is removed afterwards."""
-    if fcntl is None:
-        return
     with suppress(OSError):
-        for folder in sorted(temporary_root().glob(f"{_PREFIX}*")):
+        for folder in [] if fcntl is None else sorted(temporary_root().glob(f"{_PREFIX}*")):
             with suppress(OSError), ExitStack() as stack:
                 lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 stack.callback(os.close, lock)
