@@ -21,7 +21,7 @@ from adapter_export.errors import BaseModelError, NothingComparedError, TensorEr
 from adapter_export.format.axes import axis_names, length
 from adapter_export.format.check_report import Against, Split
 from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest, OutputRecord
-from adapter_export.format.sketch import SketchRecord, filled, sketched
+from adapter_export.format.sketch import SketchRecord, read_fill, sketched
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
@@ -116,11 +116,11 @@ def stored_case(name: str, tensors: Mapping[str, np.ndarray], inputs: Sequence[I
         whole, fill = tensors.get(f"{name}.input.{record.name}"), tensors.get(f"{name}.fill.{record.name}")
         if whole is not None and fill is None:
             arrays[record.name] = whole
-        elif whole is None and fill is not None and fill.dtype == np.int64 and fill.ndim == 1 and fill.size:
-            seeds[record.name] = int(fill[0])
+        elif whole is None and fill is not None:
             try:
-                arrays[record.name] = filled(int(fill[0]), fill[1:].tolist(), record.dtype)
-            except (ValueError, OverflowError) as error:
+                arrays[record.name] = read_fill(fill, record.dtype)
+                seeds[record.name] = int(fill[0])
+            except ValueError as error:
                 faults.append(f"`{name}.fill.{record.name}`: {error}")
                 continue
         else:

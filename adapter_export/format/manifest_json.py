@@ -36,6 +36,9 @@ REPORT_FILE = "check.json"
 CARD_FILE = "README.md"
 """README of a build, or a model card. It contains the manifest's digest, so the manifest cannot list it."""
 
+_MOST_SKETCHED = 2**16
+"""Maximum numbers of a sketch for each row; clients refuse more."""
+
 UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """Files of a bundle that its manifest does not list."""
 
@@ -201,6 +204,13 @@ def _check_sketches(manifest: Manifest) -> None:
                 where=f"`$.sketches.{name}.axes`",
                 found=record.axes,
                 expected=f"less than {len(known[name].axes)}",
+            )
+        if record.width > _MOST_SKETCHED:
+            raise FormatError(
+                "has too many numbers for each row",
+                where=f"`$.sketches.{name}`",
+                found=record.width,
+                expected=f"at most {_MOST_SKETCHED}",
             )
 
 

@@ -29,10 +29,10 @@ Words = npt.NDArray[np.uint32]
 _TOP_BIT = np.uint32(31)
 
 _VALUE_BITS = 8
-"""Bits of a filled value. So few are exact in float16 and bfloat16, too."""
+"""Bits of a filled value: 8 are exact in float16 and bfloat16, too."""
 
-_MOST_FILLED = 2**31
-"""Maximum number of elements of a filled input."""
+MOST_FILLED = 2**26
+"""Maximum number of elements of a filled input: a file of a few bytes must not ask for gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,27 @@ def filled(seed: int, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -
     Element i, in row-major order, is (mix(seed + i) >> 24) / 64 - 2, with the hash of `SketchRecord`.
 
     Raises:
-        ValueError: a length is negative, or there are 2³¹ elements or more.
+        ValueError: the seed has more than 32 bits, the type has no fractions, a length is negative, or the input would
+            have more than `MOST_FILLED` elements.
     """
     size = math.prod(shape)
-    if min(shape, default=0) < 0 or size >= _MOST_FILLED:
-        raise ValueError(f"a filled input of shape {list(shape)}")
+    if not 0 <= seed < 2**32 or min(shape, default=0) < 0 or size > MOST_FILLED or np.dtype(dtype).kind != "f":
+        raise ValueError(f"an input of {np.dtype(dtype)} {list(shape)} from the seed {seed}")
     numbers = (np.arange(size, dtype=np.uint64) + np.uint64(seed)).astype(np.uint32)
     steps = mix(numbers) >> np.uint32(32 - _VALUE_BITS)
     return (steps.astype(np.float32) / 64 - 2).astype(dtype).reshape(shape)
+
+
+def read_fill(stored: np.ndarray, dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
+    """Return the input of a tensor `<case>.fill.<input>`: int64, a seed and the shape.
+
+    Raises:
+        ValueError: it has another type or no seed, or as `filled`.
+    """
+    if stored.dtype != np.int64 or stored.ndim != 1 or not stored.size:
+        raise ValueError(f"{stored.dtype} {list(stored.shape)} instead of a seed and a shape")
+    seed, *shape = stored.tolist()
+    return filled(seed, shape, dtype)
 
 
 def mix(numbers: Words) -> Words:

@@ -158,7 +158,7 @@ def _ends(
 ) -> Iterator[int]:
     """Yield the nodes to split before: as late as the weights allow, between values of known types.
 
-    A value made of weights alone, such as a transposed embedding, stays in one piece: every request would have a copy.
+    A value made only of weights, such as a transposed embedding, stays in one piece: every request would have a copy.
     """
     sizes = {value: _external_bytes(value) for values in reads for value in values}
     made_of_weights: set[ir.Value] = set()
@@ -220,8 +220,8 @@ class Cut:
     as `head/hidden`. The `places` are in order of evaluation, each with the names of its outputs: site values, and the
     tensors of the base's norm that a bound graph borrows.
 
-    The segment of a place computes its outputs from what earlier segments computed, so that the base runs once however
-    many sites there are. One more segment computes the outputs of the base.
+    The segment of a place computes its outputs from what earlier segments computed, so that the base runs once for any
+    number of sites. One more segment computes the outputs of the base.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import GoldenRecord, InputRecord, PartRecord
-from adapter_export.format.sketch import filled, sketched
+from adapter_export.format.sketch import read_fill, sketched
 from adapter_export.providers import PROVIDERS
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
@@ -186,7 +186,7 @@ class _Check:
         if fill is None:
             return tensors[f"{case}.input.{record.name}"]
         try:
-            return filled(int(fill[0]), fill[1:].tolist(), record.dtype)
+            return read_fill(fill, record.dtype)
         except ValueError as error:
             raise self._error("has golden data of an impossible shape", str(error), "a shape within memory") from error
 

@@ -161,7 +161,7 @@ def test_a_law_excludes_failed_steps_and_needs_three_models(sizes: ModuleType, r
 
 
 def test_the_page_names_the_step_that_would_have_to_change_first(sizes: ModuleType, rows: list[Any]) -> None:
-    """Of 28 GB of weights, `check` needs 3 × 28 + 0.5 GB and 160 × 7 + 3 s; GenAI is only beside it."""
+    """With 28 GB of weights, `check` needs 3 × 28 + 0.5 GB and 160 × 7 + 3 s; GenAI is only beside it."""
     page = sizes.page_tables(rows)
     assert "`check`, 84 GB or 3.0 times its weights, and the most processor time in `capture`, 19 minutes" in page
     assert "`check` would have to change first" in page

@@ -135,7 +135,7 @@ def test_manifest_with_an_impossible_sketch_is_refused(copy: Path, axes: int) ->
 
 
 class TestChoice:
-    """Which outputs become sketches."""
+    """Choice of the outputs that become sketches."""
 
     IDS = InputRecord("ids", "int64", ("batch", "tokens"), "ids", 9)
     PAST = InputRecord("past", "float32", ("batch", 8, "old", 64), "cache", next="present")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adapter_export.format.sketch import SketchRecord, filled, mix, sketched
+from adapter_export.format.sketch import SketchRecord, filled, mix, read_fill, sketched
 
 RECORD = SketchRecord(axes=2, largest=3, columns=4, moduli=(5, 7))
 
@@ -72,7 +72,7 @@ def logits() -> np.ndarray:
 
 
 class TestSensitivity:
-    """Which errors a sketch shows, in multiples of a budget of 1 for each element."""
+    """Errors that a sketch shows, in multiples of a budget of 1 for each element."""
 
     def change(self, before: np.ndarray, after: np.ndarray) -> float:
         return float(np.abs(WIDE.of(after) - WIDE.of(before)).max())
@@ -132,7 +132,12 @@ class TestFilled:
     def test_may_be_empty(self) -> None:
         assert filled(7, (2, 0, 3)).shape == (2, 0, 3)
 
-    @pytest.mark.parametrize("shape", [(-1, 2), (2**20, 2**20)])
-    def test_impossible_shape_is_refused(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match="shape"):
-            filled(0, shape)
+    @pytest.mark.parametrize("stored", [[0, -1, 2], [0, 2**20, 2**20], [-1, 2], [2**32, 2], []])
+    def test_impossible_seed_or_shape_is_refused(self, stored: list[int]) -> None:
+        with pytest.raises(ValueError, match="seed"):
+            read_fill(np.array(stored, np.int64), np.float32)
+
+    @pytest.mark.parametrize(("stored", "dtype"), [(np.zeros(2), "float32"), (np.array([0, 2]), "int64")])
+    def test_other_types_are_refused(self, stored: np.ndarray, dtype: str) -> None:
+        with pytest.raises(ValueError, match="seed"):
+            read_fill(stored, dtype)

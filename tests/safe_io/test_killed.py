@@ -1,4 +1,4 @@
-"""Temporary files of killed commands: the next command removes them, whatever it does."""
+"""Temporary files of killed commands; any next command removes them."""
 
 from __future__ import annotations
 
