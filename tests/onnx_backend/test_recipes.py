@@ -25,7 +25,8 @@ from adapter_export.onnx_backend.base import weight_file
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.quantise.rewritten import deviations
-from adapter_export.runtime.graphs import Arrays, open_session as open_file, run_session
+from adapter_export.runtime.graphs import Arrays, run_session
+from adapter_export.runtime.graphs import open_session as open_file
 
 CHANGED: tuple[PrecisionName, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
 
