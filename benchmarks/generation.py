@@ -84,7 +84,7 @@ def _bundle(folder: Path, width: int, layers: int, count: int) -> Path:
         max_position_embeddings=256,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "llama")
-    base = ae.capture(folder / "llama", folder / "llama.pt", with_cache=True)
+    base = ae.capture(folder / "llama", folder / "llama.pt")
     kind = lora(LoraOptions())
     placements = kind.with_widths(r=8).placements(base.sites.map)
     shapes = {

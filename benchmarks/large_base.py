@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+from kit.watch import Peak
 from onnx import TensorProto, helper
 
 from adapter_export.format.adapter_files import write_adapter
@@ -36,28 +36,6 @@ WIDTH, VOCABULARY, SEED, BOTTLENECK = 2048, 8192, 0, 16
 GIGABYTE = 10**9
 
 Shape = tuple[int, ...]
-
-
-@dataclass
-class Peak:
-    """The most memory of a process in bytes: all that is resident, and its parts."""
-
-    resident: int = 0
-    anonymous: int = 0
-    of_files: int = 0
-
-    def read(self, process: int) -> None:
-        """Look now; a process that has ended changes nothing."""
-        try:
-            lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        found = {
-            key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines) if "kB" in rest
-        }
-        self.resident = max(self.resident, found.get("VmHWM", 0))
-        self.anonymous = max(self.anonymous, found.get("RssAnon", 0))
-        self.of_files = max(self.of_files, found.get("RssFile", 0) + found.get("RssShmem", 0))
 
 
 def main() -> None:

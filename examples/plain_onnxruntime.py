@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -127,13 +128,16 @@ def check_golden(bundle: PlainBundle) -> bool:
     """Compare with the outputs that the reference computed when the bundle was built."""
     everything = [(None, bundle.manifest["golden"])]
     everything += [(record["name"], record["golden"]) for record in bundle.manifest["adapters"]]
-    good = True
+    sketches, good = bundle.manifest.get("sketches") or {}, True
+    if sketches.keys() - {output["name"] for output in bundle.manifest["outputs"]}:
+        sys.exit(f"`sketches` names outputs that this bundle does not have: {', '.join(sketches)}")
     for adapter, golden in everything:
         tensors = read_safetensors(bundle.folder / golden["path"])
         worst = 0.0
         for case in golden["cases"]:
-            inputs = {i["name"]: tensors[f"{case}.input.{i['name']}"] for i in bundle.manifest["inputs"]}
-            outputs = bundle.run(inputs, adapter)
+            outputs = bundle.run(inputs_of(bundle.manifest["inputs"], tensors, case), adapter)
+            for name in outputs.keys() & sketches.keys():
+                outputs[name] = sketch(outputs[name], sketches[name])
             for name, allowed in golden["absolute"].items():
                 expected = tensors[f"{case}.output.{name}"]
                 same_shape = outputs[name].shape == expected.shape
@@ -142,6 +146,63 @@ def check_golden(bundle: PlainBundle) -> bool:
                 worst = max(worst, deviation / allowed if allowed else deviation)
         print(f"{adapter or 'base':>12}  {len(golden['cases'])} golden vectors, {worst:.0%} of the allowed deviation")
     return good
+
+
+def inputs_of(records: list[dict], tensors: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
+    """Return the inputs of a golden vector; large ones are stored as a seed and a shape."""
+    inputs = {}
+    for record in records:
+        fill = tensors.get(f"{case}.fill.{record['name']}")
+        if fill is None:
+            inputs[record["name"]] = tensors[f"{case}.input.{record['name']}"]
+        elif fill.dtype == np.int64 and fill.shape == (1 + len(record["axes"]),):
+            inputs[record["name"]] = filled(*fill.tolist()).astype(record["dtype"])
+        else:
+            sys.exit(f"`{case}.fill.{record['name']}` is not a seed and the shape of this input")
+    return inputs
+
+
+def filled(seed: int, *shape: int) -> np.ndarray:
+    """Return multiples of 1/64 in [-2, 2) that depend on a seed."""
+    if not 0 <= seed < 2**32 or min(shape, default=0) < 0 or math.prod(shape) > 2**26:
+        sys.exit(f"a golden input has a seed or a shape out of range: {seed}, {list(shape)}")
+    numbers = mix(seed + np.arange(math.prod(shape), dtype=np.uint64)) >> 24
+    return (numbers / 64 - 2).reshape(shape)
+
+
+def sketch(output: np.ndarray, record: dict) -> np.ndarray:
+    """Return the numbers that golden data have in place of each row of a wide output.
+
+    These are its largest numbers (NaN first), numbers at chosen columns, and signed sums of all of them.
+    """
+    leading, largest, columns = output.shape[: record["axes"]], record["largest"], record["columns"]
+    rows = output.astype(np.float32).reshape(math.prod(leading), -1)
+    count, width = rows.shape
+    found = np.zeros((count, largest + columns + sum(record["moduli"])), np.float32)
+    if largest:  # the last one is repeated in a row with fewer numbers
+        most = min(largest, width)
+        descending = np.sort(np.partition(rows, -most)[:, -most:])[:, ::-1]
+        found[:, :largest] = np.pad(descending, ((0, 0), (0, largest - most)), "edge")
+    chosen = mix(np.arange(count * columns, dtype=np.uint64)).reshape(count, columns) % width
+    found[:, largest : largest + columns] = np.take_along_axis(rows, chosen.astype(np.int64), axis=1)
+    start = largest + columns
+    for at, modulus in enumerate(record["moduli"]):
+        signs = 1 - 2.0 * (mix(mix(np.array([at + 1])).astype(np.uint64) + np.arange(width, dtype=np.uint64)) >> 31)
+        terms = -(-width // modulus)
+        products = np.zeros((terms, modulus))
+        for row, sums in zip(rows, found[:, start : start + modulus], strict=True):
+            products.flat[:width] = row * signs
+            sums[:] = products.sum(axis=0) / (2 * math.sqrt(terms))
+        start += modulus
+    return found.reshape(*leading, -1)
+
+
+def mix(numbers: np.ndarray) -> np.ndarray:
+    """Hash 32-bit integers; larger ones count modulo 2^32."""
+    x = numbers.astype(np.uint32)
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray]:

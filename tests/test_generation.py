@@ -129,7 +129,7 @@ def llama_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 def archive(llama_folder: Path) -> Path:
     """The Llama captured from torch."""
     path = llama_folder.with_name("llama.pt")
-    capture_folder(llama_folder, path, with_cache=True)
+    capture_folder(llama_folder, path)
     return path
 
 
@@ -152,7 +152,7 @@ def llama(
     if request.param == "int4":
         save_rounded(llama_folder, genai.model.model, work / "rounded")
         archive = work / "rounded.pt"
-        capture_folder(work / "rounded", archive, with_cache=True)
+        capture_folder(work / "rounded", archive)
     base = load_base(archive)
     adapters = adapters_of(tiny, base)
     _build(genai, adapters, work / "bundle")

@@ -56,7 +56,7 @@ def source(genai_is_there: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def archive(source: Path) -> ae.Base:
-    return ae.capture(source, source.with_name("llama.pt"), with_cache=True)
+    return ae.capture(source, source.with_name("llama.pt"))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_other_weights_are_refused_with_the_place_and_the_distance(edit, message
 
 def test_another_archive_is_refused(linked, source, tmp_path):
     with pytest.warns(UserWarning, match="the head of `LlamaForCausalLM` is left out"):
-        bare = ae.capture(source, tmp_path / "bare.pt")
+        bare = ae.capture(source, tmp_path / "bare.pt", bare=True)
     with pytest.raises(BaseModelError, match=r"`lm_head\.MatMul\.weight_Q4` without .*captured with its language head"):
         ae.identify(linked, bare, force=True)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from cryptography import x509
@@ -29,6 +28,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
@@ -144,8 +144,8 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
             config.use_elliptic_key_verifier(public_key=key)
         else:
             config.use_certificate_verifier(certificate_chain=chain)
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        copy = Path(temporary) / SIGNATURE_FILE
+    with temporary_folder() as temporary:
+        copy = temporary / SIGNATURE_FILE
         copy.write_bytes(data)  # verify the same bytes that are read below
         with parsing(partial(_fault, folder, document, by)):
             config.verify(folder, copy)

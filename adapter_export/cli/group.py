@@ -114,6 +114,7 @@ class LazyGroup(click.Group):
                     warnings.simplefilter("ignore")
                     warnings.simplefilter("always", AbandonedFileWarning)
                     warnings.showwarning = _show_warning
+                _remove_abandoned()
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
@@ -135,6 +136,13 @@ class _Call:
 
     json: bool = False
     debug: bool = False
+
+
+def _remove_abandoned() -> None:
+    """Remove what killed processes left, even if the command itself writes no files."""
+    from adapter_export.safe_io.temporary import remove_abandoned
+
+    remove_abandoned()
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -360,7 +360,18 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
     )
 
 
-def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = (), into: Path | None = None) -> None:
+def _copy_file(path: Path, copy: Path, record: FileRecord) -> str:
+    return copy_hashed(path, copy, record.bytes)
+
+
+def verify_files(
+    manifest: Manifest,
+    folder: Path,
+    *,
+    copied: Collection[str] = (),
+    into: Path | None = None,
+    copy_file: Callable[[Path, Path, FileRecord], str] = _copy_file,
+) -> None:
     """Check size and hash of every file in the manifest, and that there are no other files.
 
     The manifest has its own checksum; like all files, it must not be a link out of the folder. Hidden files and folders
@@ -371,6 +382,7 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
         folder: the bundle.
         copied: paths of files to copy; the copies are verified.
         into: an empty folder for the copies.
+        copy_file: copies a file to a path, and returns its SHA-256.
 
     Raises:
         FileError: a file is missing, or a link points out of the folder.
@@ -396,7 +408,16 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
             fix="move them out of the folder, or get the bundle from its source again",
         )
     for record in manifest.files:
-        _verify(record, folder, into / record.path if into is not None and record.path in copied else None)
+        _check_record(record, folder)
+        path = folder / record.path
+        if into is None or record.path not in copied:
+            digest = sha256_of(path)
+        else:
+            copy = into / record.path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            digest = copy_file(path, copy, record)
+        if digest != record.sha256:
+            raise HashError(path, found=digest, expected=record.sha256)
 
 
 def is_hidden(name: str) -> bool:
@@ -404,7 +425,8 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
+def _check_record(record: FileRecord, folder: Path) -> None:
+    """Check that a file is in the bundle and has its size."""
     path = folder / record.path
     if not path.is_file():
         raise FileError(
@@ -426,13 +448,6 @@ def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
             expected=f"{record.bytes} bytes",
             fix="get the file from its source again",
         )
-    if copy is None:
-        found = sha256_of(path)
-    else:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        found = copy_hashed(path, copy, record.bytes)
-    if found != record.sha256:
-        raise HashError(path, found=found, expected=record.sha256)
 
 
 def _check_inside(path: Path, folder: Path) -> None:

@@ -38,6 +38,7 @@ from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, files_by_path
 from adapter_export.hub.reference import DatasetReference, HubReference
 from adapter_export.safe_io.parsers import reason
 from adapter_export.safe_io.regular_files import copy_hashed
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.version import __version__
 
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -171,13 +172,13 @@ class Hub:
     def _own_before(self) -> set[str]:
         """Return the files of the bundle or adapter in the repository; other files are kept."""
         own: set[str] = set()
-        with suppress(FormatError, NotFoundError), TemporaryDirectory(prefix="adapter-export-") as folder:
+        with suppress(FormatError, NotFoundError), temporary_folder() as folder:
             remote = self.resolve()
             for kind, head in HEADS.items():
                 if head in remote.files:
                     own |= {head, *(UNLISTED if kind == "bundle" else ())}
-                    self.download(remote.files[head], Path(folder))
-                    own |= needed_files(Path(folder), kind).keys()
+                    self.download(remote.files[head], folder)
+                    own |= needed_files(folder, kind).keys()
         return own & remote.files.keys()
 
     @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from adapter_export.errors import FileError, UsageError
 from adapter_export.format.manifest_json import CARD_FILE, UNLISTED
@@ -14,6 +13,7 @@ from adapter_export.hub.huggingface import Hub
 from adapter_export.hub.reference import HubReference, parse_reference
 from adapter_export.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described
 
 
@@ -94,9 +94,9 @@ def push_folder(
     digest, head = digest_of(folder, kind), HEADS[kind]
     also = [name for name in (UNLISTED if kind == "bundle" else (CARD_FILE,)) if (folder / name).is_file()]
     files = {name: folder / name for name in (head, *needed_files(folder, kind), *also)}
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+    with temporary_folder() as temporary:
         if card is not None:
-            files[CARD_FILE] = Path(temporary, CARD_FILE)
+            files[CARD_FILE] = temporary / CARD_FILE
             files[CARD_FILE].write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in files.values())
         reporter.step(f"uploading {len(files)} files, {size / 1e6:,.1f} MB")

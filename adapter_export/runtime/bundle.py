@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 import warnings
-import weakref
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +13,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
-from adapter_export.format.manifest import Manifest
+from adapter_export.format.files import cache_folder
+from adapter_export.format.manifest import FileRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.providers import ProviderName, provider_named
@@ -30,92 +27,45 @@ from adapter_export.runtime.openvino_graph import open_openvino
 from adapter_export.runtime.self_check import check_session
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import TextReader
-from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.safe_io.private_folder import PrivateFolder
+from adapter_export.safe_io.regular_files import copy_hashed, read_bytes
+from adapter_export.safe_io.shared_copies import copy_shared
+from adapter_export.safe_io.temporary import remove_abandoned
 from adapter_export.tables import Described
 from adapter_export.text import Tokenizer
-
-try:
-    import fcntl
-except ImportError:  # Windows, where folders of a killed process are not removed
-    fcntl = None  # type: ignore[assignment]
 
 RESIDENT = 64
 """Default number of adapters that a session keeps in memory."""
 
-_PREFIX = "adapter-export-bundle-"
-"""Prefix of the names of private folders."""
 
-
-class PrivateFolder:
-    """Temporary folder of this process, removed with the object or at exit.
-
-    A lock (`flock`) marks it as used for other processes and for systemd's cleanup of temporary files. The next process
-    removes the folders of killed ones.
-
-    Raises:
-        OSError: the folder cannot be created.
-    """
-
-    def __init__(self) -> None:
-        parent = _temporary_folder()
-        if fcntl is not None:
-            with suppress(OSError):
-                for left in parent.glob(f"{_PREFIX}*"):
-                    _remove_abandoned(left)
-        while True:
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            try:
-                lock = None if fcntl is None else os.open(self.path, os.O_RDONLY)
-            except FileNotFoundError:  # removed by another process before it was locked
-                continue
-            self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
-            with suppress(OSError):  # on a file system without locks, nothing is removed
-                if lock is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.path.exists():  # another process may have removed it before it was locked
-                return
-            self._end()
-
-
-def _temporary_folder() -> Path:
-    """Return the folder for large temporary files: `TMPDIR`, or one on disk, since `/tmp` may be in memory."""
-    chosen = tempfile.tempdir or any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
-    large = Path("/var/tmp")
-    return Path(tempfile.gettempdir()) if chosen or not os.access(large, os.W_OK) else large
-
-
-def _remove_abandoned(folder: Path) -> None:
-    with suppress(OSError), ExitStack() as stack:  # owned by another user, or in use
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        stack.callback(os.close, lock)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(folder: Path, lock: int | None, process: int) -> None:
-    if os.getpid() == process:  # not in a fork
-        shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        with suppress(OSError):
-            os.close(lock)
-
-
-def copy_verified(manifest: Manifest, folder: Path, paths: Collection[str], otherwise: str = "") -> PrivateFolder:
+def copy_verified(
+    manifest: Manifest, folder: Path, paths: Collection[str], otherwise: str = "", *, rehash: bool = False
+) -> PrivateFolder:
     """Compare the files of a bundle with their SHA-256, and copy some of them: the very bytes that were compared.
+
+    Copies of large files are shared with other processes of the user (`copy_shared`), unless caching is off.
 
     Args:
         manifest: of the bundle.
         folder: of the bundle.
         paths: files to copy.
         otherwise: a second remedy for the message if there is no room.
+        rehash: compare files that are unchanged since their last comparison, too.
 
     Raises:
         FileError: there is no room for the copies, or as `verify_files`.
         FormatError: as `verify_files`.
     """
+
+    def copy_file(path: Path, copy: Path, record: FileRecord) -> str:
+        if cache_folder() is None:
+            return copy_hashed(path, copy, record.bytes)
+        return copy_shared(path, copy, record.bytes, record.sha256, rehash=rehash)
+
+    remove_abandoned()
     try:
         private = PrivateFolder()
-        verify_files(manifest, folder, copied=paths, into=private.path)
+        verify_files(manifest, folder, copied=paths, into=private.path, copy_file=copy_file)
         (private.path / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
     except OSError as error:
         needed = sum(file.bytes for file in manifest.files if file.path in paths)
@@ -168,12 +118,13 @@ class Bundle(Described):
 
         Args:
             folder: written by `adapter-export build`.
-            verify: compare every file with its SHA-256. Without it, most damaged weights run unnoticed.
+            verify: compare every file with its SHA-256. Without it, most damaged weights run unnoticed. A large file
+                that is unchanged since this user last opened it is not read again.
             expect: the digest of the bundle, the SHA-256 of its manifest, which contains those of all other files.
                 `adapter-export inspect` shows it.
-            copy: run from a private copy in a temporary folder. The copied bytes are the verified ones, and later
-                writes into the bundle have no effect. Without it, or without `verify`, weights are mapped from the
-                bundle: for read-only folders, as in a container.
+            copy: run from a private copy in a temporary folder, whose large files all processes of the user share.
+                The copied bytes are the verified ones, and later writes into the bundle have no effect. Without it, or
+                without `verify`, weights are mapped from the bundle: for read-only folders, as in a container.
 
         Raises:
             FileError: a file is missing, a link leads out of the folder, or there is no room for the copy.
@@ -194,7 +145,7 @@ class Bundle(Described):
 
     @classmethod
     def open_to_check(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> Bundle:
-        """Open a bundle with all of its files, for any version of ONNX Runtime.
+        """Open a bundle with all of its files, each hashed now, for any version of ONNX Runtime.
 
         Args:
             folder: of the bundle.
@@ -206,17 +157,26 @@ class Bundle(Described):
         """
 
         def opened(manifest: Manifest) -> Bundle:
-            return cls._verified(folder, manifest, [file.path for file in manifest.files] if copy else None)
+            paths = [file.path for file in manifest.files]
+            return cls._verified(folder, manifest, paths if copy else None, rehash=True)
 
         return open_whole(folder, opened, expect=expect)
 
     @classmethod
-    def _verified(cls, folder: Path, manifest: Manifest, copied: Collection[str] | None, otherwise: str = "") -> Bundle:
-        """Verify every file and copy some; `otherwise` as in `copy_verified`."""
+    def _verified(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        copied: Collection[str] | None,
+        otherwise: str = "",
+        *,
+        rehash: bool = False,
+    ) -> Bundle:
+        """Verify every file and copy some; other arguments as in `copy_verified`."""
         if copied is None:
             verify_files(manifest, folder)
             return cls(folder, manifest, True)
-        return cls(folder, manifest, True, copy_verified(manifest, folder, copied, otherwise))
+        return cls(folder, manifest, True, copy_verified(manifest, folder, copied, otherwise, rehash=rehash))
 
     def reload(self, *, expect: str | None = None) -> Bundle:
         """Open the bundle that is in the folder now, or return this one if nothing changed.

@@ -17,6 +17,7 @@ from threading import local
 from typing import Protocol, runtime_checkable
 
 from adapter_export.errors import AbandonedFileWarning, BusyError, FileError, OutputExistsError, WriteError
+from adapter_export.safe_io.private_folder import PrivateFolder
 
 try:
     import fcntl
@@ -25,6 +26,9 @@ except ImportError:  # Windows has no `flock`: concurrent writers are not detect
 
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
 """Arguments of Linux's `renameat2`: AT_FDCWD and RENAME_EXCHANGE."""
+
+_NOTE = "target"
+"""File in a private folder that contains the path of an output."""
 
 _SWAP = 2
 """RENAME_SWAP of macOS's `renamex_np`."""
@@ -103,7 +107,7 @@ class Output:
         """
         target = Path(os.path.abspath(self.path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
         self._check_free(target)
-        temporary = _beside(target, "tmp")
+        temporary = beside(target, "tmp")
         made = [folder for folder in target.parents if not folder.exists()]
         finished = False
         try:
@@ -215,16 +219,46 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     lock = target.with_name(f".{target.name}.adapter-export.lock")
-    file = _acquired(lock, path)
-    held.add(target)
+    with _noted(target):
+        file = _acquired(lock, path)
+        held.add(target)
+        try:
+            _recover(target)
+            yield
+        finally:
+            held.discard(target)
+            with suppress(OSError):
+                lock.unlink()
+            os.close(file)
+
+
+@contextmanager
+def _noted(target: Path) -> Iterator[None]:
+    """Note a path in a private folder until the block ends; `recover_noted` reads the notes of killed processes."""
+    folder = _note(target)
     try:
-        _recover(target)
         yield
     finally:
-        held.discard(target)
-        with suppress(OSError):
-            lock.unlink()
-        os.close(file)
+        if folder is not None:
+            folder.remove()
+
+
+def _note(target: Path) -> PrivateFolder | None:
+    try:
+        folder = PrivateFolder()
+        (folder.path / _NOTE).write_bytes(os.fsencode(target))
+    except OSError:  # no room for temporary files: only the next writer of this path will recover it
+        return None
+    return folder
+
+
+def recover_noted(folder: Path) -> None:
+    """Remove what a killed process left beside the path that it noted in its private folder, if any."""
+    note = folder / _NOTE
+    if note.exists():
+        # another process recovers it, or its folder is gone
+        with suppress(OSError, BusyError, WriteError), locked(Path(os.fsdecode(note.read_bytes()))):
+            pass
 
 
 def _acquired(lock: Path, named: Path) -> int:
@@ -282,7 +316,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     if os.path.lexists(target) and exchange(temporary, target):
         _remove(temporary)
         return
-    aside = _beside(target, "old")
+    aside = beside(target, "old")
     occupied = os.path.lexists(target)
     if occupied:
         target.rename(aside)
@@ -320,7 +354,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _beside(target: Path, ending: str) -> Path:
+def beside(target: Path, ending: str) -> Path:
+    """Return a new path beside a locked target, which the next writer removes if this process is killed."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 

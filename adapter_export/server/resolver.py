@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, LoadedAdapter, LoadedBundle
 
@@ -101,8 +101,8 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> Loa
     fitting = [one.bundle for one in bundles if one.bundle.manifest.base == adapter.base]
     refused: InputError | None = None
     for bundle in fitting:
-        with tempfile.TemporaryDirectory() as made:
-            path = Path(made, "made.onnx_adapter")
+        with temporary_folder() as made:
+            path = made / "made.onnx_adapter"
             try:
                 write_fitted(adapter, path, bundle.home, bundle.manifest)
             except InputError as error:

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from typing import Any
 
 from adapter_export.errors import AdapterExportError, UsageError, argument
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import check_resident, named_bundles, open_session
 from adapter_export.server.process import OnReady, address_of, listen
@@ -45,11 +45,11 @@ def serve_workers(
     if os.name == "nt":
         raise UsageError("processes cannot share a port on Windows", fix=f"omit {argument('workers')}")
     log_to_stderr(quiet=settings.quiet)
-    with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
+    with listen(settings) as listening, temporary_folder() as folder:
         bundles = named_bundles(places)
         for bundle in bundles.values():
             _check(bundle, settings)
-        asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))
+        asyncio.run(_Watch(bundles, settings, listening, folder).run(workers, on_ready))
 
 
 def _check(bundle: Bundle, settings: ServerSettings) -> None:

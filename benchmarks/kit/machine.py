@@ -32,12 +32,17 @@ def warn_if_busy(load: float) -> None:
 
 def description(load: float, provider: str) -> str:
     """One sentence about the hardware, one about the software, one about the load at the start."""
+    busy = "" if load <= _IDLE_LOAD else " (**others used the machine**)"
+    return f"{time.strftime('%Y-%m-%d')}: {system(provider)} Load average at the start {load:.2f}{busy}."
+
+
+def system(provider: str) -> str:
+    """One sentence about the hardware, and one about the software."""
     gpu = f", {_gpu()}" if provider == "cuda" else ""
     cores, memory = f"{os.cpu_count()} cores", f"{_gigabytes():.0f} GB of memory"
     hardware = f"{_processor()}{_instructions()}, {cores}, {memory}{gpu}, {platform.machine()}"
     software = ", ".join([platform.platform(terse=True), f"Python {platform.python_version()}", *_versions()])
-    busy = "" if load <= _IDLE_LOAD else " (**others used the machine**)"
-    return f"{time.strftime('%Y-%m-%d')}: {hardware}. {software}. Load average at the start {load:.2f}{busy}."
+    return f"{hardware}. {software}."
 
 
 def _processor() -> str:

@@ -3,8 +3,8 @@
     python docs/_site/support_page.py
 
 writes both. The sources are the package's tables of task types, kinds, precisions, variants and layouts; the tasks that
-each entry point answered in `tests/entry_points`; the outcomes of `make zoo` in `reference/architectures.md`; and the
-table of exported kinds.
+each entry point answered in `tests/entry_points`; the outcomes of `make zoo` in `reference/architectures.md`, and of
+`make published` in `tests/published/results.json`; and the table of exported kinds.
 """
 
 from __future__ import annotations
@@ -62,6 +62,13 @@ FILES = ("Images and video", "Speech and sound")
 
 
 _MARK = "✓"
+
+_RESULTS = ROOT / "tests/published/results.json"
+_BUNDLED = ("slots", "inputs", "bank")
+"""Variants that the runs of published models take."""
+
+Row = Mapping[str, Mapping[str, str]]
+"""Outcomes of a task: by text, the variants of each precision, separated by blanks."""
 
 
 def page() -> str:
@@ -137,7 +144,9 @@ adapters, padded, truncated, and on bases where padding changes answers. Clients
         yield _row(family, str(complete), str(tried), _names(tasks))
     yield """
 Encoders with decoders generate with adapters that PEFT or your own loop trained.
-
+"""
+    yield from _published()
+    yield """
 ## Kinds of adapters
 
 `train`, `attach` and `pack` make every kind. A cell names what `export` writes for another library, which computes the
@@ -179,6 +188,43 @@ Adapters, heads, inputs and outputs stay in float32. A base in any precision can
 - Rust, Go, C# and Objective-C call ONNX Runtime or the C interface; their rows are
   [not tested](../how-to/embed.md#choose-a-graph).
 - The cells are tested on the CPU. [Runtime options](../how-to/runtime-options.md) has other execution providers."""
+
+
+def _published() -> Iterator[str]:
+    """Yield the table of published models, by precision."""
+    yield f"""\
+## Published models
+
+`make published` takes small models with published configurations (fewer layers, narrower, a short vocabulary, random
+weights) through capture, the import of a LoRA in PEFT's format, build and verify, and compares an answer of each task
+with transformers. ✓ marks precisions in which every task passes in {_names(_BUNDLED)}. Tasks after "not" have no
+bundle; `tests/published/results.json` has the error of each.
+"""
+    yield _row("model", "tasks", *(f"`{precision}`" for precision in PRECISION_NAMES))
+    yield _rule(2 + len(PRECISION_NAMES))
+    results: Mapping[str, Mapping[str, Row]] = json.loads(_RESULTS.read_text("utf-8"))
+    for model, tasks in results.items():
+        yield _row(model, _names(tasks), *(_tested(tasks, precision) for precision in PRECISION_NAMES))
+
+
+def _tested(tasks: Mapping[str, Row], precision: str) -> str:
+    """Summarize the outcomes of a model in a precision."""
+    passed = {task: row.get("passed", {}).get(precision, "").split() for task, row in tasks.items()}
+    tested = {task for task, row in tasks.items() if any(precision in variants for variants in row.values())}
+    if not tested:
+        return "not tested"
+    if all(len(variants) == len(_BUNDLED) for variants in passed.values()):
+        return _MARK
+    return "; ".join(
+        _verdict(task, passed[task], task in tested) for task in tasks if len(passed[task]) < len(_BUNDLED)
+    )
+
+
+def _verdict(task: str, variants: Sequence[str], is_tested: bool) -> str:
+    """Describe a task that does not pass in every variant."""
+    if not is_tested:
+        return f"`{task}` not tested"
+    return f"`{task}` only in {_names(variants)}" if variants else f"not `{task}`"
 
 
 def _exported() -> Mapping[str, list[str]]:

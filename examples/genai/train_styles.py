@@ -91,7 +91,7 @@ def main() -> None:
     texts = [text for reply in replies for text in reply] + questions
     random.Random(0).shuffle(texts)
     train_base(texts, folder / "llama", steps=400)
-    base = ae.capture(folder / "llama", folder / "llama.pt", with_cache=True, force=True)
+    base = ae.capture(folder / "llama", folder / "llama.pt", force=True)
     tables = {
         "replies": write(
             folder / "replies.jsonl", [{"prompt": line, "answer": f" {reply}"} for line, reply in replies]

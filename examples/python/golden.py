@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from golden_answers import Fault
 from golden_batches import replay_batches
+from golden_cases import case_inputs, comparable, expected_output
 from golden_parts import replay_parts
 from golden_texts import replay_texts
 from recorded_runs import RunAdapter, Uniform, compare_runs
@@ -137,13 +138,13 @@ def _worst(bundle: Bundle, run: Run, names: list[str | None]) -> float:
     vectors = {name: load_file(bundle.folder / records[name].path) for name in names}
     worst = np.float64(0)
     for case in records[None].cases:
-        inputs = {i.name: vectors[names[0]][f"{case}.input.{i.name}"] for i in bundle.manifest.inputs}
+        inputs = case_inputs(bundle.manifest, vectors[names[0]], case)
         rows = len(next(iter(inputs.values())))
         dealt = [names[row % len(names)] for row in range(rows)]
-        found = run(inputs, dealt)
+        found = comparable(bundle.manifest, run(inputs, dealt))
         for row, name in enumerate(dealt):
             for output, allowed in records[name].absolute.items():
-                expected = vectors[name][f"{case}.output.{output}"][row]
+                expected = expected_output(bundle.manifest, vectors[name], case, output)[row]
                 own = found[output][row][..., : expected.shape[-1]]
                 off = np.abs(own - expected).max()
                 worst = np.maximum(worst, off / allowed if allowed else np.float64(0 if off == 0 else np.inf))

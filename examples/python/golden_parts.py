@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from golden_answers import Fault
+from golden_cases import case_inputs, comparable, expected_output
 from safetensors.numpy import load_file
 
 from adapter_export.format.manifest import PartsRecord
@@ -25,11 +26,11 @@ def replay_parts(bundle: Bundle, record: PartsRecord, run: Callable[[Arrays], Ar
         if not any(f"{case}.part.{at}" in tensors for case in record.cases):
             values[at] = np.nan  # it would pass in any graph
     for case in record.cases:
-        found = run({one.name: tensors[f"{case}.input.{one.name}"] for one in bundle.manifest.inputs})
+        found = comparable(bundle.manifest, run(case_inputs(bundle.manifest, tensors, case)))
         for at, part in enumerate(record.parts):
             weight = tensors.get(f"{case}.part.{at}")
             if weight is not None:
-                expected = tensors[f"{case}.output.{part.output}"]
+                expected = expected_output(bundle.manifest, tensors, case, part.output)
                 own = found[part.output][..., : expected.shape[-1]]  # in a bank, other classes are behind its own
                 values[at] += part.factor * np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected)
     limits = np.array([part.limit for part in record.parts])

@@ -143,7 +143,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     module = built(name)
     if MODELS[name][2]:
         module.save_pretrained(folder / "hf")
-        capture_folder(folder / "hf", folder / "model.pt")
+        capture_folder(folder / "hf", folder / "model.pt", bare=True)
     else:
         save_base(module, inputs_of(name, 2, 7, 5), folder / "model.pt")
     in_torch = load_base(folder / "model.pt")

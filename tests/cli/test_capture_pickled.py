@@ -137,6 +137,7 @@ def test_what_is_no_pickle(cli, model: Path, hf_folder: Path, tmp_path: Path) ->
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     cli.refused(3, "a state dict", "capture", "--trust-pickle", tmp_path / "weights.pt", "-o", out)
     cli.refused(2, "a folder", "capture", "--trust-pickle", hf_folder, "-o", out)
+    cli.refused(2, "`--bare` applies to Hugging Face folders", "capture", "--trust-pickle", model, "--bare", "-o", out)
     cli.refused(2, "do not match the arguments of the model", "capture", hf_folder, "--input", SRC, "-o", out)
     cli.refused(3, "does not exist", "capture", "--trust-pickle", tmp_path / "nothing.pt", "-o", out)
     assert not out.exists()

@@ -24,8 +24,8 @@ def archives(cli, hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("llama")
     model.save_pretrained(folder)
     shutil.copy(hf_folder / "tokenizer.json", folder)
-    cli.done("capture", folder, "-o", folder / "bare.pt")
-    cli.done("capture", folder, "--with-cache", "-o", folder / "cached.pt")
+    cli.done("capture", folder, "--bare", "-o", folder / "bare.pt")
+    assert "--task causal_lm" in cli.done("capture", folder, "-o", folder / "cached.pt").stderr
     return folder / "bare.pt", folder / "cached.pt"
 
 
@@ -37,7 +37,7 @@ def test_an_adapter_of_the_bare_model_goes_into_the_decoder(cli, archives: tuple
     )
     options = ("--data", data, "--epochs", "1", "--bottleneck", "4", "--pooling", "first", "-o", tmp_path / "tone")
     refused = cli.refused(3, "captured with its cache", "train", cached, *options)
-    assert "without `--with-cache`" in refused.stderr
+    assert "capture the bare model: `--bare`" in refused.stderr
     assert "--task causal_lm" in refused.stderr
     made = cli.json("train", bare, *options)
     assert made["sites"] == ["layers.0.attention", "layers.0.ffn"]
@@ -46,3 +46,13 @@ def test_an_adapter_of_the_bare_model_goes_into_the_decoder(cli, archives: tuple
     manifest = cli.json(*build, "--allow-base-mismatch")["manifest"]
     assert manifest["adapters"][0]["base"] != manifest["base"]
     assert "passed" in cli.done("check", tmp_path / "bundle", "--against", cached, "--quick").stdout
+    cli.done("build", bare, "--adapters", tmp_path / "tone", "-o", tmp_path / "classifier")
+    for built in ("bundle", "classifier"):  # the folder is captured like the bundle's base
+        assert "passed" in cli.done("check", tmp_path / built, "--against", bare.parent, "--quick").stdout
+
+
+def test_described_inputs_need_the_bare_model(cli, archives: tuple[Path, Path], tmp_path: Path) -> None:
+    described = ("--input", "input_ids=int64[batch,sequence]")
+    capture = ("capture", archives[0].parent, *described, "-o", tmp_path / "model.pt")
+    assert "`--bare`" in cli.refused(2, "captured with a cache, which defines its inputs", *capture).stderr
+    assert cli.json(*capture, "--bare")["inputs"] == ["input_ids"]

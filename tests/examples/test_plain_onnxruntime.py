@@ -9,9 +9,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from abridged import abridge, edit_manifest
+from abridged_bundle import SEED, build_abridged
 from building import build_bundle
 from small_bundle import build_small
+from tampering import edit
 from tiny_onnx import VOCABULARY, build_tiny, random_adapter, save_tiny, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -144,6 +148,58 @@ def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:
     write_tensors(path, tensors)
     write_manifest(replace(manifest, files=list_files(bundle)), bundle)
     assert _run(bundle).returncode == 1
+
+
+SKETCHES = {
+    "logits": {"axes": 2, "largest": 2, "columns": 3, "moduli": [5, 7]},
+    "hidden": {"axes": 2, "largest": 20, "columns": 0, "moduli": [3]},  # more than the row has
+}
+
+
+@pytest.fixture
+def abridged(tmp_path: Path) -> Path:
+    build_abridged(tmp_path)
+    return tmp_path / "bundle"
+
+
+@pytest.mark.extended
+def test_sketches_and_fills(abridged: Path) -> None:
+    """They pass as they are, and fail with another seed, shape or element."""
+    abridge(abridged, SKETCHES, {"features": SEED})
+    done = _run(abridged)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["base", "a", "b"]
+    path = abridged / "golden/base.safetensors"
+    for numbers, words in (
+        ((SEED + 1, 3, 7, 16), ""),
+        ((2**32, 3, 7, 16), "out of range"),
+        ((0, 2**32, 2**32, 1), "out of range"),
+        ((0, 3, -7, 16), "out of range"),
+        ((0, 3, 7), "is not a seed and the shape"),
+    ):
+        _store(path, "batch3_tokens7.fill.features", np.array(numbers))
+        done = _run(abridged)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def _store(path: Path, key: str, value: np.ndarray) -> None:
+    """Replace a tensor in a file of a bundle."""
+    edit(path, lambda tensors: tensors.update({key: value}))
+    edit_manifest(path.parents[1])
+
+
+def _raise_middle(value: np.ndarray) -> np.ndarray:
+    changed = value.copy()
+    changed[..., value.shape[-1] // 2] += np.float32(0.01)
+    return changed
+
+
+@pytest.mark.extended
+def test_a_sketch_of_another_output(abridged: Path) -> None:
+    abridge(abridged, {"logits": SKETCHES["logits"]}, change=_raise_middle)
+    assert _run(abridged).returncode == 1
 
 
 @pytest.mark.extended

@@ -18,6 +18,7 @@ from toolchain import skip_or_fail
 
 from adapter_export.errors import FileError, FormatError, HashError
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io import shared_copies
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture(params=[False, True], ids=["private", "shared"])
+def sharing(request: pytest.FixtureRequest, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy files of any size privately, or share their copies as those of large files."""
+    if request.param:
+        monkeypatch.setattr(shared_copies, "LEAST_BYTES", 1)
 
 
 def _written_over(folder: Path, other: Path) -> None:
@@ -58,6 +66,7 @@ def _removed(folder: Path, other: Path) -> None:
     shutil.rmtree(folder)
 
 
+@pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("change", [_written_over, _emptied, _exchanged, _removed])
 def test_what_becomes_of_the_folder_changes_nothing(
     copy: Path, bundle: Bundle, second: Path, change: Callable[[Path, Path], None]
@@ -80,6 +89,33 @@ def test_a_bundle_that_is_not_copied_finds_changes_when_it_reads(copy: Path, tem
     flip(copy / name, 8 * 999)
     with pytest.raises(HashError, match=Path(name).name):
         bundle.session()
+
+
+class TestSharedCopy:
+    @pytest.fixture(autouse=True)
+    def large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shared_copies, "LEAST_BYTES", 1)
+
+    def test_bundles_and_their_processes_map_one_file(self, copy: Path, temporary: Path) -> None:
+        bundles = [Bundle.open(copy), Bundle.open(copy)]
+        first, second = ((bundle.home / "base.bin").stat() for bundle in bundles)
+        assert first.st_ino == second.st_ino
+        assert same(answers(bundles[0].session(threads=1)), answers(bundles[1].session(threads=1)))
+
+    @pytest.mark.parametrize("name", ["base.bin", "model.onnx", "adapters/wide.onnx_adapter"])
+    def test_a_damaged_file_is_refused_although_its_copy_is_whole(self, copy: Path, temporary: Path, name: str) -> None:
+        Bundle.open(copy)
+        flip(copy / name, 8 * 99)
+        with pytest.raises(HashError, match=Path(name).name):
+            Bundle.open(copy)
+
+    def test_no_copy_is_shared_without_a_cache(
+        self, copy: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ADAPTER_EXPORT_CACHE", "")
+        bundle = Bundle.open(copy)
+        assert (bundle.home / "base.bin").stat().st_nlink == 1
+        assert list(temporary.iterdir()) == [bundle.home]
 
 
 class TestPrivateCopy:
@@ -135,6 +171,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert answers(Bundle.open(built, copy=False).session())
 
 
+@pytest.mark.usefixtures("sharing")
 class TestReload:
     def test_of_the_same_bundle_is_the_bundle_itself(self, copy: Path) -> None:
         bundle = Bundle.open(copy)
@@ -201,6 +238,7 @@ class TestReload:
         assert counts["switched"] > 10
 
 
+@pytest.mark.usefixtures("sharing")
 def test_a_flipped_bit_is_an_error_or_changes_nothing(copy: Path) -> None:
     """`make trust` runs ten thousand."""
     outcomes = flipped(copy, 30)

@@ -56,7 +56,7 @@ def _write(folder: Path, kind: str) -> None:
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder / "hf")
-    base = ae.capture(folder / "hf", folder / "base.pt", with_cache=True)
+    base = ae.capture(folder / "hf", folder / "base.pt")
     adapters = []
     for name, layers in ADAPTERS.items():
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=6, target_modules=list(layers))

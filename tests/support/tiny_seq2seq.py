@@ -87,7 +87,7 @@ def _write(folder: Path, kind: str) -> None:
             if parameter.requires_grad and ("embed_positions" in name or "relative" in name):
                 parameter.mul_(8)
     model.save_pretrained(folder / "hf")
-    base = ae.capture(folder / "hf", folder / "base.pt", with_cache=True)
+    base = ae.capture(folder / "hf", folder / "base.pt")
     adapters = []
     for name, layers in ADAPTERS.items():
         targets = [own if kind == "t5" else _BART_LAYERS[own] for own in layers]

@@ -125,7 +125,7 @@ LEFT_OUT = [
 def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
     small(name, head).save_pretrained(tmp_path / "folder")
     with pytest.warns(UserWarning, match="left out") as warned:
-        base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
+        base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", bare=True)
     (note,) = [str(one.message) for one in warned if "left out" in str(one.message)]
     assert base.base_head is None
     assert all(word in note for word in named), note

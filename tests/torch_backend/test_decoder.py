@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
-from adapter_export.torch_backend.base.huggingface_folder import capture_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder, generates, live_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
@@ -51,7 +52,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> TorchBase:
-    capture_folder(folder, folder / "model.pt", with_cache=True)
+    capture_folder(folder, folder / "model.pt")
     return load_base(folder / "model.pt")
 
 
@@ -97,6 +98,13 @@ def test_it_generates_what_transformers_generates_from_rows_padded_on_the_left(b
     assert tokens.tolist() == expected.tolist()
 
 
+def test_the_live_model_of_its_folder_has_the_same_outputs(base, folder):
+    case = input_cases(base.inputs, seed=0, max_tokens=9)[-1]
+    expected = TorchRunner(base).run(case.arrays)
+    for name, value in live_folder(folder, base)(case.arrays).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5, err_msg=name)
+
+
 def test_a_text_in_two_parts_is_the_text_at_once(base):
     ids, whole = torch.tensor([[5, 9, 33, 41, 7]]), torch.ones(1, 5, dtype=torch.long)
     with torch.no_grad():
@@ -137,8 +145,31 @@ def test_its_onnx_graph_computes_the_same_with_and_without_a_past(base, tmp_path
 def test_a_model_that_keeps_something_else_is_refused(tmp_path):
     sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
     hf.MambaForCausalLM(hf.MambaConfig(vocab_size=WORDS, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match=r"keys and values of each layer.*Capture it without `with_cache=True`"):
-        capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)
+    with pytest.raises(BaseModelError, match=r"keys and values of each layer.*Capture the bare model.*`bare=True`"):
+        capture_folder(tmp_path, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("LlamaForCausalLM", "llama", True),
+        ("GPT2LMHeadModel", "gpt2", True),
+        ("T5ForConditionalGeneration", "t5", True),
+        ("MarianMTModel", "marian", True),
+        ("WhisperForConditionalGeneration", "whisper", True),
+        ("NewForCausalLM", "unknown", True),  # refused when it is opened, instead of captured without its head
+        ("LlamaModel", "llama", False),
+        ("LlamaForSequenceClassification", "llama", False),
+        ("BertForMaskedLM", "bert", False),
+        ("T5EncoderModel", "t5", False),
+        ("VisionEncoderDecoderModel", "vision-encoder-decoder", False),
+    ],
+)
+def test_classes_that_generate(name: str, kind: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], "model_type": kind}))
+    assert generates(tmp_path) is expected
+    (tmp_path / "modules.json").write_text("[]")
+    assert not generates(tmp_path), "sentence-transformers embeds or ranks texts"
 
 
 def test_a_folder_without_a_language_head_is_refused(tmp_path):
@@ -147,5 +178,5 @@ def test_a_folder_without_a_language_head_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BaseModelError, match=r"which would be random; found `lm_head.weight`"):
-        capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)
+    with pytest.raises(BaseModelError, match=r"would be random; found `lm_head.weight`.*bare model.*`bare=True`"):
+        capture_folder(tmp_path, tmp_path / "model.pt")

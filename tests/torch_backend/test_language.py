@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> ae.Base:
-    return ae.capture(folder, folder / "model.pt", with_cache=True)
+    return ae.capture(folder, folder / "model.pt")
 
 
 def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
@@ -175,8 +175,8 @@ def test_two_adapters_write_differently_and_are_swapped_without_a_new_session(
 
 def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base, tmp_path: Path) -> None:
     texts = write(tmp_path / "texts.jsonl", [{"text": "n1 n2 n3"}, {"text": "n4 n5 n6"}])
-    bare = ae.capture(folder, tmp_path / "bare.pt", reporter=Heard())
-    with pytest.raises(BaseModelError, match=r"has no output with the logits of the next token.*`with_cache=True`"):
+    bare = ae.capture(folder, tmp_path / "bare.pt", bare=True, reporter=Heard())
+    with pytest.raises(BaseModelError, match=r"has no output with the logits of the next token.*without `bare=True`"):
         learnt(bare, texts)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     masked = hf.BertForMaskedLM(hf.BertConfig(vocab_size=FIRST + COUNT, initializer_range=0.2, **sizes))
@@ -184,7 +184,7 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
     both_ways = ae.capture(masked, tmp_path / "bert.pt", example_inputs=example, tokenizer=folder)
     with pytest.raises(BaseModelError, match="reads later tokens"):
         learnt(both_ways, texts)
-    with pytest.raises(BaseModelError, match=r"captured with its cache.*`task=\"causal_lm\"`"):
+    with pytest.raises(BaseModelError, match=r"captured with its cache.*`task=\"causal_lm\"`.*`bare=True`"):
         ae.train(base, texts)
     with pytest.raises(BaseModelError, match=r"reads later tokens.*train an adapter without a gate"):
         learnt(base, texts, gate=True)  # the mean over all tokens, although a new adapter has little effect

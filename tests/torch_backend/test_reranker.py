@@ -170,7 +170,6 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
     [
         ({"reranker_tokens": ["yes"]}, "must name two tokens"),
         ({"reranker_tokens": ["yes", "nonesuch"]}, "does not have.*found `nonesuch`"),
-        ({"reranker_tokens": ["yes", "no"], "with_cache": True}, "without its cache"),
         ({"prompt": "{pair} before {text}"}, "applies to rerankers only"),
         ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "lacks placeholders for a pair"),
     ],

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +19,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import open_session, run_session
+from adapter_export.safe_io.temporary import temporary_folder
 
 _ROUNDS, _WARM_UP = 15, 2
 
@@ -52,8 +51,8 @@ def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list
 def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str, np.ndarray]) -> Iterator[Call]:
     """Open the graph with the slots of `built`; the call feeds `fed`, which fills no other slots."""
     plan = plan_slots([built], base.sites)
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        path = Path(folder) / VARIANTS["slots"].file
+    with temporary_folder() as folder:
+        path = folder / VARIANTS["slots"].file
         write_model(insert_slots(base, plan), path, copy_weights=False)
         yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
 

@@ -281,7 +281,12 @@ def naming_base(folder: Path) -> Iterator[None]:
 def finished(
     imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, found: Located | None = None
 ) -> Adapter:
-    """Report the notes, and return the adapter with the facts of its task, its base's site map and its source."""
+    """Report the notes, and return the adapter with the facts of its task, its base's site map and its source.
+
+    Raises:
+        AdapterError: its head reads a mask that the base combines with a past.
+    """
+    _check_mask(imported.adapter, base)
     for note in imported.notes:
         reporter.warn(Note(note))
     adapter = with_facts(imported.adapter, facts)
@@ -289,3 +294,16 @@ def finished(
         record = {**adapter.training.get("imported_from", {}), "source": found.source}
         adapter = replace(adapter, training={**adapter.training, "imported_from": record})
     return with_site_map(adapter, base)
+
+
+def _check_mask(adapter: Adapter, base: Base) -> None:
+    """Reject a head that pools tokens on a base with a cache, before `build` does: its mask covers past tokens."""
+    pools = adapter.head is not None and "mask" in adapter.head.graph.inputs
+    if pools and any(record.role == "cache" for record in base.inputs):
+        raise AdapterError(
+            "has a head that pools the tokens of a text, but the base was captured with its cache, for generation",
+            where=f"adapter `{adapter.name}`",
+            expected="a base without a cache",
+            fix=f"capture the bare model ({argument('bare', True)}), or import the adapter without its head: "
+            f"{argument('without_head', True)}",
+        )

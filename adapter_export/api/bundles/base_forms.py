@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -76,9 +76,9 @@ def made_forms(
 ) -> Iterator[tuple[BaseForm, OnnxBase]]:
     """Yield a base in each form, one on disk at a time; `skipped` receives the reasons of those it cannot have."""
     for form in forms:
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
+        with temporary_folder() as folder:
             try:
-                made = form.made(plain, Path(folder))
+                made = form.made(plain, folder)
             except BaseModelError as error:
                 skipped[form.name] = f"{error.what}, {error.found}"
                 continue

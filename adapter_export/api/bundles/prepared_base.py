@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from adapter_export.api.models.base import Address, Base
@@ -14,6 +13,7 @@ from adapter_export.api.models.opening import open_base
 from adapter_export.errors import BaseModelError, Note, RequestError, argument, command, quoted
 from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.analysis.adapter_costs import Latency
@@ -42,8 +42,7 @@ def prepared(
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
 
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         plain = base.checked_export(folder, reporter)
         made = plain
         if precision.name != "fp32":
@@ -81,8 +80,7 @@ def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Call
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
 
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         if base.precision != wanted.name:
             made = _in_precision(base.exported(folder), wanted, folder)
             runner: Runner = CutRunner(made)
@@ -114,6 +112,8 @@ def model_of(manifest: Manifest, model: Base | Address) -> Base:
     from adapter_export.format.files import IDENTITY_FILE
 
     base = open_base(model)
+    if base.fingerprint != manifest.base:
+        base = base.captured_as(manifest)  # a language model's folder, with or without its cache
     if base.fingerprint != manifest.base:
         raise BaseModelError(
             "does not match the base this bundle was built from",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.format.generation import GenerationRecord
     from adapter_export.format.lengths import Bounds
-    from adapter_export.format.manifest import Manifest, VariantName
+    from adapter_export.format.manifest import InputRecord, Manifest, VariantName
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
@@ -127,8 +127,8 @@ class ArchiveBase(Base):
         """Settings for generating text, from the folder's configuration; `None` without caches or settings."""
         from adapter_export.format.model_config import Generation
 
-        said, cached = self.model.generation, any(record.role == "cache" for record in self.inputs)
-        return said.record() if cached and said != Generation() else None
+        said = self.model.generation
+        return said.record() if _has_cache(self.inputs) and said != Generation() else None
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
         """Return the configuration with which onnxruntime-genai runs a captured decoder."""
@@ -178,7 +178,7 @@ class FolderBase(ArchiveBase):
         return None if self.path is None else live_folder(self.path, self.model)
 
     def captured_as(self, manifest: Manifest) -> Base:
-        """Return the folder captured with the inputs and lengths in the manifest, if that is the same model."""
+        """Return the folder captured as in the manifest, with or without cache, if that is the bundle's base."""
         from adapter_export.format.axes import axis_names
         from adapter_export.torch_backend.base.huggingface_folder import open_folder
 
@@ -186,11 +186,19 @@ class FolderBase(ArchiveBase):
             return self
         named = axis_names(manifest.inputs)
         lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
+        bare = not _has_cache(manifest.inputs)
+        if self.fingerprint != manifest.base and bare != _has_cache(self.inputs):
+            return self  # another model: capturing it again would not change that
+        inputs = manifest.inputs if bare else ()
         try:
-            again = replace(self, loaded=open_folder(self.path, inputs=manifest.inputs, lengths=lengths))
+            again = replace(self, loaded=open_folder(self.path, inputs=inputs, bare=bare, lengths=lengths))
         except (InputError, UsageError):  # the base does not accept them; `check` reports it
             return self
-        return again if again.fingerprint == self.fingerprint else self
+        return again if again.fingerprint == manifest.base else self
+
+
+def _has_cache(inputs: Sequence[InputRecord]) -> bool:
+    return any(record.role == "cache" for record in inputs)
 
 
 @dataclass(frozen=True, repr=False)

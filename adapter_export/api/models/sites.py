@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.sites.site import SiteName
 from adapter_export.tables import Described, Table
 
@@ -146,8 +146,8 @@ class Sites(Described):
         """
         from adapter_export.format.site_map_json import write_site_map
 
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
-            views = self.base.site_maps(Path(folder))
+        with temporary_folder() as folder:
+            views = self.base.site_maps(folder)
         write_site_map(views, Path(path), force=force)
 
     def __str__(self) -> str:

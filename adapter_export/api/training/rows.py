@@ -331,8 +331,8 @@ def _check_no_cache(base: Base) -> None:
             where=base.path,
             found=f"{len(caches)} inputs such as `{caches[0]}`",
             expected="the bare model",
-            fix=f"train it to generate with {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
-            f"{argument('with_cache', True)}",
+            fix=f"train it to generate with {argument('task', CAUSAL_LM)}; or, for a head, capture the bare model: "
+            f"{argument('bare', True)}",
         )
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +19,7 @@ from adapter_export.format.check_report import ComparisonRecord, Finding
 from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.runtime.self_check import ways
 from adapter_export.runtime.session import Session
+from adapter_export.safe_io.temporary import temporary_folder
 
 NAME = "other runtime"
 
@@ -55,8 +55,7 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
         UsageError: `python` does not run, or has no ONNX Runtime with NumPy.
     """
     requests = [(each, at) for each in golden for at in range(len(each.cases))]
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         for number, (each, at) in enumerate(requests):
             case = each.cases[at]
             np.savez(folder / f"{number}.npz", **graph.feeds(case.arrays, (each.adapter,) * case.batch))  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
@@ -33,6 +32,7 @@ from adapter_export.option import (
 )
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.analysis.comparison import Comparison
@@ -112,9 +112,9 @@ def compare(
     from adapter_export.analysis.evaluation_page import comparison_page
     from adapter_export.analysis.scores import Resampling
 
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
+    with temporary_folder() as folder:
         opened = None if base is None else base_for(base, OpenOptions(site_map, trust_pickle), reporter)
-        maker = Contestants(Path(folder), opened, precisions, allow_base_mismatch, only, reporter)
+        maker = Contestants(folder, opened, precisions, allow_base_mismatch, only, reporter)
         own = maker.open(contestants)
         task = common_task(own)
         rows = rows or options.read(file, task)

@@ -36,10 +36,9 @@ def capture(
     *,
     example_inputs: Inputs | None = None,
     axes: AxisNames | None = None,
-    with_cache: Annotated[
+    bare: Annotated[
         bool,
-        "Capture a language model, a decoder or an encoder–decoder, as it generates: with its language head, and with "
-        "keys and values of the tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
+        "Capture a language model without its language head and its cache, as a base for classifiers and embedders.",
     ] = False,
     trust_pickle: Annotated[
         bool,
@@ -89,8 +88,13 @@ def capture(
     `--trust-pickle`, MODEL is a file written by `torch.save(module)`. In Python, it may be any module:
     `adapter_export.capture(module, "model.pt", example_inputs=…)`.
 
-    The archive contains the bare model, its tokenizer, and the base head: the computation on the final hidden state, if
-    a head can express it. A note names omitted parts, with the reason. The archive can be trained and exported.
+    A language model, such as `…ForCausalLM` or `…ForConditionalGeneration`, is captured as it generates: with its
+    language head, and with its cache as inputs `past_key_values.N.key` and outputs `present.N.key`. To train heads on
+    it, capture it with `--bare`.
+
+    Of any other model, the archive contains the bare model and the base head: the computation on the final hidden
+    state, if a head can express it. A note names omitted parts, with the reason. The archive also has the tokenizer,
+    and can be trained and exported.
 
     Args:
         model: a Hugging Face or sentence-transformers folder, or a Hub id; a torch module; or, with `trust_pickle`, a
@@ -119,19 +123,17 @@ def capture(
     if isinstance(model, str | os.PathLike):
         if trust_pickle and is_remote(model):
             raise UsageError(f"{argument('trust_pickle')} is for a file on this machine", found=f"`{model}`")
-        _check_capture(Path(model), with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
+        _check_capture(Path(model), trust_pickle, described=bool(tokenizer or max_tokens))
     elif (example_inputs is None) == (not inputs):
         fix = f"pass {argument('example_inputs')}, or describe them in {argument('inputs')}"
         raise UsageError("a module needs example inputs", fix=fix)
-    if with_cache and inputs:
-        fix = f"remove {argument('inputs', option='input')}"
-        raise UsageError(f"{argument('with_cache')} defines the model's inputs itself", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
     is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
-    if (reranker_tokens or prompt) and (with_cache or not is_folder):
-        given = argument("reranker_tokens" if reranker_tokens else "prompt")
-        raise UsageError("a reranker must be a folder captured without its cache", found=given)
+    for_folders = {"bare": bare, "reranker_tokens": reranker_tokens, "prompt": prompt}
+    if not is_folder and any(for_folders.values()):
+        given = ", ".join(argument(name) for name, value in for_folders.items() if value)
+        raise UsageError(f"{given} applies to Hugging Face folders only", fix="remove it")
     template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
     asked = model
@@ -161,7 +163,7 @@ def capture(
             model,
             path,
             inputs=described,
-            with_cache=with_cache,
+            bare=bare,
             lengths=bounds,
             source=source,
             reranker_tokens=reranker_tokens,
@@ -179,14 +181,10 @@ def capture(
     return base
 
 
-def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:
+def _check_capture(model: Path, trust_pickle: bool, *, described: bool) -> None:
     """Refuse arguments that do not apply to this form of model."""
-    if trust_pickle and (model.is_dir() or with_cache):
-        raise UsageError(
-            f"{argument('trust_pickle')} is for a pickled module",
-            found="a folder" if model.is_dir() else argument("with_cache"),
-            fix="remove one of them",
-        )
+    if trust_pickle and model.is_dir():
+        raise UsageError(f"{argument('trust_pickle')} is for a pickled module", found="a folder", fix="remove it")
     if described and not trust_pickle:
         raise UsageError(
             f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
@@ -262,9 +260,17 @@ def _show(base: Base, screen: Screen) -> None:
     means = "" if task is None else f" and its base head ({task})"
     tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
     screen.report(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
-    data = "--task causal_lm --data texts.jsonl" if screen.given["with_cache"] else "--data train.tsv"
-    train = f"adapter-export train {output} {data} -o adapter"
-    screen.report(f"Next: {train}, or adapter-export sites {output}")
+    screen.report(f"Next: {_next_step(base, output)}, or adapter-export sites {output}")
+
+
+def _next_step(base: Base, output: Path) -> str:
+    """Return the command that makes an adapter for the base: encoder–decoders are trained elsewhere and imported."""
+    roles = [record.role for record in base.inputs]
+    if "cache" not in roles:
+        return f"adapter-export train {output} --data train.tsv -o adapter"
+    if roles.count("ids") == 1:
+        return f"adapter-export train {output} --task causal_lm --data texts.jsonl -o adapter"
+    return f"adapter-export import peft LORA --base {output} -o adapter"
 
 
 def _document(base: Base, screen: Screen) -> Mapping[str, object]:
@@ -291,7 +297,8 @@ COMMAND = Command(
         "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
         "adapter-export capture sentence-transformers/all-MiniLM-L6-v2 -o model.pt",
         "adapter-export capture path/to/vit -o vit.pt --force",
-        "adapter-export capture path/to/llama --with-cache -o llama.pt",
+        "adapter-export capture path/to/llama -o llama.pt",
+        "adapter-export capture path/to/llama --bare -o encoder.pt",
         "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",
         "adapter-export capture path/to/mamba --axis sequence=128 -o mamba.pt",
         "adapter-export capture --trust-pickle mine.pt --input x=float32[batch,sequence,64] -o model.pt",

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
@@ -17,6 +16,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described, Table
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def identify(
     weights: Annotated[
         Base | Address,
         Option(
-            "Torch archive (`capture --with-cache`) or Hugging Face folder of the same model.",
+            "Torch archive with the language head, or Hugging Face folder, of the same model.",
             "MODEL",
             "--weights",
         ),
@@ -166,9 +166,9 @@ def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]
     require("transformers", "hf", "opening a Hugging Face folder")
     from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        path = Path(temporary) / "model.pt"
-        capture_folder(base.path, path, with_cache=True)
+    with temporary_folder() as temporary:
+        path = temporary / "model.pt"
+        capture_folder(base.path, path)
         yield load_base(path, mapped=True)
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1
@@ -20,6 +19,7 @@ from adapter_export.format.precision import PRECISION_NAMES, known_precisions
 from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.analysis.speed.concurrency import Benchmark
@@ -132,8 +132,8 @@ def _of_model(
     (first,) = base_forms(("fp32",), fused=False)
     forms = [form for form in base_forms(precisions, fused=fused) if form != first]
     skipped = {} if fused else {"optimize": "onnxscript is not installed"}
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        plain = base.checked_export(Path(folder), reporter)
+    with temporary_folder() as folder:
+        plain = base.checked_export(folder, reporter)
         made = made_forms(plain, forms, skipped)
         others = (base_candidate(form.name, form.options, one) for form, one in made)
         reference = base_candidate(first.name, first.options, plain)

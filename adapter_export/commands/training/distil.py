@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1
@@ -22,6 +21,7 @@ from adapter_export.errors import ParityError, UsageError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSpec, Machine
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def distil(
     report = _compared(base, student, teacher, done)
     if not done.writes or (path is None and teacher is None):
         return report
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        graph = _plain(student, Path(folder), done.measured[1])
+    with temporary_folder() as folder:
+        graph = _plain(student, folder, done.measured[1])
         if teacher is not None:
             report = _timed(report, base, teacher, graph, done)
         if path is not None:
@@ -186,8 +186,8 @@ def _timed(report: Distillation, base: Base, teacher: Adapter, graph: Path, done
     from adapter_export.analysis.student import timed
 
     tokens = round(float(np.median(done.measured[1].lengths)))
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        return timed(report, base.exported(Path(folder)), teacher, graph, tokens)
+    with temporary_folder() as folder:
+        return timed(report, base.exported(folder), teacher, graph, tokens)
 
 
 def _costs(base: Base, adapter: Adapter | None) -> tuple[int, int]:

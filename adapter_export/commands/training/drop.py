@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1
@@ -39,6 +38,7 @@ from adapter_export.option import (
 )
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ def _curve(
     from adapter_export.analysis.scores import score
 
     tokens = round(float(np.median(rows.lengths)))
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        onnx = base.exported(Path(folder), reporter)
+    with temporary_folder() as folder:
+        onnx = base.exported(folder, reporter)
         reporter.step("timing each choice next to the base")
         times = time_dropped(onnx, whole, lesser, tokens)
     measured = zip(choices, lesser, judged, times, strict=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
@@ -14,6 +12,7 @@ from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training._plots import writable_plot
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.analysis.adapter_costs import Latency, Plan
@@ -87,8 +86,8 @@ def plan(
     if measure:
         from adapter_export.analysis.speed.latency import latencies
 
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
-            onnx = base.exported(Path(folder), reporter)
+        with temporary_folder() as folder:
+            onnx = base.exported(folder, reporter)
             reporter.step("timing each choice next to the base")
             times = [*latencies(onnx, adapters, setup)]
     measured = tuple(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
@@ -33,6 +32,7 @@ from adapter_export.errors import UsageError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from adapter_export.analysis.sweep_results import Range, Sweep, Trial
@@ -159,8 +159,8 @@ def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter
     from adapter_export.analysis.speed.latency import latencies
 
     base = plan.base
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        onnx = base.exported(Path(folder), reporter)
+    with temporary_folder() as folder:
+        onnx = base.exported(folder, reporter)
         reporter.step("timing each setting next to the base")
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
         times = latencies(onnx, [plan.shaped(one.setting) for one in trials], setup)

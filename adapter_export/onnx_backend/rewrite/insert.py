@@ -228,7 +228,7 @@ class _Insertion:
                 "has a cache, and its mask covers past tokens, which a head cannot read",
                 where=self._base.path,
                 expected="a mask of the current tokens only, for a head that pools them",
-                fix="capture the base without its cache",
+                fix=f"capture the bare model: {argument('bare', True)}",
             )
         if self._base.mask is not None:
             return writer.op("mask", "Cast", (self._rewrite.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)

@@ -20,6 +20,9 @@ from adapter_export.torch_backend.base.log_capture import first_line
 Layers = Sequence[Mapping[str, Tensor]]
 """Cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
 
+CAPTURE_BARE = f"capture the bare model, without language head and cache: {argument('bare', True)}"
+"""Fix for a model that cannot be captured with its cache."""
+
 _SOURCE, _WRITTEN = "sequence", "decoder_sequence"
 """Axes of the new tokens of an encoder (all in the first call of a text, none afterwards) and of a decoder."""
 
@@ -262,7 +265,7 @@ def _other_cache(cache: object) -> BaseModelError:
         "caches more than keys and values of each layer",
         found=f"`{type(cache).__name__}`",
         expected="a cache of [batch, heads, tokens, width] tensors in every layer",
-        fix=f"capture it without {argument('with_cache', True)}",
+        fix=CAPTURE_BARE,
     )
 
 
@@ -271,5 +274,5 @@ def _no_steps(found: str) -> BaseModelError:
         "cannot continue from its cache",
         found=found,
         expected="a model that can run a decoder step without new encoder tokens",
-        fix=f"capture it without {argument('with_cache', True)}",
+        fix=CAPTURE_BARE,
     )

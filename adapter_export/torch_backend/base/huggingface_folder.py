@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from adapter_export.errors import (
     RequestError,
     UsageError,
     argument,
+    or_else,
     quoted,
     within,
 )
@@ -40,9 +40,10 @@ from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
-from adapter_export.torch_backend.base.cached_models import CachedDecoder, CachedSeq2Seq, fix_sizes
+from adapter_export.torch_backend.base.cached_models import CAPTURE_BARE, CachedDecoder, CachedSeq2Seq, fix_sizes
 from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
@@ -57,7 +58,7 @@ def capture_folder(
     path: Path,
     *,
     inputs: Sequence[InputRecord] = (),
-    with_cache: bool = False,
+    bare: bool = False,
     lengths: Bounds | None = None,
     source: str | None = None,
     reranker_tokens: Sequence[str] = (),
@@ -68,24 +69,54 @@ def capture_folder(
 
     The folder contains `config.json` and `model.safetensors`, and optionally `tokenizer.json`; or it is a folder of
     sentence-transformers, with such a folder and a `modules.json`. The model has the class in `architectures`, in
-    float32; a class with a head is reduced to the bare model. Its inputs are `inputs`, or those of `obvious_inputs`
-    with tokenizer and processor. A pooler without weights in the folder is removed. The base head is what the class in
-    `config.json` or the modules compute from the final hidden state; a head that cannot be expressed is left out, with
-    a note. With a cache, the base is the `CachedDecoder` or the `CachedSeq2Seq` of the model with its language head,
-    which generates text according to `TorchBase.generation`. `lengths` are as for `captured_base`, and `source` as for
+    float32. If that class generates text (see `generates`), the base is its `CachedDecoder` or `CachedSeq2Seq` with the
+    language head, which generates according to `TorchBase.generation`.
+
+    With `bare`, for a reranker and for any other class, a class with a head is reduced to the bare model. Its inputs
+    are `inputs`, or those of `obvious_inputs` with tokenizer and processor. A pooler without weights in the folder is
+    removed. The base head is what the class in `config.json` or the modules compute from the final hidden state; a head
+    that cannot be expressed is left out, with a note. `lengths` are as for `captured_base`, and `source` as for
     `TorchBase`.
 
     Raises:
         FileError: the folder or a file in it is missing.
-        UsageError: the described inputs do not match the model.
+        UsageError: the described inputs do not match the model, or it generates and defines its inputs itself.
         BaseModelError: the model cannot be opened or exported, or required weights are missing.
         OutputExistsError, WriteError: as for `write_base`.
     """
-    if with_cache:
-        base = _captured_decoder(folder, lengths)
-    else:
+    if bare or reranker_tokens or prompt or not generates(folder):
         base = _captured_model(folder, inputs, lengths, reranker_tokens, prompt)
+    elif inputs:
+        raise UsageError(
+            "generates text, and is captured with a cache, which defines its inputs",
+            where=folder,
+            found=argument("inputs", option="input"),
+            fix=f"remove it, or {CAPTURE_BARE}",
+        )
+    else:
+        base = _captured_generator(folder, lengths)
     write_base(replace(base, source=source), path, force=force)
+
+
+def generates(folder: Path) -> bool:
+    """Return whether the class in a folder's `architectures` is a language model that generates text.
+
+    False for a folder of sentence-transformers: it embeds or ranks texts.
+    """
+    if (folder / MODULES_FILE).is_file():
+        return False
+    config = _json(folder / "config.json")
+    name = _class_name(config)
+    known = _class(name, config.get("model_type"))
+    if known is None:
+        return _LANGUAGE_HEAD.search(name) is not None
+    return known.can_generate() and _has_a_head(name, known)
+
+
+def _has_a_head(name: str, known: Any) -> bool:
+    """Return whether a class has a head on a bare model; `MarianMTModel` has one that its name does not show."""
+    of_texts = any(known.config_class in mapping for mapping in _OF_TEXTS)
+    return _WITH_A_HEAD.search(name) is not None or (of_texts and known.can_generate())
 
 
 def _captured_model(
@@ -132,50 +163,52 @@ def _captured_model(
     return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
 
 
-def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
+def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
     """Capture a language model for generation, with its language head and a cache."""
-    _check_files(folder)
-    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        return _captured_seq2seq(folder, config, lengths)
-    model, _ = _open(folder, AutoModelForCausalLM)
-    decoder = CachedDecoder(model)
-    with within(folder), captured_logs(), _quiet_transformers():
-        examples = decoder.example_inputs()
-    base = _captured(decoder, examples, folder, lengths, most_tokens(model))
-    return replace(base, generation=_generation(model, folder), notes=(*base.notes, *_unheeded(model)))
-
-
-def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> TorchBase:
-    """Capture an encoder–decoder for generation: both halves in one program."""
-    if type(config) not in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        raise BaseModelError(
-            "has an encoder that does not read tokens, and cannot be captured for generation",
-            where=folder,
-            found=f"`{config.model_type}`",
-            expected="a decoder, or an encoder–decoder of texts",
-            fix=f"capture it without {argument('with_cache', True)}",
-        )
-    model, _ = _open(folder, AutoModelForSeq2SeqLM)
-    generation = _generation(model, folder)
-    if generation.start is None:
+    model = _open_generator(folder)
+    module = _with_cache(model)
+    generation, most = _generation(model, folder), most_tokens(model)
+    if model.config.is_encoder_decoder and generation.start is None:
         raise BaseModelError(
             "does not record its decoder's start token",
             where=folder / "generation_config.json",
             expected="a `decoder_start_token_id`, or a `bos_token_id`",
-            fix="add the one the model was trained with",
+            fix=f"add the one the model was trained with, or {CAPTURE_BARE}",
         )
-    both = CachedSeq2Seq(model)
     with within(folder), captured_logs(), _quiet_transformers():
-        examples = both.example_inputs()
-    base = _captured(both, examples, folder, lengths, most_tokens(model))
-    fix_sizes(base.program)
-    with within(folder), captured_logs(), _quiet_transformers():
-        both.check_steps(base.program)
-    limits = both.lengths(base.lengths, most_tokens(model))
-    notes = (*base.notes, *_unheeded(model))
-    return replace(base, lengths=limits, generation=generation, notes=notes)
+        examples = module.example_inputs()
+    with or_else(CAPTURE_BARE):
+        base = _captured(module, examples, folder, lengths, most)
+    if isinstance(module, CachedSeq2Seq):
+        fix_sizes(base.program)
+        with within(folder), captured_logs(), _quiet_transformers():
+            module.check_steps(base.program)
+        base = replace(base, lengths=module.lengths(base.lengths, most))
+    return replace(base, generation=generation, notes=(*base.notes, *_unheeded(model)))
+
+
+def _open_generator(folder: Path) -> Any:
+    """Return the language model of a folder with its language head: a decoder or an encoder–decoder."""
+    _check_files(folder)
+    _check_custom_class(folder)
+    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    both = config.is_encoder_decoder
+    if type(config) not in _OF_TEXTS[both]:
+        raise BaseModelError(
+            "generates from other inputs than tokens, and cannot be captured with a cache",
+            where=folder,
+            found=f"`{config.model_type}`",
+            expected="a decoder, or an encoder–decoder of texts",
+            fix=CAPTURE_BARE,
+        )
+    with or_else(CAPTURE_BARE):
+        model, _ = _open(folder, AutoModelForSeq2SeqLM if both else AutoModelForCausalLM)
+    return model
+
+
+def _with_cache(model: Any) -> CachedDecoder | CachedSeq2Seq:
+    return CachedSeq2Seq(model) if model.config.is_encoder_decoder else CachedDecoder(model)
 
 
 def _captured(
@@ -218,11 +251,13 @@ def _unheeded(model: Any) -> tuple[Note, ...]:
     return (Note(f"generation is greedy and ignores {quoted(found)} of `generation_config.json`"),)
 
 
-def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
+def open_folder(
+    folder: Path, *, inputs: Sequence[InputRecord] = (), bare: bool = False, lengths: Bounds | None = None
+) -> TorchBase:
     """Open the model of a Hugging Face folder as a base; arguments and errors as for `capture_folder`."""
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        path = Path(temporary) / "base.pt"
-        capture_folder(folder, path, inputs=inputs, lengths=lengths)
+    with temporary_folder() as temporary:
+        path = temporary / "base.pt"
+        capture_folder(folder, path, inputs=inputs, bare=bare, lengths=lengths)
         return load_base(path)
 
 
@@ -234,9 +269,7 @@ def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndar
     Raises:
         BaseModelError: the model cannot be opened, or cannot run with inputs of these names.
     """
-    sentences = read_sentence_folder(folder)
-    model, _ = _open_base(folder if sentences is None else sentences.model)
-    return _live_outputs(model, base)
+    return _live_outputs(folder, base)
 
 
 def changed_folder(
@@ -260,7 +293,7 @@ def changed_folder(
         return model.eval()
 
     if head is None:
-        return _live_outputs(changed(_open_base(folder)[0]), base)
+        return _live_outputs(folder, base, changed)
     endings, count = head
     with parsing(partial(_not_opened, folder)):
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, num_labels=count)
@@ -282,10 +315,25 @@ def changed_folder(
     return logits
 
 
-def _live_outputs(model: nn.Module, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function that runs a module with the inputs of a base, and names its outputs like the base."""
+def _live_outputs(
+    folder: Path, base: TorchBase, change: Callable[[nn.Module], object] = nn.Module.eval
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return a function that runs the folder's model after a change, with the inputs and outputs of a base."""
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    if any(record.role == "cache" for record in base.inputs):
+        whole = _open_generator(folder)
+        change(whole)
+        model = _with_cache(whole)
+        with captured_logs(), _quiet_transformers():
+            inputs, _ = model.example_inputs()
+    else:
+        sentences = read_sentence_folder(folder)
+        model, _ = _open_base(folder if sentences is None else sentences.model)
+        change(model)
+        inputs = {record.name: torch.empty(0) for record in base.inputs}
     try:
-        run = live(model, {record.name: torch.empty(0) for record in base.inputs})
+        run = live(model, inputs)
     except UsageError as error:
         raise BaseModelError(error.what, found=error.found, expected=error.expected) from error
 
@@ -442,6 +490,15 @@ _UNHEEDED = (
 _WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
 """Words in the names of transformers classes that have a head on the bare model."""
 
+_OF_TEXTS: Sequence[Any] = (
+    transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
+"""Language models by the class of their config: decoders, and encoder–decoders."""
+
+_LANGUAGE_HEAD = re.compile(r"For(CausalLM|ConditionalGeneration|Seq2SeqLM)$|LMHeadModel$")
+"""Ends of the names of classes that generate text, for classes that the installed transformers lacks."""
+
 
 def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
     """Return the model of the class in `architectures`, without its head if it has one; and the rest as `_open`.
@@ -449,19 +506,11 @@ def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
     If the bare model of the architecture has weights that the folder lacks, such as the decoder of a
     `WhisperForAudioClassification`, it is the class' model without its head, or the complete one.
     """
+    _check_custom_class(folder)
     config = _json(folder / "config.json")
     name, kind = _class_name(config), config.get("model_type")
     named = _class(name, kind)
-    if named is None and "auto_map" in config:
-        raise BaseModelError(
-            "has a custom model class, whose code is not run",
-            where=folder / "config.json",
-            found=f"`auto_map`, for `{name or kind}`",
-            expected="a class of the installed transformers",
-            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and pass it to "
-            "`adapter_export.capture`",
-        )
-    if named is not None and not _WITH_A_HEAD.search(name):
+    if named is not None and not _has_a_head(name, named):
         return _open(folder, named)
     try:
         return _open(folder, AutoModel)
@@ -476,6 +525,21 @@ def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
         base: Any = whole.base_model
         outside = set(whole.state_dict()) - {f"{whole.base_model_prefix}.{key}" for key in base.state_dict()}
         return base, unused if base is whole else sorted({*unused, *outside})
+
+
+def _check_custom_class(folder: Path) -> None:
+    """Reject a folder whose class only its own code defines."""
+    config = _json(folder / "config.json")
+    name, kind = _class_name(config), config.get("model_type")
+    if "auto_map" in config and _class(name, kind) is None:
+        raise BaseModelError(
+            "has a custom model class, whose code is not run",
+            where=folder / "config.json",
+            found=f"`auto_map`, for `{name or kind}`",
+            expected="a class of the installed transformers",
+            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and pass it to "
+            "`adapter_export.capture`",
+        )
 
 
 def _unknown_class(folder: Path, name: str, error: BaseModelError) -> BaseModelError:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,7 @@ from adapter_export.modalities.modality import FileModality, Step, UnknownStepsE
 from adapter_export.safe_io.documents import parse_json, read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
@@ -67,9 +67,9 @@ class OwnProcessor:
 
     def __init__(self, text: str, modality: FileModality) -> None:
         self.modality, self._library = modality, LIBRARIES[modality.name]
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
-            Path(folder, PROCESSOR_FILE).write_text(text, encoding="utf-8")
-            self._processor = _opened(Path(folder), modality)
+        with temporary_folder() as folder:
+            (folder / PROCESSOR_FILE).write_text(text, encoding="utf-8")
+            self._processor = _opened(folder, modality)
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import shutil
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,7 +12,6 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,7 @@ from torch.onnx._internal.exporter import _core, _fx_passes, _registration
 from torch.onnx._internal.fx.passes import type_promotion
 
 from adapter_export.errors import BaseModelError
-from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.output import Output, beside
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
@@ -85,13 +85,16 @@ def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: b
     """
     with Output(path.parent / data, force).file() as weights, Output(path, force).file() as graph:
         model = to_onnx(base)
-        with TemporaryDirectory(prefix=".adapter-export-", dir=graph.parent) as folder:
-            written = Path(folder) / graph.name
-            ir.save(model, written, external_data=data, size_threshold_bytes=_SMALL)
+        folder = beside(path, "tmp")
+        folder.mkdir()
+        try:
+            ir.save(model, folder / graph.name, external_data=data, size_threshold_bytes=_SMALL)
             # a model without large weights has no data file
-            (Path(folder) / data).touch()
-            (Path(folder) / data).replace(weights)
-            written.replace(graph)
+            (folder / data).touch()
+            (folder / data).replace(weights)
+            (folder / graph.name).replace(graph)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def to_onnx(base: TorchBase) -> ir.Model:

@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -48,6 +47,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
 from adapter_export.torch_backend.base.archive import (
     Archive,
@@ -551,8 +551,8 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
         extra, guards = archive.extra, archive.guards
         try:
             # write a clean copy: torch's zip reader would read more than was screened
-            with TemporaryDirectory(prefix="adapter-export-") as folder:
-                copy = Path(folder) / "base.pt2"
+            with temporary_folder() as folder:
+                copy = folder / "base.pt2"
                 (write_outline if mapped else write_clean)(archive, copy)
                 program = _load(copy, path)
             if mapped:

@@ -272,5 +272,5 @@ def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
             "reads later tokens, so it cannot learn to predict them",
             found="logits of a token that depend on the last token of the text",
             expected="a causal language model",
-            fix=f"capture one with {argument('with_cache', True)}, and train an adapter without a gate",
+            fix="capture one from its folder, and train an adapter without a gate",
         )

@@ -81,3 +81,15 @@ def test_a_tokenizer_that_ends_texts_with_the_token_of_padding(minilm_folder: Pa
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": 102}))  # [SEP]
     with pytest.raises(AdapterError, match=r"skips padding.*found `pad_token_id` 102"):
         ae.import_peft(tmp_path / "adapter", tmp_path / "base", **choices)
+
+
+@pytest.mark.extended
+def test_a_base_with_a_cache_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Its mask covers past tokens, so that `build` would refuse the head later."""
+    saved("Llama", tmp_path)
+    small("Llama", "ForCausalLM", pad_token_id=PADDING).save_pretrained(tmp_path / "whole")
+    choices = {"labels": ["a", "b", "c"], "task": "multi_label", "reporter": Heard()}
+    with pytest.raises(AdapterError, match=r"captured with its cache.*`bare=True`.*`without_head=True`"):
+        ae.import_peft(tmp_path / "adapter", tmp_path / "whole", **choices)
+    base = ae.capture(tmp_path / "whole", tmp_path / "bare.pt", bare=True, reporter=Heard())
+    assert ae.import_peft(tmp_path / "adapter", base, **choices).head is not None

@@ -49,7 +49,7 @@ class Copy:
     def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
         self._bundle, self.folder = bundle, folder
         self.manifest, self.changed, self.rng = bundle.manifest, set[str](), np.random.default_rng()
-        shutil.copytree(bundle.home, folder, dirs_exist_ok=True)
+        shutil.copytree(bundle.home, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
     def renew(self, seed: int) -> None:
         """Revert all changes, and seed the random generator."""

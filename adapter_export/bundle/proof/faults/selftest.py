@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
@@ -35,6 +33,7 @@ from adapter_export.format.manifest import VARIANT_NAMES, VariantName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import word_cases
 from adapter_export.runtime.bundle import Bundle
+from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described, Table
 
 MOST_NUMBERS = 65
@@ -117,8 +116,8 @@ def self_test(
     plan = _few(plan_check(bundle, brief=True))
     computed = [one for one in context_of(plan, reference).expected if one.against == "reference"]
     prove(plan, reference, computed=computed).raise_for_failure()
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        copy = Copy(bundle, Path(folder))
+    with temporary_folder() as folder:
+        copy = Copy(bundle, folder)
         for at, fault in enumerate(FAULTS):
             if not kinds or fault.name in kinds:
                 copy.renew(seed + at)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -13,6 +14,8 @@
 using nlohmann::json;
 
 namespace {
+
+constexpr std::size_t kLargestSketch = std::size_t{1} << 16;  // numbers of a row
 
 std::vector<Axis> axes(const json& list) {
   std::vector<Axis> found;
@@ -137,6 +140,22 @@ OutputRecord output(const json& record) {
   return {record.at("name"), axes(record.at("axes"))};
 }
 
+// A size in a sketch; those in files are not to be trusted.
+std::size_t sketch_size(const json& number, std::size_t least) {
+  const auto size = number.is_number_unsigned() ? number.get<std::uint64_t>() : std::uint64_t{kLargestSketch} + 1;
+  if (size >= least && size <= kLargestSketch) return size;
+  throw Fault({"has a size out of range", "a sketch", number.dump(), std::to_string(least) + " to " + std::to_string(kLargestSketch)});
+}
+
+SketchRecord sketch_record(const json& record) {
+  known(record, {"axes", "largest", "columns", "moduli"});
+  SketchRecord found{sketch_size(record.at("axes"), 1), sketch_size(record.at("largest"), 0), sketch_size(record.at("columns"), 0)};
+  for (const auto& modulus : record.at("moduli")) found.moduli.push_back(sketch_size(modulus, 1));
+  if (found.moduli.empty()) throw Fault({"has no sums, without which a wrong number may not show", "a sketch"});
+  sketch_size(found.size(), 1);
+  return found;
+}
+
 void check_unique(const std::string& what, const std::vector<std::string>& names) {
   std::set<std::string> seen;
   for (const auto& name : names) {
@@ -217,6 +236,19 @@ void check_counting(const Manifest& manifest) {
   }
 }
 
+// Only outputs of the base are sketched: a bank may have more classes in those of heads than an adapter.
+void check_sketches(const Manifest& manifest) {
+  for (const auto& [name, record] : manifest.sketches) {
+    const auto fits = [&name = name, &record = record](const OutputRecord& output) {
+      return output.name == name && record.axes < output.axes.size();
+    };
+    const auto fills = [&name = name](const HeadRecord& head) { return head.output == name; };
+    if (std::any_of(manifest.outputs.begin(), manifest.outputs.end(), fits) &&
+        std::none_of(manifest.heads.begin(), manifest.heads.end(), fills)) continue;
+    throw Fault({"fits no output of the base", "sketch of `" + name + "`"});
+  }
+}
+
 // Paths stay in the folder, and every file that is used has a hash.
 void check_paths(const Manifest& manifest, const std::filesystem::path& folder) {
   for (const auto& record : manifest.files) inside(folder, record.path);
@@ -249,7 +281,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
                    "adapters", "golden", "golden_texts", "golden_batches", "text", "head", "model_version", "files",
-                   "media", "derivation", "recorded", "checksums", "generation", "checksum"});
+                   "media", "derivation", "recorded", "checksums", "generation", "sketches", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
@@ -260,6 +292,9 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   for (const auto& record : document.at("heads")) manifest.heads.push_back(head(record));
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
   for (const auto& record : document.at("outputs")) manifest.outputs.push_back(output(record));
+  if (has(document, "sketches")) {
+    for (const auto& [name, record] : document.at("sketches").items()) manifest.sketches.emplace(name, sketch_record(record));
+  }
   for (const auto& record : document.at("slots")) manifest.slots.push_back(slot(record));
   for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
   for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
@@ -287,6 +322,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_names(manifest);
   if (manifest.bank) check_bank(manifest);
   check_heads(manifest);
+  check_sketches(manifest);
   check_counting(manifest);
   check_paths(manifest, folder);
   return manifest;
@@ -335,6 +371,8 @@ std::string Lengths::text() const {
 std::string axis_key(const Axis& axis, std::size_t place) {
   return axis.name.empty() ? std::to_string(axis.size) + "@" + std::to_string(place) : axis.name;
 }
+
+std::size_t SketchRecord::size() const { return std::accumulate(moduli.begin(), moduli.end(), largest + columns); }
 
 Lengths Manifest::lengths_of(const Axis& axis) const {
   if (axis.name.empty()) return {axis.size, axis.size};

@@ -48,6 +48,17 @@ struct OutputRecord {
   std::vector<Axis> axes;
 };
 
+// How golden data represent an output that is too wide for them. A row is what the first `axes` axes leave.
+struct SketchRecord {
+  std::size_t axes = 1;
+  std::size_t largest = 0;                // the largest numbers of a row
+  std::size_t columns = 0;                // numbers of a row at chosen columns
+  std::vector<std::size_t> moduli = {};   // signed sums over the columns of each remainder by each of these
+
+  // The numbers that represent a row.
+  std::size_t size() const;
+};
+
 struct SlotRecord {
   std::string name;
   std::string site;   // `head` for those of heads
@@ -151,6 +162,7 @@ struct Manifest {
   std::vector<InputRecord> inputs;
   std::map<std::string, Lengths> lengths;  // by the name of an axis; one that is not here may have any
   std::vector<OutputRecord> outputs;
+  std::map<std::string, SketchRecord> sketches;  // by the output of the base that golden data do not contain in full
   std::vector<HeadRecord> heads;
   std::vector<SlotRecord> slots;
   std::vector<AdapterRecord> adapters;

@@ -31,7 +31,7 @@ std::vector<double> part_values(const PartsRecord& record, const GoldenFile& fil
   std::vector<double> sums(record.parts.size());
   std::vector<bool> has_weights(record.parts.size());
   for (const auto& name : record.cases) {
-    const auto outputs = run(file.inputs(name), adapter);
+    const auto outputs = file.comparable(run(file.inputs(name), adapter));
     for (std::size_t at = 0; at < record.parts.size(); ++at) {
       const auto key = name + ".part." + std::to_string(at);
       const auto* weight = file.find(key);

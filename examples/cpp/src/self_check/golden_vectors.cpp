@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "fault.hpp"
+#include "sketch.hpp"
 #include "switchboard.hpp"
 
 namespace {
@@ -47,7 +48,7 @@ double worst_of_rows(const std::vector<const Golden*>& goldens, const std::vecto
   const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
   std::vector<Choice> rows;
   for (std::size_t row = 0; row < batch; ++row) rows.push_back(subjects[(first + row) % subjects.size()]);
-  const auto outputs = run(inputs, rows);
+  const auto outputs = goldens.front()->comparable(run(inputs, rows));
   double worst = 0;
   for (std::size_t row = 0; row < batch; ++row) {
     const auto& golden = *goldens[(first + row) % goldens.size()];
@@ -60,18 +61,37 @@ double worst_of_rows(const std::vector<const Golden*>& goldens, const std::vecto
 
 }  // namespace
 
-GoldenFile::GoldenFile(const Bundle& bundle, const std::string& path) : path_(path), tensors_(bundle.tensors(path)) {
-  for (const auto& input : bundle.manifest().inputs) inputs_.push_back(input.name);
-}
+GoldenFile::GoldenFile(const Bundle& bundle, const std::string& path)
+    : path_(path), tensors_(bundle.tensors(path)), manifest_(bundle.manifest()) {}
 
 Arrays GoldenFile::inputs(const std::string& name) const {
   Arrays found;
-  for (const auto& input : inputs_) found.emplace(input, tensor(name + ".input." + input));
+  for (const auto& input : manifest_.inputs) {
+    const auto key = name + ".fill." + input.name;
+    const auto* fill = find(key);
+    found.emplace(input.name, fill ? filled(*fill, input, path_ + ", `" + key + "`") : tensor(name + ".input." + input.name));
+  }
   return found;
 }
 
 const Array& GoldenFile::output(const std::string& name, const std::string& output) const {
-  return tensor(name + ".output." + output);
+  const auto key = name + ".output." + output;
+  const auto& expected = tensor(key);
+  const auto sketched = manifest_.sketches.find(output);
+  if (sketched == manifest_.sketches.end()) return expected;
+  const auto& record = sketched->second;
+  const bool fits = expected.shape.size() == record.axes + 1 && expected.shape.back() == static_cast<std::int64_t>(record.size());
+  if (expected.dtype == "float32" && fits) return expected;
+  throw Fault({"is not the sketch that the manifest describes", path_ + ", `" + key + "`", expected.dtype + " " + to_text(expected.shape),
+               "float32 with " + std::to_string(record.size()) + " numbers behind " + std::to_string(record.axes) + " axes"});
+}
+
+Arrays GoldenFile::comparable(Arrays outputs) const {
+  for (const auto& [name, record] : manifest_.sketches) {
+    const auto output = outputs.find(name);
+    if (output != outputs.end()) output->second = sketch(output->second, record, name);
+  }
+  return outputs;
 }
 
 const Array* GoldenFile::find(const std::string& name) const {
@@ -98,7 +118,7 @@ Array own_part(const Array& found, const Array& expected) {
 double worst_of(const Golden& golden, const Choice& adapter, const Run& run) {
   double worst = 0;
   for (const auto& name : golden.record.cases) {
-    const auto outputs = run(golden.inputs(name), adapter);
+    const auto outputs = golden.comparable(run(golden.inputs(name), adapter));
     for (const auto& [output, allowed] : golden.record.absolute) {
       const auto& expected = golden.output(name, output);
       const auto& found = outputs.at(output);

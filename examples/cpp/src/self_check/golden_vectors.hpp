@@ -24,9 +24,12 @@ class GoldenFile {
   // Throws Fault if it cannot be read.
   GoldenFile(const Bundle& bundle, const std::string& path);
 
-  // Throw Fault if a tensor is missing.
+  // Throw Fault if a tensor is missing, or is none that the manifest describes. An output may be a sketch.
   Arrays inputs(const std::string& name) const;
   const Array& output(const std::string& name, const std::string& output) const;
+
+  // The outputs of a graph in the form in which the file has them: sketches of some.
+  Arrays comparable(Arrays outputs) const;
 
   // Null if there is none.
   const Array* find(const std::string& tensor) const;
@@ -36,7 +39,7 @@ class GoldenFile {
 
   std::string path_;
   Arrays tensors_;
-  std::vector<std::string> inputs_;
+  const Manifest& manifest_;
 };
 
 // The golden vectors of the base or of one adapter.

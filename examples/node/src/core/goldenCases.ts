@@ -1,10 +1,12 @@
-/** Golden cases: inputs and expected outputs in a safetensors file of a bundle. */
+/** Golden cases: inputs and expected outputs in a safetensors file of a bundle. Some of both are abridged (`sketch.ts`). */
 import type { Tensor } from "onnxruntime-common";
 
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
+import { type Manifest, sketchSize } from "./manifest.js";
 import type { Inputs } from "./request.js";
 import type { Outputs } from "./runners.js";
+import { filled, sketch } from "./sketch.js";
 
 /** A graph, and a call of it in which all rows run through one adapter. */
 export interface Graph {
@@ -18,19 +20,37 @@ export class GoldenCases<Record extends { path: string; cases: string[] }> {
   private constructor(
     readonly record: Record,
     private readonly tensors: Map<string, Tensor>,
-    private readonly inputNames: string[],
+    private readonly manifest: Manifest,
   ) {}
 
   static async of<Record extends { path: string; cases: string[] }>(bundle: Bundle, record: Record): Promise<GoldenCases<Record>> {
-    return new GoldenCases(record, await bundle.tensors(record.path), bundle.manifest.inputs.map((input) => input.name));
+    return new GoldenCases(record, await bundle.tensors(record.path), bundle.manifest);
   }
 
   inputs(name: string): Inputs {
-    return Object.fromEntries(this.inputNames.map((input) => [input, this.tensor(`${name}.input.${input}`)]));
+    const tensors = this.manifest.inputs.map((input) => {
+      const key = `${name}.fill.${input.name}`;
+      const fill = this.tensors.get(key);
+      return [input.name, fill ? filled(fill, input, `${this.record.path}, \`${key}\``) : this.tensor(`${name}.input.${input.name}`)];
+    });
+    return Object.fromEntries(tensors) as Inputs;
   }
 
+  /** An expected output, or its sketch. */
   output(name: string, output: string): Tensor {
-    return this.tensor(`${name}.output.${output}`);
+    const key = `${name}.output.${output}`;
+    const [expected, record] = [this.tensor(key), this.manifest.sketches[output]];
+    const { type, dims } = expected;
+    if (!record || (type === "float32" && dims.length === record.axes + 1 && dims.at(-1) === sketchSize(record))) return expected;
+    const [found, wanted] = [`${type} [${dims}]`, `float32 with ${sketchSize(record)} numbers behind ${record.axes} axes`];
+    const where = `${this.record.path}, \`${key}\``;
+    throw new Fault({ what: "is not the sketch that the manifest describes", where, found, expected: wanted });
+  }
+
+  /** The outputs of a graph in the form in which the file has them: sketches of some. */
+  comparable(outputs: Outputs): Outputs {
+    const sketched = Object.entries(this.manifest.sketches).filter(([name]) => outputs[name]);
+    return { ...outputs, ...Object.fromEntries(sketched.map(([name, record]) => [name, sketch(outputs[name]!, record, name)])) };
   }
 
   /** The weights of a part; null if the case does not count for it. */

@@ -48,7 +48,7 @@ async function sums(golden: GoldenCases<PartsRecord>, adapter: string, graph: Gr
   const { cases, parts } = golden.record;
   const totals = parts.map(() => 0);
   for (const name of cases) {
-    const outputs = await graph.run(golden.inputs(name), adapter);
+    const outputs = golden.comparable(await graph.run(golden.inputs(name), adapter));
     for (const [at, { output }] of parts.entries()) {
       const weights = golden.weights(name, at);
       if (!weights) continue;

@@ -95,6 +95,17 @@ export interface MixRecord {
   members: string[];
 }
 
+/** How golden data represent an output that is too wide for them. A row is what the first `axes` axes leave. */
+export interface SketchRecord {
+  axes: number;
+  /** The largest numbers of a row. */
+  largest: number;
+  /** Numbers of a row at chosen columns. */
+  columns: number;
+  /** Signed sums over the columns of each remainder by each of these. */
+  moduli: number[];
+}
+
 /** A topology of head, and the output that it fills. */
 export interface HeadRecord {
   graph: string;
@@ -139,6 +150,8 @@ export interface Manifest {
   /** The graphs of slots in which they change something; none is filled by a row that is padded. */
   counts_padding: string[];
   outputs: { name: string; axes: Axis[] }[];
+  /** By the output of the base that golden data do not contain in full. */
+  sketches: Record<string, SketchRecord>;
   heads: HeadRecord[];
   slots: SlotRecord[];
   adapters: AdapterRecord[];
@@ -169,6 +182,9 @@ export interface Manifest {
   checksum?: string;
 }
 
+/** The numbers that represent a row of a sketch; sizes in a file are not to be trusted. */
+const LARGEST_SKETCH = 2 ** 16;
+
 const MAJOR = "1";
 const VERSION = /^\d{1,9}\.\d{1,9}\.\d{1,9}$/;
 const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
@@ -178,7 +194,7 @@ const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
     "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? " +
-    "golden_batches? media? derivation? recorded? checksums? generation? checksum?",
+    "golden_batches? media? derivation? recorded? checksums? generation? sketches? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -197,6 +213,7 @@ const KEYS = {
   task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix? template?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
   text: "tokenizer digest",
+  sketch: "axes largest columns moduli",
   lengths: "minimum? maximum? multiple_of? exceptions?",
   file: "path sha256 bytes",
 };
@@ -211,10 +228,12 @@ export function parseManifest(bytes: Uint8Array, where: string): Manifest {
   }
   checkVersion(manifest?.version, where);
   checkKeys(manifest, where);
+  manifest.sketches ??= {};
   manifest.files.forEach((file) => checkPath(file.path, where));
   checkNames(manifest, where);
   checkPaths(manifest, where);
   checkProofs(manifest, where);
+  checkSketches(manifest, where);
   completeTasks(manifest, where);
   return manifest;
 }
@@ -240,6 +259,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
   checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
   checkRecords(Object.values(manifest.lengths), "lengths", where);
+  checkRecords(Object.values(manifest.sketches ?? {}), "sketch", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
   if (manifest.fanout) {
     checkRecord(manifest.fanout, "fanout", where);
@@ -369,6 +389,35 @@ function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, gold
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }
+}
+
+/** The numbers of a sketch for each row. */
+export function sketchSize({ largest, columns, moduli }: SketchRecord): number {
+  return moduli.reduce((sum, modulus) => sum + modulus, largest + columns);
+}
+
+/** Only outputs of the base are sketched: a bank may have more classes in those of heads than an adapter. */
+function checkSketches({ sketches, outputs, heads }: Manifest, where: string): void {
+  const ofHeads = new Set(heads.map((head) => head.output));
+  for (const [name, record] of Object.entries(sketches)) {
+    const at = `${where}, sketch of \`${name}\``;
+    checkSizes(record, at);
+    const output = outputs.find((each) => each.name === name && !ofHeads.has(name));
+    if (output && record.axes < output.axes.length) continue;
+    throw new Fault({ what: "fits no output of the base", where: at });
+  }
+}
+
+function checkSizes(record: SketchRecord, where: string): void {
+  const { axes, largest, columns, moduli } = record;
+  if (!Array.isArray(moduli) || !moduli.length) {
+    throw new Fault({ what: "has no sums, without which a wrong number may not show", where });
+  }
+  const within = (size: number, least: number) => Number.isInteger(size) && size >= least && size <= LARGEST_SKETCH;
+  const sizes = [largest, columns, sketchSize(record)];
+  if (sizes.every((size) => within(size, 0)) && [axes, ...moduli].every((size) => within(size, 1))) return;
+  const expected = `at most ${LARGEST_SKETCH} numbers for each row`;
+  throw new Fault({ what: "has a size out of range", where, found: JSON.stringify(record), expected });
 }
 
 function checkProofs(manifest: Manifest, where: string): void {
