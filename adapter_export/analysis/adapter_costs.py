@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.format.axes import axis_names
+from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord, token_lengths
 from adapter_export.graph.adapter import Adapter
@@ -276,7 +276,15 @@ def _percent(share: float | None) -> str:
 
 
 def sample(records: Sequence[InputRecord], rows: int, tokens: int, lengths: Bounds) -> Mapping[str, np.ndarray]:
-    """Return random inputs of rows; axes other than the batch are as close to `tokens` as `lengths` allow."""
-    batch, length = {record.axes[0] for record in records if record.axes}, token_lengths(records, lengths).near(tokens)
-    shape = {name: rows if name in batch else axis_lengths(name, lengths).near(length) for name in axis_names(records)}
+    """Return random inputs of rows; axes other than the batch are as close to `tokens` as `lengths` allow.
+
+    A decoder's past is shorter where the past and the new tokens would exceed its positions.
+    """
+    batch, wanted = {record.axes[0] for record in records if record.axes}, token_lengths(records, lengths).near(tokens)
+    shape = {name: rows if name in batch else axis_lengths(name, lengths).near(wanted) for name in axis_names(records)}
+    for axis, allowed in lengths.items():
+        past, *new = names(axis)
+        if new and past in shape:
+            total = length(axis, shape)
+            shape[past] = max(0, shape[past] - max(0, total - allowed.near(total)))
     return input_cases(records, seed=0, shapes=[shape])[0].arrays

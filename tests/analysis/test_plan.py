@@ -36,6 +36,16 @@ def test_sample_rows_have_a_length_that_the_base_takes() -> None:
     assert sample([words], 2, 128, {"sequence": Lengths(1, 24)})["input_ids"].shape == (2, 24)
 
 
+@pytest.mark.parametrize(("positions", "past"), [(1024, 64), (96, 32), (64, 0)])
+def test_sample_shortens_a_past_that_exceeds_the_positions(positions: int, past: int) -> None:
+    """A build once failed when it timed a decoder of 64 positions with 64 tokens behind 64 others."""
+    words = InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", 99)
+    cache = InputRecord("past", "float32", ("batch", 2, "past_sequence", 16), "cache", next="present")
+    lengths = {"sequence": Lengths(1, positions), "past_sequence + sequence": Lengths(1, positions)}
+    arrays = sample([words, cache], 1, 64, lengths)
+    assert (arrays["input_ids"].shape[1], arrays["past"].shape[2]) == (64, past)
+
+
 def wide(width: int = 4096) -> SiteMap:
     sites = []
     for layer in range(2):

@@ -99,10 +99,9 @@ class _TransposedWeights:
     """New initializers with the transposes of others, one for each."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._names = {
-            value.name for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())
-        }
-        self._names |= {value.name for node in model.graph.all_nodes() for value in node.outputs}
+        self._names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+        for graph in model.graphs():
+            self._names.update(value.name for value in (*graph.inputs, *graph.initializers.values()))
         self._made: dict[ir.Value, ir.Value] = {}
 
     def of(self, weight: ir.Value) -> ir.Value:
@@ -135,7 +134,7 @@ def _separate(gemm: ir.Node, turned: _TransposedWeights) -> None:
     assert weight is not None  # required
     bias = gemm.inputs[_BIAS] if len(gemm.inputs) > _BIAS else None
     if gemm.attributes.get_int("transB", 0):
-        is_constant = constant_matrix(weight) is not None
+        is_constant = weight.is_initializer() and weight.const_value is not None
         weight = turned.of(weight) if is_constant else add_node(gemm, "Transpose", [weight], perm=[1, 0])
     product = add_node(gemm, "MatMul", [x, weight])
     if bias is None:
@@ -148,13 +147,10 @@ def _separate(gemm: ir.Node, turned: _TransposedWeights) -> None:
 def _skip_transpose(product: ir.Node, turned: _TransposedWeights) -> None:
     """Make a product read the transpose of a weight instead of transposing it."""
     transpose = None if product.inputs[1] is None else product.inputs[1].producer()
-    if (
-        transpose is None
-        or transpose.op_type != "Transpose"
-        or (weight := constant_matrix(transpose.inputs[0])) is None
-    ):
+    if transpose is None or transpose.op_type != "Transpose":
         return
-    if tuple(transpose.attributes.get_ints("perm", (1, 0))) != (1, 0):
+    weight = constant_matrix(transpose.inputs[0])
+    if weight is None or tuple(transpose.attributes.get_ints("perm", (1, 0))) != (1, 0):
         return
     product.replace_input_with(1, turned.of(weight))
     if not transpose.outputs[0].uses() and not transpose.outputs[0].is_graph_output():
