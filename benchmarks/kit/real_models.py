@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RANK, ALPHA, SEED, DEVIATION = 8, 16, 0, 0.2
-"""Rank, scale, seed and standard deviation of a LoRA; weights near 0 would hide faults."""
+"""Rank and scale of a LoRA, seed, and standard deviation of its weights; weights near 0 would hide faults."""
 
 _END, _PAD = 2, 0
 _EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -75,21 +75,19 @@ def _model_table(model: str, rows: Sequence[Row]) -> Table:
         *("step", "processor, s", "clock, s", "resident, MB", "anonymous, MB", "output, MB", "first answer, s"),
         *("per second", "failure"),
     )
-    lines = [
-        [
-            f"`{row.step}`",
-            *(f"{seconds:,.1f}" for seconds in (row.processor_s, row.wall_s)),
-            *(_in_megabytes(number) for number in (row.resident, row.anonymous, row.total_bytes)),
-            None if row.first_s is None else f"{row.first_s:.1f}",
-            _rate(row),
-            row.failure,
-        ]
-        for row in own
-    ]
-    note = (
-        f"{own[-1].parameters:,} parameters, {own[-1].weights / 1e6:,.0f} MB in float32; adapters: {own[-1].adapters}."
-    )
+    lines = [[f"`{row.step}`", *_costs(row), row.failure] for row in own]
+    last = own[-1]
+    note = f"{last.parameters:,} parameters, {last.weights / 1e6:,.1f} MB in float32; adapters: {last.adapters}."
     return Table(MODELS[model].title, columns, lines, note)
+
+
+def _costs(row: Row) -> list[Cell]:
+    """Return seconds, MB and answers of a row; nothing for a step that could not start."""
+    if not row.wall_s:
+        return [None] * 7
+    sizes = [_in_megabytes(number) for number in (row.resident, row.anonymous, row.total_bytes)]
+    first = None if row.first_s is None else f"{row.first_s:.1f}"
+    return [f"{row.processor_s:,.1f}", f"{row.wall_s:,.1f}", *sizes, first, _rate(row)]
 
 
 def _subjects(rows: _Rows) -> Table:
@@ -136,7 +134,7 @@ def _in_megabytes(number: int | None) -> str | None:
 def _sizes(rows: _Rows) -> Table:
     """Return bytes of bases, golden data and adapters."""
     bases = [f"base {precision}" for precision in PRECISIONS]
-    columns = ("model", *bases, "golden data of the base", "of an adapter", "of all adapters", "adapter file")
+    columns = ("model", *bases, "golden data of the base", "of an adapter", "shared", "adapter file")
     lines: list[list[Cell]] = []
     for model in _models(list(rows.values())):
         builds = [rows.get((model, f"build {precision}")) for precision in PRECISIONS]

