@@ -20,7 +20,7 @@ from shrink import quiet, small_model
 from tasks import TASKS, Arrays, Reference, imported, tasks_of
 
 import adapter_export as ae
-from adapter_export.errors import AdapterExportError
+from adapter_export.errors import AdapterExportError, ParityError
 from adapter_export.format.precision import PRECISION_NAMES, PrecisionName
 from adapter_export.graph.adapter import Adapter
 
@@ -70,7 +70,9 @@ def all_cells(model: Published) -> list[Cell]:
 
 
 def outcome_of(error: BaseException, folder: Path) -> Outcome:
-    """Return the outcome of an error, without paths; a traceback is a failure."""
+    """Return the outcome of an error, without paths; a traceback or a wrong result is a failure."""
+    if isinstance(error, ParityError):
+        return Outcome(FAILED, _cut(f"{error.what}; found {error.found}"))
     if isinstance(error, AdapterExportError):
         facts = error.facts()
         sentence = facts["what"] + (f"; found {facts['found']}" if "found" in facts else "")

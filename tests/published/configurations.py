@@ -28,6 +28,7 @@ class Published:
         pooling: pooling of its embeddings.
         normalise: whether its embeddings have length 1.
         head: options that an import needs for the classification head of its class.
+        without: tasks that its class has no place for.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Published:
     pooling: str = "mean"
     normalise: bool = True
     head: Values = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 BERT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0} | {
@@ -609,7 +611,9 @@ SPEECH: Mapping[str, Published] = {
         | {"hidden_act": "swish", "layer_norm_eps": 1e-5, "left_max_position_embeddings": 64}
         | {"position_embeddings_type": "relative_key", "right_max_position_embeddings": 8},
     ),
-    "openai/whisper-base": Published("audio", "whisper", 16, ("q_proj", "v_proj"), WHISPER_BASE),
+    "openai/whisper-base": Published(
+        "audio", "whisper", 16, ("q_proj", "v_proj"), WHISPER_BASE, without=("single_label",)
+    ),
 }
 
 GROUPS: Mapping[str, Mapping[str, Published]] = {

@@ -90,7 +90,8 @@ def tasks_of(model: Published) -> tuple[str, ...]:
     return tuple(
         name
         for name in OF_KINDS[model.kind]
-        if not TASKS[name].classes or config in TASKS[name].classes[model.kind]._model_mapping
+        if name not in model.without
+        and (not TASKS[name].classes or config in TASKS[name].classes[model.kind]._model_mapping)
     )
 
 
@@ -126,8 +127,9 @@ class Reference:
 
     def _body(self) -> Any:
         """The bare model."""
-        if self._model.type == "whisper":  # the class of its folder has the encoder only
-            return hf.AutoModelForAudioClassification.from_pretrained(self._folder).encoder.eval()
+        if self._model.type == "whisper":  # its encoder has no class of its own
+            whole = hf.AutoModelForAudioClassification.from_pretrained(self._folder).eval()
+            return whole.encoder if self.task.problem == "embedding" else whole
         return hf.AutoModel.from_pretrained(self._folder).eval()
 
     def _head_tensors(self) -> dict[str, nn.Parameter]:
