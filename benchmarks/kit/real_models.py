@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,9 @@ def _decoder(title: str, config: str, adapters: int = 1, **fields: Any) -> RealM
     return RealModel(title, config, fields, "decoder", ("q_proj", "v_proj"), adapters=adapters)
 
 
-def _large(title: str, config: str, inputs: tuple[str, ...] = (), **fields: Any) -> RealModel:
+def _large(title: str, config: str, **fields: Any) -> RealModel:
     size = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    return RealModel(title, config, {**size, **fields}, inputs=inputs)
+    return RealModel(title, config, {**size, **fields})
 
 
 _LLAMA3_ROPE = {
@@ -141,7 +141,11 @@ MODELS: dict[str, RealModel] = {
         rope_theta=1e5,
         rms_norm_eps=1e-5,
     ),
-    "vitl": _large("ViT-large", "ViTConfig", ("pixel_values=float32[batch,3,224,224]",), image_size=224, patch_size=16),
+    "vitl": replace(
+        _large("ViT-large", "ViTConfig", image_size=224, patch_size=16),
+        targets=("q_proj", "v_proj"),
+        inputs=("pixel_values=float32[batch,3,224,224]",),
+    ),
     "bertl": _large("BERT-large", "BertConfig", vocab_size=30522),
     "qwen": _decoder(
         "Qwen2.5-0.5B",

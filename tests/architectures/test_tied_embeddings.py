@@ -6,6 +6,7 @@ Quantizers of whole graphs left such a table's second reader with a weight that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import transformers as hf
 from building import QUIET
 from captured import captured
-from kept import kept
+from once import once
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
@@ -55,13 +56,13 @@ def _write(folder: Path, name: str) -> None:
     if name == "bert":
         export_onnx(captured(folder / "hf", hf.BertForMaskedLM), folder / "base.onnx")
     else:
-        base = ae.capture(folder / "hf", folder / "base.pt", with_cache=True)
+        base = ae.capture(folder / "hf", folder / "base.pt")
         export_onnx(base.model, folder / "base.onnx")
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def tied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
-    return open_onnx(kept(tmp_path_factory, f"tied_{request.param}", _write, request.param) / "base.onnx")
+    return open_onnx(once(tmp_path_factory, f"tied_{request.param}", partial(_write, name=request.param)) / "base.onnx")
 
 
 def test_every_form_of_the_base_computes_nearly_the_same(tied: OnnxBase) -> None:

@@ -222,7 +222,7 @@ def _fault(answer: np.ndarray, expected: np.ndarray, budget: float) -> str:
 
 def capture(source: Path, path: Path, *, with_cache: bool) -> ae.Base:
     """Capture a model's folder, as it generates or as it reads."""
-    return ae.capture(source, path, with_cache=with_cache)
+    return ae.capture(source, path, bare=not with_cache)
 
 
 def _parts(cells: Sequence[Cell]) -> list[list[Cell]]:

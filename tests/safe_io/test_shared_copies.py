@@ -1,4 +1,4 @@
-"""Shared copies of large files: hashed once, never served after a change, and removed when nobody uses them."""
+"""Shared copies of large files: hashed once, never served after a change, and removed when unused."""
 
 from __future__ import annotations
 

@@ -93,8 +93,7 @@ def capture(
     it, capture it with `--bare`.
 
     Of any other model, the archive contains the bare model and the base head: the computation on the final hidden
-    state, if a head can express it. A note names omitted parts, with the reason. The archive also has the tokenizer,
-    and can be trained and exported.
+    state, if a head can express it. A note names omitted parts. The archive also has the tokenizer.
 
     Args:
         model: a Hugging Face or sentence-transformers folder, or a Hub id; a torch module; or, with `trust_pickle`, a
@@ -296,7 +295,6 @@ COMMAND = Command(
     examples=(
         "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
         "adapter-export capture sentence-transformers/all-MiniLM-L6-v2 -o model.pt",
-        "adapter-export capture path/to/vit -o vit.pt --force",
         "adapter-export capture path/to/llama -o llama.pt",
         "adapter-export capture path/to/llama --bare -o encoder.pt",
         "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",
