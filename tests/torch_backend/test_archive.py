@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,7 @@ from safetensors.torch import save_file
 from tiers import examples
 
 from adapter_export.errors import BaseModelError, FileError, InputError, UnsafeArchiveError
-from adapter_export.torch_backend.base.archive import screen, write_clean
+from adapter_export.torch_backend.base.archive import screen, write_outline
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 
 
@@ -303,16 +305,78 @@ def test_entries_that_overlap_are_refused(entries: Entries, tmp_path: Path) -> N
         load_base(path)
 
 
-def test_weights_that_stay_in_the_file_are_the_same(archive: Path, base: TorchBase) -> None:
-    mapped = load_base(archive, mapped=True)
-    assert mapped.fingerprint == base.fingerprint
-    for name, tensor in base.program.state_dict.items():
-        found = mapped.program.state_dict[name]
-        assert (type(found), found.stride()) == (type(tensor), tensor.stride())
-        assert torch.equal(found, tensor)
-    inputs = {"x": torch.randn(2, 4)}
-    for name, value in base.run(inputs).items():
-        assert torch.equal(mapped.run(inputs)[name], value)
+class Sharing(torch.nn.Module):
+    """Tied weights, a transposed one, and one that is a part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(4, 6)
+        self.tied = torch.nn.Linear(4, 6)
+        self.tied.weight = self.up.weight
+        self.down = torch.nn.Parameter(torch.randn(4, 6).T)
+        self.register_buffer("first", self.up.weight.detach()[:1])
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.up(x) + self.tied(x) + self.first.sum()) @ self.down * self.count
+
+
+def test_a_program_is_the_one_that_torch_reads(archive: Path, base: TorchBase) -> None:
+    expected = torch.export.load(archive)
+    assert base.program.graph_signature == expected.graph_signature
+    assert base.program.range_constraints == expected.range_constraints
+    for node, other in zip(base.program.graph.nodes, expected.graph.nodes, strict=True):
+        assert node.format_node() == other.format_node()
+        shapes = [str(getattr(each.meta.get("val"), "shape", None)) for each in (node, other)]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found")  # torch writes the transposed one as it is
+@pytest.mark.parametrize("shift", [0, 1])
+def test_weights_in_the_file_are_those_that_torch_reads(shift: int, tmp_path: Path) -> None:
+    """At any position in the file; only aligned ones are used there."""
+    path, copy = tmp_path / "sharing.pt2", tmp_path / "copy.pt2"
+    torch.export.save(torch.export.export(Sharing(), (torch.ones(2, 4),)), path)
+    entries = read_entries(path)
+    write_entries(copy, {"extra/shift": b"." * shift, **entries} if shift else entries)
+    expected, base = torch.export.load(path), load_base(copy)
+    tensors = base.program.state_dict
+    assert tensors.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        assert (type(tensors[name]), tensors[name].stride()) == (type(tensor), tensor.stride())
+        assert torch.equal(tensors[name], tensor)
+    assert tensors["up.weight"].data_ptr() == tensors["tied.weight"].data_ptr() == tensors["first"].data_ptr()
+    assert base.fingerprint == load_base(path, trust_pickle=True).fingerprint
+    x = torch.randn(2, 4)
+    assert torch.equal(next(iter(base.run({"x": x}).values())), expected.module()(x))
+
+
+def test_a_changed_bit_of_a_weight_is_refused(archive: Path, tmp_path: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as file:
+        (info, *_) = (info for info in file.infolist() if "data/weights/weight_" in info.filename)
+        weight = file.read(info)
+    data[data.index(weight)] ^= 1
+    (tmp_path / "changed.pt2").write_bytes(data)
+    with pytest.raises(BaseModelError, match=r"is damaged.*another checksum"):
+        load_base(tmp_path / "changed.pt2")
+
+
+def test_opening_a_base_keeps_its_weights_out_of_memory(tmp_path: Path) -> None:
+    """Weights are mapped, and hashed without keeping their pages."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(1000, 1000) for _ in range(20)))
+    torch.export.save(torch.export.export(model, (torch.ones(1, 1000),)), tmp_path / "large.pt2")
+    del model
+    before = resident()
+    base = load_base(tmp_path / "large.pt2")
+    assert base.parameters == 20 * 1001 * 1000
+    assert resident() - before < 30 * 2**20, "of 80 MB of weights"
+
+
+def resident() -> int:
+    """Bytes of this process in memory, mapped pages included."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_weight_behind_the_end_of_the_file_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -322,11 +386,12 @@ def test_a_weight_behind_the_end_of_the_file_is_refused(archive: Path, tmp_path:
     data[info.header_offset + 28 : info.header_offset + 30] = b"\xff\xff"  # the length of the extra field
     (tmp_path / "moved.pt2").write_bytes(data)
     with pytest.raises(BaseModelError, match="past the end of the file"):
-        load_base(tmp_path / "moved.pt2", mapped=True)
+        load_base(tmp_path / "moved.pt2")
 
 
 def test_the_copy_for_torch_holds_no_sample_inputs_guards_or_stack_traces(archive: Path, tmp_path: Path) -> None:
-    write_clean(screen(archive), tmp_path / "clean.pt2")
+    with (tmp_path / "clean.pt2").open("wb") as file:
+        write_outline(screen(archive), file)
     entries = read_entries(tmp_path / "clean.pt2")
     document = json.loads(entries[PROGRAM])
     assert entries[SAMPLE_INPUTS] == b""

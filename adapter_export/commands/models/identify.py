@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +15,11 @@ from adapter_export.errors import BaseModelError
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described, Table
 
 if TYPE_CHECKING:
     from adapter_export.numerics.weight_match import Counterpart
     from adapter_export.onnx_backend.base.base_identity import BaseIdentity
-    from adapter_export.torch_backend.base.torch_base import TorchBase
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,45 +128,25 @@ def identify(
     reporter.step(f"opening {folder}")
     graph = base.unidentified
     reporter.step("opening the trained model")
-    with _decoder(weights, trust_pickle) as trained:
-        reporter.step("comparing the weights")
-        found = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
-        stored_sites = SiteWeights(graph.index, graph.sites)
-        pairs = pair_sites(stored_sites, SiteWeights(trained.index, sites_of(trained.flow, "torch")), found, base.path)
-        identity = BaseIdentity(
-            IDENTITY_VERSION,
-            graph.fingerprint,
-            trained.fingerprint,
-            trained.model_type,
-            found,
-            pairs.renamed,
-            pairs.paths,
-        )
+    source = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
+    source.check_trainable()
+    trained = source.torch
+    reporter.step("comparing the weights")
+    found = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
+    stored_sites = SiteWeights(graph.index, graph.sites)
+    pairs = pair_sites(stored_sites, SiteWeights(trained.index, sites_of(trained.flow, "torch")), found, base.path)
+    identity = BaseIdentity(
+        IDENTITY_VERSION,
+        graph.fingerprint,
+        trained.fingerprint,
+        trained.model_type,
+        found,
+        pairs.renamed,
+        pairs.paths,
+    )
     with output.file() as temporary:
         temporary.write_bytes(identity.to_json())
     return Identified(output.path, identity)
-
-
-@contextmanager
-def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]:
-    """Open the trained model: an archive without loading its weights, or a Hugging Face folder with its head."""
-    base = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
-    base.check_trainable()
-    if base.is_open or trust_pickle or base.path is None:
-        yield base.torch
-        return
-    from adapter_export.torch_backend.base.torch_base import load_base
-
-    if base.form != "folder":
-        yield load_base(base.path, mapped=True)
-        return
-    require("transformers", "hf", "opening a Hugging Face folder")
-    from adapter_export.torch_backend.base.huggingface_folder import capture_folder
-
-    with temporary_folder() as temporary:
-        path = temporary / "model.pt"
-        capture_folder(base.path, path)
-        yield load_base(path, mapped=True)
 
 
 def _show(found: Identified, screen: Screen) -> None:

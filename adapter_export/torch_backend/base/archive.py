@@ -8,27 +8,33 @@ a copy that contains only validated content.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import shutil
+import typing
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import sympy
+from torch._export.serde import serialize
 
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
-from adapter_export.torch_backend.base.program_file import TRUST, check_program, check_texts, cleaned
+from adapter_export.torch_backend.base.program_file import SYMBOL, TRUST, check_program, check_texts, cleaned
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -125,8 +131,8 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
         raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride per axis")
     steps = sum((length - 1) * stride for length, stride in zip(sizes, strides, strict=True))
     needed = (offset + steps + 1) * _BYTES[dtype] if math.prod(sizes) else 0
-    if needed > size:
-        raise _wrong(where, f"{size} bytes", f"at least {needed}")
+    if needed > size or size % _BYTES[dtype]:
+        raise _wrong(where, f"{size} bytes", f"at least {needed}, a multiple of {_BYTES[dtype]}")
 
 
 def _numbers(values: Any, where: str) -> list[int]:
@@ -299,27 +305,19 @@ def _decoded(data: bytes, name: str, path: Path) -> str:
         raise _damaged(path, f"`{name}` is not UTF-8") from error
 
 
-def write_clean(archive: Archive, target: Path) -> None:
-    """Write a copy that contains only screened content, and no sample inputs.
-
-    Raises:
-        BaseModelError: a tensor's bytes are damaged.
-        OSError: the copy cannot be written.
-    """
-    _write(archive, archive.texts, archive.tensors, target)
-
-
 def _config(archive: Archive) -> Any:
     """Return the record of the weights."""
     text = archive.texts[WEIGHTS]
     return parse_json(text if isinstance(text, bytes) else text.encode(), f"{archive.path}, `{WEIGHTS}`")
 
 
-def write_outline(archive: Archive, target: Path) -> None:
-    """Write a copy in which each weight is a single repeated zero, to be replaced by `stored_weights`.
+def write_outline(archive: Archive, target: BinaryIO) -> None:
+    """Write a copy of only screened content, in which each weight is a repeated zero, and without sample inputs.
+
+    `stored_weights` returns the weights.
 
     Raises:
-        BaseModelError: a tensor's bytes are damaged.
+        BaseModelError: the bytes of a constant are damaged.
         OSError: the copy cannot be written.
     """
     config = _config(archive)
@@ -339,43 +337,85 @@ def _elements(meta: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of an archive in its file: `bytes` [n], and the layout of its elements in them."""
+    """A weight of an archive in its file.
 
-    bytes: npt.NDArray[np.uint8]
+    Attributes:
+        entry: bytes of its entry, [n]; weights that share memory share it.
+        sizes: size of each axis.
+        strides: elements between neighbours along each axis.
+        offset: elements before the first one.
+        sha256: SHA-256 of its elements in row-major order, if they are stored so; `None` otherwise.
+    """
+
+    entry: npt.NDArray[np.uint8]
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
+    sha256: str | None
 
 
 def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
-    """Memory-map the weights of an archive, by name; pages are read on access.
+    """Check and memory-map the weights of an archive, by name; their pages are read on access.
 
     Raises:
-        BaseModelError: an entry extends past the end of the file.
+        BaseModelError: an entry is damaged, or extends past the end of the file.
     """
     config = _config(archive)["config"]
     folder = WEIGHTS.rpartition("/")[0]
+    read = dict[str, tuple[npt.NDArray[np.uint8], str]]()
     with open_regular(archive.path) as file, _opened(archive.path) as source:
+        # copy-on-write, because torch does not accept read-only memory; one mapping, because each needs a descriptor
+        mapped = np.memmap(file, np.uint8, "c")
         for name, payload in config.items():
-            info, meta = source.getinfo(archive.tensors[f"{folder}/{payload['path_name']}"]), payload["tensor_meta"]
-            file.seek(info.header_offset + _LENGTHS_AT)
-            lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-            start = info.header_offset + _LENGTHS_AT + 4 + lengths
-            if start + info.file_size > archive.path.stat().st_size:
-                raise _damaged(archive.path, f"`{info.filename}` past the end of the file")
-            # copy-on-write, because torch does not accept read-only memory
-            bytes_ = (
-                np.memmap(file, np.uint8, "c", start, (info.file_size,)) if info.file_size else np.empty(0, np.uint8)
-            )
+            entry, meta = archive.tensors[f"{folder}/{payload['path_name']}"], payload["tensor_meta"]
+            if entry not in read:
+                read[entry] = _read_entry(file, mapped, source.getinfo(entry), archive.path)
+            data, digest = read[entry]
             sizes, strides = (tuple(each["as_int"] for each in meta[key]) for key in ("sizes", "strides"))
-            yield name, StoredWeight(bytes_, sizes, strides, meta["storage_offset"]["as_int"])
+            whole = math.prod(sizes) * _BYTES[meta["dtype"]] == len(data) and _is_row_major(sizes, strides)
+            yield name, StoredWeight(data, sizes, strides, meta["storage_offset"]["as_int"], digest if whole else None)
 
+
+def _read_entry(
+    file: BinaryIO, mapped: npt.NDArray[np.uint8], info: zipfile.ZipInfo, path: Path
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Return the bytes of an entry and their SHA-256, after comparing their checksum.
+
+    They are hashed block by block from the file: hashing mapped memory would keep all of it resident.
+    """
+    file.seek(info.header_offset + _LENGTHS_AT)
+    lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+    start = info.header_offset + _LENGTHS_AT + 4 + lengths
+    if start + info.file_size > len(mapped):
+        raise _damaged(path, f"`{info.filename}` past the end of the file")
+    file.seek(start)
+    digest, checksum = hashlib.sha256(), 0
+    for position in range(0, info.file_size, _BLOCK):
+        block = file.read(min(_BLOCK, info.file_size - position))
+        digest.update(block)
+        checksum = zlib.crc32(block, checksum)
+    if checksum != info.CRC:
+        raise _damaged(path, f"`{info.filename}` with another checksum")
+    data = mapped[start : start + info.file_size]
+    return data.copy() if start % _ALIGNMENT else data, digest.hexdigest()
+
+
+def _is_row_major(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return all(size == 1 or stride == step for size, stride, step in zip(sizes, strides, steps, strict=True))
+
+
+_BLOCK = 2**20
+"""Bytes that are hashed at once: they stay in the processor's cache from one hash to the next."""
+
+_ALIGNMENT = 16
+"""Alignment in bytes of weights that are used in the file; others are copied. torch writes them at multiples of 64."""
 
 _LENGTHS_AT = 26
 """Position of the lengths of the name and the extra field, 2 bytes each, in the header before an entry's bytes."""
 
 
-def _write(archive: Archive, texts: Mapping[str, str | bytes], tensors: Mapping[str, str], target: Path) -> None:
+def _write(archive: Archive, texts: Mapping[str, str | bytes], tensors: Mapping[str, str], target: BinaryIO) -> None:
     with _opened(archive.path) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
         for name, data in texts.items():
             copy.writestr(f"{_ROOT}/{name}", data)
@@ -387,3 +427,47 @@ def _write(archive: Archive, texts: Mapping[str, str | bytes], tensors: Mapping[
                     shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
                 except (zipfile.BadZipFile, EOFError) as error:
                     raise _damaged(archive.path, str(error)) from error
+
+
+@contextmanager
+def memoized() -> Iterator[None]:
+    """Let torch resolve the types of each record, and parse each size, once while it loads a program.
+
+    It does both for every node otherwise, which is more than half of the time: `typing.get_type_hints` evaluates
+    annotations, and `sympy.sympify` imports all names of sympy for each text.
+    """
+    hints, sizes = dict[object, Any](), dict[str, Any]()
+
+    def get_type_hints(record: object, **options: Any) -> Any:
+        if record not in hints:
+            hints[record] = typing.get_type_hints(record, **options)
+        return hints[record]
+
+    def sympify(size: object, **options: Any) -> Any:
+        if not isinstance(size, str) or _BARE_SYMBOL.search(size):  # depends on the symbols that torch knows by then
+            return sympy.sympify(size, **options)
+        if size not in sizes:
+            sizes[size] = sympy.sympify(size, **options)
+        return sizes[size]
+
+    reader: Any = serialize
+    reader.typing, reader.sympy = _Changed(typing, get_type_hints), _Changed(sympy, sympify)
+    try:
+        yield
+    finally:
+        reader.typing, reader.sympy = typing, sympy
+
+
+_BARE_SYMBOL = re.compile(rf"(?<!['\"\w]){SYMBOL.pattern}")
+"""A symbol by its name, unlike `Symbol('s0', integer=True)`."""
+
+
+class _Changed:
+    """A module in which a function is replaced, for a single importer."""
+
+    def __init__(self, module: ModuleType, function: Callable[..., Any]) -> None:
+        self._module = module
+        setattr(self, function.__name__, function)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

@@ -47,14 +47,13 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
-from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
 from adapter_export.torch_backend.base.archive import (
     Archive,
+    memoized,
     readable,
     screen,
     stored_weights,
-    write_clean,
     write_outline,
 )
 from adapter_export.torch_backend.base.capture_module import (
@@ -135,21 +134,29 @@ def _read_note(text: str) -> CaptureNote:
         ) from error
 
 
-def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+def weight_facts(
+    program: ExportedProgram,
+    present: Mapping[str, Tensor] | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return a line for each parameter and buffer, by name: `<name> <type> <shape> <sha256 of the bytes>`.
 
     The bytes are in row-major order and little-endian. Tensors in `present` override the program's tensors with the
-    same names.
+    same names; `digests` are the SHA-256 of tensors whose bytes have been hashed already.
     """
     facts = {}
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         tensor = tensor if present is None else present.get(name, tensor)
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        # no copy if the memory is contiguous
-        data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+        digest = (digests or {}).get(name) or _sha256(tensor)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        facts[name] = f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"
+        facts[name] = f"{name} {dtype} {list(tensor.shape)} {digest}\n"
     return facts
+
+
+def _sha256(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # no copy if the memory is contiguous
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
 def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
@@ -159,13 +166,15 @@ def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
 
 
-def fingerprint(program: ExportedProgram) -> str:
+def fingerprint(program: ExportedProgram, digests: Mapping[str, str] | None = None) -> str:
     """Return the SHA-256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+
+    `digests` are those for `weight_facts`.
 
     A fact is a line such as `encoder.bias float32 [384] 0f3a…`. The fingerprint survives saving and loading, and
     changes with any bit of a weight.
     """
-    facts = sorted(weight_facts(program).values())
+    facts = sorted(weight_facts(program, digests=digests).values())
     return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
 
 
@@ -526,11 +535,11 @@ class _Sink(io.RawIOBase):
         return offset
 
 
-def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = False) -> TorchBase:
+def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     """Load a base from an archive of `write_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
-    With `trust_pickle`, torch gets the original file and may run any code in it: only for files whose author you trust.
-    With `mapped`, the weights stay in the file and are read on access.
+    The weights stay in the file, which must not be overwritten in place, and are read on access. With `trust_pickle`,
+    torch reads the whole file and may run any code in it: only for files whose author you trust.
 
     Raises:
         FileError: the file cannot be read.
@@ -541,6 +550,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
     path = Path(path)
     extra: Mapping[str, str]
     guards: Sequence[str] = ()
+    digests: Mapping[str, str] = {}
     if trust_pickle:
         readable(path)
         check_exported(path)
@@ -549,19 +559,14 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
     else:
         archive = screen(path)
         extra, guards = archive.extra, archive.guards
-        try:
-            # write a clean copy: torch's zip reader would read more than was screened
-            with temporary_folder() as folder:
-                copy = folder / "base.pt2"
-                (write_outline if mapped else write_clean)(archive, copy)
-                program = _load(copy, path)
-            if mapped:
-                _map_weights(program, archive)
-        except OSError as error:
-            raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
+        copy = io.BytesIO()  # torch's zip reader would read more of the file than was screened
+        write_outline(archive, copy)
+        copy.seek(0)
+        program = _load(copy, path)
+        digests = _map_weights(program, archive)
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
-        base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
+        base = _describe(program, note, extra.get(TOKENIZER) or None, guards, digests)
         media = _read(extra, ARCHIVED_MEDIA, "a processor", parse_captured_media)
         if media is not None and media.record.input not in [record.name for record in base.inputs]:
             raise BaseModelError("contains a processor of another model", found=f"the input `{media.record.input}`")
@@ -574,13 +579,18 @@ def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = Fa
         )
 
 
-def _map_weights(program: ExportedProgram, archive: Archive) -> None:
-    """Replace the weights of a program by those in the file."""
+def _map_weights(program: ExportedProgram, archive: Archive) -> dict[str, str]:
+    """Replace the weights of a program by those in the file; return the known SHA-256 of their bytes, by name."""
+    digests = {}
     for name, stored in stored_weights(archive):
         outline = program.state_dict[name]
-        flat = torch.from_numpy(stored.bytes).view(outline.dtype)
+        flat = torch.from_numpy(stored.entry).view(outline.dtype)
         weight = flat.as_strided(stored.sizes, stored.strides, stored.offset)
-        program.state_dict[name] = nn.Parameter(weight, False) if isinstance(outline, nn.Parameter) else weight
+        is_parameter, trained = isinstance(outline, nn.Parameter), outline.requires_grad
+        program.state_dict[name] = nn.Parameter(weight, trained) if is_parameter else weight
+        if stored.sha256 is not None:
+            digests[name] = stored.sha256
+    return digests
 
 
 def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, str], Read]) -> Read | None:
@@ -628,7 +638,7 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
     return head
 
 
-def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
+def _load(file: Path | io.BytesIO, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
     with captured_logs() as lines:
 
         def refusal(reason: str) -> BaseModelError:
@@ -642,11 +652,17 @@ def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> Export
                 fix="save it again with `ae.capture`, with the torch that loads it",
             )
 
-        with parsing(refusal):
+        with parsing(refusal), memoized():
             return torch.export.load(file, extra_files=extra)
 
 
-def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None, guards: Sequence[str]) -> TorchBase:
+def _describe(
+    program: ExportedProgram,
+    note: CaptureNote,
+    tokenizer: str | None,
+    guards: Sequence[str],
+    digests: Mapping[str, str] | None = None,
+) -> TorchBase:
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise BaseModelError(
@@ -675,7 +691,7 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
             lengths |= {axis: own} if own != Lengths() else {}
     return TorchBase(
         program,
-        fingerprint(program),
+        fingerprint(program, digests),
         inputs,
         outputs,
         lengths,
