@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 KNOWN: Mapping[str, str] = {
     "acts on layers that the base also calls on other values": "DeBERTa projects relative positions with its queries",
-    "an output does not extend the cache it is paired with": "float16 casts the caches of decoders; being fixed",
     "has a head with unknown pooling": "PEFT does not save how Swin, DINOv2 and audio classifiers pool",
     "has fully trained modules that cannot be expressed": "ModernBERT normalizes each token before its head",
     "the batch is not the first axis where an adapter acts": "Swin turns windows into rows, so a bank has no row ids",
@@ -15,7 +14,6 @@ KNOWN: Mapping[str, str] = {
 """Beginnings of errors, with their reasons."""
 
 BROKEN: Mapping[str, str] = {
-    "ValueError at _cloner.py": "int8 of decoders whose tied table is quantized once for both uses; being fixed",
     "the results of the exported graph differ from the reference": "Qwen3's int8-weights exceed the build's budget",
 }
 """Beginnings of failures, with their causes. A release has none."""
