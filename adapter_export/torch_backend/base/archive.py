@@ -16,12 +16,12 @@ import shutil
 import typing
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -450,8 +450,10 @@ def memoized() -> Iterator[None]:
             sizes[size] = sympy.sympify(size, **options)
         return sizes[size]
 
+    # only torch's reader sees the copies of the two modules, and any release that names them otherwise ignores them
     reader: Any = serialize
-    reader.typing, reader.sympy = _Changed(typing, get_type_hints), _Changed(sympy, sympify)
+    reader.typing = SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})
+    reader.sympy = SimpleNamespace(**{**vars(sympy), "sympify": sympify})
     try:
         yield
     finally:
@@ -460,14 +462,3 @@ def memoized() -> Iterator[None]:
 
 _BARE_SYMBOL = re.compile(rf"(?<!['\"\w]){SYMBOL.pattern}")
 """A symbol by its name, unlike `Symbol('s0', integer=True)`."""
-
-
-class _Changed:
-    """A module in which a function is replaced, for a single importer."""
-
-    def __init__(self, module: ModuleType, function: Callable[..., Any]) -> None:
-        self._module = module
-        setattr(self, function.__name__, function)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
