@@ -94,9 +94,8 @@ def _steps(name: str, model: RealModel, folder: Path) -> Iterator[tuple[str, Ste
 
 
 def capture_command(model: RealModel, source: Path, archive: Path) -> Command:
-    """Return the command that captures a model, with its cache if it generates."""
-    options = [f"--input={text}" for text in model.inputs] + ["--with-cache"] * model.generates
-    return _command("capture", source, "-o", archive, *options)
+    """Return the command that captures a model."""
+    return _command("capture", source, "-o", archive, *(f"--input={text}" for text in model.inputs))
 
 
 def _build(precision: str, archive: Path, adapters: list[Path], folder: Path) -> Step:

@@ -17,12 +17,12 @@ from adapter_export.bundle import bundle_reader
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
-from adapter_export.format import manifest_json
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
 from adapter_export.onnx_backend.base import flow
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import bundle
+from adapter_export.safe_io import shared_copies
 
 
 class Counts:
@@ -42,7 +42,7 @@ class Counts:
         self.analysed = 0
         self._opening: Path | None = None
         self._wrap(patch, hashlib, "file_digest", lambda file, _: self.hashed.update([Path(file.name).name]))
-        self._wrap(patch, manifest_json, "copy_hashed", lambda path, *_: self.hashed.update([path.name]))
+        self._wrap(patch, shared_copies, "copy_hashed", lambda path, *_: self.hashed.update([path.name]))
         self._wrap(patch, bundle_reader, "read_model", lambda path, _: self.read.update([Path(path).name]))
         self._wrap(patch, bundle, "open_session", self._open_graph)
         self._wrap(patch, ort, "InferenceSession", self._session)

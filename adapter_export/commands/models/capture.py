@@ -259,10 +259,10 @@ def _show(base: Base, screen: Screen) -> None:
     means = "" if task is None else f" and its base head ({task})"
     tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
     screen.report(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
-    screen.report(f"Next: {_next_step(base, output)}, or adapter-export sites {output}")
+    screen.report(f"Next: {_show_next_step(base, output)}, or adapter-export sites {output}")
 
 
-def _next_step(base: Base, output: Path) -> str:
+def _show_next_step(base: Base, output: Path) -> str:
     """Return the command that makes an adapter for the base: encoder–decoders are trained elsewhere and imported."""
     roles = [record.role for record in base.inputs]
     if "cache" not in roles:
