@@ -253,14 +253,16 @@ def choose_sketches(
     of_caches = sum(sum(sizes.get(name, ())) for name in caches if name is not None)
     sketches: dict[str, SketchRecord] = {}
     for output in outputs:
-        is_cache, elements = output.name in caches, sum(sizes.get(output.name, ()))
-        total = of_caches if is_cache else elements
-        axes = 1 if is_cache or len(output.axes) == 2 else len(output.axes) - 1
-        row = sizes.get(output.name, [0])[0] if is_cache else output.axes[-1]
-        if total * np.dtype(np.float32).itemsize > _WHOLE_BYTES and len(output.axes) > 1 and isinstance(row, int):
-            form = _SKETCH_OF_CACHE if is_cache else _SKETCH_OF_WIDE if row > _WIDE else _SKETCH_OF_NARROW
-            record = SketchRecord(axes, *form)
-            if record.width < row or is_cache:
+        is_cache, row = output.name in caches, output.axes[-1] if output.axes else 1
+        elements = of_caches if is_cache else sum(sizes.get(output.name, ()))
+        is_large = elements * np.dtype(np.float32).itemsize > _WHOLE_BYTES
+        if output.name not in sizes or len(output.axes) < 2 or not is_large:
+            continue
+        if is_cache:
+            sketches[output.name] = SketchRecord(1, *_SKETCH_OF_CACHE)
+        elif isinstance(row, int):
+            record = SketchRecord(len(output.axes) - 1, *(_SKETCH_OF_WIDE if row > _WIDE else _SKETCH_OF_NARROW))
+            if record.width < row:
                 sketches[output.name] = record
     return sketches
 

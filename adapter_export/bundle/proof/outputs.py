@@ -227,7 +227,8 @@ def of_outputs(context: Context) -> Iterator[Finding]:
         one, tried = found[0], {result.case for result in found}
         source = "the golden vectors" if one.against == "golden" else "the model"
         mixed = ", in mixed batches" if one.mixed else ""
-        claim = f"`{one.name}` of `{one.adapter or BASE}` in the graph `{one.variant}` matches {source}{mixed}"
+        form = ", as a sketch of each row" if one.name in context.manifest.sketches else ""
+        claim = f"`{one.name}` of `{one.adapter or BASE}` in the graph `{one.variant}` matches {source}{mixed}{form}"
         cases = [case for case in context.plan.cases if case.name in tried]
         levels = SpanRecord("levels", len({result.level for result in found}), _LEVELS)
         coverage = (*_spans(cases, len(context.plan.cases), context.manifest), levels)
