@@ -26,15 +26,6 @@ def second(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next_version(built, tmp_path_factory.mktemp("second") / "bundle")
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 @pytest.fixture(params=[False, True], ids=["private", "shared"])
 def sharing(request: pytest.FixtureRequest, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy files of any size privately, or share their copies as those of large files."""

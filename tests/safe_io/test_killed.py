@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -24,16 +23,6 @@ from adapter_export.safe_io.private_folder import PrivateFolder
 from adapter_export.safe_io.temporary import remove_abandoned, temporary_folder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no locks that end with a process")
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
 
 
 def _kill_in(block: str) -> None:

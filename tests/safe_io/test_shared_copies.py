@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +28,10 @@ SHA256 = hashlib.sha256(CONTENTS).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for temporary files, where files of any size are shared."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+def _shared(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share files of any size."""
     monkeypatch.setattr(shared_copies, "LEAST_BYTES", 1)
     monkeypatch.setattr(shared_copies, "_in_memory", lambda _: False)
-    return folder
 
 
 @pytest.fixture

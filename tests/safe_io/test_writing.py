@@ -205,6 +205,7 @@ def test_memory_is_taken_for_what_is_there(tmp_path: Path) -> None:
         read_bytes(Path("/proc/self/status"), 10)
 
 
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "renamed"])
 def test_a_kill_or_a_power_failure_at_any_step_loses_nothing(
     new: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
