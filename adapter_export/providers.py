@@ -121,3 +121,18 @@ def provider_named(name: str) -> Provider:
         if known == name:
             return provider
     raise UsageError("unknown provider", found=f"`{name}`", expected=", ".join(PROVIDERS))
+
+
+MOST_THREADS = 1024
+"""Maximum threads of one operation; more than any processor has cores for."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise `UsageError` unless the number of threads is from 1 to `MOST_THREADS`, or `None`."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(
+            "`threads` is out of range",
+            found=f"{threads:,}",
+            expected=f"1 to {MOST_THREADS:,}",
+            fix="pass at most the number of processor cores",
+        )

@@ -332,7 +332,7 @@ class Bundle(Described):
             session = self.open_graph(
                 path, provider=provider, optimization=optimization, threads=threads, packed=packed
             )
-            return OrtGraph(session, row.memory)
+            return OrtGraph(session, row.memory, shares_arena=provider == "cpu")
 
         return Graphs(self.manifest, provider, opened)
 

@@ -16,7 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
 from adapter_export.format.manifest import Manifest, VariantName
-from adapter_export.providers import PROVIDERS, Provider, ProviderName, provider_named
+from adapter_export.providers import PROVIDERS, Provider, ProviderName, check_threads, provider_named
+from adapter_export.runtime.arena import SHARED, options_of_next_call, register_arena
 from adapter_export.safe_io.parsers import parsing
 
 Optimization = Literal["all", "basic", "none"]
@@ -78,15 +79,14 @@ def open_session(
         leave_out: names of disabled optimizers.
 
     Raises:
-        UsageError: the provider or level is unknown, or the provider is not available here.
+        UsageError: the provider or level is unknown, the provider is not available here, or `threads` is out of range.
         FormatError: ONNX Runtime cannot open the graph.
     """
     row = provider_named(provider)
     devices = _devices(provider)
     if optimization not in _LEVELS:
         raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
-    if threads is not None and threads < 1:
-        raise UsageError("`threads` must be greater than 0", found=threads)
+    check_threads(threads)
     options = ort.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimization]
     options.intra_op_num_threads = threads or 0
@@ -94,7 +94,10 @@ def open_session(
     if where is not None:
         folder = str((where if where.is_dir() else where.parent).resolve())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    for key, value in {_SPINNING: "0", **(settings or {})}.items():
+    if provider == "cpu":
+        register_arena()
+    shared = SHARED if provider == "cpu" else {}
+    for key, value in {_SPINNING: "0", **shared, **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     model, named = (graph, where) if isinstance(graph, bytes) else (str(graph), graph)
     left_out = [*leave_out, *_SLOW.get(provider, ())]
@@ -174,10 +177,12 @@ def run_session(
         raise _named(error) from error
 
 
-def run_values(session: ort.InferenceSession, feeds: Values, outputs: Sequence[str]) -> Arrays:
+def run_values(
+    session: ort.InferenceSession, feeds: Values, outputs: Sequence[str], options: ort.RunOptions | None = None
+) -> Arrays:
     """Compute outputs by name from values that may be on a device; errors as of `run_session`."""
     try:
-        values = session.run_with_ort_values(list(outputs), dict(feeds))
+        values = session.run_with_ort_values(list(outputs), dict(feeds), options)
     except FAILURES as error:
         raise _named(error) from error
     return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
@@ -233,10 +238,12 @@ class OrtGraph:
     Attributes:
         session: the session.
         memory: where tensors stay for several calls.
+        shares_arena: whether it allocates from the arena of `arena.py`.
     """
 
     session: ort.InferenceSession
     memory: str = "cpu"
+    shares_arena: bool = False
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -247,9 +254,10 @@ class OrtGraph:
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
         """Compute outputs by name; RequestError if ONNX Runtime cannot compute these inputs."""
         arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
+        options = options_of_next_call() if self.shares_arena else None
         if len(arrays) == len(feeds):  # takes less time than values
-            return run_session(self.session, arrays, outputs)
-        return run_values(self.session, _as_values(feeds, "cpu"), outputs)
+            return run_session(self.session, arrays, outputs, options=options)
+        return run_values(self.session, _as_values(feeds, "cpu"), outputs, options)
 
     def run_on_device(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, ort.OrtValue]:
         """Compute outputs that stay on the device; errors as of `run`."""

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import FormatError, RequestError, UsageError, quoted
-from adapter_export.providers import PROVIDERS, ProviderName
+from adapter_export.providers import PROVIDERS, ProviderName, check_threads
 from adapter_export.runtime.graphs import Arrays, Feeds, on_device, unavailable
 
 
@@ -83,15 +83,14 @@ def open_openvino(path: Path, provider: ProviderName, threads: int | None = None
         threads: threads of one operation. Default: OpenVINO's choice.
 
     Raises:
-        UsageError: OpenVINO is not installed, or `threads` is below 1.
+        UsageError: OpenVINO is not installed, or `threads` is out of range.
         FormatError: OpenVINO cannot open the graph.
     """
     try:
         import openvino  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise unavailable(provider, str(error)) from error
-    if threads is not None and threads < 1:
-        raise UsageError("`threads` must be greater than 0", found=threads)
+    check_threads(threads)
     row = PROVIDERS[provider]
     settings = {**row.options, **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -19,6 +20,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter_export.errors import AdapterExportError, InputError, UsageError, quoted
+from adapter_export.runtime.arena import PERIOD, return_memory
 from adapter_export.server.apis.admin_api import Administration
 from adapter_export.server.apis.completions_api import CompletionsApi
 from adapter_export.server.apis.front_page import FrontPage
@@ -127,7 +129,9 @@ def make_app(context: Context) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.service.models.start(context.metrics)
         await context.control.start()
+        returning = asyncio.create_task(_return_memory())
         yield
+        returning.cancel()
         await context.control.stop()
         await context.service.models.stop()
 
@@ -143,6 +147,13 @@ def make_app(context: Context) -> ASGIApp:
     for routes in (*own, *of_clients):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
+
+
+async def _return_memory() -> None:
+    """Return the memory of calls to the system, also while no further call runs."""
+    while True:
+        await asyncio.sleep(PERIOD)
+        await asyncio.to_thread(return_memory)
 
 
 async def _refuse(request: HttpRequest, error: Exception) -> JSONResponse:

@@ -199,8 +199,10 @@ class LoadedBundle:
         if self._writer is not None:
             self.texts = TextQueue(
                 self._writer,
-                most=self.settings.max_batch_size,
+                rows=self.settings.max_batch_size,
+                tokens=self.settings.max_batch_tokens,
                 most_waiting=limits.max_queue,
+                most_tokens=limits.max_queue_tokens,
                 on_step=lambda rows: observer.step(self, rows),
             )
 

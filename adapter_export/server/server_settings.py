@@ -20,6 +20,8 @@ class SessionSettings:
         threads: threads of one operator.
         concurrency: concurrent calls of a session.
         max_batch_size: maximum rows of a call, and maximum texts that are generated at a time.
+        max_batch_tokens: maximum tokens of the texts that are generated at a time, prompts and completions. Default: those
+            whose caches take 1 GiB, at most 65,536, and at least the longest text.
         max_batch_delay: maximum batching delay in milliseconds.
         resident: adapters kept in memory; the others load on demand. Default: all are kept.
     """
@@ -29,6 +31,10 @@ class SessionSettings:
     threads: Annotated[int, Option("Threads per operator.", least=1)] = 1
     concurrency: Annotated[int, Option("Concurrent calls per session.", least=1)] = 1
     max_batch_size: Annotated[int, Option("Maximum rows per call.", least=1)] = 32
+    max_batch_tokens: Annotated[
+        int | None,
+        Option("Maximum tokens of texts generated at a time, prompts included. Default: 1 GiB of caches.", least=1),
+    ] = None
     max_batch_delay: Annotated[float, "Maximum batching delay in milliseconds."] = 0.0
     resident: Annotated[
         int | None, Option("Adapters kept in memory; the others load on demand. Default: all.", least=1)
@@ -44,6 +50,7 @@ class Limits:
         max_adapters: maximum adapters loaded in addition to those of the bundles. An idle adapter that was loaded by
             name is unloaded for another one; a request waits for that at most `request_timeout`.
         max_queue: maximum queued rows of a bundle.
+        max_queue_tokens: maximum tokens of the queued rows of a bundle.
         max_new_tokens: maximum tokens of a completion.
         max_connections: maximum concurrent connections.
         read_timeout: seconds to receive the headers, then the body.
@@ -53,6 +60,7 @@ class Limits:
     max_body: Annotated[int, Option("Maximum bytes of a call.", least=1)] = 2**22
     max_adapters: Annotated[int, Option("Maximum adapters in addition to those of the bundles.", least=0)] = 64
     max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
+    max_queue_tokens: Annotated[int, Option("Maximum tokens of queued rows.", least=1)] = 2**18
     max_new_tokens: Annotated[int, Option("Maximum tokens of a completion.", least=1)] = 4096
     max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
     read_timeout: Annotated[float, "Seconds to receive the headers, then the body."] = 10.0

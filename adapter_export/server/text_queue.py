@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +14,9 @@ from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.runtime.generation.text_writer import OpenText, Piece, TextWriter
 from adapter_export.server.limits import RefusedError
+
+_SHARE = 8
+"""The short lane has one of so many parts of the rows and tokens."""
 
 Event = Piece | BaseException
 """A piece of a text, or the error that ends a request."""
@@ -59,22 +62,66 @@ class TextJob:
         self.held.close()
 
 
+@dataclass
+class _Lane:
+    """Rows that run, within limits.
+
+    Attributes:
+        rows: maximum rows.
+        tokens: maximum tokens of all rows.
+        costs: the tokens of each row that runs.
+    """
+
+    rows: int
+    tokens: int
+    costs: dict[WrittenRow, int] = field(default_factory=dict)
+
+    def takes(self, row: WrittenRow, cost: int) -> bool:
+        """Add a row if it fits, and return whether it does; an empty lane takes a larger one."""
+        fits = len(self.costs) < self.rows and sum(self.costs.values()) + cost <= self.tokens
+        if fits or (self.rows and not self.costs):
+            self.costs[row] = cost
+            return True
+        return False
+
+    def drop_done(self) -> None:
+        """Drop the rows that are done."""
+        self.costs = {row: cost for row, cost in self.costs.items() if not row.is_done}
+
+
 class TextQueue:
     """Generates texts in a thread; create it inside a running event loop.
 
-    Each step computes the next token of all running rows. A queued text joins when fewer than `most` rows run.
+    Each step computes the next token of all running rows. A queued text joins when the running ones leave room, first
+    those of the request with the fewest tokens that run. An eighth of the room is for short texts of requests without a
+    running text, so that requests of many or long texts do not delay them.
 
     Args:
         writer: generates texts with a bundle.
-        most: maximum running rows.
+        rows: maximum running rows.
+        tokens: maximum tokens of running rows, prompts and completions. Default: by the size of the caches.
         most_waiting: maximum queued rows.
+        most_tokens: maximum tokens of queued rows.
         on_step: called for each call of a step with its number of rows.
     """
 
-    def __init__(self, writer: TextWriter, *, most: int, most_waiting: int, on_step: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        writer: TextWriter,
+        *,
+        rows: int,
+        tokens: int | None,
+        most_waiting: int,
+        most_tokens: int,
+        on_step: Callable[[int], None],
+    ) -> None:
         self.writer = writer
-        self._most, self._most_waiting, self._on_step = most, most_waiting, on_step
-        self._waiting: deque[tuple[TextJob, OpenText]] = deque()
+        self._most_waiting, self._most_tokens, self._on_step = most_waiting, most_tokens, on_step
+        self._running_tokens = writer.running_tokens if tokens is None else tokens
+        short_rows, short_tokens = rows // _SHARE, self._running_tokens // _SHARE
+        self._main = _Lane(rows - short_rows, self._running_tokens - short_tokens)
+        self._short = _Lane(short_rows, short_tokens)
+        self._queued: dict[TextJob, deque[OpenText]] = {}
         self._open: dict[WrittenRow, tuple[TextJob, OpenText]] = {}
         self._thread = ThreadPoolExecutor(1, "adapter-export-texts")
         self._running: asyncio.Task[None] | None = None
@@ -82,13 +129,24 @@ class TextQueue:
     @property
     def waiting(self) -> int:
         """Number of queued rows."""
-        return sum(not text.row.is_done for _, text in self._waiting)
+        return len(self._waiting())
 
     def submit(self, job: TextJob) -> None:
-        """Queue the texts of a request; RefusedError (503) if the queue is full."""
-        if self.waiting + len(job.texts) > self._most_waiting:
-            raise RefusedError(503, "the queue is full; try again later", again=1)
-        self._waiting.extend((job, text) for text in job.texts)
+        """Queue the texts of a request.
+
+        Raises:
+            RefusedError: 413, a text or the request is larger than this server computes; 429, the queue is full.
+        """
+        costs = [self.writer.cost(text) for text in job.texts]
+        if max(costs) > self._running_tokens:
+            raise RefusedError(413, _too_many("a prompt with its completion", max(costs), self._running_tokens, "batch"))
+        if sum(costs) > self._most_tokens:
+            raise RefusedError(413, _too_many("the request", sum(costs), self._most_tokens, "queue"))
+        waiting = self._waiting()
+        tokens = sum(map(self.writer.cost, waiting)) + sum(costs)
+        if len(waiting) + len(costs) > self._most_waiting or tokens > self._most_tokens:
+            raise RefusedError(429, "the queue is full; try again later", again=1)
+        self._queued[job] = deque(job.texts)
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
 
@@ -97,6 +155,9 @@ class TextQueue:
         if self._running is not None:
             await self._running
         self._thread.shutdown()
+
+    def _waiting(self) -> list[OpenText]:
+        return [text for texts in self._queued.values() for text in texts if not text.row.is_done]
 
     async def _run(self) -> None:
         loop, rows = asyncio.get_running_loop(), self.writer.running()
@@ -119,13 +180,35 @@ class TextQueue:
             self._open = {row: both for row, both in self._open.items() if not row.is_done}
 
     def _joining(self) -> dict[WrittenRow, tuple[TextJob, OpenText]]:
-        """Remove as many rows from the queue as can start now."""
-        found: dict[WrittenRow, tuple[TextJob, OpenText]] = {}
-        while self._waiting and len(self._open) + len(found) < self._most:
-            job, text = self._waiting.popleft()
-            if not text.row.is_done:
-                found[text.row] = job, text
-        return found
+        """Remove the rows from the queue that can start now."""
+        self._main.drop_done()
+        self._short.drop_done()
+        running = Counter[TextJob]()
+        for row, (job, _) in self._open.items():
+            running[job] += self._main.costs.get(row, 0) + self._short.costs.get(row, 0)
+        queues = {job: deque(text for text in texts if not text.row.is_done) for job, texts in self._queued.items()}
+        self._queued = {job: texts for job, texts in queues.items() if texts}
+        joining: dict[WrittenRow, tuple[TextJob, OpenText]] = {}
+        candidates, is_full = list(self._queued), False
+        while candidates:
+            job = min(candidates, key=running.__getitem__)  # the oldest of those with the fewest running tokens
+            texts = self._queued[job]
+            row, cost = texts[0].row, self.writer.cost(texts[0])
+            is_short = not running[job] and cost <= self._short.tokens
+            if not (not is_full and self._main.takes(row, cost)) and not (is_short and self._short.takes(row, cost)):
+                is_full = True  # rows of other requests wait for their turn, or large ones would never fit
+                candidates.remove(job)
+                continue
+            joining[row] = job, texts.popleft()
+            running[job] += cost
+            if not texts:
+                candidates.remove(job)
+                del self._queued[job]
+        return joining
+
+
+def _too_many(subject: str, tokens: int, most: int, option: str) -> str:
+    return f"{subject} needs {tokens:,} tokens; expected at most {most:,} (`--max-{option}-tokens` of the server)"
 
 
 def _step(

@@ -52,7 +52,7 @@ def test_without_a_gpu_the_fallback_says_so(bundle: Bundle) -> None:
 
 
 def test_a_wrong_call_has_no_fallback(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="`threads` must be greater than 0"):
+    with pytest.raises(UsageError, match="`threads` is out of range"):
         bundle.session(threads=0, fallback="cpu")
     with pytest.raises(UsageError, match="`resident` must be greater than 0"):
         bundle.session(resident=0)

@@ -167,7 +167,7 @@ class TestOpenVino:
             bundle.session(provider="openvino", optimization="none")
         with pytest.raises(UsageError, match="which `openvino` lacks; found weights that are not packed"):
             bundle.session(provider="openvino", packed=False)
-        with pytest.raises(UsageError, match="`threads` must be greater than 0"):
+        with pytest.raises(UsageError, match="`threads` is out of range"):
             bundle.session(provider="openvino", threads=0)
 
 

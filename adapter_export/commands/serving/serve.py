@@ -33,13 +33,14 @@ def serve(
     SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
     `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes and adapters; without a token, only loopback clients may.
 
-    Call it in the main thread; it returns when the process is terminated.
-
     Args:
         bundles: folders, `NAME=FOLDER`, or references such as `oci://host/repository:tag`, which are fetched.
         admin_token: token that is required to change routes and adapters. Default: only loopback clients may.
         on_ready: called with the address and the names of the models when the server is ready.
         options: the settings of `ServerSettings`, `SessionSettings` and `Limits`.
+
+    Returns:
+        `None` when the process is terminated. Call it in the main thread, which receives signals.
 
     Raises:
         UsageError: two models have the same name, the port is in use, or an argument is out of range.
@@ -104,9 +105,12 @@ COMMAND = Command(
         "adapters": ("qualify", "adapters_dir", "hub", "resident", "max_adapters", "state"),
         "calls": (
             *("workers", "mapped_weights", "provider", "threads", "concurrency"),
-            *("max_batch_size", "max_batch_delay"),
+            *("max_batch_size", "max_batch_tokens", "max_batch_delay"),
         ),
-        "limits": ("max_body", "max_queue", "max_new_tokens", "max_connections", "read_timeout", "request_timeout"),
+        "limits": (
+            *("max_body", "max_queue", "max_queue_tokens", "max_new_tokens", "max_connections"),
+            *("read_timeout", "request_timeout"),
+        ),
     },
     common=("adapters_dir", "state", "workers"),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from adapter_export.decoding import Decoding
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import Manifest
+from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
 
@@ -17,12 +18,19 @@ _SAMPLE_LENGTHS = (1, 4, 7)
 _TRIAL = (3, 5)
 """Tokens of the two rows that are computed separately and together."""
 
+_TRIAL_CHUNKS = CallBudget(tokens=2, least=1)
+"""Budget of the calls that compute the prompt of a row in parts."""
+
+_SHARED_TOKENS = 2**13
+"""Tokens of a call's caches up to which padding costs nothing that matters."""
+
 
 class Decoder:
     """Generates tokens with a session.
 
     Rows of one adapter share calls, and with the graph `bank` those of several. Rows of different lengths share calls
-    where padding before their tokens changes nothing, which is tried once for each adapter.
+    where padding before their tokens changes nothing, which is tried once for each adapter. Long prompts take several
+    calls within `budget`, where that changes nothing, which is tried as well.
 
     Args:
         session: runs the graph.
@@ -32,6 +40,7 @@ class Decoder:
         session: runs the graph.
         inputs: the roles of the graph's inputs.
         record: the tokens that begin, end and pad a text.
+        budget: limits of the calls that compute prompts, and of the rows that are written at a time.
 
     Raises:
         RequestError: the bundle does not generate: it has no caches, or no logits for the next token.
@@ -41,7 +50,9 @@ class Decoder:
         self.session, self._manifest = session, manifest
         self.inputs = DecoderInputs.of(manifest)
         self.record = self.inputs.record
+        self.budget = CallBudget.of(self.inputs)
         self._pads: dict[str | None, bool] = {}
+        self._chunks: dict[str | None, bool] = {}
 
     def write(
         self,
@@ -83,14 +94,20 @@ class Decoder:
 
     def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
         """Continue rows, one group of those that share calls after the other; yield and raise as `write`."""
-        for batch in self.batches(rows):
-            while batch.rows:
-                batch.step()
-                for row in batch.rows:
-                    if row.error is not None:
-                        raise row.error
-                    yield row
-                batch.drop_done()
+        for group in self._groups(rows):
+            for part in parts_of(group, self.inputs, self.budget.running):
+                yield from self._write_part(part)
+
+    def _write_part(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
+        """Compute the prompts of rows in calls within the budget, then continue all of them together."""
+        joined = DecodingBatch(self.inputs, self.session, [])
+        for batch in self._calls(rows):
+            while self.is_long(batch):
+                batch.read_chunk(self.budget)
+            yield from _stepped(batch)
+            joined = joined.merged(batch) if joined.rows else batch
+        while joined.rows:
+            yield from _stepped(joined)
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int], adapter: str | None) -> Iterator[np.ndarray]:
         """Yield the logits of known tokens after a prompt, in parts [some tokens, words], in a call without other rows.
@@ -104,7 +121,9 @@ class Decoder:
             RequestError: the prompt has no token, or too many for the base.
         """
         self.inputs.check_prompt(prompt, "the prompt")
-        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens)
+        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(
+            tokens, self.budget
+        )
 
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
@@ -115,11 +134,23 @@ class Decoder:
         return [random.choice(ids, size).tolist() for size in sizes]
 
     def forget(self, adapter: str) -> None:
-        """Forget the trial of an adapter, since another may get its name."""
+        """Forget the trials of an adapter, since another may get its name."""
         self._pads.pop(adapter, None)
+        self._chunks.pop(adapter, None)
 
     def batches(self, rows: Sequence[WrittenRow]) -> list[DecodingBatch]:
-        """Return batches of the rows that share calls."""
+        """Return batches of the rows that share a call for their prompts."""
+        return [batch for group in self._groups(rows) for batch in self._calls(group)]
+
+    def is_long(self, batch: DecodingBatch) -> bool:
+        """Return whether the prompt of a batch takes several calls."""
+        return batch.is_long(self.budget) and self._reads_chunks(batch.rows[0].adapter)
+
+    def _calls(self, rows: Sequence[WrittenRow]) -> list[DecodingBatch]:
+        return [DecodingBatch(self.inputs, self.session, call) for call in self.budget.calls(rows)]
+
+    def _groups(self, rows: Sequence[WrittenRow]) -> list[list[WrittenRow]]:
+        """Return the rows that may share calls."""
         groups: dict[object, list[WrittenRow]] = {}
         varied = len({len(row.prompt) for row in rows}) > 1
         mixes = self._may_mix({row.adapter for row in rows})
@@ -127,14 +158,22 @@ class Decoder:
             length = 0 if varied and self._pads_left(row.adapter) else len(row.prompt)
             apart = None if self._manifest.batch_invariant else row
             groups.setdefault((None if mixes else row.adapter, length, apart), []).append(row)
-        return [DecodingBatch(self.inputs, self.session, group) for group in groups.values()]
+        return list(groups.values())
 
     def may_share(self, one: DecodingBatch, other: DecodingBatch) -> bool:
-        """Return whether each row of two batches has the logits in one call that it has in two."""
+        """Return whether each row of two batches has the logits in one call that it has in two.
+
+        Batches whose caches would mostly be padding do not share calls, either.
+        """
         adapters = one.adapters | other.adapters
         if not self._may_mix(adapters):
             return False
-        return one.lengths == other.lengths or all(map(self._pads_left, adapters))
+        if one.lengths == other.lengths:
+            return True
+        padded = (len(one.rows) + len(other.rows)) * max(one.lengths[1], other.lengths[1])
+        if padded > max(_SHARED_TOKENS, 2 * (one.tokens + other.tokens)):
+            return False
+        return all(map(self._pads_left, adapters))
 
     def _may_mix(self, adapters: Collection[str | None]) -> bool:
         return self._manifest.batch_invariant and (len(adapters) == 1 or self.session.may_mix(adapters))
@@ -151,8 +190,6 @@ class Decoder:
         random, words = np.random.default_rng(0), self.inputs.ids.limit or 2
         prompts = [random.integers(0, words, count).tolist() for count in _TRIAL]
         rows = [WrittenRow(at, prompt, adapter) for at, prompt in enumerate(prompts)]
-        records = {record.name: record.golden for record in self._manifest.adapters}
-        golden = self._manifest.golden if adapter is None else records.get(adapter, self._manifest.golden)
         short, long, both = (DecodingBatch(self.inputs, self.session, some) for some in (rows[:1], rows[1:], rows))
         first = [batch.logits() for batch in (short, long, both)]
         for batch in (short, long, both):
@@ -161,4 +198,42 @@ class Decoder:
         second = [batch.logits() for batch in (short, long, both, merged)]
         together = np.stack([first[2], second[2], second[3]])
         apart = [np.concatenate(step[:2]) for step in (first, second, second)]
-        return bool(np.abs(together - np.stack(apart)).max() <= golden.absolute[self.inputs.logits.name])
+        return bool(np.abs(together - np.stack(apart)).max() <= self._tolerance(adapter))
+
+    def _reads_chunks(self, adapter: str | None) -> bool:
+        """Try once whether a prompt in parts has the logits of the whole prompt with an adapter."""
+        if adapter not in self._chunks:
+            can_read = self.inputs.source is None and self._manifest.batch_invariant
+            self._chunks[adapter] = can_read and self._is_same_in_chunks(adapter)
+        return self._chunks[adapter]
+
+    def _is_same_in_chunks(self, adapter: str | None) -> bool:
+        random, words = np.random.default_rng(0), self.inputs.ids.limit or 2
+        prompt = random.integers(0, words, max(_TRIAL)).tolist()
+        whole, parts = (DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]) for _ in range(2))
+        try:
+            while parts.is_long(_TRIAL_CHUNKS):
+                parts.read_chunk(_TRIAL_CHUNKS)
+        except RequestError:  # a graph that takes a past and one new token only
+            return False
+        first = [batch.logits() for batch in (whole, parts)]
+        for batch in (whole, parts):
+            batch.append(prompt[:1])
+        second = [batch.logits() for batch in (whole, parts)]
+        return bool(np.abs(np.diff([first, second], axis=1)).max() <= self._tolerance(adapter))
+
+    def _tolerance(self, adapter: str | None) -> float:
+        """Return the budget of an adapter's logits."""
+        records = {record.name: record.golden for record in self._manifest.adapters}
+        golden = self._manifest.golden if adapter is None else records.get(adapter, self._manifest.golden)
+        return float(golden.absolute[self.inputs.logits.name])
+
+
+def _stepped(batch: DecodingBatch) -> Iterator[WrittenRow]:
+    """Write a token of each row, yield the rows, and drop those that are done; raises the error of a row."""
+    batch.step()
+    for row in batch.rows:
+        if row.error is not None:
+            raise row.error
+        yield row
+    batch.drop_done()

@@ -12,15 +12,13 @@ import numpy.typing as npt
 from adapter_export.decoding import Decoding
 from adapter_export.errors import InputError, RequestError
 from adapter_export.format.manifest import InputRecord
+from adapter_export.runtime.generation.call_budget import CallBudget
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 
 Finish = Literal["end", "stop", "length"]
 """Reason for the end of a text: a token that ends texts, a stop string, or a limit."""
 
 Arrays = Mapping[str, np.ndarray]
-
-_CHUNK = 256
-"""The most tokens of a call that computes the logits of a known text."""
 
 
 class Runs(Protocol):
@@ -104,7 +102,7 @@ class DecodingBatch:
 
     Attributes:
         rows: the rows.
-        is_new: True before the first step.
+        is_new: True before the first token.
     """
 
     def __init__(self, inputs: DecoderInputs, session: Runs, rows: Sequence[WrittenRow]) -> None:
@@ -133,6 +131,30 @@ class DecodingBatch:
     def lengths(self) -> tuple[int, int]:
         """Tokens of the source, and of the prompts and texts, padding included."""
         return self._source_mask.shape[1], self._mask.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, padding excluded."""
+        return int(self._mask.sum())
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the next calls compute, padding included."""
+        return self._new.size
+
+    def is_long(self, budget: CallBudget) -> bool:
+        """Return whether a call takes only a part of the new tokens."""
+        return len(self.rows) == 1 and self._new.shape[1] > budget.chunk(self._past)
+
+    def read_chunk(self, budget: CallBudget) -> None:
+        """Compute the first part of the new tokens of a single row; their logits are not used.
+
+        Raises:
+            RequestError: the session cannot compute them.
+        """
+        count = budget.chunk(self._past)
+        self._run(self._new[:, :count], self._mask[:, : self._past + count])
+        self._new = self._new[:, count:]
 
     def step(self) -> None:
         """Write the next token of each row.
@@ -168,28 +190,32 @@ class DecodingBatch:
 
     def logits(self) -> np.ndarray:
         """Compute the logits of the next token of each row, [rows, words]."""
-        return self._run()[:, -1]
+        return self._run(self._new, self._mask)[:, -1]
 
-    def following(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+    def following(self, tokens: Sequence[int], budget: CallBudget) -> Iterator[np.ndarray]:
         """Yield the logits of tokens that follow those of a new batch with a single row, [some tokens, words].
 
         Long texts take several calls, so that the logits of a large vocabulary stay small.
         """
         given = np.concatenate([self._new, np.array([tokens[:-1]], np.int64)], 1)
-        skipped = given.shape[1] - len(tokens)
-        for start in range(0, given.shape[1], _CHUNK):
-            self._new = given[:, start : start + _CHUNK]
-            self._mask = np.ones_like(given[:, : start + _CHUNK])
-            logits = self._run()[0, max(0, skipped - start) :]
+        skipped, start = given.shape[1] - len(tokens), 0
+        while start < given.shape[1]:
+            end = start + budget.chunk(start)
+            logits = self._run(given[:, start:end], np.ones_like(given[:, :end]))[0, max(0, skipped - start) :]
             if len(logits):
                 yield logits
+            start = end
 
-    def _run(self) -> np.ndarray:
-        """Compute the logits of the new tokens, [rows, tokens, words], and keep their caches."""
+    @property
+    def _past(self) -> int:
+        return self._mask.shape[1] - self._new.shape[1]
+
+    def _run(self, new: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Compute the logits of new tokens, [rows, tokens, words], and keep their caches."""
         inputs = self._inputs
-        feeds = {inputs.ids.name: self._new, **self._caches}
+        feeds = {inputs.ids.name: new, **self._caches}
         if inputs.mask is not None:
-            feeds[inputs.mask.name] = self._mask
+            feeds[inputs.mask.name] = mask
         if inputs.source is not None:
             feeds[inputs.source.name] = self._source
         if inputs.source_mask is not None:
@@ -200,12 +226,13 @@ class DecodingBatch:
             feeds, adapters[0] if one else None, adapters=None if one else adapters, allow_padding=True
         )
         self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
-        self._source, self.is_new = self._source[:, :0], False
+        self._source = self._source[:, :0]
         logits: np.ndarray = outputs[inputs.logits.name]
         return logits
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append a token to each row."""
+        self.is_new = False
         self._new = np.array(tokens, np.int64)[:, None]
         self._mask = np.concatenate([self._mask, np.ones_like(self._new)], 1)
 

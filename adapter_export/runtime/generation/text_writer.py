@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adapter_export.decoding import Decoding
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.graph.tasks.asked import named_adapter
+from adapter_export.runtime.generation.call_budget import cost_of
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoding_batch import Finish, WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
@@ -177,9 +178,19 @@ class TextWriter:
     def opened(self, prompts: Sequence[str], adapters: Sequence[str | None], decoding: Decoding) -> list[OpenText]:
         """Return texts of which nothing is written yet; arguments and errors as of `write`."""
         _check_prompts(prompts)
-        tokens = [encoding.ids for encoding in self._tokenizer.whole(prompts)]
+        # one by one, since the offsets of an encoding take far more memory than its tokens
+        tokens = [self._tokenizer.whole([prompt])[0].ids for prompt in prompts]
         rows = self._decoder.rows(tokens, adapters, decoding, self._ends)
         return [OpenText(self._tokenizer, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+    @property
+    def running_tokens(self) -> int:
+        """Default of the maximum tokens of all texts that are written at a time."""
+        return self._decoder.budget.running
+
+    def cost(self, text: OpenText) -> int:
+        """Return the most tokens that a text and its prompt take while it is written."""
+        return cost_of(text.row, self._decoder.inputs)
 
     def running(self) -> RunningRows:
         """Return rows that generate together; the rows of `opened` texts join them."""

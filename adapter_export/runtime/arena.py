@@ -1,0 +1,112 @@
+"""Memory arena shared by all sessions on the CPU, which gives unused memory back to the system.
+
+ONNX Runtime keeps the memory of the largest call in an arena per session, and returns it only at the end of a call with
+the run option `memory.enable_memory_arena_shrinkage`. With one arena for all sessions, a call of any of them is enough.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from threading import Lock
+
+import numpy as np
+import onnxruntime as ort
+
+SHARED: Mapping[str, str] = {"session.use_env_allocators": "1"}
+"""Settings of a session that allocates from the shared arena."""
+
+PERIOD = 1.0
+"""Seconds between calls that return memory. Pages that a call returns must be mapped again by the next one."""
+
+_SHRINKING = "memory.enable_memory_arena_shrinkage"
+
+_IDENTITY = (
+    b'\x08\x08:9\n\x12\n\x01x\x12\x01y"\x08Identity:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""ONNX model `y = Identity(x)` of float32 [1]: IR version 8, opset 17."""
+
+
+class _Clock:
+    """Time of the last call that returned memory, and whether others ran since."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._last, self._ran = time.monotonic(), False
+
+    def is_due(self) -> bool:
+        """Count a call, and return whether it should return memory."""
+        now = time.monotonic()
+        if now - self._last < PERIOD:
+            self._ran = True
+            return False
+        with self._lock:
+            is_first = now - self._last >= PERIOD  # one of concurrent calls is enough
+            self._last, self._ran = now, True  # its own memory is returned by a later call
+        return is_first
+
+    def take_ran(self) -> bool:
+        """Return whether a call ran since the last one that returned memory, and forget it."""
+        with self._lock:
+            ran, self._ran, self._last = self._ran, False, time.monotonic()
+        return ran
+
+
+_CLOCK = _Clock()
+
+
+@cache
+def register_arena() -> None:
+    """Create the shared arena of this process, once."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
+
+
+def shrinking() -> ort.RunOptions:
+    """Return options of a call that returns unused memory at its end."""
+    options = ort.RunOptions()
+    options.add_run_config_entry(_SHRINKING, "cpu:0")
+    return options
+
+
+def options_of_next_call() -> ort.RunOptions | None:
+    """Return the options of a call: about every second, a call returns unused memory."""
+    return shrinking() if _CLOCK.is_due() else None
+
+
+def return_memory() -> None:
+    """Return the memory of earlier calls to the system, if any ran since the last time. Takes about a millisecond."""
+    if _CLOCK.take_ran():
+        _identity().run(None, {"x": np.zeros(1, np.float32)}, shrinking())
+        _trim()
+
+
+@cache
+def _trimmer() -> Callable[[int], int] | None:
+    """Return glibc's `malloc_trim`; `None` with another C library."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # no such function; no handle of the program, as on Windows
+        return None
+    return found
+
+
+def _trim() -> None:
+    """Return free memory inside the heaps of glibc, which grow with arrays of up to 32 MiB."""
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _identity() -> ort.InferenceSession:
+    register_arena()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    for key, value in SHARED.items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(_IDENTITY, options, providers=["CPUExecutionProvider"])
