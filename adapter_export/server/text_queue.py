@@ -139,7 +139,9 @@ class TextQueue:
         """
         costs = [self.writer.cost(text) for text in job.texts]
         if max(costs) > self._running_tokens:
-            raise RefusedError(413, _too_many("a prompt with its completion", max(costs), self._running_tokens, "batch"))
+            raise RefusedError(
+                413, _too_many("a prompt with its completion", max(costs), self._running_tokens, "batch")
+            )
         if sum(costs) > self._most_tokens:
             raise RefusedError(413, _too_many("the request", sum(costs), self._most_tokens, "queue"))
         waiting = self._waiting()

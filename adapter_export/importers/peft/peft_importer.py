@@ -24,6 +24,7 @@ from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.importers.tensor_map import Imported, Recipe, Source, TensorMap
+from adapter_export.safe_io.linear_regex import linear_pattern
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -481,7 +482,9 @@ def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
     if names is None:
         scales_input = mapped.tensors[update.keys["ia3_l"]].shape[0] == 1
     else:
-        scales_input = bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
+        scales_input = bool(
+            linear_pattern(names).matches(path) if isinstance(names, str) else names and path.endswith(names)
+        )
     name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
     widths = {"d": update.site.width, "d_in": update.site.width_in}
     mapped.place(update.site, name, ia3_graph(value), IA3[value], widths, update.keys)

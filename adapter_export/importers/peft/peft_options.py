@@ -15,7 +15,8 @@ from typing import Any
 
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.importers.peft.methods import METHODS, Method
-from adapter_export.importers.peft.peft_values import Config, Names, matching
+from adapter_export.importers.peft.peft_values import Config, Names, matches_pattern, matching
+from adapter_export.safe_io.linear_regex import linear_pattern
 
 # Unsupported types and options of PEFT, with reasons.
 
@@ -193,7 +194,7 @@ class Options:
 
         PEFT uses the first one and saves patterns sorted: the first may differ between training and loading.
         """
-        found = tuple(pattern for pattern in self.alphas if re.match(rf"(.*\.)?({pattern})$", path))
+        found = tuple(pattern for pattern in self.alphas if matches_pattern(pattern, path))
         return found if len({self.alphas[pattern] for pattern in found}) > 1 else ()
 
     def older_factor_at(self, path: str) -> float:
@@ -201,7 +202,11 @@ class Options:
 
         It searched rank and alpha patterns together, without grouping, and only after a dot.
         """
-        patterns = (pattern for pattern in (*self.ranks, *self.alphas) if re.match(rf".*\.{pattern}$", path))
+        patterns = (
+            pattern
+            for pattern in (*self.ranks, *self.alphas)
+            if linear_pattern(rf".*\.{pattern}$").matches(path, whole=False)
+        )
         return self._factor(path, self.alphas.get(next(patterns, path), self.alpha))
 
     def _factor(self, path: str, alpha: float) -> float:
@@ -281,6 +286,9 @@ def _options(config: Config) -> Options:
         return Options("ln_tuning", **shared)
     shared["layers"] = config.listed("layers_to_transform", int)
     shared["layer_lists"] = config.listed("layers_pattern", str)
+    for name in shared["layer_lists"]:
+        if not re.fullmatch(r"[\w.]+", name):  # PEFT reads it as an expression, which may backtrack without end
+            raise config.wrong("layers_pattern", name, "the name of a list of layers, such as `layers`")
     if not isinstance(bias, str) or not re.fullmatch(r"none|all|\w+_only", bias):
         raise config.wrong("bias", bias, f"none, all or {kind.lower()}_only")
     shared["bias"] = bias
@@ -334,7 +342,7 @@ def targeted(options: Options, paths: Iterable[str]) -> Iterator[str]:
 
 def _named(names: Names, path: str) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
+        return linear_pattern(names).matches(path)
     return any(path == name or path.endswith(f".{name}") for name in names or ())
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adapter_export.errors import FormatError
+from adapter_export.safe_io.linear_regex import MOST_STATES, UnboundedPatternError, linear_pattern
 
 Names = str | tuple[str, ...] | None
 """Modules in PEFT: a regular expression for whole paths, or path suffixes."""
+
+_MOST_PATTERNS = 10_000
+"""Maximum patterns of an option; PEFT writes at most one per module."""
+
+_MOST_STATES = MOST_STATES // 2
+"""Maximum states of all patterns of an option that need a search."""
 
 _MOST = 1e9
 """Maximum number of an option; products of larger ones overflow float32."""
@@ -19,7 +25,12 @@ _MOST = 1e9
 
 def matching(patterns: Iterable[str], path: str) -> str:
     """Return the first pattern that matches a module (`peft.utils.other.get_pattern_key`), or the path itself."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
+    return next((pattern for pattern in patterns if matches_pattern(pattern, path)), path)
+
+
+def matches_pattern(pattern: str, path: str) -> bool:
+    """Return whether a pattern matches the end of a path, from a name on."""
+    return linear_pattern(rf"(.*\.)?({pattern})$").matches(path, whole=False)
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,14 @@ class Config:
         value = self.values.get(key) or {}
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object of numbers by pattern")
-        for pattern in value:
-            self._check_pattern(key, pattern)
+        self._check_patterns(key, value)
         return {name: self._checked(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
 
     def names(self, key: str) -> Names:
         """Return modules."""
         value = self.values.get(key)
         if isinstance(value, str):
-            self._check_pattern(key, value)
+            self._check_patterns(key, [value])
             return value
         return None if value is None else self.listed(key, str)
 
@@ -109,8 +119,15 @@ class Config:
             raise self.wrong(key, value, f"{sort} of at least {least:g} and at most {_MOST:g}")
         return value
 
-    def _check_pattern(self, key: str, pattern: str) -> None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise self.wrong(key, f"{pattern} ({error})", "a regular expression") from error
+    def _check_patterns(self, key: str, patterns: Collection[str]) -> None:
+        """Raise FormatError for invalid expressions, and for those that would take too long to match."""
+        states = 0
+        for pattern in patterns:
+            try:
+                states += linear_pattern(pattern).states
+                linear_pattern(rf"(.*\.)?({pattern})$")
+            except UnboundedPatternError as error:
+                raise self.wrong(key, f"{pattern[:80]} ({error})", "a regular expression") from error
+        if len(patterns) > _MOST_PATTERNS or states > _MOST_STATES:
+            found = f"{len(patterns):,} patterns of {states:,} states"
+            raise self.wrong(key, found, f"at most {_MOST_PATTERNS:,} patterns of {_MOST_STATES:,} states in all")

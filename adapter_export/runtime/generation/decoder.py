@@ -121,9 +121,7 @@ class Decoder:
             RequestError: the prompt has no token, or too many for the base.
         """
         self.inputs.check_prompt(prompt, "the prompt")
-        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(
-            tokens, self.budget
-        )
+        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens, self.budget)
 
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
