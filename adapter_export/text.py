@@ -22,6 +22,7 @@ from adapter_export.errors import BaseModelError, FileError, InputError, Missing
 from adapter_export.safe_io.child import Limits, try_out
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
+from adapter_export.safe_io.tokenizer_bounds import unbounded_part
 
 if TYPE_CHECKING:
     import tokenizers
@@ -126,11 +127,15 @@ def try_tokenizer(text: str) -> None:
     The library is Rust and C code, which may crash or exhaust memory beyond the reach of Python handlers.
 
     Raises:
-        BaseModelError: the child crashed or exceeded its limits, or the text is not a tokenizer.
+        BaseModelError: the child crashed or exceeded its limits, the text is not a tokenizer, or it multiplies texts.
     """
     data = text.encode(errors="surrogatepass")
     digest = hashlib.sha256(data).hexdigest()
     if digest not in _tried:
+        with parsing(_no_tokenizer):
+            reason = unbounded_part(text)
+        if reason is not None:
+            raise _no_tokenizer(reason)
         limits = Limits(_LIMITS.seconds, min(_LIMITS.bytes, _BYTES + _COPIES * len(data)))
         try_out(f"{__name__}:open_and_encode", text, limits=limits, refusal=_no_tokenizer)
         _tried.add(digest)

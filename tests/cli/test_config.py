@@ -128,6 +128,7 @@ def test_tables_of_other_commands_change_nothing(tool) -> None:
         ("[serve]\nprovider = 'tpu'", ["c.toml, `serve.provider`", "'cpu', 'cuda'"]),
         ("[serve]\nrows = 1979-05-27", ["c.toml, `serve.rows`"]),
         ("[serve\nrows = 1", ["c.toml", "is not TOML"]),
+        ("rows = " + "[" * 100_000, ["c.toml", "is too deeply nested"]),
     ],
 )
 def test_what_cannot_be_used_is_named_with_file_and_key(tool, config: str, words: list[str]) -> None:

@@ -46,6 +46,7 @@ from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, bas
 from adapter_export.torch_backend.base.cached_models import CAPTURE_BARE, CachedDecoder, CachedSeq2Seq, fix_sizes
 from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.folder_size import bounded_model, check_config
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.reranker import Reranker
@@ -528,8 +529,9 @@ def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
 
 
 def _check_custom_class(folder: Path) -> None:
-    """Reject a folder whose class only its own code defines."""
+    """Reject a folder whose class only its own code defines, and a model larger than its weights."""
     config = _json(folder / "config.json")
+    check_config(folder, config)
     name, kind = _class_name(config), config.get("model_type")
     if "auto_map" in config and _class(name, kind) is None:
         raise BaseModelError(
@@ -575,7 +577,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
     """Return the model, the names of its missing weights, and the names of unused weights."""
-    with captured_logs(), _quiet_transformers():
+    with captured_logs(), _quiet_transformers(), bounded_model(folder):
         with parsing(partial(_not_opened, folder)):
             model, info = auto.from_pretrained(
                 str(folder),
