@@ -25,7 +25,7 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.modalities import FILE_MODALITIES, STEPS
-from adapter_export.modalities.modality import FileModality, MediaFile, Step
+from adapter_export.modalities.modality import FileModality, MediaFile, Step, data_of
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular, read_bytes
@@ -88,8 +88,15 @@ class MediaRecord:
         return FILE_MODALITIES[self.medium]
 
     def read(self, file: MediaFile, where: object) -> np.ndarray:
-        """Return the contents of a file; for errors see `FileModality.contents`."""
-        return self.modality.contents(file, self.sampling_rate, where)
+        """Return the contents of a file, without samples that the steps cut; errors as of `FileModality.contents`."""
+        most = None if self.steps is None else self.modality.limit(self.steps)
+        return self.modality.contents(file, self.sampling_rate, where, most)
+
+    def size(self, file: MediaFile, where: object) -> int:
+        """Return the pixels of an image or the samples of an audio file; errors as of `FileModality.contents`."""
+        if isinstance(file, np.ndarray):
+            return len(self.modality.contents(file, self.sampling_rate, where))
+        return self.modality.size(data_of(file), self.sampling_rate, where)
 
     @property
     def refusal(self) -> str:

@@ -120,44 +120,29 @@ class AudioModality(FileModality):
         """Return whether an array is a row of samples."""
         return array.ndim == 1 and array.dtype == np.float32
 
-    def read(self, data: bytes, rate: int | None, where: object) -> np.ndarray:
-        """Return the samples of a WAV file, float32 [samples] from -1 to 1.
+    def size(self, data: bytes, rate: int | None, where: object) -> int:
+        """Return the number of samples of a WAV file; errors as of `read`."""
+        return _checked(data, rate, where)[0].nframes
+
+    def read(self, data: bytes, rate: int | None, where: object, most: int | None = None) -> np.ndarray:
+        """Return the samples of a WAV file, at most the first `most`, float32 [samples] from -1 to 1.
 
         Raises:
             DataError: the file is not PCM WAV, is truncated or empty, or has several channels or another sampling rate.
         """
-        resampled = "" if rate is None else f" -ar {rate}"
-        fix = f"convert it, such as by `ffmpeg -i FILE -ac 1{resampled} -c:a pcm_s16le NEW.wav`"
-
-        def refusal(reason: str) -> DataError:
-            return DataError("is not a readable WAV file", where=where, found=reason, expected="PCM", fix=fix)
-
-        with parsing(refusal), wave.open(io.BytesIO(data)) as file:
-            facts, frames = file.getparams(), file.readframes(file.getnframes())
-        if facts.sampwidth > max(_PCM):
-            raise refusal(f"samples of {8 * facts.sampwidth} bits")
-        if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
-            found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
-            expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
-            raise DataError(
-                "does not match the audio format of the model",
-                where=where,
-                found=found,
-                expected=expected,
-                fix=fix,
-            )
-        if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
-            found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
-            raise DataError(
-                "is an empty or truncated audio file", where=where, found=found, fix="copy the file again as a whole"
-            )
-        if facts.sampwidth == 3:  # as the upper bytes of four
-            padded = np.zeros((facts.nframes, 4), np.uint8)
+        facts, frames = _checked(data, rate, where)
+        width = facts.sampwidth
+        frames = frames if most is None else frames[: most * width]
+        if width == 3:  # as the upper bytes of four
+            padded = np.zeros((len(frames) // width, 4), np.uint8)
             padded[:, 1:] = np.frombuffer(frames, np.uint8).reshape(-1, 3)
             frames = padded.tobytes()
-        dtype, one = _PCM[4 if facts.sampwidth == 3 else facts.sampwidth]
-        samples = np.frombuffer(frames, dtype).astype(np.float64) / one
-        return (samples - (1 if facts.sampwidth == 1 else 0)).astype(np.float32)
+        dtype, one = _PCM[4 if width == 3 else width]
+        samples = np.frombuffer(frames, dtype).astype(np.float32)  # rounded once: `one` is a power of two
+        samples /= np.float32(one)
+        if width == 1:
+            samples -= 1
+        return samples
 
     def limit(self, steps: Sequence[Step]) -> int | None:
         """Return the maximum number of samples read from a file."""
@@ -199,6 +184,32 @@ class AudioModality(FileModality):
         """Return samples of noise."""
         assert rate is not None
         return np.random.default_rng(number).standard_normal(int(rate * _SECONDS[number])).astype(np.float32)
+
+
+def _checked(data: bytes, rate: int | None, where: object) -> tuple[Any, bytes]:
+    """Return the parameters of a WAV file and its frames; errors as of `AudioModality.read`."""
+    resampled = "" if rate is None else f" -ar {rate}"
+    fix = f"convert it, such as by `ffmpeg -i FILE -ac 1{resampled} -c:a pcm_s16le NEW.wav`"
+
+    def refusal(reason: str) -> DataError:
+        return DataError("is not a readable WAV file", where=where, found=reason, expected="PCM", fix=fix)
+
+    with parsing(refusal), wave.open(io.BytesIO(data)) as file:
+        facts, frames = file.getparams(), file.readframes(file.getnframes())
+    if facts.sampwidth > max(_PCM):
+        raise refusal(f"samples of {8 * facts.sampwidth} bits")
+    if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
+        found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
+        expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
+        raise DataError(
+            "does not match the audio format of the model", where=where, found=found, expected=expected, fix=fix
+        )
+    if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
+        found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
+        raise DataError(
+            "is an empty or truncated audio file", where=where, found=found, fix="copy the file again as a whole"
+        )
+    return facts, frames
 
 
 def _mel_filters(step: LogMel) -> np.ndarray:

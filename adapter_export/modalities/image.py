@@ -6,6 +6,7 @@ import importlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -156,7 +157,18 @@ class ImageModality(FileModality):
         """Return whether an array has three channels of 8 bits."""
         return array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8
 
-    def read(self, data: bytes, rate: int | None, where: object) -> np.ndarray:  # noqa: ARG002
+    def size(self, data: bytes, rate: int | None, where: object) -> int:  # noqa: ARG002
+        """Return the number of pixels of an image, by its header; errors as of `read`."""
+        with parsing(partial(_refusal, where)), _opened(data, where) as image:
+            return int(image.width * image.height)
+
+    def read(
+        self,
+        data: bytes,
+        rate: int | None,  # noqa: ARG002
+        where: object,
+        most: int | None = None,  # noqa: ARG002
+    ) -> np.ndarray:
         """Return an image, upright and in RGB, uint8 [height, width, 3].
 
         Raises:
@@ -164,31 +176,14 @@ class ImageModality(FileModality):
                 channel, or exceeds Pillow's limit.
             MissingExtraError: Pillow is not installed.
         """
-        image_of, upright = pillow("Image"), pillow("ImageOps")
-
-        def refusal(reason: str) -> DataError:
-            expected = "a whole PNG, JPEG or other file that Pillow reads"
-            found = reason.partition(" <_io")[0]
-            return DataError("is not a readable image", where=where, found=found, expected=expected)
-
-        def too_large(reason: object) -> DataError:
-            return DataError("the image is too large", where=where, found=reason, fix="make it smaller")
-
-        with parsing(refusal):
-            try:
-                image = image_of.open(io.BytesIO(data))
-            except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
-                raise too_large(error) from error
-            with image:
-                most = image_of.MAX_IMAGE_PIXELS
-                if most is not None and image.width * image.height > most:
-                    raise too_large(f"{image.width} × {image.height} pixels, more than {most:,}")
-                if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
-                    found = f"{image.n_frames} images" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
-                    raise DataError(
-                        "is not a single 8-bit image", where=where, found=found, fix="save it as PNG in RGB"
-                    )
-                return np.array(upright.exif_transpose(image).convert("RGB"))
+        upright = pillow("ImageOps")
+        with parsing(partial(_refusal, where)), _opened(data, where) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.mode not in _MODES or frames > 1:
+                found = f"{frames} images" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
+                raise DataError("is not a single 8-bit image", where=where, found=found, fix="save it as PNG in RGB")
+            upright.exif_transpose(image, in_place=True)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
     def arranged(self, values: np.ndarray) -> np.ndarray:
         """Return values channels first."""
@@ -235,6 +230,29 @@ class ImageModality(FileModality):
     def noise(self, number: int, rate: int | None) -> np.ndarray:  # noqa: ARG002
         """Return an image of noise."""
         return np.random.default_rng(number).integers(0, 256, (*_SIZES[number], 3), dtype=np.uint8)
+
+
+def _refusal(where: object, reason: str) -> DataError:
+    expected = "a whole PNG, JPEG or other file that Pillow reads"
+    return DataError("is not a readable image", where=where, found=reason.partition(" <_io")[0], expected=expected)
+
+
+def _opened(data: bytes, where: object) -> Any:
+    """Return an image whose pixels are not decoded yet; DataError if it exceeds Pillow's limit."""
+    image_of = pillow("Image")
+
+    def too_large(reason: object) -> DataError:
+        return DataError("the image is too large", where=where, found=reason, fix="make it smaller")
+
+    try:
+        image = image_of.open(io.BytesIO(data))
+    except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
+        raise too_large(error) from error
+    most = image_of.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        image.close()
+        raise too_large(f"{image.width} × {image.height} pixels, more than {most:,}")
+    return image
 
 
 def pillow(module: str) -> Any:

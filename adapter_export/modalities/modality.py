@@ -83,16 +83,20 @@ class FileModality(Modality, ABC):
         """Return whether an array is the contents of a file."""
 
     @abstractmethod
-    def read(self, data: bytes, rate: int | None, where: object) -> np.ndarray:
-        """Return the contents of a file.
+    def size(self, data: bytes, rate: int | None, where: object) -> int:
+        """Return the pixels of an image or the samples of an audio file without decoding it; errors as of `read`."""
+
+    @abstractmethod
+    def read(self, data: bytes, rate: int | None, where: object, most: int | None = None) -> np.ndarray:
+        """Return the contents of a file; of audio, at most the first `most` samples.
 
         Raises:
             DataError: the file cannot be decoded, or has another form or sampling rate.
             MissingExtraError: a library is not installed.
         """
 
-    def contents(self, file: MediaFile, rate: int | None, where: object) -> np.ndarray:
-        """Return the contents of a file, or check an array.
+    def contents(self, file: MediaFile, rate: int | None, where: object, most: int | None = None) -> np.ndarray:
+        """Return the contents of a file, at most the first `most` samples of audio, or check an array.
 
         Raises:
             FileError: the file does not exist or cannot be read.
@@ -100,7 +104,7 @@ class FileModality(Modality, ABC):
             RequestError: the array has another form.
         """
         if not isinstance(file, np.ndarray):
-            return self.read(file if isinstance(file, bytes) else read_bytes(Path(os.fspath(file))), rate, where)
+            return self.read(data_of(file), rate, where, most)
         if not self.is_contents(file) or 0 in file.shape:
             found = f"{file.dtype} {list(file.shape)}"
             raise RequestError(f"is not a valid {self.word}", where=where, found=found, expected=self.form)
@@ -158,3 +162,8 @@ class FileModality(Modality, ABC):
     @abstractmethod
     def noise(self, number: int, rate: int | None) -> np.ndarray:
         """Return random contents; numbers 0 and 1 differ in every dynamic length."""
+
+
+def data_of(file: Path | str | bytes) -> bytes:
+    """Return the bytes of a file; FileError if it does not exist or cannot be read."""
+    return file if isinstance(file, bytes) else read_bytes(Path(os.fspath(file)))

@@ -135,7 +135,7 @@ class MediaReader(Reader):
         limit = self.record.modality.limit(self._steps)
         if limit is None:
             return MediaRow(file, where)
-        return MediaRow(file, where, max(0, len(self.record.read(file, where)) - limit))
+        return MediaRow(file, where, max(0, self.record.size(file, where) - limit))
 
 
 def media_record(manifest: Manifest, medium: str, where: object) -> MediaRecord:

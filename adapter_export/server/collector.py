@@ -10,16 +10,26 @@ from typing import Any, NamedTuple
 
 from adapter_export.errors import InputError
 from adapter_export.runtime import Request
-from adapter_export.server.limits import RefusedError
+from adapter_export.server.limits import check_queue
 
 RunMany = Callable[[Sequence[Request]], list[Any]]
 """Computes requests, such as `Session.run_many`: one result per request, in order."""
+
+
+_VALUES = 64
+"""Values of an image or audio file that count as a token."""
 
 
 class _Waiting(NamedTuple):
     request: Request
     future: asyncio.Future[Any]
     since: float
+
+
+def tokens_of(request: Request) -> int:
+    """Return the cost of a request: its tokens, or a token for some values of an image or audio file."""
+    arrays = request.inputs.values()
+    return max((array.size if array.dtype.kind in "biu" else array.size // _VALUES for array in arrays), default=0)
 
 
 class Collector:
@@ -33,6 +43,7 @@ class Collector:
         calls: maximum concurrent calls.
         most: maximum requests of one call.
         most_waiting: maximum queued requests.
+        most_tokens: maximum tokens of queued requests.
         max_wait: maximum delay of a call in seconds.
         on_call: called for each call with the number of requests and the seconds that the first of them waited.
     """
@@ -44,11 +55,13 @@ class Collector:
         calls: int = 1,
         most: int = 32,
         most_waiting: int = 4096,
+        most_tokens: int = 2**20,
         max_wait: float = 0.0,
         on_call: Callable[[int, float], None] | None = None,
     ) -> None:
         self._run_many = run_many
         self._most, self._most_waiting, self._max_wait = most, most_waiting, max_wait
+        self._most_tokens = most_tokens
         self._waiting: deque[_Waiting] = deque()
         self._on_call = on_call
         self._loop = asyncio.get_running_loop()
@@ -67,10 +80,11 @@ class Collector:
 
         Raises:
             InputError: one of them is invalid. Requests of other callers are not affected.
-            RefusedError: the queue is full.
+            RefusedError: 413, there are more than the queue takes; 429, the queue is full.
         """
-        if len(self._waiting) + len(requests) > self._most_waiting:
-            raise RefusedError(503, "the queue is full; try again later", again=1)
+        check_queue(len(self._waiting), len(requests), self._most_waiting, "rows", "--max-queue")
+        waiting, new = (sum(map(tokens_of, some)) for some in ((one.request for one in self._waiting), requests))
+        check_queue(waiting, new, self._most_tokens, "tokens", "--max-queue-tokens")
         now = self._loop.time()
         futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in requests]
         self._waiting.extend(map(_Waiting, requests, futures, [now] * len(requests)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,6 +13,9 @@ from adapter_export.errors import AdapterExportError, NotFoundError, RemoteError
 
 MOST_ROWS = 256
 """Maximum rows of a request."""
+
+DISCONNECTED = 499
+"""Status in the log of a request whose client left; nginx uses the same number."""
 
 _LONGEST_HEAD = 2**16
 """Maximum bytes of the headers of a request."""
@@ -31,6 +35,25 @@ class RefusedError(Exception):
         self.status, self.again = status, again
 
 
+def check_queue(waiting: int, more: int, most: int, unit: str, option: str) -> None:
+    """Check that a queue takes a request.
+
+    Args:
+        waiting: rows or tokens that are queued.
+        more: those of the request.
+        most: maximum of both.
+        unit: `rows` or `tokens`.
+        option: option of the server that sets the maximum.
+
+    Raises:
+        RefusedError: 413, the request alone exceeds the maximum; 429, it does not fit now.
+    """
+    if more > most:
+        raise RefusedError(413, f"the request has {more:,} {unit}; expected at most {most:,} (`{option}` of the server)")
+    if waiting + more > most:
+        raise RefusedError(429, "the queue is full; try again later", again=1)
+
+
 def status_of(error: AdapterExportError) -> int:
     """Return the HTTP status of an error."""
     if isinstance(error, NotFoundError):
@@ -42,10 +65,10 @@ async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RefusedError: 413, it exceeds `most` bytes; 408, it takes longer than `seconds`.
+        RefusedError: 413, it exceeds `most` bytes; 408, it takes longer than `seconds`; 499, the client disconnected.
     """
     data = bytearray()
-    too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes")
+    too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes (`--max-body` of the server)")
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large
     try:
@@ -54,6 +77,8 @@ async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
                 data += part
                 if len(data) > most:
                     raise too_large
+    except ClientDisconnect:
+        raise RefusedError(DISCONNECTED, "the client disconnected") from None
     except TimeoutError:
         raise RefusedError(408, f"the body did not arrive within {seconds:g} seconds") from None
     return bytes(data)

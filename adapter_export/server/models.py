@@ -193,6 +193,7 @@ class LoadedBundle:
             calls=self.settings.concurrency,
             most=self.settings.max_batch_size,
             most_waiting=limits.max_queue,
+            most_tokens=limits.max_queue_tokens,
             max_wait=self.settings.max_batch_delay / 1000,
             on_call=lambda rows, waited: observer.call(self, rows, waited),
         )

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request as HttpRequest
 
 from adapter_export.server.control import Control
-from adapter_export.server.limits import RefusedError, body_of
+from adapter_export.server.limits import DISCONNECTED, RefusedError, body_of
 from adapter_export.server.server_settings import MAX_ADAPTER_BYTES, Limits
 from adapter_export.server.service import Service
 from adapter_export.server.telemetry import Metrics, Tracer
@@ -123,7 +123,7 @@ class Context:
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise RefusedError(499, "the client disconnected")
+                raise RefusedError(DISCONNECTED, "the client disconnected")
             return working.result()
         finally:
             for task in (working, leaving):

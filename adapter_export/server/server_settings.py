@@ -20,8 +20,8 @@ class SessionSettings:
         threads: threads of one operator.
         concurrency: concurrent calls of a session.
         max_batch_size: maximum rows of a call, and maximum texts that are generated at a time.
-        max_batch_tokens: maximum tokens of the texts that are generated at a time, prompts and completions. Default: those
-            whose caches take 1 GiB, at most 65,536, and at least the longest text.
+        max_batch_tokens: maximum tokens of the texts that are generated at a time, prompts and completions. Default:
+            those whose caches take 1 GiB, at most 65,536, and at least the longest text.
         max_batch_delay: maximum batching delay in milliseconds.
         resident: adapters kept in memory; the others load on demand. Default: all are kept.
     """
@@ -50,7 +50,9 @@ class Limits:
         max_adapters: maximum adapters loaded in addition to those of the bundles. An idle adapter that was loaded by
             name is unloaded for another one; a request waits for that at most `request_timeout`.
         max_queue: maximum queued rows of a bundle.
-        max_queue_tokens: maximum tokens of the queued rows of a bundle.
+        max_queue_tokens: maximum tokens of the queued rows of a bundle, those of completions included; 64 values of an
+            image or audio file count as a token.
+        max_file: maximum pixels of an image, or samples of an audio file, by its header.
         max_new_tokens: maximum tokens of a completion.
         max_connections: maximum concurrent connections.
         read_timeout: seconds to receive the headers, then the body.
@@ -60,7 +62,8 @@ class Limits:
     max_body: Annotated[int, Option("Maximum bytes of a call.", least=1)] = 2**22
     max_adapters: Annotated[int, Option("Maximum adapters in addition to those of the bundles.", least=0)] = 64
     max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
-    max_queue_tokens: Annotated[int, Option("Maximum tokens of queued rows.", least=1)] = 2**18
+    max_queue_tokens: Annotated[int, Option("Maximum tokens of queued rows.", least=1)] = 2**20
+    max_file: Annotated[int, Option("Maximum pixels of an image, or samples of an audio file.", least=1)] = 2**25
     max_new_tokens: Annotated[int, Option("Maximum tokens of a completion.", least=1)] = 4096
     max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
     read_timeout: Annotated[float, "Seconds to receive the headers, then the body."] = 10.0

@@ -55,13 +55,15 @@ class Service:
         models: the models.
         resolver: finds adapters that are not loaded.
         metrics: count rows of shadows.
+        max_file: maximum pixels of an image, or samples of an audio file.
 
     Attributes:
         routes: the routing table.
     """
 
-    def __init__(self, models: Models, resolver: Resolver, metrics: Metrics) -> None:
-        self.models, self._resolver, self._metrics = models, resolver, metrics
+    def __init__(self, models: Models, resolver: Resolver, metrics: Metrics, max_file: int) -> None:
+        self.models, self._resolver, self._metrics, self._max_file = models, resolver, metrics, max_file
+        self._decoding = asyncio.Lock()  # an image takes far more memory than its file
         self.routes = Routes()
         self._resolving = asyncio.Lock()
         self._shadows = set[asyncio.Task[None]]()
@@ -244,9 +246,25 @@ class Service:
             served.check_read(one)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
         is_slow = sum(len(one) if isinstance(one, str) else _SHORT for one in read_here) >= _SHORT
-        read = await asyncio.to_thread(answerer.read, asked) if is_slow else answerer.read(asked)
+        files = [(at, one) for at, one in enumerate(read_here) if isinstance(one, bytes)]
+        async with self._decoding if files else nullcontext():
+            if files:
+                await asyncio.to_thread(self._check_files, served, files)
+            read = await asyncio.to_thread(answerer.read, asked) if is_slow else answerer.read(asked)
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
+
+    def _check_files(self, served: LoadedBundle, files: Sequence[tuple[int, bytes]]) -> None:
+        """Raise RefusedError (413) for a file with too many pixels or samples, by its header."""
+        record = served.bundle.manifest.media
+        if record is None:
+            return
+        for at, data in files:
+            where = f"{record.modality.word} {at}"
+            size = record.size(data, where)
+            if size > self._max_file:
+                found = f"{where} has {size:,} pixels or samples"
+                raise RefusedError(413, f"{found}; expected at most {self._max_file:,} (`--max-file` of the server)")
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
         asked: Sequence[Any] | None = call.asked()

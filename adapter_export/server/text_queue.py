@@ -13,7 +13,7 @@ from adapter_export.errors import InputError
 from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.runtime.generation.text_writer import OpenText, Piece, TextWriter
-from adapter_export.server.limits import RefusedError
+from adapter_export.server.limits import RefusedError, check_queue
 
 _SHARE = 8
 """The short lane has one of so many parts of the rows and tokens."""
@@ -139,15 +139,12 @@ class TextQueue:
         """
         costs = [self.writer.cost(text) for text in job.texts]
         if max(costs) > self._running_tokens:
-            raise RefusedError(
-                413, _too_many("a prompt with its completion", max(costs), self._running_tokens, "batch")
-            )
-        if sum(costs) > self._most_tokens:
-            raise RefusedError(413, _too_many("the request", sum(costs), self._most_tokens, "queue"))
+            most = f"at most {self._running_tokens:,} (`--max-batch-tokens` of the server)"
+            raise RefusedError(413, f"a prompt and its completion need {max(costs):,} tokens; expected {most}")
         waiting = self._waiting()
-        tokens = sum(map(self.writer.cost, waiting)) + sum(costs)
-        if len(waiting) + len(costs) > self._most_waiting or tokens > self._most_tokens:
-            raise RefusedError(429, "the queue is full; try again later", again=1)
+        check_queue(len(waiting), len(costs), self._most_waiting, "rows", "--max-queue")
+        tokens = sum(map(self.writer.cost, waiting))
+        check_queue(tokens, sum(costs), self._most_tokens, "tokens", "--max-queue-tokens")
         self._queued[job] = deque(job.texts)
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
@@ -207,10 +204,6 @@ class TextQueue:
                 candidates.remove(job)
                 del self._queued[job]
         return joining
-
-
-def _too_many(subject: str, tokens: int, most: int, option: str) -> str:
-    return f"{subject} needs {tokens:,} tokens; expected at most {most:,} (`--max-{option}-tokens` of the server)"
 
 
 def _step(
