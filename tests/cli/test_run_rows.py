@@ -206,6 +206,13 @@ def test_bad_tables_are_named_with_their_line(
     cli.refused(3, words, "run", mixed, "--data", tmp_path / name, "--adapter-column", "who", "--many")
 
 
+def test_a_table_with_an_empty_text(cli: Any, mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    (row,) = cli.json("run", mixed, "--data", tmp_path / "a.jsonl", "--adapter", "tone")["rows"]
+    (typed,) = cli.json("run", mixed, *_texts(""), "--adapter", "tone")["rows"]
+    assert row["probabilities"] == typed["probabilities"]
+
+
 def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes(b"how\n\x81\n")

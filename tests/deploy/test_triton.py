@@ -44,6 +44,8 @@ for model, by in (("small", "slots"), ("small-bank", "bank")):
     for at, (answer, base) in enumerate(zip(answers, bases, strict=True)):
         keys = {key: value for key, value in answer.document().items() if key not in ("adapter", "task")}
         print(json.dumps([keys, base.outputs[0]["hidden"][mask[at] == 1].tolist()]))
+    texts = Bundle.open(path).texts(session)
+    print(json.dumps([one.document() for one in texts.answer(["who wrote it?", "a bad film."], "tone")]))
 """
 
 
@@ -93,7 +95,10 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
     assert "no strength and no weights" in in_bank.stderr
     assert arrays.returncode == 0, arrays.stderr
     session = ae.open_bundle(bundle).session()
-    for line, row in zip(arrays.stdout.splitlines(), ROWS * 2, strict=True):
+    *slots, of_slots, first, second, third, of_bank = arrays.stdout.splitlines()
+    for line in (of_slots, of_bank):
+        alike(json.loads(line), [one.document() for one in reader.answer(TEXTS, "tone")])
+    for line, row in zip([*slots, first, second, third], ROWS * 2, strict=True):
         ids = np.array([row])
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         alone = session.answer(given, "tone")[0]

@@ -16,6 +16,7 @@ from tiny_llama import example
 import adapter_export as ae
 
 WORDS, END, LONGEST = 96, 95, 48
+LONG_CONTEXT = 2048
 ADAPTERS: Mapping[str, tuple[str, ...]] = {"a": ("q_proj", "v_proj"), "b": ("o_proj", "up_proj", "down_proj")}
 """PEFT adapters by name, and the layers that they change."""
 
@@ -35,6 +36,10 @@ MODELS: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_CONFIG)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_CONFIG, head_dim=8, tie_word_embeddings=False)),
 }
+_LONG: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
+    "long": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**{**_CONFIG, "max_position_embeddings": LONG_CONTEXT})),
+}
+"""Models for tests of memory and time."""
 
 
 def generating(factory: pytest.TempPathFactory, kind: str) -> Path:
@@ -51,7 +56,7 @@ def peft_model(folder: Path, name: str | None) -> Any:
 def _write(folder: Path, kind: str) -> None:
     torch.manual_seed(0)
     example("make_tiny").save_llama(folder / "hf")  # for its tokenizer, which has a word for each number
-    model = MODELS[kind]()
+    model = {**MODELS, **_LONG}[kind]()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapter_export.batch.table_rows import Columns, FileRows, file_rows, lines_as_rows
+from adapter_export.batch.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.errors import DataError, FormatError, UsageError, argument
 from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -76,9 +76,10 @@ def read_file(path: Path, columns: Columns) -> FileRows:
     """Read all rows of a table or of a text file. Raises the errors of `file_rows`."""
     opened = file_rows(path, columns)
     found = list(opened.rows)
-    if all(isinstance(row.asked, str) and is_blank(row.asked) for row in found):
+    blank = all(isinstance(row.asked, str) and is_blank(row.asked) for row in found)
+    if not found or (blank and path.suffix.lower() in LINES):  # a cell of a table may be an empty text
         raise DataError(
-            "contains no texts", where=path, expected="one text per line, or a table with a text in each row"
+            "contains no texts", where=path, expected="one text per line, or a table with rows"
         )
     return FileRows(iter(found), opened.notes)
 

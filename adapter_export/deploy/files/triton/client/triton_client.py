@@ -21,6 +21,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from adapter_export_runtime import Bundle, Request
 from adapter_export_runtime.errors import RequestError
+from adapter_export_runtime.graph.tasks.asked import named_adapter
 from adapter_export_runtime.runtime.adapter_file import parse_adapter
 from adapter_export_runtime.runtime.answerer import Answerer, Row
 from adapter_export_runtime.runtime.check_inputs import check_inputs, weight_tensors
@@ -53,6 +54,16 @@ class TritonSession:
     def base_head(self) -> str | None:
         """The adapter that answers by default."""
         return self._manifest.head
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(self._records)
+
+    def named(self, adapter: str | None) -> str | None:
+        """Return the adapter of a call by its name: `None` for the base; UsageError if no adapter is named."""
+        answering = {name: record.task is not None for name, record in self._records.items()}
+        return named_adapter(adapter, answering, self._manifest.head)
 
     def head(self, adapter: str | None) -> Head:
         """Return an adapter with its task and the output of its head; RequestError if there is none of this name."""

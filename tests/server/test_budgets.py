@@ -1,0 +1,197 @@
+"""Memory and time of requests are bounded: budgets of tokens, and places for short requests beside long ones."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from served import Served, made_app, served
+from tiers import extended
+from tiny_generators import END, LONG_CONTEXT, generating
+
+from adapter_export.runtime import Bundle, Decoding, Request
+from adapter_export.server.collector import tokens_of
+from adapter_export.server.limits import RefusedError
+from adapter_export.server.server_settings import Limits, SessionSettings
+from adapter_export.server.text_queue import TextJob, TextQueue
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generating(tmp_path_factory, "llama") / "bundle"
+
+
+def _prompt(tokens: int, seed: int = 0) -> str:
+    return " ".join(f"w{token}" for token in np.random.default_rng(seed).integers(2, END, tokens))
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts", "tokens", "message"),
+    [
+        ({"sessions": SessionSettings(max_batch_tokens=20)}, 1, 18, "needs? 2.* tokens; expected at most 20 .`--max-batch"),
+        ({"limits": Limits(max_queue_tokens=40)}, 4, 8, "has .* tokens; expected at most 40 .`--max-queue-tokens`"),
+        ({"limits": Limits(max_queue=3)}, 4, 1, "has 4 rows; expected at most 3 .`--max-queue`"),
+    ],
+)
+def test_requests_above_a_limit_name_its_option(
+    folder: Path, settings: dict[str, object], prompts: int, tokens: int, message: str
+) -> None:
+    with made_app(f"llama={folder}", quiet=True, **settings) as service:
+        call = {"model": "a", "prompt": [_prompt(tokens)] * prompts, "max_tokens": 3}
+        found = service.post("/v1/completions", json=call)
+        assert found.status_code == 413, found.text
+        assert re.search(message, found.json()["error"]["message"]), found.text
+        assert service.post("/v1/completions", json={**call, "prompt": "w5"}).status_code == 200
+
+
+def _queue(folder: Path, **limits: int | None) -> TextQueue:
+    given: dict[str, int | None] = {"rows": 8, "tokens": None, "most_waiting": 1000, "most_tokens": 10**6, **limits}
+    return TextQueue(Bundle.open(folder).writer(), on_step=lambda _: None, **given)  # type: ignore[arg-type]
+
+
+def _job(queue: TextQueue, prompts: list[str], count: int) -> TextJob:
+    return TextJob(queue.writer.opened(prompts, ["a"] * len(prompts), Decoding(count)), ExitStack())
+
+
+async def _finish(job: TextJob, order: list[str], name: str) -> list[str]:
+    texts = {piece.row: piece.done.text async for piece in job.pieces() if piece.done is not None}
+    order.append(name)
+    return [texts[row] for row in range(len(job.texts))]
+
+
+def test_a_request_of_many_texts_leaves_room_for_others(folder: Path) -> None:
+    async def work() -> list[str]:
+        queue, order = _queue(folder), list[str]()
+        many = [_job(queue, [_prompt(9, seed) for seed in range(60)], 20) for _ in range(3)]
+        first = [asyncio.create_task(_finish(job, order, "many")) for job in many]
+        for job in many:
+            queue.submit(job)
+        while not queue._open:
+            await asyncio.sleep(0.001)
+        short = _job(queue, ["w5 w9"], 3)
+        queue.submit(short)
+        (text,) = await _finish(short, order, "short")
+        assert text == Bundle.open(folder).writer().write(["w5 w9"], "a", decoding=Decoding(3))[0].text
+        for task in first:
+            await task
+        await queue.stop()
+        return order
+
+    assert asyncio.run(work()) == ["short", "many", "many", "many"]
+
+
+def test_running_rows_stay_within_their_tokens(folder: Path) -> None:
+    async def work() -> int:
+        queue, most = _queue(folder, tokens=100), 0
+        job = _job(queue, [_prompt(20, seed) for seed in range(9)], 10)
+        queue.submit(job)
+        async for _ in job.pieces():
+            most = max(most, sum(queue.writer.cost(text) for _, text in queue._open.values()))
+        await queue.stop()
+        return most
+
+    assert 60 <= asyncio.run(work()) <= 100
+
+
+def test_a_full_queue_says_when_to_come_back(folder: Path) -> None:
+    async def work() -> None:
+        queue = _queue(folder, rows=1, most_tokens=150)
+        for at in range(5):
+            job = _job(queue, [_prompt(20)], 20)
+            try:
+                queue.submit(job)
+            except RefusedError as error:
+                assert (at, error.status, error.again) == (4, 429, 1)  # one runs, three wait
+                break
+            await asyncio.sleep(0)
+        else:
+            pytest.fail("the queue took everything")
+        await queue.stop()
+
+    asyncio.run(work())
+
+
+def test_the_cost_of_arrays() -> None:
+    ids = np.zeros((1, 40), np.int64)
+    assert tokens_of(Request({"input_ids": ids, "attention_mask": ids})) == 40
+    assert tokens_of(Request({"pixels": np.zeros((1, 3, 64, 64), np.float32)})) == 3 * 64
+
+
+def _resident(server: Served) -> int:
+    pages = Path(f"/proc/{server.process.pid}/statm").read_text("ascii").split()[1]
+    return int(pages) * 4096
+
+
+@pytest.fixture(scope="module")
+@extended
+def long(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(generating(tmp_path_factory, "long") / "bundle", "--quiet", "--drain", "0") as found:
+        yield found
+
+
+def _post(server: Served, **call: object) -> list[str]:
+    answer = server.client.post("/v1/completions", json={"model": "a", "temperature": 0, "max_tokens": 4, **call})
+    assert answer.status_code == 200, answer.text
+    return [one["text"] for one in answer.json()["choices"]]
+
+
+@pytest.mark.extended
+def test_memory_of_long_prompts_is_bounded_and_given_back(long: Served) -> None:
+    """At once, 16 prompts take 16 × 4 heads × 1,900² logits: 0.9 GB for each of several tensors."""
+    prompts = [_prompt(1700, seed) for seed in range(16)]
+    alone = [_post(long, prompt=prompt)[0] for prompt in prompts[:4]]
+    time.sleep(3)
+    before = peak = _resident(long)
+    texts: list[str] = []
+    client = threading.Thread(target=lambda: texts.extend(_post(long, prompt=prompts)))
+    client.start()
+    waited, url = list[float](), long.client.base_url.join("/v1/completions")
+    while client.is_alive():
+        peak = max(peak, _resident(long))
+        began = time.monotonic()
+        with httpx.stream("POST", url, json={"model": "b", "prompt": "w5", "stream": True}) as events:
+            next(events.iter_lines())
+            waited.append(time.monotonic() - began)
+    client.join()
+    assert texts[:4] == alone
+    assert peak - before < 250 * MEGABYTE
+    assert waited and max(waited) < 2
+    time.sleep(3)
+    assert _resident(long) - before < 40 * MEGABYTE
+
+
+@pytest.mark.extended
+def test_memory_after_many_mixed_requests(long: Served) -> None:
+    random = np.random.default_rng(0)
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            length = int(random.choice([3, 40, 400]))
+            kind = random.integers(4)
+            if kind == 0:
+                _post(long, prompt=[_prompt(length)] * 3, stop=["w1 w2", "w3"])
+            elif kind == 1:
+                _post(long, prompt=_prompt(length), n=2, model="b")
+            elif kind == 2:
+                ids = random.integers(2, END, (2, length)).tolist()
+                long.client.post("/run", json={"adapter": "a", "inputs": {"input_ids": ids}})
+            else:
+                long.client.post("/v1/completions", content=b"{" * length)
+
+    some(100)
+    time.sleep(3)
+    before = _resident(long)
+    some(400)
+    time.sleep(3)
+    assert _resident(long) < 1.05 * before + 4 * MEGABYTE
+    assert LONG_CONTEXT > 400
