@@ -7,10 +7,11 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -71,6 +72,15 @@ TOKENIZER_FILE = "tokenizer.json"
 
 MOST_CHARACTERS = 1_000_000
 """Maximum length of a text; a longer one is probably a file of many texts."""
+
+_AT_ONCE = 2**18
+"""Characters of texts that are encoded at a time; each takes about 200 bytes."""
+
+_LONG_REST = 256
+"""Truncated tokens whose memory is given back."""
+
+_BEHIND = 256
+"""Characters behind the last token of a truncated text that may decide how the text is split."""
 
 _OVERRIDDEN = ("truncation", "padding")
 """Sections of a `tokenizer.json` that this package overrides, as their lengths are unrelated to the base."""
@@ -314,12 +324,15 @@ class Tokenizer:
                 to its limit.
         """
         places = places or [f"text {index}" for index in range(len(texts))]
-        whole = self._encode(texts, places)
-        rows = [EncodedText(encoding, len(encoding.ids), range(len(encoding.ids))) for encoding in whole]
-        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            limit = self._limit(limits[index] if limits else None, text, places[index])
-            if row.found > limit:
-                rows[index] = self._cut(text, row, limit, sides[index] if sides else self.side, places[index])
+        _check_texts(texts, places)
+        rows: list[EncodedText] = []
+        for part in _parts(texts):  # the encoding of a whole text takes far more memory than that of its beginning
+            for index, encoding in zip(part, self._encode([texts[at] for at in part]), strict=True):
+                row = EncodedText(encoding, len(encoding.ids), range(len(encoding.ids)))
+                limit = self._limit(limits[index] if limits else None, texts[index], places[index])
+                if row.found > limit:
+                    row = self._cut(texts[index], row, limit, sides[index] if sides else self.side, places[index])
+                rows.append(row)
         return rows
 
     def windows(
@@ -339,7 +352,8 @@ class Tokenizer:
         Raises:
             RequestError: see `rows`; or the stride is too large, or the first text fills the window.
         """
-        (whole,) = self._encode([text], [place])
+        _check_texts([text], [place])
+        (whole,) = self._encode([text])
         limit, found = self._limit(limit, text, place), len(whole.ids)
         places = [place for place, part in enumerate(whole.sequence_ids) if part == int(isinstance(text, Pair))]
         room = limit - (found - len(places))
@@ -364,7 +378,8 @@ class Tokenizer:
 
     def whole(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         """Encode texts of any length without truncation and padding. Raises RequestError, see `rows`."""
-        return self._encode(texts, [f"text {index}" for index in range(len(texts))])
+        _check_texts(texts, [f"text {index}" for index in range(len(texts))])
+        return self._encode(texts)
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or `None` if it is unknown."""
@@ -428,14 +443,9 @@ class Tokenizer:
                 row[: len(encoding.ids)] = _INPUTS[name](encoding)
         return arrays
 
-    def _encode(self, texts: Sequence[Text], places: Sequence[str]) -> list[tokenizers.Encoding]:
-        if isinstance(texts, str | Pair) or not texts:
-            raise RequestError("no texts", found=f"{texts!a}", expected="a list of at least one text")
-        are_words = _is_words(texts[0])
-        for text, place in zip(texts, places, strict=True):
-            _check_text(text, are_words, place)
+    def _encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         with parsing(_no_tokenizer):
-            return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
+            return list(self._whole.encode_batch(list(texts), is_pretokenized=_is_words(texts[0])))
 
     def _limit(self, limit: int | None, text: Text, place: str) -> int:
         limit = self.max_tokens if limit is None else min(limit, self.max_tokens)
@@ -452,7 +462,33 @@ class Tokenizer:
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
                 found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
                 raise _no_room(place, found, f"at most {limit} with `{strategy}`")
-        return EncodedText(self._truncated(text, limit, side, strategy), row.found)
+        if isinstance(text, str) and side == "right" and excess > _LONG_REST:
+            beginning = self._beginning(text, row.encoding, limit)
+            if beginning is not None:
+                return EncodedText(beginning, row.found)
+        encoding = self._truncated(text, limit, side, strategy)
+        if isinstance(text, Pair) and side == "right" and excess > _LONG_REST:
+            encoding = self._without_rest(encoding, text, limit, strategy)
+        return EncodedText(encoding, row.found)
+
+    def _beginning(self, text: str, whole: tokenizers.Encoding, limit: int) -> tokenizers.Encoding | None:
+        """Truncate the beginning of a text only, which gives the same tokens in a part of the memory; `None` if not."""
+        room = limit - self._whole.num_special_tokens_to_add(is_pair=False)
+        expected = list(islice(_content(whole), room))
+        if not expected:
+            return None
+        encoding = self._truncated(text[: expected[-1][1][1] + _BEHIND], limit, "right", "longest_first")
+        return encoding if list(_content(encoding)) == expected else None
+
+    def _without_rest(
+        self, encoding: tokenizers.Encoding, pair: Pair, limit: int, strategy: str
+    ) -> tokenizers.Encoding:
+        """Return an equal encoding without the rest of its texts, which the library keeps in `overflowing`."""
+        parts = list(zip(encoding.sequence_ids, encoding.offsets, strict=True))
+        ends = [max((end for part, (_, end) in parts if part == at), default=0) for at in range(len(pair))]
+        shorter = Pair(*(piece[: end + _BEHIND] for piece, end in zip(pair, ends, strict=True)))
+        again = self._truncated(shorter, limit, "right", strategy)
+        return again if _facts(again) == _facts(encoding) else encoding
 
     def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
         """Truncate with a separate library tokenizer, because the limit is part of its state."""
@@ -495,6 +531,35 @@ def check_inputs(names: Iterable[str]) -> None:
 
 def _is_words(text: Text) -> bool:
     return isinstance(text, list | tuple) and not isinstance(text, Pair)
+
+
+def _content(encoding: tokenizers.Encoding) -> Iterator[tuple[int, tuple[int, int], int | None]]:
+    """Yield the id, the characters and the word of each token that is part of a text."""
+    facts = zip(encoding.sequence_ids, encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
+    return ((token, offsets, word) for part, token, offsets, word in facts if part is not None)
+
+
+def _facts(encoding: tokenizers.Encoding) -> tuple[object, ...]:
+    lists = (encoding.ids, encoding.type_ids, encoding.offsets, encoding.sequence_ids, encoding.word_ids)
+    return (*lists, encoding.special_tokens_mask, encoding.attention_mask)
+
+
+def _parts(texts: Sequence[Text]) -> Iterator[range]:
+    """Yield the places of texts that are encoded at a time, those of about `_AT_ONCE` characters."""
+    start = total = 0
+    for end, text in enumerate(texts, 1):
+        total += len(text) if isinstance(text, str) else sum(map(len, text))
+        if total >= _AT_ONCE or end == len(texts):
+            yield range(start, end)
+            start, total = end, 0
+
+
+def _check_texts(texts: Sequence[Text], places: Sequence[str]) -> None:
+    if isinstance(texts, str | Pair) or not texts:
+        raise RequestError("no texts", found=f"{texts!a}", expected="a list of at least one text")
+    are_words = _is_words(texts[0])
+    for text, place in zip(texts, places, strict=True):
+        _check_text(text, are_words, place)
 
 
 def _check_text(text: Text, are_words: bool, where: str) -> None:

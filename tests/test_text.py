@@ -101,6 +101,35 @@ def test_each_row_has_its_own_limit_and_side(minilm_folder: Path, ours: Tokenize
     assert ours.batch(texts, NAMES, limits=[4] * 4, sides=[side] * 4)["input_ids"].shape == (4, 4)
 
 
+_STRATEGIES = {"longest_first": "LongestFirst", "only_second": "OnlySecond"}
+
+
+@pytest.mark.parametrize("strategy", _STRATEGIES)
+@pytest.mark.parametrize("limit", [7, 64])
+def test_long_texts_keep_only_their_beginning(
+    minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int, strategy: str
+) -> None:
+    """The library keeps the rest of a truncated text in `overflowing`, which takes 200 bytes per character."""
+    document = json.loads((minilm_folder / "tokenizer.json").read_text())
+    document["truncation"] = {"max_length": 9, "stride": 0, "strategy": _STRATEGIES[strategy], "direction": "Right"}
+    ours = Tokenizer.from_json(json.dumps(document), limit)
+    random = np.random.default_rng(0)
+    letters = [*"ab c,\u65e5e\u0301 "]
+    texts = ["".join(random.choice(letters, 5000)) for _ in range(3)] + ["x" * 5000]
+    pairs = [Pair("a b", texts[0]), Pair(texts[1], texts[2]), Pair(texts[3], "c")]
+    for asked in (texts, pairs if strategy == "longest_first" else pairs[:1]):
+        rows = ours.rows(asked)
+        for one, row in zip(asked, rows, strict=True):
+            parts = one if isinstance(one, Pair) else (one,)
+            how: Any = strategy if isinstance(one, Pair) else True
+            expected = theirs(*parts, truncation=how, max_length=limit, return_offsets_mapping=True)
+            assert row.encoding.ids == expected["input_ids"]
+            assert row.encoding.offsets == expected["offset_mapping"]
+            assert row.encoding.type_ids == expected["token_type_ids"]
+            assert row.found == len(theirs(*parts)["input_ids"])
+            assert sum(len(rest.ids) for rest in row.encoding.overflowing) < 1000
+
+
 def test_no_row_has_more_than_the_base_takes(minilm_folder: Path) -> None:
     ours = Tokenizer.from_folder(minilm_folder, 8)
     assert len(ours.rows(["word " * 20], limits=[512])[0].encoding.ids) == 8

@@ -21,6 +21,9 @@ SHARED: Mapping[str, str] = {"session.use_env_allocators": "1"}
 PERIOD = 1.0
 """Seconds between calls that return memory. Pages that a call returns must be mapped again by the next one."""
 
+_TIMES = 3
+"""Times that `return_memory` returns memory after the last call, whose inputs and outputs may live longer."""
+
 _SHRINKING = "memory.enable_memory_arena_shrinkage"
 
 _IDENTITY = (
@@ -31,28 +34,28 @@ _IDENTITY = (
 
 
 class _Clock:
-    """Time of the last call that returned memory, and whether others ran since."""
+    """Time of the last call that returned memory, and the number of times that memory is still to be returned."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._last, self._ran = time.monotonic(), False
+        self._last, self._times = time.monotonic(), 0
 
     def is_due(self) -> bool:
         """Count a call, and return whether it should return memory."""
+        self._times = _TIMES
         now = time.monotonic()
         if now - self._last < PERIOD:
-            self._ran = True
             return False
         with self._lock:
             is_first = now - self._last >= PERIOD  # one of concurrent calls is enough
-            self._last, self._ran = now, True  # its own memory is returned by a later call
+            self._last = now
         return is_first
 
-    def take_ran(self) -> bool:
-        """Return whether a call ran since the last one that returned memory, and forget it."""
+    def take_time(self) -> bool:
+        """Return whether memory is to be returned now."""
         with self._lock:
-            ran, self._ran, self._last = self._ran, False, time.monotonic()
-        return ran
+            is_due, self._times, self._last = self._times > 0, max(0, self._times - 1), time.monotonic()
+        return is_due
 
 
 _CLOCK = _Clock()
@@ -78,8 +81,8 @@ def options_of_next_call() -> ort.RunOptions | None:
 
 
 def return_memory() -> None:
-    """Return the memory of earlier calls to the system, if any ran since the last time. Takes about a millisecond."""
-    if _CLOCK.take_ran():
+    """Return the memory of earlier calls to the system, if any ran. Takes about a millisecond."""
+    if _CLOCK.take_time():
         _identity().run(None, {"x": np.zeros(1, np.float32)}, shrinking())
         _trim()
 

@@ -49,7 +49,7 @@ def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Rel
     metrics = Metrics()
     models = Models(bundles, settings.sessions, settings.limits, qualify=settings.qualify)
     resolver = Resolver(settings.adapters_dir, fetcher(settings), MAX_ADAPTER_BYTES)
-    service = Service(models, resolver, metrics, settings.limits.max_file)
+    service = Service(models, resolver, metrics, settings.limits)
     control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
     context = Context(service, control, settings.limits, metrics, Tracer(), Admission(settings.token))
     return Made(make_app(context), control, models)

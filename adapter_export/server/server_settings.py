@@ -53,6 +53,7 @@ class Limits:
         max_queue_tokens: maximum tokens of the queued rows of a bundle, those of completions included; 64 values of an
             image or audio file count as a token.
         max_file: maximum pixels of an image, or samples of an audio file, by its header.
+        max_outputs: maximum values of the outputs of a call without a task, such as those of `/run`.
         max_new_tokens: maximum tokens of a completion.
         max_connections: maximum concurrent connections.
         read_timeout: seconds to receive the headers, then the body.
@@ -64,6 +65,7 @@ class Limits:
     max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
     max_queue_tokens: Annotated[int, Option("Maximum tokens of queued rows.", least=1)] = 2**20
     max_file: Annotated[int, Option("Maximum pixels of an image, or samples of an audio file.", least=1)] = 2**25
+    max_outputs: Annotated[int, Option("Maximum values of the outputs of a call without a task.", least=1)] = 2**23
     max_new_tokens: Annotated[int, Option("Maximum tokens of a completion.", least=1)] = 4096
     max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
     read_timeout: Annotated[float, "Seconds to receive the headers, then the body."] = 10.0

@@ -14,21 +14,28 @@ from starlette.datastructures import State
 
 from adapter_export.decoding import Decoding
 from adapter_export.errors import InputError, RequestError
+from adapter_export.format.axes import length, names
+from adapter_export.format.manifest import Axis, Manifest
 from adapter_export.graph.tasks.asked import BASE
-from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
+from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, ReadRow, Row
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, LoadedBundle, Models, Target, listed
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import Routes
+from adapter_export.server.server_settings import Limits
 from adapter_export.server.telemetry import Metrics, log
 from adapter_export.server.text_queue import TextJob
+from adapter_export.text import Pair, SidedText
 
 _MOST_SHADOWS = 64
 """Maximum queued calls of shadows; more are dropped."""
 
 _SHORT = 2**12
 """Characters of a request that are tokenized in the event loop, in about a millisecond."""
+
+_PART = 2**18
+"""Characters of texts that are tokenized at a time; each takes about 200 bytes of memory until its text is truncated."""
 
 _USUAL = Reading()
 
@@ -55,17 +62,16 @@ class Service:
         models: the models.
         resolver: finds adapters that are not loaded.
         metrics: count rows of shadows.
-        max_file: maximum pixels of an image, or samples of an audio file.
+        limits: limits of requests.
 
     Attributes:
         routes: the routing table.
     """
 
-    def __init__(self, models: Models, resolver: Resolver, metrics: Metrics, max_file: int) -> None:
-        self.models, self._resolver, self._metrics, self._max_file = models, resolver, metrics, max_file
-        self._decoding = asyncio.Lock()  # an image takes far more memory than its file
+    def __init__(self, models: Models, resolver: Resolver, metrics: Metrics, limits: Limits) -> None:
+        self.models, self._resolver, self._metrics, self._limits = models, resolver, metrics, limits
         self.routes = Routes()
-        self._resolving = asyncio.Lock()
+        self._resolving, self._reading = asyncio.Lock(), asyncio.Lock()
         self._shadows = set[asyncio.Task[None]]()
 
     async def target(
@@ -193,7 +199,8 @@ class Service:
             for route, _ in getattr(state, "shadows", {}).values():
                 self._metrics.shadow(route, "dropped", len(prompts))
             adapters = [target.adapter] * len(prompts)
-            texts = await asyncio.to_thread(queue.writer.opened, prompts, adapters, decoding)
+            async with nullcontext() if sum(map(len, prompts)) < _PART else self._reading:
+                texts = await asyncio.to_thread(queue.writer.opened, prompts, adapters, decoding)
             job = TextJob(texts, held.pop_all())
         try:
             queue.submit(job)
@@ -245,26 +252,46 @@ class Service:
         for one in read_here:
             served.check_read(one)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
-        is_slow = sum(len(one) if isinstance(one, str) else _SHORT for one in read_here) >= _SHORT
-        files = [(at, one) for at, one in enumerate(read_here) if isinstance(one, bytes)]
-        async with self._decoding if files else nullcontext():
-            if files:
-                await asyncio.to_thread(self._check_files, served, files)
-            read = await asyncio.to_thread(answerer.read, asked) if is_slow else answerer.read(asked)
+        if sum(map(_characters, read_here)) < _SHORT:
+            read = answerer.read(asked)
+        else:
+            read = await self._read_slowly(served, answerer, asked)
+        values, most = sum(_output_values(served.bundle.manifest, row) for row in read), self._limits.max_outputs
+        if values > most:
+            found = f"the outputs have {values:,} values"
+            raise RefusedError(413, f"{found}; expected at most {most:,} (`--max-outputs` of the server)")
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
 
-    def _check_files(self, served: LoadedBundle, files: Sequence[tuple[int, bytes]]) -> None:
-        """Raise RefusedError (413) for a file with too many pixels or samples, by its header."""
+    async def _read_slowly(self, served: LoadedBundle, answerer: Answerer, rows: Sequence[Row]) -> list[ReadRow]:
+        """Read rows in parts, one part of any request at a time: text and images take far more memory than their bytes.
+
+        Raises:
+            RequestError: as `Answerer.read`.
+            RefusedError: 413, a file has too many pixels or samples.
+        """
+        word = "row" if served.reader is None else served.reader.word
+        named = [row if row.where else replace(row, where=f"{word} {at}") for at, row in enumerate(rows)]
+        read: list[ReadRow] = []
+        start = total = 0
+        for end, row in enumerate(named, 1):
+            total += _SHORT if row.is_arrays else _characters(row.asked)
+            if total >= _PART or isinstance(row.asked, bytes) or end == len(named):
+                async with self._reading:
+                    read += await asyncio.to_thread(self._read_part, served, answerer, named[start:end])
+                start, total = end, 0
+        return read
+
+    def _read_part(self, served: LoadedBundle, answerer: Answerer, rows: Sequence[Row]) -> list[ReadRow]:
         record = served.bundle.manifest.media
-        if record is None:
-            return
-        for at, data in files:
-            where = f"{record.modality.word} {at}"
-            size = record.size(data, where)
-            if size > self._max_file:
-                found = f"{where} has {size:,} pixels or samples"
-                raise RefusedError(413, f"{found}; expected at most {self._max_file:,} (`--max-file` of the server)")
+        for row in rows:
+            if record is None or not isinstance(row.asked, bytes):
+                continue
+            size, most = record.size(row.asked, row.where), self._limits.max_file
+            if size > most:
+                found = f"{row.where} has {size:,} pixels or samples"
+                raise RefusedError(413, f"{found}; expected at most {most:,} (`--max-file` of the server)")
+        return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
         asked: Sequence[Any] | None = call.asked()
@@ -312,6 +339,36 @@ class Service:
             if call.model is None and error.status == 404:
                 self.models.only().session.task(name)  # raises an error that lists the adapters
             raise
+
+
+def _output_values(manifest: Manifest, row: ReadRow) -> int:
+    """Return the values of the outputs of a row, by the lengths of its inputs; 0 if only a head is computed."""
+    values = 0
+    for request in row.requests:
+        if not request.head_only:
+            arrays = [(one.axes, request.inputs.get(one.name)) for one in manifest.inputs]  # not checked yet
+            shapes = [(axes, array.shape) for axes, array in arrays if array is not None]
+            sizes = {str(axis): size for axes, shape in shapes for axis, size in zip(axes, shape, strict=False)}
+            for output in manifest.base_outputs:
+                values += math.prod(_length(axis, sizes) for axis in output.axes)
+    return values
+
+
+def _length(axis: Axis, sizes: Mapping[str, int]) -> int:
+    """Return the length of an axis of an output; 1 if the inputs do not show it."""
+    is_known = isinstance(axis, int) or all(name in sizes for name in names(axis))
+    return length(axis, sizes) if is_known else 1
+
+
+def _characters(asked: object) -> int:
+    """Return the characters of a row; those of a short text for a file."""
+    if isinstance(asked, str):
+        return len(asked)
+    if isinstance(asked, Pair):
+        return len(asked.first) + len(asked.second)
+    if isinstance(asked, SidedText):
+        return len(asked.text)
+    return sum(map(_characters, asked)) if isinstance(asked, list) else _SHORT
 
 
 _UNCOMPARED = ("adapter", "probability", "probabilities")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import wave
 from collections.abc import Callable
 
 import numpy as np
@@ -103,6 +105,30 @@ def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
     data, said = CLIPS[name]
     with pytest.raises(DataError, match=said):
         AUDIO.read(data, 16_000, "x.wav")
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_the_length_of_a_file_that_is_no_clip_is_refused(name: str) -> None:
+    data, message = CLIPS[name]
+    with pytest.raises(DataError, match=message):
+        AUDIO.size(data, 16_000, "x.wav")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_samples_that_the_steps_cut_are_not_decoded(width: int) -> None:
+    file, numbers = io.BytesIO(), np.random.default_rng(0).integers(0, 256, 900 * width).astype(np.uint8)
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(width)
+        writer.setframerate(16_000)
+        writer.writeframes(numbers.tobytes())
+    data = file.getvalue()
+    whole = AUDIO.read(data, 16_000, "x.wav")
+    assert AUDIO.size(data, 16_000, "x.wav") == len(whole) == 900
+    np.testing.assert_array_equal(AUDIO.read(data, 16_000, "x.wav", 70), whole[:70])
+    signed = [int.from_bytes(numbers[at : at + width].tobytes(), "little", signed=width > 1) for at in range(0, 900, width)]
+    exact = np.array([number / 2 ** (8 * width - 1) - (width == 1) for number in signed])
+    np.testing.assert_array_equal(whole[: len(exact)], exact.astype(np.float32))
 
 
 @pytest.mark.parametrize(

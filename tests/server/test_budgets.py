@@ -54,6 +54,19 @@ def test_requests_above_a_limit_name_its_option(
         assert service.post("/v1/completions", json={**call, "prompt": "w5"}).status_code == 200
 
 
+def test_outputs_above_the_limit_are_refused(film: Path) -> None:
+    call = {"adapter": "tone", "inputs": {"input_ids": [[2, 5, 3]] * 2, "attention_mask": [[1] * 3] * 2}}
+    with made_app(film, quiet=True) as service:
+        rows = service.post("/run", json=call).json()["rows"]
+    head = "logits"
+    size = sum(np.size(array) for row in rows for name, array in row["outputs"].items() if head not in name)
+    for most, status in ((size, 200), (size - 1, 413)):
+        with made_app(film, quiet=True, limits=Limits(max_outputs=most)) as service:
+            found = service.post("/run", json=call)
+            assert found.status_code == status, found.text
+    assert f"the outputs have {size:,} values; expected at most {size - 1:,} (`--max-outputs`" in found.text
+
+
 def _queue(folder: Path, **limits: int | None) -> TextQueue:
     given: dict[str, int | None] = {"rows": 8, "tokens": None, "most_waiting": 1000, "most_tokens": 10**6, **limits}
     return TextQueue(Bundle.open(folder).writer(), on_step=lambda _: None, **given)  # type: ignore[arg-type]

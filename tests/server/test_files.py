@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bodies import checked
 from served import made_app
@@ -14,6 +15,7 @@ from small_media import noise, png
 from starlette.testclient import TestClient
 
 from adapter_export.runtime import Bundle
+from adapter_export.server.server_settings import Limits
 
 IMAGES = [png(noise(20, 30, 3, seed=number)) for number in range(3)]
 
@@ -63,3 +65,15 @@ def test_invalid_files_are_refused(service: TestClient) -> None:
     assert "not valid base64" in _refused(service, model="vit", file="no base64!")
     assert "more than one kind of rows" in _refused(service, model="vit", file=_sent(IMAGES[0]), text="a")
     assert "there is no file" in _refused(service, model="vit", files=[])
+
+
+def test_pixels_are_limited_before_they_are_decoded(vit_folder: Path) -> None:
+    bomb = png(np.zeros((5800, 5800, 3), np.uint8))  # 100 kB, and 33,640,000 pixels
+    with made_app(f"vit={vit_folder / 'bundle'}", quiet=True) as client:
+        answer = client.post("/answer", json={"model": "vit", "files": [_sent(IMAGES[0]), _sent(bomb)]})
+        assert answer.status_code == 413
+        assert "image 1 has 33,640,000 pixels or samples; expected at most 33,554,432 (`--max-file`" in answer.text
+    for most, status in ((600, 200), (599, 413)):
+        with made_app(f"vit={vit_folder / 'bundle'}", quiet=True, limits=Limits(max_file=most)) as client:
+            answer = client.post("/answer", json={"model": "vit", "file": _sent(IMAGES[0])})
+            assert answer.status_code == status, answer.text
