@@ -79,7 +79,7 @@ _AT_ONCE = 2**18
 _LONG_REST = 256
 """Truncated tokens whose memory is given back."""
 
-_BEHIND = 256
+_BEHIND = 128
 """Characters behind the last token of a truncated text that may decide how the text is split."""
 
 _OVERRIDDEN = ("truncation", "padding")
@@ -462,33 +462,33 @@ class Tokenizer:
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
                 found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
                 raise _no_room(place, found, f"at most {limit} with `{strategy}`")
-        if isinstance(text, str) and side == "right" and excess > _LONG_REST:
-            beginning = self._beginning(text, row.encoding, limit)
-            if beginning is not None:
-                return EncodedText(beginning, row.found)
-        encoding = self._truncated(text, limit, side, strategy)
-        if isinstance(text, Pair) and side == "right" and excess > _LONG_REST:
-            encoding = self._without_rest(encoding, text, limit, strategy)
-        return EncodedText(encoding, row.found)
+        encoding = None
+        if side == "right" and not _is_words(text) and excess > _LONG_REST:
+            encoding = self._beginning(text if isinstance(text, Pair) else str(text), row.encoding, limit, strategy)
+        return EncodedText(encoding or self._truncated(text, limit, side, strategy), row.found)
 
-    def _beginning(self, text: str, whole: tokenizers.Encoding, limit: int) -> tokenizers.Encoding | None:
-        """Truncate the beginning of a text only, which gives the same tokens in a part of the memory; `None` if not."""
-        room = limit - self._whole.num_special_tokens_to_add(is_pair=False)
-        expected = list(islice(_content(whole), room))
-        if not expected:
-            return None
-        encoding = self._truncated(text[: expected[-1][1][1] + _BEHIND], limit, "right", "longest_first")
-        return encoding if list(_content(encoding)) == expected else None
+    def _beginning(
+        self, text: str | Pair, whole: tokenizers.Encoding, limit: int, strategy: str
+    ) -> tokenizers.Encoding | None:
+        """Truncate the beginning of a text, which gives the same tokens as the whole text; `None` if it does not.
 
-    def _without_rest(
-        self, encoding: tokenizers.Encoding, pair: Pair, limit: int, strategy: str
-    ) -> tokenizers.Encoding:
-        """Return an equal encoding without the rest of its texts, which the library keeps in `overflowing`."""
-        parts = list(zip(encoding.sequence_ids, encoding.offsets, strict=True))
-        ends = [max((end for part, (_, end) in parts if part == at), default=0) for at in range(len(pair))]
-        shorter = Pair(*(piece[: end + _BEHIND] for piece, end in zip(pair, ends, strict=True)))
-        again = self._truncated(shorter, limit, "right", strategy)
-        return again if _facts(again) == _facts(encoding) else encoding
+        The library keeps the rest of a truncated text in `overflowing`, for a pair in all combinations of the rests.
+        """
+        pieces = text if isinstance(text, Pair) else (text,)
+        firsts = [list(islice(_content(whole, at), limit + 1)) for at in range(len(pieces))]
+        ends = [max((end for _, (_, end), _ in first), default=0) + _BEHIND for first in firsts]
+        beginning = _shortened(text, ends)
+        if isinstance(text, Pair):  # the longer one, or the second, loses one token more
+            longer = 0 if _first_is_longer(whole) else 1
+            while _first_is_longer(self._encode([beginning])[0]) != (longer == 0):
+                if ends[longer] >= len(pieces[longer]):
+                    return None
+                ends[longer] *= 2
+                beginning = _shortened(text, ends)
+        encoding = self._truncated(beginning, limit, "right", strategy)
+        contents = [list(_content(encoding, at)) for at in range(len(pieces))]
+        same = all(own == first[: len(own)] for own, first in zip(contents, firsts, strict=True))
+        return encoding if same and len(encoding.ids) == limit else None
 
     def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
         """Truncate with a separate library tokenizer, because the limit is part of its state."""
@@ -533,15 +533,21 @@ def _is_words(text: Text) -> bool:
     return isinstance(text, list | tuple) and not isinstance(text, Pair)
 
 
-def _content(encoding: tokenizers.Encoding) -> Iterator[tuple[int, tuple[int, int], int | None]]:
-    """Yield the id, the characters and the word of each token that is part of a text."""
+def _content(encoding: tokenizers.Encoding, at: int) -> Iterator[tuple[int, tuple[int, int], int | None]]:
+    """Yield the id, the characters and the word of each token that is part of a text, the first or the second."""
     facts = zip(encoding.sequence_ids, encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
-    return ((token, offsets, word) for part, token, offsets, word in facts if part is not None)
+    return ((token, offsets, word) for part, token, offsets, word in facts if part == at)
 
 
-def _facts(encoding: tokenizers.Encoding) -> tuple[object, ...]:
-    lists = (encoding.ids, encoding.type_ids, encoding.offsets, encoding.sequence_ids, encoding.word_ids)
-    return (*lists, encoding.special_tokens_mask, encoding.attention_mask)
+def _shortened(text: str | Pair, ends: Sequence[int]) -> str | Pair:
+    if isinstance(text, Pair):
+        return Pair(*(piece[:end] for piece, end in zip(text, ends, strict=True)))
+    return text[: ends[0]]
+
+
+def _first_is_longer(pair: tokenizers.Encoding) -> bool:
+    parts = pair.sequence_ids
+    return parts.count(0) > parts.count(1)
 
 
 def _parts(texts: Sequence[Text]) -> Iterator[range]:
