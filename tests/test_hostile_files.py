@@ -130,11 +130,11 @@ def test_a_vocabulary_without_bound(folder: Path, tmp_path: Path) -> None:
     document = json.loads((folder / "hf" / "tokenizer.json").read_text())
     document["model"]["vocab"] |= {f"zz{number}": number + 200 for number in range(MOST_VOCABULARY)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(BaseModelError, match="a vocabulary of 1,048,6.. entries, more than 1,048,576"):
+    with pytest.raises(BaseModelError, match=r"a vocabulary of 1,048,6.. entries, more than 1,048,576"):
         read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 99999999999])
 def test_threads_without_bound(folder: Path, threads: int) -> None:
-    with pytest.raises(UsageError, match="`threads` is out of range; found .*; expected 1 to 1,024"):
+    with pytest.raises(UsageError, match=r"`threads` is out of range; found .*; expected 1 to 1,024"):
         Bundle.open(folder / "bundle").session(threads=threads)

@@ -61,7 +61,9 @@ def _table(path: Path, names: list[str], group: click.Command, options: Mapping[
     except tomllib.TOMLDecodeError as error:
         raise FormatError("is not TOML", where=path, found=error) from error
     except RecursionError as error:
-        raise FormatError("is too deeply nested", where=path, found="brackets in brackets", expected="tables") from error
+        raise FormatError(
+            "is too deeply nested", where=path, found="brackets in brackets", expected="tables"
+        ) from error
     at = list[str]()
     for name in names:
         assert isinstance(group, LazyGroup)

@@ -122,7 +122,7 @@ class AudioModality(FileModality):
 
     def size(self, data: bytes, rate: int | None, where: object) -> int:
         """Return the number of samples of a WAV file; errors as of `read`."""
-        return _checked(data, rate, where)[0].nframes
+        return int(_checked(data, rate, where)[0].nframes)
 
     def read(self, data: bytes, rate: int | None, where: object, most: int | None = None) -> np.ndarray:
         """Return the samples of a WAV file, at most the first `most`, float32 [samples] from -1 to 1.

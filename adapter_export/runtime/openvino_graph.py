@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import FormatError, RequestError, UsageError, quoted
+from adapter_export.errors import FormatError, RequestError, quoted
 from adapter_export.providers import PROVIDERS, ProviderName, check_threads
 from adapter_export.runtime.graphs import Arrays, Feeds, on_device, unavailable
 

@@ -123,8 +123,9 @@ class LinearPattern:
                 if at == len(text) or not step.test(text[at]):
                     continue
                 at += 1
-            elif step.edge and not _is_at(step.edge, text, at):
-                continue
+            elif step.edge:
+                if not _is_at(step.edge, text, at):
+                    continue
             elif step.look is not None and not self._looks(state, text, at, looks):
                 continue
             for after in step.after:
@@ -163,7 +164,8 @@ class LinearPattern:
         if operator == "SUBPATTERN" and not argument[1] and not argument[2]:
             return self._sequence(argument[3], after)
         if operator in _REPEATS:
-            return self._repeat(*argument, after)
+            least, most, body = argument
+            return self._repeat(least, most, body, after)
         if operator in ("ASSERT", "ASSERT_NOT"):
             direction, body = argument
             width = body.getwidth()[0] if direction < 0 else None

@@ -82,9 +82,9 @@ class Collector:
             InputError: one of them is invalid. Requests of other callers are not affected.
             RefusedError: 413, there are more than the queue takes; 429, the queue is full.
         """
-        check_queue(len(self._waiting), len(requests), self._most_waiting, "rows", "--max-queue")
+        check_queue(len(self._waiting), len(requests), self._most_waiting, "rows", "max_queue")
         waiting, new = (sum(map(tokens_of, some)) for some in ((one.request for one in self._waiting), requests))
-        check_queue(waiting, new, self._most_tokens, "tokens", "--max-queue-tokens")
+        check_queue(waiting, new, self._most_tokens, "tokens", "max_queue_tokens")
         now = self._loop.time()
         futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in requests]
         self._waiting.extend(map(_Waiting, requests, futures, [now] * len(requests)))

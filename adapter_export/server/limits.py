@@ -43,13 +43,15 @@ def check_queue(waiting: int, more: int, most: int, unit: str, option: str) -> N
         more: those of the request.
         most: maximum of both.
         unit: `rows` or `tokens`.
-        option: option of the server that sets the maximum.
+        option: setting of the server with the maximum.
 
     Raises:
-        RefusedError: 413, the request alone exceeds the maximum; 429, it does not fit now.
+        RefusedError: 413, the request exceeds the maximum by itself; 429, it does not fit now.
     """
     if more > most:
-        raise RefusedError(413, f"the request has {more:,} {unit}; expected at most {most:,} (`{option}` of the server)")
+        raise RefusedError(
+            413, f"the request has {more:,} {unit}; expected at most {most:,} (`{option}` of the server)"
+        )
     if waiting + more > most:
         raise RefusedError(429, "the queue is full; try again later", again=1)
 
@@ -68,7 +70,7 @@ async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
         RefusedError: 413, it exceeds `most` bytes; 408, it takes longer than `seconds`; 499, the client disconnected.
     """
     data = bytearray()
-    too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes (`--max-body` of the server)")
+    too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes (`max_body` of the server)")
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large
     try:

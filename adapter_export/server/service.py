@@ -35,7 +35,7 @@ _SHORT = 2**12
 """Characters of a request that are tokenized in the event loop, in about a millisecond."""
 
 _PART = 2**18
-"""Characters of texts that are tokenized at a time; each takes about 200 bytes of memory until its text is truncated."""
+"""Characters of texts that are tokenized at a time; each takes about 200 bytes until its text is truncated."""
 
 _USUAL = Reading()
 
@@ -258,8 +258,8 @@ class Service:
             read = await self._read_slowly(served, answerer, asked)
         values, most = sum(_output_values(served.bundle.manifest, row) for row in read), self._limits.max_outputs
         if values > most:
-            found = f"the outputs have {values:,} values"
-            raise RefusedError(413, f"{found}; expected at most {most:,} (`--max-outputs` of the server)")
+            expected = f"expected at most {most:,} (`max_outputs` of the server)"
+            raise RefusedError(413, f"the outputs have {values:,} values; {expected}")
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
 
@@ -290,7 +290,7 @@ class Service:
             size, most = record.size(row.asked, row.where), self._limits.max_file
             if size > most:
                 found = f"{row.where} has {size:,} pixels or samples"
-                raise RefusedError(413, f"{found}; expected at most {most:,} (`--max-file` of the server)")
+                raise RefusedError(413, f"{found}; expected at most {most:,} (`max_file` of the server)")
         return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:

@@ -16,7 +16,7 @@ from adapter_export.runtime.generation.text_writer import OpenText, Piece, TextW
 from adapter_export.server.limits import RefusedError, check_queue
 
 _SHARE = 8
-"""The short lane has one of so many parts of the rows and tokens."""
+"""The short lane has an eighth of the rows and tokens."""
 
 Event = Piece | BaseException
 """A piece of a text, or the error that ends a request."""
@@ -139,12 +139,12 @@ class TextQueue:
         """
         costs = [self.writer.cost(text) for text in job.texts]
         if max(costs) > self._running_tokens:
-            most = f"at most {self._running_tokens:,} (`--max-batch-tokens` of the server)"
+            most = f"at most {self._running_tokens:,} (`max_batch_tokens` of the server)"
             raise RefusedError(413, f"a prompt and its completion need {max(costs):,} tokens; expected {most}")
         waiting = self._waiting()
-        check_queue(len(waiting), len(costs), self._most_waiting, "rows", "--max-queue")
+        check_queue(len(waiting), len(costs), self._most_waiting, "rows", "max_queue")
         tokens = sum(map(self.writer.cost, waiting))
-        check_queue(tokens, sum(costs), self._most_tokens, "tokens", "--max-queue-tokens")
+        check_queue(tokens, sum(costs), self._most_tokens, "tokens", "max_queue_tokens")
         self._queued[job] = deque(job.texts)
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())

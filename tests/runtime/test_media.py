@@ -126,7 +126,9 @@ def test_samples_that_the_steps_cut_are_not_decoded(width: int) -> None:
     whole = AUDIO.read(data, 16_000, "x.wav")
     assert AUDIO.size(data, 16_000, "x.wav") == len(whole) == 900
     np.testing.assert_array_equal(AUDIO.read(data, 16_000, "x.wav", 70), whole[:70])
-    signed = [int.from_bytes(numbers[at : at + width].tobytes(), "little", signed=width > 1) for at in range(0, 900, width)]
+    signed = [
+        int.from_bytes(numbers[at : at + width].tobytes(), "little", signed=width > 1) for at in range(0, 900, width)
+    ]
     exact = np.array([number / 2 ** (8 * width - 1) - (width == 1) for number in signed])
     np.testing.assert_array_equal(whole[: len(exact)], exact.astype(np.float32))
 

@@ -1,8 +1,7 @@
-"""Prompts in calls of bounded cost: texts equal those of transformers, whatever the budget of a call."""
+"""Prompts in calls of bounded cost: texts equal those of transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def session(folder: Path) -> Session:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, int]]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """Rows, new tokens and all tokens of each call."""
     found: list[tuple[int, int, int]] = []
     run = Session.run
@@ -66,7 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, int]
         return run(self, inputs, *given, **named)
 
     monkeypatch.setattr(Session, "run", counted)
-    yield found
+    return found
 
 
 def _check_bounds(calls: list[tuple[int, int, int]]) -> None:

@@ -38,9 +38,14 @@ def _prompt(tokens: int, seed: int = 0) -> str:
 @pytest.mark.parametrize(
     ("settings", "prompts", "tokens", "message"),
     [
-        ({"sessions": SessionSettings(max_batch_tokens=20)}, 1, 18, "needs? 2.* tokens; expected at most 20 .`--max-batch"),
-        ({"limits": Limits(max_queue_tokens=40)}, 4, 8, "has .* tokens; expected at most 40 .`--max-queue-tokens`"),
-        ({"limits": Limits(max_queue=3)}, 4, 1, "has 4 rows; expected at most 3 .`--max-queue`"),
+        (
+            {"sessions": SessionSettings(max_batch_tokens=20)},
+            1,
+            18,
+            "needs? 2.* tokens; expected at most 20 .`max_batch",
+        ),
+        ({"limits": Limits(max_queue_tokens=40)}, 4, 8, "has .* tokens; expected at most 40 .`max_queue_tokens`"),
+        ({"limits": Limits(max_queue=3)}, 4, 1, "has 4 rows; expected at most 3 .`max_queue`"),
     ],
 )
 def test_requests_above_a_limit_name_its_option(
@@ -64,7 +69,7 @@ def test_outputs_above_the_limit_are_refused(film: Path) -> None:
         with made_app(film, quiet=True, limits=Limits(max_outputs=most)) as service:
             found = service.post("/run", json=call)
             assert found.status_code == status, found.text
-    assert f"the outputs have {size:,} values; expected at most {size - 1:,} (`--max-outputs`" in found.text
+    assert f"the outputs have {size:,} values; expected at most {size - 1:,} (`max_outputs`" in found.text
 
 
 def _queue(folder: Path, **limits: int | None) -> TextQueue:
@@ -117,21 +122,19 @@ def test_running_rows_stay_within_their_tokens(folder: Path) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(folder: Path) -> None:
-    async def work() -> None:
+    async def work() -> RefusedError:
         queue = _queue(folder, rows=1, most_tokens=150)
-        for at in range(5):
-            job = _job(queue, [_prompt(20)], 20)
-            try:
-                queue.submit(job)
-            except RefusedError as error:
-                assert (at, error.status, error.again) == (4, 429, 1)  # one runs, three wait
-                break
+        jobs = [_job(queue, [_prompt(20)], 20) for _ in range(5)]
+        for job in jobs[:4]:  # one runs, and three wait
+            queue.submit(job)
             await asyncio.sleep(0)
-        else:
-            pytest.fail("the queue took everything")
+        with pytest.raises(RefusedError) as caught:
+            queue.submit(jobs[4])
         await queue.stop()
+        return caught.value
 
-    asyncio.run(work())
+    error = asyncio.run(work())
+    assert (error.status, error.again) == (429, 1)
 
 
 def test_the_cost_of_arrays() -> None:
@@ -178,7 +181,8 @@ def test_memory_of_long_prompts_is_bounded_and_given_back(long: Served) -> None:
     client.join()
     assert texts[:4] == alone
     assert peak - before < 250 * MEGABYTE
-    assert waited and max(waited) < 2
+    assert waited
+    assert max(waited) < 2
     time.sleep(3)
     assert _resident(long) - before < 40 * MEGABYTE
 

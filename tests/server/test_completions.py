@@ -194,7 +194,7 @@ def test_queue_and_time_are_limited(folder: Path) -> None:
     settings = {"limits": Limits(max_queue=200, request_timeout=0.5), "sessions": SessionSettings(max_batch_size=1)}
     with made_app(f"llama={folder}", quiet=True, **settings) as service:
         many = service.post("/v1/completions", json=_greedy(prompt=["w5"] * 201))
-        assert (many.status_code, "at most 200 (`--max-queue`" in many.text) == (413, True)
+        assert (many.status_code, "at most 200 (`max_queue`" in many.text) == (413, True)
         long = _greedy(prompt=["w5"] * 200, max_tokens=LONGEST)  # 9,400 steps
         late = service.post("/v1/completions", json=long)
         assert (late.status_code, "within 0.5 seconds" in late.text) == (503, True)

@@ -72,7 +72,7 @@ def test_pixels_are_limited_before_they_are_decoded(vit_folder: Path) -> None:
     with made_app(f"vit={vit_folder / 'bundle'}", quiet=True) as client:
         answer = client.post("/answer", json={"model": "vit", "files": [_sent(IMAGES[0]), _sent(bomb)]})
         assert answer.status_code == 413
-        assert "image 1 has 33,640,000 pixels or samples; expected at most 33,554,432 (`--max-file`" in answer.text
+        assert "image 1 has 33,640,000 pixels or samples; expected at most 33,554,432 (`max_file`" in answer.text
     for most, status in ((600, 200), (599, 413)):
         with made_app(f"vit={vit_folder / 'bundle'}", quiet=True, limits=Limits(max_file=most)) as client:
             answer = client.post("/answer", json={"model": "vit", "file": _sent(IMAGES[0])})

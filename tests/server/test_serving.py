@@ -355,7 +355,7 @@ def test_mapped_weights(server: httpx.Client, film: Path) -> None:
 def test_the_queue_is_limited(film: Path) -> None:
     with made_app(film, limits=Limits(max_queue=3), quiet=True) as client:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
-        assert (answer.status_code, "4 rows; expected at most 3 (`--max-queue`" in answer.text) == (413, True)
+        assert (answer.status_code, "4 rows; expected at most 3 (`max_queue`" in answer.text) == (413, True)
         assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
 
 

@@ -78,9 +78,7 @@ def read_file(path: Path, columns: Columns) -> FileRows:
     found = list(opened.rows)
     blank = all(isinstance(row.asked, str) and is_blank(row.asked) for row in found)
     if not found or (blank and path.suffix.lower() in LINES):  # a cell of a table may be an empty text
-        raise DataError(
-            "contains no texts", where=path, expected="one text per line, or a table with rows"
-        )
+        raise DataError("contains no texts", where=path, expected="one text per line, or a table with rows")
     return FileRows(iter(found), opened.notes)
 
 

@@ -108,7 +108,15 @@ COMMAND = Command(
             *("max_batch_size", "max_batch_tokens", "max_batch_delay"),
         ),
         "limits": (
-            *("max_body", "max_queue", "max_queue_tokens", "max_file", "max_outputs", "max_new_tokens", "max_connections"),
+            *(
+                "max_body",
+                "max_queue",
+                "max_queue_tokens",
+                "max_file",
+                "max_outputs",
+                "max_new_tokens",
+                "max_connections",
+            ),
             *("read_timeout", "request_timeout"),
         ),
     },

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook, register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from adapter_export.errors import BaseModelError
 from adapter_export.safe_io.parsers import parsing
@@ -90,6 +94,10 @@ def _too_large(where: Path, found: str, expected: str) -> BaseModelError:
     )
 
 
+def _unreadable(path: Path, reason: str) -> BaseModelError:
+    return BaseModelError("is not a safetensors file", where=path, found=reason, fix="copy the folder again completely")
+
+
 def _numbers(document: object) -> Iterator[tuple[str, int]]:
     """Yield the integers of a document with their keys."""
     pending: list[object] = [document]
@@ -108,8 +116,7 @@ def _tensors(folder: Path) -> tuple[int, int]:
 
     tensors = size = 0
     for path in folder.glob("*.safetensors"):
-        with parsing(lambda reason: BaseModelError("is not a safetensors file", where=path, found=reason)):  # noqa: B023
-            with safe_open(str(path), "pt") as file:
-                tensors += len(file.keys())
+        with parsing(partial(_unreadable, path)), safe_open(str(path), "pt") as file:
+            tensors += len(file.keys())
         size += path.stat().st_size
     return tensors, size
