@@ -244,10 +244,11 @@ def _opened(data: bytes, where: object) -> Any:
     def too_large(reason: object) -> DataError:
         return DataError("the image is too large", where=where, found=reason, fix="make it smaller")
 
-    try:
-        image = image_of.open(io.BytesIO(data))
-    except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
-        raise too_large(error) from error
+    with parsing(partial(_refusal, where)):
+        try:
+            image = image_of.open(io.BytesIO(data))
+        except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
+            raise too_large(error) from error
     most = image_of.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         image.close()

@@ -40,6 +40,7 @@ FREE = {
     "onnx_backend/quantise/": "graphs that quantisers and optimisers made in this process",
     "onnx_backend/base/normalise.py::_is_there": "opens a graph of one node, which it makes",
     "onnx_backend/base/normalise.py::_converted": "a graph that ONNX's converter made, with handlers of its own",
+    "runtime/arena.py::_identity": "a graph of one node, which is part of the package",
     "runtime/bundle.py::__init__": "locks a folder that it made",
     "runtime/bundle.py::_remove_abandoned": "locks a folder that another process of ours made",
     "runtime/adapter_file.py::_parameter": "is called in a block of `parsing`",

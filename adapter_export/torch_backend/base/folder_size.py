@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,11 @@ from torch.nn.modules.module import (
 )
 
 from adapter_export.errors import BaseModelError
-from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.safe_io.tokenizer_bounds import MOST_VOCABULARY
+
+_SIZE_BYTES, _MOST_HEADER, _TENSOR = 8, 100_000_000, b'"data_offsets"'
+"""Bytes of the length of a safetensors header, the library's maximum of that length, and a key of each tensor."""
 
 _TIMES = 16
 """Times that a parameter or module of the weights may be created: on loading, tied, and without weights."""
@@ -94,10 +96,6 @@ def _too_large(where: Path, found: str, expected: str) -> BaseModelError:
     )
 
 
-def _unreadable(path: Path, reason: str) -> BaseModelError:
-    return BaseModelError("is not a safetensors file", where=path, found=reason, fix="copy the folder again completely")
-
-
 def _numbers(document: object) -> Iterator[tuple[str, int]]:
     """Yield the integers of a document with their keys."""
     pending: list[object] = [document]
@@ -111,12 +109,15 @@ def _numbers(document: object) -> Iterator[tuple[str, int]]:
 
 
 def _tensors(folder: Path) -> tuple[int, int]:
-    """Return the number of tensors of a folder's weights, and their bytes."""
-    from safetensors import safe_open  # noqa: PLC0415 - slow to import
+    """Return the number of tensors of a folder's weights, and their bytes; transformers reports broken files.
 
+    Raises:
+        FileError: a file cannot be read.
+    """
     tensors = size = 0
     for path in folder.glob("*.safetensors"):
-        with parsing(partial(_unreadable, path)), safe_open(str(path), "pt") as file:
-            tensors += len(file.keys())
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(_SIZE_BYTES), "little")
+            tensors += file.read(min(length, _MOST_HEADER)).count(_TENSOR)
         size += path.stat().st_size
     return tensors, size
