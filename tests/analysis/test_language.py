@@ -24,7 +24,7 @@ from adapter_export.cli.main import main
 from adapter_export.errors import DataError, UsageError
 from adapter_export.graph.tasks.metrics import judge_texts
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.generation import decoding_batch
+from adapter_export.runtime.generation.call_budget import CallBudget
 
 CHOICES = (None, *ADAPTERS)
 SPARE = 8
@@ -89,7 +89,8 @@ def table(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
 def test_scores_are_those_of_transformers_and_peft(
     folder: Path, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_batch, "_CHUNK", 3)  # so that short texts take several calls
+    small = CallBudget(tokens=3, least=1)  # so that short texts take several calls
+    monkeypatch.setattr(CallBudget, "of", classmethod(lambda *_: small))
     model, bundle = Transformers.of(folder, name), Bundle.open(folder / "bundle")
     ended, stop = model.stop()
     answers = [model.written(prompt, 6, stop) or "w7" for prompt in PROMPTS]
