@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -212,3 +214,19 @@ def test_memory_after_many_mixed_requests(long: Served) -> None:
     time.sleep(3)
     assert _resident(long) < 1.05 * before + 4 * MEGABYTE
     assert LONG_CONTEXT > 400
+
+
+@pytest.mark.extended
+def test_half_a_request_is_one_line_of_log(film: Path) -> None:
+    with served(film, "--drain", "0") as server:
+        url = server.client.base_url
+        for body in (b'{"mod', b"") * 5:
+            with socket.create_connection((url.host, url.port)) as connection:
+                head = b"POST /answer HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n"
+                connection.sendall(head + body)
+                time.sleep(0.05)
+        assert server.client.post("/answer", json={"model": "tone", "text": "a"}).status_code == 200
+        log = server.ended()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines] == [499] * 10 + [200]
+    assert "Traceback" not in log
