@@ -24,9 +24,10 @@ class BaseView:
         fingerprint: SHA-256 of the weights, `sha256:<hex>`.
         sites: the sites of adapters.
         model_type: architecture name in transformers, if known.
-        tensor: returns a tensor by its name in the base, such as `encoder.layer.0.output.dense.bias`, or `None`.
-        layer_at: returns the complete layer of a site, or `None` if the base does not expose its tensors. Without it,
-            layers are found by tensor names.
+        tensor: returns a tensor by its name in the base, such as `encoder.layer.0.output.dense.bias`, or `None`. A name
+            does not state the layout of a matrix: `layer_at` does.
+        layer_at: returns the complete layer of a site, its weight as [out, in] by the base's program, or `None` if the
+            base does not expose its tensors.
     """
 
     fingerprint: str

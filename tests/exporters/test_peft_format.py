@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from adapter_export.graph.compose import average, stack
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, houlsby, ia3, lora
 from adapter_export.importers.base_view import BaseView
+from adapter_export.numerics.base_layers import layer_finder
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -70,10 +72,11 @@ def view(sites: SiteMap, tensors: Arrays, model_type: str | None = None) -> Base
     return BaseView(FINGERPRINT, sites, model_type, tensors.get)
 
 
-def check_round_trip(name: str, sites: SiteMap, tensors: Arrays, model_type: str | None, folder: Path) -> None:
-    adapter = import_peft(
-        adapter_folder(name), sites, name="a", base=FINGERPRINT, base_tensor=tensors.get, model_type=model_type
-    ).adapter
+def check_round_trip(
+    name: str, sites: SiteMap, tensors: Arrays, model_type: str | None, folder: Path, **base: Any
+) -> None:
+    base = {"base": FINGERPRINT, "base_tensor": tensors.get, "model_type": model_type, **base}
+    adapter = import_peft(adapter_folder(name), sites, name="a", **base).adapter
     request = ExportRequest(adapter, view(sites, tensors, model_type))
     if name in REFUSED:
         with pytest.raises(AdapterError, match=f"cannot be exported to PEFT.*{REFUSED[name]}"):
@@ -104,8 +107,9 @@ def test_tensors_of_every_case_come_back_bit_for_bit(
 ) -> None:
     model = peft_base_in_torch(peft_base(tmp_path_factory, base), base)
     tensors = {key: value.detach().numpy() for key, value in model.program.state_dict.items()}
+    sites, layer_at = TorchRunner(model).sites, layer_finder(model)
     for name in (name for name in CASES if base_folder(name).name == base):
-        check_round_trip(name, TorchRunner(model).sites, tensors, model.model_type, tmp_path / name)
+        check_round_trip(name, sites, tensors, model.model_type, tmp_path / name, layer_at=layer_at)
 
 
 @pytest.mark.extended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -220,11 +219,13 @@ class _Base:
     def layer(self, path: str, name: str) -> np.ndarray | None:
         """Return `weight` [out, in] or `bias` of a linear layer of the adapter's model, before training."""
         sites = self.sites(path)
-        if self._view.layer_at is None or not sites:
+        if not sites:
             tensor = self.tensor(f"{path}.{name}")
-        else:  # a tensor name does not guarantee that the layer adds nothing else
-            found = self._view.layer_at(sites[0])
-            tensor = None if found is None else found.weight if name == "weight" else found.bias
+        elif self._view.layer_at is None:
+            tensor = None
+        else:  # a name states neither a matrix's layout nor that the layer adds nothing else
+            layer = self._view.layer_at(sites[0])
+            tensor = None if layer is None else layer.weight if name == "weight" else layer.bias
         return None if tensor is None else tensor.astype(np.float64)
 
     def lost(self, found: Sorted, options: Options) -> list[str]:
@@ -473,17 +474,14 @@ def _place_shift(mapped: TensorMap, update: _Update) -> None:
 
 
 def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
-    """Place `l⊙h`, or `l⊙u` where the layer's input is scaled (`peft.IA3Model._check_target_module_feedforward`).
-
-    PEFT matches path suffixes here, not whole names. Without a setting in the config, the shape decides.
-    """
-    names, path = options.feedforward, update.path
-    if names is None:
-        scales_input = mapped.tensors[update.keys["ia3_l"]].shape[0] == 1
-    else:
-        scales_input = bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
-    name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
+    """Place `l⊙h`, or `l⊙u` where the layer's input is scaled."""
     widths = {"d": update.site.width, "d_in": update.site.width_in}
+    scales_input = options.scales_input(update.path)
+    if scales_input is None:  # the vector is a row for an input, and a column for an output
+        scales_input = mapped.tensors[update.keys["ia3_l"]].shape == (1, widths["d_in"])
+        if scales_input and widths == {"d": 1, "d_in": 1}:
+            mapped.fault(f"`{update.path}` has one factor, and the config lacks `feedforward_modules`")
+    name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
     mapped.place(update.site, name, ia3_graph(value), IA3[value], widths, update.keys)
 
 

@@ -183,6 +183,16 @@ class Options:
         """Return the factor of LoRA's update at a module, from the config's rank."""
         return self._factor(path, self.alphas.get(matching(self.alphas, path), self.alpha))
 
+    def scales_input(self, path: str) -> bool | None:
+        """Return whether IA3 scales a layer's input; `None` if the config lacks `feedforward_modules`.
+
+        PEFT matches path suffixes here, not whole names (`IA3Model._check_target_module_feedforward`).
+        """
+        names = self.feedforward
+        if names is None:
+            return None
+        return bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
+
     def idle_patterns(self, paths: Collection[str]) -> tuple[str, ...]:
         """Return patterns for ranks or alphas that match no module."""
         used = {matching(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}

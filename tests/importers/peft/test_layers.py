@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft, linear_site
+from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft, linear_site, named_layers
 from safetensors.numpy import load_file
 
 from adapter_export.graph.adapter import Adapter
@@ -26,6 +26,9 @@ ELSEWHERE = (
     "tied",
 )
 
+CONV1D = ("gpt2",)
+"""Bases whose layers store [in, out]."""
+
 
 def recorded(name: str) -> dict[str, Arrays]:
     """Return recorded values by layer."""
@@ -41,14 +44,16 @@ def listed_sites(folder: Path) -> tuple[SiteMap, Arrays]:
     """A site for every matrix of the base, as wide as it is."""
     tensors = load_file(folder / "model.safetensors")
     matrices = {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if tensor.ndim == 2}
-    conv = folder.name == "gpt2"  # its layers hold [in, out]
-    shapes = {path: tensor.shape if conv else tensor.shape[::-1] for path, tensor in matrices.items()}
+    shapes = {path: tensor.shape if folder.name in CONV1D else tensor.shape[::-1] for path, tensor in matrices.items()}
     return SiteMap(tuple(linear_site(f"x.0.{path}", path, *shape) for path, shape in shapes.items()), "f", 32), tensors
 
 
 def adapter_of(name: str) -> Adapter:
     sites, tensors = listed_sites(base_folder(name))
-    return import_peft(adapter_folder(name), sites, base="sha256:0", name="a", base_tensor=tensors.get).adapter
+    layer_at = named_layers(tensors.get, in_first=base_folder(name).name in CONV1D)
+    return import_peft(
+        adapter_folder(name), sites, base="sha256:0", name="a", base_tensor=tensors.get, layer_at=layer_at
+    ).adapter
 
 
 def site_of(adapter: Adapter, path: str) -> str:
