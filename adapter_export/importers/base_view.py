@@ -36,9 +36,13 @@ class BaseView:
     tensor: Callable[[str], np.ndarray | None] = _no_tensor
     layer_at: Callable[[Site], Layer | None] | None = None
 
+    def layer(self, site: Site) -> Layer | None:
+        """Return the complete layer of a site, or `None` if unknown."""
+        return None if self.layer_at is None else self.layer_at(site)
+
     def weight_at(self, site: Site) -> np.ndarray | None:
         """Return the weight [out, in] of a site's layer, or `None` if unknown."""
-        layer = None if self.layer_at is None else self.layer_at(site)
+        layer = self.layer(site)
         return None if layer is None else layer.weight
 
 

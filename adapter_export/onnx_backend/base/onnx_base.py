@@ -128,6 +128,11 @@ class OnnxBase:
             )
         return masks[0] if masks else None
 
+    @property
+    def has_modules(self) -> bool:
+        """False: exporters transpose matrices."""
+        return False
+
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor by its name in the torch model; a matrix in the layout of `Linear`, [out, in].
 

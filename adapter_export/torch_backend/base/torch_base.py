@@ -210,6 +210,11 @@ class TorchBase:
         """Maximum tokens of a text, if known."""
         return token_lengths(self.inputs, self.lengths).maximum
 
+    @property
+    def has_modules(self) -> bool:
+        """True: a program stores matrices like the modules."""
+        return True
+
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor in float32 by its name in the program; `None` if there is none."""
         found = self.program.state_dict.get(name)
