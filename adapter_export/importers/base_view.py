@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from adapter_export.dtypes import Weights
+from adapter_export.graph.graph import AdapterGraph
 from adapter_export.importers.tensor_map import ReadPickle
 from adapter_export.numerics.merged_layers import Layer
 from adapter_export.sites.site import Site, SiteMap
 
 
 def _no_tensor(_: str) -> None:
+    return None
+
+
+class ArchitectureHead(Protocol):
+    """Head of a class of the base's library, from the final hidden state to the results.
+
+    Attributes:
+        name: the class.
+        prefix: name of the base in a model of the class.
+        shapes: shapes of all tensors that the head reads, by name in the model, including those of the base.
+        stored: values that the base's files contain for tensors of the head.
+    """
+
+    @property
+    def name(self) -> str:
+        """The class."""
+
+    @property
+    def prefix(self) -> str:
+        """Name of the base in a model of the class."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of all tensors that the head reads, by name in the model, including those of the base."""
+
+    @property
+    def stored(self) -> Mapping[str, np.ndarray]:
+        """Values that the base's files contain for tensors of the head, by name in the model."""
+
+    @property
+    def graph(self) -> AdapterGraph:
+        """Graph of the head."""
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Widths of the symbols in the graph."""
+
+    @property
+    def sources(self) -> Mapping[str, tuple[str, bool]]:
+        """Tensor of each parameter of the graph, and whether the parameter is its transpose."""
+
+    def weights(self, tensors: Mapping[str, np.ndarray]) -> Weights:
+        """Return the parameters of the graph; AdapterError if the library computes something else with them."""
+
+
+HeadOf = Callable[[Sequence[str], str | None, Mapping[str, tuple[int, ...]]], ArchitectureHead | None]
+"""Returns the head of the base's architecture, by the ends of class names, the class if known, and the shapes of its
+tensors as far as known; `None` if the base does not record its architecture.
+
+AdapterError if the library lacks the class or these tensors, or if the head has an operation that the head language
+lacks.
+"""
+
+
+def _no_head(*_: object) -> None:
     return None
 
 
@@ -28,6 +86,7 @@ class BaseView:
             does not state the layout of a matrix: `layer_at` does.
         layer_at: returns the complete layer of a site, its weight as [out, in] by the base's program, or `None` if the
             base does not expose its tensors.
+        head_of: returns the head of the base's architecture.
     """
 
     fingerprint: str
@@ -35,6 +94,7 @@ class BaseView:
     model_type: str | None = None
     tensor: Callable[[str], np.ndarray | None] = _no_tensor
     layer_at: Callable[[Site], Layer | None] | None = None
+    head_of: HeadOf = _no_head
 
     def layer(self, site: Site) -> Layer | None:
         """Return the complete layer of a site, or `None` if unknown."""

@@ -16,7 +16,7 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
 from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.match import Match, Renaming, Target, alike, check_architecture, find_renaming, match
-from adapter_export.importers.peft.head import HeadChoice, MadeHead, take_head
+from adapter_export.importers.peft.head import HeadBase, HeadChoice, MadeHead, take_head
 from adapter_export.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.importers.peft.methods.method import Matrix
@@ -53,7 +53,8 @@ def import_peft(
     in_base = _Base(base, _matched(found, base.sites, options, where, by_number=request.by_number))
     changes = _Changes(found, mapped, options, in_base)
     _check_kept(found, mapped, in_base, where)
-    made = take_head(found, mapped, changes.at, in_base.tensor, base.sites.width, options, head or HeadChoice(), where)
+    of_head = HeadBase(in_base.tensor, changes.at, base.head_of, base.sites.width)
+    made = take_head(found, mapped, of_head, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(found, in_base, where)
     else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapter_export.errors import AdapterError, FormatError
+from adapter_export.format.model_config import class_type
 from adapter_export.importers.peft.methods import METHODS, Method
 from adapter_export.importers.peft.peft_values import Config, Names, matching
 
@@ -174,6 +175,12 @@ class Options:
     def of_weights(self) -> bool:
         """True if a LoRA also depends on the base's weights."""
         return self.dora or self.start in STARTS_OF_BASE
+
+    @property
+    def is_of_another_library(self) -> bool:
+        """True if neither the task nor the model's class belongs to transformers."""
+        known = self.architecture is not None or class_type(self.model_class or "") is not None
+        return self.task_type is None and not known
 
     def rank_at(self, path: str) -> int:
         """Return the rank at a module."""
