@@ -37,7 +37,7 @@ def head_tensors(
     values = {name: saved[name] if name in saved else value(name) for name in head.shapes}
     unknown = [name for name, tensor in values.items() if tensor is None]
     if unknown:
-        modules = dict.fromkeys(name.split(".")[0] for name in unknown)
+        modules = dict.fromkeys(name.removeprefix(f"{head.prefix}.").split(".")[0] for name in unknown)
         raise AdapterError(
             f"lacks tensors of the head of `{head.name}`, which neither the adapter nor the base has",
             where=where,

@@ -173,7 +173,7 @@ def take_head(
             raise UsageError("a head is described, but the adapter has none, or it is excluded", where=where)
         _refuse(in_base, where)
         if not found.saved:
-            return MadeHead()
+            return MadeHead(notes=_no_head(options))
         # modules missing in the base belong to the head, and so do base layers that it reads
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
         names = quoted(found.saved)
@@ -193,6 +193,16 @@ def take_head(
     recipe = _recipe(found, mapped, choice, where, tokens=tokens, described=described)
     made = maker.make(saved, recipe, choice)
     return replace(made, notes=(*made.notes, _DESCRIBED)) if described else made
+
+
+def _no_head(options: Options) -> tuple[str, ...]:
+    """Return a note on a head that PEFT did not save."""
+    if options.task_type not in _TASKS:
+        return ()
+    return (
+        f"the task is `{options.task_type}`, but the file has no head: the adapter changes only hidden states. PEFT saves "
+        "a head under another name than `classifier` and `score` only if `modules_to_save` has it",
+    )
 
 
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:

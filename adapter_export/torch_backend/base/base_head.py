@@ -628,8 +628,16 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
 
 
 def _op(node: fx.Node) -> str:
-    """Return the name of a torch operator without overload, or the namespace of another; empty for non-operators."""
-    return str(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
+    """Return the name of a torch operator without overload, or the namespace of another; empty for non-operators.
+
+    An operator that writes into its input is the one that returns a new tensor, if nothing else reads that input.
+    """
+    if node.op != "call_function":
+        return ""
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    in_place = name.endswith("_") and not name.endswith("__")
+    source = node.args[0] if in_place and node.args else None
+    return name.removesuffix("_") if isinstance(source, fx.Node) and len(source.users) == 1 else name
 
 
 def _first(node: fx.Node) -> fx.Node:
