@@ -15,7 +15,7 @@ from packed import unpacked
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
-from adapter_export.importers.base_view import BaseView, ImportRequest
+from adapter_export.importers.base_view import BaseView, HeadOf, ImportRequest
 from adapter_export.importers.peft.head import HeadChoice
 from adapter_export.importers.tensor_map import Imported
 from adapter_export.numerics.merged_layers import Layer
@@ -64,12 +64,13 @@ def import_peft(
     base_tensor: Callable[[str], np.ndarray | None] = lambda _: None,
     layer_at: Callable[[Site], Layer | None] | None = None,
     model_type: str | None = None,
+    head_of: HeadOf = lambda *_: None,
     head: HeadChoice | None = None,
     dense: bool = True,
     **options: Any,
 ) -> Imported:
     """As the library does it where torch is there to read pickled tensors; the layers are `Linear` by default."""
-    view = BaseView(base, sites, model_type, base_tensor, layer_at or named_layers(base_tensor))
+    view = BaseView(base, sites, model_type, base_tensor, layer_at or named_layers(base_tensor), head_of)
     request = ImportRequest(name, **{"read_pickle": read_torch_file, **options})
     return peft.import_peft(folder, view, request, head=head, dense=dense)
 

@@ -200,8 +200,8 @@ def _no_head(options: Options) -> tuple[str, ...]:
     if options.task_type not in _TASKS:
         return ()
     return (
-        f"the task is `{options.task_type}`, but the file has no head: the adapter changes only hidden states. PEFT saves "
-        "a head under another name than `classifier` and `score` only if `modules_to_save` has it",
+        f"the task is `{options.task_type}`, but the file has no head: the adapter changes only hidden states. PEFT "
+        "saves a head under another name than `classifier` and `score` only if `modules_to_save` has it",
     )
 
 
@@ -353,7 +353,7 @@ class _Maker:
         found = dict[str, np.ndarray]()
         for path in self._found.adapted:
             weight, bias = (tensors.get(f"{path}.{role}") for role in ("weight", "bias"))
-            if weight is None:
+            if weight is None or path in self._found.saved:  # PEFT targets no module that it saves
                 continue
             none = np.zeros(len(weight))
             layer = self._after(path, weight.astype(np.float64), none if bias is None else bias.astype(np.float64))

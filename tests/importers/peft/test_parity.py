@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from peft_bases import peft_base, peft_base_in_torch
@@ -13,6 +15,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.base_layers import layer_finder
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.architecture_head import architecture_head
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -61,6 +64,7 @@ def imported(name: str, sites: SiteMap, base: TorchBase | OnnxBase) -> Adapter:
         name="a",
         base_tensor=base.tensor,
         layer_at=layer_finder(base),
+        head_of=partial(architecture_head, base) if isinstance(base, TorchBase) else lambda *_: None,
     ).adapter
 
 
