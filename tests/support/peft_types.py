@@ -1,4 +1,4 @@
-"""Adapters of every PEFT type, made by PEFT on small bases, and compared with what is imported of them."""
+"""Adapters of every PEFT type, made by PEFT on small bases, and compared with their imports."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 PEFT's folders do not contain the computation of a head, and tensors do not show it: heads of equal shapes differ in
 their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a single linear layer reads the pooled first token in BERT
 and the bare one in ViT. The base's configuration determines it: the head is that of the base's own architecture in
-transformers, with all its layers, whatever the user describes.
+transformers, with all its layers, even if the user describes another.
 
 A base without a configuration, such as an ONNX graph, shows nothing. A table lists heads whose computation no
 configuration changes, by the name of the base in its model, the prefix of the adapter's module paths. Other heads of

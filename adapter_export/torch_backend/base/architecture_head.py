@@ -160,7 +160,7 @@ def architecture_head(
 
 def _config(text: str) -> Any:
     """Return the configuration that an archive records; AdapterError if transformers does not accept it."""
-    document = parse_json(text.encode(), "the base's configuration")
+    document: Any = parse_json(text.encode(), "the base's configuration")
     with captured_logs(), _quiet(), parsing(partial(_not_made, "the configuration")):
         return transformers.AutoConfig.for_model(**document)
 

@@ -1,4 +1,4 @@
-"""Square matrices, and bottlenecks as wide as the model: the library's own results, whatever a shape suggests."""
+"""Square matrices, and bottlenecks as wide as the model: results equal those of the library."""
 
 from __future__ import annotations
 
