@@ -41,7 +41,7 @@ from adapter_export.graph.kinds import Ia3Options, LoraOptions, houlsby, ia3, lo
 from adapter_export.importers.base_view import BaseView
 from adapter_export.numerics.base_layers import layer_finder
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.architecture_head import architecture_head
+from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SITES = encoder(2, 16, 32, BERT)

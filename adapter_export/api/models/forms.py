@@ -116,7 +116,7 @@ class ArchiveBase(Base):
         if self.model.config is None:
             return None
         require("transformers", "hf", "importing a prediction head")
-        from adapter_export.torch_backend.base.architecture_head import architecture_head
+        from adapter_export.torch_backend.architecture_head import architecture_head
 
         return architecture_head(self.model, endings, name, shapes, self._weights_folder)
 

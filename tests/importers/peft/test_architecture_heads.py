@@ -125,7 +125,7 @@ def test_a_graph_shows_no_head(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 def test_layers_that_only_the_folder_of_the_base_has(tmp_path: Path) -> None:
-    """A pretrained ModernBERT has `head.dense` and its norm; classifiers start with them, and PEFT does not save them."""
+    """A pretrained ModernBERT has `head.dense` and a norm; classifiers start with them, but PEFT does not save them."""
     torch.manual_seed(0)
     pretrained = hf.ModernBertForMaskedLM(BASES["modernbert"])
     with torch.no_grad():

@@ -15,7 +15,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.base_layers import layer_finder
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.architecture_head import architecture_head
+from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
