@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adapter_export.errors import argument
+from adapter_export.errors import UsageError, argument
 from adapter_export.exporters.export_format import WITHOUT_HEAD, ExportFormat, ExportRequest, LoadsAs
-from adapter_export.exporters.recognise import ops_of, parameters_alike
+from adapter_export.exporters.recognise import at_inference, ops_of, parameters_alike
 from adapter_export.graph.adapter import HEAD, Head
+from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import TASK_TYPES, Task
+from adapter_export.importers.base_view import ArchitectureHead
 from adapter_export.importers.match import Renaming
 from adapter_export.importers.peft.head import LAST_TOKEN, RECIPES, TOKENS, HeadChoice, KnownHead
 
@@ -63,6 +65,12 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
     if name is None:
         found = "no task" if head.task is None else f"the task `{head.task.type}`"
         raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
+    own = request.base.head_of(_classes(name), None, {})
+    if own is not None:
+        if request.prefix not in (None, own.prefix):
+            expected = f"`{own.prefix}`, as in `{own.name}`"
+            raise UsageError("the prefix does not match the model", found=f"`{request.prefix}`", expected=expected)
+        family = own.prefix
     if family is None:
         raise target.refusal(
             "the name of the base inside a model with a head is unknown",
@@ -70,24 +78,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
             found=f"the architecture `{request.base.model_type}`",
             fix=f"pass the name as {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
         )
-    known = KnownHead(TOKENS, classes=_token_layer(request, name, family))
-    if head.output == "logits":
-        known = RECIPES.get(family, KnownHead("last", classes=LAST_TOKEN))
-    layers = _layers(head, known, request.adapter.parameters(HEAD))
-    if layers is not None and known.pooling == "last" and layers[LAST_TOKEN].pop("bias").any():
-        raise target.refusal(
-            "the head of a decoder has no bias in transformers", where=HEAD, found="a bias", fix=WITHOUT_HEAD
-        )
-    if layers is None:
-        formula = (
-            f"`classes({known.activation}(dense({known.pooling})))`" if known.dense else f"`classes({known.pooling})`"
-        )
-        raise target.refusal(
-            f"the head of `{family}` in transformers is {formula}, and the adapter's head differs",
-            where=HEAD,
-            found=ops_of(head.graph),
-            fix=f"train it with that head, or {WITHOUT_HEAD}",
-        )
+    layers = _known_layers(request, target, name, family) if own is None else _own_layers(request, target, own)
     if renaming is None:
         inside = any((site.path or "").startswith(f"{family}.") for site in request.base.sites)
         renaming = Renaming() if inside else Renaming(drop=family)
@@ -100,6 +91,88 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
         HeadChoice(labels=head.labels or None, task=None if head.task is None else head.task.type),
         LoadsAs(_classes(name), len(next(reversed(layers.values()))["weight"])),
     )
+
+
+def _own_layers(
+    request: ExportRequest, target: ExportFormat, own: ArchitectureHead
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the tensors of each module of the head of the base's architecture, by path.
+
+    Raises AdapterError if the adapter's head is another function.
+    """
+    head, owned = request.adapter.head, request.adapter.parameters(HEAD)
+    assert head is not None, "only heads are exported"
+    graph = _without_zero_biases(head.graph, own.graph, owned)
+    names = parameters_alike(graph, own.graph)
+    constants = [name for name in own.graph.parameters if name not in own.sources]
+    if names is None or constants:
+        raise target.refusal(
+            f"the head of `{own.name}` in transformers is `{ops_of(own.graph)}`, and the adapter's head differs",
+            where=HEAD,
+            found=ops_of(graph),
+            fix=f"train it with that head, or {WITHOUT_HEAD}",
+        )
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, (stored, turned) in own.sources.items():
+        path, _, role = stored.rpartition(".")
+        tensor = owned[names[name]]
+        found.setdefault(path, {})[role] = tensor.T if turned else tensor
+    return found
+
+
+def _without_zero_biases(graph: AdapterGraph, wanted: AdapterGraph, owned: Mapping[str, np.ndarray]) -> AdapterGraph:
+    """Return the graph without biases of zeros that linear layers of the wanted graph lack."""
+    given, expected = (at_inference(each) for each in (graph, wanted))
+    lacking = {
+        node.parameters["bias"]
+        for node, other in zip(given.nodes, expected.nodes, strict=False)
+        if node.op == other.op == "linear" and "bias" in node.parameters and "bias" not in other.parameters
+    }
+    dropped = {name for name in lacking if not owned[name].any()}
+    nodes = tuple(
+        replace(node, parameters={role: name for role, name in node.parameters.items() if name not in dropped})
+        for node in given.nodes
+    )
+    parameters = {name: shape for name, shape in given.parameters.items() if name not in dropped}
+    return replace(given, nodes=nodes, parameters=parameters)
+
+
+def _known_layers(
+    request: ExportRequest, target: ExportFormat, name: str, family: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the tensors of each module of a head, for a base that does not show its architecture.
+
+    Raises AdapterError if the head of this architecture is unknown, or the adapter's head is another function.
+    """
+    head = request.adapter.head
+    assert head is not None, "only heads are exported"
+    saved = request.imported.get("modules", {}).get("saved")
+    if family not in RECIPES and not saved:
+        raise target.refusal(
+            "the head of its architecture is unknown",
+            where=HEAD,
+            found=f"a model with a base named `{family}`, and a base without a configuration of transformers",
+            fix=f"pass the model as {argument('base', words='MODEL')}; or {WITHOUT_HEAD}",
+        )
+    known = KnownHead(TOKENS, classes=_token_layer(request, name, family))
+    if head.output == "logits":
+        known = RECIPES.get(family, KnownHead("last", classes=LAST_TOKEN))
+    layers = _layers(head, known, request.adapter.parameters(HEAD))
+    if layers is None:
+        formula = (
+            f"`classes({known.activation}(dense({known.pooling})))`" if known.dense else f"`classes({known.pooling})`"
+        )
+        raise target.refusal(
+            f"the head of `{family}` in transformers is {formula}, and the adapter's head differs",
+            where=HEAD,
+            found=ops_of(head.graph),
+            fix=f"train it with that head, or {WITHOUT_HEAD}",
+        )
+    if known.pooling == "last" and layers[LAST_TOKEN].pop("bias").any():
+        raise target.refusal(
+            "the head of a decoder has no bias in transformers", where=HEAD, found="a bias", fix=WITHOUT_HEAD
+        )
+    return layers
 
 
 def _classes(name: str) -> tuple[str, ...]:

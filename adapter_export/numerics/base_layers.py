@@ -21,6 +21,10 @@ class LayerSource(Protocol):
     def index(self) -> FlowIndex:
         """The dataflow graph."""
 
+    @property
+    def has_modules(self) -> bool:
+        """True if the base stores matrices like the modules in torch; exporters of graphs transpose them."""
+
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor by its name in the base; `None` if there is none."""
 
@@ -66,6 +70,7 @@ def layer_finder(base: LayerSource) -> Callable[[Site], Layer | None]:
             None if bias is None else bias.astype(np.float64),
             max(calls[weight_name], base.readers(weight_name), 1) + site.other_calls,
             in_first,
+            in_first if base.has_modules else None,
         )
 
     return at

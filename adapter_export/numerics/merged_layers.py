@@ -31,7 +31,8 @@ class Layer:
     """A layer of the base: `weight` [out, in] and perhaps `bias` [out], or of a norm both [d], in float64.
 
     `names` are their names in the base, `calls` is the number of uses of the weight, and `in_first` is true if the base
-    stores the matrix as [in, out].
+    stores the matrix as [in, out]. `module_in_first` is true if the module in torch does, as `Conv1D` of transformers;
+    `None` if unknown.
     """
 
     names: tuple[str, str]
@@ -39,6 +40,7 @@ class Layer:
     bias: Matrix | None
     calls: int = 1
     in_first: bool = False
+    module_in_first: bool | None = None
 
 
 def merged_layers(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +39,9 @@ from adapter_export.graph.compose import average, stack
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, houlsby, ia3, lora
 from adapter_export.importers.base_view import BaseView
+from adapter_export.numerics.base_layers import layer_finder
 from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SITES = encoder(2, 16, 32, BERT)
@@ -66,15 +70,17 @@ REFUSED = {
 QUICK = ("bert_lora", "bert_lora_patterns", "bert_lora_bias", "bert_ia3", "bert_ia3_classify")
 
 
-def view(sites: SiteMap, tensors: Arrays, model_type: str | None = None) -> BaseView:
-    return BaseView(FINGERPRINT, sites, model_type, tensors.get)
+def view(sites: SiteMap, tensors: Arrays, model_type: str | None = None, **more: Any) -> BaseView:
+    return BaseView(FINGERPRINT, sites, model_type, tensors.get, **more)
 
 
-def check_round_trip(name: str, sites: SiteMap, tensors: Arrays, model_type: str | None, folder: Path) -> None:
-    adapter = import_peft(
-        adapter_folder(name), sites, name="a", base=FINGERPRINT, base_tensor=tensors.get, model_type=model_type
-    ).adapter
-    request = ExportRequest(adapter, view(sites, tensors, model_type))
+def check_round_trip(
+    name: str, sites: SiteMap, tensors: Arrays, model_type: str | None, folder: Path, **base: Any
+) -> None:
+    base = {"base": FINGERPRINT, "base_tensor": tensors.get, "model_type": model_type, **base}
+    adapter = import_peft(adapter_folder(name), sites, name="a", **base).adapter
+    shown = {key: base[key] for key in ("layer_at", "head_of") if key in base}
+    request = ExportRequest(adapter, view(sites, tensors, model_type, **shown))
     if name in REFUSED:
         with pytest.raises(AdapterError, match=f"cannot be exported to PEFT.*{REFUSED[name]}"):
             exported(request, "peft", folder)
@@ -104,8 +110,9 @@ def test_tensors_of_every_case_come_back_bit_for_bit(
 ) -> None:
     model = peft_base_in_torch(peft_base(tmp_path_factory, base), base)
     tensors = {key: value.detach().numpy() for key, value in model.program.state_dict.items()}
+    sites, layer_at, head_of = TorchRunner(model).sites, layer_finder(model), partial(architecture_head, model)
     for name in (name for name in CASES if base_folder(name).name == base):
-        check_round_trip(name, TorchRunner(model).sites, tensors, model.model_type, tmp_path / name)
+        check_round_trip(name, sites, tensors, model.model_type, tmp_path / name, layer_at=layer_at, head_of=head_of)
 
 
 @pytest.mark.extended

@@ -105,7 +105,7 @@ def import_adapterhub(
 
     def layer_at(site: Site) -> Layer | None:
         weight = load_file(weights).get(f"{site.path}.weight") if weights.exists() else None
-        return None if weight is None else Layer((f"{site.path}.weight", ""), weight, None)
+        return None if weight is None else Layer((f"{site.path}.weight", ""), weight, None, module_in_first=False)
 
     view = BaseView(base, sites, model_type, layer_at=layer_at)
     request = ImportRequest(name, **{"read_pickle": read_torch_file, **options})

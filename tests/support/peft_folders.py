@@ -15,9 +15,10 @@ from packed import unpacked
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
-from adapter_export.importers.base_view import BaseView, ImportRequest
+from adapter_export.importers.base_view import BaseView, HeadOf, ImportRequest
 from adapter_export.importers.peft.head import HeadChoice
 from adapter_export.importers.tensor_map import Imported
+from adapter_export.numerics.merged_layers import Layer
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
 
@@ -61,15 +62,31 @@ def import_peft(
     name: str,
     base: str,
     base_tensor: Callable[[str], np.ndarray | None] = lambda _: None,
+    layer_at: Callable[[Site], Layer | None] | None = None,
     model_type: str | None = None,
+    head_of: HeadOf = lambda *_: None,
     head: HeadChoice | None = None,
     dense: bool = True,
     **options: Any,
 ) -> Imported:
-    """As the library does it where torch is there to read pickled tensors."""
-    view = BaseView(base, sites, model_type, base_tensor)
+    """As the library does it where torch is there to read pickled tensors; the layers are `Linear` by default."""
+    view = BaseView(base, sites, model_type, base_tensor, layer_at or named_layers(base_tensor), head_of)
     request = ImportRequest(name, **{"read_pickle": read_torch_file, **options})
     return peft.import_peft(folder, view, request, head=head, dense=dense)
+
+
+def named_layers(
+    tensor: Callable[[str], np.ndarray | None], *, in_first: bool = False
+) -> Callable[[Site], Layer | None]:
+    """Return a finder of layers by module path; with `in_first`, they are `Conv1D` of transformers."""
+
+    def layer_at(site: Site) -> Layer | None:
+        weight, bias = (tensor(f"{site.path}.{name}") for name in ("weight", "bias"))
+        if weight is None:
+            return None
+        return Layer((f"{site.path}.weight", f"{site.path}.bias"), weight.T if in_first else weight, bias)
+
+    return layer_at
 
 
 def changed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adapter_export.format.media import CapturedMedia
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.importers.base_view import BaseView
+    from adapter_export.importers.base_view import ArchitectureHead, BaseView
     from adapter_export.numerics.merged_layers import Layer
     from adapter_export.numerics.runner import Runner
     from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -354,8 +354,22 @@ class Base(Described):
 
         # lazy: `layer_at` opens the base, which most imports never need
         return BaseView(
-            self.fingerprint, self.sites.complete, self.model_type, self.tensor, lambda site: self.layer_at(site)
+            self.fingerprint,
+            self.sites.complete,
+            self.model_type,
+            self.tensor,
+            lambda site: self.layer_at(site),
+            self.architecture_head,
         )
+
+    def architecture_head(
+        self,
+        endings: Sequence[str],  # noqa: ARG002
+        name: str | None,  # noqa: ARG002
+        shapes: Mapping[str, tuple[int, ...]],  # noqa: ARG002
+    ) -> ArchitectureHead | None:
+        """Return the head of the base's architecture, as `HeadOf`; `None` for a base that does not record it."""
+        return None
 
     @abstractmethod
     def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:

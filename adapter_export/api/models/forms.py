@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import InputRecord, Manifest, VariantName
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.importers.base_view import ArchitectureHead
     from adapter_export.numerics.runner import Runner
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -108,6 +109,22 @@ class ArchiveBase(Base):
 
         return TorchRunner(self.model, sites=self.sites.map, allow_mismatch=allow_mismatch)
 
+    def architecture_head(
+        self, endings: Sequence[str], name: str | None, shapes: Mapping[str, tuple[int, ...]]
+    ) -> ArchitectureHead | None:
+        """Return the head of the class in transformers that the recorded configuration determines."""
+        if self.model.config is None:
+            return None
+        require("transformers", "hf", "importing a prediction head")
+        from adapter_export.torch_backend.architecture_head import architecture_head
+
+        return architecture_head(self.model, endings, name, shapes, self._weights_folder)
+
+    @property
+    def _weights_folder(self) -> Path | None:
+        """Folder whose weights transformers can load; `None` for an archive."""
+        return None
+
     @property
     def precision(self) -> PrecisionName:
         """Precision of the program, float32."""
@@ -170,6 +187,14 @@ class FolderBase(ArchiveBase):
     def config(self) -> Path | None:
         """Its `config.json`."""
         return None if self.path is None else self.path / "config.json"
+
+    @property
+    def _weights_folder(self) -> Path | None:
+        """The folder, or that of the model in a sentence-transformers folder."""
+        from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
+
+        sentences = None if self.path is None else read_sentence_folder(self.path)
+        return self.path if sentences is None else sentences.model
 
     def live(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
         """Return a function that runs the model in transformers."""

@@ -400,14 +400,33 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
 
 
 def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
-    """`s⊙h + s⊙(alpha/r)·B(A u)`, `s = m/‖W + B A‖` for each output (`compute_dora_deltaw`)."""
-    weight = base.weight_at(site)
-    if weight is None:
+    """`s⊙h + s⊙(alpha/r)·B(A u)`, `s = m/‖W + B A‖` for each output (`compute_dora_deltaw`).
+
+    The library adds `B A` [out, in] to the weight as its module stores it: [in, out] in `Conv1D` of transformers, where
+    it fails unless the matrix is square.
+    """
+    layer = base.layer(site)
+    if layer is None:
         raise AdapterError(
             "is `m/‖W + B A‖ ⊙ (h + B A u)`, and the base does not expose the weight W of this layer",
             where=f"`{site.name}`",
             found="`use_dora`",
             fix="pass the model's folder as the base",
+        )
+    if layer.module_in_first is None and site.width == site.width_in:
+        raise AdapterError(
+            "is a DoRA whose norms depend on the layout of the module's weight, which this base does not show",
+            where=f"`{site.name}`",
+            found=f"a square weight [{site.width}, {site.width}]",
+            fix="pass the model's folder or a torch archive as the base",
+        )
+    weight = layer.weight.T if layer.module_in_first else layer.weight
+    if weight.shape != layer.weight.shape:
+        raise AdapterError(
+            "is a DoRA at a layer that stores [in, out], for which the library computes no norms",
+            where=f"`{site.name}`",
+            found=f"a weight {list(weight.shape)}",
+            fix="train LoRA there instead",
         )
     down, up = _matrices(config)
     count, magnitude = len(up.sources), Source("m.weight", ("d", 1))

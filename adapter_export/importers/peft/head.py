@@ -2,22 +2,30 @@
 
 PEFT's folders do not contain the computation of a head, and tensors do not show it: heads of equal shapes differ in
 their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a single linear layer reads the pooled first token in BERT
-and the bare one in ViT. A table lists known heads by the name of the base in its model, the prefix of the adapter's
-module paths. Other heads need the user's description.
+and the bare one in ViT. The base's configuration determines it: the head is that of the base's own architecture in
+transformers, with all its layers, even if the user describes another.
+
+A base without a configuration, such as an ONNX graph, shows nothing. A table lists heads whose computation no
+configuration changes, by the name of the base in its model, the prefix of the adapter's module paths. Other heads of
+transformers are refused there. Heads of other models need the user's description.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, TensorError, UsageError, argument, quoted
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument, quoted, within
 from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
-from adapter_export.graph.tasks import PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
+from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
+from adapter_export.graph.tasks import CLASSES, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
+from adapter_export.importers.base_view import ArchitectureHead, HeadOf
+from adapter_export.importers.head_accounting import head_tensors
 from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.peft_folder import Sorted
 from adapter_export.importers.peft.peft_options import Options
@@ -47,7 +55,9 @@ RECIPES: Mapping[str, KnownHead] = {
     "distilbert": KnownHead("first", "pre_classifier", "relu", "classifier"),
     **dict.fromkeys(("vit", "deit"), KnownHead("first", classes="classifier")),
 }
-"""Sequence and image classification heads of transformers 5, from `modeling_<name>.py`."""
+"""Sequence and image classification heads of transformers 5, from `modeling_<name>.py`; their token classifiers and
+span heads are single linear layers.
+"""
 
 
 LAST_TOKEN = "score"
@@ -75,6 +85,10 @@ _UNKNOWN_TOKENS = (
     "the task of the token head is unknown, so the adapter returns logits without answers: pass "
     f"{argument('task', 'token')} or {argument('task', 'span')}"
 )
+_DESCRIBED = (
+    "the head belongs to a model of another library than transformers: its pooling and activation are those described, "
+    "and were compared with nothing"
+)
 _GUESSED = (
     "the number of labels per text is unknown: assuming one (`single_label`), as classes have "
     f"names; {argument('task', 'multi_label')} overrides it"
@@ -89,7 +103,7 @@ BaseTensor = Callable[[str], np.ndarray | None]
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The user's description of a head; `None` uses the table.
+    """The user's description of a head; `None` uses the base's architecture.
 
     `pooling` is one of `POOLINGS` or `tokens`; `activation` follows the head's dense layer; `labels` are in the order
     of the logits; `task` is the task type. `known_labels` are the labels of the base's config, used if their number
@@ -125,40 +139,70 @@ class MadeHead:
     notes: tuple[str, ...] = ()
 
 
-def take_head(
-    found: Sorted,
-    mapped: TensorMap,
-    changes: ChangeAt,
-    base: BaseTensor,
-    width: int,
-    options: Options,
-    choice: HeadChoice,
-    where: object,
-) -> MadeHead:
-    """Import the saved modules as a head, if any; `width` is the width of the final hidden state.
+@dataclass(frozen=True)
+class HeadBase:
+    """The base of a head, with names of the adapter's model.
 
-    `changes` returns the adapter's change of a base layer that the head reads.
+    Attributes:
+        tensor: returns a tensor of the base.
+        change: returns the adapter's change of a layer that the head reads.
+        head_of: returns the head of the base's architecture.
+        width: width of the final hidden state.
+    """
+
+    tensor: BaseTensor
+    change: ChangeAt
+    head_of: HeadOf
+    width: int
+
+
+def take_head(
+    found: Sorted, mapped: TensorMap, base: HeadBase, options: Options, choice: HeadChoice, where: object
+) -> MadeHead:
+    """Import the saved modules as a head, if any.
 
     Raises:
-        AdapterError: saved modules are not a head, or its pooling is unknown.
-        UsageError: a head is described but missing, or the number of labels is wrong.
+        AdapterError: saved modules are not a head, the base has no such head, the values of layers in the head are
+            unknown, or transformers computes something else.
+        UsageError: a head is described but missing, or differs from the description.
         TensorError: tensor shapes are inconsistent.
     """
-    in_base = [path for path in found.saved if base(f"{path}.weight") is not None]
+    in_base = [path for path in found.saved if base.tensor(f"{path}.weight") is not None]
     if choice.leave_out or not found.saved:
         if choice.labels or choice.pooling or choice.activation or choice.task:
             raise UsageError("a head is described, but the adapter has none, or it is excluded", where=where)
         _refuse(in_base, where)
         if not found.saved:
-            return MadeHead()
+            return MadeHead(notes=_no_head(options))
         # modules missing in the base belong to the head, and so do base layers that it reads
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
         names = quoted(found.saved)
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was ignored: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
-    recipe = KnownHead(TOKENS) if tokens else _recipe(found, mapped, choice, where)
-    return _Maker(found, mapped, changes, base, width, where).make(saved, recipe, choice)
+    maker = _Maker(found, mapped, base, options, where)
+    is_foreign = options.is_of_another_library
+    if not is_foreign or options.model_class is None:
+        kind: ProblemType = saved or ("token" if tokens else "single_label")
+        endings = TASK_TYPES[kind].model_classes or TASK_TYPES["single_label"].model_classes
+        with within(where):
+            own = base.head_of(endings, options.model_class, maker.saved_shapes())
+        if own is not None:
+            return maker.make_of(own, saved, choice, tokens=tokens)
+    described = is_foreign and choice.pooling is not None
+    recipe = _recipe(found, mapped, choice, where, tokens=tokens, described=described)
+    made = maker.make(saved, recipe, choice)
+    return replace(made, notes=(*made.notes, _DESCRIBED)) if described else made
+
+
+def _no_head(options: Options) -> tuple[str, ...]:
+    """Return a note on a head that PEFT did not save."""
+    if options.task_type not in _TASKS:
+        return ()
+    return (
+        f"the task is `{options.task_type}`, but the file has no head: the adapter changes only hidden states. PEFT "
+        "saves a head under another name than `classifier` and `score` only if `modules_to_save` has it",
+    )
 
 
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
@@ -188,22 +232,47 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
     return wanted
 
 
-def _recipe(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
+def _recipe(
+    found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object, *, tokens: bool, described: bool
+) -> KnownHead:
+    """Return the head of a base without a configuration: that of the table, or the one described by the user."""
+    if described:
+        return KnownHead(TOKENS) if tokens else _described(found, mapped, choice, where)
     family = next(iter(found.adapted)).split(".")[0]
-    known = RECIPES.get(family)
-    if known is not None and choice.pooling is None:
-        return replace(known, activation=choice.activation or known.activation)
-    if choice.pooling is None and [*found.saved] == [LAST_TOKEN]:
-        return KnownHead("last")
-    if choice.pooling is None:
+    generic = [*found.saved] == [LAST_TOKEN]
+    known = RECIPES.get(family) or (KnownHead("last") if generic else None)
+    if known is None:
         raise AdapterError(
-            "has a head with unknown pooling",
+            "has a head whose computation the base does not show",
             where=where,
-            found=f"a model with a base named `{family}`",
-            expected=f"one of {quoted(RECIPES)}, or a head named `{LAST_TOKEN}`",
-            fix=f"pass {argument('pooling', 'first')}, `mean` or `last`, or exclude the head with "
-            f"{argument('without_head', True)}",
+            found=f"a base without a configuration of transformers, and a model with a base named `{family}`",
+            expected=f"a base with a configuration, one of {quoted(RECIPES)}, or a head named `{LAST_TOKEN}`",
+            fix="pass the folder of the model that it was trained on, or an archive that `ae.capture` makes of it; or "
+            f"exclude the head with {argument('without_head', True)}",
         )
+    if tokens:
+        return KnownHead(TOKENS)
+    _check_described(choice, known.pooling, known.activation if known.dense else None, f"`{family}`", where)
+    return known
+
+
+def _check_described(choice: HeadChoice, pooling: str, activation: str | None, name: str, where: object) -> None:
+    """Reject a description that differs from the head."""
+    pairs = [("pooling", choice.pooling, pooling), ("activation", choice.activation, activation)]
+    for option, wanted, known in pairs:
+        if wanted is not None and wanted != known:
+            raise UsageError(
+                f"the {option} does not match the head of {name}",
+                where=where,
+                found=argument(option, wanted),
+                expected="none" if known is None else f"`{known}`",
+                fix=f"remove {argument(option)}: the head is known",
+            )
+
+
+def _described(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
+    """Return the head of another model than those of transformers, as described by the user."""
+    assert choice.pooling is not None, "the head is described"
     if len(found.saved) == 1:
         return KnownHead(choice.pooling)
     if len(found.saved) == 2 and choice.activation is not None:
@@ -234,19 +303,73 @@ def _in_order(saved: Mapping[str, Mapping[str, str]], mapped: TensorMap, where: 
 class _Maker:
     """Builds a head from a recipe."""
 
-    def __init__(
-        self, found: Sorted, mapped: TensorMap, changes: ChangeAt, base: BaseTensor, width: int, where: object
-    ) -> None:
-        self._found, self._mapped, self._changes = found, mapped, changes
-        self._base, self._width, self._where = base, width, where
+    def __init__(self, found: Sorted, mapped: TensorMap, base: HeadBase, options: Options, where: object) -> None:
+        self._found, self._mapped, self._base = found, mapped, base
+        self._options, self._where = options, where
         self._used: set[str] = set()
+
+    def _saved(self) -> dict[str, np.ndarray]:
+        """Return the fully trained tensors by name in the adapter's model."""
+        return {
+            f"{path}.{role}": self._mapped.tensors[key]
+            for path, roles in self._found.saved.items()
+            for role, key in roles.items()
+        }
+
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the fully trained tensors by name in the adapter's model."""
+        return {name: tensor.shape for name, tensor in self._saved().items()}
+
+    def make_of(
+        self, own: ArchitectureHead, saved: ProblemType | None, choice: HeadChoice, *, tokens: bool
+    ) -> MadeHead:
+        """Make the head of the base's architecture with the adapter's tensors."""
+        ops = [node.op for node in own.graph.nodes]
+        pooling = next((name for name, row in POOLINGS.items() if row.name in ops), TOKENS)
+        activations = [op for op in ops if op in ACTIVATIONS]
+        activation = choice.activation if choice.activation in activations else next(iter(activations), None)
+        _check_described(choice, pooling, activation, f"`{own.name}`", self._where)
+        tensors = head_tensors(own, self._saved(), partial(self._value, own), self._where)
+        self._used |= {name.rpartition(".")[0] for name in tensors}
+        tensors |= self._changed(tensors)
+        with within(self._where):
+            weights = own.weights(tensors)
+        count = int(own.widths.get(CLASSES) or 0)
+        _check_labels(choice, count, self._where)
+        task, notes = _task(saved, count, choice, tokens=tokens)
+        head = Head(own.graph, own.widths, task)
+        self._mapped.take_head(head, {name: Recipe((), weights[name].copy) for name in own.graph.parameters}, {})
+        return MadeHead(head, frozenset(self._used), notes)
+
+    def _value(self, own: ArchitectureHead, name: str) -> np.ndarray | None:
+        """Return a tensor of the head that was not fully trained."""
+        path, _, role = name.rpartition(".")
+        if role == "bias" and path in self._found.biases:
+            return self._mapped.tensors[self._found.biases[path]]
+        return self._base.tensor(name) if name.startswith(f"{own.prefix}.") else own.stored.get(name)
+
+    def _changed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tensors of layers of the head that the adapter changes, after the change."""
+        found = dict[str, np.ndarray]()
+        for path in self._found.adapted:
+            weight, bias = (tensors.get(f"{path}.{role}") for role in ("weight", "bias"))
+            if weight is None or path in self._found.saved:  # PEFT targets no module that it saves
+                continue
+            none = np.zeros(len(weight))
+            layer = self._after(path, weight.astype(np.float64), none if bias is None else bias.astype(np.float64))
+            found[f"{path}.weight"] = layer.weight
+            if bias is not None:
+                found[f"{path}.bias"] = layer.bias
+            elif layer.bias.any():
+                raise AdapterError("adds a bias to a layer of the head without one", where=f"`{path}`")
+        return found
 
     def make(self, saved: ProblemType | None, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
         classes = self._layer(recipe.classes or next(iter(self._found.saved)))
         _refuse([path for path in self._found.saved if path not in self._used], self._where)
         layers = {"dense_1": dense, "classifier": classes} if dense else {"classifier": classes}
-        read = self._width
+        read = self._base.width
         for layer in layers.values():
             if layer.weight.shape[1] != read or layer.bias.shape != (len(layer.weight),):
                 raise TensorError(
@@ -258,18 +381,12 @@ class _Maker:
                 )
             read = len(layer.weight)
         count = len(classes.bias)
-        if choice.labels is not None and len(choice.labels) != count:
-            raise UsageError(
-                "the number of labels differs from the number of classes",
-                where=self._where,
-                found=len(choice.labels),
-                expected=count,
-            )
+        _check_labels(choice, count, self._where)
         task, notes = _task(saved, count, choice, tokens=recipe.pooling == TOKENS)
         shown = Task("token", _default_labels(count)) if recipe.pooling == TOKENS else Task("regression")
         head = make_head(
             task or shown,
-            width=self._width,
+            width=self._base.width,
             numbers=count,
             hidden=None if dense is None else len(dense.bias),
             options=HeadOptions(
@@ -302,7 +419,7 @@ class _Maker:
 
     def _of_base(self, path: str) -> Layer:
         """Return a layer of the base with the adapter's change."""
-        weight, bias = self._base(f"{path}.weight"), self._base(f"{path}.bias")
+        weight, bias = self._base.tensor(f"{path}.weight"), self._base.tensor(f"{path}.bias")
         if weight is None or weight.ndim != 2:
             raise AdapterError(
                 "has a head that reads a layer missing in adapter and base",
@@ -313,12 +430,29 @@ class _Maker:
         if path in self._found.biases:
             bias = self._mapped.tensors[self._found.biases[path]]
         weight, bias = weight.astype(np.float64), np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+        return self._after(path, weight, bias)
+
+    def _after(self, path: str, weight: np.ndarray, bias: np.ndarray) -> Layer:
+        """Return a layer after the adapter's change."""
         adapted = self._found.adapted.get(path, {})
         if "ia3_l" in adapted:
             vector = self._mapped.tensors[adapted["ia3_l"]].astype(np.float64)
-            return Layer(weight * vector, bias if vector.shape[0] == 1 else bias * vector[:, 0])
-        change = self._changes(path, weight.shape) if adapted else None
+            scales_input = self._options.scales_input(path)
+            if scales_input is None:  # a row for an input, a column for an output
+                scales_input = vector.shape == (1, weight.shape[1])
+            return Layer(weight * vector, bias if scales_input else bias * vector[:, 0])
+        change = self._base.change(path, weight.shape) if adapted else None
         return Layer(*(change or Change()).applied(weight, bias))
+
+
+def _check_labels(choice: HeadChoice, count: int, where: object) -> None:
+    if choice.labels is not None and len(choice.labels) != count:
+        raise UsageError(
+            "the number of labels differs from the number of classes",
+            where=where,
+            found=len(choice.labels),
+            expected=count,
+        )
 
 
 def _task(

@@ -16,14 +16,13 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
 from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.match import Match, Renaming, Target, alike, check_architecture, find_renaming, match
-from adapter_export.importers.peft.head import HeadChoice, MadeHead, take_head
+from adapter_export.importers.peft.head import HeadBase, HeadChoice, MadeHead, take_head
 from adapter_export.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.importers.tensor_map import Imported, Recipe, Source, TensorMap
-from adapter_export.safe_io.linear_regex import linear_pattern
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -54,7 +53,8 @@ def import_peft(
     in_base = _Base(base, _matched(found, base.sites, options, where, by_number=request.by_number))
     changes = _Changes(found, mapped, options, in_base)
     _check_kept(found, mapped, in_base, where)
-    made = take_head(found, mapped, changes.at, in_base.tensor, base.sites.width, options, head or HeadChoice(), where)
+    of_head = HeadBase(in_base.tensor, changes.at, base.head_of, base.sites.width)
+    made = take_head(found, mapped, of_head, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(found, in_base, where)
     else:
@@ -220,11 +220,13 @@ class _Base:
     def layer(self, path: str, name: str) -> np.ndarray | None:
         """Return `weight` [out, in] or `bias` of a linear layer of the adapter's model, before training."""
         sites = self.sites(path)
-        if self._view.layer_at is None or not sites:
+        if not sites:
             tensor = self.tensor(f"{path}.{name}")
-        else:  # a tensor name does not guarantee that the layer adds nothing else
-            found = self._view.layer_at(sites[0])
-            tensor = None if found is None else found.weight if name == "weight" else found.bias
+        elif self._view.layer_at is None:
+            tensor = None
+        else:  # a name states neither a matrix's layout nor that the layer adds nothing else
+            layer = self._view.layer_at(sites[0])
+            tensor = None if layer is None else layer.weight if name == "weight" else layer.bias
         return None if tensor is None else tensor.astype(np.float64)
 
     def lost(self, found: Sorted, options: Options) -> list[str]:
@@ -473,19 +475,14 @@ def _place_shift(mapped: TensorMap, update: _Update) -> None:
 
 
 def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
-    """Place `l⊙h`, or `l⊙u` where the layer's input is scaled (`peft.IA3Model._check_target_module_feedforward`).
-
-    PEFT matches path suffixes here, not whole names. Without a setting in the config, the shape decides.
-    """
-    names, path = options.feedforward, update.path
-    if names is None:
-        scales_input = mapped.tensors[update.keys["ia3_l"]].shape[0] == 1
-    else:
-        scales_input = bool(
-            linear_pattern(names).matches(path) if isinstance(names, str) else names and path.endswith(names)
-        )
-    name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
+    """Place `l⊙h`, or `l⊙u` where the layer's input is scaled."""
     widths = {"d": update.site.width, "d_in": update.site.width_in}
+    scales_input = options.scales_input(update.path)
+    if scales_input is None:  # the vector is a row for an input, and a column for an output
+        scales_input = mapped.tensors[update.keys["ia3_l"]].shape == (1, widths["d_in"])
+        if scales_input and widths == {"d": 1, "d_in": 1}:
+            mapped.fault(f"`{update.path}` has one factor, and the config lacks `feedforward_modules`")
+    name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
     mapped.place(update.site, name, ia3_graph(value), IA3[value], widths, update.keys)
 
 

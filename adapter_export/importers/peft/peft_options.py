@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapter_export.errors import AdapterError, FormatError
+from adapter_export.format.model_config import class_type
 from adapter_export.importers.peft.methods import METHODS, Method
 from adapter_export.importers.peft.peft_values import Config, Names, matches_pattern, matching
 from adapter_export.safe_io.linear_regex import linear_pattern
@@ -176,6 +177,12 @@ class Options:
         """True if a LoRA also depends on the base's weights."""
         return self.dora or self.start in STARTS_OF_BASE
 
+    @property
+    def is_of_another_library(self) -> bool:
+        """True if neither the task nor the model's class belongs to transformers."""
+        known = self.architecture is not None or class_type(self.model_class or "") is not None
+        return self.task_type is None and not known
+
     def rank_at(self, path: str) -> int:
         """Return the rank at a module."""
         return self.ranks.get(matching(self.ranks, path), self.rank)
@@ -183,6 +190,16 @@ class Options:
     def factor_at(self, path: str) -> float:
         """Return the factor of LoRA's update at a module, from the config's rank."""
         return self._factor(path, self.alphas.get(matching(self.alphas, path), self.alpha))
+
+    def scales_input(self, path: str) -> bool | None:
+        """Return whether IA3 scales a layer's input; `None` if the config lacks `feedforward_modules`.
+
+        PEFT matches path suffixes here, not whole names (`IA3Model._check_target_module_feedforward`).
+        """
+        names = self.feedforward
+        if names is None:
+            return None
+        return bool(linear_pattern(names).matches(path) if isinstance(names, str) else names and path.endswith(names))
 
     def idle_patterns(self, paths: Collection[str]) -> tuple[str, ...]:
         """Return patterns for ranks or alphas that match no module."""

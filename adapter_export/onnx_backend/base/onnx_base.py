@@ -128,6 +128,11 @@ class OnnxBase:
             )
         return masks[0] if masks else None
 
+    @property
+    def has_modules(self) -> bool:
+        """False: exporters transpose matrices."""
+        return False
+
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor by its name in the torch model; a matrix in the layout of `Linear`, [out, in].
 
@@ -204,15 +209,22 @@ class OnnxBase:
 
     def holds_in_first(self, name: str) -> bool | None:
         """Return whether the graph stores a matrix as [in, out]; `None` if its layout is unknown."""
-        layouts = {_reads_in_first(node, index) for node, index in self.model.graph.initializers[name].uses()}
+        layouts = _layouts(self.model.graph.initializers[name])
         return layouts.pop() if len(layouts) == 1 else None
 
 
-def _reads_in_first(node: ir.Node, index: int) -> bool | None:
-    """Return whether a node reads a matrix as [in, out], or `None` if that is unknown."""
-    if node.op_type in ("MatMul", "Gemm") and index == 1:
-        return not node.attributes.get_int("transB", 0)
-    return False if node.op_type == "Transpose" else None
+def _layouts(matrix: ir.Value) -> set[bool | None]:
+    """Return for each use of a matrix whether it is read as [in, out]; `None` if that is unknown."""
+    found = set[bool | None]()
+    for node, index in matrix.uses():
+        if node.op_type in ("MatMul", "Gemm") and index == 1:
+            found.add(not node.attributes.get_int("transB", 0))
+        elif node.op_type == "Transpose":  # a product may transpose once more
+            turned = tuple(node.attributes.get_ints("perm", (1, 0))) == (1, 0)
+            found |= {None if layout is None else layout != turned for layout in _layouts(node.outputs[0])}
+        else:
+            found.add(None)
+    return found
 
 
 def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:

@@ -10,7 +10,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -154,18 +154,10 @@ def base_head(
     try:
         if examples is None:
             return BaseHead(maker, reason="the inputs of the model are not known")
-        program, traced = _traced(whole, outputs, examples)
+        program, traced = traced_head(whole, outputs, examples)
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)
-        longest = min(program.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
-        drawn = input_cases(program.inputs, seed=0, lengths=program.lengths, max_tokens=longest)
-        cases = [
-            {name: torch.from_numpy(array) for name, array in traced.padded(case.arrays).items()} for case in drawn
-        ]
-        with torch.inference_mode(), settled(whole):
-            computed = [whole(**inputs) for inputs in cases]
-        columns = [[values[name] for name in outputs] for values in computed]
-        results = [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
+        cases, results = head_results(whole, program, traced, outputs)
     except InputError as error:  # drop the error's fix: the model is captured without the head
         return BaseHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
     except LIBRARY_ERRORS as error:  # for example, a head that requires a special token in every text
@@ -173,7 +165,20 @@ def base_head(
     return BaseHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
 
 
-def _traced(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tuple[TorchBase, TracedHead]:
+def head_results(
+    whole: nn.Module, program: TorchBase, traced: TracedHead, outputs: Sequence[str]
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """Return inputs for a complete model, and its own results for them."""
+    longest = min(program.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
+    drawn = input_cases(program.inputs, seed=0, lengths=program.lengths, max_tokens=longest)
+    cases = [{name: torch.from_numpy(array) for name, array in traced.padded(case.arrays).items()} for case in drawn]
+    with torch.inference_mode(), settled(whole):
+        computed = [whole(**inputs) for inputs in cases]
+    columns = [[values[name] for name in outputs] for values in computed]
+    return cases, [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
+
+
+def traced_head(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tuple[TorchBase, TracedHead]:
     """Return the program of a complete model and its head; only the first layer if that suffices to show the head."""
 
     def trace() -> tuple[TorchBase, TracedHead]:
@@ -212,10 +217,19 @@ EMBEDDING = "sentence_embedding"
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a model by name; the head reads its transpose if it is `turned`."""
+
+    name: str
+    turned: bool = False
+
+
+@dataclass(frozen=True)
 class TracedHead:
     """A model's head as a function of the final hidden state: its graph, the widths of its symbols, its tensors.
 
-    A model that finds the last token by ids, and not by the mask, reads `ids`, in which `pad` is the padding id.
+    `sources` are the tensors of the model that make those of the head; a constant of the program has none. A model that
+    finds the last token by ids, and not by the mask, reads `ids`, in which `pad` is the padding id.
     """
 
     graph: AdapterGraph
@@ -224,6 +238,7 @@ class TracedHead:
     ids: str = ""
     mask: str = ""
     pad: int | None = None
+    sources: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     def padded(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Return inputs with the padding id exactly where the mask hides tokens."""
@@ -284,6 +299,8 @@ class _Translator:
         self._nodes: list[Node] = []
         self._parameters: dict[str, Shape] = {}
         self._weights: Weights = {}
+        self._read: dict[int, tuple[np.ndarray, StoredTensor]] = {}  # by the identity of an array
+        self._sources: dict[str, StoredTensor] = {}
         self._widths: dict[str, int] = {"d": int(node.meta["val"].shape[-1])}
         self._ids, self._pad = "", cast("int | None", None)
 
@@ -323,6 +340,7 @@ class _Translator:
             self._ids,
             self._mask or "",
             self._pad,
+            {parameter(name): source for name, source in self._sources.items()},
         )
 
     def _joined(self, outputs: Sequence[fx.Node]) -> fx.Node:
@@ -377,6 +395,8 @@ class _Translator:
         for role, tensor in (tensors or {}).items():
             self._parameters[f"{output}.{role}"] = dims[role]
             self._weights[f"{output}.{role}"] = np.ascontiguousarray(tensor, np.float32)
+            if id(tensor) in self._read:
+                self._sources[f"{output}.{role}"] = self._read[id(tensor)][1]
         roles = {role: f"{output}.{role}" for role in tensors or {}}
         self._nodes.append(Node(op, inputs, output, roles, attributes or {}))
         self._dims[output] = width
@@ -387,12 +407,17 @@ class _Translator:
         if not isinstance(node, fx.Node):
             return None
         if _op(node) in {"t", "transpose", "permute", "numpy_T"} and node.meta["val"].dim() == 2:
-            turned = self._tensor(_first(node))
-            return None if turned is None else turned.T
+            return self._turned(_first(node))
         if node.op != "get_attr":
             return None
         value = operator.attrgetter(str(node.target))(self._module)
-        return value.detach().numpy() if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor):
+            return None
+        return self._known(value.detach().numpy(), StoredTensor(str(node.target)))
+
+    def _known(self, tensor: np.ndarray, source: StoredTensor) -> np.ndarray:
+        self._read[id(tensor)] = tensor, source
+        return tensor
 
     def _activation(self, node: fx.Node) -> str:
         op, attributes = _op(node), {}
@@ -419,7 +444,10 @@ class _Translator:
 
     def _turned(self, weight: Any) -> np.ndarray | None:
         tensor = self._tensor(weight)
-        return None if tensor is None else tensor.T
+        if tensor is None:
+            return None
+        source = self._read[id(tensor)][1]
+        return self._known(tensor.T, replace(source, turned=not source.turned))
 
     def _product(self, node: fx.Node, source: Any, weight: np.ndarray | None, bias: Any) -> str:
         offset = self._tensor(bias)
@@ -600,8 +628,16 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
 
 
 def _op(node: fx.Node) -> str:
-    """Return the name of a torch operator without overload, or the namespace of another; empty for non-operators."""
-    return str(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
+    """Return the name of a torch operator without overload, or the namespace of another; empty for non-operators.
+
+    An operator that writes into its input is the one that returns a new tensor, if nothing else reads that input.
+    """
+    if node.op != "call_function":
+        return ""
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    in_place = name.endswith("_") and not name.endswith("__")
+    source = node.args[0] if in_place and node.args else None
+    return name.removesuffix("_") if isinstance(source, fx.Node) and len(source.users) == 1 else name
 
 
 def _first(node: fx.Node) -> fx.Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -477,6 +478,16 @@ def model_type(module: nn.Module) -> str | None:
     types = [getattr(config, "model_type", None) for config in configs]
     known = list(dict.fromkeys(name for name in types if isinstance(name, str) and name))
     return known[0] if known and (known[0] == types[0] or len(known) == 1) else None
+
+
+def model_config(module: nn.Module) -> str | None:
+    """Return the configuration of a model of transformers as JSON; `None` for another module, even around one."""
+    config: Any = getattr(module, "config", None)
+    if not isinstance(getattr(config, "model_type", None), str) or not hasattr(module, "base_model_prefix"):
+        return None
+    with suppress(TypeError, ValueError):  # a configuration with values that JSON lacks
+        return json.dumps(config.to_dict(), sort_keys=True)
+    return None
 
 
 def most_tokens(module: nn.Module) -> int | None:

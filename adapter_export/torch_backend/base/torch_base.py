@@ -62,6 +62,7 @@ from adapter_export.torch_backend.base.capture_module import (
     capture,
     facts_of,
     live,
+    model_config,
     model_type,
     most_tokens,
 )
@@ -94,6 +95,9 @@ TEXTS = "golden_texts.json"
 
 GENERATION = "generation.json"
 """Generation settings of a decoder's folder, in `extra/`."""
+
+MODEL_CONFIG = "model_config.json"
+"""Configuration of a model of transformers, in `extra/`."""
 
 _VERSION = "1.1.0"
 
@@ -187,7 +191,7 @@ class TorchBase:
     and the head of the original model, as an adapter without sites. `notes` list omissions and assumptions of the
     capture, `texts` the ids of golden texts from the model's own library, `media` the preprocessing of images or audio,
     and `generation` the settings of a decoder. `source` is the Hub repository that it was captured from, with its
-    commit.
+    commit. `config` is the configuration of a model of transformers as JSON, which determines its heads.
     """
 
     program: ExportedProgram
@@ -204,11 +208,17 @@ class TorchBase:
     generation: Generation = field(default_factory=Generation)
     pads: bool = False
     source: str | None = None
+    config: str | None = None
 
     @property
     def max_tokens(self) -> int | None:
         """Maximum tokens of a text, if known."""
         return token_lengths(self.inputs, self.lengths).maximum
+
+    @property
+    def has_modules(self) -> bool:
+        """True: a program stores matrices like the modules."""
+        return True
 
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor in float32 by its name in the program; `None` if there is none."""
@@ -342,7 +352,7 @@ def captured_base(
     note = CaptureNote(named, model_type=model_type(module))
     described = _describe(program, note, None, program._guards_code)
     base, notes = _with_probed_lengths(described, run, lengths or {}, max_tokens, most_tokens(module))
-    return replace(base, notes=(*notes, *_unreached(program, named)))
+    return replace(base, notes=(*notes, *_unreached(program, named)), config=model_config(module))
 
 
 def save_base(
@@ -404,6 +414,8 @@ def _extra(base: TorchBase) -> dict[str, str]:
         extra[TEXTS] = golden_texts_json(base.texts).decode()
     if base.media is not None:
         extra[ARCHIVED_MEDIA] = captured_media_json(base.media)
+    if base.config is not None:
+        extra[MODEL_CONFIG] = base.config
     if base.generation != Generation():
         extra[GENERATION] = canonical_json(asdict(base.generation)).decode()
     return extra
@@ -576,6 +588,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             texts=_read(extra, TEXTS, "golden texts", _texts_of),
             media=media,
             generation=_read(extra, GENERATION, "generation settings", _generation_of) or Generation(),
+            config=extra.get(MODEL_CONFIG) or None,
         )
 
 

@@ -1,4 +1,4 @@
-"""Heads: what the folder does not say comes from a recipe or from the user, and is never guessed."""
+"""Heads on bases that do not show their architecture: unknown ones are refused, and never guessed."""
 
 from __future__ import annotations
 
@@ -29,10 +29,33 @@ def renamed(old: str, new: str) -> Callable[[Arrays], Arrays]:
     return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
-def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
+OF_ANOTHER_LIBRARY = {"task_type": None, "auto_mapping": {"base_model_class": "Strange", "parent_library": "strange"}}
+
+
+def test_a_head_of_transformers_that_the_base_does_not_show_is_refused(tmp_path: Path) -> None:
+    """A description does not help: PEFT may have left out layers before the classifier."""
     strange = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=renamed(".bert.", ".strange."))
-    with pytest.raises(AdapterError, match=r"unknown pooling; found a model with a base named `strange`"):
+    for choice in (None, HeadChoice(pooling="mean"), HeadChoice(pooling="first", activation="tanh")):
+        with pytest.raises(AdapterError, match=r"does not show; found .*a model with a base named `strange`"):
+            imported(strange, choice)
+
+
+@pytest.mark.parametrize("choice", [HeadChoice(pooling="mean"), HeadChoice(pooling="first", activation="gelu")])
+def test_a_description_that_differs_from_the_head(choice: HeadChoice) -> None:
+    with pytest.raises(UsageError, match="does not match the head of `bert`"):
+        imported(adapter_folder("bert_lora_classify"), choice)
+
+
+def test_a_head_of_another_library_is_as_described(tmp_path: Path) -> None:
+    strange = changed(
+        adapter_folder("bert_lora_classify"),
+        tmp_path / "a",
+        tensors=renamed(".bert.", ".strange."),
+        config=OF_ANOTHER_LIBRARY,
+    )
+    with pytest.raises(AdapterError, match=r"are not identified as a head"):
         imported(strange)
+    assert any("compared with nothing" in note for note in imported(strange, HeadChoice(pooling="mean")).notes)
     hidden = np.random.default_rng(0).normal(0, 1, (2, 5, 32))
     adapter = imported(strange, HeadChoice(pooling="mean")).adapter
     weights = {
@@ -43,7 +66,12 @@ def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_dense_head_without_a_recipe_needs_its_activation(tmp_path: Path) -> None:
-    folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=renamed(".roberta.", ".strange."))
+    folder = changed(
+        adapter_folder("roberta_lora_classify"),
+        tmp_path / "a",
+        tensors=renamed(".roberta.", ".strange."),
+        config=OF_ANOTHER_LIBRARY,
+    )
     with pytest.raises(UsageError, match=r"the activation after the head's dense layer is unknown.*Pass `activation`"):
         imported(folder, HeadChoice(pooling="first"))
     record = expected("roberta_lora_classify")
@@ -61,7 +89,7 @@ def test_square_layers_have_no_order(tmp_path: Path) -> None:
             f"base_model.model.classifier.out_proj.{name}": array for name, array in wide.items()
         }
 
-    folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=square)
+    folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=square, config=OF_ANOTHER_LIBRARY)
     with pytest.raises(UsageError, match="order of the head's layers is ambiguous"):
         imported(folder, HeadChoice("first", "tanh"))
 

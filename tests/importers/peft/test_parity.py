@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from peft_bases import peft_base, peft_base_in_torch
@@ -10,8 +12,10 @@ from slotted import Slotted
 from tiers import some_quick
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.numerics.base_layers import layer_finder
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -34,14 +38,9 @@ def test_both_compute_what_peft_computed(base: str, tmp_path_factory: pytest.Tem
     folder = peft_base(tmp_path_factory, base)
     in_torch, in_onnx = peft_base_in_torch(folder, base), open_onnx(folder / "model.onnx")
     runner = TorchRunner(in_torch)
-    tensors = {key: value.detach().numpy() for key, value in in_torch.program.state_dict.items()}
-    adapters = {
-        name: imported(name, runner.sites, in_torch.fingerprint, tensors)
-        for name in WITH_OUTPUTS
-        if base_folder(name).name == base
-    }
+    adapters = {name: imported(name, runner.sites, in_torch) for name in WITH_OUTPUTS if base_folder(name).name == base}
     for name in {"bert_lora", "bert_ia3", "gpt2_lora", "t5_lora", "albert_lora"} & adapters.keys():
-        same = imported(name, in_onnx.sites, in_onnx.fingerprint)
+        same = imported(name, in_onnx.sites, in_onnx)
         assert same.placements == adapters[name].placements
         assert all(np.array_equal(same.weights[key], tensor) for key, tensor in adapters[name].weights.items())
     slotted = Slotted(in_onnx, list(adapters.values()))
@@ -57,9 +56,16 @@ def test_both_compute_what_peft_computed(base: str, tmp_path_factory: pytest.Tem
                 np.testing.assert_allclose(output, wanted[dtype], rtol=0, atol=TOLERANCE, err_msg=what)
 
 
-def imported(name: str, sites: SiteMap, base: str, tensors: Arrays | None = None) -> Adapter:
-    tensor = (tensors or {}).get
-    return import_peft(adapter_folder(name), sites, base=base, name="a", base_tensor=tensor).adapter
+def imported(name: str, sites: SiteMap, base: TorchBase | OnnxBase) -> Adapter:
+    return import_peft(
+        adapter_folder(name),
+        sites,
+        base=base.fingerprint,
+        name="a",
+        base_tensor=base.tensor,
+        layer_at=layer_finder(base),
+        head_of=partial(architecture_head, base) if isinstance(base, TorchBase) else lambda *_: None,
+    ).adapter
 
 
 def completed(inputs: Arrays, base: TorchBase) -> Arrays:

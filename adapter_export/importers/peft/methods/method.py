@@ -79,8 +79,8 @@ class Shared:
 class Layer:
     """One adapted linear layer of the base, `width_in` to `width` features.
 
-    `keys` maps tensor names of the layer to keys; `base` returns the base's `weight` or `bias` of the layer, the latter
-    after training.
+    `keys` maps tensor names of the layer to keys; `base` returns the base's `weight` [out, in] or `bias` of the layer,
+    the latter after training.
     """
 
     path: str
@@ -134,8 +134,6 @@ class Layer:
     def weight(self) -> Matrix:
         """Weight of the base, [out, in]."""
         found, shape = self.base("weight"), (self.width, self.width_in)
-        if found is not None and found.shape == shape[::-1] and (found.shape != shape or self._stored_in_first):
-            found = found.T  # `Conv1D` of transformers
         if found is None or found.shape != shape:
             raise AdapterError(
                 "depends on the base's weights, which this base does not expose",
@@ -145,10 +143,6 @@ class Layer:
                 fix="pass the model that it was trained on as a torch archive or a Hugging Face folder",
             )
         return found.astype(np.float64)
-
-    @property
-    def _stored_in_first(self) -> bool:
-        return self.config.flag("fan_in_fan_out")
 
     @cached_property
     def bias(self) -> Matrix | None:
