@@ -158,7 +158,7 @@ class OpenedBundle:
         Raises:
             RequestError: the graph cannot compute them.
         """
-        if self.staged and weights_are_many(self.slots_model):
+        if self.staged and self.has_many_weights:
             return Pieces(self.slots_model, self.home).run_all(requests, condense)
         session = self.session(self.manifest.graphs["slots"])
         return [condense(run_session(session, feeds)) for feeds in requests]
@@ -185,6 +185,11 @@ class OpenedBundle:
     def files_of(self, variant: VariantName) -> tuple[str, ...]:
         """Return the graphs of a variant: one, or one per baked adapter."""
         return VARIANTS[variant].files(self.manifest)
+
+    @cached_property
+    def has_many_weights(self) -> bool:
+        """True if copies of the weights for several sessions may exceed the memory."""
+        return weights_are_many(self.slots_model)
 
     @property
     def slots_model(self) -> ir.Model:

@@ -250,7 +250,8 @@ def _finish(
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in rewritten}
     opened = OpenedBundle.being_made(writer.folder, manifest)
     opened.manifest = _tried_out(opened, reporter)
-    after = writer.manifest(verified(opened, writer, references, added, reporter), hashed)
+    unchanged = {None, *(record.name for record in manifest.adapters)} - {adapter.name for adapter in added}
+    after = writer.manifest(verified(opened, writer, references, added, reporter, unchanged=unchanged), hashed)
     _check_unchanged(old)
     return after
 

@@ -191,6 +191,8 @@ def verified(
     references: Runner | None,
     added: Iterable[Adapter],
     reporter: Reporter = SILENT,
+    *,
+    unchanged: Collection[str | None] = (),
 ) -> Manifest:
     """Verify a bundle that is being built, and return its manifest with the measurements.
 
@@ -200,6 +202,7 @@ def verified(
         references: computes golden parts of the new adapters; `None` if there are none.
         added: the new adapters.
         reporter: receives each step, and notes on adapters without effect or that golden data barely show.
+        unchanged: as for `prove_new`.
 
     Raises:
         ParityError: the bundle does not match the reference.
@@ -209,7 +212,7 @@ def verified(
     bundle.manifest = with_separation(bundle, references, names, writer)
     reporter.step("verifying the bundle against its golden vectors")
     recording = Recording.of(bundle)
-    prove_new(bundle, recording.runs)
+    prove_new(bundle, recording.runs, unchanged=unchanged)
     bundle.manifest = recording.recorded(bundle.manifest)
     for remark in remarks(bundle, names):
         reporter.warn(remark)

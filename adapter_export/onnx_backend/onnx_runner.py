@@ -7,6 +7,7 @@ Runtime keeps the pages of a mapped weight file in memory as long as its session
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -68,6 +69,9 @@ class Pieces:
     ) -> list[Arrays]:
         """Return the outputs of each request, opening each piece once.
 
+        Requests share arrays: what the same arrays determine is computed once, such as the layers below the first site
+        where two adapters differ.
+
         `condense` makes outputs smaller as soon as no later piece reads them, before the next request runs.
         """
         known: list[Arrays] = [dict(feeds) for feeds in requests]
@@ -117,8 +121,15 @@ class Pieces:
         if self._open is not None:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
-        for at, values in enumerate(known):
-            values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+        keys = [tuple(id(values[name]) for name in inputs if name in values) for values in known]
+        remaining, computed = Counter(keys), dict[tuple[int, ...], Arrays]()
+        for at, (key, values) in enumerate(zip(keys, known, strict=True)):
+            if key not in computed:
+                computed[key] = run_session(session, {name: values[name] for name in inputs if name in values})
+            values.update(computed[key])
+            remaining[key] -= 1
+            if not remaining[key]:
+                del computed[key]
             if settle is not None:
                 settle(at, values)
 

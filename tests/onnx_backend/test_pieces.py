@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 from tiny_onnx import build_tiny, token_inputs
@@ -15,8 +16,10 @@ from tiny_onnx import build_tiny, token_inputs
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import ParityError, RequestError
+from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
+from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend import onnx_runner as pieces
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.model_session import open_session
@@ -53,6 +56,28 @@ def test_pieces_give_the_bits_of_the_whole_graph(base: OnnxBase) -> None:
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
+
+
+def test_what_requests_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults of one case share its arrays: the layers below the first fault need not run again."""
+    parts = Pieces(_with_weights(_BRANCHES, tmp_path), tmp_path, optimize=False, size=256)
+    x = np.random.default_rng(0).standard_normal((3, 8), np.float32)
+    requests = [{"x": x, "choice": np.array(choice)} for choice in (True, False, True)]
+    expected = [parts.run(feeds) for feeds in requests]
+    ran = list[list[str]]()
+
+    def counted(session: ort.InferenceSession, feeds: Arrays) -> Arrays:
+        ran.append(sorted(feeds))
+        return run_session(session, feeds)
+
+    monkeypatch.setattr(pieces, "run_session", counted)
+    outputs = parts.run_all(requests)
+    assert [feeds for feeds in ran if "choice" not in feeds][:2] == [["x"], ["early"]]  # early and late, once
+    assert len(ran) == 2 + 2 * len(requests)
+    for values, reference in zip(outputs, expected, strict=True):
+        assert values.keys() == reference.keys()
+        for name, value in reference.items():
+            np.testing.assert_array_equal(values[name], value)
 
 
 def test_no_piece_has_more_weights_than_it_may(base: OnnxBase) -> None:
@@ -124,13 +149,27 @@ class TestSelfCheck:
             prove_new(OpenedBundle.being_made(folder, manifest))
 
     def test_other_weights_are_found(self, bundle: Path, tmp_path: Path) -> None:
-        folder = shutil.copytree(bundle, tmp_path / "bundle")
-        manifest = read_manifest(folder)
-        weights = np.fromfile(folder / "base.bin", "<f4")
-        (folder / "base.bin").unlink()  # a hard link to the base's file
-        (weights * np.float32(1.01)).tofile(folder / "base.bin")
+        folder, manifest = _with_other_weights(bundle, tmp_path)
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):
             prove_new(OpenedBundle.being_made(folder, manifest))
+
+    def test_unchanged_adapters_do_not_run_again(self, bundle: Path, tmp_path: Path) -> None:
+        """`add` runs what it adds: the golden vectors of everything else cost as much as a build."""
+        folder, manifest = _with_other_weights(bundle, tmp_path)
+        names = {record.name for record in manifest.adapters}
+        with pytest.raises(ParityError, match=r"`narrow`.*deviation") as failure:
+            prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names} - {"narrow"})
+        assert "no adapter" not in str(failure.value)
+        with pytest.raises(ParityError, match=r"no adapter.*deviation"):  # as for `remove`, which adds nothing
+            prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names})
+
+
+def _with_other_weights(bundle: Path, parent: Path) -> tuple[Path, Manifest]:
+    folder = shutil.copytree(bundle, parent / "bundle")
+    weights = np.fromfile(folder / "base.bin", "<f4")
+    (folder / "base.bin").unlink()  # a hard link to the base's file
+    (weights * np.float32(1.01)).tofile(folder / "base.bin")
+    return folder, read_manifest(folder)
 
 
 def _bytes(model: ir.Model) -> int:

@@ -46,7 +46,7 @@ FREE = {
     "runtime/adapter_file.py::_parameter": "is called in a block of `parsing`",
     "torch_backend/processors/": "is called in blocks of `parsing`",
     "torch_backend/base/archive.py::stored_weights": "maps entries of a screened archive into memory",
-    "torch_backend/base/peft_model.py::load": "a folder that `export` wrote; errors are caught where it is called",
+    "torch_backend/peft_model.py::load": "a folder that `export` wrote; errors are caught where it is called",
     "torch_backend/base/pickles.py::foreign_globals": "a screen that answers with `ValueError`",
     "torch_backend/base/pickles.py::_pickles": "is called in a block of `parsing`",
     "torch_backend/base/program_file.py": "screens that answer yes or no",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -138,13 +139,16 @@ def _member_weights(context: Context, graph: Graph) -> Iterable[Finding]:
 
 
 def _close(context: Context, graph: Graph) -> Iterable[Finding]:
-    """Release a graph's memory, unless golden texts, golden batches or the precision comparison need it again."""
+    """Release a graph's memory, unless golden texts, golden batches or the precision comparison need it again.
+
+    Opening a graph with many weights again takes less than keeping a copy of them beside those of the next graph.
+    """
     bundle, manifest = context.bundle, context.manifest
     if (graph.variant, graph.level) == ("slots", LEVEL):
         _ = bundle.batch_invariant  # measured now, while the graph is open
     texts = context.original or manifest.golden_texts or manifest.golden_batches
     again = manifest.golden_batches if graph.by_row else texts if graph.variant == "slots" else None
-    if graph.level != LEVEL or not again:
+    if graph.level != LEVEL or not again or bundle.has_many_weights:
         bundle.close(graph.file, graph.level)
     return ()
 
@@ -248,14 +252,21 @@ def _written(context: Context) -> Iterator[Finding]:
     manifest, names = context.manifest, context.plan.names
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
         return
-    session = context.bundle.runtime_session()
-    goldens = {name: manifest.golden if name is None else context.bundle.record(name).golden for name in names}
+    bundle = context.bundle
+    goldens = {name: manifest.golden if name is None else bundle.record(name).golden for name in names}
     texts = [(name, record) for name, golden in goldens.items() for record in golden.written]
     ends, mixed = manifest.generation.end, list[list[int]]()
     if "bank" in context.plan.variants and manifest.batch_invariant and texts:
         most = max(len(record.tokens) for _, record in texts)
         prompts, adapters = [record.prompt for _, record in texts], [name for name, _ in texts]
-        mixed = session.generate(prompts, adapters=adapters, decoding=Decoding(most))
+        if bundle.has_many_weights:  # one copy of them at a time
+            bundle.close(manifest.graphs["slots"], LEVEL)
+        by_row = bundle.runtime_session(only=[one.name for one in VARIANTS.values() if one.by_row])
+        mixed = by_row.generate(prompts, adapters=adapters, decoding=Decoding(most))
+        del by_row
+        bundle.close(manifest.graphs["bank"], LEVEL)
+        gc.collect()  # a session and its decoder refer to each other
+    session = bundle.runtime_session(only=["slots"])
     faults: dict[str | None, list[str]] = {name: [] for name in names}
     for place, (name, record) in enumerate(texts):
         ended = record.tokens[-1] in ends

@@ -139,7 +139,7 @@ def _in_peft(base: Base, adapter: Adapter, head: LoadsAs, folder: Path, reporter
     """Compare PEFT's outputs with those of base and adapter; `None` without PEFT or the model's folder."""
     if base.form != "folder" or base.path is None or find_spec("peft") is None:
         return None
-    from adapter_export.torch_backend.base.peft_model import peft_folder
+    from adapter_export.torch_backend.peft_model import peft_folder
 
     reporter.step("comparing it with PEFT")
     run = peft_folder(base.path, base.torch, folder, (head.classes, head.results) if head.classes else None)

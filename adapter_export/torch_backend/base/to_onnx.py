@@ -30,6 +30,7 @@ from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.tied_weights import transpose_in_products
 from adapter_export.version import __version__
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
@@ -251,6 +252,7 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
     version_converter.convert_version(made.model, OPSET, fallback=True)
     _use_fast_matchers()
     made.optimize()
+    transpose_in_products(made.model.graph)
     _forget_results(made.model.graph)
     return made.model
 

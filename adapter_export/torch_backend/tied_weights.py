@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,6 +19,8 @@ def transpose_in_products(graph: ir.Graph) -> None:
         x, factor = product.inputs
         transpose = None if factor is None else factor.producer()
         if x is None or x.shape is None or transpose is None or transpose.op_type != "Transpose":
+            continue
+        if x.dtype is None or not x.dtype.is_floating_point():  # ONNX Runtime has no Gemm of integers
             continue
         weight = transpose.inputs[0]
         is_matrix = weight is not None and weight.is_initializer() and len(weight.shape or ()) == 2
@@ -41,23 +45,23 @@ def _multiplied(tape: ir.tape.Tape, x: ir.Value, weight: ir.Value) -> ir.Value:
     """Write the product of `x` [..., in] with the transpose of a weight [out, in]."""
     assert x.shape is not None and weight.shape is not None  # noqa: PT018 one condition for the type checker
     out, width = (int(size) for size in weight.shape.numpy())
+    *leading, _ = x.shape
 
-    def op(name: str, inputs: list[ir.Value], shape: list[object], **attributes: object) -> ir.Value:
-        value = tape.op(name, inputs, attributes)
-        value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.INT64 if name in _SIZES else x.dtype)
+    def typed(value: ir.Value, shape: Sequence[int | ir.SymbolicDim | None], dtype: ir.DataType | None) -> ir.Value:
+        value.shape, value.type = ir.Shape(shape), None if dtype is None else ir.TensorType(dtype)
         return value
 
     def sizes(values: list[int]) -> ir.Value:
-        return op("Constant", [], [len(values)], value=ir.tensor(np.array(values, np.int64)))
+        constant = tape.op("Constant", [], {"value": ir.tensor(np.array(values, np.int64))})
+        return typed(constant, [len(values)], ir.DataType.INT64)
 
-    if len(x.shape) == 2:
-        return op("Gemm", [x, weight], [x.shape[0], out], transB=1)
-    rows = op("Reshape", [x, sizes([-1, width])], [None, width])
-    product = op("Gemm", [rows, weight], [None, out], transB=1)
-    leading = op("Shape", [x], [len(x.shape) - 1], start=0, end=-1)
-    shape = op("Concat", [leading, sizes([out])], [len(x.shape)], axis=0)
-    return op("Reshape", [product, shape], [*x.shape[:-1], out])
+    def gemm(matrix: ir.Value, rows: int | ir.SymbolicDim | None) -> ir.Value:
+        return typed(tape.op("Gemm", [matrix, weight], {"transB": 1}), [rows, out], x.dtype)
 
-
-_SIZES = frozenset({"Constant", "Shape", "Concat"})
-"""Operators above that compute sizes."""
+    if len(leading) == 1:
+        return gemm(x, leading[0])
+    rows = typed(tape.op("Reshape", [x, sizes([-1, width])]), [None, width], x.dtype)
+    product = gemm(rows, None)
+    kept = typed(tape.op("Shape", [x], {"start": 0, "end": -1}), [len(leading)], ir.DataType.INT64)
+    shape = typed(tape.op("Concat", [kept, sizes([out])], {"axis": 0}), [len(leading) + 1], ir.DataType.INT64)
+    return typed(tape.op("Reshape", [product, shape]), [*leading, out], x.dtype)
