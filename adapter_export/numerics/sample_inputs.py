@@ -158,11 +158,16 @@ def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Ge
 MOST_WORDS = 2**15
 """Maximum number of words in `word_cases`."""
 
-_WORDS_IN_ROW, _ROWS_OF_WORDS = 64, 8
+WORDS_IN_ROW, ROWS_OF_WORDS = 64, 8
 
 
 def word_cases(
-    inputs: Sequence[InputRecord], *, seed: int, lengths: Bounds | None = None, most: int = MOST_WORDS
+    inputs: Sequence[InputRecord],
+    *,
+    seed: int,
+    lengths: Bounds | None = None,
+    most: int = MOST_WORDS,
+    rows: int = ROWS_OF_WORDS,
 ) -> Iterator[InputCase]:
     """Make inputs with every id of every input of ids once, in drawn order, as full rows: `words0`, `words512`, ….
 
@@ -174,7 +179,7 @@ def word_cases(
         return
     rng = np.random.default_rng([seed, 2])
     words = {name: rng.permutation(limit)[:most] for name, limit in tables.items()}
-    shape, done = _sized(inputs, lengths or {}, _ROWS_OF_WORDS, _WORDS_IN_ROW, 0), 0
+    shape, done = _sized(inputs, lengths or {}, rows, WORDS_IN_ROW, 0), 0
     while done < max(map(len, words.values())):
         arrays = dict(_drawn_case(inputs, shape, rng).arrays)
         for name, own in words.items():

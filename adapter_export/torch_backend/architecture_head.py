@@ -224,15 +224,16 @@ def _made(kind: Any, config: Any, folder: Path | None) -> tuple[Any, set[str]]:
     if folder is None:
         model = kind(config).float().eval()
         return model, set()
-    model, info = kind.from_pretrained(
-        str(folder),
-        config=config,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-    )
+    with parsing(partial(_not_made, str(folder))):
+        model, info = kind.from_pretrained(
+            str(folder),
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
     random = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     return model.eval(), {*model.state_dict()} - random
 

@@ -107,7 +107,8 @@ def test_the_base_is_the_bare_model_as_before(tmp_path: Path) -> None:
     whole, bare = (load_archive(tmp_path, name) for name in ("whole", "bare"))
     assert set(whole) - set(bare) == {f"extra/{HEAD_GRAPH}", f"extra/{HEAD_WEIGHTS}"}
     differ = {name for name in bare if whole[name] != bare[name]}
-    assert differ == {"extra/adapter_export.json"} | ({".data/serialization_id"} & set(bare))
+    described = {"extra/adapter_export.json", "extra/model_config.json"}  # the configuration names the architecture
+    assert differ == described | ({".data/serialization_id"} & set(bare))
 
 
 def load_archive(folder: Path, name: str) -> dict[str, bytes]:

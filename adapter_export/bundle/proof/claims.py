@@ -153,6 +153,14 @@ def _close(context: Context, graph: Graph) -> Iterable[Finding]:
     return ()
 
 
+def _close_measured(context: Context) -> Iterable[Finding]:
+    """Release the graph that showed whether rows are independent: the model and other levels run before it."""
+    bundle = context.bundle
+    if bundle.has_many_weights:
+        bundle.close(bundle.manifest.graphs["slots"], LEVEL)
+    return ()
+
+
 def _lengths_of_base(context: Context) -> Iterator[Finding]:
     yield from check_record(context.manifest, context.model.inputs, context.model.lengths)
 
@@ -324,6 +332,7 @@ def _left_out(context: Context) -> Iterator[Finding]:
 WHOLE = needs("whole")
 
 FIRST_CLAIMS: Sequence[Claim] = (
+    Claim("memory", _close_measured, needs("model")),
     # compute the expected outputs first: the claims below compare with them
     Claim("padding", uncompared_padding, cost=lambda context: context.model_runs),
     Claim("lengths", lambda context: check_outside(context.manifest), WHOLE),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,13 @@ from adapter_export.reporting import SILENT, Reporter
 _LARGEST = float(np.finfo(np.float64).max)
 _NOWHERE = MasksRecord(0, 0, 0)
 
+_BLOCK = 1 << 17
+"""Elements that are compared at a time: their float64 copies stay in the processor's cache, and outputs as wide as a
+vocabulary are not copied."""
+
+_NO_EXPONENT = np.int32(-4096)
+"""Binary exponent below that of every number, for a vector of zeros."""
+
 
 def compare_top_class(
     found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
@@ -49,12 +56,12 @@ def compare_top_class(
 
     `absolute` is the allowed error of a logit; `where` broadcasts to the shape of `expected` and selects whole rows.
     """
-    rows = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
+    rows = expected.reshape(-1, expected.shape[-1])
     top = rows.argmax(axis=1)
     other = found.reshape(rows.shape).argmax(axis=1)
     seen = np.ones(len(rows), bool) if where is None else np.broadcast_to(where, expected.shape)[..., 0].reshape(-1)
     differ = np.flatnonzero((top != other) & seen)
-    margins = rows[differ, top[differ]] - rows[differ, other[differ]]
+    margins = rows[differ, top[differ]].astype(np.float64) - rows[differ, other[differ]]
     flips = tuple(
         FlipRecord(int(row), int(other[row]), int(top[row]), float(margin), bool(margin <= 2 * absolute))
         for row, margin in zip(differ, margins, strict=True)
@@ -101,21 +108,42 @@ def _sign_and_size(values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArr
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> float | None:
-    """Return the cosine of the angle between two vectors, in float64; `None` if either is zero or empty.
+    """Return the cosine of the angle between two vectors, in float64; `None` if either is zero or empty."""
+    products = _Products()
+    for _, first, second in _blocks(found, expected):
+        products.add(first, second)
+    return products.cosine
 
-    Each vector is first divided by a power of two near its largest element, so that squares cannot overflow or vanish.
+
+class _Products:
+    """Sums of the squares and products of two vectors, block by block.
+
+    Each vector is divided by a power of two near its largest element, so that squares cannot overflow or vanish.
     """
-    first, second = _unit_scale(found), _unit_scale(expected)
-    if first is None or second is None:
-        return None
-    length = float(np.sqrt(first @ first) * np.sqrt(second @ second))
-    return float(np.clip((first @ second) / length, -1.0, 1.0))
 
+    def __init__(self) -> None:
+        self._exponents = np.full(2, _NO_EXPONENT, np.int32)
+        self._sums = np.zeros((2, 2))
 
-def _unit_scale(values: np.ndarray) -> npt.NDArray[np.float64] | None:
-    wide = values.astype(np.float64)
-    largest = float(np.abs(wide).max(initial=0.0))
-    return np.ldexp(wide, -np.frexp(largest)[1]) if largest else None
+    def add(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Add a block of finite elements of both vectors."""
+        if not first.size:
+            return
+        pair = np.stack([first, second]).astype(np.float64)
+        largest = np.abs(pair).max(axis=1)
+        exponents = np.maximum(self._exponents, np.where(largest > 0, np.frexp(largest)[1], _NO_EXPONENT))
+        shift = self._exponents - exponents
+        scaled = np.ldexp(pair, -exponents[:, None])
+        self._sums = np.ldexp(self._sums, shift[:, None] + shift) + scaled @ scaled.T
+        self._exponents = exponents
+
+    @property
+    def cosine(self) -> float | None:
+        """The cosine of the angle between the vectors; `None` if either is zero or empty."""
+        squares = self._sums.diagonal()
+        if not squares.all():
+            return None
+        return float(np.clip(self._sums[0, 1] / np.prod(np.sqrt(squares)), -1.0, 1.0))
 
 
 def compare(
@@ -142,18 +170,14 @@ def compare(
         structure.append(f"values of type {expected.dtype} cannot be compared")
     if structure:
         return _nothing(budget, *structure, elements=expected.size)
-    positions = np.flatnonzero(np.broadcast_to(True if where is None else where, expected.shape))
-    first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
-    finite, differ = np.isfinite(first) & np.isfinite(second), first != second
-    compared, (one, other) = int(np.count_nonzero(finite)), (first[finite], second[finite])
-    absolute = absolute_difference(one, other).max().item() if compared else 0
-    is_nan, is_inf = (np.isnan(first), np.isnan(second)), (np.isinf(first), np.isinf(second))
-    nan = _masks(is_nan[0] & is_nan[1], is_nan[0] & ~is_nan[1], is_nan[1] & ~is_nan[0])
-    inf = _masks(is_inf[0] & ~differ, is_inf[0] & differ, is_inf[1] & differ)
+    measures = _Measures(exact=exact)
+    for positions, first, second in _blocks(found, expected, where):
+        measures.add(positions, first, second)
+    absolute, nan, inf = measures.absolute, MasksRecord(*measures.nan.tolist()), MasksRecord(*measures.inf.tolist())
     has_classes = logits and expected.ndim and expected.size and nan == _NOWHERE
     faults = []
-    if not compared:
-        faults.append("nothing to compare" if not first.size else "no element is finite on both sides")
+    if not measures.compared:
+        faults.append("no element is finite on both sides" if measures.elements else "nothing to compare")
     for name, masks in (("NaN", nan), ("Inf", inf)):
         if masks.only_found:
             faults.append(f"{masks.only_found} {name} where the reference is finite")
@@ -164,17 +188,17 @@ def compare(
     return ComparisonRecord(
         verdict=verdict(not faults),
         faults=tuple(faults),
-        elements=first.size,
-        compared=compared,
+        elements=measures.elements,
+        compared=measures.compared,
         absolute=absolute,
-        relative=float(relative_difference(one, other).max(initial=0)),
-        ulp=int(ulp_distance(one, other).max()) if compared and not exact else None,
-        cosine=cosine(one, other),
+        relative=measures.relative,
+        ulp=measures.ulp if measures.compared and not exact else None,
+        cosine=measures.products.cosine,
         budget=BudgetRecord(budget.absolute, budget.reason),
         ratio=_ratio(absolute, budget.absolute),
         nan=nan,
         inf=inf,
-        worst=_worst(found, expected, positions),
+        worst=None if measures.worst is None else _worst(found, expected, measures.worst),
         top_class=compare_top_class(found, expected, budget.absolute, where) if has_classes else None,
     )
 
@@ -217,27 +241,81 @@ def _ratio(error: float, limit: float) -> float:
     return min(float(error) / limit, sys.float_info.max) if limit else sys.float_info.max
 
 
-def _masks(*masks: npt.NDArray[np.bool_]) -> MasksRecord:
-    return MasksRecord(*(int(np.count_nonzero(mask)) for mask in masks))
+def _blocks(
+    found: np.ndarray, expected: np.ndarray, where: npt.NDArray[np.bool_] | None = None
+) -> Iterator[tuple[npt.NDArray[np.int64], np.ndarray, np.ndarray]]:
+    """Yield some elements of both sides at a time, in order, and their positions in the flat arrays."""
+    first, second = found.reshape(-1), expected.reshape(-1)
+    chosen = None if where is None else np.broadcast_to(where, expected.shape).reshape(-1)
+    for start in range(0, expected.size, _BLOCK):
+        block = slice(start, min(start + _BLOCK, expected.size))
+        if chosen is None:
+            yield np.arange(block.start, block.stop), first[block], second[block]
+        else:
+            positions = start + np.flatnonzero(chosen[block])
+            yield positions, first[positions], second[positions]
 
 
-def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.int64]) -> WorstRecord | None:
-    """Return the element with the largest error; elements that are NaN or Inf on one side only come first."""
-    if not positions.size:
-        return None
-    first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
-    same = (first == second) | (np.isnan(first) & np.isnan(second))
-    with np.errstate(invalid="ignore"):
-        distance = np.where(same, 0.0, absolute_difference(first, second).astype(np.float64))
-    place = positions[int(np.argmax(np.where(np.isfinite(distance), distance, np.inf)))]
-    index = np.unravel_index(place, expected.shape)
+class _Measures:
+    """Error measures of two arrays, block by block.
+
+    Attributes:
+        elements: number of elements so far.
+        compared: how many of them are finite on both sides.
+        absolute: largest absolute error of these; an int if they are compared exactly.
+        relative: largest relative error of these.
+        ulp: largest distance of these in units in the last place, of floats.
+        products: gives the cosine between them.
+        nan: counts of NaN on both sides, on the first only, and on the second only.
+        inf: the same for infinities, of which different ones count on both sides.
+        worst: position of the element with the largest error; elements that are finite on one side only come first.
+    """
+
+    def __init__(self, *, exact: bool) -> None:
+        self.elements = self.compared = self.ulp = 0
+        self.absolute: float = 0
+        self.relative = 0.0
+        self.products = _Products()
+        self.nan, self.inf = np.zeros(3, int), np.zeros(3, int)
+        self.worst: int | None = None
+        self._exact, self._farthest = exact, -1.0
+
+    def add(self, positions: npt.NDArray[np.int64], first: np.ndarray, second: np.ndarray) -> None:
+        """Add a block of elements of both sides."""
+        if not first.size:
+            return
+        finite, differ = np.isfinite(first) & np.isfinite(second), first != second
+        if not finite.all():
+            is_nan, is_inf = (np.isnan(first), np.isnan(second)), (np.isinf(first), np.isinf(second))
+            self.nan += _counts(is_nan[0] & is_nan[1], is_nan[0] & ~is_nan[1], is_nan[1] & ~is_nan[0])
+            self.inf += _counts(is_inf[0] & ~differ, is_inf[0] & differ, is_inf[1] & differ)
+        elements, others = (first, second) if finite.all() else (first[finite], second[finite])
+        difference = absolute_difference(elements, others)
+        self.elements += first.size
+        self.compared += elements.size
+        if elements.size:
+            self.absolute = max(self.absolute, difference.max().item())
+            self.relative = max(self.relative, float(relative_difference(elements, others).max()))
+            if not self._exact:
+                self.ulp = max(self.ulp, int(ulp_distance(elements, others).max()))
+            self.products.add(elements, others)
+        distance = np.where(differ & ~(np.isnan(first) & np.isnan(second)), np.inf, 0.0)
+        distance[finite] = difference
+        farthest = int(np.argmax(distance))
+        if distance[farthest] > self._farthest:
+            self.worst, self._farthest = int(positions[farthest]), float(distance[farthest])
+
+
+def _counts(*masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    return np.array([np.count_nonzero(mask) for mask in masks])
+
+
+def _worst(found: np.ndarray, expected: np.ndarray, position: int) -> WorstRecord:
+    """Return the element at a position of the flat arrays."""
+    index = np.unravel_index(position, expected.shape)
     values = found[index], expected[index]
     ulp = int(ulp_distance(*values).max()) if expected.dtype.kind == "f" and np.isfinite(values).all() else None
     return WorstRecord(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)
-
-
-Sides = list[tuple[np.ndarray, np.ndarray]]
-"""Outputs of the bundle and of the base, one array per case."""
 
 
 @dataclass(frozen=True)
@@ -272,33 +350,45 @@ def _of_adapter(
 ) -> Iterator[AgreementRecord]:
     session, record = bundle.runtime_session(), None if name is None else bundle.record(name)
     output, adapter = (None, None) if record is None else (record.output, bundle.source(record.name))
-    sides: dict[str, Sides] = {}
+    agreement: dict[str, AgreementRecord] = {}
     for case in original.cases:
         expected = run(original.runner, case.arrays, adapter, bundle.base_outputs, output)
         found = session.run(case.arrays, name, allow_padding=True)
         for each, value in expected.items():
+            if value.dtype.kind != "f":
+                continue
             pair = (found[each], value)
             if case.real is not None and has_rows_per_token(value.shape, case.real):  # outputs at padding are undefined
                 pair = (found[each][case.real], value[case.real])
-            sides.setdefault(each, []).append(pair)
-        reporter.step(f"{name or BASE}, {case.name}: against float32")
-    for each, pairs in sides.items():
-        if pairs[0][1].dtype.kind == "f":
             is_logits = (
                 record is not None and record.task is not None and record.task.kind.picks_largest and each == output
             )
-            yield _agreement(name, each, pairs, is_logits=is_logits)
+            measured = _agreement(name, each, *pair, is_logits=is_logits)
+            agreement[each] = _together(agreement[each], measured) if each in agreement else measured
+        reporter.step(f"{name or BASE}, {case.name}: against float32")
+    yield from agreement.values()
 
 
-def _agreement(adapter: str | None, name: str, sides: Sides, *, is_logits: bool) -> AgreementRecord:
-    cosines = [cosine(found.ravel(), expected.ravel()) for found, expected in sides]
-    agree = sum(int((found.argmax(-1) == expected.argmax(-1)).sum()) for found, expected in sides)
+def _agreement(
+    adapter: str | None, name: str, found: np.ndarray, expected: np.ndarray, *, is_logits: bool
+) -> AgreementRecord:
     return AgreementRecord(
         adapter,
         name,
-        rows=sum(math.prod(expected.shape[:-1]) if is_logits else len(expected) for _, expected in sides),
-        agree=agree if is_logits else None,
-        absolute=max(float(np.abs(found - expected).max(initial=0)) for found, expected in sides),
-        scale=max(float(np.abs(expected).max(initial=0)) for _, expected in sides),
-        cosine=min((value for value in cosines if value is not None), default=None),
+        rows=math.prod(expected.shape[:-1]) if is_logits else len(expected),
+        agree=int((found.argmax(-1) == expected.argmax(-1)).sum()) if is_logits else None,
+        absolute=float(np.abs(found - expected).max(initial=0)),
+        scale=float(np.abs(expected).max(initial=0)),
+        cosine=cosine(found, expected),
+    )
+
+
+def _together(some: AgreementRecord, more: AgreementRecord) -> AgreementRecord:
+    return replace(
+        some,
+        rows=some.rows + more.rows,
+        agree=None if some.agree is None or more.agree is None else some.agree + more.agree,
+        absolute=float(np.maximum(some.absolute, more.absolute)),  # unlike `max`, it keeps NaN
+        scale=float(np.maximum(some.scale, more.scale)),
+        cosine=min((cosine for cosine in (some.cosine, more.cosine) if cosine is not None), default=None),
     )

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from adapter_export.bundle.bundle_reader import Graph
+from adapter_export.bundle.bundle_reader import LEVEL, Graph
 from adapter_export.bundle.golden import Case
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
@@ -192,13 +192,16 @@ def _unverified(walk: Lockstep, detail: str) -> Finding:
 
 def _noise(walk: Lockstep) -> Finding:
     """Measure how the outputs of one graph vary from run to run, with other threads, and without optimization."""
-    graph, names = walk.graph, walk.graph.bundle.base_outputs
-    model = ir.to_proto(graph.bundle.model(graph.file)).SerializeToString()
-    runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
+    graph, bundle, names = walk.graph, walk.graph.bundle, walk.graph.bundle.base_outputs
+    model = ir.to_proto(bundle.model(graph.file)).SerializeToString()
+    runs = [run_session(bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
+    if bundle.has_many_weights:  # one session at a time
+        bundle.close(graph.file, LEVEL)
     others: tuple[tuple[Optimization, int | None], ...] = (("all", 1), ("none", None))
     for level, threads in others:
-        session = open_graph(model, optimization=level, threads=threads, where=graph.bundle.home)
+        session = open_graph(model, optimization=level, threads=threads, where=bundle.home)
         runs.append(run_session(session, walk.feeds, names))
+        del session
     floats = [name for name in names if runs[0][name].dtype.kind == "f"]
     apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]
     detail = f"again {apart[0]:.1e}, one thread {apart[1]:.1e}, no optimization {apart[2]:.1e}"

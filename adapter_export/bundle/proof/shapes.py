@@ -18,7 +18,9 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.runner import run
 from adapter_export.numerics.sample_inputs import (
     MOST_WORDS,
+    ROWS_OF_WORDS,
     STEPS,
+    WORDS_IN_ROW,
     InputCase,
     Padding,
     Shape,
@@ -40,6 +42,10 @@ _MOST_PRODUCTS = 10**12
 """Maximum words times parameters of the vocabulary sweep: minutes on one thread. The rows of an embedding are also
 compared bit by bit, so that a large base is sampled; coverage says how many words ran."""
 
+_MOST_OUTPUTS = 2**24
+"""Maximum numbers in an output of one case of the vocabulary sweep: 64 MB in float32. The outputs of a language model
+are as wide as its vocabulary."""
+
 
 def _words(bundle: OpenedBundle) -> Iterator[InputCase]:
     """Yield inputs with every word, or with as many as the size of the base allows."""
@@ -47,7 +53,10 @@ def _words(bundle: OpenedBundle) -> Iterator[InputCase]:
     weights = (value.const_value for value in bundle.slots_model.graph.initializers.values())
     parameters = sum(tensor.size for tensor in weights if tensor is not None)
     most = min(MOST_WORDS, _MOST_PRODUCTS // max(parameters, 1))
-    return word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths, most=most)
+    widths = [record.axes[-1] for record in manifest.base_outputs if record.axes]
+    widest = max((width for width in widths if isinstance(width, int)), default=1)
+    rows = min(ROWS_OF_WORDS, max(1, _MOST_OUTPUTS // (WORDS_IN_ROW * widest)))
+    return word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths, most=most, rows=rows)
 
 
 def word_cost(context: Context, _: Graph) -> int:
