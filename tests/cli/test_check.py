@@ -8,16 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import adapter_export as ae
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
+from adapter_export.onnx_backend import onnx_runner
 from schemas import validate
 
 
@@ -51,6 +55,18 @@ def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(r"passed( \(\d+ of \d+ unverified\))?", last)
     assert "compared" in done.stdout
+
+
+def test_a_check_of_a_large_base_estimates_its_time(bundle: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are opened one at a time, too, and the verdict is that of the other checks."""
+    monkeypatch.setattr(onnx_runner, "PIECE_BYTES", 1024)
+    part: Any = {"only": ["topic"], "variants": ["slots"], "cases": ["batch1_sequence1"]}
+    with pytest.warns(UserWarning, match=r"about \d+ minutes?, as the base is large; .*`variants`.* choose parts"):
+        report = ae.check(bundle, against=model, **part)
+    assert report.passed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ae.check(bundle, **part)  # without a model it takes seconds
 
 
 def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path) -> None:

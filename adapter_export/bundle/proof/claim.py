@@ -52,6 +52,11 @@ class GraphClaim:
         )
 
 
+def steps_of(claims: Iterable[Claim], context: Context) -> int:
+    """Return the cost of the claims whose needs are met."""
+    return sum(claim.cost(context) for claim in claims if claim.needs <= context.has)
+
+
 def verify(claims: Iterable[Claim], context: Context, reporter: Reporter = SILENT) -> list[Finding]:
     """Verify claims in order and return their findings; claims with unmet needs are skipped.
 

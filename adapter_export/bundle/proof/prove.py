@@ -6,24 +6,29 @@ golden vectors), and `build` and `add`, which verify a new bundle before it repl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import onnxruntime as ort
 
 from adapter_export.bundle.ablation import effects
-from adapter_export.bundle.bundle_reader import OpenedBundle
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden import Golden
-from adapter_export.bundle.proof.claim import verify
+from adapter_export.bundle.proof.claim import steps_of, verify
 from adapter_export.bundle.proof.claims import agenda
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.recorded_runs import RunDigests
 from adapter_export.bundle.report import Report
-from adapter_export.errors import NothingComparedError
+from adapter_export.errors import Note, NothingComparedError, argument
 from adapter_export.graph.adapter import Adapter
 from adapter_export.reporting import SILENT, Reporter
+
+_RUNS_PER_STEP = 2
+"""A step of a check is, on average, a run of the bundle and one of the model."""
 
 
 def prove(
@@ -52,8 +57,10 @@ def prove(
         NothingComparedError: there are no inputs for `original`, or none that the reference accepts.
     """
     context = context_of(plan, reference, original, computed, given, runs)
-    findings = verify(agenda(context), context, reporter)
-    bundle = plan.bundle
+    claims, bundle = agenda(context), plan.bundle
+    if reference is not None and bundle.has_many_weights:
+        reporter.warn(Note(_duration(context, steps_of(claims, context))))
+    findings = verify(claims, context, reporter)
     return Report(
         bundle=str(bundle.folder),
         base=bundle.manifest.base,
@@ -66,6 +73,21 @@ def prove(
         effects=() if plan.quick else effects(bundle, plan.adapters),
         digest=bundle.digest,
         locations=tuple(context.locations),
+    )
+
+
+def _duration(context: Context, steps: int) -> str:
+    """Return an estimate of the time of a check, from one run of a typical case, and what makes it shorter."""
+    bundle, case = context.bundle, context.plan.probe
+    graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
+    for _ in range(2):  # the first run allocates memory
+        began = perf_counter()
+        graph.run(case.arrays, (None,) * case.batch)
+    minutes = math.ceil(steps * (perf_counter() - began) * _RUNS_PER_STEP / 60)
+    parts = f"{argument('quick', True)}, {argument('only')}, {argument('variants', option='variant')} and"
+    return (
+        f"this takes about {minutes} minute{'s' * (minutes > 1)}, as the base is large; {parts} "
+        f"{argument('cases', option='case')} choose parts, and the verdict names what was left out"
     )
 
 
