@@ -25,7 +25,7 @@ from kind_products import Choice, combined_changes, covering, head_values, singl
 from peft import PeftModel
 from peft_bases import peft_base, peft_base_in_torch
 from peft_folders import FIXTURES as PEFT_FIXTURES
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from toolchain import skip_or_fail
 
 from adapter_export.errors import AdapterError, UsageError
