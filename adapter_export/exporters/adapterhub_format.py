@@ -137,11 +137,14 @@ class AdapterHubFormat(ExportFormat):
             found = _bottleneck_tensors(config, request, acting)
             if found is None:
                 continue
+            factor = config.reduction_factor
+            if not isinstance(factor, Mapping):
+                config = replace(config, reduction_factor=_whole(factor))
             if config.shared_W_phm and not isinstance(config.reduction_factor, int):
                 raise self.refusal(
                     "its shared factors of Kronecker products need a whole number as reduction factor",
                     where=f"adapter `{request.adapter.name}`",
-                    found=f"a factor of {config.reduction_factor}",
+                    found=f"a factor of {factor}",
                     fix="train it with another width",
                 )
             return _Part(config, "adapters", found)

@@ -144,7 +144,7 @@ def module_path(site: Site, library: str) -> str:
 
 
 def check_activation(target: ExportFormat, graph: AdapterGraph, where: str) -> None:
-    """Reject an activation without a name in transformers; names stand for the default attributes."""
+    """Reject an activation without a name in transformers; a name implies the default attributes."""
     for node in graph.nodes:
         row = OPS[node.op]
         if node.op not in ACTIVATIONS or (row.transformers and dict(node.attributes) == dict(row.defaults)):
