@@ -60,6 +60,8 @@ Face = Literal["python", "shell"]
 _PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
 """Delimiters of the two wordings in a text: private-use characters, which other texts do not contain."""
 
+_ESCAPED = {ord(mark): ascii(mark)[1:-1] for mark in (_PYTHON, _SHELL, _END)}
+
 MOST_CHARACTERS = 2000
 """Maximum length of a message, which may quote a whole file."""
 
@@ -124,8 +126,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def worded(text: str, face: Face = "python") -> str:
-    """Return a message in the wording of one face."""
-    return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text))
+    """Return a message in the wording of one face; delimiters that belong to no wording are escaped."""
+    return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text)).translate(_ESCAPED)
 
 
 def both(text: str) -> str:

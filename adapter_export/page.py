@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
+from adapter_export.errors import worded
 from adapter_export.tables import Table, one_line
 
 _STYLE = """
@@ -62,7 +63,11 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 def escaped(value: object) -> Markup:
     """Escape a value for HTML, with invisible characters spelled out; `Markup` is returned unchanged."""
-    return value if isinstance(value, Markup) else Markup(html.escape(one_line(value)))
+    return (
+        value
+        if isinstance(value, Markup)
+        else Markup(html.escape(one_line(worded(value) if isinstance(value, str) else value)))
+    )
 
 
 def prose(value: object) -> Markup:

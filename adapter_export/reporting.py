@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+from adapter_export.errors import Note, visible
+
 
 class Reporter:
     """Receives the steps, measurements and notes of a long call.
@@ -27,7 +29,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Receive a note for the caller that is not an error, such as `no bank: …`."""
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(visible(Note(text)), stacklevel=3)
 
 
 class Part(Reporter):

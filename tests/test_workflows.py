@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -219,3 +220,46 @@ def test_hooks_fix_what_is_committed(tmp_path: Path) -> None:
     assert schema.read_text("utf-8") == right
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
     assert _run("pre-commit", "run", folder=tmp_path).returncode == 0
+
+
+def test_actions_are_pinned_to_commits() -> None:
+    used = [line for path in WORKFLOWS for line in path.read_text("utf-8").splitlines() if "uses:" in line]
+    assert used
+    assert [line for line in used if not re.search(r"uses: (\./|[\w./-]+@[0-9a-f]{40} # v\d)", line)] == []
+
+
+def _unsafe(source: str) -> Iterator[str]:
+    """Calls of a shell, of `eval` and `exec`, and imports that unpickle."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            shells = [word for word in node.keywords if word.arg == "shell" and getattr(word.value, "value", 1)]
+            yield from ("shell" for _ in shells)
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "os.system", "os.popen", "subprocess.getoutput"):
+                yield called
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name in _UNPICKLING)
+        elif isinstance(node, ast.ImportFrom) and node.module in _UNPICKLING:
+            yield from (name.name for name in node.names if name.name != "PickleError")
+
+
+_UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("subprocess.run('a', shell=True)", ["shell"]),
+        ("eval(text)", ["eval"]),
+        ("import pickle", ["pickle"]),
+        ("from pickle import loads", ["loads"]),
+        ("model.eval(); from pickle import PickleError; run(shell=False)", []),
+    ],
+)
+def test_unsafe_calls_are_noticed(source: str, found: list[str]) -> None:
+    assert list(_unsafe(source)) == found
+
+
+def test_the_package_calls_no_shell_and_evaluates_no_text() -> None:
+    found = {path.name: [*_unsafe(path.read_text("utf-8"))] for path in (ROOT / "adapter_export").rglob("*.py")}
+    assert {name: calls for name, calls in found.items() if calls} == {}

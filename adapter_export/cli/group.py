@@ -16,7 +16,15 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError, nearest
+from adapter_export.errors import (
+    AbandonedFileWarning,
+    AdapterExportError,
+    FileError,
+    InputError,
+    nearest,
+    visible,
+    worded,
+)
 from adapter_export.version import __version__
 
 _BUG, _INTERRUPTED = 5, 130
@@ -177,7 +185,7 @@ def _report(error: Exception, call: _Call) -> int:
         facts, message, code = known.facts("shell"), known.sentence("shell"), known.exit_code
     if call.json:
         _say_json(facts, code)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {visible(worded(message, 'shell'))}", err=True)
     return code
 
 

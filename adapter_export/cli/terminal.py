@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from adapter_export.cli.fitted_table import fitted
-from adapter_export.errors import visible
+from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
 
 _PLAIN_WIDTH = 160
@@ -36,12 +36,21 @@ def emit_json(document: Mapping[str, object]) -> None:
     """Write a JSON document to stdout, with control characters escaped."""
     from adapter_export.format.files import printable_json
 
-    click.echo(printable_json(document, indent=2))
+    click.echo(printable_json(_in_words(document), indent=2))
+
+
+def _in_words(value: object) -> object:
+    """Return a document whose texts have the wording of the command line."""
+    if isinstance(value, str):
+        return worded(value, "shell")
+    if isinstance(value, Mapping):
+        return {key: _in_words(item) for key, item in value.items()}
+    return [_in_words(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def report(message: str) -> None:
     """Write a line for the user to stderr."""
-    click.echo(visible(message), err=True)
+    click.echo(visible(worded(message, "shell")), err=True)
 
 
 def warn(message: str) -> None:
@@ -55,7 +64,7 @@ def report_failure(message: str) -> None:
 
 
 def _report_marked(mark: str, colour: str, message: str) -> None:
-    click.echo(f"{click.style(mark, fg=colour, bold=True)} {visible(message)}", err=True)
+    click.echo(f"{click.style(mark, fg=colour, bold=True)} {visible(worded(message, 'shell'))}", err=True)
 
 
 def show(*parts: Table | str) -> None:

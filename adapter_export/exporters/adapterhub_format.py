@@ -13,7 +13,14 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, FormatError, UsageError, argument
 from adapter_export.exporters.adapterhub_head import saved_head
-from adapter_export.exporters.export_format import ExportFormat, ExportRequest, Written, check_places, module_path
+from adapter_export.exporters.export_format import (
+    ExportFormat,
+    ExportRequest,
+    Written,
+    check_activation,
+    check_places,
+    module_path,
+)
 from adapter_export.exporters.recognise import dropout_of, factor_of, ops_of, parameters_alike, transformers_activation
 from adapter_export.format.files import canonical_json
 from adapter_export.format.tensors import write_tensors
@@ -79,6 +86,8 @@ class AdapterHubFormat(ExportFormat):
             )
         if not sites:
             raise self.refusal("it has no head without an adapter", where=request.adapter.name, found="only a head")
+        for site, graph in sites:
+            check_activation(self, graph, f"site `{site.name}`")
         head = saved_head(request, self)
         layers = {site.name for site, _ in sites if site.role in LAYERS}
         others = {site.name for site, _ in sites} - layers
@@ -112,8 +121,10 @@ class AdapterHubFormat(ExportFormat):
         form = " and ".join(
             "bottleneck" if isinstance(part.config, BottleneckConfig) else part.config.kind for part in parts
         )
-        renamed = [] if name == request.adapter.name else [f"the adapter is named `{name}` there"]
-        return Written(form, tuple(names.modules), len(tensors), renamed)
+        notes = [] if name == request.adapter.name else [f"the adapter is named `{name}` there"]
+        if any(isinstance(part.config, BottleneckConfig) and part.config.stochastic_depth for part in parts):
+            notes.append("AdapterHub needs the package `torchvision` to load an adapter with `drop_path`")
+        return Written(form, tuple(names.modules), len(tensors), notes)
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
         """Import the folder."""
@@ -124,8 +135,19 @@ class AdapterHubFormat(ExportFormat):
         """Return the config whose graphs match those at the sublayers; AdapterError if there is none."""
         for config in (*_recorded(request, BottleneckConfig), *_bottleneck_configs(request, acting)):
             found = _bottleneck_tensors(config, request, acting)
-            if found is not None:
-                return _Part(config, "adapters", found)
+            if found is None:
+                continue
+            factor = config.reduction_factor
+            if not isinstance(factor, Mapping):
+                config = replace(config, reduction_factor=_whole(factor))
+            if config.shared_W_phm and not isinstance(config.reduction_factor, int):
+                raise self.refusal(
+                    "its shared factors of Kronecker products need a whole number as reduction factor",
+                    where=f"adapter `{request.adapter.name}`",
+                    found=f"a factor of {factor}",
+                    fix="train it with another width",
+                )
+            return _Part(config, "adapters", found)
         site, graph = next((site, graph) for site, graph in request.placed() if site.name in acting)
         raise self.refusal(
             "no config of its bottlenecks computes this with one activation, one wiring and one width in each layer",
@@ -282,10 +304,13 @@ def _reduction(
 
 def _factor(width: int, narrow: int) -> float:
     """Return a factor with `⌊width / factor⌋ = narrow`, an integer if possible."""
+    whole = width // narrow
+    if whole and width // whole == narrow:
+        return whole
     factor = width / narrow
     while int(width // factor) != narrow:
         factor = float(np.nextafter(factor, 0))
-    return int(factor) if factor == int(factor) else factor
+    return factor
 
 
 def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting: set[str]) -> Found | None:

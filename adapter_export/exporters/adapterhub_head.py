@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.exporters.export_format import WITHOUT_HEAD, ExportFormat, ExportRequest
+from adapter_export.exporters.export_format import WITHOUT_HEAD, ExportFormat, ExportRequest, check_activation
 from adapter_export.exporters.recognise import dropout_of, ops_of, parameters_alike, transformers_activation
 from adapter_export.graph.adapter import HEAD
 from adapter_export.importers.adapterhub.adapterhub_importer import head_form
@@ -42,6 +42,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None
         found = "no task" if head.task is None else f"the task `{head.task.type}`"
         raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
     owned, graph = request.adapter.parameters(HEAD), head.graph
+    check_activation(target, graph, HEAD)
     activation = transformers_activation(graph)
     count = head.widths.get("classes", 1)
     dense = sum(node.op == "linear" for node in graph.nodes) - 1

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adapter_export.errors import AdapterError, argument, command, quoted
+from adapter_export.exporters.recognise import ops_of
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.ops import ACTIVATIONS, OPS
 from adapter_export.importers.base_view import BaseView
 from adapter_export.sites.site import Site
 
@@ -139,6 +141,21 @@ def module_path(site: Site, library: str) -> str:
             fix=f"pass the model's folder or archive with {argument('base', words='MODEL')}",
         )
     return site.path
+
+
+def check_activation(target: ExportFormat, graph: AdapterGraph, where: str) -> None:
+    """Reject an activation without a name in transformers; a name implies the default attributes."""
+    for node in graph.nodes:
+        row = OPS[node.op]
+        if node.op not in ACTIVATIONS or (row.transformers and dict(node.attributes) == dict(row.defaults)):
+            continue
+        numbers = " and ".join(f"`{name}` {number:g}" for name, number in node.attributes.items())
+        raise target.refusal(
+            f"it has no activation `{node.op}`{f' with {numbers}' if numbers else ''}",
+            where=where,
+            found=ops_of(graph),
+            fix=f"train it with one of {quoted(name for name in ACTIVATIONS if OPS[name].transformers)}",
+        )
 
 
 def check_places(request: ExportRequest, library: str) -> None:

@@ -9,9 +9,6 @@ from adapter_export.graph.ops import ACTIVATIONS, OPS
 
 _COMMUTATIVE = "add"
 
-_NOT_IN_TRANSFORMERS = ("gelu_tanh", "relu_squared", "identity")
-"""Ops with other names in transformers (`transformers.activations.ACT2FN`)."""
-
 
 def parameters_alike(
     graph: AdapterGraph, wanted: AdapterGraph, same_inputs: Mapping[str, str] | None = None
@@ -67,9 +64,11 @@ def dropout_of(graph: AdapterGraph) -> float:
 
 
 def transformers_activation(graph: AdapterGraph) -> str:
-    """Return the name in transformers of the first activation of a graph; `linear` without any."""
-    op = OPS[next((node.op for node in graph.nodes if node.op in ACTIVATIONS), "identity")]
-    return next(name for name in (op.name, *op.also_called) if name not in _NOT_IN_TRANSFORMERS)
+    """Return the name in transformers of the first activation of a graph; `linear` without any.
+
+    The graph must have passed `check_activation`.
+    """
+    return OPS[next((node.op for node in graph.nodes if node.op in ACTIVATIONS), "identity")].transformers
 
 
 def ops_of(graph: AdapterGraph) -> str:

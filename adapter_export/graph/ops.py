@@ -191,6 +191,8 @@ class OpSpec:
         bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
         also_called: the names of the same activation in transformers and AdapterHub, or of the same pooling in
             sentence-transformers.
+        transformers: the name of this activation, with its default attributes, that models of transformers and adapters
+            of AdapterHub load; empty if they have none. Exports write it.
         pooling: the name of this pooling in options and records.
         pooled: the vector of a text that this pooling gives, for help pages.
     """
@@ -219,6 +221,7 @@ class OpSpec:
     three_axes: bool = False
     bound: bool = False
     also_called: tuple[str, ...] = ()
+    transformers: str = ""
     pooling: str = ""
     pooled: str = ""
 
@@ -286,23 +289,25 @@ _PROJECTIONS = (
 )
 
 _ELEMENTWISE = (
-    OpSpec("relu", "max(x, 0)", keeps_zero=True, half_rectified=True),
+    OpSpec("relu", "max(x, 0)", keeps_zero=True, half_rectified=True, transformers="relu"),
     OpSpec(
         "gelu",
         "x·Φ(x), Φ the normal distribution function (Hendrycks & Gimpel 2016, §2)",
         keeps_zero=True,
         also_called=("gelu_python",),
+        transformers="gelu",
     ),
     OpSpec(
         "gelu_tanh",
         "x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel 2016, §2)",
         keeps_zero=True,
         also_called=("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
+        transformers="gelu_new",
     ),
-    OpSpec("quick_gelu", "x·σ(1.702·x) (Hendrycks & Gimpel 2016, §2)", keeps_zero=True),
-    OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)", keeps_zero=True, also_called=("swish",)),
-    OpSpec("tanh", "tanh(x)", keeps_zero=True, degree=bounded),
-    OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))", degree=bounded),
+    OpSpec("quick_gelu", "x·σ(1.702·x) (Hendrycks & Gimpel 2016, §2)", keeps_zero=True, transformers="quick_gelu"),
+    OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)", keeps_zero=True, also_called=("swish",), transformers="silu"),
+    OpSpec("tanh", "tanh(x)", keeps_zero=True, degree=bounded, transformers="tanh"),
+    OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))", degree=bounded, transformers="sigmoid"),
     OpSpec(
         "leaky_relu",
         "x where x ≥ 0, slope·x elsewhere",
@@ -310,8 +315,16 @@ _ELEMENTWISE = (
         defaults={"slope": 0.01},  # torch's own
         keeps_zero=True,
         also_called=("leakyrelu",),
+        transformers="leaky_relu",
     ),
-    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)", keeps_zero=True, degree=bounded, half_rectified=True),
+    OpSpec(
+        "relu6",
+        "min(max(x, 0), 6) (Krizhevsky 2010, §3)",
+        keeps_zero=True,
+        degree=bounded,
+        half_rectified=True,
+        transformers="relu6",
+    ),
     OpSpec(
         "relu_squared",
         "max(x, 0)² (So et al. 2021, §3)",
@@ -319,10 +332,11 @@ _ELEMENTWISE = (
         degree=squared,
         half_rectified=True,
         also_called=("relu2",),
+        transformers="relu2",
     ),
-    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", keeps_zero=True),
+    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", keeps_zero=True, transformers="mish"),
     OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)", keeps_zero=True),
-    OpSpec("identity", "x", linear_in="first", training_only=True, also_called=("linear",)),
+    OpSpec("identity", "x", linear_in="first", training_only=True, also_called=("linear",), transformers="linear"),
 )
 
 _FACTORS = (

@@ -24,7 +24,7 @@ TOKENS = {FIXED: (3, 16, 17, 60), STEPS: (3, 8, 9, 17, 24, 40, 41, 60)}
 """Shorter than the record, equal to it, between two of its lengths, the one that it leaves out, and longer."""
 REFUSED = [(FIXED, 15), (FIXED, 17), (STEPS, 4), (STEPS, 12), (STEPS, 24), (STEPS, 48)]
 SAID = {FIXED: ("wrong shape", ", 16]"), STEPS: ("axis `tokens`", "8 to 40, multiples of 8, but not 24")}
-TOO_MANY = "does not support the number of tokens of a text"
+TOO_MANY = "base does not support the number of tokens of a text"
 
 every_client = pytest.mark.parametrize("client", CLIENTS, indirect=True)
 both = pytest.mark.parametrize("lengths", LENGTHS, ids=str)

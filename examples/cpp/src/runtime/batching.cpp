@@ -115,7 +115,7 @@ FittedRow fitted(Arrays inputs, const Manifest& manifest, bool may_pad) {
     const bool fits = target && (static_cast<std::size_t>(*target) == cut.kept || (may_pad && axis.is_masked));
     if (!fits) {
       const std::string reason = target ? ", and padding would change its results" : "";
-      throw RequestFault({"a row has does not support the number of tokens of a text" + reason, "", std::to_string(cut.kept),
+      throw RequestFault({"the base does not support the number of tokens of a text" + reason, "", std::to_string(cut.kept),
                           lengths.text(), "give rows of other lengths"});
     }
     if (cut.kept != cut.given || static_cast<std::size_t>(*target) != cut.kept) {

@@ -116,6 +116,6 @@ function range(length: number): number[] {
 }
 
 function otherLength(found: number, manifest: Manifest, axis: Axis, changes = true): Fault {
-  const what = "a row has does not support the number of tokens of a text" + (changes ? ", and padding would change its result" : "");
+  const what = "the base does not support the number of tokens of a text" + (changes ? ", and padding would change its result" : "");
   return new Fault({ what, found: `${found}`, expected: lengthsText(lengthsOf(manifest, axis)), fix: "give rows of other lengths" });
 }

@@ -1,0 +1,127 @@
+"""Every class of error, and every note of the package's source, on a terminal, as JSON, as HTML and as a warning."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapter_export import errors
+from adapter_export.cli import group
+from adapter_export.cli.reporter import TerminalReporter
+from adapter_export.cli.terminal import emit_json, report, report_failure, show
+from adapter_export.errors import AdapterExportError, Note, argument, command
+from adapter_export.page import document, element, items, prose, table
+from adapter_export.reporting import SILENT
+from adapter_export.tables import Table
+
+PACKAGE = Path(__file__).parents[1] / "adapter_export"
+HOSTILE = "<script>alert(1)</script> \x1b[31m\x07\u202e\ue000\ue002 [red]\ue001 & \"'\\"
+"""Markup, a control sequence, a mark that turns text round, and delimiters of wordings without a wording."""
+TEXT = f"give {argument('force', True)} or {command('f()', 'f')}: {HOSTILE}"
+
+
+def classes(kind: type[AdapterExportError] = AdapterExportError) -> Iterator[type[AdapterExportError]]:
+    yield kind
+    for other in kind.__subclasses__():
+        yield from classes(other)
+
+
+def made(kind: type[AdapterExportError]) -> AdapterExportError:
+    """An error with hostile facts; classes with other arguments are made as for another process."""
+    return errors.again(kind, dict.fromkeys(errors.FACTS, TEXT))
+
+
+def written_notes() -> Iterator[str]:
+    """Texts that the source passes to `warn`, with hostile values in their place."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "warn":
+                for text in node.args[:1]:
+                    if isinstance(text, ast.JoinedStr):
+                        parts = [part.value if isinstance(part, ast.Constant) else TEXT for part in text.values]
+                        yield "".join(map(str, parts))
+                    elif isinstance(text, ast.Constant):
+                        yield str(text.value)
+
+
+NOTES = tuple(dict.fromkeys([TEXT, *written_notes()]))
+
+
+def check_visible(text: str) -> None:
+    """No private-use character, no control character and no mark of direction."""
+    wrong = {one for one in text if not one.isprintable() and one != "\n"}
+    assert not wrong, (wrong, text)
+
+
+def check_html(text: str) -> None:
+    check_visible(text)
+    assert "<script" not in text
+    assert not re.search(r"&(?!amp;|lt;|gt;|quot;|#x27;)", text)
+
+
+def check_terminal(capsys: pytest.CaptureFixture[str]) -> str:
+    output, error = capsys.readouterr()
+    shown = output + error
+    check_visible(shown)
+    assert "--force" in shown or "force" not in shown, "the wording of the command line"
+    return shown
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(classes()), ids=lambda kind: kind.__name__)
+def test_errors_are_visible_text_everywhere(kind: type[AdapterExportError], capsys: pytest.CaptureFixture[str]) -> None:
+    error = made(kind)
+    check_visible(str(error))
+    group._report(error, group._Call(json=False, debug=False))
+    assert "[red]" in check_terminal(capsys)
+    group._report(error, group._Call(json=True, debug=False))
+    output = capsys.readouterr().out
+    check_visible(output)
+    facts = json.loads(output)
+    assert facts["error"] == kind.__name__
+    for fact in errors.FACTS:
+        check_visible(facts[fact])
+    check_html(prose(str(error)))
+    check_html(element("p", error.message))
+
+
+@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
+def test_notes_are_visible_text_everywhere(note: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in (note, Note(note)):
+        with TerminalReporter("title") as reporter:
+            reporter.warn(text)
+        report(text)
+        report_failure(text)
+        show(Table(["column"], [[text]]))
+        check_terminal(capsys)
+        emit_json({"notes": [text]})
+        output = capsys.readouterr().out
+        check_visible(output)
+        (shown,) = json.loads(output)["notes"]
+        assert not re.search("[\ue000-\uf8ff]", shown)
+        check_html(items([text]))
+        check_html(table(Table(["column"], [[text]])))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            SILENT.warn(text)
+        check_visible(str(caught[0].message))
+
+
+def test_a_page_has_no_markup_of_its_texts() -> None:
+    page = document(TEXT, [prose(TEXT), items([TEXT])])
+    assert "<script" not in page
+    check_visible(page)
+
+
+def test_internal_errors_are_visible_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    group._report(RuntimeError(HOSTILE), group._Call(json=True))
+    check_terminal(capsys)
