@@ -168,6 +168,14 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("lengths", manifest.lengths, {axis for axes in shapes for axis in axes if isinstance(axis, str)})
     sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
+    for slot in manifest.slots:
+        if len(slot.neutral) != len(slot.axes):
+            raise FormatError(
+                "has a default with another number of axes",
+                where=f"`$.slots`, `{slot.name}`",
+                found=f"{len(slot.neutral)} axes",
+                expected=len(slot.axes),
+            )
     _check_known("heads", filled, outputs)
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
     _check_known("checksums", {manifest.checksums} - {None}, outputs)

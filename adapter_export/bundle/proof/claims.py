@@ -30,7 +30,7 @@ from adapter_export.bundle.proof.invariants import (
     swaps,
 )
 from adapter_export.bundle.proof.locate import trace, typical
-from adapter_export.bundle.proof.manifest_checks import check_manifest
+from adapter_export.bundle.proof.manifest_checks import check_generation, check_manifest
 from adapter_export.bundle.proof.model_runs import live_cost, live_model, repeats, uncompared_padding
 from adapter_export.bundle.proof.outputs import find_smallest, of_outputs, run_outputs
 from adapter_export.bundle.proof.proof_plan import round_robin, trials
@@ -302,6 +302,7 @@ def _precision_cost(context: Context) -> int:
 def _manifest(context: Context) -> Iterator[Finding]:
     again = None if context.reference is None else context.budgets_for
     yield from check_manifest(context.bundle, context.needed_budgets, again, quick=context.plan.quick)
+    yield from check_generation(context.bundle, context.reference and context.reference.contract.generation)
 
 
 def _tensors(context: Context) -> Iterator[Finding]:
@@ -341,7 +342,7 @@ GRAPH_CLAIMS: Sequence[GraphClaim] = (
     GraphClaim("golden parts", _golden_parts),
     GraphClaim("rows of a batch", _rows_apart, WHOLE, lambda context, graph: len(_mixed(context, graph))),
     GraphClaim("fan-out", _fan_out, WHOLE, applies=lambda graph: VARIANTS[graph.variant].by_text),
-    GraphClaim("padding", lambda context, _: check_proofs(context.bundle), needs("whole", "base"), applies=_is_main),
+    GraphClaim("padding", lambda context, _: check_proofs(context.bundle), needs("base"), applies=_is_main),
     GraphClaim("swap", _swaps, WHOLE, lambda context, _: len(swaps(context.plan.names)), _is_main),
     GraphClaim("row order", _row_order, WHOLE, _adapter_cost, _is_main),
     GraphClaim("active adapter", _active_adapters, cost=_adapter_cost, applies=_is_main),
