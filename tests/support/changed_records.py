@@ -97,7 +97,7 @@ def _others(value: Any, hint: Any, rules: tuple[Any, ...]) -> list[Any]:
     if isinstance(value, int):
         return [value + 1, *([value - 1] if value > 0 else [])]
     if isinstance(value, float):
-        return [value * 2 + 1, value / 2]
+        return [value * 2 + 1, *([value / 2] if value else [])]
     return [f"{value}x", *([_turned(value)] if any(letter.isdigit() for letter in value) else [])]
 
 
