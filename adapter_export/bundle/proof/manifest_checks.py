@@ -14,6 +14,7 @@ from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding, Status
+from adapter_export.format.derivation import DERIVATION_FILE
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.manifest import SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
@@ -28,6 +29,9 @@ from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.generation.text_writer import CONFIG_FILE, end_tokens, padding_token
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.sites.site import SUBLAYERS
+
+_FOLDERS = ("adapters/", "golden/", DERIVATION_FILE)
+"""Where a bundle has the files of adapters, of golden data and of the derivation."""
 
 _ROUNDING = 1e-6
 _DRAWN = 4.0
@@ -76,6 +80,7 @@ def check_manifest(
     for key, found, computed in facts:
         yield _fact(key, found, computed)
     yield _axes(bundle)
+    yield _files(bundle)
     yield from _lengths(bundle)
     yield from _sites(said.sites, model)
     yield from _golden(bundle, measured, again, quick=quick)
@@ -118,6 +123,29 @@ def _axes(bundle: OpenedBundle) -> Finding:
         "failed" if apart else "exact",
         f"{MANIFEST_FILE}: inputs, outputs",
         "; ".join(apart) or f"{len(names)} names match the graph",
+    )
+
+
+def _files(bundle: OpenedBundle) -> Finding:
+    """Verify that the manifest names each file of adapters, of golden data and of the derivation: none was dropped."""
+    said = bundle.manifest
+    named = {*said.golden.files, said.golden_texts, said.golden_batches, said.derivation}
+    named |= {None if said.media is None else said.media.golden}
+    for record in said.adapters:
+        named |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
+    sources = tuple(f"{record.source}/" for record in said.adapters)
+    unnamed = [
+        file.path
+        for file in said.files
+        if file.path.startswith(_FOLDERS) and file.path not in named and not file.path.startswith(sources)
+    ]
+    return Finding(
+        "manifest",
+        "files",
+        "the manifest names every file of adapters, golden data and the derivation",
+        "failed" if unnamed else "exact",
+        f"{MANIFEST_FILE}: files",
+        f"not named: {', '.join(unnamed)}" if unnamed else f"{len(said.files)} files",
     )
 
 
