@@ -107,10 +107,13 @@ def _axes(bundle: OpenedBundle) -> Finding:
     said, model = bundle.manifest, bundle.slots_model
     values = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     names: dict[str, dict[object, str]] = {}
-    for record in (*said.inputs, *said.outputs):
-        for axis, dim in zip(record.axes, values.get(record.name) or (), strict=False):
+    axes = [(record.name, record.axes) for record in said.inputs] + [
+        (record.name, record.axes) for record in said.outputs
+    ]
+    for place, its in axes:
+        for axis, dim in zip(its, values.get(place) or (), strict=False):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                names.setdefault(dim.value, {}).setdefault(axis, record.name)
+                names.setdefault(dim.value, {}).setdefault(axis, place)
     apart = [
         f"`{dim}` of the graph is {', '.join(f'`{axis}` in `{place}`' for axis, place in places.items())}"
         for dim, places in names.items()
