@@ -356,7 +356,7 @@ def test_the_last_token_is_forced_at_the_last_position(tmp_path_factory: pytest.
 
 @pytest.mark.extended
 def test_a_model_that_forces_tokens_is_captured_built_and_verified(tmp_path: Path) -> None:
-    """The settings are those of BART's configuration; golden texts are not forced, whatever their length."""
+    """The settings are those of BART's configuration; golden texts of any length are not forced."""
     torch.manual_seed(5)
     sizes = {"vocab_size": WORDS, "d_model": 16, "max_position_embeddings": 40, "pad_token_id": PADDING}
     halves = {f"{half}_{name}": 1 for half in ("encoder", "decoder") for name in ("layers", "attention_heads")}

@@ -37,7 +37,9 @@ def rotary_of_program(program: ExportedProgram, module: nn.Module) -> RotaryEmbe
 def _types(module: nn.Module) -> list[str]:
     """Return the types of a rotary embedding as transformers names them, one for each kind of layer."""
     named = getattr(module, "rope_type", None)
-    return sorted(set(map(str, named.values()))) if isinstance(named, Mapping) else [named] * isinstance(named, str)
+    if isinstance(named, Mapping):
+        return sorted(set(map(str, named.values())))
+    return [named] if isinstance(named, str) else []
 
 
 def _error(rotary: nn.Module, module: nn.Module) -> RotaryEmbeddingError:
