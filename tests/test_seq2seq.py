@@ -248,7 +248,8 @@ def test_a_check_finds_a_golden_text_that_another_program_wrote(folder: Path, tm
     write_manifest(replace(manifest, adapters=(wrong, *others)), copy)
     report = ae.check(copy, quick=True)
     assert [(found.check, found.subject) for found in report.findings if found.status == "failed"] == [
-        ("golden generation", first.name)
+        ("golden generation", first.name),
+        ("golden schedule", first.name),
     ]
 
 

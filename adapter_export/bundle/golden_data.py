@@ -113,7 +113,7 @@ class GoldenDataMaker:
         self.reporter.step(f"computing {what} with {self.references.description}")
 
 
-_MOST_WRITTEN = 12
+_MOST_WRITTEN = 8
 """Maximum number of tokens in a golden text."""
 
 

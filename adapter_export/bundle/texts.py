@@ -16,6 +16,7 @@ from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
 from adapter_export.format.check_report import Finding
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.golden_texts import (
     GOLDEN_TEXTS_VERSION,
     GoldenText,
@@ -217,19 +218,21 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
 
 @dataclass(frozen=True)
 class Contract:
-    """Texts, head and processor of the model that a bundle was built from.
+    """Texts, head, processor and generation of the model that a bundle was built from.
 
     Attributes:
         tokenizer: the text of its `tokenizer.json`, if it has one.
         texts: ids of golden texts from its own library, if known.
         head: its base head, if it has one.
         processor: digest of its image or audio processor, if it has one.
+        generation: its settings of text generation, if they are known.
     """
 
     tokenizer: str | None = None
     texts: GoldenTexts | None = None
     head: Adapter | None = None
     processor: str | None = None
+    generation: GenerationRecord | None = None
 
 
 def check_contract(

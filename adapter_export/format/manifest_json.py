@@ -164,10 +164,25 @@ def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
     graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
+    for record in manifest.inputs:
+        if (record.role == "cache") != (record.next is not None):
+            what = "only a cache, and each one, has an output that the next call takes"
+            raise FormatError(what, where=f"`$.inputs`, `{record.name}`", found=f"role `{record.role}`")
+    if manifest.generation is None and any(one.written for one in _golden_of(manifest)):
+        expected = "`generation`, by which they were written"
+        raise FormatError("has generated golden texts", where="`$.generation`", found="null", expected=expected)
     shapes = [record.axes for record in manifest.inputs] + [record.axes for record in manifest.outputs]
     _check_known("lengths", manifest.lengths, {axis for axes in shapes for axis in axes if isinstance(axis, str)})
     sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
+    for slot in manifest.slots:
+        if len(slot.neutral) != len(slot.axes):
+            raise FormatError(
+                "has a default with another number of axes",
+                where=f"`$.slots`, `{slot.name}`",
+                found=f"{len(slot.neutral)} axes",
+                expected=len(slot.axes),
+            )
     _check_known("heads", filled, outputs)
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
     _check_known("checksums", {manifest.checksums} - {None}, outputs)
@@ -191,6 +206,11 @@ def _check_references(manifest: Manifest) -> None:
             )
         if adapter.mix is not None:
             _check_mix(manifest, adapter.mix, f"{place}.mix")
+
+
+def _golden_of(manifest: Manifest) -> list[GoldenRecord]:
+    """Return the records of golden data, of the base and of adapters."""
+    return [manifest.golden, *(adapter.golden for adapter in manifest.adapters)]
 
 
 def _check_sketches(manifest: Manifest) -> None:

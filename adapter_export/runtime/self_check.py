@@ -14,6 +14,7 @@ from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import GoldenRecord, InputRecord, PartRecord
 from adapter_export.format.sketch import read_fill, sketched
 from adapter_export.providers import PROVIDERS
+from adapter_export.runtime.generation.golden_schedule import golden_texts, replay_schedule
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.safe_io.documents import parse_json
@@ -95,6 +96,30 @@ def check_session(bundle: Bundle, session: Session, adapters: Collection[str] | 
             if not (trusted and check.has_recorded_bits()):
                 check.compare_vectors()
                 check.compare_parts()
+
+
+def check_joined_rows(bundle: Bundle, session: Session, adapters: Collection[str] | None = None) -> None:
+    """Compare texts that a session writes with rows that join and leave with golden texts: a bounded number of them.
+
+    Does nothing if the bundle does not generate text.
+
+    Args:
+        bundle: of the session.
+        session: computes.
+        adapters: names of adapters to run; default: all of the bundle.
+
+    Raises:
+        FormatError: a row has other tokens than the reference.
+    """
+    records = bundle.manifest.adapters
+    names = [record.name for record in records if adapters is None or record.name in adapters]
+    texts = golden_texts(bundle.manifest, [None, *names])
+    if bundle.manifest.generation is None or not texts:
+        return
+    replay = replay_schedule(session.decoder, texts, brief=True)
+    for name, faults in replay.faults.items():
+        what = "generates other texts than the reference when rows join and leave"
+        raise _error(bundle, session, name, what, faults[0], "the golden texts")
 
 
 def ways(session: Session, adapter: str | None) -> tuple[bool, ...]:
@@ -191,12 +216,15 @@ class _Check:
             raise self._error("has golden data of an impossible shape", str(error), "a shape within memory") from error
 
     def _error(self, what: str, found: str, expected: str) -> FormatError:
-        where = self._bundle.folder if self._adapter is None else f"{self._bundle.folder}, adapter `{self._adapter}`"
-        provider = self._session.provider
-        if provider != "cpu":
-            where = f"{where}, provider `{provider}`"
-        fix = "run `adapter-export verify` on the bundle; take it from its source again, or use another ONNX Runtime"
-        return FormatError(what, where=where, found=found, expected=expected, fix=fix)
+        return _error(self._bundle, self._session, self._adapter, what, found, expected)
+
+
+def _error(bundle: Bundle, session: Session, adapter: str | None, what: str, found: str, expected: str) -> FormatError:
+    where = f"{bundle.folder}" if adapter is None else f"{bundle.folder}, adapter `{adapter}`"
+    if session.provider != "cpu":
+        where = f"{where}, provider `{session.provider}`"
+    fix = "run `adapter-export verify` on the bundle; take it from its source again, or use another ONNX Runtime"
+    return FormatError(what, where=where, found=found, expected=expected, fix=fix)
 
 
 def read_golden(bundle: Bundle, path: str) -> Arrays:

@@ -23,6 +23,7 @@ from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.generation.text_writer import TextWriter
+from adapter_export.runtime.self_check import check_joined_rows
 from adapter_export.server.collector import Collector
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.server_settings import Limits, SessionSettings
@@ -70,13 +71,17 @@ def open_session(bundle: Bundle, settings: SessionSettings) -> Session:
 
 
 def check_resident(bundle: Bundle, session: Session, settings: SessionSettings) -> None:
-    """Compare a session with golden data of the base and the resident adapters, unless its provider did so on opening.
+    """Compare a session with golden data of the base and the resident adapters, and with golden texts of joined rows.
+
+    A provider that is proved when it opens has been compared with the former.
 
     Raises:
-        FileError, FormatError: as in `check_session`.
+        FileError, FormatError: as in `check_session` and `check_joined_rows`.
     """
+    adapters = None if settings.resident is None else ()
     if not PROVIDERS[session.provider].proved:
-        check_session(bundle, session, None if settings.resident is None else ())
+        check_session(bundle, session, adapters)
+    check_joined_rows(bundle, session, adapters)
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,14 @@ def _settings(kind: Any, config: Any, saved: Mapping[str, tuple[int, ...]]) -> A
 
 
 def _smaller(config: Any) -> Any:
-    """Return a copy of a configuration with one layer, where it counts layers."""
+    """Return a copy of a configuration with one layer, where it counts layers, and with a padding token.
+
+    Without one, decoders classify single texts only. The one chosen here is only where the mask hides tokens.
+    """
     copy = deepcopy(config)
     for each in {id(part): part for part in (copy, copy.get_text_config())}.values():
+        if getattr(each, "pad_token_id", 0) is None:
+            each.pad_token_id = 0
         if isinstance(getattr(each, "num_hidden_layers", None), int):
             each.num_hidden_layers = 1
             if isinstance(getattr(each, "layer_types", None), list):

@@ -30,7 +30,7 @@ from adapter_export.bundle.proof.invariants import (
     swaps,
 )
 from adapter_export.bundle.proof.locate import trace, typical
-from adapter_export.bundle.proof.manifest_checks import check_manifest
+from adapter_export.bundle.proof.manifest_checks import check_generation, check_manifest
 from adapter_export.bundle.proof.model_runs import live_cost, live_model, repeats, uncompared_padding
 from adapter_export.bundle.proof.outputs import find_smallest, of_outputs, run_outputs
 from adapter_export.bundle.proof.proof_plan import round_robin, trials
@@ -43,6 +43,8 @@ from adapter_export.bundle.texts import check_contract, replay
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.decoding import Decoding
 from adapter_export.format.check_report import Finding
+from adapter_export.runtime.generation.decoding_batch import WrittenRow
+from adapter_export.runtime.generation.golden_schedule import Replay, golden_texts, replay_schedule
 from adapter_export.runtime.graphs import run_session
 
 _MOST_FAILED_CASES = 3
@@ -256,37 +258,40 @@ def _media(context: Context) -> Iterator[Finding]:
 
 
 def _written(context: Context) -> Iterator[Finding]:
-    """Regenerate golden texts: one adapter at a time and, if rows choose adapters, all adapters in one batch."""
+    """Regenerate golden texts: each by itself, and by every engine with rows that join and leave."""
     manifest, names = context.manifest, context.plan.names
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
         return
-    bundle = context.bundle
-    goldens = {name: manifest.golden if name is None else bundle.record(name).golden for name in names}
-    texts = [(name, record) for name, golden in goldens.items() for record in golden.written]
-    ends, mixed = manifest.generation.end, list[list[int]]()
+    bundle, texts = context.bundle, golden_texts(manifest, names)
+    replays, by_row = dict[str, Replay](), [one.name for one in VARIANTS.values() if one.by_row]
     if "bank" in context.plan.variants and manifest.batch_invariant and texts:
-        most = max(len(record.tokens) for _, record in texts)
-        prompts, adapters = [record.prompt for _, record in texts], [name for name, _ in texts]
         if bundle.has_many_weights:  # one copy of them at a time
             bundle.close(manifest.graphs["slots"], LEVEL)
-        by_row = bundle.runtime_session(only=[one.name for one in VARIANTS.values() if one.by_row])
-        mixed = by_row.generate(prompts, adapters=adapters, decoding=Decoding(most))
-        del by_row
+        replays["bank"] = replay_schedule(bundle.runtime_session(only=by_row).decoder, texts)
         bundle.close(manifest.graphs["bank"], LEVEL)
         gc.collect()  # a session and its decoder refer to each other
     session = bundle.runtime_session(only=["slots"])
     faults: dict[str | None, list[str]] = {name: [] for name in names}
-    for place, (name, record) in enumerate(texts):
-        ended = record.tokens[-1] in ends
-        expected = list(record.tokens[:-1] if ended else record.tokens)
-        alone = session.generate([record.prompt], name, decoding=Decoding(len(record.tokens)))
-        for found in (*alone, *mixed[place : place + 1]):
-            if (found if ended else found[: len(expected)]) != expected:
-                faults[name].append(f"{found} of {list(record.prompt)}, not {expected}")
-    for name, golden in goldens.items():
-        sizes = [len(record.tokens) for record in golden.written]
+    for text in texts:
+        row = WrittenRow(0, text.prompt, text.adapter, Decoding(len(text.record.tokens)), manifest.generation.end)
+        for _ in session.decoder.write_rows([row]):
+            pass
+        faults[text.adapter] += filter(None, [text.fault(row, row.ends)])
+    if texts:
+        replays["slots"] = replay_schedule(session.decoder, texts)
+    for name in names:
+        sizes = [len(text.record.tokens) for text in texts if text.adapter == name]
+        if not sizes:
+            reason = "the reference decides no token of a golden text within the budget"
+            yield Finding.unverified("golden generation", name or BASE, reason)
+            continue
         detail = "; ".join(faults[name][:3]) or f"{len(sizes)} texts, {sum(sizes)} tokens"
         yield Finding.tested("golden generation", name or BASE, not faults[name], detail)
+        wrong = [
+            f"{engine}: {fault}" for engine, replay in replays.items() for fault in replay.faults.get(name, ())[:2]
+        ]
+        detail = "; ".join(wrong) or "; ".join(f"{engine}: {replay.detail}" for engine, replay in replays.items())
+        yield Finding.tested("golden schedule", name or BASE, not wrong, detail)
 
 
 def _precision(context: Context) -> Iterable[Finding]:
@@ -305,6 +310,7 @@ def _precision_cost(context: Context) -> int:
 def _manifest(context: Context) -> Iterator[Finding]:
     again = None if context.reference is None else context.budgets_for
     yield from check_manifest(context.bundle, context.needed_budgets, again, quick=context.plan.quick)
+    yield from check_generation(context.bundle, context.reference and context.reference.contract.generation)
 
 
 def _tensors(context: Context) -> Iterator[Finding]:
@@ -345,7 +351,7 @@ GRAPH_CLAIMS: Sequence[GraphClaim] = (
     GraphClaim("golden parts", _golden_parts),
     GraphClaim("rows of a batch", _rows_apart, WHOLE, lambda context, graph: len(_mixed(context, graph))),
     GraphClaim("fan-out", _fan_out, WHOLE, applies=lambda graph: VARIANTS[graph.variant].by_text),
-    GraphClaim("padding", lambda context, _: check_proofs(context.bundle), needs("whole", "base"), applies=_is_main),
+    GraphClaim("padding", lambda context, _: check_proofs(context.bundle), needs("base"), applies=_is_main),
     GraphClaim("swap", _swaps, WHOLE, lambda context, _: len(swaps(context.plan.names)), _is_main),
     GraphClaim("row order", _row_order, WHOLE, _adapter_cost, _is_main),
     GraphClaim("active adapter", _active_adapters, cost=_adapter_cost, applies=_is_main),

@@ -98,14 +98,15 @@ def check_outside(manifest: Manifest) -> Iterator[Finding]:
 
 
 def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[Finding]:
-    """Verify that the bundle accepts only lengths that its base accepts with these inputs."""
+    """Verify that the bundle accepts only lengths that its base accepts with these inputs, from the same minimum on."""
     axes = {record.name: record.axes for record in inputs}
     pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
     for own, its in dict.fromkeys(pairs):
         known, there = axis_lengths(own, manifest.lengths), axis_lengths(its, lengths)
-        if there != Lengths():
+        if there != Lengths() or known.minimum != there.minimum:
             detail = f"the bundle accepts {known}, the base {there}"
-            yield Finding.exact("lengths of the base", str(own), there.covers(known), detail)
+            same = there.covers(known) and (known.fixed or known.minimum == there.minimum)
+            yield Finding.exact("lengths of the base", str(own), same, detail)
 
 
 def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:

@@ -12,7 +12,10 @@ from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, case_of, scale
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding, Status
+from adapter_export.format.derivation import DERIVATION_FILE
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.manifest import SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
@@ -22,7 +25,13 @@ from adapter_export.onnx_backend.rewrite.bank_graph import bank_tensors, is_fill
 from adapter_export.onnx_backend.rewrite.insert import NODE_PATH_KEY, site_values
 from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums
+from adapter_export.runtime.check_inputs import check_inputs
+from adapter_export.runtime.generation.text_writer import CONFIG_FILE, end_tokens, padding_token
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.sites.site import SUBLAYERS
+
+_FOLDERS = ("adapters/", "golden/", DERIVATION_FILE)
+"""Where a bundle has the files of adapters, of golden data and of the derivation."""
 
 _ROUNDING = 1e-6
 _DRAWN = 4.0
@@ -70,9 +79,92 @@ def check_manifest(
         ]
     for key, found, computed in facts:
         yield _fact(key, found, computed)
+    yield _axes(bundle)
+    yield _files(bundle)
     yield from _lengths(bundle)
     yield from _sites(said.sites, model)
     yield from _golden(bundle, measured, again, quick=quick)
+
+
+def check_generation(bundle: OpenedBundle, model: GenerationRecord | None) -> Iterator[Finding]:
+    """Compare settings of text generation with those of onnxruntime-genai's file, and with those of the model.
+
+    Args:
+        bundle: the bundle.
+        model: the settings of the model; `None` if unknown.
+    """
+    said, config = bundle.manifest.generation, bundle.home / CONFIG_FILE
+    if said is not None and CONFIG_FILE in {file.path for file in bundle.manifest.files}:
+        data = read_bytes(config)
+        yield _fact("generation.end", sorted(said.end), sorted(end_tokens(data, config)), f"`{CONFIG_FILE}`")
+        yield _fact("generation.padding", said.padding, padding_token(data, config), f"`{CONFIG_FILE}`")
+    if model is not None:
+        yield _fact("generation", said, model, "the settings of the model")
+
+
+def _axes(bundle: OpenedBundle) -> Finding:
+    """Verify that axes with one name in the graph have one name in the manifest: clients compare their lengths."""
+    said, model = bundle.manifest, bundle.slots_model
+    values = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
+    names: dict[str, dict[object, str]] = {}
+    for record in (*said.inputs, *said.outputs):
+        for axis, dim in zip(record.axes, values.get(record.name) or (), strict=False):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                names.setdefault(dim.value, {}).setdefault(axis, record.name)
+    apart = [
+        f"`{dim}` of the graph is {', '.join(f'`{axis}` in `{place}`' for axis, place in places.items())}"
+        for dim, places in names.items()
+        if len(places) > 1
+    ]
+    return Finding(
+        "manifest",
+        "axes",
+        "axes with one name in the graph have one name in the manifest",
+        "failed" if apart else "exact",
+        f"{MANIFEST_FILE}: inputs, outputs",
+        "; ".join(apart) or f"{len(names)} names match the graph",
+    )
+
+
+def _files(bundle: OpenedBundle) -> Finding:
+    """Verify that the manifest names each file of adapters, of golden data and of the derivation: none was dropped."""
+    said = bundle.manifest
+    named = {*said.golden.files, said.golden_texts, said.golden_batches, said.derivation}
+    named |= {None if said.media is None else said.media.golden}
+    for record in said.adapters:
+        named |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
+    sources = tuple(f"{record.source}/" for record in said.adapters)
+    unnamed = [
+        file.path
+        for file in said.files
+        if file.path.startswith(_FOLDERS) and file.path not in named and not file.path.startswith(sources)
+    ]
+    return Finding(
+        "manifest",
+        "files",
+        "the manifest names every file of adapters, golden data and the derivation",
+        "failed" if unnamed else "exact",
+        f"{MANIFEST_FILE}: files",
+        f"not named: {', '.join(unnamed)}" if unnamed else f"{len(said.files)} files",
+    )
+
+
+def _accepted(bundle: OpenedBundle, golden: Golden) -> Finding:
+    """Verify that clients accept the inputs of golden vectors, by the lengths and limits in the manifest."""
+    said, refused = bundle.manifest, list[str]()
+    for case in golden.cases:
+        try:
+            check_inputs(case.arrays, said.inputs, said.lengths)
+        except RequestError as error:
+            refused.append(f"{case.name}: {error}")
+    return Finding(
+        "golden",
+        f"{golden.adapter or BASE}/accepted",
+        "clients accept the inputs of golden vectors",
+        "failed" if refused else "exact",
+        f"{MANIFEST_FILE}: inputs, lengths",
+        refused[0] if refused else f"{len(golden.cases)} cases",
+    )
 
 
 def _lengths(bundle: OpenedBundle) -> Iterator[Finding]:
@@ -174,6 +266,7 @@ def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, qu
             where,
             detail,
         )
+        yield _accepted(bundle, golden)
         for output in golden.budgets:
             yield _allowance(bundle, golden, output, measured.get((name, output)), again, quick=quick)
 

@@ -31,9 +31,9 @@ LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 class Reference:
     """Another computation of the bundle's outputs, with the path of its model.
 
-    `contract` describes the model's texts, `inputs` and `lengths` its valid inputs. `live` runs the live model without
-    adapters, where the runner has a program captured from it; `not_live` is the reason if it cannot run. `source` has
-    the tensors that the bundle's constants derive from.
+    `contract` describes the model's texts and how it generates, `inputs` and `lengths` its valid inputs. `live` runs
+    the live model without adapters, where the runner has a program captured from it; `not_live` is the reason if it
+    cannot run. `source` has the tensors that the bundle's constants derive from.
     """
 
     path: str

@@ -289,9 +289,10 @@ def _sides(
     from adapter_export.bundle.texts import Contract
 
     base = _as_recorded(model_of(plan.bundle.manifest, model), plan.bundle.manifest)
+    processor = None if base.media is None else base.media.record.digest
     path, contract = (
         str(base.path),
-        Contract(base.tokenizer, base.texts, base.base_head, None if base.media is None else base.media.record.digest),
+        Contract(base.tokenizer, base.texts, base.base_head, processor, base.generation),
     )
     wanted = plan.bundle.numerics
     live, not_live = _live(base) if None in plan.names else (None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
 
-_SAMPLE_LENGTHS = (1, 4, 7)
+_SAMPLE_LENGTHS = (1, 4, 7, 4, 4, 4)
+"""Tokens of golden prompts: four of one length, since some decoders write only such rows together."""
 
 _TRIAL = (3, 5)
 """Tokens of the two rows that are computed separately and together."""
@@ -123,12 +125,18 @@ class Decoder:
         self.inputs.check_prompt(prompt, "the prompt")
         return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens, self.budget)
 
+    def within(self, budget: CallBudget) -> Decoder:
+        """Return a decoder with another budget and the same session; both share their trials."""
+        other = copy.copy(self)
+        other.budget = budget
+        return other
+
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
         never, words = {*self.record.end, self.record.padding}, (self.inputs.source or self.inputs.ids).limit or 1
         ids = [number for number in range(words) if number not in never] or [0]
         random, most = np.random.default_rng(0), self.inputs.longest_prompt
-        sizes = dict.fromkeys(size if most is None else min(size, most) for size in _SAMPLE_LENGTHS)
+        sizes = [size if most is None else min(size, most) for size in _SAMPLE_LENGTHS]
         return [random.choice(ids, size).tolist() for size in sizes]
 
     def forget(self, adapter: str) -> None:

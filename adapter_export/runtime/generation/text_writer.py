@@ -215,10 +215,21 @@ def end_tokens(config: bytes, where: object) -> frozenset[int]:
     Raises:
         FormatError: its tokens are not in the form of onnxruntime-genai.
     """
-    document = parse_json(config, where)
-    model = document.get("model") if isinstance(document, Mapping) else None
-    ends = model.get("eos_token_id", []) if isinstance(model, Mapping) else None
+    ends = _model_of(config, where).get("eos_token_id", [])
     found = ends if isinstance(ends, list) else [ends]
     if not all(type(end) is int for end in found):
         raise FormatError("names no tokens that end a text", where=where, expected="`model.eos_token_id`")
     return frozenset(found)
+
+
+def padding_token(config: bytes, where: object) -> object:
+    """Return the token that pads texts, by the contents of `genai_config.json`; `None` if there is none."""
+    return _model_of(config, where).get("pad_token_id")
+
+
+def _model_of(config: bytes, where: object) -> Mapping[str, Any]:
+    document = parse_json(config, where)
+    model = document.get("model") if isinstance(document, Mapping) else None
+    if not isinstance(model, Mapping):
+        raise FormatError("names no tokens that end a text", where=where, expected="`model.eos_token_id`")
+    return model
