@@ -343,25 +343,21 @@ class OpenedBundle:
     ) -> Session:
         """Return a session of the Python runtime with all adapters loaded, sharing the session of each graph.
 
-        `only` names the graphs it may run, to replay golden data: a limit then forces no last token, so that golden
-        texts of any length have the tokens that the logits decide. Default: all graphs. With `checksums`, it also
-        returns the slot checksums, so that the fed tensors are compared.
+        `only` names the graphs it may run; default: all. With `checksums`, it also returns the slot checksums, so that
+        the fed tensors are compared.
 
         Raises:
             FormatError: an adapter does not fit the graph; `VersionError`, a subclass: ONNX Runtime is too old.
         """
         if not self.staged:
             check_release(self.manifest, self.folder)
-        generation = self.manifest.generation
-        forces = generation is not None and generation.last is not None
-        if only is not None and (forces or not self.manifest.graphs.keys() <= set(only)):
+        if only is not None and not self.manifest.graphs.keys() <= set(only):
             kept = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
             if "bank" not in kept:
                 kept.pop("fanout", None)
             bank = self.manifest.bank if "bank" in kept else None
             fanout = self.manifest.fanout if "fanout" in kept else None
-            free = None if generation is None else replace(generation, last=None)
-            manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout, generation=free)
+            manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
             return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level))))
         # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
