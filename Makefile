@@ -180,7 +180,7 @@ docs: $(STAMP)
 $(LOWEST): $(PIP) pyproject.toml .github/constraints/lowest.txt
 	$(PYTHON) -m venv --without-pip $(VENV)/lowest
 	$(BIN)/python -m pip --python $(VENV)/lowest install $(QUIET) --constraint .github/constraints/lowest.txt \
-		--editable '.[hf,serve]' pytest pytest-xdist filelock hypothesis jsonschema jsonschema-rs
+		--editable '.[hf,plot,serve]' pytest pytest-xdist filelock hypothesis jsonschema jsonschema-rs
 	@touch $@
 
 # old packages warn of old Python; two files need classes of transformers 5, or words of today's Pillow

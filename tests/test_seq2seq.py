@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -172,6 +173,45 @@ def test_forced_and_suppressed_tokens_are_those_of_transformers(folder: Path, se
     assert all(tokens[0] == 9 and tokens not in usual for tokens in found.values())
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, TOKENS])
+def test_the_last_token_is_forced_at_the_limit_as_in_transformers(
+    folder: Path, session: Session, end: int, most: int
+) -> None:
+    endless = Forced(last=11, suppressed=(end,))  # each row reaches the limit
+    for settings in (Forced(last=end), endless, Forced(first=9, last=end)):
+        _compare_forced(folder, session, settings, end, most, max_new_tokens=most)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Settings of generation, as the manifest names them."""
+
+    last: int
+    first: int | None = None
+    suppressed: tuple[int, ...] = ()
+
+
+def _compare_forced(folder: Path, session: Session, settings: Forced, end: int, most: int, **limit: int) -> None:
+    """Compare rows of at most `most` tokens with those that transformers writes with a limit, one by one."""
+    manifest = Bundle.open(folder / "bundle").manifest
+    assert manifest.generation is not None
+    record = replace(manifest.generation, **asdict(settings))
+    decoder = Decoder(session, replace(manifest, generation=record))
+    model = peft_model(folder, None)
+    for prompt in prompts():
+        (*_, row) = decoder.write([prompt], [None], Decoding(limit.get("max_new_tokens", 100)), [end])
+        (tokens,) = model.generate(
+            input_ids=torch.tensor([prompt]),
+            do_sample=False,
+            forced_bos_token_id=settings.first,
+            forced_eos_token_id=settings.last,
+            suppress_tokens=list(settings.suppressed) or None,
+            **limit,
+        ).numpy()
+        assert row.tokens == _text(tokens[1:], end)
+        assert row.finish == ("length" if len(tokens) == most + 1 else "end")
+
+
 def test_texts_that_join_between_steps_are_those_written_alone(session: Session, end: int) -> None:
     """Only rows with equal sources and equal texts in length share calls: the decoder has no mask."""
     rows = [WrittenRow(0, prompt, None, Decoding(TOKENS), {end}) for prompt in [*prompts(), prompts()[0]]]
@@ -306,6 +346,43 @@ def test_a_decoder_stops_at_its_last_position(tmp_path_factory: pytest.TempPathF
     (case,) = input_cases(manifest.inputs, seed=0, shapes=[shapes])
     with pytest.raises(RequestError, match=r"past_decoder_sequence \+ decoder_sequence`: .*; found 41"):
         session.run(case.arrays)
+
+
+@pytest.mark.extended
+def test_the_last_token_is_forced_at_the_last_position(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder, end = seq2seq(tmp_path_factory, "bart"), ENDS["bart"][1]
+    session = Bundle.open(folder / "bundle").session()
+    _compare_forced(folder, session, Forced(last=9, suppressed=(end,)), end, 39, max_length=40)
+
+
+@pytest.mark.extended
+def test_a_model_that_forces_tokens_is_captured_built_and_verified(tmp_path: Path) -> None:
+    """The settings are those of BART's configuration; golden texts of any length are not forced."""
+    torch.manual_seed(5)
+    sizes = {"vocab_size": WORDS, "d_model": 16, "max_position_embeddings": 40, "pad_token_id": PADDING}
+    halves = {f"{half}_{name}": 1 for half in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    widths = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    ids = {"eos_token_id": 4, "bos_token_id": 5, "decoder_start_token_id": 4}
+    config = transformers.BartConfig(**sizes, **halves, **widths, **ids, init_std=0.2, forced_eos_token_id=4)
+    model = transformers.BartForConditionalGeneration(config).eval()
+    model.generation_config.forced_bos_token_id = 5
+    model.save_pretrained(tmp_path / "hf")
+    base = ae.capture(tmp_path / "hf", tmp_path / "base.pt")
+    assert not any("forced" in note for note in base.notes)
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "few")
+    bundle = ae.build(base, [ae.import_peft(tmp_path / "few", base, name="few")], tmp_path / "bundle")
+    record = bundle.manifest.generation
+    assert record is not None
+    assert (record.first, record.last) == (5, 4)
+    golden = [text.tokens for text in bundle.manifest.golden.written]
+    assert any(4 not in tokens for tokens in golden), "no golden text would change if its last token were forced"
+    assert ae.verify(tmp_path / "bundle").passed
+    for most in (1, 4):
+        tokens = peft_model(tmp_path, None).generate(input_ids=torch.tensor([[7, 8, 9]]), max_new_tokens=most)
+        (found,) = bundle.session().generate([[7, 8, 9]], decoding=Decoding(most))
+        assert found == _text(tokens[0, 1:].numpy(), 4)
+        assert len(found) == most - 1
 
 
 @pytest.mark.extended

@@ -68,7 +68,7 @@ def test_a_bare_run_leaves_out_what_starts_programs(
 def test_tests_of_graphs_are_collected_without_the_libraries_of_hubs() -> None:
     code = """
 import sys
-for name in ("cryptography", "huggingface_hub", "httpx", "model_signing", "OpenSSL"):
+for name in ("cryptography", "huggingface_hub", "httpx2", "model_signing", "OpenSSL"):
     sys.modules[name] = None  # importing it fails
 import pytest
 sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "tests/graph"]))

@@ -27,6 +27,7 @@ from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.generation.decoder import Decoder
+from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.text import Tokenizer
 
 
@@ -172,13 +173,16 @@ def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adap
 def _written(
     decoder: Decoder, reference: _Reference, prompt: Sequence[int], name: str | None, allowed: float
 ) -> tuple[int, ...]:
-    """Return the tokens that a reference generates, with the end token, up to the first undecided one."""
+    """Return the tokens that a reference generates, with the end token, up to the first undecided one.
+
+    A limit forces no last token: golden texts have the tokens that the logits decide.
+    """
     record, tokens = decoder.record, list[int]()
-    for row in decoder.write([prompt], [name], Decoding(_MOST_WRITTEN), record.end):
+    for row in decoder.write_rows([WrittenRow(0, prompt, name, Decoding(_MOST_WRITTEN), record.end)]):
         logits = reference.logits[0].copy()
         logits[list(record.suppressed)] = -np.inf
         token = int(logits.argmax()) if row.finish == "end" else row.tokens[-1]
-        forced = record.first is not None and not tokens
+        forced = record.first is not None and decoder.inputs.length(prompt, tokens) == 1
         if not forced and logits[token] - np.delete(logits, token).max(initial=-np.inf) <= allowed:
             break
         tokens.append(record.first if forced and record.first is not None else token)

@@ -28,7 +28,7 @@ class Generation(GenerationRecord):
 
     def record(self) -> GenerationRecord:
         """Return the record for a bundle."""
-        return GenerationRecord(self.end, self.padding, self.start, self.first, self.suppressed)
+        return GenerationRecord(self.end, self.padding, self.start, self.first, self.suppressed, self.last)
 
 
 ADAPTER_CONFIG = "adapter_config.json"

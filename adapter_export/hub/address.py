@@ -141,7 +141,7 @@ def require_hub() -> None:
         MissingExtraError: one of them is not installed.
     """
     with _required("hub", "a hub or a registry"):
-        import httpx  # noqa: F401, PLC0415 - an extra
+        import httpx2  # noqa: F401, PLC0415 - an extra
         import huggingface_hub  # noqa: F401, PLC0415 - an extra
 
 

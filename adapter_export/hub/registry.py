@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from adapter_export.errors import (
     DeniedError,
@@ -60,7 +60,7 @@ _MOST_MANIFEST_BYTES = 4 * 2**20
 
 _MOST_ANSWER_BYTES = 2**20
 _BLOCK_BYTES = 2**20
-_TIMEOUT = httpx.Timeout(60, connect=10)
+_TIMEOUT = httpx2.Timeout(60, connect=10)
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
@@ -76,9 +76,9 @@ class Registry:
     def __init__(self, reference: RegistryReference, *, plain_http: bool = False) -> None:
         self.reference = reference
         self._plain = plain_http or reference.is_loopback
-        self._origin = httpx.URL(f"{'http' if self._plain else 'https'}://{reference.host}")
+        self._origin = httpx2.URL(f"{'http' if self._plain else 'https'}://{reference.host}")
         self._login, self._authorization = _saved_login(reference.host), dict[str, str]()
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=self._origin.join(f"/v2/{reference.repository}/"),
             headers={"Accept-Encoding": "identity"},
             timeout=_TIMEOUT,
@@ -208,8 +208,8 @@ class Registry:
 
     @contextmanager
     def _asked(
-        self, method: str, url: str | httpx.URL, *, missing: bool = False, **request: Any
-    ) -> Iterator[httpx.Response]:
+        self, method: str, url: str | httpx2.URL, *, missing: bool = False, **request: Any
+    ) -> Iterator[httpx2.Response]:
         """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
         where, asked = self.reference, self._origin.join(self._client.base_url).join(url)
         is_own = asked.netloc == self._origin.netloc and asked.scheme == self._origin.scheme
@@ -218,23 +218,25 @@ class Registry:
             for is_last in (False, True):
                 sent = {**headers, **(self._authorization if is_own else {})}
                 with self._client.stream(method, asked, headers=sent, **request) as response:
-                    is_closed = response.status_code == httpx.codes.UNAUTHORIZED and is_own and not is_last
+                    is_closed = response.status_code == httpx2.codes.UNAUTHORIZED and is_own and not is_last
                     if is_closed and self._log_in(response.headers.get("WWW-Authenticate", "")):
                         continue
-                    if not response.is_success and not (missing and response.status_code == httpx.codes.NOT_FOUND):
+                    if not response.is_success and not (missing and response.status_code == httpx2.codes.NOT_FOUND):
                         raise _refusal(response, where)
                     yield response
                     return
-        except httpx.TransportError as error:
-            what = "does not respond" if isinstance(error, httpx.TimeoutException | httpx.ConnectError) else "broke off"
+        except httpx2.TransportError as error:
+            what = (
+                "does not respond" if isinstance(error, httpx2.TimeoutException | httpx2.ConnectError) else "broke off"
+            )
             fix = "check its name, the network and, for a registry without TLS, " + argument("plain_http", True)
             raise UnreachableError(
                 f"the registry {what}", where=where, found=str(error) or type(error).__name__, fix=fix
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise RemoteError("the response of the registry is invalid", where=where, found=error) from error
 
-    def _check_scheme(self, request: httpx.Request) -> None:
+    def _check_scheme(self, request: httpx2.Request) -> None:
         """Reject a redirection to an address without TLS."""
         if request.url.scheme != "https" and not self._plain:
             raise RemoteError(
@@ -255,7 +257,7 @@ class Registry:
             return False
         wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
         given = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
-        url = httpx.URL(asked["realm"]).copy_merge_params(wanted)
+        url = httpx2.URL(asked["realm"]).copy_merge_params(wanted)
         with self._client.stream("GET", url, headers=given) as response:
             document = _document(response) if response.is_success else {}
         token = document.get("token", document.get("access_token"))
@@ -281,7 +283,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
         yield from iter(partial(file.read, _BLOCK_BYTES), b"")
 
 
-def _read(response: httpx.Response, most: int) -> bytes | None:
+def _read(response: httpx2.Response, most: int) -> bytes | None:
     """Return the response body, or `None` if it exceeds `most` bytes."""
     data = bytearray()
     for block in response.iter_raw():
@@ -291,28 +293,28 @@ def _read(response: httpx.Response, most: int) -> bytes | None:
     return bytes(data)
 
 
-def _document(response: httpx.Response) -> Mapping[str, Any]:
+def _document(response: httpx2.Response) -> Mapping[str, Any]:
     """Return the JSON object of a response, or an empty one."""
     try:
         document = parse_json(_read(response, _MOST_ANSWER_BYTES) or b"", "answer")
-    except (FormatError, httpx.HTTPError):
+    except (FormatError, httpx2.HTTPError):
         return {}
     return document if isinstance(document, dict) else {}
 
 
-def _refusal(response: httpx.Response, where: RegistryReference) -> RemoteError:
+def _refusal(response: httpx2.Response, where: RegistryReference) -> RemoteError:
     """Return the error for an unsuccessful response."""
     status, said = response.status_code, ""
     errors = _document(response).get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
         said = visible(str(errors[0].get("message", ""))[:200])
     found = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
         return DeniedError("the registry denies access", where=where, found=found, fix=fix)
-    if status == httpx.codes.NOT_FOUND:
+    if status == httpx2.codes.NOT_FOUND:
         return NotFoundError("does not exist", where=where, found=found, fix="check its name, and its tag or digest")
-    if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+    if status == httpx2.codes.TOO_MANY_REQUESTS or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
         return UnreachableError(
             "the registry is temporarily unavailable", where=where, found=found, fix="run again later"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,22 @@ def test_a_table_becomes_an_adapter_by_the_command_and_by_the_call(
     assert (called.name, called.kind, called.head) == (adapter.name, adapter.kind, adapter.head)
     assert all(np.array_equal(called.weights[name], adapter.weights[name]) for name in adapter.weights)
     assert called.training["validation"] == adapter.training["validation"]
+
+
+def test_without_matplotlib_there_is_no_learning_curve_and_a_note(
+    cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
+    made = cli.json("train", model, "--data", data, *QUICK, "-o", tmp_path / "tone")
+    assert made["curve"] is None
+    assert any("adapter-export[plot]" in note for note in made["notes"])
+    assert not (tmp_path / "tone" / "learning_curve.png").exists()
+    assert read_adapter(tmp_path / "tone").training["best_epoch"] in (1, 2)
+
+
+def test_charts_without_matplotlib_name_the_extra(cli, model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    cli.refused(2, "adapter-export[plot]", "plan", model, "--plot", tmp_path / "plan.svg")
 
 
 def test_the_record_says_where_the_adapter_came_from(cli, model: Path, data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 /**
  * node places.mjs DIST CASES.json: read the texts of each case with its `tokenizer.json`, with the built files of `examples/node` in
- * DIST. Prints for each text its tokens that are not special and their places, which are null if the client cannot locate them.
+ * DIST. Prints for each text the ids that the post-processor did not add, and their places and tokens: null if the client cannot locate them.
  */
 import { readFileSync } from "node:fs";
 
@@ -11,7 +11,8 @@ for (const [name, { tokenizer, texts }] of Object.entries(JSON.parse(readFileSyn
   const tokens = new Tokens(new TextEncoder().encode(tokenizer), name);
   found[name] = texts.map((text) => {
     const row = tokens.row([text], Infinity, "right");
-    return { tokens: row.tokens.filter((_, at) => row.places[at]), places: tokens.characters(text) };
+    const ids = row.ids.filter((_, at) => row.places[at]);
+    return { ids, places: tokens.characters(text) };
   });
 }
 console.log(JSON.stringify(found));

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from clients import alike, write_adapter_file
@@ -37,27 +37,27 @@ CLOSE = 1e-5
 
 
 @contextmanager
-def _started(build: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def _started(build: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
     command = [build / "bundle_server", bundle, "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline().strip())
             assert found is not None
-            with httpx.Client(base_url=found[1], timeout=60, trust_env=False) as client:
+            with httpx2.Client(base_url=found[1], timeout=60, trust_env=False) as client:
                 yield process, client
         finally:
             process.terminate()
 
 
 @pytest.fixture(scope="module")
-def service(cpp_build: Path, small_bundle: Path) -> Iterator[httpx.Client]:
+def service(cpp_build: Path, small_bundle: Path) -> Iterator[httpx2.Client]:
     with _started(cpp_build, small_bundle) as (_, client):
         yield client
 
 
 @pytest.fixture(scope="module")
-def task_service(cpp_build: Path, task_bundle: Path) -> Iterator[httpx.Client]:
+def task_service(cpp_build: Path, task_bundle: Path) -> Iterator[httpx2.Client]:
     with _started(cpp_build, task_bundle) as (_, client):
         yield client
 
@@ -98,7 +98,7 @@ def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_b
 
 
 def test_requests_at_once_each_with_its_own_adapter(
-    service: httpx.Client, session: Session, small_bundle: Path
+    service: httpx2.Client, session: Session, small_bundle: Path
 ) -> None:
     """Single and mixed batches, while an adapter is added and removed."""
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
@@ -123,7 +123,7 @@ def test_requests_at_once_each_with_its_own_adapter(
         coming.result()
 
 
-def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
+def _come_and_go(service: httpx2.Client, data: bytes, times: int) -> None:
     for _ in range(times):
         assert service.put("/adapters/passing", content=data).status_code == 200
         answer = service.post("/answer", json={"adapter": "passing", "inputs": INPUTS})
@@ -131,7 +131,7 @@ def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
         assert service.delete("/adapters/passing").status_code == 200
 
 
-def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle: Path, session: Session) -> None:
+def test_an_adapter_is_loaded_and_forgotten(service: httpx2.Client, small_bundle: Path, session: Session) -> None:
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
     loaded = service.put("/adapters/new", content=data, params={"labels": "left,right"})
     assert loaded.json()["new"] == {"task": {"type": "single_label", "labels": ["left", "right"]}}
@@ -181,13 +181,13 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
         pytest.param({"inputs": {**INPUTS, "attention_mask": [[1, 1]] * 2}}, "numbers of rows", id="rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx.Client, body: object, words: str) -> None:
+def test_what_does_not_fit_is_refused(service: httpx2.Client, body: object, words: str) -> None:
     answer = service.post("/answer", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
 
-def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> None:
+def test_an_adapter_at_a_strength(service: httpx2.Client, session: Session) -> None:
     """For all rows, or for each, in a mixed batch, too; at 1 it is as it is."""
     inputs = _arrays(np.random.default_rng(2), 3)
     for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
@@ -209,7 +209,7 @@ def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> No
     assert plain[0]["probability"] != pytest.approx(mixed[0]["probability"], abs=1e-3)
 
 
-def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Client, task_bundle: Path) -> None:
+def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx2.Client, task_bundle: Path) -> None:
     """In a mixed batch, too; an adapter of another task has no use for it."""
     session = Bundle.open(task_bundle).session(threads=1)
     inputs = _arrays(np.random.default_rng(1), 3)
@@ -238,7 +238,7 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
         assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
 
 
-def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> None:
+def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> None:
     """Each row equals its single run, also with its own fusion weights."""
     rng = np.random.default_rng(5)
     rows = [_arrays(rng, 1) for _ in range(12)]
@@ -258,7 +258,7 @@ def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> Non
     )
 
 
-def test_raw_outputs(task_service: httpx.Client, task_bundle: Path) -> None:
+def test_raw_outputs(task_service: httpx2.Client, task_bundle: Path) -> None:
     """Outputs of the base, and of each row's head with its own width; a span needs no context for them."""
     session = Bundle.open(task_bundle).session(threads=1)
     inputs = _arrays(np.random.default_rng(3), 4)
@@ -273,7 +273,7 @@ def test_raw_outputs(task_service: httpx.Client, task_bundle: Path) -> None:
     assert len(rows[2]["outputs"]["logits"]) == 4
 
 
-def test_the_adapters_with_their_tasks(task_service: httpx.Client, task_bundle: Path) -> None:
+def test_the_adapters_with_their_tasks(task_service: httpx2.Client, task_bundle: Path) -> None:
     """As Python gives them: records without the keys that have their default."""
     found = task_service.get("/adapters").json()
     session = Bundle.open(task_bundle).session(threads=1)
@@ -283,7 +283,7 @@ def test_the_adapters_with_their_tasks(task_service: httpx.Client, task_bundle: 
     assert found["ranking"] == {"task": {"type": "ranking", "activation": "sigmoid", "input": "pair"}}
 
 
-def test_bodies_are_those_of_the_schema(task_service: httpx.Client) -> None:
+def test_bodies_are_those_of_the_schema(task_service: httpx2.Client) -> None:
     """Answers of every type, outputs, adapters and errors."""
     named = {name: json.loads((SCHEMAS / f"{name}.schema.json").read_text("utf-8")) for name in BODIES}
     registry = Registry([(f"{name}.schema.json", schema) for name, schema in named.items()])
@@ -303,7 +303,7 @@ def test_bodies_are_those_of_the_schema(task_service: httpx.Client) -> None:
         Draft202012Validator(reference, registry=registry).validate(body)
 
 
-def test_a_query_key_that_nobody_knows(service: httpx.Client) -> None:
+def test_a_query_key_that_nobody_knows(service: httpx2.Client) -> None:
     """On every route: a misspelt `task` would give another answer."""
     calls = [
         service.get("/adapters?labels=a"),
@@ -327,7 +327,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx.Client, task_bundle: Path, claim: str) -> None:
+def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx2.Client, task_bundle: Path, claim: str) -> None:
     """Its file says nothing of it, and so its logits mean what the user says."""
     said = CLAIMS[claim]
     data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
@@ -362,7 +362,7 @@ def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx.Client, ta
     ],
 )
 def test_a_task_that_the_head_cannot_do(
-    task_service: httpx.Client, task_bundle: Path, claim: dict[str, str], words: str
+    task_service: httpx2.Client, task_bundle: Path, claim: dict[str, str], words: str
 ) -> None:
     data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
     answer = task_service.put("/adapters/wrong", content=data, params=claim)
@@ -371,7 +371,7 @@ def test_a_task_that_the_head_cannot_do(
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
 def test_an_overflow_is_no_answer(
-    task_service: httpx.Client, task_bundle: Path, tmp_path: Path, problem: ProblemType
+    task_service: httpx2.Client, task_bundle: Path, tmp_path: Path, problem: ProblemType
 ) -> None:
     """Tensors are finite, and what the head computes from them is not."""
     tensors = load_file(task_bundle / "adapters" / f"{problem}.safetensors")
@@ -402,13 +402,13 @@ def test_an_overflow_is_no_answer(
     "body",
     ["{", '{"inputs": {}, "inputs": {}}', "\xff", '{"inputs": NaN}', '{"inputs": 1e400}', '{"inputs": "\\ud800"}'],
 )
-def test_what_is_no_json_is_refused(service: httpx.Client, body: str) -> None:
+def test_what_is_no_json_is_refused(service: httpx2.Client, body: str) -> None:
     answer = service.post("/answer", content=body.encode("latin-1"))
     assert answer.status_code == 400
     assert "no JSON" in answer.json()["error"]
 
 
-def test_files_and_places_that_are_none(service: httpx.Client) -> None:
+def test_files_and_places_that_are_none(service: httpx2.Client) -> None:
     answer = service.put("/adapters/bad", content=b"no adapter at all")
     assert (answer.status_code, "no ONNX Runtime adapter file" in answer.json()["error"]) == (400, True)
     assert service.delete("/adapters/bad").status_code == 400
@@ -416,7 +416,7 @@ def test_files_and_places_that_are_none(service: httpx.Client) -> None:
     assert (nowhere.status_code, "/elsewhere" in nowhere.json()["error"]) == (404, True)
 
 
-def test_what_is_too_much_is_refused(service: httpx.Client, small_bundle: Path) -> None:
+def test_what_is_too_much_is_refused(service: httpx2.Client, small_bundle: Path) -> None:
     large = b" " * (2**22 + 1)
     assert service.post("/answer", content=large).status_code == 413
     assert service.post("/answer", content=(large[at::2] for at in range(2))).status_code == 413
@@ -428,7 +428,7 @@ def test_what_is_too_much_is_refused(service: httpx.Client, small_bundle: Path) 
         service.delete(f"/adapters/more{number}")
 
 
-def test_clients_that_send_slowly_stop_nobody(service: httpx.Client) -> None:
+def test_clients_that_send_slowly_stop_nobody(service: httpx2.Client) -> None:
     """Sixteen of them, a letter at a time: eight were enough to stop all others. Their connections end."""
     address = (service.base_url.host, service.base_url.port or 0)
     slow = [socket.create_connection(address) for _ in range(16)]
@@ -438,7 +438,7 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx.Client) -> None:
         one.setblocking(False)
     left = set(slow)
     while left and time.monotonic() < start + 30:
-        assert httpx.get(f"{service.base_url}/adapters", timeout=15, trust_env=False).status_code == 200
+        assert httpx2.get(f"{service.base_url}/adapters", timeout=15, trust_env=False).status_code == 200
         for one in list(left):
             try:
                 one.sendall(b"x")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clients import Client, last_line
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 LEARNT = [
     "the quick brown fox jumps over the lazy dog, and naïve café owners don't care",
@@ -23,13 +23,25 @@ PIECES = [
     *["漢字", "1601", "\t", "\n", "—", "ﬁne", "A\u030a", "ß", "?", " x", "qqq", "ΟΔΥΣΣΕΥΣ", "½", "한국"],
     *["\u1112\u1161\u11ab", "’s", "_", "▁", "Ġ"],
 ]
+ADDED = ["[SEP]", "<mask>", "<right>", "Hamlet"]
+"""Added tokens in texts: two special ones, one with the blanks behind it, and one that is found after normalization."""
 
 
 def _texts() -> list[str]:
     drawn = random.Random(0)
     gaps = ["", " ", " ", "  "]
     rows = [[drawn.choice(PIECES) + drawn.choice(gaps) for _ in range(drawn.randint(1, 9))] for _ in range(80)]
-    return ["", " ", " leading", "trailing ", *map("".join, rows)]
+    both = [*PIECES, *ADDED * 3]
+    rows += [[drawn.choice(both) + drawn.choice(gaps) for _ in range(drawn.randint(1, 9))] for _ in range(80)]
+    named = ["the [SEP]quick [MASK] dog", "🙂 [SEP] 漢字", "[SEP]", " [SEP] ", "the <mask>, <right>  dog <right>"]
+    return ["", " ", " leading", "trailing ", *named, *map("".join, rows)]
+
+
+def _with_added(made: Tokenizer) -> Tokenizer:
+    """Add tokens with all options that move their places; `single_word` does not."""
+    made.add_special_tokens(["[SEP]", AddedToken("<mask>", lstrip=True), AddedToken("<right>", rstrip=True)])
+    made.add_tokens([AddedToken("Hamlet", normalized=True)])
+    return made
 
 
 def _byte_level(prefix: bool, trim: bool, normalizer: Any = None) -> Tokenizer:
@@ -93,7 +105,7 @@ def _tokenizers() -> Mapping[str, Tokenizer]:
 
 def test_places_of_tokens(node_client: Client, tmp_path: Path) -> None:
     """For each of these kinds of tokenizers, in texts of several scripts, blanks, and marks that combine."""
-    texts, made = _texts(), _tokenizers()
+    texts, made = _texts(), {name: _with_added(one) for name, one in _tokenizers().items()}
     node, program = node_client.command
     cases = {name: {"tokenizer": one.to_str(), "texts": texts} for name, one in made.items()}
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
@@ -103,5 +115,5 @@ def test_places_of_tokens(node_client: Client, tmp_path: Path) -> None:
     for name, rows in json.loads(done.stdout).items():
         for text, row in zip(texts, rows, strict=True):
             encoding = made[name].encode(text, add_special_tokens=False)  # which trims offsets nevertheless
-            places = [list(place) for place in encoding.offsets]
-            assert row == {"tokens": encoding.tokens, "places": places}, (name, text)
+            places = [[*place, token] for place, token in zip(encoding.offsets, encoding.tokens, strict=True)]
+            assert row == {"ids": encoding.ids, "places": places}, (name, text)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from tiers import extended
@@ -27,7 +27,7 @@ NAMES = ("wide", "narrow", "first")
 
 @pytest.fixture(scope="module")
 @extended
-def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
+def service(conformance_bundle: Path) -> Iterator[httpx2.Client]:
     limits = ["--max-adapters", "3", "--read-timeout", "3", "--drain", "0", "--quiet"]
     command = [sys.executable, "-m", "adapter_export", "serve", str(conformance_bundle), "--port", "0", *limits]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -35,7 +35,7 @@ def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("listening on http://127.0.0.1:")
-            with httpx.Client(base_url=line.split()[-1], timeout=60, trust_env=False) as client:
+            with httpx2.Client(base_url=line.split()[-1], timeout=60, trust_env=False) as client:
                 yield client
         finally:
             process.terminate()
@@ -61,7 +61,7 @@ def _holds(found: dict, expected: dict[str, float]) -> None:
 
 
 def test_many_requests_at_once_each_with_its_own_adapter(
-    service: httpx.Client, session: Session, conformance_bundle: Path
+    service: httpx2.Client, session: Session, conformance_bundle: Path
 ) -> None:
     expected = {(t, n): _expected(session, conformance_bundle, t, n) for t in TEXTS for n in NAMES}
 
@@ -78,14 +78,14 @@ def test_many_requests_at_once_each_with_its_own_adapter(
         assert list(pool.map(ask, range(16))) == list(range(16))
 
 
-def test_a_mixed_batch(service: httpx.Client, session: Session, conformance_bundle: Path) -> None:
+def test_a_mixed_batch(service: httpx2.Client, session: Session, conformance_bundle: Path) -> None:
     names = ["first", "wide", "narrow", "wide"]
     answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()["rows"]
     for found, text, name in zip(answer, TEXTS, names, strict=True):
         _holds(found, _expected(session, conformance_bundle, text, name))
 
 
-def test_answers_of_arrays_and_of_the_base(service: httpx.Client, session: Session) -> None:
+def test_answers_of_arrays_and_of_the_base(service: httpx2.Client, session: Session) -> None:
     arrays = {"input_ids": [[101, 2040, 102]], "attention_mask": [[1] * 3], "token_type_ids": [[0] * 3]}
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
     (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()["rows"]
@@ -95,13 +95,13 @@ def test_answers_of_arrays_and_of_the_base(service: httpx.Client, session: Sessi
     assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
 
 
-def test_a_long_text_is_cut_and_said(service: httpx.Client) -> None:
+def test_a_long_text_is_cut_and_said(service: httpx2.Client) -> None:
     found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()["rows"]
     assert found[0]["cut"] == 600 + 2 - 512
     assert "cut" not in found[1]
 
 
-def test_golden_batches_as_padded_arrays(service: httpx.Client, conformance_bundle: Path) -> None:
+def test_golden_batches_as_padded_arrays(service: httpx2.Client, conformance_bundle: Path) -> None:
     """Padding after the tokens changes no answer; outputs of the base exclude padded positions."""
     for batch in read_golden_batches(conformance_bundle / "golden" / "batches.json").batches:
         longest = max(len(row.inputs["input_ids"]) for row in batch.rows)
@@ -120,7 +120,7 @@ def test_golden_batches_as_padded_arrays(service: httpx.Client, conformance_bund
             assert not list(answer_faults(said, row.answer, row.absolute, decided=row.decided))
 
 
-def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:
+def test_outputs_of_arrays(service: httpx2.Client, session: Session) -> None:
     ids = [[101, 2040, 102], [101, 2054, 102]]
     arrays = {"input_ids": ids, "attention_mask": [[1] * 3] * 2, "token_type_ids": [[0] * 3] * 2}
     answer = service.post("/run", json={"adapters": ["wide", None], "inputs": arrays}).json()
@@ -132,7 +132,7 @@ def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:
     np.testing.assert_allclose(base["pooler_output"], session.run(given)["pooler_output"][1], rtol=0, atol=1e-5)
 
 
-def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -> None:
+def test_adapters_come_and_go(service: httpx2.Client, conformance_bundle: Path) -> None:
     data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
     assert "new" in service.put("/adapters/new", content=data, params={"labels": "left,right"}).json()
     call = {"adapters": ["new", "narrow", "wide"], "texts": ["Good.", "Good.", "Good."]}
@@ -164,13 +164,13 @@ def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -
         ("/run", {"inputs": {"input_ids": [[1], [2]], "attention_mask": [[1]]}}, "different numbers of rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx.Client, path: str, call: dict, words: str) -> None:
+def test_what_does_not_fit_is_refused(service: httpx2.Client, path: str, call: dict, words: str) -> None:
     answer = service.post(path, json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
 
-def test_files_that_are_no_adapters_are_refused(service: httpx.Client) -> None:
+def test_files_that_are_no_adapters_are_refused(service: httpx2.Client) -> None:
     answer = service.put("/adapters/bad", content=b"no adapter at all")
     assert answer.status_code == 400
     assert "not an ONNX Runtime adapter file" in answer.json()["error"]
@@ -178,7 +178,7 @@ def test_files_that_are_no_adapters_are_refused(service: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", '"\\ud800"', "[[[[[[1]]]]]]", "1" * 5000])
-def test_what_json_has_not_is_refused(service: httpx.Client, number: str) -> None:
+def test_what_json_has_not_is_refused(service: httpx2.Client, number: str) -> None:
     """NaN was a status of 500: the error itself could not be written as JSON."""
     for body in (f'{{"inputs": {{"input_ids": [[{number}]]}}}}', f'{{"texts": [{number}]}}'):
         answer = service.post("/run", content=body)
@@ -187,7 +187,7 @@ def test_what_json_has_not_is_refused(service: httpx.Client, number: str) -> Non
     assert "repeats the key" in service.post("/run", content='{"adapter": "wide", "adapter": "narrow"}').json()["error"]
 
 
-def test_what_is_too_much_is_refused(service: httpx.Client, conformance_bundle: Path) -> None:
+def test_what_is_too_much_is_refused(service: httpx2.Client, conformance_bundle: Path) -> None:
     assert service.post("/answer", content=b"[" * (2**22 + 1)).status_code == 413
     chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
     assert service.post("/answer", content=chunks).status_code == 413
@@ -203,7 +203,7 @@ def test_what_is_too_much_is_refused(service: httpx.Client, conformance_bundle: 
             service.delete(f"/adapters/more{number}")
 
 
-def test_clients_that_send_slowly_are_sent_away(service: httpx.Client) -> None:
+def test_clients_that_send_slowly_are_sent_away(service: httpx2.Client) -> None:
     """Half of a head, half of a second head, half of a body."""
     halves = (b"POST /answer HTTP/1.1\r\nhost: a\r\n", b"GET /adapters HTTP/1.1\r\nhost: a\r\n\r\nGET /ad")
     body = b"POST /answer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{"
@@ -220,7 +220,7 @@ def test_clients_that_send_slowly_are_sent_away(service: httpx.Client) -> None:
     assert found[2].startswith(b"HTTP/1.1 408")
 
 
-def test_a_long_text_stops_no_other_request(service: httpx.Client) -> None:
+def test_a_long_text_stops_no_other_request(service: httpx2.Client) -> None:
     """While it is cut into tokens, others are answered."""
     body = json.dumps({"adapter": "wide", "texts": ["far moon " * 11_000] * 3})
 

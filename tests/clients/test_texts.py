@@ -34,6 +34,8 @@ ASKED: list[tuple[str, Asked]] = [
     ("follows", Pair(LONG, LONG)),
     ("follows", Pair("short", LONG)),
     ("words", "Jane Doe met unbelievably 🙂 İlker in Kraków."),
+    ("words", "Jane [SEP]Doe met [MASK] 🙂 in Kraków. [sep]"),
+    ("place", Pair("Who [MASK] in Kraków?", f"[SEP] 🙂 {CONTEXT}")),
     ("place", Pair("Who lives in Kraków?", CONTEXT)),
     ("place", Pair("Who?", f"{CONTEXT} {CONTEXT} {CONTEXT}")),
     ("likeness", Pair("A man plays a guitar.", "A MAN plays the guitár.")),

@@ -25,7 +25,7 @@ import json
 import sys
 from contextlib import suppress
 
-import httpx
+import httpx2
 import ray
 import yaml
 from ray import serve
@@ -48,7 +48,7 @@ if not ray.is_initialized():  # a node gives its agents 15 seconds; on a busy ma
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)
-with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
     wrong = [("tone", {"strenght": 0.5}), ("tone", {"strength": [1]}), ("nobody", {})]
     wrong += [("tone", {"texts": one}) for one in ([["w1", "w2"]], [["w1"]], [], [{"text": "a", "pair": "b"}])]
     wrong += [("tone", {"weights": one}) for one in ({"a": 1}, 3, [1, 2])]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from asked_bundles import PLANS, Bundle, make_bundle, make_models, opened
 from client_entry_points import CLibrary
@@ -49,7 +49,7 @@ def bundles(asked_bundle: Callable[[str], Bundle]) -> list[Bundle]:
 
 @pytest.fixture(scope="session")
 @extended
-def serve(bundles: list[Bundle]) -> Iterator[httpx.Client]:
+def serve(bundles: list[Bundle]) -> Iterator[httpx2.Client]:
     """`adapter-export serve` with all bundles."""
     places = [f"{slug(bundle)}={bundle.folder}" for bundle in bundles]
     with served(*places, "--qualify", "--quiet", "--threads", "1") as found:
@@ -70,7 +70,7 @@ def cpp_services(bundles: list[Bundle], cpp_build: Path) -> Iterator[Services]:
             assert process.stdout is not None
             line = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline().strip())
             assert line is not None
-            client = httpx.Client(base_url=line[1], timeout=60, trust_env=False)
+            client = httpx2.Client(base_url=line[1], timeout=60, trust_env=False)
             found[bundle.name] = stack.enter_context(client)
         yield found
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from asked_bundles import Bundle
 from asking import (
@@ -23,7 +23,7 @@ from asking import (
 )
 from oracle import Row
 
-Services = Mapping[str, httpx.Client]
+Services = Mapping[str, httpx2.Client]
 """A client for the service of each bundle, by the bundle's name."""
 
 
@@ -32,7 +32,7 @@ def slug(bundle: Bundle) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in bundle.name)
 
 
-def _post(client: httpx.Client, path: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _post(client: httpx2.Client, path: str, call: Mapping[str, Any]) -> dict[str, Any]:
     answer = client.post(path, json=call)
     if answer.status_code != 200:
         raise RefusedError(f"{answer.status_code} {answer.text}")
@@ -65,7 +65,7 @@ def text_of(row: Row) -> Any:
     return {"text": row.asked[0][0], "choices": [choice for _, choice in row.asked]}
 
 
-def serve_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def serve_texts(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /answer` with `texts`."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -91,7 +91,7 @@ def _is_question(bundle: Bundle, row: Row) -> bool:
     return context_of(bundle, row) is not None
 
 
-def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /answer` with `inputs`."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -102,7 +102,7 @@ def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> S
 
 
 def _infer(
-    client: httpx.Client, model: str, row: Row, inputs: Sequence[Mapping[str, Any]]
+    client: httpx2.Client, model: str, row: Row, inputs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
     """The outputs of a call in the Open Inference Protocol, by their names."""
     parameters: dict[str, Any] = {} if row.strength == 1 else {"strength": row.strength}
@@ -120,7 +120,7 @@ def _one_model(row: Row) -> tuple[Any, ...]:
     return row.adapter, row.strength, weighing(row)
 
 
-def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v2/models/NAME/infer` with text; all rows of a call have one adapter."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -135,7 +135,7 @@ def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Se
     return together(rows, lambda row: (shape(row), *_one_model(row)), ask)
 
 
-def infer_tensors(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def infer_tensors(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v2/models/NAME/infer` with padded tensors; they have no context, so that a span is given as logits."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -193,7 +193,7 @@ def _by_vllm(bundle: Bundle, row: Row) -> bool:
     return _plain(bundle, row, "text", "single_label")
 
 
-def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v1/embeddings`."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -204,7 +204,7 @@ def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx.Client)
     return together(rows, _one_model, ask)
 
 
-def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v1/rerank`; all rows of a call have one query."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
@@ -216,7 +216,7 @@ def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> 
     return together(rows, lambda row: (row.asked[0], *_one_model(row)), ask)
 
 
-def vllm_classify(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+def vllm_classify(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /classify`."""
 
     def answer_of(row: Row, found: Mapping[str, Any]) -> Document:

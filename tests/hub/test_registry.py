@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from heard import Heard
 from oci_registry import NAME, PASSWORD, OciRegistry, oci_registry, token_registry
@@ -159,7 +159,7 @@ def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path
 
 
 def test_a_registry_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(registry, "_TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(registry, "_TIMEOUT", httpx2.Timeout(0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reference = f"oci://127.0.0.1:{silent.getsockname()[1]}/tiny:1"
         with pytest.raises(UnreachableError, match="does not respond; found timed out"):
@@ -168,7 +168,7 @@ def test_a_registry_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monk
 
 
 def test_only_loopback_is_asked_without_tls() -> None:
-    asked = httpx.Request("GET", "http://registry.example/v2/")
+    asked = httpx2.Request("GET", "http://registry.example/v2/")
     for host, plain, allowed in (
         ("localhost:5000", False, True),
         ("a.example", False, False),
@@ -312,7 +312,7 @@ EVIL: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_manifest_of_somebody_else_is_refused(name: str, sent: Pushed, cache: Path, monkeypatch: Any) -> None:
     change, words = EVIL[name]
     host = sent.reference.removeprefix("oci://").split("/")[0]
-    manifest = httpx.get(f"http://{host}/v2/team/tiny/manifests/1", headers={"Accept": registry.MANIFEST_TYPE}).json()
+    manifest = httpx2.get(f"http://{host}/v2/team/tiny/manifests/1", headers={"Accept": registry.MANIFEST_TYPE}).json()
     change(manifest)
     # a registry refuses some of these itself, and not every registry does: what arrives is what counts
     data = json.dumps(manifest).encode()
@@ -325,11 +325,11 @@ def test_a_manifest_of_somebody_else_is_refused(name: str, sent: Pushed, cache: 
 def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
     blob = b"import os"
     digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
-    with httpx.Client(base_url=f"http://{registry.host}/v2/team/tiny/") as client:
+    with httpx2.Client(base_url=f"http://{registry.host}/v2/team/tiny/") as client:
         accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
         manifest = client.get("manifests/1", headers=accept).json()
         place = client.post("blobs/uploads/").headers["Location"]
-        client.put(httpx.URL(place).copy_add_param("digest", digest), content=blob).raise_for_status()
+        client.put(httpx2.URL(place).copy_add_param("digest", digest), content=blob).raise_for_status()
         layer = {"digest": digest, "size": len(blob), "mediaType": "text/x-python"}
         manifest["layers"].append({**layer, "annotations": {"org.opencontainers.image.title": "modeling.py"}})
         headers = {"Content-Type": accept["Accept"]}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from served import made_app, served
 from small_bundle import counted_bundle, text_bundle
@@ -45,7 +45,7 @@ def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 @extended
-def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A server of `film` with the adapters folder `tenants`; tests must restore its state."""
     state = tmp_path_factory.mktemp("state") / "routes.json"
     with served(film, "--drain", "0", "--quiet", "--adapters", tenants, "--state", state) as found:

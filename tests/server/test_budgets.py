@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from served import Served, made_app, served
@@ -177,7 +177,7 @@ def test_memory_of_long_prompts_is_bounded_and_given_back(long: Served) -> None:
     while client.is_alive():
         peak = max(peak, _resident(long))
         began = time.monotonic()
-        with httpx.stream("POST", url, json={"model": "b", "prompt": "w5", "stream": True}) as events:
+        with httpx2.stream("POST", url, json={"model": "b", "prompt": "w5", "stream": True}) as events:
             next(events.iter_lines())
             waited.append(time.monotonic() - began)
     client.join()

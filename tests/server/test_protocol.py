@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -27,7 +27,7 @@ def reader(film: Path) -> TextReader:
 
 
 @pytest.fixture
-def client(server: httpx.Client) -> Iterator[triton.InferenceServerClient]:
+def client(server: httpx2.Client) -> Iterator[triton.InferenceServerClient]:
     made = triton.InferenceServerClient(f"{server.base_url.host}:{server.base_url.port}")
     yield made
     made.close()
@@ -144,7 +144,7 @@ def _ids(one: object, name: str = "input_ids") -> dict[str, Any]:
     ],
 )
 def test_invalid_requests_are_refused(
-    server: httpx.Client, model: str, request_: dict[str, Any], status: int, words: str
+    server: httpx2.Client, model: str, request_: dict[str, Any], status: int, words: str
 ) -> None:
     answer = server.post(f"/v2/models/{model}/infer", json=request_)
     assert answer.status_code == status, answer.text
@@ -152,14 +152,14 @@ def test_invalid_requests_are_refused(
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "100000", "3"])
-def test_a_wrong_header_length_is_refused(server: httpx.Client, length: str) -> None:
+def test_a_wrong_header_length_is_refused(server: httpx2.Client, length: str) -> None:
     body = json.dumps({"inputs": [_input()]})
     answer = server.post("/v2/models/topic/infer", content=body, headers={"inference-header-content-length": length})
     assert answer.status_code == 400, answer.text
 
 
 @pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\x02\x00\x00\x00\xff\xfe", b"\x01"])
-def test_invalid_binary_texts_are_refused(server: httpx.Client, raw: bytes) -> None:
+def test_invalid_binary_texts_are_refused(server: httpx2.Client, raw: bytes) -> None:
     head = json.dumps({"inputs": [{**_input(parameters={"binary_data_size": len(raw)}), "data": None}]}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     assert server.post("/v2/models/topic/infer", content=head + raw, headers=headers).status_code == 400
@@ -182,7 +182,7 @@ asyncio.run(call(sys.argv[1], json.loads(sys.argv[2])))
 """
 
 
-def test_kserves_own_client(server: httpx.Client, reader: TextReader, platform_python: str) -> None:
+def test_kserves_own_client(server: httpx2.Client, reader: TextReader, platform_python: str) -> None:
     words = [platform_python, "-c", KSERVE, str(server.base_url), json.dumps(TEXTS)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

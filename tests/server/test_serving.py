@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -40,7 +40,7 @@ from adapter_export.server.telemetry import Metrics, Tracer
 TEXT = "a good film , and the book was not dull ."
 
 
-def _answer(server: httpx.Client, model: str, text: str = TEXT, **call: object) -> dict:
+def _answer(server: httpx2.Client, model: str, text: str = TEXT, **call: object) -> dict:
     answer = server.post("/answer", json={"model": model, "text": text, **call})
     assert answer.status_code == 200, answer.text
     (row,) = answer.json()["rows"]
@@ -52,7 +52,7 @@ def _alike(found: dict, expected: dict) -> None:
     assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
-def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
+def test_a_model_by_its_name(server: httpx2.Client, film: Path) -> None:
     expected = Bundle.open(film).texts().answer([TEXT], "tone")[0].document()
     for name in ("tone", "film/tone"):
         found = _answer(server, name)
@@ -81,13 +81,13 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
         ({"model": "tone", "texts": [TEXT, TEXT], "strength": [1]}, "one for each row"),
     ],
 )
-def test_invalid_calls_are_refused(server: httpx.Client, call: dict, words: str) -> None:
+def test_invalid_calls_are_refused(server: httpx2.Client, call: dict, words: str) -> None:
     answer = server.post("/answer", json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
 
-def test_an_adapter_at_a_strength(server: httpx.Client, film: Path) -> None:
+def test_an_adapter_at_a_strength(server: httpx2.Client, film: Path) -> None:
     reader = Bundle.open(film).texts()
     each = {strength: reader.answer([TEXT], "topic", strength=strength)[0].document() for strength in (1.0, 0.5, -2.0)}
     _alike(_answer(server, "topic", strength=0.5), each[0.5])
@@ -103,7 +103,7 @@ def test_an_adapter_at_a_strength(server: httpx.Client, film: Path) -> None:
     np.testing.assert_allclose(base, reader.session.run(arrays)["hidden"][0], atol=1e-5)
 
 
-def test_aliases_shares_and_rollback(server: httpx.Client) -> None:
+def test_aliases_shares_and_rollback(server: httpx2.Client) -> None:
     assert server.put("/admin/routes/best", json={"alias": "tone"}).status_code == 200
     assert _answer(server, "best")["adapter"] == "tone"
     server.put("/admin/routes/best", json={"shares": {"tone": 0.5, "mood": 0.5}})
@@ -121,7 +121,7 @@ def test_aliases_shares_and_rollback(server: httpx.Client) -> None:
     assert server.post("/answer", json={"model": "best", "text": TEXT}).status_code == 404
 
 
-def test_a_shadow_is_only_compared(server: httpx.Client) -> None:
+def test_a_shadow_is_only_compared(server: httpx2.Client) -> None:
     server.put("/admin/routes/seen", json={"alias": "tone", "shadow": "mood"})
     server.put("/admin/routes/twin", json={"alias": "tone", "shadow": "tone"})
     for name in ("seen", "twin", "twin"):
@@ -138,7 +138,7 @@ def test_a_shadow_is_only_compared(server: httpx.Client) -> None:
         server.delete(f"/admin/routes/{name}")
 
 
-def test_adapters_are_found_by_name(server: httpx.Client, film: Path, tenants: Path) -> None:
+def test_adapters_are_found_by_name(server: httpx2.Client, film: Path, tenants: Path) -> None:
     """A file with its task, and an adapter folder, whose file equals that in the bundle."""
     found, tone = _answer(server, "visitor"), _answer(server, "tone")
     assert list(found["probabilities"]) == ["cold", "warm"]
@@ -157,7 +157,7 @@ def test_adapters_are_found_by_name(server: httpx.Client, film: Path, tenants: P
         server.delete(f"/adapters/{name}")
 
 
-def test_prometheus_metrics(server: httpx.Client) -> None:
+def test_prometheus_metrics(server: httpx2.Client) -> None:
     def value(name: str) -> float:
         line = next((one for one in server.get("/metrics").text.splitlines() if one.startswith(name)), "0")
         return float(line.split()[-1])
@@ -174,7 +174,7 @@ def test_prometheus_metrics(server: httpx.Client) -> None:
         assert f"adapter_export_{name}" in text
 
 
-def test_the_page_escapes_names(server: httpx.Client) -> None:
+def test_the_page_escapes_names(server: httpx2.Client) -> None:
     answer = server.get("/")
     script = answer.text.partition("<script>")[2].partition("</script>")[0]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|https?:", script)
@@ -183,7 +183,7 @@ def test_the_page_escapes_names(server: httpx.Client) -> None:
     assert "default-src 'none'" in policy
 
 
-def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(server: httpx2.Client, film: Path, tmp_path: Path) -> None:
     """The page answers the text of its link, and shows HTML in a label as text."""
     label = "<img src=x onerror=\"document.title='open'\">"
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
@@ -208,7 +208,7 @@ def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path)
     ],
     ids=["a page of others", "behind a proxy", "another name", "no name"],
 )
-def test_unauthorized_clients_change_nothing(server: httpx.Client, headers: dict[str, str]) -> None:
+def test_unauthorized_clients_change_nothing(server: httpx2.Client, headers: dict[str, str]) -> None:
     for method, path in (
         ("PUT", "/admin/routes/x"),
         ("POST", "/admin/rollback"),
@@ -347,7 +347,7 @@ def test_a_load_times_out(film: Path) -> None:
     asyncio.run(work())
 
 
-def test_mapped_weights(server: httpx.Client, film: Path) -> None:
+def test_mapped_weights(server: httpx2.Client, film: Path) -> None:
     with made_app(film, sessions=SessionSettings(mapped_weights=True), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
@@ -413,10 +413,10 @@ def test_workers_are_alike(film: Path) -> None:
     with served(film, "--drain", "0", "--workers", "2") as found:
         client = found.client
 
-        def everywhere(ask: Callable[[httpx.Client], object]) -> list[object]:
+        def everywhere(ask: Callable[[httpx2.Client], object]) -> list[object]:
             answers = []
             for _ in range(8):  # connections go to either worker
-                with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+                with httpx2.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
                     answers.append(ask(own))
             return answers
 
@@ -480,6 +480,6 @@ def test_invalid_ports_and_hosts() -> None:
         listen(ServerSettings(host="no.such.host.invalid", port=0))
 
 
-def test_a_port_in_use(server: httpx.Client) -> None:
+def test_a_port_in_use(server: httpx2.Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
         listen(ServerSettings(port=server.base_url.port or 0))

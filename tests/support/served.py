@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from starlette.testclient import TestClient
 
 from adapter_export.server.models import named_bundles
@@ -24,7 +24,7 @@ from adapter_export.server.server_settings import ServerSettings
 class Served:
     """A server with a client; `log` is the file of its stderr."""
 
-    client: httpx.Client
+    client: httpx2.Client
     process: subprocess.Popen[str]
     log: Path
 
@@ -54,7 +54,7 @@ def served(*places: str | Path, **environment: str) -> Iterator[Served]:
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 assert line.startswith("listening on "), Path(log.name).read_text()
-                with httpx.Client(base_url=line.split()[-1], timeout=30, trust_env=False) as client:
+                with httpx2.Client(base_url=line.split()[-1], timeout=30, trust_env=False) as client:
                     yield Served(client, process, Path(log.name))
             finally:
                 if process.poll() is None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from adapter_export.runtime import Bundle
 from adapter_export.safe_io.output import Output
@@ -51,7 +51,7 @@ class Steps:
 class Traffic:
     """A server's address, the folder of its bundle, and the two versions that it has in turns."""
 
-    address: httpx.URL
+    address: httpx2.URL
     place: Path
     versions: tuple[Path, Path]
     counts: Counter[str] = field(default_factory=Counter)

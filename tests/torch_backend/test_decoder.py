@@ -15,7 +15,7 @@ from tiers import some_quick
 from torch import Tensor
 
 import adapter_export as ae
-from adapter_export.errors import BaseModelError
+from adapter_export.errors import BaseModelError, RotaryEmbeddingError
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.model_session import open_session
@@ -170,6 +170,38 @@ def test_classes_that_generate(name: str, kind: str, expected: bool, tmp_path: P
     assert generates(tmp_path) is expected
     (tmp_path / "modules.json").write_text("[]")
     assert not generates(tmp_path), "sentence-transformers embeds or ranks texts"
+
+
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+_LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+_CHANGING = {
+    "dynamic": hf.LlamaConfig(**SIZE, **COUNTS, max_position_embeddings=40, rope_parameters=_DYNAMIC),
+    "longrope": hf.Phi3Config(
+        **SIZE,
+        **COUNTS,
+        max_position_embeddings=40,
+        original_max_position_embeddings=16,
+        rope_parameters=_LONG | {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("name", _CHANGING)
+def test_rotary_frequencies_that_change_with_the_length_are_named(name: str, bare: bool, tmp_path: Path) -> None:
+    """The one is a branch on positions that torch cannot export, the other overwrites a buffer."""
+    hf.AutoModelForCausalLM.from_config(_CHANGING[name]).save_pretrained(tmp_path / "hf")
+    with pytest.raises(RotaryEmbeddingError, match=rf"rotary_emb`: .*RoPE.*found `rope_type` `{name}`") as caught:
+        capture_folder(tmp_path / "hf", tmp_path / "base.pt", bare=bare)
+    assert "bare=True" not in str(caught.value)
+
+
+def test_constant_rotary_frequencies_are_captured(tmp_path: Path) -> None:
+    scaled = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 20}
+    config = hf.LlamaConfig(**SIZE, **COUNTS, max_position_embeddings=40, rope_parameters=scaled)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hf")
+    capture_folder(tmp_path / "hf", tmp_path / "base.pt")
+    assert load_base(tmp_path / "base.pt").generation.end == (2,)
 
 
 def test_a_folder_without_a_language_head_is_refused(tmp_path):

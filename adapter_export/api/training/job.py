@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -201,13 +202,19 @@ class TrainingJob:
             )
             return replace(done, judged=self._judged(start, done, loop, accelerator, reporter))
 
-    def finish(self, done: Trained, output: Path, title: str) -> None:
-        """Draw the learning curve into the output folder, and remove the checkpoints."""
+    def finish(self, done: Trained, output: Path, title: str, reporter: Reporter) -> None:
+        """Draw the learning curve into the output folder, if matplotlib is installed, and remove the checkpoints."""
         from adapter_export.torch_backend.train.objectives import OBJECTIVES
-        from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
+        from adapter_export.torch_backend.train.record import CURVE_FILE
 
         loss_name = OBJECTIVES[done.rows.problem].loss_name
-        draw_curve(done.result, title, output / CURVE_FILE, loss_name=loss_name)
+        if find_spec("matplotlib") is None:
+            (output / CURVE_FILE).unlink(missing_ok=True)
+            reporter.warn("no learning curve: matplotlib is not installed (`pip install 'adapter-export[plot]'`)")
+        else:
+            from adapter_export.torch_backend.train.learning_curve import draw_curve
+
+            draw_curve(done.result, title, output / CURVE_FILE, loss_name=loss_name)
         if self.checkpoints is not None:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 

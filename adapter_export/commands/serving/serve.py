@@ -56,7 +56,7 @@ def serve(
     settings = _settings(options, admin_token)
     if settings.hub:
         require("huggingface_hub", "hub", "fetching adapters")
-        require("httpx", "hub", "fetching adapters")
+        require("httpx2", "hub", "fetching adapters")
     places = [as_written(one) for one in ([bundles] if isinstance(bundles, str | Path) else bundles)]
     ready = on_ready or (lambda *_: None)
     if workers == 1:

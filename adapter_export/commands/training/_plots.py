@@ -23,5 +23,5 @@ def writable_plot(given: PathLike | None, *, force: bool, sources: object = ()) 
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError("unknown chart format", found=f"`{path.name}`", expected="`.svg` or `.png`")
     Output(path, force).ensure_writable(sources=sources)
-    require("matplotlib", "torch", "drawing")
+    require("matplotlib", "plot", "drawing")
     return path

@@ -119,7 +119,7 @@ def distil(
         if path is not None:
             report = replace(report, folder=path)
             _write(student, graph, report, Output(path, force))
-            job.finish(done, path, f"{path.name} (student)")
+            job.finish(done, path, f"{path.name} (student)", reporter)
     return report
 
 

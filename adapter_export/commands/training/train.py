@@ -124,7 +124,7 @@ def train(
     adapter = done.model.to_adapter(training=record)
     if path is not None and done.writes:
         target.saved(adapter)
-        job.finish(done, path, f"{adapter.name} ({adapter.kind})")
+        job.finish(done, path, f"{adapter.name} ({adapter.kind})", reporter)
     return adapter
 
 
@@ -159,19 +159,23 @@ def _show(made: Adapter, screen: Screen) -> None:
         if name != "loss"
     ]
     screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
-    screen.report(f"wrote the learning curve to {_curve(screen)}")
+    if (curve := _curve(screen)) is not None:
+        screen.report(f"wrote the learning curve to {curve}")
     show_adapter(made, screen)
 
 
 def _document(made: Adapter, screen: Screen) -> Mapping[str, object]:
-    facts = {"bytes": made.cost().bytes, "curve": str(_curve(screen)), **made.training}
+    curve = _curve(screen)
+    facts = {"bytes": made.cost().bytes, "curve": None if curve is None else str(curve), **made.training}
     return {**facts, **adapter_document(made, screen)}
 
 
-def _curve(screen: Screen) -> Path:
+def _curve(screen: Screen) -> Path | None:
+    """Return the path of the learning curve, or `None` without matplotlib."""
     from adapter_export.torch_backend.train.record import CURVE_FILE
 
-    return Path(screen.given["output"]) / CURVE_FILE
+    path = Path(screen.given["output"]) / CURVE_FILE
+    return path if path.exists() else None
 
 
 def _epochs(record: Mapping[str, Any]) -> Table:

@@ -100,6 +100,7 @@ def generating_files(
     """Return the files by name that onnxruntime-genai needs with the graph of a captured decoder.
 
     Empty unless the base is a decoder with keys and values of each layer, a known end token and a known maximum length.
+    Also empty if tokens are forced or suppressed, since onnxruntime-genai has no settings for them.
     """
     caches = {record.name: str(record.next) for record in inputs if record.role == "cache"}
     roles = {record.role: record.name for record in inputs if record.name not in caches}
@@ -111,6 +112,8 @@ def generating_files(
     named = {p.replace("%d", str(n)): q.replace("%d", str(n)) for n in range(len(caches) // 2) for p, q in patterns}
     known = {"ids"} <= set(roles) <= {"ids", "mask"} and len(roles) + len(caches) == len(inputs) and len(results) == 1
     if not known or len(patterns) != 2 or named != caches or len(shapes) != 1 or not generation.end or not max_tokens:
+        return {}
+    if generation.suppressed or (generation.first, generation.last) != (None, None):
         return {}
     ((heads, width),) = shapes
     (key, next_key), (value, next_value) = patterns

@@ -92,7 +92,7 @@ class Decoder:
         for place, prompt in enumerate(prompts):
             self.inputs.check_prompt(prompt, f"prompt {place}")
         both = zip(prompts, adapters, strict=True)
-        return [WrittenRow(place, *row, decoding, ends) for place, row in enumerate(both)]
+        return [WrittenRow(place, *row, decoding, ends, self.record.last) for place, row in enumerate(both)]
 
     def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
         """Continue rows, one group of those that share calls after the other; yield and raise as `write`."""

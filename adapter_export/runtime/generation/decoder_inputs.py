@@ -57,6 +57,10 @@ class DecoderInputs:
             longest_prompt = axis_lengths(source.axes[1], manifest.lengths).maximum
         return cls(ids, mask, logits, source, source_mask, caches, record, longest, longest_prompt)
 
+    def length(self, prompt: Sequence[int], tokens: Sequence[int]) -> int:
+        """Return how many tokens precede the next one: the prompt, or the one that begins a text, and the text."""
+        return (len(prompt) if self.source is None else 1) + len(tokens)
+
     def check_prompt(self, prompt: Sequence[int], where: str) -> None:
         """Raise RequestError if a prompt has no token, or more than the base takes."""
         most = self.longest_prompt

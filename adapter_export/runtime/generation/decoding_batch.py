@@ -47,6 +47,7 @@ class WrittenRow:
         adapter: the adapter that writes it; `None` is the base.
         decoding: the options.
         ends: tokens that end a text; they are not among `tokens`.
+        last: the token that is forced at the length limit; `None` if the model chooses it.
         tokens: the tokens written so far.
         finish: the reason for the end; `None` before.
         error: the reason why the row cannot go on.
@@ -58,6 +59,7 @@ class WrittenRow:
     adapter: str | None
     decoding: Decoding = field(default_factory=Decoding)
     ends: Collection[int] = frozenset()
+    last: int | None = None
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None
     error: InputError | None = None
@@ -174,18 +176,18 @@ class DecodingBatch:
         self.append(tokens)
 
     def _write(self, row: WrittenRow, logits: np.ndarray) -> int:
-        record = self._inputs.record
-        if record.first is not None and not row.tokens:
-            token = record.first
-        else:
+        record, written = self._inputs.record, len(row.tokens) + 1
+        length = self._inputs.length(row.prompt, row.tokens)
+        is_last = written == row.decoding.max_new_tokens or length + 1 == self._inputs.longest
+        last = row.last if is_last else None
+        token = record.first if last is None and length == 1 else last
+        if token is None:
             token = next_token(logits, row.decoding, row.random, record.suppressed)
-        if token in row.ends:
-            row.finish = "end"
-            return token
-        row.tokens.append(token)
-        total = (len(row.prompt) if self._inputs.source is None else 1) + len(row.tokens)
-        if len(row.tokens) == row.decoding.max_new_tokens or total == self._inputs.longest:
-            row.finish = "length"
+        ends = token in row.ends
+        if not ends:
+            row.tokens.append(token)
+        if is_last or ends:
+            row.finish = "end" if ends and last is None else "length"  # an end that the limit forces is a limit
         return token
 
     def logits(self) -> np.ndarray:

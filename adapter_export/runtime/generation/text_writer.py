@@ -86,13 +86,15 @@ class OpenText:
     def __init__(self, tokenizer: Tokenizer, prompt: str, row: WrittenRow) -> None:
         self._decoded, self._prompt, self.row = tokenizer.decoding(), prompt, row
         self._written = self._shown = ""
+        self._decoded_tokens = 0
 
     def piece(self) -> Piece | None:
         """Take up the last token of the row, and return what can be shown now; a stop string ends the row."""
         row, stops = self.row, self.row.decoding.stop
         before = len(self._written)
-        if row.finish != "end":
-            self._written += self._decoded(row.tokens[-1])
+        for token in row.tokens[self._decoded_tokens :]:  # none if the last token ended the text
+            self._written += self._decoded(token)
+        self._decoded_tokens = len(row.tokens)
         found = (self._written.find(stop, max(0, before - len(stop))) for stop in stops)  # earlier text has none
         places = [at for at in found if at >= 0]
         if places:

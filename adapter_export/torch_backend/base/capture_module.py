@@ -26,6 +26,7 @@ from adapter_export.format.manifest import Axis
 from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine, program_facts
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
+from adapter_export.torch_backend.rope import rotary_of_failure, rotary_of_program
 
 AxisNames = Mapping[str, Mapping[int, str]]
 """Names of the dynamic axes of each input, by axis index. A sum of names, such as `past + sequence`, is a name, too."""
@@ -137,7 +138,10 @@ def _exported(
                 dynamic_shapes=pytree.tree_unflatten(shapes, structure),
             )
         except LIBRARY_ERRORS as error:
-            raise _not_exported(error) from error
+            raise rotary_of_failure(error, module) or _not_exported(error) from error
+        rotary = rotary_of_program(program, module)
+    if rotary is not None:
+        raise rotary
     _strip(program)
     return program, {
         name: tuple(free[name].get(place, size) for place, size in enumerate(tensor.shape))

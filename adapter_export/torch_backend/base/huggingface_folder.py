@@ -230,6 +230,7 @@ def _generation(model: Any, folder: Path) -> Generation:
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
     start = said.bos_token_id if said.decoder_start_token_id is None else said.decoder_start_token_id
+    last = said.forced_eos_token_id if isinstance(said.forced_eos_token_id, list) else [said.forced_eos_token_id]
     never = [*(said.suppress_tokens or ()), *(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1)]
     return Generation(
         end=tuple(number for number in ends if number is not None),
@@ -237,6 +238,7 @@ def _generation(model: Any, folder: Path) -> Generation:
         start=start if model.config.is_encoder_decoder else None,
         first=said.forced_bos_token_id,
         suppressed=tuple(sorted(set(never))),
+        last=min((number for number in last if number is not None), default=None),  # all have logit 0: the first wins
         begin=said.bos_token_id,
         tokenizer_config=read_text(file) if file.is_file() else None,
     )
@@ -484,7 +486,7 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
 
 _UNHEEDED = (
     *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("min_length", "min_new_tokens", "forced_eos_token_id", "begin_suppress_tokens", "sequence_bias"),
+    *("min_length", "min_new_tokens", "begin_suppress_tokens", "sequence_bias"),
 )
 """Settings of `generate` that change the choice or the number of tokens."""
 

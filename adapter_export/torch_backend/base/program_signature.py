@@ -132,19 +132,28 @@ def _op(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
+def changed_values(program: ExportedProgram) -> Iterator[str]:
+    """Yield the names of weights and inputs that a program writes into; weights as in the module."""
+    for output in program.graph_signature.output_specs:
+        if output.kind != OutputKind.USER_OUTPUT:
+            yield str(output.target)
+    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
+    for node in program.graph.nodes:
+        changed = _changed_in_place(node)
+        if changed is not None:
+            yield targets.get(changed.name, changed.name)
+
+
 def _check_kinds(program: ExportedProgram) -> None:
     for spec in program.graph_signature.input_specs:
         if spec.kind not in _CONSTANT_INPUTS and not isinstance(spec.arg, TensorArgument):
             raise _unusable("has an input that is not a tensor", f"`{spec.arg.name}`")
+    for name in changed_values(program):
+        raise _unusable("changes its own weights or inputs when it runs", f"`{name}`")
     for output in program.graph_signature.output_specs:
-        if output.kind != OutputKind.USER_OUTPUT:
-            raise _unusable("changes its own weights or inputs when it runs", f"`{output.target}`")
         if not isinstance(output.arg, TensorArgument):
             raise _unusable("returns a value that is not a tensor", f"`{getattr(output.arg, 'value', None)}`")
     for node in program.graph.nodes:
-        changed = _changed_in_place(node)
-        if changed is not None:
-            raise _unusable("changes its own weights or inputs when it runs", f"`{changed.name}`")
         if _is_random(node):
             raise BaseModelError(
                 "is random in `eval` mode: each run draws new numbers",

@@ -1,8 +1,11 @@
 /** The places of tokens in their text. The tokenizer library does not report them, so its steps are repeated here. */
 import type { Tokenizer } from "@huggingface/tokenizers";
 
-/** For each token its first character and the one after its last, in Unicode characters from 0. */
-export type Characters = [start: number, end: number][];
+/**
+ * For each token its first character and the one after its last, in Unicode characters from 0, and its name: of an added token with the
+ * blanks that it takes.
+ */
+export type Characters = [start: number, end: number, name: string][];
 
 /** A step of a pipeline in a `tokenizer.json`. */
 interface Step {
@@ -22,6 +25,27 @@ export interface Sections {
 }
 
 type Model = NonNullable<Tokenizer["model"]>;
+
+/** A token of `added_tokens` in a `tokenizer.json`. */
+interface AddedToken {
+  lstrip: boolean;
+  rstrip: boolean;
+  normalized: boolean;
+}
+
+/** How the library finds added tokens in a text: most before its normalisation, others after it. Its types do not show these fields. */
+interface Splitting {
+  splitter_unnormalized: { split(text: string): string[] };
+  splitter_normalized: { split(text: string): string[] };
+  added_tokens_map: Map<string, AddedToken>;
+}
+
+/** A part of a text between added tokens, or one of them with the blanks that it takes, by UTF-16 units. */
+interface Part {
+  start: number;
+  end: number;
+  added: string | null;
+}
 
 /** A text after normalisation, and for each UTF-16 unit the character of the text that it comes from. */
 interface Normalised {
@@ -53,34 +77,94 @@ const BYTES = byteTable();
 
 /**
  * The places of tokens whose words are parts of the normalised text, directly (WordPiece), as bytes (byte-level BPE) or with a mark
- * for blanks (SentencePiece); null for others: added tokens in the text, and words that cannot be found again.
+ * for blanks (SentencePiece), and of added tokens in the text, such as `[MASK]`; null for words that cannot be found again.
  */
 export function charactersOf(tokenizer: Tokenizer, sections: Sections, text: string, tokens: string[]): Characters | null {
+  const library = tokenizer as unknown as Splitting;
+  const found: Located[] = [];
+  const parts = partsOf(text, library.splitter_unnormalized.split(text), library);
+  for (const [index, part] of parts.entries()) {
+    const before = Array.from(text.slice(0, part.start)).length;
+    const own = text.slice(part.start, part.end);
+    const inside = part.added === null ? locatedIn(tokenizer, sections, own, index) : [alone(tokenizer, part.added, own)];
+    if (inside === null) return null;
+    found.push(...inside.map(({ place: [from, to], ...each }): Located => ({ ...each, place: [before + from, before + to] })));
+  }
+  if (String(found.map(({ token }) => token)) !== String(tokens)) return null;
+  const trimming = stepsOf(sections.post_processor).find(({ trim_offsets: trims }) => trims);
+  const trims = trimming !== undefined && blankOf(stepsOf(sections.pre_tokenizer)) === BYTE_LEVEL;
+  return found.map(({ name, place }, at) => [...(trims ? trimmed(place, name, at, trimming.add_prefix_space ?? true) : place), name]);
+}
+
+/** A token as the library names it, its name with blanks, and its place, in characters. */
+interface Located {
+  token: string;
+  name: string;
+  place: [number, number];
+}
+
+/** An added token that is a whole text, with its blanks. */
+function alone(tokenizer: Tokenizer, token: string, text: string): Located {
+  const { added_tokens_map: known } = tokenizer as unknown as Splitting;
+  const { normalizer } = tokenizer;
+  const name = normalizer && known.get(token)!.normalized ? normalizer(text) : text;
+  return { token, name, place: [0, Array.from(text).length] };
+}
+
+/** The tokens of a text between added tokens that are found before the normalisation, and their places; null as of `charactersOf`. */
+function locatedIn(tokenizer: Tokenizer, sections: Sections, text: string, index: number): Located[] | null {
   const normalised = normalise(tokenizer, text);
   const { pre_tokenizer: split, model } = tokenizer;
   if (normalised === null || !split || !model) return null;
+  const library = tokenizer as unknown as Splitting;
   const steps = stepsOf(sections.pre_tokenizer);
   const [blank, isSplit] = [blankOf(steps), steps.some(({ type }) => SPLITTING.includes(type ?? ""))];
-  const found: Characters = [];
-  const again: string[] = [];
-  let at = 0;
-  for (const word of normalised.text ? split(normalised.text, { section_index: 0 }) : []) {
-    const piece = located(word, normalised.text, at, blank, isSplit);
-    const own = model([word]);
-    const lengths = own.length === 1 ? [[0, word.length] as const] : surfaces(model, word, sections);
-    if (!piece || !lengths || lengths.length !== own.length) return null;
-    again.push(...own);
-    for (const [from, to] of lengths) {
-      const [start, end] = [piece.starts[from]!, piece.ends[to - 1]!];
-      const first = normalised.sources[start] ?? 0;
-      found.push([first, end > start ? normalised.sources[end - 1]! + 1 : first]);
+  const found: Located[] = [];
+  const placeOf = (start: number, end: number): [number, number] => {
+    const first = normalised.sources[start] ?? 0;
+    return [first, end > start ? normalised.sources[end - 1]! + 1 : first];
+  };
+  for (const part of partsOf(normalised.text, library.splitter_normalized.split(normalised.text), library)) {
+    if (part.added !== null) {
+      found.push({ token: part.added, name: normalised.text.slice(part.start, part.end), place: placeOf(part.start, part.end) });
+      continue;
     }
-    at = piece.end;
+    let at = part.start;
+    for (const word of part.end > at ? split(normalised.text.slice(at, part.end), { section_index: index }) : []) {
+      const piece = located(word, normalised.text, at, blank, isSplit);
+      const own = model([word]);
+      const lengths = own.length === 1 ? [[0, word.length] as const] : surfaces(model, word, sections);
+      if (!piece || !lengths || lengths.length !== own.length) return null;
+      for (const [token, [from, to]] of lengths.entries()) {
+        found.push({ token: own[token]!, name: own[token]!, place: placeOf(piece.starts[from]!, piece.ends[to - 1]!) });
+      }
+      at = piece.end;
+    }
   }
-  if (String(again) !== String(tokens)) return null;
-  const trimming = stepsOf(sections.post_processor).find(({ trim_offsets: trims }) => trims);
-  if (!trimming || blank !== BYTE_LEVEL) return found;
-  return found.map((place, token) => trimmed(place, again[token]!, token, trimming.add_prefix_space ?? true));
+  return found;
+}
+
+/** The parts of a text that the library splits at added tokens, which take blanks from their neighbours. */
+function partsOf(text: string, pieces: string[], { added_tokens_map: known }: Splitting): Part[] {
+  let at = 0;
+  const parts = pieces.map((piece): Part => ({ start: at, end: (at += piece.length), added: null }));
+  const name = (part: Part) => {
+    const own = text.slice(part.start, part.end);
+    part.added ??= known.has(own) ? own : null;
+  };
+  for (const [index, part] of parts.entries()) {
+    name(part);
+    const token = part.added === null ? undefined : known.get(part.added);
+    const [before, after] = [parts[index - 1], parts[index + 1]];
+    if (token?.lstrip && before?.added === null) {
+      part.start = before.end = before.start + text.slice(before.start, before.end).trimEnd().length;
+      name(before); // without its blanks it may be an added token, too
+    }
+    if (token?.rstrip && after) {
+      part.end = after.start = after.end - text.slice(after.start, after.end).trimStart().length;
+    }
+  }
+  return parts;
 }
 
 /** The sign by which the pre-tokenizer writes a blank; null if blanks are no part of words. */

@@ -124,7 +124,7 @@ export class TextReader {
           const place = row.places[index];
           if (!one || !place) return [];
           const span = characters[place.part]?.[place.at];
-          return [{ token: row.tokens[index]!, ...(span ? { start: span[0], end: span[1] } : {}), ...one }];
+          return [{ token: span?.[2] ?? row.tokens[index]!, ...(span ? { start: span[0], end: span[1] } : {}), ...one }];
         }),
       };
     }
