@@ -442,7 +442,7 @@ class BaseModelError(InputError):
     """A base model that cannot be used."""
 
     has_alternative: ClassVar[bool] = True
-    """Whether another way to open the model may help, which `or_else` adds."""
+    """True if another way to open the model may help, which `or_else` adds."""
 
 
 class UnsafeArchiveError(BaseModelError):

@@ -87,7 +87,7 @@ def _duration(context: Context, steps: int) -> str:
     parts = f"{argument('quick', True)}, {argument('only')}, {argument('variants', option='variant')} and"
     return (
         f"this takes about {minutes} minute{'s' * (minutes > 1)}, as the base is large; {parts} "
-        f"{argument('cases', option='case')} choose parts, and the verdict names what was left out"
+        f"{argument('cases', option='case')} choose parts, and the verdict names those left out"
     )
 
 

@@ -92,7 +92,7 @@ class OpenText:
         """Take up the last token of the row, and return what can be shown now; a stop string ends the row."""
         row, stops = self.row, self.row.decoding.stop
         before = len(self._written)
-        for token in row.tokens[self._decoded_tokens :]:  # none if the last token ended the text
+        for token in row.tokens[self._decoded_tokens :]:  # empty if the last token ended the text
             self._written += self._decoded(token)
         self._decoded_tokens = len(row.tokens)
         found = (self._written.find(stop, max(0, before - len(stop))) for stop in stops)  # earlier text has none
