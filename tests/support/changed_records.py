@@ -11,7 +11,7 @@ from adapter_export.errors import AdapterExportError
 from adapter_export.format.records import OneOf, hints_of
 
 Changes = Iterator[tuple[str, str, Any]]
-"""The field, as `Class.field`, what is changed, and the changed value."""
+"""The field, as `Class.field`, a description of the change, and the changed value."""
 
 
 def changed_records(record: Any) -> Changes:

@@ -300,9 +300,10 @@ def _precision_cost(context: Context) -> int:
 
 
 def _manifest(context: Context) -> Iterator[Finding]:
-    again = None if context.reference is None else context.budgets_for
+    model = context.reference
+    again = None if model is None else context.budgets_for
     yield from check_manifest(context.bundle, context.needed_budgets, again, quick=context.plan.quick)
-    yield from check_generation(context.bundle, context.reference and context.reference.contract.generation)
+    yield from check_generation(context.bundle, None if model is None else model.contract.generation)
 
 
 def _tensors(context: Context) -> Iterator[Finding]:

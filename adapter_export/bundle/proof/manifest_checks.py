@@ -16,7 +16,7 @@ from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding, Status
 from adapter_export.format.derivation import DERIVATION_FILE
 from adapter_export.format.generation import GenerationRecord
-from adapter_export.format.manifest import SiteRecord, token_axis
+from adapter_export.format.manifest import InputRecord, OutputRecord, SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
 from adapter_export.numerics.sample_inputs import input_cases
@@ -107,7 +107,8 @@ def _axes(bundle: OpenedBundle) -> Finding:
     said, model = bundle.manifest, bundle.slots_model
     values = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     names: dict[str, dict[object, str]] = {}
-    for record in (*said.inputs, *said.outputs):
+    records: list[InputRecord | OutputRecord] = [*said.inputs, *said.outputs]
+    for record in records:
         for axis, dim in zip(record.axes, values.get(record.name) or (), strict=False):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 names.setdefault(dim.value, {}).setdefault(axis, record.name)
