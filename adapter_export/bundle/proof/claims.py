@@ -263,11 +263,12 @@ def _written(context: Context) -> Iterator[Finding]:
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
         return
     bundle, texts = context.bundle, golden_texts(manifest, names)
+    brief = bundle.has_many_weights  # each step reads all weights
     replays, by_row = dict[str, Replay](), [one.name for one in VARIANTS.values() if one.by_row]
     if "bank" in context.plan.variants and manifest.batch_invariant and texts:
         if bundle.has_many_weights:  # one copy of them at a time
             bundle.close(manifest.graphs["slots"], LEVEL)
-        replays["bank"] = replay_schedule(bundle.runtime_session(only=by_row).decoder, texts)
+        replays["bank"] = replay_schedule(bundle.runtime_session(only=by_row).decoder, texts, brief=brief)
         bundle.close(manifest.graphs["bank"], LEVEL)
         gc.collect()  # a session and its decoder refer to each other
     session = bundle.runtime_session(only=["slots"])
@@ -278,7 +279,7 @@ def _written(context: Context) -> Iterator[Finding]:
             pass
         faults[text.adapter] += filter(None, [text.fault(row, row.ends)])
     if texts:
-        replays["slots"] = replay_schedule(session.decoder, texts)
+        replays["slots"] = replay_schedule(session.decoder, texts, brief=brief)
     for name in names:
         sizes = [len(text.record.tokens) for text in texts if text.adapter == name]
         if not sizes:
