@@ -84,8 +84,8 @@ def replay_schedule(decoder: Decoder, texts: Sequence[GoldenText], *, brief: boo
     Args:
         decoder: computes the rows.
         texts: golden texts of adapters that are loaded.
-        brief: only the first wave and the usual budget, for a server that starts or a large base. By default, all waves are also
-            written with prompts in parts, and as one request.
+        brief: only the first wave and the usual budget, for a server that starts, or a large base. By default, all
+            waves are also written with prompts in parts, and as one request.
 
     Raises:
         RequestError: an adapter is not loaded.
