@@ -292,6 +292,10 @@ class OnnxFileBase(Base):
             reporter.step(f"length of axis `{axis}`: {lengths}, found by test runs")
         return replace(self, loaded=probed)
 
+    def captured_as(self, manifest: Manifest) -> OnnxFileBase:  # noqa: ARG002
+        """Return the base with lengths found by test runs, as `build` did."""
+        return self.with_probed_lengths()
+
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:  # noqa: ARG002
         """Return no files."""
         return {}
