@@ -50,9 +50,12 @@ class SeriesModality(FileModality):
     def is_contents(self, array):
         return array.ndim == 1 and array.dtype == np.float32
 
-    def read(self, data, rate, where):
+    def size(self, data, rate, where):
+        return len(data.split())
+
+    def read(self, data, rate, where, most=None):
         try:
-            return np.array(data.decode().split(), np.float32)
+            return np.array(data.decode().split()[:most], np.float32)
         except ValueError as error:
             raise DataError("is no series of numbers", where=where, expected="a number in each line") from error
 
