@@ -63,11 +63,9 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 def escaped(value: object) -> Markup:
     """Escape a value for HTML, with invisible characters spelled out; `Markup` is returned unchanged."""
-    return (
-        value
-        if isinstance(value, Markup)
-        else Markup(html.escape(one_line(worded(value) if isinstance(value, str) else value)))
-    )
+    if isinstance(value, Markup):
+        return value
+    return Markup(html.escape(one_line(worded(value) if isinstance(value, str) else value)))
 
 
 def prose(value: object) -> Markup:

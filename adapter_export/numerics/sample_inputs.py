@@ -93,13 +93,16 @@ def covering_cases(
     known = input_cases(inputs, seed=seed, lengths=bounds, max_tokens=max_tokens)
     paddings: Sequence[Padding] = list(_SUFFIXES) if _padded_mask(inputs) else ["none"]
     shapes = _shape_matrix(inputs, bounds, max_tokens, MORE_BATCHES, MORE_LENGTHS)
-    able = [one for one in product(shapes, paddings) if _can_have(inputs, one)]
+    able = [choice for choice in product(shapes, paddings) if _can_have(inputs, choice)]
     there = {case.name for case in known}
-    first = [one for one in able if _chosen_name(one) in there]
+    first = [choice for choice in able if _chosen_name(choice) in there]
     chosen = _covering(able, first, 2)
-    core = {_chosen_name(one) for one in _covering(chosen, first, 1)}
-    more = [one for one in chosen if _chosen_name(one) not in there]
-    made = [shaped_case(inputs, one, np.random.default_rng([seed, 1, index]), bounds) for index, one in enumerate(more)]
+    core = {_chosen_name(choice) for choice in _covering(chosen, first, 1)}
+    more = [choice for choice in chosen if _chosen_name(choice) not in there]
+    made = [
+        shaped_case(inputs, choice, np.random.default_rng([seed, 1, index]), bounds)
+        for index, choice in enumerate(more)
+    ]
     return [*known, *(replace(case, core=case.name in core) for case in made)]
 
 
@@ -107,19 +110,22 @@ def pairs_covered(inputs: Sequence[InputRecord], lengths: Bounds, cases: Iterabl
     """Return how many pairs of a batch, a length and a padding are in cases of these names, and how many there are."""
     paddings: Sequence[Padding] = list(_SUFFIXES) if _padded_mask(inputs) else ["none"]
     shapes = _shape_matrix(inputs, lengths, None, MORE_BATCHES, MORE_LENGTHS)
-    able = [one for one in product(shapes, paddings) if _can_have(inputs, one)]
+    able = [choice for choice in product(shapes, paddings) if _can_have(inputs, choice)]
     names = set(cases)
-    tried = {pair for one in able if _chosen_name(one) in names for pair in _groups(one, 2)}
-    return len(tried), len({pair for one in able for pair in _groups(one, 2)})
+    tried = {pair for choice in able if _chosen_name(choice) in names for pair in _groups(choice, 2)}
+    return len(tried), len({pair for choice in able for pair in _groups(choice, 2)})
 
 
 def _covering(able: Sequence[Chosen], chosen: Sequence[Chosen], size: int) -> list[Chosen]:
     """Add shapes until every possible group of `size` lengths and paddings occurs."""
     found = list(chosen)
-    missing = {group for one in able for group in _groups(one, size)}
-    missing -= {group for one in found for group in _groups(one, size)}
+    missing = {group for choice in able for group in _groups(choice, size)}
+    missing -= {group for choice in found for group in _groups(choice, size)}
     while missing:
-        best = max(able, key=lambda one: (len(missing & _groups(one, size)), -math.prod(filter(None, one[0].values()))))
+        best = max(
+            able,
+            key=lambda choice: (len(missing & _groups(choice, size)), -math.prod(filter(None, choice[0].values()))),
+        )
         found.append(best)
         missing -= _groups(best, size)
     return found
@@ -329,7 +335,7 @@ def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
 
 def _too_short(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> str | None:
     """Return an axis that is shorter than any input of the base; a past may be empty, the sum with new tokens not."""
-    past, sums = _past_axes(inputs), [axis for one in inputs for axis in one.axes if len(names(axis)) > 1]
+    past, sums = _past_axes(inputs), [axis for record in inputs for axis in record.axes if len(names(axis)) > 1]
     for axis in axis_names(inputs):
         if shape.get(axis, -1) < (0 if axis in past or 0 in axis_lengths(axis, lengths) else 1):
             return axis

@@ -121,8 +121,8 @@ class Pieces:
         if self._open is not None:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
-        keys = [tuple(id(values[name]) for name in inputs if name in values) for values in known]
-        remaining, computed = Counter(keys), dict[tuple[int, ...], Arrays]()
+        keys = [frozenset((name, id(values[name])) for name in inputs if name in values) for values in known]
+        remaining, computed = Counter(keys), dict[frozenset[tuple[str, int]], Arrays]()
         for at, (key, values) in enumerate(zip(keys, known, strict=True)):
             if key not in computed:
                 computed[key] = run_session(session, {name: values[name] for name in inputs if name in values})

@@ -135,12 +135,12 @@ class Service:
             UsageError: the call names no adapter, and adapters have tasks.
             RequestError, RefusedError: the call is refused.
         """
-        return [one.document() for one in await self.answered(call, key, state)]
+        return [answer.document() for answer in await self.answered(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return the outputs of each row of a call; errors as in `answer`."""
         computed = await self._rows_of(call, key, state, Reading(outputs=True))
-        return [{"adapter": one.head.adapter, "task": None, "outputs": one.listed_outputs()} for one in computed]
+        return [{"adapter": row.head.adapter, "task": None, "outputs": row.listed_outputs()} for row in computed]
 
     async def answered(self, call: Call, key: str, state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
         """Return the rows of a call with their answers; errors as in `answer`."""
@@ -218,7 +218,7 @@ class Service:
             if target is None:
                 raise RequestError("the shadow no longer exists", found=f"`{model}`")
             found = await self._computed([row.by(target) for row in rows], _USUAL)
-            pairs = [(one.document(), other.document()) for one, other in zip(computed, found, strict=True)]
+            pairs = [(answer.document(), other.document()) for answer, other in zip(computed, found, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
             log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
@@ -240,17 +240,17 @@ class Service:
             found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
         results: list[AnsweredRow | None] = [None] * len(rows)
         for places, part in zip(groups.values(), found, strict=True):
-            for at, one in zip(places, part, strict=True):
-                results[at] = one
-        return [one for one in results if one is not None]
+            for at, answer in zip(places, part, strict=True):
+                results[at] = answer
+        return [answer for answer in results if answer is not None]
 
     async def _compute(self, served: LoadedBundle, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, reading)
-        asked = [one.row for one in rows]
+        asked = [row.row for row in rows]
         read_here = [row.asked for row in asked if not row.is_arrays]
-        for one in read_here:
-            served.check_read(one)
+        for asked_row in read_here:
+            served.check_read(asked_row)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
         if sum(map(_characters, read_here)) < _SHORT:
             read = answerer.read(asked)
@@ -299,12 +299,12 @@ class Service:
         names = call.names(count)
         targets = await self._targets(call, names, key, state, held)
         if asked is None:
-            inputs = [record for one in targets.values() for record in one.served.bundle.manifest.inputs]
+            inputs = [record for target in targets.values() for record in target.served.bundle.manifest.inputs]
             asked = call.arrays({record.name: record.dtype for record in inputs})
         choices = zip(call.strengths(count), call.weights_of(count), call.contexts(count), strict=True)
         return [
-            TargetRow(target, Row(one, target.adapter, *choice))
-            for target, one, choice in zip([targets[name] for name in names], asked, choices, strict=True)
+            TargetRow(target, Row(row, target.adapter, *choice))
+            for target, row, choice in zip([targets[name] for name in names], asked, choices, strict=True)
         ]
 
     async def _targets(
@@ -346,7 +346,7 @@ def _output_values(manifest: Manifest, row: ReadRow) -> int:
     values = 0
     for request in row.requests:
         if not request.head_only:
-            arrays = [(one.axes, request.inputs.get(one.name)) for one in manifest.inputs]  # not checked yet
+            arrays = [(record.axes, request.inputs.get(record.name)) for record in manifest.inputs]  # not checked yet
             shapes = [(axes, array.shape) for axes, array in arrays if array is not None]
             sizes = {str(axis): size for axes, shape in shapes for axis, size in zip(axes, shape, strict=False)}
             for output in manifest.base_outputs:
@@ -378,16 +378,16 @@ _LONG = ("probabilities", "tokens", "vector", "outputs")
 """Keys that are too long for the log."""
 
 
-def same_answers(one: object, other: object) -> bool:
+def same_answers(answer: object, other: object) -> bool:
     """Return whether two answers have equal labels and positions and close numbers; probabilities may differ."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        keys = [set(each).difference(_UNCOMPARED) for each in (one, other)]
-        return keys[0] == keys[1] and all(same_answers(one[key], other[key]) for key in keys[0])
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_answers, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3)
-    return one == other
+    if isinstance(answer, Mapping) and isinstance(other, Mapping):
+        keys = [set(each).difference(_UNCOMPARED) for each in (answer, other)]
+        return keys[0] == keys[1] and all(same_answers(answer[key], other[key]) for key in keys[0])
+    if isinstance(answer, list) and isinstance(other, list):
+        return len(answer) == len(other) and all(map(same_answers, answer, other))
+    if isinstance(answer, float) and isinstance(other, float):
+        return math.isclose(answer, other, rel_tol=1e-3, abs_tol=1e-3)
+    return answer == other
 
 
 def _short(answer: Answer) -> dict[str, Any]:

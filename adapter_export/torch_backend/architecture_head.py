@@ -7,9 +7,7 @@ of the adapter replace its own, and the model's own forward must compute what th
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +18,6 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_log
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, quoted
@@ -31,6 +28,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.torch_backend.base.base_head import BaseHead, TracedHead, head_results, traced_head
 from adapter_export.torch_backend.base.example_inputs import obvious_inputs
+from adapter_export.torch_backend.base.huggingface_folder import pretrained, quiet_transformers
 from adapter_export.torch_backend.base.log_capture import captured_logs
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 
@@ -97,7 +95,7 @@ class ArchitectureHead:
     def _check(self, traced: TracedHead) -> None:
         """Compare base plus head with the complete model, on inputs of several lengths."""
         bare: Any = getattr(self.whole, self.prefix)
-        with captured_logs(), _quiet(), parsing(partial(_not_made, self.name)):
+        with captured_logs(), quiet_transformers(), parsing(partial(_not_made, self.name)):
             cases, results = head_results(self.whole, self.program, traced, self.outputs)
             examples = obvious_inputs(bare)
             assert examples is not None, "the model with its head has examples"
@@ -134,15 +132,14 @@ def architecture_head(
     config = _config(base.config)
     kind = _class_of(config, endings, name)
     settings = _settings(kind, config, saved)
-    with captured_logs(), _quiet(), parsing(partial(_not_made, kind.__name__)):
-        whole, known = _made(kind, settings, folder)
+    whole, known = _made(kind, settings, folder)
     _check_same_base(whole, base)
     state = whole.state_dict()
     outputs = ["start_logits", "end_logits"] if class_type(kind.__name__) == "span" else ["logits"]
     examples = obvious_inputs(whole)
     if examples is None:
         raise _refusal(kind.__name__, "inputs that its documentation does not describe")
-    with captured_logs(), _quiet(), parsing(partial(_not_made, kind.__name__)):
+    with captured_logs(), quiet_transformers(), parsing(partial(_not_made, kind.__name__)):
         program, traced = traced_head(whole, outputs, examples)
     names = dict.fromkeys(source.name for source in traced.sources.values())
     prefix = whole.base_model_prefix
@@ -161,7 +158,7 @@ def architecture_head(
 def _config(text: str) -> Any:
     """Return the configuration that an archive records; AdapterError if transformers does not accept it."""
     document: Any = parse_json(text.encode(), "the base's configuration")
-    with captured_logs(), _quiet(), parsing(partial(_not_made, "the configuration")):
+    with captured_logs(), quiet_transformers(), parsing(partial(_not_made, "the configuration")):
         return transformers.AutoConfig.for_model(**document)
 
 
@@ -187,7 +184,7 @@ def _settings(kind: Any, config: Any, saved: Mapping[str, tuple[int, ...]]) -> A
     for number in counts:
         settings = _smaller(config)
         settings.num_labels = number
-        with captured_logs(), _quiet(), parsing(partial(_not_made, kind.__name__)), torch.device("meta"):
+        with captured_logs(), quiet_transformers(), parsing(partial(_not_made, kind.__name__)), torch.device("meta"):
             shapes = {key: tuple(value.shape) for key, value in kind(settings).state_dict().items()}
         unknown = [key for key in saved if key not in shapes]
         if unknown:
@@ -227,20 +224,11 @@ def _smaller(config: Any) -> Any:
 def _made(kind: Any, config: Any, folder: Path | None) -> tuple[Any, set[str]]:
     """Return a model with random weights, or those of a folder, and the names of the latter."""
     if folder is None:
-        model = kind(config).float().eval()
-        return model, set()
-    with parsing(partial(_not_made, str(folder))):
-        model, info = kind.from_pretrained(
-            str(folder),
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
+        with captured_logs(), quiet_transformers(), parsing(partial(_not_made, kind.__name__)):
+            return kind(config).float().eval(), set()
+    model, info = pretrained(folder, kind, config=config, ignore_mismatched_sizes=True)
     random = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
-    return model.eval(), {*model.state_dict()} - random
+    return model, {*model.state_dict()} - random
 
 
 def _check_same_base(whole: Any, base: TorchBase) -> None:
@@ -271,14 +259,3 @@ def _not_made(name: str, reason: str) -> AdapterError:
         found=reason,
         fix="upgrade transformers, or merge the adapter with PEFT (`merge_and_unload`)",
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    log: Any = transformers_log
-    verbosity = log.get_verbosity()
-    log.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)

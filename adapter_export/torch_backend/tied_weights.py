@@ -20,6 +20,8 @@ def transpose_in_products(graph: ir.Graph) -> None:
         transpose = None if factor is None else factor.producer()
         if x is None or x.shape is None or transpose is None or transpose.op_type != "Transpose":
             continue
+        if tuple(transpose.attributes.get_ints("perm", (1, 0))) != (1, 0):
+            continue
         if x.dtype is None or not x.dtype.is_floating_point():  # ONNX Runtime has no Gemm of integers
             continue
         weight = transpose.inputs[0]
@@ -64,4 +66,5 @@ def _multiplied(tape: ir.tape.Tape, x: ir.Value, weight: ir.Value) -> ir.Value:
     product = gemm(rows, None)
     kept = typed(tape.op("Shape", [x], {"start": 0, "end": -1}), [len(leading)], ir.DataType.INT64)
     shape = typed(tape.op("Concat", [kept, sizes([out])], {"axis": 0}), [len(leading) + 1], ir.DataType.INT64)
-    return typed(tape.op("Reshape", [product, shape]), [*leading, out], x.dtype)
+    reshaped = tape.op("Reshape", [product, shape], {"allowzero": 1})  # a 0 is a length, not a size of `product`
+    return typed(reshaped, [*leading, out], x.dtype)

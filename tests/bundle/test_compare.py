@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from tiers import examples
 
+from adapter_export.bundle.proof import compare_arrays
 from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
 from adapter_export.format.check_report import MasksRecord, WorstRecord
 from adapter_export.numerics.budget import Budget
@@ -204,6 +206,28 @@ def test_the_budget_is_the_limit_itself() -> None:
 def test_a_budget_that_is_no_number_lets_nothing_pass() -> None:
     values = np.ones(2, np.float32)
     assert not compare(values, values, Budget(float("nan"), "for tests")).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "bool"])
+@examples(30)
+@given(data=st.data())
+def test_blocks_give_the_measures_of_the_whole(dtype: str, data: st.DataObject) -> None:
+    """Outputs as wide as a vocabulary are compared block by block; some have NaN, infinities, zeros and padding."""
+    shape = data.draw(st.sampled_from([(1,), (7,), (2, 9), (3, 4, 5)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    power = data.draw(st.sampled_from([-200, 0, 200])) if dtype == "float64" else 0
+    values = np.ldexp(rng.standard_normal((2, *shape)), power) * rng.integers(0, 3, (2, *shape))
+    expected, found = values.astype(dtype)
+    if expected.dtype.kind == "f" and data.draw(st.booleans()):
+        expected.flat[0], found.flat[-1] = data.draw(st.sampled_from([(np.nan, np.inf), (np.inf, -np.inf)]))
+    where = data.draw(st.sampled_from([None, rng.integers(0, 2, shape).astype(bool)]))
+    whole = compare(found, expected, TENTH, where=where)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_arrays, "_BLOCK", data.draw(st.integers(1, 8)))
+        parts = compare(found, expected, TENTH, where=where)
+    assert replace(parts, cosine=None, worst=None) == replace(whole, cosine=None, worst=None)
+    assert repr(parts.worst) == repr(whole.worst)  # its values may be NaN
+    assert parts.cosine == pytest.approx(whole.cosine, abs=1e-12)
 
 
 def test_the_worst_element_has_its_index_in_the_whole_output() -> None:

@@ -109,10 +109,10 @@ def test_requests_at_once_each_with_its_own_adapter(
             inputs = _arrays(rng, 3)
             chosen = [(None, *NAMES)[int(number)] for number in rng.integers(0, 4, 3)]
             mixed = service.post("/answer", json=_call(inputs, adapters=chosen))
-            one = {name: array[:1] for name, array in inputs.items()}
-            alone = service.post("/answer", json=_call(one, adapter=chosen[0] or "base"))
+            first_row = {name: array[:1] for name, array in inputs.items()}
+            alone = service.post("/answer", json=_call(first_row, adapter=chosen[0] or "base"))
             assert (mixed.status_code, alone.status_code) == (200, 200)
-            _holds(alone.json()["rows"][0], one, chosen[0], session)
+            _holds(alone.json()["rows"][0], first_row, chosen[0], session)
             for at, row in enumerate(mixed.json()["rows"]):
                 _holds(row, {name: array[at : at + 1] for name, array in inputs.items()}, chosen[at], session)
         return seed
@@ -197,13 +197,13 @@ def test_an_adapter_at_a_strength(service: httpx2.Client, session: Session) -> N
     names: list[str | None] = ["topic", "tone", None]
     mixed = service.post("/answer", json=_call(inputs, adapters=names, strength=0.5)).json()["rows"]
     for at, (row, name) in enumerate(zip(mixed, names, strict=True)):
-        one = {key: array[at : at + 1] for key, array in inputs.items()}
+        arrays = {key: array[at : at + 1] for key, array in inputs.items()}
         if name is None:
-            _holds(row, one, None, session)
+            _holds(row, arrays, None, session)
         else:
             alike(
                 row,
-                {"adapter": name, "task": "single_label", **session.classify(one, name, strength=0.5)[0].document()},
+                {"adapter": name, "task": "single_label", **session.classify(arrays, name, strength=0.5)[0].document()},
             )
     plain = service.post("/answer", json=_call(inputs, adapters=names)).json()["rows"]
     assert plain[0]["probability"] != pytest.approx(mixed[0]["probability"], abs=1e-3)
@@ -242,16 +242,16 @@ def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> No
     """Each row equals its single run, also with its own fusion weights."""
     rng = np.random.default_rng(5)
     rows = [_arrays(rng, 1) for _ in range(12)]
-    assert len({one["input_ids"].shape for one in rows}) > 4
+    assert len({arrays["input_ids"].shape for arrays in rows}) > 4
     names = [(None, *NAMES)[at % 4] for at in range(12)]
-    inputs = {name: [one[name][0].tolist() for one in rows] for name in INPUTS}
+    inputs = {name: [arrays[name][0].tolist() for arrays in rows] for name in INPUTS}
     found = service.post("/answer", json={"inputs": inputs, "adapters": names}).json()["rows"]
-    for row, one, name in zip(found, rows, names, strict=True):
-        _holds(row, one, name, session)
+    for row, arrays, name in zip(found, rows, names, strict=True):
+        _holds(row, arrays, name, session)
     weights = [{"tone": 0.25, "mood": 1.5}, None, {"tone": 0.9, "mood": -0.4}] * 4
     weighed = service.post("/answer", json={"inputs": inputs, "adapter": "fusion", "weights": weights}).json()["rows"]
-    for at, (row, one) in enumerate(zip(weighed, rows, strict=True)):
-        expected = session.classify(one, "fixed" if at % 3 == 0 else "fusion")[0]
+    for at, (row, arrays) in enumerate(zip(weighed, rows, strict=True)):
+        expected = session.classify(arrays, "fixed" if at % 3 == 0 else "fusion")[0]
         alike(row, {"adapter": "fusion", "task": "single_label", **expected.document()})
     assert weighed[0]["probability"] != pytest.approx(
         session.classify(rows[0], "fusion")[0].document()["probability"], abs=1e-3
@@ -265,9 +265,9 @@ def test_raw_outputs(task_service: httpx2.Client, task_bundle: Path) -> None:
     names = ["span", None, "multi_label", "embedding"]
     rows = task_service.post("/run", json=_call(inputs, adapters=names)).json()["rows"]
     for at, (row, name) in enumerate(zip(rows, names, strict=True)):
-        one = {key: array[at : at + 1] for key, array in inputs.items()}
+        arrays = {key: array[at : at + 1] for key, array in inputs.items()}
         wanted = {"hidden", *([] if name is None else [session.output(name)])}
-        outputs = session.run(one, name)
+        outputs = session.run(arrays, name)
         expected = {output: outputs[output][0].tolist() for output in wanted}
         alike(row, {"adapter": name, "task": None, "outputs": expected})
     assert len(rows[2]["outputs"]["logits"]) == 4
@@ -333,7 +333,7 @@ def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx2.Client, t
     data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
     session = Bundle.open(task_bundle).session(threads=1)
     labels = said["labels"].split(",") if "labels" in said else None
-    problem = next((one for one in PROBLEM_TYPES if one == said.get("task")), None)
+    problem = next((kind for kind in PROBLEM_TYPES if kind == said.get("task")), None)
     session.load_bytes("said", data, labels=labels, task=problem)
     loaded = task_service.put("/adapters/said", content=data, params=said)
     try:
@@ -375,7 +375,7 @@ def test_an_overflow_is_no_answer(
 ) -> None:
     """Tensors are finite, and what the head computes from them is not."""
     tensors = load_file(task_bundle / "adapters" / f"{problem}.safetensors")
-    record = next(one for one in Bundle.open(task_bundle).manifest.adapters if one.name == problem)
+    record = next(adapter for adapter in Bundle.open(task_bundle).manifest.adapters if adapter.name == problem)
     assert record.task is not None
     largest = np.finfo(np.float32).max
     if problem == "embedding":  # its head has no tensors: an earlier value overflows
@@ -394,8 +394,8 @@ def test_an_overflow_is_no_answer(
         raw = task_service.post("/run", json={"inputs": INPUTS, "adapter": "large"})
     finally:
         task_service.delete("/adapters/large")
-    for one in (answer, raw):
-        assert (one.status_code, "NaN or infinite" in one.json()["error"]) == (400, True), one.text
+    for response in (answer, raw):
+        assert (response.status_code, "NaN or infinite" in response.json()["error"]) == (400, True), response.text
 
 
 @pytest.mark.parametrize(
@@ -433,24 +433,24 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx2.Client) -> None:
     address = (service.base_url.host, service.base_url.port or 0)
     slow = [socket.create_connection(address) for _ in range(16)]
     start = time.monotonic()
-    for one in slow:
-        one.sendall(b"POST /run HTTP/1.1\r\nhost: a\r\nx: ")
-        one.setblocking(False)
+    for client in slow:
+        client.sendall(b"POST /run HTTP/1.1\r\nhost: a\r\nx: ")
+        client.setblocking(False)
     left = set(slow)
     while left and time.monotonic() < start + 30:
         assert httpx2.get(f"{service.base_url}/adapters", timeout=15, trust_env=False).status_code == 200
-        for one in list(left):
+        for client in list(left):
             try:
-                one.sendall(b"x")
-                if one.recv(1) == b"":
-                    left.remove(one)
+                client.sendall(b"x")
+                if client.recv(1) == b"":
+                    left.remove(client)
             except BlockingIOError:  # nothing to read
                 continue
             except ConnectionError:
-                left.remove(one)
+                left.remove(client)
         time.sleep(0.5)
-    for one in slow:
-        one.close()
+    for client in slow:
+        client.close()
     assert not left
     assert time.monotonic() > start + 9  # for as long, they may
 

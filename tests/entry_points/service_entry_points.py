@@ -68,8 +68,8 @@ def text_of(row: Row) -> Any:
 def serve_texts(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /answer` with `texts`."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {"texts": [text_of(row) for row in some], "adapters": _models(bundle, some), **_choice(some)}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {"texts": [text_of(row) for row in rows], "adapters": _models(bundle, rows), **_choice(rows)}
         return _post(client, "/answer", call)["rows"]  # type: ignore[no-any-return]
 
     return together(rows, _weighed, ask)
@@ -94,8 +94,8 @@ def _is_question(bundle: Bundle, row: Row) -> bool:
 def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /answer` with `inputs`."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {**_inputs(bundle, some), "adapters": _models(bundle, some), **_choice(some)}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {**_inputs(bundle, rows), "adapters": _models(bundle, rows), **_choice(rows)}
         return _post(client, "/answer", call)["rows"]  # type: ignore[no-any-return]
 
     return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
@@ -123,14 +123,14 @@ def _one_model(row: Row) -> tuple[Any, ...]:
 def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v2/models/NAME/infer` with text; all rows of a call have one adapter."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        columns = {"text": [row.asked for row in some]}
-        if shape(some[0]) == "pair":
-            columns = {name: [row.asked[at] for row in some] for at, name in enumerate(("text", "pair"))}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        columns = {"text": [row.asked for row in rows]}
+        if shape(rows[0]) == "pair":
+            columns = {name: [row.asked[at] for row in rows] for at, name in enumerate(("text", "pair"))}
         inputs = [
-            {"name": name, "datatype": "BYTES", "shape": [len(some)], "data": data} for name, data in columns.items()
+            {"name": name, "datatype": "BYTES", "shape": [len(rows)], "data": data} for name, data in columns.items()
         ]
-        return _answers(_infer(client, _models(bundle, some)[0], some[0], inputs))
+        return _answers(_infer(client, _models(bundle, rows)[0], rows[0], inputs))
 
     return together(rows, lambda row: (shape(row), *_one_model(row)), ask)
 
@@ -138,17 +138,17 @@ def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> S
 def infer_tensors(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v2/models/NAME/infer` with padded tensors; they have no context, so that a span is given as logits."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
         inputs = [
             {"name": name, "datatype": "INT64", "shape": list(array.shape), "data": array.ravel().tolist()}
-            for name, array in stacked(bundle, some).items()
+            for name, array in stacked(bundle, rows).items()
         ]
-        outputs = _infer(client, _models(bundle, some)[0], some[0], inputs)
-        if not _is_question(bundle, some[0]):
+        outputs = _infer(client, _models(bundle, rows)[0], rows[0], inputs)
+        if not _is_question(bundle, rows[0]):
             return _answers(outputs)
         (logits,) = outputs.values()
         results = np.array(logits["data"], np.float32).reshape(logits["shape"])
-        return [answer_of_result(bundle, row, result) for row, result in zip(some, results, strict=True)]
+        return [answer_of_result(bundle, row, result) for row, result in zip(rows, results, strict=True)]
 
     return together(rows, lambda row: (*_one_model(row), length(bundle, row)), ask)
 
@@ -166,8 +166,8 @@ def answered(bundle: Bundle, row: Row) -> bool:
 def cpp_service(bundle: Bundle, rows: Sequence[Row], services: Services) -> Sequence[Document]:
     """`POST /answer` of the service in C++, which takes ids."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {**_inputs(bundle, some), "adapters": [row.adapter for row in some], **_choice(some)}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {**_inputs(bundle, rows), "adapters": [row.adapter for row in rows], **_choice(rows)}
         return _post(services[bundle.name], "/answer", call)["rows"]  # type: ignore[no-any-return]
 
     return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
@@ -196,10 +196,10 @@ def _by_vllm(bundle: Bundle, row: Row) -> bool:
 def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v1/embeddings`."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {"model": _models(bundle, some)[0], "input": [row.asked for row in some]}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, rows)[0], "input": [row.asked for row in rows]}
         found = _post(client, "/v1/embeddings", call)["data"]
-        return [{**_named(bundle, row), "vector": one["embedding"]} for row, one in zip(some, found, strict=True)]
+        return [{**_named(bundle, row), "vector": one["embedding"]} for row, one in zip(rows, found, strict=True)]
 
     return together(rows, _one_model, ask)
 
@@ -207,11 +207,11 @@ def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client
 def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v1/rerank`; all rows of a call have one query."""
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        documents = [row.asked[1] for row in some]
-        call = {"model": _models(bundle, some)[0], "query": some[0].asked[0], "documents": documents}
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        documents = [row.asked[1] for row in rows]
+        call = {"model": _models(bundle, rows)[0], "query": rows[0].asked[0], "documents": documents}
         found = {one["index"]: one["relevance_score"] for one in _post(client, "/v1/rerank", call)["results"]}
-        return [{**_named(bundle, row), "score": found[at]} for at, row in enumerate(some)]
+        return [{**_named(bundle, row), "score": found[at]} for at, row in enumerate(rows)]
 
     return together(rows, lambda row: (row.asked[0], *_one_model(row)), ask)
 
@@ -226,9 +226,9 @@ def vllm_classify(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) ->
         best = {"label": found["label"], "probability": shares[found["label"]]}
         return {**_named(bundle, row), **best, "probabilities": shares}
 
-    def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {"model": _models(bundle, some)[0], "input": [row.asked for row in some]}
-        return [answer_of(*one) for one in zip(some, _post(client, "/classify", call)["data"], strict=True)]
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, rows)[0], "input": [row.asked for row in rows]}
+        return [answer_of(*one) for one in zip(rows, _post(client, "/classify", call)["data"], strict=True)]
 
     return together(rows, _one_model, ask)
 

@@ -41,6 +41,15 @@ _BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
     }"""
 
 
+_OPTIONAL = """<ir_version: 8, opset_import: ["" : 17]>
+    optional (float[rows, 8] x, float[8] first, float[8] second) => (float[rows, 8] y)
+    <float[8] first = {0, 0, 0, 0, 0, 0, 0, 0}, float[8] second = {0, 0, 0, 0, 0, 0, 0, 0}> {
+        lower = Add(x, first)
+        product = MatMul(lower, one)
+        y = Add(product, second)
+    }"""
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(tmp_path_factory.mktemp("bundle"))
@@ -78,6 +87,20 @@ def test_what_requests_share_is_computed_once(tmp_path: Path, monkeypatch: pytes
         assert values.keys() == reference.keys()
         for name, value in reference.items():
             np.testing.assert_array_equal(values[name], value)
+
+
+def test_one_array_for_two_inputs_is_two_requests() -> None:
+    """An adapter may have one array at two sites, and another adapter only at one of them."""
+    model = parser.parse_model(_OPTIONAL)
+    weight = np.random.default_rng(0).standard_normal((8, 8), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "one"))
+    x, change = np.ones((3, 8), np.float32), np.full(8, 2, np.float32)
+    requests = [{"x": x, name: change} for name in ("first", "second")]
+    parts = Pieces(ir.from_proto(model), Path(), optimize=False)
+    expected = [parts.run(feeds)["y"] for feeds in requests]
+    assert not np.array_equal(*expected)
+    for values, each in zip(parts.run_all(requests), expected, strict=True):
+        np.testing.assert_array_equal(values["y"], each)
 
 
 def test_no_piece_has_more_weights_than_it_may(base: OnnxBase) -> None:
@@ -140,6 +163,18 @@ class TestSelfCheck:
     def test_a_good_bundle_passes(self, bundle: Path) -> None:
         manifest = read_manifest(bundle)
         prove_new(OpenedBundle.being_made(bundle, manifest))
+
+    def test_rows_of_unchanged_adapters_in_the_bank_are_compared(self, bundle: Path, tmp_path: Path) -> None:
+        """The bank is written anew with each adapter, so its old rows are not hashed files."""
+        folder = shutil.copytree(bundle, tmp_path / "bundle")
+        manifest = read_manifest(folder)
+        names = {record.name for record in manifest.adapters}
+        bank = np.fromfile(folder / "bank.bin", "<f4")
+        (folder / "bank.bin").unlink()
+        (bank * np.float32(1.01)).tofile(folder / "bank.bin")
+        for added in names:
+            with pytest.raises(ParityError, match="bank"):
+                prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names} - {added})
 
     def test_files_of_one_adapter_that_differ_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")

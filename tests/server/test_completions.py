@@ -42,7 +42,7 @@ def writer(folder: Path) -> TextWriter:
 @pytest.fixture(scope="module")
 def read(folder: Path) -> int:
     """Tokens of `PROMPTS`."""
-    return sum(len(one.ids) for one in Bundle.open(folder).tokenizer().whole(PROMPTS))
+    return sum(len(encoding.ids) for encoding in Bundle.open(folder).tokenizer().whole(PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,15 @@ def test_texts_are_those_of_the_writer(service: TestClient, writer: TextWriter, 
     for model, adapter in [("a", "a"), ("llama/b", "b"), ("llama", None)]:
         expected = writer.write(PROMPTS, adapters=[adapter] * 3, decoding=Decoding(8))
         found = _posted(service, path, model=model, prompt=PROMPTS)
-        choices = [(one["index"], one["text"], one["finish_reason"]) for one in found["choices"]]
+        choices = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in found["choices"]]
         assert choices == [(at, text.text, _finish(text)) for at, text in enumerate(expected)]
         written = sum(len(text.tokens) for text in expected)
         assert found["usage"] == {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         assert (found["object"], found["model"]) == ("text_completion", model)
     alone = _posted(service, path, prompt=PROMPTS[0])
-    assert [one["text"] for one in alone["choices"]] == [writer.write(PROMPTS[:1], "a", decoding=Decoding(8))[0].text]
+    assert [choice["text"] for choice in alone["choices"]] == [
+        writer.write(PROMPTS[:1], "a", decoding=Decoding(8))[0].text
+    ]
 
 
 def test_a_stream_has_the_pieces_of_the_text(service: TestClient) -> None:
@@ -95,12 +97,12 @@ def test_a_stream_has_the_pieces_of_the_text(service: TestClient) -> None:
     *pieces, last = events
     assert (last["choices"], last["usage"]) == ([], whole["usage"])
     assert len(pieces) > 10
-    assert all(one["usage"] is None and len(one["choices"]) == 1 for one in pieces)
+    assert all(piece["usage"] is None and len(piece["choices"]) == 1 for piece in pieces)
     for choice in whole["choices"]:
-        own = [one["choices"][0] for one in pieces if one["choices"][0]["index"] == choice["index"]]
-        assert "".join(one["text"] for one in own) == choice["text"]
-        assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
-    assert all("usage" not in one for one in _streamed(service, prompt=PROMPTS[0]))
+        own = [piece["choices"][0] for piece in pieces if piece["choices"][0]["index"] == choice["index"]]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        assert [part["finish_reason"] for part in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+    assert all("usage" not in piece for piece in _streamed(service, prompt=PROMPTS[0]))
 
 
 def test_stop_strings_end_texts_and_are_left_out(service: TestClient) -> None:
@@ -109,7 +111,7 @@ def test_stop_strings_end_texts_and_are_left_out(service: TestClient) -> None:
     stopped = _posted(service, prompt=PROMPTS[0], stop=["never", f"{words[3]} {words[4]}"])["choices"][0]
     assert (stopped["text"].strip(), stopped["finish_reason"]) == (" ".join(words[:3]), "stop")
     events = _streamed(service, prompt=PROMPTS[0], stop=f"{words[4]} {words[5]}")
-    shown = "".join(one["choices"][0]["text"] for one in events)
+    shown = "".join(event["choices"][0]["text"] for event in events)
     assert shown == text.partition(f"{words[4]} {words[5]}")[0]
     assert shown.strip()
 
@@ -120,7 +122,7 @@ def test_drawn_texts_depend_on_the_seed(service: TestClient, writer: TextWriter)
     assert found == again != other
     decoding = Decoding(8, temperature=1.5, top_p=0.9, seed=3)
     expected = writer.write([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], "a", decoding=decoding)
-    assert [one["text"] for one in found] == [text.text for text in expected]
+    assert [choice["text"] for choice in found] == [text.text for text in expected]
     assert found[0]["text"] != found[1]["text"]
     usual = [_posted(service, prompt=PROMPTS[0], temperature=None)["choices"][0]["text"] for _ in range(4)]
     assert len(set(usual)) > 1  # without a seed, and at OpenAI's temperature of 1
@@ -137,8 +139,8 @@ def test_requests_of_several_adapters_and_lengths_share_calls(folder: Path, writ
         for adapter, prompt, count in calls
     ]
     with made_app(f"llama={folder}", quiet=True) as service, ThreadPoolExecutor(len(calls)) as clients:
-        whole = clients.map(lambda one: _posted(service, model=one[0], prompt=one[1], max_tokens=one[2]), calls)
-        assert [one["choices"][0]["text"] for one in whole] == [text.text for text in expected]
+        whole = clients.map(lambda call: _posted(service, model=call[0], prompt=call[1], max_tokens=call[2]), calls)
+        assert [response["choices"][0]["text"] for response in whole] == [text.text for text in expected]
         metrics = service.get("/metrics").text
     (steps, tokens) = (
         float(line.split()[-1])
@@ -251,7 +253,7 @@ def test_the_clients_of_openai_and_langchain_get_the_same_texts(service: TestCli
     found = client.completions.create(**options)
     assert (found.choices[0].text, found.usage and found.usage.prompt_tokens) == (expected.text, 4)
     chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
-    assert "".join(one.choices[0].text for one in chunks[:-1]) == expected.text
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == expected.text
     assert chunks[-1].usage == found.usage
     with pytest.raises(openai.BadRequestError, match="`echo`"):
         client.completions.create(**options, echo=True)
@@ -259,7 +261,7 @@ def test_the_clients_of_openai_and_langchain_get_the_same_texts(service: TestCli
         base_url="http://127.0.0.1/v1", api_key="none", model="a", temperature=0, max_tokens=8, http_client=service
     )
     assert chain.invoke(PROMPTS[0]) == expected.text
-    assert [one[0].text for one in chain.generate(PROMPTS).generations] == [
+    assert [generated[0].text for generated in chain.generate(PROMPTS).generations] == [
         text.text for text in writer.write(PROMPTS, "a", decoding=Decoding(8))
     ]
     pieces = list(chain.stream(PROMPTS[0]))

@@ -43,13 +43,29 @@ def test_a_weight_with_one_reader_is_left_to_the_optimizer() -> None:
     assert [node.op_type for node in model.graph] == before
 
 
-def _model(x: str, end: str, *, picked: bool = True) -> ir.Model:
+def test_an_order_of_axes_that_transposes_nothing_is_left() -> None:
+    """The weight is square: a product with its transpose would have the same shape, and other values."""
+    model = _model("float[rows, 7] x", "y = Add(product, picked)", order="[0, 1]")
+    x = np.random.default_rng(1).standard_normal((5, WIDTH)).astype(np.float32)
+    expected = _run(model, x)
+    transpose_in_products(model.graph)
+    np.testing.assert_allclose(_run(model, x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_there_may_be_no_rows() -> None:
+    model = _model("float[batch, rows, 7] x", "y = Add(product, picked)")
+    transpose_in_products(model.graph)
+    for rows in ((3, 0), (0, 2)):
+        assert _run(model, np.zeros((*rows, WIDTH), np.float32)).shape == (*rows, OUT)
+
+
+def _model(x: str, end: str, *, picked: bool = True, order: str = "[1, 0]") -> ir.Model:
     pick = "picked = Gather(weight, one)" if picked else ""
     proto = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         tied ({x}) => (float[] y) {{
             one = Constant<value_int = 1>()
             {pick}
-            turned = Transpose<perm = [1, 0]>(weight)
+            turned = Transpose<perm = {order}>(weight)
             product = MatMul(x, turned)
             {end}
         }}""")

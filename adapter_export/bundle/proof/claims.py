@@ -130,7 +130,7 @@ def _active_adapters(context: Context, _: Graph) -> Iterator[Finding]:
 def _member_weights(context: Context, graph: Graph) -> Iterable[Finding]:
     """Reject a new bundle whose fusion weights act on other rows, provided that its outputs are right."""
     bundle = context.bundle
-    right = all(one.passed for one in context.outputs)
+    right = all(output.passed for output in context.outputs)
     if bundle.staged and graph.variant == "slots" and right and not graph.pieces and bundle.manifest.batch_invariant:
         run = partial(run_session, bundle.session(graph.file))
         for record in bundle.manifest.adapters:
@@ -174,13 +174,13 @@ def _sites(context: Context) -> Iterator[Finding]:
     def check(name: str, case_name: str) -> bool:
         found = probe.check(cases[case_name], bundle.source(name), bundle.record(name), bundle.tensors(name))
         context.sites.extend(found)
-        return all(one.passed for one in found)
+        return all(finding.passed for finding in found)
 
     usual = context.plan.probe
     cases = {case.name: case for golden in context.expected for case in golden.cases} | {usual.name: usual}
-    of_base = any(one.adapter is None and not one.passed for one in context.outputs)
+    of_base = any(output.adapter is None and not output.passed for output in context.outputs)
     for name in context.plan.adapters:
-        wrong = dict.fromkeys(one.case for one in context.outputs if one.adapter == name and not one.passed)
+        wrong = dict.fromkeys(output.case for output in context.outputs if output.adapter == name and not output.passed)
         right = check(name, usual.name)
         context.progress.step(f"{name}: sites")
         # a ReLU may be inactive on the default case
@@ -205,7 +205,9 @@ def _nodes(context: Context) -> Iterator[Finding]:
     """Compare node by node: a typical case if all outputs match, and each output that fails."""
     plan, outputs = context.plan, context.outputs
     cases = {case.name: case for golden in context.expected for case in golden.cases}
-    smallest = [named(context.manifest, one.case) for one in outputs if not one.passed and one.case not in cases]
+    smallest = [
+        named(context.manifest, output.case) for output in outputs if not output.passed and output.case not in cases
+    ]
     cases |= {case.name: case for case in smallest if case is not None}
     graphs = [graph for graph in plan.graphs if graph.level == LEVEL]
     traced = trace(
@@ -219,7 +221,7 @@ def _nodes(context: Context) -> Iterator[Finding]:
     )
     context.locations += traced.locations
     for found in traced.findings:
-        kept = tuple(one for one in found.measurements if plan.every_node or not one.passed)
+        kept = tuple(measured for measured in found.measurements if plan.every_node or not measured.passed)
         yield replace(found, measurements=kept)
 
 
@@ -245,7 +247,7 @@ def _batches(context: Context) -> Iterator[Finding]:
     if batches is not None:
         variants = () if context.by_pieces else context.plan.variants
         yield replay_batches(context.bundle, batches, context.plan.names, variants)
-        for variant in (one.name for one in VARIANTS.values() if one.by_row and one.name in graphs):
+        for variant in (row.name for row in VARIANTS.values() if row.by_row and row.name in graphs):
             context.bundle.close(graphs[variant], LEVEL)
 
 
@@ -263,14 +265,15 @@ def _written(context: Context) -> Iterator[Finding]:
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
         return
     bundle, texts = context.bundle, golden_texts(manifest, names)
-    brief = bundle.has_many_weights  # each step reads all weights
-    replays, by_row = dict[str, Replay](), [one.name for one in VARIANTS.values() if one.by_row]
+    is_large = bundle.has_many_weights  # each step reads all of them, and two sessions have two copies
+    replays, by_row = dict[str, Replay](), [variant.name for variant in VARIANTS.values() if variant.by_row]
     if "bank" in context.plan.variants and manifest.batch_invariant and texts:
-        if bundle.has_many_weights:  # one copy of them at a time
+        if is_large:
             bundle.close(manifest.graphs["slots"], LEVEL)
-        replays["bank"] = replay_schedule(bundle.runtime_session(only=by_row).decoder, texts, brief=brief)
-        bundle.close(manifest.graphs["bank"], LEVEL)
-        gc.collect()  # a session and its decoder refer to each other
+        replays["bank"] = replay_schedule(bundle.runtime_session(only=by_row).decoder, texts, brief=is_large)
+        if is_large:
+            bundle.close(manifest.graphs["bank"], LEVEL)
+            gc.collect()  # a session and its decoder refer to each other
     session = bundle.runtime_session(only=["slots"])
     faults: dict[str | None, list[str]] = {name: [] for name in names}
     for text in texts:
@@ -279,7 +282,7 @@ def _written(context: Context) -> Iterator[Finding]:
             pass
         faults[text.adapter] += filter(None, [text.fault(row, row.ends)])
     if texts:
-        replays["slots"] = replay_schedule(session.decoder, texts, brief=brief)
+        replays["slots"] = replay_schedule(session.decoder, texts, brief=is_large)
     for name in names:
         sizes = [len(text.record.tokens) for text in texts if text.adapter == name]
         if not sizes:
@@ -328,7 +331,7 @@ def _left_out(context: Context) -> Iterator[Finding]:
         if name not in plan.names:
             shown = name or BASE
             yield Finding.unverified("left out", shown, "excluded by `only`", f"`{shown}` is correct")
-    for variant in (one.name for one in VARIANTS.values() if one.files(manifest)):
+    for variant in (row.name for row in VARIANTS.values() if row.files(manifest)):
         if variant not in plan.variants:
             claim = f"the graph `{variant}` is correct"
             yield Finding.unverified("left out", f"graph/{variant}", "excluded by `variants`", claim, variant)

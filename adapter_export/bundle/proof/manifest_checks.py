@@ -16,7 +16,7 @@ from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding, Status
 from adapter_export.format.derivation import DERIVATION_FILE
 from adapter_export.format.generation import GenerationRecord
-from adapter_export.format.manifest import SiteRecord, token_axis
+from adapter_export.format.manifest import InputRecord, OutputRecord, SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
 from adapter_export.numerics.sample_inputs import input_cases
@@ -93,27 +93,25 @@ def check_generation(bundle: OpenedBundle, model: GenerationRecord | None) -> It
         bundle: the bundle.
         model: the settings of the model; `None` if unknown.
     """
-    said, config = bundle.manifest.generation, bundle.home / CONFIG_FILE
-    if said is not None and CONFIG_FILE in {file.path for file in bundle.manifest.files}:
+    record, config = bundle.manifest.generation, bundle.home / CONFIG_FILE
+    if record is not None and CONFIG_FILE in {file.path for file in bundle.manifest.files}:
         data = read_bytes(config)
-        yield _fact("generation.end", sorted(said.end), sorted(end_tokens(data, config)), f"`{CONFIG_FILE}`")
-        yield _fact("generation.padding", said.padding, padding_token(data, config), f"`{CONFIG_FILE}`")
+        yield _fact("generation.end", sorted(record.end), sorted(end_tokens(data, config)), f"`{CONFIG_FILE}`")
+        yield _fact("generation.padding", record.padding, padding_token(data, config), f"`{CONFIG_FILE}`")
     if model is not None:
-        yield _fact("generation", said, model, "the settings of the model")
+        yield _fact("generation", record, model, "the settings of the model")
 
 
 def _axes(bundle: OpenedBundle) -> Finding:
     """Verify that axes with one name in the graph have one name in the manifest: clients compare their lengths."""
-    said, model = bundle.manifest, bundle.slots_model
-    values = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
+    graph, manifest = bundle.slots_model.graph, bundle.manifest
+    shapes = {value.name: value.shape or () for value in (*graph.inputs, *graph.outputs)}
+    records: Sequence[InputRecord | OutputRecord] = (*manifest.inputs, *manifest.outputs)
     names: dict[str, dict[object, str]] = {}
-    axes = [(record.name, record.axes) for record in said.inputs] + [
-        (record.name, record.axes) for record in said.outputs
-    ]
-    for place, its in axes:
-        for axis, dim in zip(its, values.get(place) or (), strict=False):
+    for record in records:
+        for axis, dim in zip(record.axes, shapes.get(record.name, ()), strict=False):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                names.setdefault(dim.value, {}).setdefault(axis, place)
+                names.setdefault(dim.value, {}).setdefault(axis, record.name)
     apart = [
         f"`{dim}` of the graph is {', '.join(f'`{axis}` in `{place}`' for axis, place in places.items())}"
         for dim, places in names.items()
@@ -131,15 +129,15 @@ def _axes(bundle: OpenedBundle) -> Finding:
 
 def _files(bundle: OpenedBundle) -> Finding:
     """Verify that the manifest names each file of adapters, of golden data and of the derivation: none was dropped."""
-    said = bundle.manifest
-    named = {*said.golden.files, said.golden_texts, said.golden_batches, said.derivation}
-    named |= {None if said.media is None else said.media.golden}
-    for record in said.adapters:
+    manifest = bundle.manifest
+    named = {*manifest.golden.files, manifest.golden_texts, manifest.golden_batches, manifest.derivation}
+    named |= {None if manifest.media is None else manifest.media.golden}
+    for record in manifest.adapters:
         named |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
-    sources = tuple(f"{record.source}/" for record in said.adapters)
+    sources = tuple(f"{record.source}/" for record in manifest.adapters)
     unnamed = [
         file.path
-        for file in said.files
+        for file in manifest.files
         if file.path.startswith(_FOLDERS) and file.path not in named and not file.path.startswith(sources)
     ]
     return Finding(
@@ -148,16 +146,16 @@ def _files(bundle: OpenedBundle) -> Finding:
         "the manifest names every file of adapters, golden data and the derivation",
         "failed" if unnamed else "exact",
         f"{MANIFEST_FILE}: files",
-        f"not named: {', '.join(unnamed)}" if unnamed else f"{len(said.files)} files",
+        f"not named: {', '.join(unnamed)}" if unnamed else f"{len(manifest.files)} files",
     )
 
 
 def _accepted(bundle: OpenedBundle, golden: Golden) -> Finding:
     """Verify that clients accept the inputs of golden vectors, by the lengths and limits in the manifest."""
-    said, refused = bundle.manifest, list[str]()
+    manifest, refused = bundle.manifest, list[str]()
     for case in golden.cases:
         try:
-            check_inputs(case.arrays, said.inputs, said.lengths)
+            check_inputs(case.arrays, manifest.inputs, manifest.lengths)
         except RequestError as error:
             refused.append(f"{case.name}: {error}")
     return Finding(

@@ -135,7 +135,7 @@ def _captured_model(
         told, reranker = reranker.reason, reranker.prompted(prompt)
         if told and sentences is not None and not tokens:
             reranker.check_chat_template(folder, sentences.chat_settings)
-    with captured_logs(), _quiet_transformers():
+    with captured_logs(), quiet_transformers():
         media, media_notes = own_media(folder)
         prepared = Prepared() if described else prepared_by(folder)
 
@@ -176,13 +176,13 @@ def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
             expected="a `decoder_start_token_id`, or a `bos_token_id`",
             fix=f"add the one the model was trained with, or {CAPTURE_BARE}",
         )
-    with within(folder), captured_logs(), _quiet_transformers():
+    with within(folder), captured_logs(), quiet_transformers():
         examples = module.example_inputs()
     with or_else(CAPTURE_BARE):
         base = _captured(module, examples, folder, lengths, most)
     if isinstance(module, CachedSeq2Seq):
         fix_sizes(base.program)
-        with within(folder), captured_logs(), _quiet_transformers():
+        with within(folder), captured_logs(), quiet_transformers():
             module.check_steps(base.program)
         base = replace(base, lengths=module.lengths(base.lengths, most))
     return replace(base, generation=generation, notes=(*base.notes, *_unheeded(model)))
@@ -192,7 +192,7 @@ def _open_generator(folder: Path) -> Any:
     """Return the language model of a folder with its language head: a decoder or an encoder–decoder."""
     _check_files(folder)
     _check_custom_class(folder)
-    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+    with captured_logs(), quiet_transformers(), parsing(partial(_not_opened, folder)):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     both = config.is_encoder_decoder
     if type(config) not in _OF_TEXTS[both]:
@@ -216,7 +216,7 @@ def _captured(
     module: nn.Module, examples: Examples, folder: Path, lengths: Bounds | None, max_tokens: int | None
 ) -> TorchBase:
     """Capture a module with the tokenizer of its folder, and that tokenizer's ids of golden texts."""
-    with captured_logs(), _quiet_transformers():
+    with captured_logs(), quiet_transformers():
         texts, notes = own_texts(folder, max_tokens)
     inputs, axes = examples
     base = captured_base(module, inputs, axes=axes, lengths=lengths, max_tokens=max_tokens)
@@ -289,7 +289,7 @@ def changed_folder(
 
     def changed(model: nn.Module) -> nn.Module:
         try:
-            with captured_logs(), _quiet_transformers():
+            with captured_logs(), quiet_transformers():
                 change(model)
         except LIBRARY_ERRORS as error:
             raise BaseModelError("cannot be changed this way", where=folder, found=first_line(error)) from error
@@ -304,12 +304,12 @@ def changed_folder(
     auto = next((one for one in autos if one is not None and type(config) in one._model_mapping), None)
     if auto is None:
         raise BaseModelError("transformers has no class with such a head", where=folder, found=quoted(endings))
-    with captured_logs(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+    with captured_logs(), quiet_transformers(), parsing(partial(_not_opened, folder)):
         model = auto.from_pretrained(str(folder), config=config, local_files_only=True, dtype=torch.float32)
     whole: Any = changed(model)
 
     def logits(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.no_grad(), captured_logs(), _quiet_transformers():
+        with torch.no_grad(), captured_logs(), quiet_transformers():
             found = whole(**{name: torch.from_numpy(np.array(value)) for name, value in inputs.items()})
         spans = (found.get("start_logits"), found.get("end_logits"))
         values: Tensor = found.logits if "logits" in found else torch.stack(spans, -1)
@@ -328,7 +328,7 @@ def _live_outputs(
         whole = _open_generator(folder)
         change(whole)
         model = _with_cache(whole)
-        with captured_logs(), _quiet_transformers():
+        with captured_logs(), quiet_transformers():
             inputs, _ = model.example_inputs()
     else:
         sentences = read_sentence_folder(folder)
@@ -343,7 +343,7 @@ def _live_outputs(
     def arrays(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
         try:
-            with torch.no_grad(), captured_logs(), _quiet_transformers():
+            with torch.no_grad(), captured_logs(), quiet_transformers():
                 values = run(tensors)
         except LIBRARY_ERRORS as error:
             raise RequestError("the live model cannot compute these inputs", found=first_line(error)) from error
@@ -389,7 +389,7 @@ def _base_head(
     outputs = ["logits"] if sentences is None or reranker is not None else [EMBEDDING]
     if class_type(name) == "span":
         outputs = ["start_logits", "end_logits"]
-    with _quiet_transformers():
+    with quiet_transformers():
         return base_head(whole, name, outputs, task_of, examples(whole))
 
 
@@ -579,29 +579,44 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
     """Return the model, the names of its missing weights, and the names of unused weights."""
-    with captured_logs(), _quiet_transformers(), bounded_model(folder):
-        with parsing(partial(_not_opened, folder)):
-            model, info = auto.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **options,
-            )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            # computed weights, such as sinusoidal positions, need not be in a folder
+    model, info = pretrained(folder, auto, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # computed weights, such as sinusoidal positions, need not be in a folder
+        with captured_logs(), quiet_transformers(), bounded_model(folder):
             another = type(model)(model.config).float()
-            weights = dict(model.named_parameters())
-            frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
-            missing = [
-                name
-                for name in missing
-                if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
-            ]
-    return model.eval(), missing, sorted(info["unexpected_keys"])
+        weights = dict(model.named_parameters())
+        frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
+        missing = [
+            name
+            for name in missing
+            if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
+        ]
+    return model, missing, sorted(info["unexpected_keys"])
+
+
+def pretrained(folder: Path, kind: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return the model of a folder in float32, for inference, and the library's information on its weights.
+
+    Args:
+        folder: the folder, with weights as safetensors.
+        kind: a class of transformers, or one that chooses the class.
+        options: more arguments of `from_pretrained`.
+
+    Raises:
+        BaseModelError: transformers cannot open the folder, or the model is far larger than its weights.
+    """
+    with captured_logs(), quiet_transformers(), bounded_model(folder), parsing(partial(_not_opened, folder)):
+        model, info = kind.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
+        )
+    return model.eval(), info
 
 
 def _not_opened(folder: Path, reason: str) -> BaseModelError:
@@ -615,7 +630,8 @@ def _not_opened(folder: Path, reason: str) -> BaseModelError:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Silence the log and the progress bars of transformers."""
     log: Any = transformers_log
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.CRITICAL)
