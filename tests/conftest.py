@@ -69,10 +69,25 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep records of bases out of the user's home, and tests from changing kept results."""
+    """Keep records of bases out of the user's home, temporary files apart from those of killed runs, and kept results
+    unchanged.
+    """
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
     yield
     check_unchanged()
+
+
+@pytest.fixture(autouse=True)
+def _compilers() -> Iterator[None]:
+    """Keep the compilers of the environment: PEFT's BOFT leaves gcc in both when its extension does not compile."""
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    yield
+    for name, compiler in before.items():
+        if compiler is not None:
+            os.environ[name] = compiler
+        else:
+            os.environ.pop(name, None)
 
 
 @pytest.fixture
