@@ -12,6 +12,7 @@ from hub_server import HubServer, Repository
 from huggingface_hub import constants, snapshot_download
 
 import adapter_export as ae
+from adapter_export.address import Contents, as_written, locate
 from adapter_export.errors import (
     AdapterError,
     AdapterExportError,
@@ -25,7 +26,6 @@ from adapter_export.errors import (
     UsageError,
 )
 from adapter_export.format.tabular.table_files import open_table
-from adapter_export.hub.address import Contents, as_written, locate
 from adapter_export.safe_io.output import Output
 
 JSON, TENSORS = b"{}", b"tensors"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapter_export.bundle.bundle_reader import LEVEL
-from adapter_export.bundle.golden import Case, Golden, Tolerance
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.report import BASE

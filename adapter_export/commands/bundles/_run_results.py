@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.batch.table_rows import shown_texts
 from adapter_export.commands.command import Screen
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import ShownRow, TextAnswer
 from adapter_export.runtime.answerer import AnsweredRow
 from adapter_export.runtime.head_results import Head
+from adapter_export.runtime.table_rows import shown_texts
 from adapter_export.tables import Table
 
 
