@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from adapter_export.errors import FileError, RemoteError, UsageError, quoted
+from adapter_export.errors import FileError, RemoteError, UsageError
 from adapter_export.option import REMOTE
 from adapter_export.plugin import part_modules
 from adapter_export.reporting import SILENT, Reporter
@@ -131,5 +131,5 @@ def _fetched(asked: str, reference: str, contents: Contents, reporter: Reporter)
         if scheme in module.SCHEMES:
             fetch_located: FetchLocated = module.fetch_located
             return fetch_located(asked, reference, contents, reporter)
-    schemes = quoted(f"{scheme}://" for module in part_modules("addresses") for scheme in module.SCHEMES)
-    raise UsageError("is an address that no plug-in reads", where=asked, expected=schemes or "a local path")
+    expected = "a local path, or an address such as `hf://owner/name`"
+    raise UsageError("has a scheme that no plug-in reads", where=asked, found=f"`{scheme}://`", expected=expected)

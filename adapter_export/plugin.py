@@ -29,7 +29,7 @@ class Plugin:
         calls: public calls and classes of `adapter_export`, by name, each with its module.
         parts: modules that add to a collection of the core, by the collection: `addresses` (schemes of addresses),
             `flags` (flags of other commands), `kinds` (of adapters), `objectives` (losses of task types),
-            `modalities`, `task_types`.
+            `modalities`, `processors` (which read the files of modalities), `task_types`.
     """
 
     name: str

@@ -37,6 +37,7 @@ from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tabular.labelled import Columns, labelled_rows
+from adapter_export.format.tabular.table_rows import Columns as TableColumns
 from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -44,7 +45,6 @@ from adapter_export.onnx_backend.base.sandbox import try_graph
 from adapter_export.plugins.formats.importers.adapterhub import import_adapterhub
 from adapter_export.plugins.formats.importers.peft import import_peft
 from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.table_rows import Columns as TableColumns
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Pair, Tokenizer, try_tokenizer

@@ -13,10 +13,10 @@ import numpy as np
 
 from adapter_export.errors import DataError, FormatError, UsageError, argument
 from adapter_export.format.tabular.table_files import text_lines
+from adapter_export.format.tabular.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.tasks.asked import Row
 from adapter_export.graph.tasks.cells import is_blank
-from adapter_export.runtime.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes

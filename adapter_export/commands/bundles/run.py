@@ -224,9 +224,9 @@ def run(
     from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
+    from adapter_export.format.tabular.table_rows import Columns
     from adapter_export.graph.tasks.asked import Row
     from adapter_export.modalities import FILE_MODALITIES
-    from adapter_export.runtime.table_rows import Columns
 
     output = None if out is None else Output(Path(out), force)
     if output is not None:
@@ -393,13 +393,12 @@ def _check_adapters(rows: Sequence[Row], session: Session) -> None:
 
 def _show(found: Answers | Texts, screen: Screen) -> None:
     from adapter_export.commands.bundles._run_results import Result, show_results
-    from adapter_export.runtime.table_rows import json_line
 
     if isinstance(found, Texts):
         _show_texts(found, screen)
     elif found.many:
         for row in found.rows:
-            screen.write(json_line(row))
+            screen.write(row.json_line())
     else:
         show_results([Result.of(row) for row in found.rows], screen)
 
@@ -426,11 +425,9 @@ def _show_texts(found: Texts, screen: Screen) -> None:
 
 
 def _document(found: Answers | Texts, _: Screen) -> Mapping[str, object]:
-    from adapter_export.runtime.table_rows import document_of
-
     if isinstance(found, Texts):
         return {"rows": [one.document() for one in found.whole]}
-    return {"rows": [document_of(row) for row in found.rows]}
+    return {"rows": [{**row.row.texts, **row.document()} for row in found.rows]}
 
 
 COMMAND: Command[Answers | Texts] = Command(

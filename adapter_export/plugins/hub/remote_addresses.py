@@ -10,7 +10,8 @@ from adapter_export.errors import MissingExtraError, NoArtifactError, UsageError
 from adapter_export.plugins.hub.reference import HubReference, parse_dataset, parse_reference
 from adapter_export.reporting import Reporter
 
-SCHEMES = ("hf", "oci")
+SCHEMES = ("hf", "oci", "http", "https")
+"""Schemes of references, and those of web pages, which are refused with the reference to pass instead."""
 
 
 def fetch_located(asked: str, reference: str, contents: Contents, reporter: Reporter) -> Located:

@@ -29,17 +29,16 @@ from adapter_export.format.tabular.encodings import known_encoding
 from adapter_export.format.tabular.parquet_files import PARQUET, count_of_parquet, parquet_rows
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.format.tabular.table_files import json_object, text_lines
-from adapter_export.providers import PROVIDERS, ProviderName
-from adapter_export.reporting import Reporter
-from adapter_export.runtime import Bundle
-from adapter_export.runtime.answerer import Answerer, Reading, Row
-from adapter_export.runtime.table_rows import (
+from adapter_export.format.tabular.table_rows import (
     JSON_LINES,
     SUFFIXES,
     Columns,
     file_rows,
-    json_line,
 )
+from adapter_export.providers import PROVIDERS, ProviderName
+from adapter_export.reporting import Reporter
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.answerer import Answerer, Reading, Row
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
@@ -299,7 +298,7 @@ def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> No
     """Write the answers of a shard in order, or nothing if a row cannot be answered."""
     rows = map(job.choice.of, read_shard(shard, job.columns))
     with Output(output / shard.name, force=True).file() as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(map(json_line, answerer.answer(rows)))
+        file.writelines(row.json_line() for row in answerer.answer(rows))
 
 
 def _ensure_free(output: Path) -> None:

@@ -1,4 +1,7 @@
-"""Objectives of task types. Each module `…_loss.py` of this folder, or that a plug-in adds to `objectives`, defines one as `OBJECTIVE`."""
+"""Objectives of task types.
+
+Each module `…_loss.py` of this folder, or that a plug-in adds to `objectives`, defines one as `OBJECTIVE`.
+"""
 
 from __future__ import annotations
 

@@ -109,10 +109,10 @@ def run_many(
     """
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
     from adapter_export.format.tabular.table_files import TableFormat
+    from adapter_export.format.tabular.table_rows import Columns
     from adapter_export.graph.tasks.asked import named_adapter
     from adapter_export.plugins.tables.job import Choice, Job, run_job
     from adapter_export.runtime.answerer import Reading
-    from adapter_export.runtime.table_rows import Columns
     from adapter_export.safe_io.regular_files import sha256_of
 
     if adapter is not None and adapter_column is not None:

@@ -1,14 +1,13 @@
-"""Rows of tables and lines of text files, and the JSON of their answers."""
+"""Rows of tables and lines of text files, as questions to a bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapter_export.errors import DataError, UsageError, argument
-from adapter_export.format.files import printable_json
 from adapter_export.format.tabular.parquet_files import PARQUET
 from adapter_export.format.tabular.table_files import (
     DETECTED,
@@ -21,10 +20,7 @@ from adapter_export.format.tabular.table_files import (
 from adapter_export.graph.tasks.asked import Row
 from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.safe_io.regular_files import read_stream
-from adapter_export.text import Pair, SidedText
-
-if TYPE_CHECKING:  # the runtime loads ONNX Runtime, which faults of tables do not need
-    from adapter_export.runtime.answerer import AnsweredRow
+from adapter_export.text import Pair
 
 JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
@@ -142,24 +138,3 @@ def _rows_of(table: TextTable, columns: Columns) -> Iterator[Row]:
 def lines_as_rows(lines: Sequence[str], where: str) -> Iterator[Row]:
     """Yield a row for each line; an empty line is an empty text."""
     return (Row(line.rstrip("\r\n"), where=f"{where}, line {number}") for number, line in enumerate(lines, 1))
-
-
-def shown_texts(row: Row) -> dict[str, Any]:
-    """Return the texts of a row for its JSON: a text, a pair, or a question with choices."""
-    if row.is_arrays:
-        return {"text": row.where}
-    if isinstance(row.asked, Pair):
-        return {"text": row.asked.first, "pair": row.asked.second}
-    if isinstance(row.asked, list):
-        return {"text": row.asked[0].first, "choices": [pair.second for pair in row.asked]}
-    return {"text": row.asked.text if isinstance(row.asked, SidedText) else str(row.asked)}
-
-
-def document_of(found: AnsweredRow) -> dict[str, Any]:
-    """Return a row with its answer as JSON; errors as of `AnsweredRow.document`."""
-    return {**shown_texts(found.row), **found.document()}
-
-
-def json_line(found: AnsweredRow) -> str:
-    """Return a row with its answer as a line of JSON; errors as of `AnsweredRow.document`."""
-    return f"{printable_json(document_of(found))}\n"
