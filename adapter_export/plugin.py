@@ -27,9 +27,9 @@ class Plugin:
         name: its name.
         commands: modules that define a command as `COMMAND`, by section of the help page.
         calls: public calls and classes of `adapter_export`, by name, each with its module.
-        parts: modules that add to a collection of the core, by the collection: `addresses` (schemes of addresses),
-            `flags` (flags of other commands), `kinds` (of adapters), `objectives` (losses of task types),
-            `modalities`, `processors` (which read the files of modalities), `task_types`.
+        parts: modules that add to a collection, by its name: `addresses` (schemes of addresses), `exporters` and
+            `importers` (formats of other libraries), `flags` (of other commands), `kinds` (of adapters), `modalities`,
+            `objectives` (losses of task types), `processors` (readers of files), `task_types`.
     """
 
     name: str

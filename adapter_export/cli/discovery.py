@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from types import ModuleType
 
 import click
@@ -15,7 +16,7 @@ from adapter_export import commands
 from adapter_export.cli.click_command import made
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import examples
-from adapter_export.plugin import plugins
+from adapter_export.plugin import part_modules, plugins
 
 _ORDER: Mapping[str, tuple[str, ...]] = {
     "models": ("capture", "sites"),
@@ -86,5 +87,6 @@ def _name(module: ModuleType) -> str:
 
 def _group(package: ModuleType) -> click.Command:
     text = inspect.cleandoc(str(package.__doc__))
-    table = {_name(module): _entry(module, "Commands") for module in _public_modules(package)}
+    modules = chain(_public_modules(package), part_modules(package.COLLECTION))
+    table = {_name(module): _entry(module, "Commands") for module in modules}
     return LazyGroup(_name(package), table=table, help=text, epilog=examples(*package.EXAMPLES))

@@ -9,3 +9,6 @@ EXAMPLES = (
     "adapter-export import peft saved/lora --base model.pt -o lora",
     "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment --json",
 )
+
+COLLECTION = "importers"
+"""Collection to which plug-ins add further libraries, each a module with a command."""
