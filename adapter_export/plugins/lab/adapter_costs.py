@@ -93,17 +93,25 @@ class Plan(Described):
     def table(self) -> Table:
         """Return a row for each choice; `projections` are those at one site, `latency` is over that of the base."""
         columns = ["kind", "width", "sites", "projections", "parameters", "of base", "file", "MACs/token", "of base"]
-        trains = any(one.training_memory is not None for one in self.choices)
-        measured = any(one.latency is not None for one in self.choices)
+        trains = any(choice.training_memory is not None for choice in self.choices)
+        measured = any(choice.latency is not None for choice in self.choices)
         columns += ["training"] if trains else []
         columns += ["latency"] if measured else []
         rows = []
-        for one in self.choices:
-            row = [one.kind, "–" if one.bottleneck is None else f"{one.bottleneck}", f"{one.sites}"]
-            row += [f"{one.projections:,}", f"{one.parameters:,}", f"{one.parameter_share:.2%}", size(one.bytes)]
-            row += [f"{one.multiply_accumulates:,}", "–" if one.work_share is None else f"{one.work_share:.1%}"]
-            row += ["–" if one.training_memory is None else size(one.training_memory)] if trains else []
-            row += [str(one.latency or "–")] if measured else []
+        for choice in self.choices:
+            row = [choice.kind, "–" if choice.bottleneck is None else f"{choice.bottleneck}", f"{choice.sites}"]
+            row += [
+                f"{choice.projections:,}",
+                f"{choice.parameters:,}",
+                f"{choice.parameter_share:.2%}",
+                size(choice.bytes),
+            ]
+            row += [
+                f"{choice.multiply_accumulates:,}",
+                "–" if choice.work_share is None else f"{choice.work_share:.1%}",
+            ]
+            row += ["–" if choice.training_memory is None else size(choice.training_memory)] if trains else []
+            row += [str(choice.latency or "–")] if measured else []
             rows.append(row)
         spare = ("projections", "sites", "of base", "MACs/token", "file")
         return Table(columns, rows, numbers="l" + "r" * (len(columns) - 1), spare=spare)
@@ -174,7 +182,7 @@ def shaped(kind: Kind, sites: SiteMap) -> Adapter:
     return Adapter("plan", kind.name, "", graphs, kind.placements(sites), weights)
 
 
-def recommend(found: Sequence[Choice], width: int, rows: int | None = None) -> tuple[Choice, tuple[str, ...]]:
+def recommend(candidates: Sequence[Choice], width: int, rows: int | None = None) -> tuple[Choice, tuple[str, ...]]:
     """Return the recommended choice, and the reasons for it in sentences.
 
     It has the kind with the fewest parameters, and the bottleneck closest to 64 among those that are at most a quarter
@@ -182,20 +190,23 @@ def recommend(found: Sequence[Choice], width: int, rows: int | None = None) -> t
     most `MOST_PER_ROW` parameters per row; the smallest one if all exceed that.
     """
     kinds: dict[str, list[Choice]] = {}
-    for one in found:
-        kinds.setdefault(one.kind, []).append(one)
-    cheapest = min(kinds.values(), key=lambda group: min(one.parameters for one in group))
-    narrow = [one for one in cheapest if one.bottleneck is None or one.bottleneck * _NARROW <= width]
-    light = [one for one in narrow if (one.work_share or 0) <= _MOST_WORK]
-    fitting = [one for one in light if rows is None or one.parameters <= MOST_PER_ROW * rows]
+    for choice in candidates:
+        kinds.setdefault(choice.kind, []).append(choice)
+    cheapest = min(kinds.values(), key=lambda group: min(choice.parameters for choice in group))
+    narrow = [choice for choice in cheapest if choice.bottleneck is None or choice.bottleneck * _NARROW <= width]
+    light = [choice for choice in narrow if (choice.work_share or 0) <= _MOST_WORK]
+    fitting = [choice for choice in light if rows is None or choice.parameters <= MOST_PER_ROW * rows]
     chosen = min(
         fitting or cheapest,
-        key=lambda one: (abs((one.bottleneck or USUAL) - USUAL), one.parameters) if fitting else (0, one.parameters),
+        key=lambda choice: (
+            (abs((choice.bottleneck or USUAL) - USUAL), choice.parameters) if fitting else (0, choice.parameters)
+        ),
     )
     reasons = []
     if len(kinds) > 1:
         dearest = max(
-            (one for one in found if one.bottleneck in (chosen.bottleneck, None)), key=lambda one: one.parameters
+            (choice for choice in candidates if choice.bottleneck in (chosen.bottleneck, None)),
+            key=lambda choice: choice.parameters,
         )
         if dearest.parameters > chosen.parameters:
             times = dearest.parameters / chosen.parameters
@@ -211,9 +222,9 @@ def recommend(found: Sequence[Choice], width: int, rows: int | None = None) -> t
             "lose 0.4 points on GLUE against a width chosen for each task."
         )
     elif chosen.bottleneck is not None:
-        wide = [one for one in cheapest if one.bottleneck is not None and one not in narrow]
-        dear = [one for one in narrow if one not in light]
-        many = [one for one in light if one not in fitting]
+        wide = [choice for choice in cheapest if choice.bottleneck is not None and choice not in narrow]
+        dear = [choice for choice in narrow if choice not in light]
+        many = [choice for choice in light if choice not in fitting]
         if wide:
             reasons.append(f"{_listed(wide)}: more than a quarter of the width {width}.")
         if dear:
@@ -225,13 +236,13 @@ def recommend(found: Sequence[Choice], width: int, rows: int | None = None) -> t
             reasons.append(
                 f"All of these bottlenecks are too large for the {limit}; {chosen.bottleneck} is the smallest."
             )
-        elif not any(one.bottleneck == USUAL for one in cheapest):
+        elif not any(choice.bottleneck == USUAL for choice in cheapest):
             reasons.append(f"{chosen.bottleneck} is the closest to {USUAL}, the usual bottleneck.")
     return chosen, tuple(reasons)
 
 
-def _listed(found: Sequence[Choice]) -> str:
-    return ", ".join(str(one.bottleneck) for one in found)
+def _listed(group: Sequence[Choice]) -> str:
+    return ", ".join(str(choice.bottleneck) for choice in group)
 
 
 def _percent(share: float | None) -> str:

@@ -241,16 +241,20 @@ class Comparison(Described, _Compared):
 
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
-        names, metric = [one.name for one in self.contestants], self.metrics[0].name
-        return {"contestants": names, "rows": self.rows, metric: [str(one.scores[metric]) for one in self.contestants]}
+        names, metric = [contestant.name for contestant in self.contestants], self.metrics[0].name
+        return {
+            "contestants": names,
+            "rows": self.rows,
+            metric: [str(contestant.scores[metric]) for contestant in self.contestants],
+        }
 
     @property
     def best(self) -> ContestantRecord | None:
         """The contestant with the best first metric, or `None` if it is undefined."""
         metric = self.metrics[0]
-        known = [(one.scores[metric.name].value, one) for one in self.contestants]
+        known = [(contestant.scores[metric.name].value, contestant) for contestant in self.contestants]
         sign = 1 if metric.more_is_better else -1
-        ranked = [(sign * value, one) for value, one in known if value is not None]
+        ranked = [(sign * value, contestant) for value, contestant in known if value is not None]
         return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
     def remarks(self) -> Iterator[str]:
@@ -258,13 +262,17 @@ class Comparison(Described, _Compared):
         metric, best = self.metrics[0], self.best
         if best is not None:
             score = best.scores[metric.name].value
-            first = [one.name for one in self.contestants if one.scores[metric.name].value == score]
+            first = [
+                contestant.name for contestant in self.contestants if contestant.scores[metric.name].value == score
+            ]
             yield f"best {metric.words}: {_listed(first)}, {best.scores[metric.name]}."
             against = {
-                other: one.adjusted
-                for one in self.differences
-                for other in (one.first, one.second)
-                if one.metric == metric.name and best.name in (one.first, one.second) and other != best.name
+                other: difference.adjusted
+                for difference in self.differences
+                for other in (difference.first, difference.second)
+                if difference.metric == metric.name
+                and best.name in (difference.first, difference.second)
+                and other != best.name
             }
             below = [name for name, p in against.items() if p is not None and p < _LEVEL]
             alike = [name for name, p in against.items() if p is None or p >= _LEVEL]
@@ -276,15 +284,15 @@ class Comparison(Described, _Compared):
         if count > MOST_PAIRED:
             name = self.contestants[0].name
             yield f"with more than {MOST_PAIRED} contestants, each is compared only with the first, `{name}`."
-        for test in dict.fromkeys(one.test for one in self.differences):
-            names = dict.fromkeys(one.metric for one in self.differences if one.test == test)
-            words = ", ".join(one.words for one in self.metrics if one.name in names)
+        for test in dict.fromkeys(difference.test for difference in self.differences):
+            names = dict.fromkeys(difference.metric for difference in self.differences if difference.test == test)
+            words = ", ".join(metric.words for metric in self.metrics if metric.name in names)
             yield f"{words}: {test} test; assumes independent rows, and that {_ASSUMED[test]}."
         if count > 2:
             yield "p is adjusted for the number of pairs (Holm 1979)."
         if self.setting.resamples:
             resampling = Resampling(self.setting.resamples, self.setting.seed)
-            described = resampling.description(self.setting.task, [one.name for one in self.metrics])
+            described = resampling.description(self.setting.task, [metric.name for metric in self.metrics])
             yield f"95 % intervals: {described}, the same draws for all."
         if self.setting.rounds:
             tokens = "" if self.setting.tokens is None else f" of {self.setting.tokens} tokens"
@@ -297,8 +305,8 @@ class Comparison(Described, _Compared):
         for metric in self.metrics:
             columns += [metric.words, "95 % interval"]
         rows = [
-            (one.name, *(cell for metric in self.metrics for cell in _cells(one.scores[metric.name])))
-            for one in self.contestants
+            (contestant.name, *(cell for metric in self.metrics for cell in _cells(contestant.scores[metric.name])))
+            for contestant in self.contestants
         ]
         title = (
             f"{len(self.contestants):,} contestants ({self.setting.task}) on {self.rows:,} rows of {self.setting.data}"
@@ -308,8 +316,15 @@ class Comparison(Described, _Compared):
     def sizes(self) -> Table:
         """Return the sizes of each contestant's file and graph."""
         rows = [
-            (one.name, one.kind, one.precision, f"{one.parameters:,}", size(one.adapter_bytes), size(one.graph_bytes))
-            for one in self.contestants
+            (
+                contestant.name,
+                contestant.kind,
+                contestant.precision,
+                f"{contestant.parameters:,}",
+                size(contestant.adapter_bytes),
+                size(contestant.graph_bytes),
+            )
+            for contestant in self.contestants
         ]
         columns = ("contestant", "kind", "precision", "parameters", "adapter", "graph with base")
         return Table(columns, rows, "sizes", "lllrrr", ("kind", "graph with base"))
@@ -318,14 +333,14 @@ class Comparison(Described, _Compared):
         """Return a line for each contestant that was timed."""
         rows = [
             (
-                one.name,
+                contestant.name,
                 f"{time.milliseconds:.3g}",
                 f"{time.low:.3g} to {time.high:.3g}",
                 f"{time.ratio:.2f}",
                 f"{time.ratio_low:.2f} to {time.ratio_high:.2f}",
             )
-            for one in self.contestants
-            if (time := one.latency) is not None
+            for contestant in self.contestants
+            if (time := contestant.latency) is not None
         ]
         columns = ("contestant", "ms", "quartiles", f"over {self.contestants[0].name}", "quartiles")
         return Table(columns, rows, "latency", "lrrrr")
@@ -337,31 +352,36 @@ class Comparison(Described, _Compared):
         spare = ("only one right", "test")
         columns = ("metric", "first", "second", "first − second", "95 % interval", "only one right", "test", "p")
         rows = []
-        for one in self.differences:
-            if one.metric in words:
-                right = "" if one.only_first is None else f"{one.only_first:,} : {one.only_second:,}"
-                cells = [words[one.metric], one.first, one.second, _signed(one.value)]
-                cells.append("–" if one.low is None else f"{_signed(one.low)} to {_signed(one.high)}")
-                cells += [right, one.test, _probability(one.p)]
-                rows.append(cells + ([_probability(one.adjusted)] if adjusted else []))
+        for difference in self.differences:
+            if difference.metric in words:
+                right = (
+                    "" if difference.only_first is None else f"{difference.only_first:,} : {difference.only_second:,}"
+                )
+                cells = [words[difference.metric], difference.first, difference.second, _signed(difference.value)]
+                cells.append(
+                    "–" if difference.low is None else f"{_signed(difference.low)} to {_signed(difference.high)}"
+                )
+                cells += [right, difference.test, _probability(difference.p)]
+                rows.append(cells + ([_probability(difference.adjusted)] if adjusted else []))
         return Table((*columns, *(("p, Holm",) if adjusted else ())), rows, "differences", "lllrrrlrr", spare)
 
     def agreement(self) -> Table:
         """Return the agreements as a matrix; of many contestants as a list."""
         title = "correlation of answers" if self.numeric else "agreement: share of rows with the same answer"
-        known = {frozenset((one.first, one.second)): one.value for one in self.agreements}
-        names = [one.name for one in self.contestants]
+        known = {frozenset((pair.first, pair.second)): pair.value for pair in self.agreements}
+        names = [contestant.name for contestant in self.contestants]
         if len(names) > MOST_PAIRED:
-            rows = [(one.second, _share(one.value)) for one in self.agreements]
+            rows = [(pair.second, _share(pair.value)) for pair in self.agreements]
             return Table(("contestant", f"with `{names[0]}`"), rows, title, "lr")
         matrix = [
-            (one, *(_share(1.0 if one == two else known[frozenset((one, two))]) for two in names)) for one in names
+            (first, *(_share(1.0 if first == second else known[frozenset((first, second))]) for second in names))
+            for first in names
         ]
         return Table(("", *names), matrix, title, "l" + "r" * len(names))
 
     def differing_table(self) -> Table:
         """Return the rows that are not answered alike."""
-        names = [one.name for one in self.contestants]
+        names = [contestant.name for contestant in self.contestants]
         apart = len(names) <= _OWN_COLUMN
         rows = []
         for row in self.differing:
@@ -410,22 +430,22 @@ def compare_measured(
     Raises:
         RequestError: ONNX Runtime cannot compute a call.
     """
-    contestants, first = [own.contestant for own in measured], measured[0].rows
+    contestants, first = [entry.contestant for entry in measured], measured[0].rows
     notes = [*notes, *data.notes, *_repeated_rows(first)]
     fusions = list(_attentions(measured, reporter))
-    records, tokens = [replace(ContestantRecord.of(own.contestant), seen=own.seen) for own in measured], None
+    records, tokens = [replace(ContestantRecord.of(entry.contestant), seen=entry.seen) for entry in measured], None
     if rounds:
         reporter.step(f"timing {len(contestants)} contestants, {rounds} rounds")
         at = first.usual()
         tokens = first.tokens(at)
         records = _timed(records, _calls(measured, at), rounds)
-    for own in measured:
-        notes += [f"`{own.contestant.name}`: {note}" for note in own.notes()]
+    for entry in measured:
+        notes += [f"`{entry.contestant.name}`: {note}" for note in entry.notes()]
     reporter.step("drawing rows for the intervals")
     return comparison(
         Setting(first.task.type, data.path.name, data.sha256, resampling.count, resampling.seed, rounds, tokens),
         records,
-        [own.judged for own in measured],
+        [entry.judged for entry in measured],
         [(row.line, shown_text(row)) for row in data.rows],
         f"onnxruntime {ort.__version__}",
         fusions=fusions,
@@ -441,22 +461,24 @@ def _repeated_rows(rows: EvalRows) -> Iterator[str]:
 
 def _attentions(measured: Sequence[Measured], reporter: Reporter) -> Iterator[Attention]:
     """Yield the attention of the fusions among the contestants to their members."""
-    for own in measured:
-        one = own.contestant
-        if is_fusion(one.original):
-            reporter.step(f"reading the attention weights of `{one.name}`")
-            yield replace(attention(one.bundle, one.adapter, one.inputs(own.rows)), adapter=one.name)
+    for entry in measured:
+        contestant = entry.contestant
+        if is_fusion(contestant.original):
+            reporter.step(f"reading the attention weights of `{contestant.name}`")
+            yield replace(
+                attention(contestant.bundle, contestant.adapter, contestant.inputs(entry.rows)), adapter=contestant.name
+            )
 
 
 def _calls(measured: Sequence[Measured], at: int) -> Iterator[Callable[[], object]]:
     """Yield a call of each contestant with one row, in a session of one thread that a bundle's contestants share."""
     sessions: dict[int, Session] = {}
-    for own in measured:
-        one = own.contestant
-        if id(one.bundle) not in sessions:
-            sessions[id(one.bundle)] = one.bundle.bundle.session(threads=1)
-        arrays = one.reader.arrays([own.rows.read[at].rows[0]], one.adapter)
-        yield partial(sessions[id(one.bundle)].run, arrays, one.adapter)
+    for entry in measured:
+        contestant = entry.contestant
+        if id(contestant.bundle) not in sessions:
+            sessions[id(contestant.bundle)] = contestant.bundle.bundle.session(threads=1)
+        arrays = contestant.reader.arrays([entry.rows.read[at].rows[0]], contestant.adapter)
+        yield partial(sessions[id(contestant.bundle)].run, arrays, contestant.adapter)
 
 
 def _timed(
@@ -464,12 +486,12 @@ def _timed(
 ) -> list[ContestantRecord]:
     """Return records with the times of calls, which take turns."""
     times = interleaved(list(calls), rounds)
-    found = []
-    for one, own in zip(records, times.T, strict=True):
-        low, middle, high = quartiles(1000 * own)
-        ratio_low, ratio, ratio_high = quartiles(own / times[:, 0])
-        found.append(replace(one, latency=CallTime(middle, low, high, ratio, ratio_low, ratio_high)))
-    return found
+    timed = []
+    for record, seconds in zip(records, times.T, strict=True):
+        low, middle, high = quartiles(1000 * seconds)
+        ratio_low, ratio, ratio_high = quartiles(seconds / times[:, 0])
+        timed.append(replace(record, latency=CallTime(middle, low, high, ratio, ratio_low, ratio_high)))
+    return timed
 
 
 def comparison(
@@ -484,12 +506,12 @@ def comparison(
 ) -> Comparison:
     """Compare judged answers; `rows` has the line and the text of each."""
     resampling = Resampling(setting.resamples, setting.seed)
-    drawn = [resampling.draws(one) for one in judged]
+    drawn = [resampling.draws(judgement) for judgement in judged]
     scored = [
-        replace(one, scores=summarised(own, own_draws))
-        for one, own, own_draws in zip(contestants, judged, drawn, strict=True)
+        replace(contestant, scores=summarised(judgement, draws))
+        for contestant, judgement, draws in zip(contestants, judged, drawn, strict=True)
     ]
-    names, metrics = [one.name for one in contestants], judged[0].metrics
+    names, metrics = [contestant.name for contestant in contestants], judged[0].metrics
     pairs = (
         list(combinations(range(len(names)), 2))
         if len(names) <= MOST_PAIRED
@@ -497,15 +519,17 @@ def comparison(
     )
     differences = []
     for at, metric in enumerate(metrics):
-        found = []
-        for one, other in pairs:
-            both = scored[one].scores[metric.name].value, scored[other].scores[metric.name].value
-            sides = judged[one].each.get(metric.name), judged[other].each.get(metric.name)
-            facts = _difference(both, sides, drawn[one][:, at] - drawn[other][:, at], setting.seed)
-            found.append(Difference(metric.name, names[one], names[other], **facts))
-        adjusted = holm([one.p for one in found])
-        differences += [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
-    agreements = [Agreement(names[one], names[other], _agreement(judged[one], judged[other])) for one, other in pairs]
+        of_metric = []
+        for first, second in pairs:
+            both = scored[first].scores[metric.name].value, scored[second].scores[metric.name].value
+            sides = judged[first].each.get(metric.name), judged[second].each.get(metric.name)
+            facts = _difference(both, sides, drawn[first][:, at] - drawn[second][:, at], setting.seed)
+            of_metric.append(Difference(metric.name, names[first], names[second], **facts))
+        adjusted = holm([difference.p for difference in of_metric])
+        differences += [replace(difference, adjusted=p) for difference, p in zip(of_metric, adjusted, strict=True)]
+    agreements = [
+        Agreement(names[first], names[second], _agreement(judged[first], judged[second])) for first, second in pairs
+    ]
     differing, count = _differing(judged, rows)
     return Comparison(
         setting,
@@ -518,7 +542,7 @@ def comparison(
         differing,
         count,
         tuple(fusions),
-        tuple(dict.fromkeys([*notes, *(note for one in judged for note in one.notes)])),
+        tuple(dict.fromkeys([*notes, *(note for judgement in judged for note in judgement.notes)])),
         metrics,
     )
 
@@ -531,25 +555,25 @@ def _difference(
     low, high = (None, None) if not len(known) else (float(end) for end in percentiles(known[:, None])[:, 0])
     facts: dict[str, Any] = {"low": low, "high": high, "only_first": None, "only_second": None}
     facts["value"] = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
-    one, other = each
-    if one is not None and other is not None and np.isin((one, other), (0, 1)).all():
-        only = int((one > other).sum()), int((other > one).sum())
+    first, second = each
+    if first is not None and second is not None and np.isin((first, second), (0, 1)).all():
+        only = int((first > second).sum()), int((second > first).sum())
         p = float(stats.binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0
         return facts | {"test": MCNEMAR, "only_first": only[0], "only_second": only[1], "p": p}
-    if one is not None and other is not None:
-        return facts | {"test": PERMUTATION, "p": _exchanged(one, other, seed)}
+    if first is not None and second is not None:
+        return facts | {"test": PERMUTATION, "p": _exchanged(first, second, seed)}
     beyond = min((known <= 0).sum(), (known >= 0).sum())
     p = min(1.0, 2 * float(beyond + 1) / (len(known) + 1))
     return facts | {"test": BOOTSTRAP, "p": p if len(known) else None}
 
 
-def _exchanged(one: Floats, other: Floats, seed: int) -> float:
+def _exchanged(first: Floats, second: Floats, seed: int) -> float:
     """Return p of the mean difference under random exchanges of the two values of a row."""
-    apart = one != other  # the others change nothing, whichever way round they stand
+    apart = first != second  # the others change nothing, whichever way round they stand
     if not apart.any():
         return 1.0
-    found = stats.permutation_test(
-        (one[apart] - other[apart],),
+    test = stats.permutation_test(
+        (first[apart] - second[apart],),
         lambda values, axis: values.sum(axis),
         permutation_type="samples",
         vectorized=True,
@@ -557,13 +581,13 @@ def _exchanged(one: Floats, other: Floats, seed: int) -> float:
         batch=max(1, 2**22 // int(apart.sum())),
         random_state=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
-def holm(found: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted for their number: max over those up to each of (how many are left)·p (Holm 1979)."""
-    known = sorted((p, at) for at, p in enumerate(found) if p is not None)
-    adjusted: list[float | None] = [None] * len(found)
+    known = sorted((p, at) for at, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
     most = 0.0
     for place, (p, at) in enumerate(known):
         most = max(most, min(1.0, (len(known) - place) * p))
@@ -571,25 +595,27 @@ def holm(found: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _agreement(one: Judged, other: Judged) -> float | None:
-    if not one.numeric:
-        return float(np.mean([mine == theirs for mine, theirs in zip(one.answers, other.answers, strict=True)]))
-    first, second = (np.array(side.answers, np.float64).reshape(len(side.answers), -1) for side in (one, other))
+def _agreement(ours: Judged, others: Judged) -> float | None:
+    if not ours.numeric:
+        return float(np.mean([mine == theirs for mine, theirs in zip(ours.answers, others.answers, strict=True)]))
+    first, second = (np.array(side.answers, np.float64).reshape(len(side.answers), -1) for side in (ours, others))
     if np.array_equal(first, second):
         return 1.0
-    found = float(np.mean([correlation("pearson", *pair) for pair in zip(first.T, second.T, strict=True)]))
-    return found if math.isfinite(found) else None
+    mean = float(np.mean([correlation("pearson", *pair) for pair in zip(first.T, second.T, strict=True)]))
+    return mean if math.isfinite(mean) else None
 
 
 def _differing(judged: Sequence[Judged], rows: Sequence[tuple[int, str]]) -> tuple[tuple[DifferingRow, ...], int]:
     """Return the rows to show and their number, those with most disagreement first; numbers by their range."""
-    answers = list(zip(*(one.answers for one in judged), strict=True))
+    answers = list(zip(*(judgement.answers for judgement in judged), strict=True))
     if judged[0].numeric:
         spread = np.array(answers, np.float64).reshape(len(answers), len(judged), -1)
         order = np.argsort(-np.ptp(spread, 1).max(-1), kind="stable")
         count = len(answers)
     else:
-        apart = [at for at, own in enumerate(answers) if any(one != own[0] for one in own)]
+        apart = [
+            at for at, row_answers in enumerate(answers) if any(answer != row_answers[0] for answer in row_answers)
+        ]
         common = [Counter(map(str, answers[at])).most_common(1)[0][1] for at in apart]
         order, count = np.array(apart, int)[np.argsort(common, kind="stable")], len(apart)
     shown = (DifferingRow(rows[at][0], rows[at][1], judged[0].truths[at], answers[at]) for at in order[:_SHOWN])
@@ -618,7 +644,7 @@ def _grouped(names: Sequence[str], answers: Sequence[object]) -> str:
     for name, answer in zip(names, answers, strict=True):
         groups.setdefault(cut(answer), []).append(name)
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return "; ".join(f"{answer}: {_listed(own)}" for answer, own in ranked)
+    return "; ".join(f"{answer}: {_listed(members)}" for answer, members in ranked)
 
 
 def _listed(names: Sequence[str]) -> str:

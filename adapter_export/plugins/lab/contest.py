@@ -69,7 +69,7 @@ class Contestant:
 
     def inputs(self, rows: EvalRows) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the inputs of each text in a batch of its own."""
-        return (self.reader.arrays([row], self.adapter) for one in rows.read for row in one.rows)
+        return (self.reader.arrays([row], self.adapter) for reading in rows.read for row in reading.rows)
 
     def answer(self, rows: EvalRows, reporter: Reporter) -> Results:
         """Return the results of each row, as it is answered without other rows.
@@ -77,13 +77,15 @@ class Contestant:
         Raises:
             RequestError: the runtime cannot compute them.
         """
-        asked = [Row(text, self.adapter) for text in rows.texts]
+        requested = [Row(text, self.adapter) for text in rows.texts]
         answerer = Answerer(self.reader.session, self.reader)
         if not rows.columns:
-            return [one.results for one in answerer.answer(asked, reporter)]
-        found = dict.fromkeys(asked)  # documents belong to many anchors
-        results = dict(zip(found, (one.results for one in answerer.answer(list(found), reporter)), strict=True))
-        return [results[row] for row in asked]
+            return [answer.results for answer in answerer.answer(requested, reporter)]
+        distinct = dict.fromkeys(requested)  # documents belong to many anchors
+        results = dict(
+            zip(distinct, (answer.results for answer in answerer.answer(list(distinct), reporter)), strict=True)
+        )
+        return [results[row] for row in requested]
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,16 @@ class ReferenceContestant(Contestant):
 
     def answer(self, rows: EvalRows, reporter: Reporter) -> Results:
         """Return the results of the model; see `Contestant.answer`."""
-        found, output = list[list[np.ndarray]](), str(self.record.output)
-        for count, one in enumerate(rows.read, 1):
+        answers, output = list[list[np.ndarray]](), str(self.record.output)
+        for count, reading in enumerate(rows.read, 1):
             results = []
-            for row in one.rows:
+            for row in reading.rows:
                 arrays = self.reader.arrays([row], self.adapter)
                 computed = run(self.runner, arrays, self.original, self.bundle.base_outputs, output)[output][0]
                 results.append(self.reader.without_padding({output: computed}, row)[output])
-            found.append(results)
+            answers.append(results)
             reporter.step("", count, len(rows.read))
-        return found
+        return answers
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,14 @@ def common_task(contestants: Sequence[Contestant]) -> Task:
     Raises:
         UsageError: they differ.
     """
-    tasks = [one.task for one in contestants]
+    tasks = [contestant.task for contestant in contestants]
     kinds: dict[tuple[str, str], str] = {}
-    for one, task in zip(contestants, tasks, strict=True):
-        kinds.setdefault((task.type, task.input), one.name)
+    for contestant, task in zip(contestants, tasks, strict=True):
+        kinds.setdefault((task.type, task.input), contestant.name)
     if len(kinds) > 1:
         raise UsageError(
             "contestants have different tasks",
-            found=", ".join(f"`{name}` answers `{kind}` of `{given}`" for (kind, given), name in kinds.items()),
+            found=", ".join(f"`{name}` answers `{kind}` of `{modality}`" for (kind, modality), name in kinds.items()),
             expected="one task",
             fix=f"name the adapters to compare: {argument('only', words='NAME')}, as often as needed",
         )
@@ -166,20 +168,20 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
     Raises:
         UsageError, DataError, RequestError: the rows do not fit a contestant, or it cannot compute them.
     """
-    read = [one.read(data) for one in contestants]
+    read = [contestant.read(data) for contestant in contestants]
     _check_labels(contestants, data)
-    total, finished, answers = sum(len(own.read) for own in read), 0, list[Results]()
-    for one, rows in zip(contestants, read, strict=True):
-        label = f"answering with `{one.name}`"
+    total, finished, answers = sum(len(rows.read) for rows in read), 0, list[Results]()
+    for contestant, rows in zip(contestants, read, strict=True):
+        label = f"answering with `{contestant.name}`"
         reporter.step(label, finished, total)
-        results = one.answer(rows, Part(reporter, label, finished, len(rows.read), total))
-        answers.append(_truncated(one.task, results, data.dimensions))
+        results = contestant.answer(rows, Part(reporter, label, finished, len(rows.read), total))
+        answers.append(_truncated(contestant.task, results, data.dimensions))
         finished += len(rows.read)
     measured = []
-    for one, rows, results in zip(contestants, read, answers, strict=True):
-        with within(f"`{one.name}`"):
-            seen = SeenRows.of(one.original.training, data, compared=data.compared)
-            measured.append(Measured(one, rows, results, judge(rows, results), seen))
+    for contestant, rows, results in zip(contestants, read, answers, strict=True):
+        with within(f"`{contestant.name}`"):
+            seen = SeenRows.of(contestant.original.training, data, compared=data.compared)
+            measured.append(Measured(contestant, rows, results, judge(rows, results), seen))
     return measured
 
 
@@ -187,25 +189,27 @@ def _truncated(task: Task, results: Results, dimensions: int | None) -> Results:
     """Return vectors with their first numbers only; RequestError if they were not trained for it."""
     if dimensions is None:
         return results
-    return [[task.truncated(vector, dimensions) for vector in own] for own in results]
+    return [[task.truncated(vector, dimensions) for vector in vectors] for vectors in results]
 
 
 def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
     """Refuse labels that a contestant does not have; the message names all of these."""
-    if len({(id(one.bundle), one.adapter) for one in contestants}) == 1:
+    if len({(id(contestant.bundle), contestant.adapter) for contestant in contestants}) == 1:
         data.check_labels(contestants[0].task)
-    unknown = {one.name: found for one in contestants if (found := data.unknown_labels(one.task))}
+    unknown = {
+        contestant.name: labels for contestant in contestants if (labels := data.unknown_labels(contestant.task))
+    }
     if not unknown:
         return
-    first = min(line for found in unknown.values() for line in found.values())
+    first = min(line for labels in unknown.values() for line in labels.values())
     where, fix = f"{data.path}, line {first}", f"map the labels, or name their column: {argument('label')}"
-    knowing = [one for one in contestants if one.name not in unknown]
+    knowing = [contestant for contestant in contestants if contestant.name not in unknown]
     alone = f"name those that have them, such as {argument('only', [knowing[0].adapter])}, " if knowing else ""
     more = len(unknown) - _NAMED
     raise DataError(
         "holds labels that not every contestant has",
         where=where,
-        found="; ".join(f"`{name}` has no {some(found)}" for name, found in list(unknown.items())[:_NAMED])
+        found="; ".join(f"`{name}` has no {some(labels)}" for name, labels in list(unknown.items())[:_NAMED])
         + (f"; {more} more contestants" if more > 0 else ""),
         expected=f"labels that all {len(contestants)} contestants have",
         fix=f"{alone}{fix}",

@@ -68,14 +68,14 @@ class EvalRows:
     def only(self, rows: Indices, results: Results) -> tuple[EvalRows, Results]:
         """Return some of the rows, with their results."""
         at = [row + column * len(self.rows) for column in range(self.width) for row in rows]
-        kept = replace(
+        part = replace(
             self,
             rows=tuple(self.rows[row] for row in rows),
-            read=tuple(self.read[one] for one in at),
+            read=tuple(self.read[index] for index in at),
             columns=tuple(self.columns[row] for row in rows) if self.columns else (),
             groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
-        return kept, [results[one] for one in at]
+        return part, [results[index] for index in at]
 
     def distinct(self) -> Indices:
         """Return the rows that do not repeat an earlier one, as training keeps them."""
@@ -96,17 +96,17 @@ class EvalRows:
     def notes(self) -> Iterator[str]:
         """Yield facts about the rows that limit the meaning of scores."""
         places = self.rows * self.width
-        lines = list(dict.fromkeys(row.line for row, one in zip(places, self.read, strict=True) if one.cut))
-        cut, said = (
-            sum(one.cut > 0 for one in self.read),
+        lines = list(dict.fromkeys(row.line for row, reading in zip(places, self.read, strict=True) if reading.cut))
+        cut, clause = (
+            sum(reading.cut > 0 for reading in self.read),
             f"were cut there, as every client cuts them ({lines_of(lines)})",
         )
         if cut and self.task.input in FILE_MODALITIES:
             word = FILE_MODALITIES[self.task.input].word
-            yield f"{cut:,} {word}s are longer than the model reads and {said}"
+            yield f"{cut:,} {word}s are longer than the model reads and {clause}"
         elif cut:
-            limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
-            yield f"{cut:,} texts are longer than {limit} tokens and {said}"
+            limit = max(len(row.encoding.ids) for reading in self.read if reading.cut for row in reading.rows)
+            yield f"{cut:,} texts are longer than {limit} tokens and {clause}"
         if self.task.kind.one_label and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
             yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 
@@ -151,40 +151,40 @@ def _text(row: LabelledRow) -> Any:
     return Pair(row.text, row.pair) if isinstance(row.pair, str) else [Pair(row.text, choice) for choice in row.pair]
 
 
-def judge(asked: EvalRows, results: Results) -> Judged:
+def judge(examples: EvalRows, results: Results) -> Judged:
     """Compare results with the labels, all of which the adapter has.
 
     Raises:
         DataError: a result is NaN or infinite, or a row has another number of numbers than the head.
     """
-    task, right = asked.task, [row.answer for row in asked.rows]
-    for row, own in zip(asked.rows * asked.width, results, strict=True):
-        if not all(np.isfinite(result).all() for result in own):
+    task, right = examples.task, [row.answer for row in examples.rows]
+    for row, outputs in zip(examples.rows * examples.width, results, strict=True):
+        if not all(np.isfinite(result).all() for result in outputs):
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
-    kind = HEAD_TYPES[asked.problem]
-    if asked.columns:
-        vectors = np.stack([own[0] for own in results]).astype(np.float64)
+    kind = HEAD_TYPES[examples.problem]
+    if examples.columns:
+        vectors = np.stack([outputs[0] for outputs in results]).astype(np.float64)
         if not kind.has_answers:
-            rows = vectors.reshape(asked.width, len(asked.rows), -1).swapaxes(0, 1)
-            return kind.judge(task, Measured(rows, asked.columns))
+            rows = vectors.reshape(examples.width, len(examples.rows), -1).swapaxes(0, 1)
+            return kind.judge(task, Measured(rows, examples.columns))
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
         first, second = np.split(unit, 2)
-        return judge_similarities((first * second).sum(-1), _similarities(asked))
-    for row, own in zip(asked.rows, results, strict=True):
+        return judge_similarities((first * second).sum(-1), _similarities(examples))
+    for row, outputs in zip(examples.rows, results, strict=True):
         with within(f"line {row.line}"):
-            kind.check_right(row.answer, own[0])
-    found = kind.measured(asked.read, results, kind.truths(right, task.labels, "the rows"))
-    judged = kind.judge(task, replace(found, groups=asked.groups))
-    return replace(judged, notes=(*judged.notes, *found.notes))
+            kind.check_right(row.answer, outputs[0])
+    measured = kind.measured(examples.read, results, kind.truths(right, task.labels, "the rows"))
+    judged = kind.judge(task, replace(measured, groups=examples.groups))
+    return replace(judged, notes=(*judged.notes, *measured.notes))
 
 
-def _similarities(asked: EvalRows) -> Any:
+def _similarities(examples: EvalRows) -> Any:
     """Return the number of each pair [rows]."""
-    for row in asked.rows:
+    for row in examples.rows:
         if len(row.answer) != 1:
-            found = f"{len(row.answer)} numbers"
-            raise DataError("has another number of numbers", where=f"line {row.line}", found=found, expected=1)
-    return np.array([row.answer[0] for row in asked.rows], np.float64)
+            shown = f"{len(row.answer)} numbers"
+            raise DataError("has another number of numbers", where=f"line {row.line}", found=shown, expected=1)
+    return np.array([row.answer[0] for row in examples.rows], np.float64)
 
 
 def shown_text(row: LabelledRow) -> str:

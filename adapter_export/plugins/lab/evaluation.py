@@ -93,12 +93,12 @@ def calibrate(judged: Judged) -> Calibration | None:
     edges = np.linspace(0, 1, _BINS + 1)
     shares, means = calibration_curve(right, probabilities, n_bins=_BINS)
     counts = np.bincount(np.searchsorted(edges[1:-1], probabilities), minlength=_BINS)
-    there = np.flatnonzero(counts)
+    occupied = np.flatnonzero(counts)
     bins = tuple(
         Bin(float(edges[at]), float(edges[at + 1]), int(counts[at]), float(mean), float(share))
-        for at, mean, share in zip(there, means, shares, strict=True)
+        for at, mean, share in zip(occupied, means, shares, strict=True)
     )
-    error = sum(one.count * abs(one.right - one.probability) for one in bins) / len(right)
+    error = sum(part.count * abs(part.right - part.probability) for part in bins) / len(right)
     return Calibration(error, bins)
 
 
@@ -117,13 +117,13 @@ def slice_by(values: Sequence[str], judged: Judged, resampling: Resampling) -> l
     for row, value in enumerate(values):
         if judged.unit[row] >= 0:
             rows.setdefault(value, []).append(row)
-    found = []
-    for value, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0])):
-        units = np.unique(judged.unit[own])
+    slices = []
+    for value, members in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0])):
+        units = np.unique(judged.unit[members])
         whole = score(judged, NO_INTERVALS, units)
         first = score(_first_metric(judged), resampling, units)
-        found.append(Slice(value, len(own), {**whole, **first}))
-    return found
+        slices.append(Slice(value, len(members), {**whole, **first}))
+    return slices
 
 
 def _first_metric(judged: Judged) -> Judged:
@@ -196,7 +196,7 @@ def versus(ours: Measured, reference: Measured, allowed: float) -> Versus:
     rows, first, second = ours.rows.rows, ours.judged, reference.judged
     distances = np.array(
         [
-            max(float(np.abs(one - other).max(initial=0)) for one, other in zip(*pair, strict=True))
+            max(float(np.abs(result - expected).max(initial=0)) for result, expected in zip(*pair, strict=True))
             for pair in zip(ours.results, reference.results, strict=True)
         ]
     ).reshape(-1, len(rows))  # pairs whose vectors are compared have two texts for each row
@@ -250,19 +250,19 @@ def evaluation(
     allow_training_rows: bool = False,
 ) -> Evaluation:
     """Report the scores of the first contestant, and the rows that a second one answers differently."""
-    own, *others = measured
-    contestant, judged = own.contestant, own.judged
+    entry, *others = measured
+    contestant, judged = entry.contestant, entry.judged
     bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
     allowed = record.golden.absolute[str(record.output)]
-    check, said = compare_with_training_record(contestant.original.training, data, own, allowed)
-    notes = [*data.notes, *own.notes(), *judged.notes, *([] if said is None else [said])]
+    check, note = compare_with_training_record(contestant.original.training, data, entry, allowed)
+    notes = [*data.notes, *entry.notes(), *judged.notes, *([] if note is None else [note])]
     source = f"{record.source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
         adapter=contestant.adapter,
         digest=bundle.digest,
         source=next(file.sha256 for file in bundle.manifest.files if file.path == source),
-        task=own.rows.task.type,
+        task=entry.rows.task.type,
         data=data.path.name,
         sha256=data.sha256,
         rows=len(data.rows),
@@ -277,10 +277,10 @@ def evaluation(
         calibration=calibrate(judged),
         sliced_by=data.slices,
         slices=() if data.slices is None else tuple(slice_by(data.values(data.slices), judged, resampling)),
-        versus=versus(own, others[0], allowed) if others else None,
+        versus=versus(entry, others[0], allowed) if others else None,
         training_record=check,
         gates=apply_gates(gates, judged.metrics, scores),
-        seen=own.seen,
+        seen=entry.seen,
         allow_training_rows=allow_training_rows,
         notes=tuple(notes),
     )
@@ -305,7 +305,7 @@ def evaluation_of_texts(
         bundle=str(bundle.folder),
         adapter=BASE if measured.adapter is None else measured.adapter,
         digest=bundle.digest,
-        source=next(one.sha256 for one in manifest.files if one.path == file),
+        source=next(record.sha256 for record in manifest.files if record.path == file),
         task=CAUSAL_LM,
         data=data.path.name,
         sha256=data.sha256,
@@ -468,8 +468,14 @@ class Evaluation(Described):
         yield self.table()
         if self.classes:
             rows = [
-                (one.label, f"{one.precision:.4f}", f"{one.recall:.4f}", f"{one.f1:.4f}", f"{one.support:,}")
-                for one in self.classes
+                (
+                    scores.label,
+                    f"{scores.precision:.4f}",
+                    f"{scores.recall:.4f}",
+                    f"{scores.f1:.4f}",
+                    f"{scores.support:,}",
+                )
+                for scores in self.classes
             ]
             yield Table(("class", "precision", "recall", "F1", "support"), rows, "classes", numbers="lrrrr")
         if self.confusion is not None:
@@ -478,8 +484,13 @@ class Evaluation(Described):
             yield Table(
                 ("probability", "answers", "mean probability", "right"),
                 [
-                    (f"{one.low:.1f} to {one.high:.1f}", f"{one.count:,}", f"{one.probability:.4f}", f"{one.right:.4f}")
-                    for one in self.calibration.bins
+                    (
+                        f"{part.low:.1f} to {part.high:.1f}",
+                        f"{part.count:,}",
+                        f"{part.probability:.4f}",
+                        f"{part.right:.4f}",
+                    )
+                    for part in self.calibration.bins
                 ],
                 f"calibration: expected calibration error {self.calibration.error:.4f}",
                 numbers="lrrr",
@@ -487,8 +498,8 @@ class Evaluation(Described):
         if self.slices:
             first = self.metrics[0]
             lines = [
-                (one.value, f"{one.rows:,}", one.scores[first.name], one.scores[first.name].interval)
-                for one in self.slices
+                (part.value, f"{part.rows:,}", part.scores[first.name], part.scores[first.name].interval)
+                for part in self.slices
             ]
             title = f"slices by `{self.sliced_by}`"
             yield Table(("value", "rows", first.words, "95 % interval"), lines, title, numbers="lrrr")
@@ -504,14 +515,18 @@ class Evaluation(Described):
 
     def _confusion(self) -> Table:
         """Return the matrix; of many classes the most frequent confusions."""
-        counts, labels = np.array(self.confusion), [one.label for one in self.classes]
+        counts, labels = np.array(self.confusion), [scores.label for scores in self.classes]
         if len(labels) <= _MOST_CLASSES:
             rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
             return Table(("right ↓  answered →", *labels), rows, "confusion", numbers="l" + "r" * len(labels))
         np.fill_diagonal(counts, 0)
         worst = np.argsort(-counts, axis=None, kind="stable")[:_MOST_CONFUSED]
         pairs = [(int(at) // len(labels), int(at) % len(labels)) for at in worst]
-        lines = [(labels[one], labels[other], counts[one, other]) for one, other in pairs if counts[one, other]]
+        lines = [
+            (labels[right], labels[answered], counts[right, answered])
+            for right, answered in pairs
+            if counts[right, answered]
+        ]
         return Table(("right", "answered", "rows"), lines, "most frequent confusions", numbers="llr")
 
     def __str__(self) -> str:

@@ -21,45 +21,45 @@ _SIDE, _LEFT, _BASE = 260, 58, 44
 _MANY_CLASSES = 40
 
 
-def page(found: Evaluation) -> str:
+def page(evaluation: Evaluation) -> str:
     """Return the page."""
-    return document(f"{found.adapter} on {found.data}", _parts(found))
+    return document(f"{evaluation.adapter} on {evaluation.data}", _parts(evaluation))
 
 
-def _parts(found: Evaluation) -> Iterator[str]:
+def _parts(evaluation: Evaluation) -> Iterator[str]:
     facts = (
-        f"{found.rows:,} rows (sha256 {found.sha256[:12]}…) answered by {found.bundle}, task {found.task}, "
-        f"{found.runtime}, adapter-export {__version__}."
+        f"{evaluation.rows:,} rows (sha256 {evaluation.sha256[:12]}…) answered by {evaluation.bundle}, task {evaluation.task}, "
+        f"{evaluation.runtime}, adapter-export {__version__}."
     )
-    remarks = " ".join(remark[:1].upper() + remark[1:] for remark in found.remarks())
+    remarks = " ".join(remark[:1].upper() + remark[1:] for remark in evaluation.remarks())
     yield element("p", f"{facts} {remarks}", "facts")
-    if found.gates or found.training_record is not None:
-        word = "passed" if found.passed else "failed"
-        yield element("p", word, word) + items(found.faults())
-    yield items(found.notes, "note")
-    yield table(_scores(found))
-    for each in list(found.tables())[1:]:
+    if evaluation.gates or evaluation.training_record is not None:
+        word = "passed" if evaluation.passed else "failed"
+        yield element("p", word, word) + items(evaluation.faults())
+    yield items(evaluation.notes, "note")
+    yield table(_scores(evaluation))
+    for each in list(evaluation.tables())[1:]:
         heading = head(str(each.title))
-        if each.title == "confusion" and len(found.classes) <= _MANY_CLASSES:
-            yield heading + _confusion(found)
-        elif str(each.title).startswith("calibration") and found.calibration is not None:
-            yield heading + _reliability(found.calibration) + table(replace(each, title=None))
+        if each.title == "confusion" and len(evaluation.classes) <= _MANY_CLASSES:
+            yield heading + _confusion(evaluation)
+        elif str(each.title).startswith("calibration") and evaluation.calibration is not None:
+            yield heading + _reliability(evaluation.calibration) + table(replace(each, title=None))
         else:
             yield table(each)
 
 
-def _scores(found: Evaluation) -> Table:
+def _scores(evaluation: Evaluation) -> Table:
     """Return the scores, each with its interval as a bar on the scale of the metric, if that has two ends."""
-    bars = [bar(found.scores[metric.name], metric.least, metric.most) for metric in found.metrics]
-    return _with_bars(replace(found.table(), title="scores"), bars)
+    bars = [bar(evaluation.scores[metric.name], metric.least, metric.most) for metric in evaluation.metrics]
+    return _with_bars(replace(evaluation.table(), title="scores"), bars)
 
 
-def _with_bars(found: Table, bars: Sequence[Markup], heading: str = "", at: int = 3) -> Table:
+def _with_bars(plain: Table, bars: Sequence[Markup], heading: str = "", at: int = 3) -> Table:
     """Return a table with a further column of drawings."""
-    columns, numbers = [*found.columns], found.numbers.ljust(len(found.columns), "l")
+    columns, numbers = [*plain.columns], plain.numbers.ljust(len(plain.columns), "l")
     columns.insert(at, heading)
-    rows = [(*row[:at], drawn, *row[at:]) for row, drawn in zip(found.rows, bars, strict=True)]
-    return Table(columns, rows, found.title, numbers[:at] + "l" + numbers[at:])
+    rows = [(*row[:at], drawn, *row[at:]) for row, drawn in zip(plain.rows, bars, strict=True)]
+    return Table(columns, rows, plain.title, numbers[:at] + "l" + numbers[at:])
 
 
 def bar(score: Score, least: float, most: float) -> Markup:
@@ -70,21 +70,21 @@ def bar(score: Score, least: float, most: float) -> Markup:
     return interval(score.value, low, high, least, most, score)
 
 
-def _confusion(found: Evaluation) -> Markup:
+def _confusion(evaluation: Evaluation) -> Markup:
     """Return the matrix, coloured by the share within each row."""
-    counts, labels = np.array(found.confusion), [one.label for one in found.classes]
+    counts, labels = np.array(evaluation.confusion), [scores.label for scores in evaluation.classes]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
     return heat(("right ↓, answered →", *labels), rows, shares.tolist())
 
 
-def _reliability(found: Calibration) -> Markup:
+def _reliability(calibration: Calibration) -> Markup:
     """Draw the share of right answers in each bin beside the line of perfect calibration."""
     bars = []
-    for one in found.bins:
-        left, width = _LEFT + one.low * _SIDE, (one.high - one.low) * _SIDE
-        height = one.right * _SIDE
-        title = f"{one.low:.1f} to {one.high:.1f}: {one.count:,} answers, {one.right:.1%} right"
+    for interval in calibration.bins:
+        left, width = _LEFT + interval.low * _SIDE, (interval.high - interval.low) * _SIDE
+        height = interval.right * _SIDE
+        title = f"{interval.low:.1f} to {interval.high:.1f}: {interval.count:,} answers, {interval.right:.1%} right"
         bars.append(
             f'<rect x="{left + 1:.1f}" y="{_SIDE - height:.1f}" width="{width - 2:.1f}" height="{height:.1f}"'
             f' class="blue" opacity=".7"><title>{escaped(title)}</title></rect>'
@@ -105,59 +105,62 @@ def _reliability(found: Calibration) -> Markup:
     )
 
 
-def comparison_page(found: Comparison) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """Return a page of a comparison."""
-    names = [one.name for one in found.contestants]
+    names = [contestant.name for contestant in comparison.contestants]
     title = " and ".join(names) if len(names) == 2 else f"{len(names):,} contestants"
-    return document(f"{title} on {found.setting.data}", _comparison_parts(found))
+    return document(f"{title} on {comparison.setting.data}", _comparison_parts(comparison))
 
 
-def _comparison_parts(found: Comparison) -> Iterator[str]:
-    setting = found.setting
+def _comparison_parts(comparison: Comparison) -> Iterator[str]:
+    setting = comparison.setting
     facts = (
-        f"{found.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, {found.runtime}, "
+        f"{comparison.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, {comparison.runtime}, "
         f"adapter-export {__version__}."
     )
     yield element("p", facts, "facts")
-    yield items(remark[:1].upper() + remark[1:] for remark in found.remarks())
-    yield items(found.notes, "note")
-    for metric in found.metrics:
-        yield table(_side_by_side(found, metric))
-    yield table(found.sizes())
-    if found.contestants[0].latency is not None:
-        yield table(_drawn_times(found))
-    yield table(found.tests(found.metrics))
-    yield head(str(found.agreement().title)) + _warm(found.agreement())
-    for fusion in found.fusions:
+    yield items(remark[:1].upper() + remark[1:] for remark in comparison.remarks())
+    yield items(comparison.notes, "note")
+    for metric in comparison.metrics:
+        yield table(_side_by_side(comparison, metric))
+    yield table(comparison.sizes())
+    if comparison.contestants[0].latency is not None:
+        yield table(_drawn_times(comparison))
+    yield table(comparison.tests(comparison.metrics))
+    yield head(str(comparison.agreement().title)) + _warm(comparison.agreement())
+    for fusion in comparison.fusions:
         for each in fusion.tables():
             yield head(str(each.title)) + _warm(each)
-    if found.differing:
-        yield table(found.differing_table())
+    if comparison.differing:
+        yield table(comparison.differing_table())
 
 
-def _side_by_side(found: Comparison, metric: Metric) -> Table:
+def _side_by_side(comparison: Comparison, metric: Metric) -> Table:
     """Return the scores, each with its interval as a bar; the bars share a scale as wide as all intervals."""
-    scores = [one.scores[metric.name] for one in found.contestants]
+    scores = [contestant.scores[metric.name] for contestant in comparison.contestants]
     ends = [end for score in scores for end in (score.value, score.low, score.high) if end is not None]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
-    rows = [(one.name, score, score.interval) for one, score in zip(found.contestants, scores, strict=True)]
+    rows = [
+        (contestant.name, score, score.interval)
+        for contestant, score in zip(comparison.contestants, scores, strict=True)
+    ]
     plain = Table(("contestant", "value", "95 % interval"), rows, metric.words, "lrr")
     return _with_bars(plain, [bar(score, low, high) for score in scores], f"{low:.4f} to {high:.4f}")
 
 
-def _drawn_times(found: Comparison) -> Table:
+def _drawn_times(comparison: Comparison) -> Table:
     """Return the latencies, each with its quartiles as a bar."""
-    times = [one.latency for one in found.contestants if one.latency is not None]
+    times = [contestant.latency for contestant in comparison.contestants if contestant.latency is not None]
     most = max(time.high for time in times)
     bars = [
         interval(time.milliseconds, time.low, time.high, 0.0, most, f"{time.milliseconds:.3g} ms") for time in times
     ]
-    return _with_bars(found.latencies(), bars)
+    return _with_bars(comparison.latencies(), bars)
 
 
-def _warm(found: Table) -> Markup:
+def _warm(matrix: Table) -> Markup:
     """Return a table of shares on a colour scale; other cells have no colour."""
-    return heat(found.columns, found.rows, [[_as_share(cell) for cell in row[1:]] for row in found.rows])
+    return heat(matrix.columns, matrix.rows, [[_as_share(cell) for cell in row[1:]] for row in matrix.rows])
 
 
 def _as_share(cell: object) -> float:

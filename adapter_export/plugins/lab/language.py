@@ -136,16 +136,18 @@ def read_passages(
         parts = [(ids[:1], ids[1:]) for ids in whole]
     else:
         answers = [
-            [number for number, special in zip(one.ids, one.special_tokens_mask, strict=True) if not special]
-            for one in tokenizer.whole([str(row.pair) for row in rows])
+            [number for number, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not special]
+            for encoding in tokenizer.whole([str(row.pair) for row in rows])
         ]
         reads = inputs.source is not None  # an encoder reads the token that ends a text
         prompts = [ids if reads or end is None or ids[-1:] != [end] else ids[:-1] for ids in first]
-        parts = [(ids, [*own, *([] if end is None else [end])]) for ids, own in zip(prompts, answers, strict=True)]
-    found = []
+        parts = [
+            (ids, [*answer, *([] if end is None else [end])]) for ids, answer in zip(prompts, answers, strict=True)
+        ]
+    passages = []
     for row, (prompt, tokens) in zip(rows, parts, strict=True):
-        taken = 1 if inputs.source is not None else len(prompt)
-        room = len(tokens) if inputs.longest is None else max(0, inputs.longest - taken)
+        used = 1 if inputs.source is not None else len(prompt)
+        room = len(tokens) if inputs.longest is None else max(0, inputs.longest - used)
         if not prompt or not tokens[:room]:
             raise DataError(
                 "leaves no token to predict",
@@ -154,8 +156,8 @@ def read_passages(
                 expected="at least one of each" if inputs.longest is None else f"at most {inputs.longest} in all",
                 fix="leave the row out",
             )
-        found.append(Passage(tuple(prompt), tuple(tokens[:room]), len(tokens[room:])))
-    return found
+        passages.append(Passage(tuple(prompt), tuple(tokens[:room]), len(tokens[room:])))
+    return passages
 
 
 def _measured(decoder: Decoder, passage: Passage, adapter: str | None, where: str) -> tuple[Floats, Truths]:
@@ -182,12 +184,12 @@ def _written(
 ) -> list[str]:
     """Return the text that is written after each prompt."""
     decoding = Decoding(max(len(passage.tokens) for passage in passages) + _SPARE, stop=stop)
-    found = list[str]()
+    texts = list[str]()
     for start in range(0, len(rows), _AT_ONCE):
         prompts = [str(row.text) for row in rows[start : start + _AT_ONCE]]
-        found += [one.text for one in writer.write(prompts, adapters=[adapter] * len(prompts), decoding=decoding)]
-        reporter.step("writing the answers", len(found), len(rows))
-    return found
+        texts += [answer.text for answer in writer.write(prompts, adapters=[adapter] * len(prompts), decoding=decoding)]
+        reporter.step("writing the answers", len(texts), len(rows))
+    return texts
 
 
 def _notes(

@@ -73,15 +73,15 @@ class Drop(Described):
         names = list(self.curve[0].scores)
         rows = [
             [
-                ", ".join(map(str, one.layers)) or "none",
-                f"{one.sites}",
-                f"{one.parameters:,}",
-                f"{one.scores[self.metric]} ({one.scores[self.metric].interval})",
-                *(str(one.scores[name]) for name in names if name != self.metric),
-                f"{one.idle.ratio:.2f}",
-                f"{one.without.ratio:.2f}",
+                ", ".join(map(str, point.layers)) or "none",
+                f"{point.sites}",
+                f"{point.parameters:,}",
+                f"{point.scores[self.metric]} ({point.scores[self.metric].interval})",
+                *(str(point.scores[name]) for name in names if name != self.metric),
+                f"{point.idle.ratio:.2f}",
+                f"{point.without.ratio:.2f}",
             ]
-            for one in self.curve
+            for point in self.curve
         ]
         words = [Metric(name).words for name in (self.metric, *(name for name in names if name != self.metric))]
         columns = ["dropped layers", "sites", "parameters", *words, "idle slots", "no slots"]
@@ -105,26 +105,26 @@ def time_dropped(
 
     One row, one thread, calls in turns. Raises `RequestError` if ONNX Runtime cannot compute such a row.
     """
-    inputs, found = sample(base.inputs, 1, tokens, base.lengths), []
+    inputs, latencies = sample(base.inputs, 1, tokens, base.lengths), []
     alone = open_session(base.path, threads=1), inputs
     for adapter in dropped:
-        with slots_call(base, whole, adapter, inputs) as idle, slots_call(base, adapter, adapter, inputs) as own:
-            seconds = times(alone, idle, own)
-        found.append((ratio(seconds, 1, 0), ratio(seconds, 2, 0)))
-    return found
+        with slots_call(base, whole, adapter, inputs) as idle, slots_call(base, adapter, adapter, inputs) as bare:
+            seconds = times(alone, idle, bare)
+        latencies.append((ratio(seconds, 1, 0), ratio(seconds, 2, 0)))
+    return latencies
 
 
 def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
     """Return clauses on the layers that can be dropped, and on the latency with and without idle slots."""
     whole, notes = curve[0].scores[metric.name].value, []
     if whole is not None and metric.more_is_better and metric.most == 1:
-        kept = [one for one in curve if (one.scores[metric.name].value or 0) >= whole - POINT]
-        most = max(kept, key=lambda one: len(one.layers))
+        candidates = [point for point in curve if (point.scores[metric.name].value or 0) >= whole - POINT]
+        most = max(candidates, key=lambda point: len(point.layers))
         lost = whole - (most.scores[metric.name].value or 0)
         change = f"{abs(lost) * 100:.1f} points {'less' if lost > 0 else 'more'}" if lost else "no loss"
         named = f"of the layers {', '.join(map(str, most.layers))}" if most.layers else "of no layer"
         notes.append(f"the adapters {named} can be dropped for at most 1 point of {metric.words}: {change}")
-    last = max(curve, key=lambda one: len(one.layers))
+    last = max(curve, key=lambda point: len(point.layers))
     notes.append(
         f"where the adapter of {len(last.layers)} layers is dropped, idle slots take {last.idle} times as long as the "
         f"base, and a graph without slots there {last.without}: bundles of the dropped adapter have none there"

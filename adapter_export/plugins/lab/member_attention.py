@@ -46,7 +46,7 @@ class Attention:
             role = "all sites" if name.layer is None else name.place
             roles.setdefault(role, []).append((name.block or site, weights))
         for role, lines in roles.items():
-            rows = [(layer, *("–" if one is None else f"{one:.3f}" for one in own)) for layer, own in lines]
+            rows = [(layer, *("–" if weight is None else f"{weight:.3f}" for weight in row)) for layer, row in lines]
             title = f"`{self.adapter}` at `{role}`: mean attention weight over {self.tokens:,} tokens"
             yield Table(("layer", *self.members), rows, title, "l" + "r" * len(self.members))
 
@@ -77,7 +77,11 @@ def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.n
     mixes = {site: mix for site, graph in graphs.items() if (mix := _mix(graph)) is not None}
     shown = {value.name for value in session.get_outputs()}
     read = {
-        site: {one: exposed(site, one) for one in (*graphs[site].inputs, *BORROWED) if exposed(site, one) in shown}
+        site: {
+            tensor: exposed(site, tensor)
+            for tensor in (*graphs[site].inputs, *BORROWED)
+            if exposed(site, tensor) in shown
+        }
         for site in mixes
     }
     masks = [record.name for record in bundle.manifest.inputs if record.role == "mask"]
@@ -86,31 +90,31 @@ def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.n
         outputs = run_session(
             session,
             {**arrays, **bundle.tensors(name)},
-            list({one for names in read.values() for one in names.values()}),
+            list({output for names in read.values() for output in names.values()}),
         )
         counted = arrays[masks[0]].ravel().astype(bool) if masks else None
         for site, mix in mixes.items():
-            values = {one: outputs[output] for one, output in read[site].items()}
+            values = {tensor: outputs[output] for tensor, output in read[site].items()}
             shares = _shares(adapter, site, graphs[site], mix, values)
-            kept = shares[:, counted] if counted is not None and len(counted) == shares.shape[1] else shares
-            totals[site] = totals[site] + kept.sum(1)
-            here = kept.shape[1]
+            real = shares[:, counted] if counted is not None and len(counted) == shares.shape[1] else shares
+            totals[site] = totals[site] + real.sum(1)
+            here = real.shape[1]
         tokens += here
     members, labels = _members(adapter, graphs, mixes)
     weights = {}
     for site, mix in mixes.items():
-        own = dict(zip(_labels(graphs[site], mix), (totals[site] / tokens).tolist(), strict=True))
-        weights[site] = tuple(own.get(label) for label in labels)
+        by_label = dict(zip(_labels(graphs[site], mix), (totals[site] / tokens).tolist(), strict=True))
+        weights[site] = tuple(by_label.get(label) for label in labels)
     return Attention(name, members, weights, tokens)
 
 
 def _shares(adapter: Adapter, site: str, graph: AdapterGraph, mix: Node, values: Mapping[str, np.ndarray]) -> Array:
     """Return the attention weights [members, tokens] of one text."""
-    own = adapter.parameters(site)
+    parameters = adapter.parameters(site)
     width = adapter.placements[site].widths["d"]
     read = {name: values[name] for name in graph.inputs}
-    found = values_of(graph, read, own | borrowed(graph, {**values, **own}, width))
-    shares = shares_of(tuple(found[score] for score in _scores(mix)), mix.attributes["temperature"])
+    computed = values_of(graph, read, parameters | borrowed(graph, {**values, **parameters}, width))
+    shares = shares_of(tuple(computed[score] for score in _scores(mix)), mix.attributes["temperature"])
     return shares.reshape(len(shares), -1)
 
 
@@ -147,7 +151,7 @@ def _members(
     """Return the names of the members with their labels: from the record, or else from all sites."""
     record = adapter.training.get(COMPOSITION)
     facts = record.get("members", ()) if isinstance(record, Mapping) else ()
-    names = tuple(str(one.get("name")) for one in facts if isinstance(one, Mapping))
-    there = dict.fromkeys(label for site, mix in mixes.items() for label in _labels(graphs[site], mix))
+    names = tuple(str(member.get("name")) for member in facts if isinstance(member, Mapping))
+    present = dict.fromkeys(label for site, mix in mixes.items() for label in _labels(graphs[site], mix))
     known = labels_of(names)
-    return (names, known) if set(there) <= set(known) else (tuple(there), tuple(there))
+    return (names, known) if set(present) <= set(known) else (tuple(present), tuple(present))

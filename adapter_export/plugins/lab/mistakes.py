@@ -132,8 +132,8 @@ class Lint(Described):
 
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
-        found = [one.rule for one in self.findings]
-        return {"adapter": self.adapter, "passed": self.passed, "findings": found, "skipped": len(self.skipped)}
+        rules = [finding.rule for finding in self.findings]
+        return {"adapter": self.adapter, "passed": self.passed, "findings": rules, "skipped": len(self.skipped)}
 
     @property
     def passed(self) -> bool:
@@ -155,7 +155,7 @@ class Lint(Described):
     def table(self) -> Table:
         """Return a row for each mistake."""
         columns = ("mistake", "where", "found", "in order", "why", "what to do")
-        rows = [tuple(value or "" for value in asdict(one).values()) for one in self.findings]
+        rows = [tuple(value or "" for value in asdict(finding).values()) for finding in self.findings]
         return Table(columns, rows, spare=("why", "in order"))
 
     def to_json(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _no_residual(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
             continue
         seen.add(name)
         zeroed = {parameter for node in projections for parameter in node.parameters.values()}
-        own = {key: array * (key not in zeroed) for key, array in adapter.parameters(site).items()}
+        weights = {key: array * (key not in zeroed) for key, array in adapter.parameters(site).items()}
         widths = adapter.placements[site].widths
         bound = bind_base_norm(graph, None)
         read = {
@@ -249,7 +249,7 @@ def _no_residual(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
         }
         if graph.replaces == "y" and {"h", "x"} <= read.keys():
             read["y"] = read["h"] + read["x"]  # as no norm is bound
-        result = values_of(bound, read, own | borrowed(bound, own, widths.get("d", 1)))[bound.result]
+        result = values_of(bound, read, weights | borrowed(bound, weights, widths.get("d", 1)))[bound.result]
         left = float(np.linalg.norm(result - read[graph.replaces]) / np.linalg.norm(read[graph.replaces]))
         if left > _ROUNDING:
             yield site, f"without its projections it changes `{graph.replaces}` by {left:.0%}", "by nothing"
@@ -271,12 +271,12 @@ def _products(adapter: Adapter) -> Iterator[tuple[str, Array, int]]:
     With QR factorisations of both, they are the singular values of `R_down · R_upᵀ` [b, b].
     """
     for site, graph in _graphs(adapter):
-        own = adapter.parameters(site)
+        weights = adapter.parameters(site)
         for up in graph.nodes:
             down = _down_of(graph, up)
             if down is None:
                 continue
-            first, second = (own[node.parameters["weight"]].astype(np.float64) for node in (down, up))
+            first, second = (weights[node.parameters["weight"]].astype(np.float64) for node in (down, up))
             left, right = (np.asarray(np.linalg.qr(matrix, mode="r")) for matrix in (first, second.T))
             yield site, np.linalg.svd(left @ right.T, compute_uv=False), first.shape[1]
 
@@ -324,8 +324,8 @@ def _outliers(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 
 def _other_base(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     if subject.base != subject.adapter.base:
-        found = subject.adapter.base
-        yield None, f"trained on {found[:19]}…", f"{str(subject.base)[:19]}…, the base that is given"
+        trained_on = subject.adapter.base
+        yield None, f"trained on {trained_on[:19]}…", f"{str(subject.base)[:19]}…, the base that is given"
 
 
 def _disturbs(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
@@ -342,14 +342,16 @@ def _dead_units(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
         if not rectified or any(node.op == "base_norm" for node in graph.nodes):
             continue
         width = adapter.placements[site].widths.get("d", 1)
-        own = adapter.parameters(site)
-        values = values_of(graph, {name: seen.read[name] for name in graph.inputs}, own | borrowed(graph, own, width))
+        weights = adapter.parameters(site)
+        values = values_of(
+            graph, {name: seen.read[name] for name in graph.inputs}, weights | borrowed(graph, weights, width)
+        )
         for node in rectified:
             units = values[node.output].reshape(-1, values[node.output].shape[-1])
             dead = int((units.max(0) <= 0).sum())
             if dead > _MOST_DEAD * units.shape[1]:
-                found = f"{dead} of {units.shape[1]} units are zero for all of {len(units):,} tokens"
-                yield site, found, f"at most {_MOST_DEAD:.0%} of them"
+                detail = f"{dead} of {units.shape[1]} units are zero for all of {len(units):,} tokens"
+                yield site, detail, f"at most {_MOST_DEAD:.0%} of them"
 
 
 def _lopsided(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
@@ -366,8 +368,8 @@ def _lopsided(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     for role in moved if len(moved) > 1 and changed > 0 else ():
         effect, price = moved[role] / changed, spent[role] / sum(spent.values())
         if effect < _LITTLE and price > _MUCH:
-            found = f"{price:.0%} of the parameters, {effect:.1%} of the adapter's change"
-            yield f"all sites of {role}", found, f"at least {_LITTLE:.0%} of it for more than {_MUCH:.0%} of them"
+            detail = f"{price:.0%} of the parameters, {effect:.1%} of the adapter's change"
+            yield f"all sites of {role}", detail, f"at least {_LITTLE:.0%} of it for more than {_MUCH:.0%} of them"
 
 
 RULES: Sequence[Rule] = (

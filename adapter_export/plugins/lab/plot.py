@@ -24,15 +24,17 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
     """
     figure = _figure(8, 3.2)
     shares: Mapping[str, Callable[[Choice], float | None]] = {
-        "parameters, % of the base": lambda one: 100 * one.parameter_share,
-        "multiply-accumulates, % of the base": lambda one: None if one.work_share is None else 100 * one.work_share,
-        "latency over the base": lambda one: None if one.latency is None else one.latency.ratio,
+        "parameters, % of the base": lambda choice: 100 * choice.parameter_share,
+        "multiply-accumulates, % of the base": lambda choice: (
+            None if choice.work_share is None else 100 * choice.work_share
+        ),
+        "latency over the base": lambda choice: None if choice.latency is None else choice.latency.ratio,
     }
-    drawn = {title: of for title, of in shares.items() if any(of(one) is not None for one in plan.choices)}
-    kinds = dict.fromkeys(one.kind for one in plan.choices)
+    drawn = {title: of for title, of in shares.items() if any(of(choice) is not None for choice in plan.choices)}
+    kinds = dict.fromkeys(choice.kind for choice in plan.choices)
     for axes, (title, of) in zip(np.atleast_1d(figure.subplots(1, len(drawn))), drawn.items(), strict=True):
         for kind in kinds:
-            points = [(one.bottleneck or 0, of(one)) for one in plan.choices if one.kind == kind]
+            points = [(choice.bottleneck or 0, of(choice)) for choice in plan.choices if choice.kind == kind]
             known = [(bottleneck, value) for bottleneck, value in points if value is not None]
             axes.plot(*zip(*known, strict=True), "o-", label=kind)
         axes.set_xscale("symlog", base=2)
@@ -42,7 +44,7 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
     _save(figure, path, force=force)
 
 
-def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
+def draw_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
     """Draw the scores over their costs: means with standard deviations, the Pareto fronts, and the best.
 
     Raises:
@@ -50,30 +52,30 @@ def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
     """
     figure = _figure(8, 3.6)
     words: Mapping[Cost, str] = {"parameters": "parameters of the adapter", "latency": "latency over the base"}
-    scored = [one for one in found.trials if one.mean is not None]
-    costs = [cost for cost in words if all(one.cost(cost) is not None for one in scored)]
+    scored = [trial for trial in sweep.trials if trial.mean is not None]
+    costs = [cost for cost in words if all(trial.cost(cost) is not None for trial in scored)]
     groups: dict[str, list[Trial]] = {}
-    for one in scored:
-        place = one.setting.placement
-        groups.setdefault(one.setting.kind if place is None else f"{one.setting.kind} at {place}", []).append(one)
+    for trial in scored:
+        place = trial.setting.placement
+        groups.setdefault(trial.setting.kind if place is None else f"{trial.setting.kind} at {place}", []).append(trial)
     for axes, cost in zip(np.atleast_1d(figure.subplots(1, len(costs), sharey=True)), costs, strict=True):
         for label, group in groups.items():
-            points = [(one.cost(cost), one.mean, one.spread or 0.0) for one in group]
+            points = [(trial.cost(cost), trial.mean, trial.spread or 0.0) for trial in group]
             prices, means, spreads = zip(*points, strict=True)
             axes.errorbar(prices, means, spreads, fmt="o", capsize=2, label=label)
-        front = sorted((one.cost(cost) or 0.0, one.mean) for one in scored if cost in one.front)
+        front = sorted((trial.cost(cost) or 0.0, trial.mean) for trial in scored if cost in trial.front)
         axes.plot(*zip(*front, strict=True), color="0.6", zorder=0, label="Pareto front")
-        axes.plot([found.best.cost(cost)], [found.best.mean], "*", color="black", markersize=11, zorder=5, label="best")
+        axes.plot([sweep.best.cost(cost)], [sweep.best.mean], "*", color="black", markersize=11, zorder=5, label="best")
         axes.set_xlabel(words[cost])
         if cost == "parameters":
             axes.set_xscale("log")
-    figure.axes[0].set_ylabel(f"{found.words}, validation")
+    figure.axes[0].set_ylabel(f"{sweep.words}, validation")
     figure.axes[-1].legend(frameon=False)
-    figure.suptitle(f"{found.data}, {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}")
+    figure.suptitle(f"{sweep.data}, {len(sweep.seeds)} seed{'s' if len(sweep.seeds) > 1 else ''}")
     _save(figure, path, force=force)
 
 
-def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
+def draw_drop(drop: Drop, path: Path, *, force: bool = False) -> None:
     """Draw the score with its interval, and the time over the base, over the number of dropped layers.
 
     Raises:
@@ -81,25 +83,29 @@ def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
     """
     figure = _figure(8, 3.2)
     scores, seconds = figure.subplots(1, 2, sharex=True)
-    places = [len(one.layers) for one in found.curve]
-    own = [one.scores[found.metric] for one in found.curve]
+    places = [len(point.layers) for point in drop.curve]
+    intervals = [point.scores[drop.metric] for point in drop.curve]
     low, middle, high = (
         [np.nan if value is None else value for value in each]
-        for each in ([one.low for one in own], [one.value for one in own], [one.high for one in own])
+        for each in (
+            [point.low for point in intervals],
+            [point.value for point in intervals],
+            [point.high for point in intervals],
+        )
     )
     scores.plot(places, middle, "o-")
     scores.fill_between(places, low, high, alpha=0.2, label="95 % interval")
-    scores.set_ylabel(Metric(found.metric).words)
+    scores.set_ylabel(Metric(drop.metric).words)
     scores.legend(frameon=False)
     for label in ("idle", "without"):
         name = "idle slots" if label == "idle" else "no slots there"
-        seconds.plot(places, [getattr(one, label).ratio for one in found.curve], "o-", label=name)
+        seconds.plot(places, [getattr(point, label).ratio for point in drop.curve], "o-", label=name)
     seconds.set_ylabel("latency over the base")
     seconds.legend(frameon=False)
     for axes in (scores, seconds):
         axes.set_xlabel("layers without adapter, from the bottom")
         axes.set_xticks(places)
-    figure.suptitle(f"{found.adapter}, {found.rows:,} rows")
+    figure.suptitle(f"{drop.adapter}, {drop.rows:,} rows")
     _save(figure, path, force=force)
 
 

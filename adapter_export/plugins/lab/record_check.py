@@ -92,31 +92,33 @@ def compare_with_training_record(
     if counted not in (None, len(rows)):
         counts = f"{counted:,} rows of this file, and {len(rows):,} are read here"
         return None, f"training record not compared: it was measured on {counts}"
-    asked, results = measured.rows.only(rows, measured.results)
-    judged = judge(asked, results)
-    found = _values(judged)
+    examples, results = measured.rows.only(rows, measured.results)
+    judged = judge(examples, results)
+    computed = _values(judged)
     scores = training[part]
-    recorded = {name: float(scores[name]) for name in found if isinstance(scores.get(name), int | float)}
+    recorded = {name: float(scores[name]) for name in computed if isinstance(scores.get(name), int | float)}
     if not recorded:
         return None, "training record not compared: it has none of these metrics"
-    drawn, uncertain = [found], np.zeros(len(asked.rows), bool)
+    drawn, uncertain = [computed], np.zeros(len(examples.rows), bool)
     for draw in range(_DRAWS):
-        moved = judge(asked, _moved(results, allowed, np.random.default_rng(draw)))
+        moved = judge(examples, _moved(results, allowed, np.random.default_rng(draw)))
         drawn.append(_values(moved))
         if not judged.numeric:
-            uncertain |= [one != other for one, other in zip(judged.answers, moved.answers, strict=True)]
+            uncertain |= [
+                answer != moved_answer for answer, moved_answer in zip(judged.answers, moved.answers, strict=True)
+            ]
     low, high = {}, {}
     for name in recorded:
         values = [each[name] for each in drawn if not math.isnan(each[name])]
-        low[name] = found[name] - 2 * (found[name] - min(values, default=math.nan)) - _SLACK
-        high[name] = found[name] + 2 * (max(values, default=math.nan) - found[name]) + _SLACK
+        low[name] = computed[name] - 2 * (computed[name] - min(values, default=math.nan)) - _SLACK
+        high[name] = computed[name] + 2 * (max(values, default=math.nan) - computed[name]) + _SLACK
     return RecordCheck(
         part,
         recorded,
-        {name: found[name] for name in recorded},
+        {name: computed[name] for name in recorded},
         low,
         high,
-        tuple(row.line for row, may in zip(asked.rows, uncertain, strict=True) if may),
+        tuple(row.line for row, may in zip(examples.rows, uncertain, strict=True) if may),
         all(low[name] <= value <= high[name] for name, value in recorded.items()),
     ), None
 
@@ -125,10 +127,10 @@ def _matching_part(training: Mapping[str, Any], data: EvalData) -> tuple[str | N
     """Return the part of the record that was measured on this file, or the reason why there is none."""
     sources = training.get("data")
     known = {part: sources.get(part) for part in _PARTS} if isinstance(sources, Mapping) else {}
-    files = {part: one for part, one in known.items() if isinstance(one, Mapping) and "sha256" in one}
-    part = next((part for part, one in files.items() if one["sha256"] == data.sha256), None)
+    files = {part: source for part, source in known.items() if isinstance(source, Mapping) and "sha256" in source}
+    part = next((part for part, source in files.items() if source["sha256"] == data.sha256), None)
     if part is None or not isinstance(training.get(part), Mapping):
-        named = ", ".join(f"`{one.get('file')}` ({part})" for part, one in files.items())
+        named = ", ".join(f"`{source.get('file')}` ({part})" for part, source in files.items())
         if named:
             return None, f"its scores were measured on {named}"
         return None, "it does not name the file of its scores"
@@ -138,7 +140,7 @@ def _matching_part(training: Mapping[str, Any], data: EvalData) -> tuple[str | N
 
 
 def _moved(results: Results, allowed: float, generator: np.random.Generator) -> Results:
-    return [[result + allowed * generator.choice((-1.0, 1.0), np.shape(result)) for result in own] for own in results]
+    return [[result + allowed * generator.choice((-1.0, 1.0), np.shape(result)) for result in row] for row in results]
 
 
 def _values(judged: Judged) -> dict[str, float]:

@@ -58,7 +58,7 @@ class SeenRows:
             rows=len(data.rows),
             training=None if learnt is None else learnt[0],
             validation=None if held_out is None else held_out[0],
-            estimated=any(found is not None and found[1] for found in (learnt, held_out)),
+            estimated=any(count is not None and count[1] for count in (learnt, held_out)),
         )
 
     @property
@@ -107,7 +107,7 @@ def _texts(rows: Sequence[LabelledRow]) -> Iterator[LabelledRow]:
 
 def _has_file(sources: Sequence[Mapping[str, Any]], part: Part, data: EvalData) -> bool:
     parts = (source.get(part) for source in sources)
-    return any(isinstance(one, Mapping) and one.get("sha256") == data.sha256 for one in parts)
+    return any(isinstance(entry, Mapping) and entry.get("sha256") == data.sha256 for entry in parts)
 
 
 def _count(
@@ -117,12 +117,12 @@ def _count(
 
     `None` if no record has digests, or none of these rows could be looked up.
     """
-    found = []
+    counts = []
     for source in sources:
-        own = source.get(part)
-        remembered = RememberedRows.from_json(own.get("row_digests")) if isinstance(own, Mapping) else None
+        entry = source.get(part)
+        remembered = RememberedRows.from_json(entry.get("row_digests")) if isinstance(entry, Mapping) else None
         if remembered is not None:
             hits, known = remembered.count(rows)
             if known:
-                found.append((round(hits / known * measured), known < len(rows)))
-    return max(found, default=None)
+                counts.append((round(hits / known * measured), known < len(rows)))
+    return max(counts, default=None)

@@ -112,23 +112,23 @@ def compared(
         training: the record of the run.
     """
     sides = [
-        Side(name, layers, parameters, 4 * parameters, score(own))
-        for name, own, (layers, parameters) in zip(("student", "teacher"), judged, costs, strict=False)
+        Side(name, layers, parameters, 4 * parameters, score(judgement))
+        for name, judgement, (layers, parameters) in zip(("student", "teacher"), judged, costs, strict=False)
     ]
     student, teacher = sides[0], sides[1] if len(sides) > 1 else None
     agreed = None if teacher is None or judged[0].numeric else _agreement(*judged)
     notes, first = [], judged[0].metrics[0].name
     if teacher is not None:
-        own, whole = (side.scores[first].value for side in (student, teacher))
-        if own is not None and whole and judged[0].metrics[0].more_is_better:
-            notes.append(f"the student has {own / whole:.1%} of its teacher's {judged[0].metrics[0].words}")
+        reached, whole = (side.scores[first].value for side in (student, teacher))
+        if reached is not None and whole and judged[0].metrics[0].more_is_better:
+            notes.append(f"the student has {reached / whole:.1%} of its teacher's {judged[0].metrics[0].words}")
     if agreed is not None:
         notes.append(f"both answer {agreed:.1%} of the rows alike")
     return Distillation(student, teacher, part, rows, agreed, None, None, None, training, tuple(notes))
 
 
 def _agreement(student: Judged, teacher: Judged) -> float:
-    return float(np.mean([one == other for one, other in zip(student.answers, teacher.answers, strict=True)]))
+    return float(np.mean([mine == theirs for mine, theirs in zip(student.answers, teacher.answers, strict=True)]))
 
 
 def timed(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, tokens: int) -> Distillation:
@@ -139,8 +139,8 @@ def timed(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, t
     """
     inputs = sample(base.inputs, 1, tokens, base.lengths)
     with slots_call(base, adapter, adapter, inputs) as slots:
-        found = times((open_session(graph, threads=1), inputs), (open_session(base.path, threads=1), inputs), slots)
-    speed, overhead = ratio(found, 2, 0), ratio(found, 2, 1)
+        seconds = times((open_session(graph, threads=1), inputs), (open_session(base.path, threads=1), inputs), slots)
+    speed, overhead = ratio(seconds, 2, 0), ratio(seconds, 2, 1)
     notes = [
         f"speed: {speed} times that of the teacher",
         f"latency of the graph with slots: {overhead} times that of its base",

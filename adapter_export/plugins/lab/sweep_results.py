@@ -129,7 +129,8 @@ class Trial:
     def of(cls, setting: Setting, runs: Sequence[Run], parameters: int) -> Trial:
         """Return the trial with the means of its trainings, if none failed."""
         scores, tests = (
-            [one for one in each if one is not None] for each in zip(*((r.score, r.test) for r in runs), strict=True)
+            [value for value in each if value is not None]
+            for each in zip(*((r.score, r.test) for r in runs), strict=True)
         )
         whole, tested = len(scores) == len(runs), len(tests) == len(runs)
         return cls(
@@ -183,39 +184,39 @@ class Sweep(Described):
         """Mark the Pareto fronts and choose the best; at least one trial must have a mean."""
         sign = 1 if metric.more_is_better else -1
 
-        def better(one: Trial) -> float:
-            return -math.inf if one.mean is None else sign * one.mean
+        def better(trial: Trial) -> float:
+            return -math.inf if trial.mean is None else sign * trial.mean
 
         fronts: dict[Cost, list[Trial]] = {}
         for cost in get_args(Cost):
             front = fronts[cost] = []
-            priced = [(price, -better(one), one) for one in trials if (price := one.cost(cost)) is not None]
-            for _, _, one in sorted(priced, key=lambda each: each[:2]):  # the cheapest first, each dearer one better
-                if one.mean is not None and (not front or better(one) > better(front[-1])):
-                    front.append(one)
+            priced = [(price, -better(trial), trial) for trial in trials if (price := trial.cost(cost)) is not None]
+            for _, _, trial in sorted(priced, key=lambda each: each[:2]):  # the cheapest first, each dearer one better
+                if trial.mean is not None and (not front or better(trial) > better(front[-1])):
+                    front.append(trial)
         marked = tuple(
-            replace(one, front=tuple(cost for cost, front in fronts.items() if one in front)) for one in trials
+            replace(trial, front=tuple(cost for cost, front in fronts.items() if trial in front)) for trial in trials
         )
-        best = max(marked, key=lambda one: (better(one), -one.parameters))
+        best = max(marked, key=lambda trial: (better(trial), -trial.parameters))
         chosen = max(best.runs, key=lambda run: sign * (run.score or 0.0))
         whose = (metric.name, metric.words, metric.more_is_better, tuple(seeds))
         return cls(data, *whose, marked, best, chosen.adapter)
 
     def table(self) -> Table:
         """Return a row for each trial: means and standard deviations over the seeds, `*` for the best one."""
-        place = any(one.setting.placement for one in self.trials)
-        tested = any(one.test is not None for one in self.trials)
-        timed = any(one.latency is not None for one in self.trials)
+        place = any(trial.setting.placement for trial in self.trials)
+        tested = any(trial.test is not None for trial in self.trials)
+        timed = any(trial.latency is not None for trial in self.trials)
         columns = ["kind", "width", *(["placement"] if place else []), "learning rate", self.words]
         columns += [*(["test"] if tested else []), "parameters", *(["latency"] if timed else []), "front"]
         rows = []
-        for one in self.trials:
-            setting = one.setting
+        for trial in self.trials:
+            setting = trial.setting
             row = [setting.kind, f"{setting.bottleneck or '–'}", *([setting.placement or "–"] if place else [])]
-            score = "failed" if one.mean is None else _with_spread(one.mean, one.spread)
-            row += [f"{setting.learning_rate:g}", f"{score} *" if one is self.best else f"{score}  "]
-            row += [_with_spread(one.test, one.test_spread)] if tested else []
-            row += [f"{one.parameters:,}", *([str(one.latency or "–")] if timed else []), ", ".join(one.front)]
+            score = "failed" if trial.mean is None else _with_spread(trial.mean, trial.spread)
+            row += [f"{setting.learning_rate:g}", f"{score} *" if trial is self.best else f"{score}  "]
+            row += [_with_spread(trial.test, trial.test_spread)] if tested else []
+            row += [f"{trial.parameters:,}", *([str(trial.latency or "–")] if timed else []), ", ".join(trial.front)]
             rows.append(row)
         numbers = "".join("l" if name in ("kind", "placement", "front") else "r" for name in columns)
         return Table(columns, rows, numbers=numbers)

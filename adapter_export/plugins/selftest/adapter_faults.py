@@ -40,7 +40,7 @@ def _filled(change: ArrayChange, *, rank: int | None = None, head: bool = False,
         if chosen is None:
             return None
         name, key, site = chosen
-        record = next(one for one in copy.manifest.adapters if one.name == name)
+        record = next(entry for entry in copy.manifest.adapters if entry.name == name)
         tensors = read_tensors(copy.folder / record.safetensors)
         array = np.ascontiguousarray(change(tensors[key].copy(), copy.rng), np.float32)
         if array.tobytes() == tensors[key].tobytes():
@@ -58,14 +58,14 @@ def _crossed(*kinds: str) -> Plant:
         records = copy.manifest.adapters
         if len(records) < 2:
             return None
-        one, other = (records[int(at)] for at in copy.rng.choice(len(records), 2, replace=False))
+        left, right = (records[int(at)] for at in copy.rng.choice(len(records), 2, replace=False))
         for kind in kinds:
-            first, second = (copy.change(getattr(record, kind)) for record in (one, other))
+            first, second = (copy.change(getattr(record, kind)) for record in (left, right))
             aside = first.with_name("aside")
             first.rename(aside)
             second.rename(first)
             aside.rename(second)
-        return [one.name, other.name]
+        return [left.name, right.name]
 
     return plant
 
@@ -75,8 +75,8 @@ def _site_idle(copy: Copy) -> list[Place] | None:
     if record is None:
         return None
     tensors = read_tensors(copy.folder / record.safetensors)
-    own = [s for s in copy.manifest.slots if s.site not in ("head", "shared") and tensors[s.name].shape != s.neutral]
-    site = copy.choose(sorted({slot.site for slot in own}))
+    slots = [s for s in copy.manifest.slots if s.site not in ("head", "shared") and tensors[s.name].shape != s.neutral]
+    site = copy.choose(sorted({slot.site for slot in slots}))
     if site is None:
         return None
     neutral = {
@@ -93,13 +93,13 @@ def _two_sites(copy: Copy) -> list[Place] | None:
     if record is None:
         return None
     tensors = read_tensors(copy.folder / record.safetensors)
-    alike = [(one, other, tensors[one.name], tensors[other.name]) for one, other in alike_slots(copy)]
+    alike = [(left, right, tensors[left.name], tensors[right.name]) for left, right in alike_slots(copy)]
     chosen = copy.choose([each for each in alike if each[2].shape == each[3].shape and (each[2] != each[3]).any()])
     if chosen is None:
         return None
-    one, other, first, second = chosen
-    copy.fill(record.name, {**tensors, one.name: second, other.name: first})
-    return [one.name, other.name, one.site, other.site]
+    left, right, first, second = chosen
+    copy.fill(record.name, {**tensors, left.name: second, right.name: first})
+    return [left.name, right.name, left.site, right.site]
 
 
 def _slot_missing(copy: Copy) -> list[Place] | None:
@@ -114,7 +114,7 @@ def _slot_missing(copy: Copy) -> list[Place] | None:
 
 def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
     """Change an adapter everywhere in the bundle, even source and golden vectors: only the user's copy is correct."""
-    record = copy.choose([one for one in copy.manifest.adapters if one.baked is None])
+    record = copy.choose([entry for entry in copy.manifest.adapters if entry.baked is None])
     if record is None:
         return None
     name, bundle = record.name, copy.opened()
@@ -129,16 +129,16 @@ def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
     if bank is not None and model is not None and name in bank.rows:
         for each in bank.tensors:
             if each.slot is not None:
-                held, own = values_of(model.graph.initializers[each.name]), tensors[each.slot]
+                held, tensor = values_of(model.graph.initializers[each.name]), tensors[each.slot]
                 row = bank.rows.index(name)
-                wide = [(0, most - size) for most, size in zip(held.shape[1:], own.shape, strict=True)]
-                held[row] = np.pad(own, wide)
+                wide = [(0, most - size) for most, size in zip(held.shape[1:], tensor.shape, strict=True)]
+                held[row] = np.pad(tensor, wide)
                 replace_values(model.graph.initializers[each.name], held)
         copy.keep(model, "bank")
     changed, golden = copy.opened(), bundle.golden(name)
     graph = Graph(changed, "slots", copy.manifest.graphs["slots"])
-    found = [graph.run(case.arrays, (name,) * case.batch) for case in golden.cases]
-    outputs = [{output: each[output] for output in golden.budgets} for each in map(golden.stored, found)]
+    runs = [graph.run(case.arrays, (name,) * case.batch) for case in golden.cases]
+    outputs = [{output: each[output] for output in golden.budgets} for each in map(golden.stored, runs)]
     copy.change(record.golden.path).unlink()
     write_golden(replace(golden, outputs=outputs), copy.folder, record.golden.path)
     return [name]

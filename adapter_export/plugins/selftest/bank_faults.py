@@ -27,7 +27,9 @@ def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Plant:
         bank, held = copy.manifest.bank, model.graph.initializers
         if bank is None or len(bank.rows) < 3:
             return None
-        able = [one.name for one in bank.tensors if one.slot is not None and values_of(held[one.name]).any()]
+        able = [
+            tensor.name for tensor in bank.tensors if tensor.slot is not None and values_of(held[tensor.name]).any()
+        ]
         for at in copy.rng.permutation(len(able)):
             array = values_of(held[able[int(at)]])
             busy = [row for row in range(1, len(array)) if array[row].any()]
@@ -47,16 +49,16 @@ def _one_row_for_all(copy: Copy, model: ir.Model) -> list[Place] | None:
     bank = copy.manifest.bank
     if bank is None:
         return None
-    value = next(one for one in model.graph.inputs if one.name == bank.ids)
+    value = next(candidate for candidate in model.graph.inputs if candidate.name == bank.ids)
     insert_after(value, ir.Node("", "Mul", [value, add_number(model, np.array(0, np.int64), "zero")]), model)
     return [bank.ids]
 
 
 def _unsaid_row_for_all(copy: Copy) -> Sequence[Place] | None:
-    found = in_graph(_one_row_for_all, "bank")(copy) if copy.manifest.batch_invariant else None
-    if found is not None:
+    places = in_graph(_one_row_for_all, "bank")(copy) if copy.manifest.batch_invariant else None
+    if places is not None:
         copy.claim(replace(copy.manifest, batch_invariant=False))
-    return found
+    return places
 
 
 BANK = kinds_of(

@@ -92,7 +92,7 @@ class Copy:
         """Write the tensors of an adapter to both of its files, or one of them, rounded to a precision."""
         stored = narrowed(tensors, precision)
         tensors = widened(stored)
-        record = next(one for one in self.manifest.adapters if one.name == name)
+        record = next(entry for entry in self.manifest.adapters if entry.name == name)
         for kind in files:
             path = self.change(record.safetensors if kind == "safetensors" else record.onnx_adapter)
             path.unlink()

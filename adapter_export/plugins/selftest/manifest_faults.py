@@ -16,11 +16,11 @@ from adapter_export.plugins.selftest.fault import Copy, Place, Plant, kinds_of
 
 def _said(change: Callable[[Copy, Manifest], tuple[Manifest, Sequence[Place]] | None]) -> Plant:
     def plant(copy: Copy) -> Sequence[Place] | None:
-        found = change(copy, copy.manifest)
-        if found is None or found[0] == copy.manifest:
+        changed = change(copy, copy.manifest)
+        if changed is None or changed[0] == copy.manifest:
             return None
-        copy.claim(found[0])
-        return found[1]
+        copy.claim(changed[0])
+        return changed[1]
 
     return plant
 
@@ -42,37 +42,48 @@ def _wide_of_adapter(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence
 
 
 def _labels(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
-    able = [(at, one, one.task) for at, one in enumerate(manifest.adapters) if one.task and len(one.task.labels) > 1]
+    able = [
+        (at, record, record.task)
+        for at, record in enumerate(manifest.adapters)
+        if record.task and len(record.task.labels) > 1
+    ]
     chosen = copy.choose(able)
     if chosen is None:
         return None
     at, record, task = chosen
-    one, two, *rest = task.labels
-    return _with_adapter(manifest, at, replace(record, task=replace(task, labels=(two, one, *rest)))), ["labels"]
+    first, second, *rest = task.labels
+    return _with_adapter(manifest, at, replace(record, task=replace(task, labels=(second, first, *rest)))), ["labels"]
 
 
 def _paths(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
     able = [at for at, site in enumerate(manifest.sites) if site.path is not None]
     if len(able) < 2:
         return None
-    one, two = (int(at) for at in copy.rng.choice(able, 2, replace=False))
+    first, second = (int(at) for at in copy.rng.choice(able, 2, replace=False))
     sites = list(manifest.sites)
-    sites[one], sites[two] = replace(sites[one], path=sites[two].path), replace(sites[two], path=sites[one].path)
-    return replace(manifest, sites=tuple(sites)), [sites[one].name, sites[two].name, "paths"]
+    sites[first], sites[second] = (
+        replace(sites[first], path=sites[second].path),
+        replace(sites[second], path=sites[first].path),
+    )
+    return replace(manifest, sites=tuple(sites)), [sites[first].name, sites[second].name, "paths"]
 
 
 def _longer(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
-    able = {axis: own for axis, own in manifest.lengths.items() if own.maximum is not None and not own.fixed}
+    able = {
+        axis: length for axis, length in manifest.lengths.items() if length.maximum is not None and not length.fixed
+    }
     if not able:
         return None
-    wider = {axis: replace(own, maximum=(own.maximum or 0) + own.multiple_of) for axis, own in able.items()}
+    wider = {axis: replace(length, maximum=(length.maximum or 0) + length.multiple_of) for axis, length in able.items()}
     return replace(manifest, lengths={**manifest.lengths, **wider}), list(able)
 
 
 def _shorter(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
-    able = {axis: own for axis, own in manifest.lengths.items() if own.maximum is not None and own.maximum > 2}
-    less = {axis: Lengths.of(own.minimum, (own.maximum or 0) // 2) for axis, own in able.items()}
-    known = {axis: own for axis, own in less.items() if own is not None}
+    able = {
+        axis: length for axis, length in manifest.lengths.items() if length.maximum is not None and length.maximum > 2
+    }
+    less = {axis: Lengths.of(length.minimum, (length.maximum or 0) // 2) for axis, length in able.items()}
+    known = {axis: length for axis, length in less.items() if length is not None}
     return (replace(manifest, lengths={**manifest.lengths, **known}), list(known)) if known else None
 
 
@@ -91,7 +102,7 @@ def _golden(change: Callable[[Weights, Copy], None]) -> Plant:
 def _one_case(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
     # recorded runs name golden cases, so drop them too
     golden = replace(manifest.golden, cases=manifest.golden.cases[:1], recorded={})
-    adapters = tuple(replace(one, golden=replace(one.golden, recorded={})) for one in manifest.adapters)
+    adapters = tuple(replace(record, golden=replace(record.golden, recorded={})) for record in manifest.adapters)
     return replace(manifest, golden=golden, adapters=adapters, recorded=None), ["golden", golden.path]
 
 

@@ -22,14 +22,14 @@ def _base_nodes(model: ir.Model, *types: str) -> list[ir.Node]:
 
 def _before(node: ir.Node) -> set[ir.Node]:
     """Return the nodes that a node depends on."""
-    found, todo = set[ir.Node](), [node]
+    ancestors, todo = set[ir.Node](), [node]
     while todo:
         for value in todo.pop().inputs:
             producer = None if value is None else value.producer()
-            if producer is not None and producer not in found:
-                found.add(producer)
+            if producer is not None and producer not in ancestors:
+                ancestors.add(producer)
                 todo.append(producer)
-    return found
+    return ancestors
 
 
 def insert_after(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
@@ -49,8 +49,8 @@ def insert_after(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
     if producer is not None:
         graph.insert_after(producer, new)
     else:
-        own = [other for other in graph if other in _before(new)]
-        graph.insert_after(own[-1], new) if own else graph.insert_before(graph[0], new)
+        ancestors = [other for other in graph if other in _before(new)]
+        graph.insert_after(ancestors[-1], new) if ancestors else graph.insert_before(graph[0], new)
 
 
 def add_number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
@@ -118,8 +118,13 @@ def _operands(node: ir.Node) -> list[ir.Value]:
 
 def _is_residual(node: ir.Node) -> bool:
     """Return whether a node adds two computed values of one shape."""
-    own = _operands(node)
-    return len(own) == 2 and own[0].shape is not None and own[0].shape == own[1].shape and len(own[0].shape) >= 2
+    operands = _operands(node)
+    return (
+        len(operands) == 2
+        and operands[0].shape is not None
+        and operands[0].shape == operands[1].shape
+        and len(operands[0].shape) >= 2
+    )
 
 
 def _identity_of(at: int) -> Callable[[ir.Model, ir.Node], bool]:
@@ -139,10 +144,14 @@ def _became_identity(node: ir.Node, of: ir.Value) -> bool:
 
 
 def _without_bias(_: ir.Model, node: ir.Node) -> bool:
-    own = _operands(node)
-    if len(own) != 1 or len(node.inputs) != 2 or not any(v is not None and v.is_initializer() for v in node.inputs):
+    operands = _operands(node)
+    if (
+        len(operands) != 1
+        or len(node.inputs) != 2
+        or not any(v is not None and v.is_initializer() for v in node.inputs)
+    ):
         return False
-    return _became_identity(node, own[0])
+    return _became_identity(node, operands[0])
 
 
 def skip_node(_: ir.Model, node: ir.Node) -> bool:
@@ -207,8 +216,8 @@ def _number_of_attention(model: ir.Model, node: ir.Node) -> bool:
     scalar = [v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.size == 1]
     if len(scalar) != 1 or scalar[0].const_value is None or scalar[0].const_value.dtype != ir.DataType.FLOAT:
         return False
-    own = add_number(model, np.asarray(values_of(scalar[0]) * np.float32(1.01)), "scale")
-    node.replace_input_with(list(node.inputs).index(scalar[0]), own)
+    scaled = add_number(model, np.asarray(values_of(scalar[0]) * np.float32(1.01)), "scale")
+    node.replace_input_with(list(node.inputs).index(scalar[0]), scaled)
     return True
 
 
@@ -216,7 +225,9 @@ def in_mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask")
     """Change the mask or the ids where the base first reads them."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
-        names = [one.name for one in copy.manifest.inputs if one.role == role and one.dtype in ("int64", "int32")]
+        names = [
+            record.name for record in copy.manifest.inputs if record.role == role and record.dtype in ("int64", "int32")
+        ]
         value = next((value for value in model.graph.inputs if value.name in names and value.uses()), None)
         if value is None:
             return None

@@ -36,15 +36,15 @@ def _off(*, layers: bool) -> Applied:
 
     def applied(bundle: OpenedBundle, name: str) -> list[_Partial]:
         separation = bundle.record(name).golden.separation
-        own, found = bundle.tensors(name), list[_Partial]()
+        tensors, partials = bundle.tensors(name), list[_Partial]()
         for fault in faults_of(bundle, name) if separation is not None else ():
-            wrong = {slot: tensor for slot, tensor in fault.tensors.items() if tensor is not own[slot]}
+            wrong = {slot: tensor for slot, tensor in fault.tensors.items() if tensor is not tensors[slot]}
             sites = list(dict.fromkeys(slot.site for slot in bundle.manifest.slots if slot.name in wrong))
             partial = fault.name.endswith(" off") and sites != [HEAD]
             known = separation is not None and fault.name not in separation.weak
             if partial and known and fault.name.startswith("layer ") == layers:
-                found.append(_Partial(name, wrong, [fault.name, *sites, name]))
-        return found
+                partials.append(_Partial(name, wrong, [fault.name, *sites, name]))
+        return partials
 
     return applied
 
@@ -54,18 +54,18 @@ def _of_another(bundle: OpenedBundle, name: str) -> list[_Partial]:
     if bundle.manifest.recorded is None:
         return []
     shown = {each.places[1] for each in _off(layers=False)(bundle, name)}
-    own, found = bundle.tensors(name), list[_Partial]()
+    tensors, partials = bundle.tensors(name), list[_Partial]()
     for other in (each for each in bundle.names if each not in (None, name)):
         theirs, neutral = bundle.tensors(other), bundle.tensors(None)
-        for slot in (one for one in bundle.manifest.slots if one.site in shown):
-            mine, its = own[slot.name], theirs[slot.name]
+        for slot in (candidate for candidate in bundle.manifest.slots if candidate.site in shown):
+            mine, its = tensors[slot.name], theirs[slot.name]
             if mine.ndim < 2 or any(np.array_equal(each, neutral[slot.name]) for each in (mine, its)):
                 continue
             fitted, common = np.zeros_like(mine), tuple(map(slice, map(min, mine.shape, its.shape)))
             fitted[common] = its[common]
             if not np.array_equal(mine, fitted):
-                found.append(_Partial(name, {slot.name: fitted}, [slot.name, slot.site, name]))
-    return found
+                partials.append(_Partial(name, {slot.name: fitted}, [slot.name, slot.site, name]))
+    return partials
 
 
 def _in_files(applied: Applied) -> Plant:
@@ -95,10 +95,10 @@ def _in_bank(applied: Applied) -> Plant:
         row = bank.rows.index(chosen.adapter)
 
         def change(slot: str, array: np.ndarray) -> None:
-            own = chosen.tensors.get(slot)
-            if own is not None:
-                wide = [(0, most - size) for most, size in zip(array.shape[1:], own.shape, strict=True)]
-                array[row] = np.pad(own, wide)
+            tensor = chosen.tensors.get(slot)
+            if tensor is not None:
+                wide = [(0, most - size) for most, size in zip(array.shape[1:], tensor.shape, strict=True)]
+                array[row] = np.pad(tensor, wide)
 
         _change_bank(copy, change)
         return chosen.places
@@ -109,7 +109,7 @@ def _in_bank(applied: Applied) -> Plant:
 def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
     """Change the tensors of the bank, by the names of their slots, in each graph with a bank."""
     bank = copy.manifest.bank
-    for variant in (one.name for one in VARIANTS.values() if one.by_row):
+    for variant in (spec.name for spec in VARIANTS.values() if spec.by_row):
         model = copy.graph(variant)
         if model is None or bank is None:
             continue

@@ -59,18 +59,18 @@ def self_test(
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         raise UsageError("unknown kind of fault", found=unknown[0], expected=", ".join(known))
-    plan, found, total = plan_check(folder_of(bundle, reporter), brief=True), [], len(kinds) or len(known)
+    plan, records, total = plan_check(folder_of(bundle, reporter), brief=True), [], len(kinds) or len(known)
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     with reference_sides(plan, model, None) as (reference, _):
-        for one in self_test(plan.bundle, reference, kinds, seed):
-            found.append(one)
-            reporter.step(f"{one.name}: {one.status}", len(found), total)
-    return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
+        for record in self_test(plan.bundle, reference, kinds, seed):
+            records.append(record)
+            reporter.step(f"{record.name}: {record.status}", len(records), total)
+    return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(records))
 
 
-def _show(found: SelfTest, screen: Screen) -> None:
-    screen.show(found.table())
-    for fault in found.faults:
+def _show(outcome: SelfTest, screen: Screen) -> None:
+    screen.show(outcome.table())
+    for fault in outcome.faults:
         if fault.status in ("missed", "without effect"):
             line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): {fault.detail}"
             screen.line((line, "bold red" if fault.status == "missed" else ""))

@@ -71,7 +71,7 @@ class SelfTest(Described):
     def to_json(self) -> dict[str, Any]:
         """Return the document of `schemas/self-test.schema.json`."""
         document = asdict(SelfTestReport(version=SELF_TEST_VERSION, **vars(self)))
-        return {**document, "faults": [{**one, "places": list(one["places"])} for one in document["faults"]]}
+        return {**document, "faults": [{**fault, "places": list(fault["places"])} for fault in document["faults"]]}
 
     def count(self, *statuses: FaultStatus) -> int:
         """Return the number of faults with one of these statuses."""
@@ -80,10 +80,10 @@ class SelfTest(Described):
     def table(self) -> Table:
         """Return a table with a row for each area and one for the total."""
         groups = {
-            area: [one for one in self.faults if one.area == area]
+            area: [fault for fault in self.faults if fault.area == area]
             for area in dict.fromkeys(f.area for f in self.faults)
         }
-        rows = [_counts(area, own) for area, own in groups.items()]
+        rows = [_counts(area, faults) for area, faults in groups.items()]
         columns = ("faults in", "planted", "found", "located", "missed", "without effect", "not applicable")
         return Table(columns, [*rows, _counts("all", self.faults)], numbers="lrrrrrr")
 
@@ -93,9 +93,9 @@ class SelfTest(Described):
 
 def _counts(area: str, faults: Sequence[FaultRecord]) -> tuple[object, ...]:
     by = Counter(fault.status for fault in faults)
-    found = by["located"] + by["found"]
-    planted = found + by["missed"] + by["without effect"]
-    return area, planted, found, by["located"], by["missed"], by["without effect"], by["not applicable"]
+    detected = by["located"] + by["found"]
+    planted = detected + by["missed"] + by["without effect"]
+    return area, planted, detected, by["located"], by["missed"], by["without effect"], by["not applicable"]
 
 
 def self_test(
@@ -114,7 +114,7 @@ def self_test(
         source = reference.source  # shared by all faults, because an export is slow
         reference = replace(reference, source=Source(source.origin, cache(source.again)))
     plan = _few(plan_check(bundle, brief=True))
-    computed = [one for one in context_of(plan, reference).expected if one.against == "reference"]
+    computed = [golden for golden in context_of(plan, reference).expected if golden.against == "reference"]
     prove(plan, reference, computed=computed).raise_for_failure()
     with temporary_folder() as folder:
         copy = Copy(bundle, folder)
@@ -137,7 +137,7 @@ def _outcome(
     def record(status: FaultStatus, places: Sequence[str] = (), detail: str = "") -> FaultRecord:
         return FaultRecord(fault.name, fault.area, status, tuple(filter(None, places)), detail[:_SHOWN])
 
-    own = {name: bundle.source(name) for name in bundle.names if name is not None}  # the user's adapters
+    sources = {name: bundle.source(name) for name in bundle.names if name is not None}  # the user's adapters
     places = fault.plant(copy)
     if places is None:
         return record("not applicable")
@@ -149,19 +149,19 @@ def _outcome(
         return record("found" if located is None else "located", places, located or seen[0])
     # each stage is a subset of the whole check; faults in computation must show when a graph runs
     looks: list[Callable[[], list[str]]] = [
-        lambda: _said_of_bits(copy, reference, own),
+        lambda: _said_of_bits(copy, reference, sources),
         lambda: _said_of_few(copy, reference, computed, plan, fault.area),
     ]
     looks = looks[::-1] if fault.area in _OF_GRAPH else looks
-    said: list[str] = []
-    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, given=own))))
+    lines: list[str] = []
+    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, given=sources))))
     for look in looks:
-        said = [*look(), *said]
-        located = next((line for line in said if any(_names(line, place) for place in places)), None)
+        lines = [*look(), *lines]
+        located = next((line for line in lines if any(_names(line, place) for place in places)), None)
         if located is not None:
             return record("located", places, located)
-    if said:
-        return record("found", places, said[0])
+    if lines:
+        return record("found", places, lines[0])
     unlike = "" if fault.area in ("manifest", "texts", "batches") else _differs(bundle, copy, plan)
     same = "every output of every graph is bit-identical"
     return record("missed", places, unlike) if unlike is not None else record("without effect", places, same)
@@ -179,16 +179,16 @@ def _said(lines: Callable[[], Iterable[str]]) -> list[str]:
         return [" ".join(str(error).split())]
 
 
-def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Adapter]) -> list[str]:
+def _said_of_bits(copy: Copy, reference: Reference | None, sources: Mapping[str, Adapter]) -> list[str]:
     """Verify files, the manifest, slots and constants, without running a graph."""
 
     def lines() -> Iterator[str]:
         plan = plan_check(copy.opened(), quick=True)
         findings = [*plan.files, *check_manifest(plan.bundle, {}, quick=True)]
-        findings += check_slots(plan.bundle, plan.adapters, own)
+        findings += check_slots(plan.bundle, plan.adapters, sources)
         if reference is not None and reference.source is not None:
             findings += check_tensors(plan.bundle, reference.source, plan.variants, brief=True)
-        yield from (_line(found) for found in findings if not found.passed)
+        yield from (_line(finding) for finding in findings if not finding.passed)
 
     return _said(lines)
 
@@ -199,27 +199,27 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
     Recorded runs show any changed bit, but only on a machine that rounds like the build's: they are used if `recorded`.
     """
     manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
-    opened, said = OpenedBundle(Bundle(copy.folder, manifest, verified=False)), list[str]()
-    of_adapters = {path for one in manifest.adapters for path in (one.safetensors, one.onnx_adapter)}
+    opened, shown = OpenedBundle(Bundle(copy.folder, manifest, verified=False)), list[str]()
+    of_adapters = {path for record in manifest.adapters for path in (record.safetensors, record.onnx_adapter)}
     for variant in VARIANT_NAMES:
-        own = set(opened.files_of(variant))
-        if not own or not copy.changed & (of_adapters if variant in ("slots", "inputs") else own):
+        files = set(opened.files_of(variant))
+        if not files or not copy.changed & (of_adapters if variant in ("slots", "inputs") else files):
             continue
         # a recorded run counts only if the base rounds as recorded, and baked graphs cannot run the base
         ran: Sequence[VariantName] = ("slots", variant) if recorded and variant == "baked" else (variant,)
         plan = plan_check(opened, quick=True, variants=ran)
         report = prove(replace(plan, files=()), None)  # without `files`, which compares files with one another
-        found = list(
+        lines = list(
             _lines(replace(report, findings=tuple(each for each in report.findings if each.check not in _OF_FILES)))
         )
-        if not found:
-            apart = next((one.detail for one in report.findings if one.check == NOT_COMPARED), None)
-            return said, ("missed", f"not shown by golden data in `{variant}`") if apart is None else (
+        if not lines:
+            apart = next((finding.detail for finding in report.findings if finding.check == NOT_COMPARED), None)
+            return shown, ("missed", f"not shown by golden data in `{variant}`") if apart is None else (
                 "not applicable",
                 f"recorded runs are not comparable here: {apart}",
             )
-        said += found
-    return said, None
+        shown += lines
+    return shown, None
 
 
 def _said_of_few(
@@ -231,8 +231,8 @@ def _said_of_few(
 
     def lines() -> Iterator[str]:
         opened = copy.opened()
-        there = [one for one in variants if opened.files_of(one)]
-        plan = _few(plan_check(opened, brief=True, variants=there, only=only))
+        present = [variant for variant in variants if opened.files_of(variant)]
+        plan = _few(plan_check(opened, brief=True, variants=present, only=only))
         same = [case.name for case in plan.cases] == [case.name for case in like.cases]
         known = [
             golden
@@ -258,15 +258,15 @@ def _lines(report: Report) -> Iterator[str]:
         if culprit is not None:
             yield f"culprit {culprit.name}, {failure.adapter}: {'; '.join(culprit.faults)}"
         yield f"{failure.adapter}, {failure.case}, {failure.output}: {'; '.join(failure.faults)}"
-    wrong = [found for found in report.findings if not found.passed]
-    yield from (_line(found) for found in sorted(wrong, key=lambda found: found.id == "shape/matrix"))
+    wrong = [finding for finding in report.findings if not finding.passed]
+    yield from (_line(finding) for finding in sorted(wrong, key=lambda finding: finding.id == "shape/matrix"))
     for result in (*report.outputs, *report.sites):
         if not result.passed:
             yield f"{result.place}: {'; '.join(result.faults)}"
 
 
-def _line(found: Finding) -> str:
-    return f"{found.id} {found.where}: {found.detail}"
+def _line(finding: Finding) -> str:
+    return f"{finding.id} {finding.where}: {finding.detail}"
 
 
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
@@ -274,14 +274,14 @@ def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
     other = copy.opened()
     for variant in VARIANT_NAMES:
         for file in bundle.files_of(variant):
-            one, two = Graph(bundle, variant, file), Graph(other, variant, file)
+            original, faulty = Graph(bundle, variant, file), Graph(other, variant, file)
             for name in plan.names:
-                if name not in one.adapters:
+                if name not in original.adapters:
                     continue
                 for case in (*plan.cases, *bundle.golden(name).cases, *(_words(bundle) if name is None else ())):
                     chosen = (name,) * case.batch
                     try:
-                        first, second = one.run(case.arrays, chosen), two.run(case.arrays, chosen)
+                        first, second = original.run(case.arrays, chosen), faulty.run(case.arrays, chosen)
                     except RequestError as error:
                         return str(error)
                     for output in first.keys() | second.keys():
@@ -292,5 +292,5 @@ def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
 
 def _words(bundle: OpenedBundle) -> Iterator[Case]:
     manifest = bundle.manifest
-    for made in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
-        yield case_of(made.name, made.arrays, manifest.inputs)
+    for case in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
+        yield case_of(case.name, case.arrays, manifest.inputs)

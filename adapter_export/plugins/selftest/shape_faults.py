@@ -13,16 +13,24 @@ def _of_shape(condition: str) -> Plant:
     """Plant a fault at the shapes that satisfy `condition`, one of those of `off_where`."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
-        record = next((one for one in copy.manifest.inputs if one.role in ("ids", "mask") and len(one.axes) == 2), None)
-        outputs = {one.name for one in copy.manifest.base_outputs if one.dtype == "float32"}
-        mask = next((one.name for one in copy.manifest.inputs if one.role == "mask" and len(one.axes) == 2), None)
+        record = next(
+            (entry for entry in copy.manifest.inputs if entry.role in ("ids", "mask") and len(entry.axes) == 2), None
+        )
+        outputs = {output.name for output in copy.manifest.base_outputs if output.dtype == "float32"}
+        mask = next(
+            (entry.name for entry in copy.manifest.inputs if entry.role == "mask" and len(entry.axes) == 2), None
+        )
         if record is None or not outputs or (condition == "left" and mask is None):
             return None
         axis = record.axes[0 if condition in _OF_ROWS else 1]
         if not isinstance(axis, str):  # of fixed length
             return None
-        value = next(one for one in model.graph.outputs if one.name in outputs)
-        source = next(one for one in model.graph.inputs if one.name == (mask if condition == "left" else record.name))
+        value = next(candidate for candidate in model.graph.outputs if candidate.name in outputs)
+        source = next(
+            candidate
+            for candidate in model.graph.inputs
+            if candidate.name == (mask if condition == "left" else record.name)
+        )
         producer = value.producer()
         off_where(model, value, source, condition)
         smallest = {"even": 2, "long": 65, "rows": 4, "one": 1, "alone": 1}.get(condition)
@@ -73,9 +81,9 @@ def _long_masked(model: ir.Model, value: ir.Value) -> ir.Node:
     ends = [add_number(model, np.array(number, np.int64), name) for number, name in ((0, "first"), (1, "step"))]
     places = ir.Node("", "Range", [ends[0], size.outputs[0], ends[1]])
     seen = ir.Node("", "Less", [places.outputs[0], add_number(model, np.array(65, np.int64), "most")])
-    kept = ir.Node("", "Cast", [seen.outputs[0]], [ir.AttrInt64("to", value.dtype or ir.DataType.INT64)])
-    model.graph.insert_before(model.graph[0], [shape, size, places, seen, kept])
-    return ir.Node("", "Mul", [value, kept.outputs[0]])
+    mask = ir.Node("", "Cast", [seen.outputs[0]], [ir.AttrInt64("to", value.dtype or ir.DataType.INT64)])
+    model.graph.insert_before(model.graph[0], [shape, size, places, seen, mask])
+    return ir.Node("", "Mul", [value, mask.outputs[0]])
 
 
 SHAPES = kinds_of(

@@ -34,18 +34,18 @@ def _skip_site(copy: Copy, model: ir.Model) -> list[Place] | None:
     site, at = chosen
     values = {value.name: value for node in model.graph for value in node.outputs}
     values |= {value.name: value for value in model.graph.inputs}
-    old, kept = values[shown[site][result_of(at)]], values[shown[site][at]]
+    old, new = values[shown[site][result_of(at)]], values[shown[site][at]]
     for node, index in list(old.uses()):
-        node.replace_input_with(index, kept)
+        node.replace_input_with(index, new)
     return None if old.is_graph_output() else [site]
 
 
 def alike_slots(copy: Copy) -> list[tuple[SlotRecord, SlotRecord]]:
     """Return pairs of slots with the same shape and purpose, at two sites."""
     return [
-        (one, other)
-        for one, other in combinations(copy.manifest.slots, 2)
-        if one.axes == other.axes and one.neutral == other.neutral and one.site != other.site
+        (first, second)
+        for first, second in combinations(copy.manifest.slots, 2)
+        if first.axes == second.axes and first.neutral == second.neutral and first.site != second.site
     ]
 
 
@@ -54,12 +54,12 @@ def _exchange_slots(copy: Copy, model: ir.Model) -> list[Place] | None:
     if pair is None:
         return None
     values = {value.name: value for value in model.graph.inputs}
-    one, other = (values[slot.name] for slot in pair)
-    first, second = list(one.uses()), list(other.uses())
+    left, right = (values[slot.name] for slot in pair)
+    first, second = list(left.uses()), list(right.uses())
     for node, index in first:
-        node.replace_input_with(index, other)
+        node.replace_input_with(index, right)
     for node, index in second:
-        node.replace_input_with(index, one)
+        node.replace_input_with(index, left)
     return [*(slot.name for slot in pair), *(slot.site for slot in pair)]
 
 
@@ -68,25 +68,25 @@ def _slot_value(change: Callable[[ir.Model, ir.Value], ir.Node | None]) -> Plant
         slot = copy.choose(_busy_slots(copy))
         if slot is None:
             return None
-        value = next(one for one in model.graph.inputs if one.name == slot)
+        value = next(candidate for candidate in model.graph.inputs if candidate.name == slot)
         node = change(model, value)
         if node is not None:
             insert_after(value, node, model)
-        return [slot, next(one.site for one in copy.manifest.slots if one.name == slot)]
+        return [slot, next(entry.site for entry in copy.manifest.slots if entry.name == slot)]
 
     return in_graph(changed)
 
 
 def _busy_slots(copy: Copy) -> list[str]:
     """Return slots that an adapter fills with values that have an effect."""
-    found: dict[str, None] = {}
+    busy: dict[str, None] = {}
     for record in copy.manifest.adapters:
         tensors = read_tensors(copy.folder / record.safetensors)
         for slot in copy.manifest.slots:
             tensor = tensors[slot.name]
             if tensor.size > 1 and (tensor != slot.neutral_value).any():
-                found[slot.name] = None
-    return list(found)
+                busy[slot.name] = None
+    return list(busy)
 
 
 def _default(_: ir.Model, value: ir.Value) -> None:
@@ -101,11 +101,11 @@ def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Plant:
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         sites = {slot.site for slot in copy.manifest.slots} - {"head", "shared"}
-        own = [
+        nodes = [
             node for node in model.graph if node.op_type in types and node.metadata_props.get(NODE_SITE_KEY) in sites
         ]
-        for at in copy.rng.permutation(len(own)):
-            node = own[int(at)]
+        for at in copy.rng.permutation(len(nodes)):
+            node = nodes[int(at)]
             site = node.metadata_props[NODE_SITE_KEY]
             if change(model, node):
                 return [site, node.outputs[0].name or ""]

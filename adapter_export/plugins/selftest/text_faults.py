@@ -29,8 +29,8 @@ def _two_words(document: dict[str, object], copy: Copy) -> bool:
     words = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(words, dict) or len(words) < 20:
         return False
-    one, two = (str(word) for word in copy.rng.choice(sorted(words)[-len(words) // 2 :], 2, replace=False))
-    words[one], words[two] = words[two], words[one]
+    first, second = (str(word) for word in copy.rng.choice(sorted(words)[-len(words) // 2 :], 2, replace=False))
+    words[first], words[second] = words[second], words[first]
     return True
 
 
@@ -84,16 +84,18 @@ def _name(row: Mapping[str, object]) -> Place:
 
 
 def _two_answers(rows: list[dict[str, object]], copy: Copy) -> Sequence[Place] | None:
-    pair = copy.choose([(one, other) for one, other in combinations(rows, 2) if one["answer"] != other["answer"]])
+    pair = copy.choose(
+        [(first, second) for first, second in combinations(rows, 2) if first["answer"] != second["answer"]]
+    )
     if pair is None:
         return None
-    one, other = pair
-    one["answer"], other["answer"] = other["answer"], one["answer"]
-    return [_name(one), _name(other)]
+    first, second = pair
+    first["answer"], second["answer"] = second["answer"], first["answer"]
+    return [_name(first), _name(second)]
 
 
 def _another_adapter(rows: list[dict[str, object]], copy: Copy) -> Sequence[Place] | None:
-    pair = copy.choose([(one, other) for one in rows for other in rows if one["adapter"] != other["adapter"]])
+    pair = copy.choose([(first, second) for first in rows for second in rows if first["adapter"] != second["adapter"]])
     if pair is None:
         return None
     pair[0]["adapter"] = pair[1]["adapter"]

@@ -16,7 +16,7 @@ ArrayChange = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 def weights_of(model: ir.Model, *, rank: int | None = None, square: bool = False) -> list[ir.Value]:
     """Return the float weights of the base with more than one element, without slots."""
     inputs = set(model.graph.inputs)
-    found = []
+    weights = []
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if value in inputs or tensor is None or not value.uses():
@@ -25,8 +25,8 @@ def weights_of(model: ir.Model, *, rank: int | None = None, square: bool = False
             continue
         shape = tuple(tensor.shape.numpy())
         if (rank is None or len(shape) == rank) and (not square or (len(shape) == 2 and shape[0] == shape[1])):
-            found.append(value)
-    return found
+            weights.append(value)
+    return weights
 
 
 def values_of(value: ir.Value) -> np.ndarray:
@@ -44,8 +44,8 @@ def replace_values(value: ir.Value, array: np.ndarray) -> None:
 
 def _tables(model: ir.Model) -> list[ir.Value]:
     """Return the word and position tables, the longest first."""
-    found = [value for value in weights_of(model, rank=2) if any(node.op_type == "Gather" for node, _ in value.uses())]
-    return sorted(found, key=lambda value: -len(values_of(value)))
+    tables = [value for value in weights_of(model, rank=2) if any(node.op_type == "Gather" for node, _ in value.uses())]
+    return sorted(tables, key=lambda value: -len(values_of(value)))
 
 
 def in_weight(change: ArrayChange, *, rank: int | None = None, square: bool = False, variant: str = "slots") -> Plant:
@@ -53,7 +53,7 @@ def in_weight(change: ArrayChange, *, rank: int | None = None, square: bool = Fa
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         tables = _tables(model)
-        able = [one for one in weights_of(model, rank=rank, square=square) if one not in tables]
+        able = [weight for weight in weights_of(model, rank=rank, square=square) if weight not in tables]
         for at in copy.rng.permutation(len(able)):
             before = values_of(able[int(at)])
             after = change(before.copy(), copy.rng).astype(np.float32)
@@ -98,9 +98,9 @@ def next_number(number: np.float32) -> np.float32:
 
 def exchange(array: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
     """Swap two positions of an array along an axis."""
-    one, other = rng.choice(array.shape[axis], 2, replace=False)
+    first, second = rng.choice(array.shape[axis], 2, replace=False)
     order = np.arange(array.shape[axis])
-    order[[one, other]] = order[[other, one]]
+    order[[first, second]] = order[[second, first]]
     return np.take(array, order, axis)
 
 
@@ -124,37 +124,42 @@ def _two_constants(copy: Copy, model: ir.Model) -> list[Place] | None:
         groups.setdefault(values_of(value).shape, []).append(value)
     pair = copy.choose(
         [
-            (one, other)
+            (left, right)
             for group in groups.values()
-            for one, other in combinations(group, 2)
-            if values_of(one).tobytes() != values_of(other).tobytes()
+            for left, right in combinations(group, 2)
+            if values_of(left).tobytes() != values_of(right).tobytes()
         ]
     )
     if pair is None:
         return None
-    one, other = pair
-    first, second = values_of(one), values_of(other)
-    replace_values(one, second)
-    replace_values(other, first)
-    return [one.name or "", other.name or ""]
+    left, right = pair
+    first, second = values_of(left), values_of(right)
+    replace_values(left, second)
+    replace_values(right, first)
+    return [left.name or "", right.name or ""]
 
 
 def _of_norm(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Plant:
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         norms = [
-            (node, own)
+            (node, parameters)
             for node in model.graph
             if node.op_type == "LayerNormalization"
-            and len(own := [one for one in node.inputs[1:3] if one is not None and one.const_value is not None]) == 2
+            and len(
+                parameters := [
+                    value for value in node.inputs[1:3] if value is not None and value.const_value is not None
+                ]
+            )
+            == 2
         ]
         for at in copy.rng.permutation(len(norms)):
-            node, own = norms[int(at)]
-            before = values_of(own[0]), values_of(own[1])
+            node, parameters = norms[int(at)]
+            before = values_of(parameters[0]), values_of(parameters[1])
             after = [array.astype(np.float32) for array in change(*before)]
-            if any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True)):
-                for value, array in zip(own, after, strict=True):
+            if any(old.tobytes() != new.tobytes() for old, new in zip(before, after, strict=True)):
+                for value, array in zip(parameters, after, strict=True):
                     replace_values(value, array)
-                return [*(value.name or "" for value in own), node.name or ""]
+                return [*(value.name or "" for value in parameters), node.name or ""]
         return None
 
     return in_graph(changed)

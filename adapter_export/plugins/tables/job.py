@@ -165,15 +165,15 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
 
 def _state(path: Path) -> tuple[int, int]:
     with open_regular(path) as file:
-        found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+        status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, int]]]:
     """Return the state of a file, its SHA-256, and the offset and line of every `rows`-th row and of the end."""
     digest, marks, at, number, row = hashlib.sha256(), list[tuple[int, int]](), 0, 0, 0
     with open_regular(path) as file:
-        found = os.fstat(file.fileno())
+        status = os.fstat(file.fileno())
         try:
             empty = None
             for line in file:
@@ -190,7 +190,7 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
                 at, number = at + len(line), number + 1
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
-    return (found.st_size, found.st_mtime_ns), digest.hexdigest(), [*marks, (at, number + 1)]
+    return (status.st_size, status.st_mtime_ns), digest.hexdigest(), [*marks, (at, number + 1)]
 
 
 @dataclass(frozen=True)

@@ -46,32 +46,32 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
 
 def task_of(manifest: Manifest, name: str, folder: Path) -> Task:
     """Return an adapter's task from its bundle's manifest; raise `RequestError` if it has no task."""
-    (record,) = (one for one in manifest.adapters if one.name == name)
+    (record,) = (entry for entry in manifest.adapters if entry.name == name)
     if record.task is None:
         raise _no_task(f"{folder}, adapter `{name}`", has_head=record.output is not None)
     return record.task
 
 
-def located(one: Bundle | Base | Adapter | Address, reporter: Reporter) -> Bundle | Base | Adapter | Address:
+def located(contestant: Bundle | Base | Adapter | Address, reporter: Reporter) -> Bundle | Base | Adapter | Address:
     """Fetch a reference or Hub id and return its local path; return any other contestant unchanged."""
-    return locate(one, "any", reporter).path if isinstance(one, str | Path) else one
+    return locate(contestant, "any", reporter).path if isinstance(contestant, str | Path) else contestant
 
 
-def task_before_opening(given: Sequence[Bundle | Base | Adapter | Address], only: Sequence[str]) -> Task | None:
+def task_before_opening(contestants: Sequence[Bundle | Base | Adapter | Address], only: Sequence[str]) -> Task | None:
     """Return the task of the first bundle or adapter, read from its files without opening it.
 
     `None` if all contestants are models. Contestants with other tasks are refused once they are opened.
     """
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
 
-    for path in (Path(one) for one in given if isinstance(one, str | Path)):
-        found: list[tuple[str, Task | None]] = []
+    for path in (Path(contestant) for contestant in contestants if isinstance(contestant, str | Path)):
+        tasks: list[tuple[str, Task | None]] = []
         if (path / MANIFEST_FILE).is_file():
-            found = [(each.name, each.task) for each in read_manifest(path).adapters]
+            tasks = [(each.name, each.task) for each in read_manifest(path).adapters]
         elif (path / "adapter_graph.json").is_file():
             adapter = load_adapter(path)
-            found = [(adapter.name, adapter.task)]
-        task = next((task for name, task in found if task is not None and (not only or name in only)), None)
+            tasks = [(adapter.name, adapter.task)]
+        task = next((task for name, task in tasks if task is not None and (not only or name in only)), None)
         if task is not None:
             return task
     return None
@@ -141,7 +141,7 @@ class Contestants:
     def __post_init__(self) -> None:
         known_precisions(self.precisions)
 
-    def open(self, given: Sequence[Bundle | Base | Adapter | Address]) -> list[Contestant]:
+    def open(self, contestants: Sequence[Bundle | Base | Adapter | Address]) -> list[Contestant]:
         """Open contestants in argument order, each under a unique name.
 
         Raises:
@@ -152,34 +152,36 @@ class Contestants:
         from adapter_export.graph.adapter import Adapter
         from adapter_export.runtime.bundle import Bundle
 
-        _check_given_once(given)
+        _check_given_once(contestants)
         bundles: dict[int, OpenedBundle] = {}
         adapters: dict[int, tuple[Adapter, Path | None]] = {}
         models: dict[int, Base] = {}
-        for at, one in enumerate(given):
-            path = Path(one) if isinstance(one, str | Path) else None
-            if isinstance(one, Bundle) or (path is not None and (path / "manifest.json").is_file()):
-                bundles[at] = OpenedBundle.open(one.folder if isinstance(one, Bundle) else cast(Path, path))
-            elif isinstance(one, Adapter):
-                adapters[at] = one, None
+        for at, contestant in enumerate(contestants):
+            path = Path(contestant) if isinstance(contestant, str | Path) else None
+            if isinstance(contestant, Bundle) or (path is not None and (path / "manifest.json").is_file()):
+                bundles[at] = OpenedBundle.open(
+                    contestant.folder if isinstance(contestant, Bundle) else cast(Path, path)
+                )
+            elif isinstance(contestant, Adapter):
+                adapters[at] = contestant, None
             elif path is not None and self._is_adapter(path):
-                adapters[at] = load_adapter(str(one), near=None if self.base is None else self.base.path), path
+                adapters[at] = load_adapter(str(contestant), near=None if self.base is None else self.base.path), path
             else:
-                models[at] = open_base(one)
+                models[at] = open_base(contestant)
         heads = {at: _base_head(base) for at, base in models.items()}
         taking = {at: list(self._answering(bundle)) for at, bundle in bundles.items()}
         self._check_enough(
             [name for names in taking.values() for name in names],
             [*(adapter.name for adapter, _ in adapters.values()), *heads.values()],
         )
-        found = [
-            _Place(at, one, bundle.folder)
+        places = [
+            _Place(at, contestant, bundle.folder)
             for at, bundle in bundles.items()
-            for one in contestants_of(bundle, taking[at], str(bundle.folder))
+            for contestant in contestants_of(bundle, taking[at], str(bundle.folder))
         ]
-        found += [one for at, base in models.items() if self._takes(heads[at]) for one in self._of_model(at, base)]
-        found += self._of_adapters({at: pair for at, pair in adapters.items() if self._takes(pair[0].name)})
-        return _named(sorted(found, key=lambda place: place.order))
+        places += [place for at, base in models.items() if self._takes(heads[at]) for place in self._of_model(at, base)]
+        places += self._of_adapters({at: pair for at, pair in adapters.items() if self._takes(pair[0].name)})
+        return _named(sorted(places, key=lambda place: place.order))
 
     def _takes(self, name: str) -> bool:
         return not self.only or name in self.only
@@ -230,8 +232,8 @@ class Contestants:
         self.reporter.step(f"building {base.path or 'a model'} with its base head")
         for precision, bundle in self._built(base, {}):
             (name,) = (record.name for record in bundle.manifest.adapters)
-            (one,) = contestants_of(bundle, [name], str(base.path or name))
-            shown = one if base.path is None else replace(one, name=base.path.stem)
+            (contestant,) = contestants_of(bundle, [name], str(base.path or name))
+            shown = contestant if base.path is None else replace(contestant, name=base.path.stem)
             yield _Place(at, shown, base.path, precision)
 
     def _of_adapters(self, adapters: Mapping[int, tuple[Adapter, Path | None]]) -> Iterator[_Place]:
@@ -260,10 +262,10 @@ class Contestants:
             apart = {name: adapters[at][0] for name, at in group.items()}
             for name, adapter in apart.items():
                 apart[name] = adapter if adapter.name.casefold() == name else replace(adapter, name=name)
-            for precision, bundle in self._built(base, {one.name: one for one in apart.values()}):
-                for at, one in zip(group.values(), apart.values(), strict=True):
+            for precision, bundle in self._built(base, {adapter.name: adapter for adapter in apart.values()}):
+                for at, unique in zip(group.values(), apart.values(), strict=True):
                     adapter, path = adapters[at]
-                    (contestant,) = contestants_of(bundle, [one.name], str(path or adapter.name))
+                    (contestant,) = contestants_of(bundle, [unique.name], str(path or adapter.name))
                     yield _Place(at, replace(contestant, name=adapter.name), path, precision)
 
     def _built(self, base: Base, adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, OpenedBundle]]:
@@ -278,7 +280,7 @@ class Contestants:
             )
         for precision in cast("tuple[PrecisionName, ...]", self.precisions):
             built = sum(1 for _ in self.folder.iterdir())
-            made = build(
+            bundle = build(
                 base,
                 adapters,
                 self.folder / f"{built}",
@@ -289,7 +291,7 @@ class Contestants:
                 # adapters without effect are reported per contestant later
                 reporter=_WithoutNotes(self.reporter),
             )
-            yield precision, OpenedBundle(made)
+            yield precision, OpenedBundle(bundle)
 
 
 def _no_task(where: str, *, has_head: bool) -> RequestError:
@@ -303,31 +305,31 @@ def _no_task(where: str, *, has_head: bool) -> RequestError:
 
 def _base_head(base: Base) -> str:
     """Return the name of the model's base head."""
-    own = base.base_head
-    if own is None or own.task is None:
+    head = base.base_head
+    if head is None or head.task is None:
         raise RequestError(
             "has no head with a task, so it cannot be a contestant by itself",
             where=base.path or "a module",
-            found="a bare model" if own is None else "a head without a task",
+            found="a bare model" if head is None else "a head without a task",
             fix=f"pass adapters, with this as their model: {argument('base')}",
         )
-    return own.name
+    return head.name
 
 
-def _check_given_once(given: Sequence[object]) -> None:
-    paths = Counter(Path(one).resolve() for one in given if isinstance(one, str | Path))
+def _check_given_once(contestants: Sequence[object]) -> None:
+    paths = Counter(Path(contestant).resolve() for contestant in contestants if isinstance(contestant, str | Path))
     twice = [path for path, count in paths.items() if count > 1]
     if twice:
         raise UsageError("the same contestant was given twice", found=f"`{twice[0]}`", fix="remove one of them")
 
 
-def _named(found: Sequence[_Place]) -> list[Contestant]:
+def _named(places: Sequence[_Place]) -> list[Contestant]:
     """Return contestants under the shortest names that differ; equal names get a number."""
-    several = len({place.precision for place in found if place.precision}) > 1
-    names = [place.names(with_precision=several) for place in found]
+    several = len({place.precision for place in places if place.precision}) > 1
+    names = [place.names(with_precision=several) for place in places]
     level = [0] * len(names)
     while True:
-        now = [own[min(at, len(own) - 1)] for own, at in zip(names, level, strict=True)]
+        now = [forms[min(at, len(forms) - 1)] for forms, at in zip(names, level, strict=True)]
         counts = Counter(now)
         again = [index for index, name in enumerate(now) if counts[name] > 1 and level[index] + 1 < len(names[index])]
         if not again:
@@ -336,7 +338,7 @@ def _named(found: Sequence[_Place]) -> list[Contestant]:
             level[index] += 1
     seen: Counter[str] = Counter()
     contestants = []
-    for place, name in zip(found, now, strict=True):
+    for place, name in zip(places, now, strict=True):
         seen[name] += 1
         contestants.append(replace(place.contestant, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
     return contestants

@@ -29,10 +29,10 @@ def data_file(data: Address, report: Output | None, reporter: Reporter) -> Path:
     """
     if report is not None:
         report.ensure_writable()
-    found = locate(data, "table", reporter).path
-    if not found.exists():
-        raise DataError("does not exist", where=found, expected="labelled texts", fix="check the path")
-    return found
+    path = locate(data, "table", reporter).path
+    if not path.exists():
+        raise DataError("does not exist", where=path, expected="labelled texts", fix="check the path")
+    return path
 
 
 def require_metrics(verb: str) -> None:
@@ -48,13 +48,13 @@ def write_page(report: Output | None, page: Callable[[], str]) -> None:
             temporary.write_text(page(), encoding="utf-8")
 
 
-def show_scores(found: Evaluation | Comparison, screen: Screen) -> None:
+def show_scores(report: Evaluation | Comparison, screen: Screen) -> None:
     """Show a result's tables and warn about its notes."""
-    for note in found.notes:
+    for note in report.notes:
         screen.warn(f"{note}.")
-    for table in found.tables():
+    for table in report.tables():
         screen.show(str(table.title), replace(table, title=None), "")
-    for remark in found.remarks():
+    for remark in report.remarks():
         screen.report(remark)
     if "report" in screen.given:
         screen.report(f"wrote {screen.given['report']}")

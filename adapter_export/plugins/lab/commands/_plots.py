@@ -10,7 +10,7 @@ from adapter_export.extras import require
 from adapter_export.safe_io.output import Output
 
 
-def writable_plot(given: PathLike | None, *, force: bool, sources: object = ()) -> Path | None:
+def writable_plot(plot: PathLike | None, *, force: bool, sources: object = ()) -> Path | None:
     """Return the path of the chart, if one was requested.
 
     Raises:
@@ -18,9 +18,9 @@ def writable_plot(given: PathLike | None, *, force: bool, sources: object = ()) 
         OutputExistsError, FileError: the chart cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    if given is None:
+    if plot is None:
         return None
-    path = Path(given)
+    path = Path(plot)
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError("unknown chart format", found=f"`{path.name}`", expected="`.svg` or `.png`")
     Output(path, force).ensure_writable(sources=sources)

@@ -91,22 +91,22 @@ class SweepPlan:
 
         maker = kind_named(setting.kind)
         width, place = maker.swept("width"), maker.swept("place")
-        found = {**self.training, "kind": setting.kind, "learning_rate": setting.learning_rate}
+        arguments = {**self.training, "kind": setting.kind, "learning_rate": setting.learning_rate}
         if width is not None and setting.bottleneck is not None:
-            found[width] = setting.bottleneck
+            arguments[width] = setting.bottleneck
         if setting.placement is not None:
-            found[place or "sublayers"] = tuple(
+            arguments[place or "sublayers"] = tuple(
                 setting.placement.split("+")
             )  # a kind without placements refuses the argument
-        return {**found, **self._files}
+        return {**arguments, **self._files}
 
     def shaped(self, setting: Setting) -> Adapter:
         """Return an untrained adapter with a setting; raise an error if it does not fit the base."""
         from adapter_export.plugins.lab.adapter_costs import shaped
 
         options = self.options(setting)
-        own = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
-        return shaped(make_kind(setting.kind, own), self.base.sites.complete)
+        of_kind = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
+        return shaped(make_kind(setting.kind, of_kind), self.base.sites.complete)
 
     def run_folder(self, setting: Setting, seed: int) -> Path:
         """Return the folder of a training's adapter."""
@@ -122,25 +122,25 @@ class SweepPlan:
     def identity(self) -> dict[str, Any]:
         """Return the facts that identify a sweep, as JSON; files by their contents."""
         defaults = SWEEP_OPTIONS.defaults()
-        given = {name: value for name, value in self.training.items() if name not in (*_NOT_IDENTITY, *_FILES)}
+        arguments = {name: value for name, value in self.training.items() if name not in (*_NOT_IDENTITY, *_FILES)}
         space = self.space
         lists = {name: getattr(space, name) for name in ("bottlenecks", "placements", "learning_rates")}
-        found = {
+        facts = {
             "model": self.base.fingerprint,
             "data": _digest(self.data),
             "kinds": list(space.kinds),
             **{name: list(values) if isinstance(values, tuple) else str(values) for name, values in lists.items()},
             "seeds": self.seeds,
-            **{name: value for name, value in given.items() if value != defaults.get(name)},
+            **{name: value for name, value in arguments.items() if value != defaults.get(name)},
             **{name: _digest(path) for name, path in self._files.items()},
         }
-        made: dict[str, Any] = json.loads(json.dumps(found, default=str))
-        return made
+        document: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+        return document
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        given = {name: self.training[name] for name in _FILES if self.training.get(name) is not None}
-        return {name: locate(one, _FILES[name]).path.absolute() for name, one in given.items()}
+        sources = {name: self.training[name] for name in _FILES if self.training.get(name) is not None}
+        return {name: locate(source, _FILES[name]).path.absolute() for name, source in sources.items()}
 
 
 @dataclass
@@ -170,8 +170,8 @@ class _Progress:
         """Add and report a finished training; raise an error that every training would hit."""
         from adapter_export.plugins.lab.sweep_results import Run
 
-        error, said = outcome
-        for note in said:
+        error, notes = outcome
+        for note in notes:
             if note not in self.notes:
                 self.notes.add(note)
                 reporter.warn(note)
@@ -213,20 +213,20 @@ def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Report
 
     for number, setting, seed, future in _ended(chosen, plan.seeds, pool.count, start):
         run = progress.add(setting, seed, plan.run_folder(setting, seed), _outcome(future), reporter)
-        own = of_trial.setdefault(number, [])
-        own.append(run)
-        if search is not None and len(own) == len(plan.seeds):
-            mean, metric = Trial.of(setting, own, 0).mean, progress.metric
+        runs = of_trial.setdefault(number, [])
+        runs.append(run)
+        if search is not None and len(runs) == len(plan.seeds):
+            mean, metric = Trial.of(setting, runs, 0).mean, progress.metric
             search.tell(number, -mean if mean is not None and metric and not metric.more_is_better else mean)
-    found = [
+    finished = [
         Trial.of(setting, [runs[seed] for seed in plan.seeds], plan.shaped(setting).cost().parameters)
         for setting, runs in progress.runs.items()
     ]
-    if progress.metric is None or all(trial.mean is None for trial in found):
+    if progress.metric is None or all(trial.mean is None for trial in finished):
         failed = progress.failed
         why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
         raise TrainingError("every setting failed", where=plan.folder, found=why)
-    return found, progress.metric
+    return finished, progress.metric
 
 
 class _Notes(Reporter):
@@ -262,7 +262,7 @@ def _opened(path: Path, site_map: Path | None, trust_pickle: bool) -> Base:
 
 
 def _ended(
-    asked: Iterator[tuple[int, Setting]],
+    settings: Iterator[tuple[int, Setting]],
     seeds: Iterable[int],
     count: int,
     start: Callable[[Setting, int], Future[_Outcome]],
@@ -274,7 +274,7 @@ def _ended(
     while True:
         while len(running) < count:
             if not waiting:
-                waiting.extend((*following, seed) for following in islice(asked, 1) for seed in seeds)
+                waiting.extend((*following, seed) for following in islice(settings, 1) for seed in seeds)
             if not waiting:
                 break
             number, setting, seed = waiting.popleft()
@@ -284,8 +284,8 @@ def _ended(
         if not running:
             return
         wait([future for *_, future in running], return_when=FIRST_COMPLETED)
-        ended = [one for one in running if one[-1].done()]
-        running = [one for one in running if one not in ended]
+        ended = [training for training in running if training[-1].done()]
+        running = [training for training in running if training not in ended]
         yield from ended
 
 
@@ -328,8 +328,8 @@ def _digest(path: Path) -> str:
         return sha256_of(path / "tokenizer.json")
     if not path.is_dir():
         return sha256_of(path)
-    files = sorted(one for one in path.rglob("*") if one.is_file())
-    lines = "".join(f"{sha256_of(one)} {one.relative_to(path).as_posix()}\n" for one in files)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256_of(file)} {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -337,7 +337,7 @@ def ensure_sweepable(folder: Path) -> None:
     """Raise `FileError` for a folder that is not a sweep's."""
     try:
         strange = folder.exists() and not (folder / _SWEEP_FILE).is_file()
-        if strange and (not folder.is_dir() or any(one.name != _LOCK_FILE for one in folder.iterdir())):
+        if strange and (not folder.is_dir() or any(entry.name != _LOCK_FILE for entry in folder.iterdir())):
             raise FileError("contains something other than a sweep", where=folder, fix="choose another folder")
     except OSError as error:
         raise WriteError(folder, error.strerror or error) from error

@@ -78,19 +78,19 @@ def bench(
         InputError: a bundle or the model is damaged, or the model cannot be exported.
         UsageError: arguments are out of range or do not go together.
     """
-    for name, given in (("rows", rows), ("tokens", tokens)):
-        at_least_1(name, 1 if given is None else given)
+    for name, count in (("rows", rows), ("tokens", tokens)):
+        at_least_1(name, 1 if count is None else count)
     if not 0 < seconds < float("inf"):
         raise UsageError("must be greater than 0", where=argument("seconds"), found=seconds)
     chosen = known_precisions(precisions)
     models: list[Base | Path] = []
     bundles: list[Bundle | Path] = []
-    for one in candidates:
-        found = locate(one, "any", reporter).path if isinstance(one, str | Path) else one
-        if isinstance(found, Base) or (isinstance(found, Path) and not (found / "manifest.json").is_file()):
-            models.append(found)
+    for candidate in candidates:
+        source = locate(candidate, "any", reporter).path if isinstance(candidate, str | Path) else candidate
+        if isinstance(source, Base) or (isinstance(source, Path) and not (source / "manifest.json").is_file()):
+            models.append(source)
         else:
-            bundles.append(found)
+            bundles.append(source)
     if (not models and not bundles) or (models and len(models) + len(bundles) > 1):
         raise UsageError(
             "a model is measured by itself",
@@ -134,14 +134,14 @@ def _of_model(
     skipped = {} if fused else {"optimize": "onnxscript is not installed"}
     with temporary_folder() as folder:
         plain = base.checked_export(folder, reporter)
-        made = made_forms(plain, forms, skipped)
-        others = (base_candidate(form.name, form.options, one) for form, one in made)
+        exports = made_forms(plain, forms, skipped)
+        others = (base_candidate(form.name, form.options, export) for form, export in exports)
         reference = base_candidate(first.name, first.options, plain)
         return measure_forms(reference, others, shapes, seconds, skipped, reporter)
 
 
 def _of_bundles(
-    found: Sequence[Bundle | Path],
+    sources: Sequence[Bundle | Path],
     adapter: str | None,
     shapes: Sequence[tuple[int, int]],
     seconds: float,
@@ -152,7 +152,7 @@ def _of_bundles(
     from adapter_export.plugins.lab.speed.forms import bundle_candidates, measure_forms
     from adapter_export.runtime import Bundle
 
-    paths = [one.folder if isinstance(one, Bundle) else one for one in found]
+    paths = [source.folder if isinstance(source, Bundle) else source for source in sources]
     counts = Counter(path.resolve() for path in paths)
     if max(counts.values()) > 1:
         raise UsageError("a bundle is given twice", found=f"`{counts.most_common(1)[0][0]}`", fix="omit one of them")
@@ -175,9 +175,9 @@ def _of_bundles(
     return measure_forms(next(each), each, shapes, seconds, {}, reporter)
 
 
-def _show(found: Benchmark | FormBenchmark, screen: Screen) -> None:
-    screen.show(found.table())
-    for phrase in found.advice():
+def _show(benchmark: Benchmark | FormBenchmark, screen: Screen) -> None:
+    screen.show(benchmark.table())
+    for phrase in benchmark.advice():
         screen.report(worded(phrase, "shell"))
 
 

@@ -104,7 +104,7 @@ def compare(
 
     columns = Columns(text, pair, label, start, TableFormat(delimiter, encoding), tuple(negative))
     options = DataOptions(columns, group, skip_incomplete, limit, dimensions=dimensions)
-    contestants = tuple(located(one, reporter) for one in contestants)
+    contestants = tuple(located(contestant, reporter) for contestant in contestants)
     early = task_before_opening(contestants, only)
     rows = None if early is None else options.read(file, early)
     require_metrics("compare")
@@ -116,15 +116,15 @@ def compare(
     with temporary_folder() as folder:
         opened = None if base is None else base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         maker = Contestants(folder, opened, precisions, allow_base_mismatch, only, reporter)
-        own = maker.open(contestants)
-        task = common_task(own)
+        entrants = maker.open(contestants)
+        task = common_task(entrants)
         rows = rows or options.read(file, task)
-        measured = measure(own, rows, reporter)
-        found = compare_measured(
+        measured = measure(entrants, rows, reporter)
+        comparison = compare_measured(
             measured, rows, Resampling(resamples, seed), rounds=rounds, notes=maker.notes, reporter=reporter
         )
-    write_page(output, lambda: comparison_page(found))
-    return found
+    write_page(output, lambda: comparison_page(comparison))
+    return comparison
 
 
 COMMAND = Command(

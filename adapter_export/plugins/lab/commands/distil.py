@@ -155,8 +155,8 @@ def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> l
     layers = layers_of(sites)
     if keep is not None:
         if not keep or len(set(keep)) < len(keep) or not set(keep) <= set(layers):
-            found, expected = ", ".join(map(str, keep)) or "none", f"different ones of {layers[0]} to {layers[-1]}"
-            raise UsageError("invalid layers to keep", where=argument("keep"), found=found, expected=expected)
+            shown, expected = ", ".join(map(str, keep)) or "none", f"different ones of {layers[0]} to {layers[-1]}"
+            raise UsageError("invalid layers to keep", where=argument("keep"), found=shown, expected=expected)
         chosen = sorted(keep)
     elif count is None:
         chosen = layers
@@ -239,17 +239,17 @@ def _write(base: Base, graph: Path, report: Distillation, output: Output) -> Non
         (folder / REPORT).write_bytes(canonical_json(report.to_json()))
 
 
-def _show(found: Distillation, screen: Screen) -> None:
+def _show(distillation: Distillation, screen: Screen) -> None:
     output = screen.given["output"]
-    screen.show(found.table())
-    for note in found.notes:
+    screen.show(distillation.table())
+    for note in distillation.notes:
         screen.report(f"  {note}")
     screen.report(f"wrote {output}.")
     screen.report(f"Next: adapter-export build {output / STUDENT} -o bundle")
 
 
-def _document(found: Distillation, screen: Screen) -> Mapping[str, object]:
-    return {**found.to_json(), "warnings": list(screen.notes)}
+def _document(distillation: Distillation, screen: Screen) -> Mapping[str, object]:
+    return {**distillation.to_json(), "warnings": list(screen.notes)}
 
 
 COMMAND = Command(

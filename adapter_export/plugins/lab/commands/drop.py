@@ -174,14 +174,18 @@ def _judged(
     from adapter_export.training.loop.settings import LoopSpec
     from adapter_export.training.loop.train_loop import answered
 
-    settings, model, found = LoopSpec(batch_size=batch_size), attach(base.torch, whole, sites=base.sites.complete), []
+    settings, model, judgements = (
+        LoopSpec(batch_size=batch_size),
+        attach(base.torch, whole, sites=base.sites.complete),
+        [],
+    )
     for done, dropped in enumerate(choices):
         label = f"answering {len(rows.lengths):,} rows without the adapters of {len(dropped)} layers"
         reporter.step(label, done, len(choices))
         model.leave_out([place for sites in dropped.values() for place in sites])
         order, results, targets = answered(model, rows, settings)
-        found.append(judged(whole.task, results, targets, rows.only(order)))
-    return found
+        judgements.append(judged(whole.task, results, targets, rows.only(order)))
+    return judgements
 
 
 def _curve(
@@ -206,8 +210,8 @@ def _curve(
         times = time_dropped(onnx, whole, lesser, tokens)
     measured = zip(choices, lesser, judged, times, strict=True)
     curve = tuple(
-        Dropped(tuple(dropped), len(made.placements), made.cost().parameters, score(answers), *seconds)
-        for dropped, made, answers, seconds in measured
+        Dropped(tuple(dropped), len(adapter.placements), adapter.cost().parameters, score(answers), *seconds)
+        for dropped, adapter, answers, seconds in measured
     )
     return curve, tokens
 
@@ -221,20 +225,20 @@ def _choices(
     """
     if not layers:
         raise AdapterError("acts in no layer, so there is nothing to drop", found="a head only")
-    found = [dict(list(layers.items())[:count]) for count in range(len(layers) + 1)]
+    choices = [dict(list(layers.items())[:count]) for count in range(len(layers) + 1)]
     if lowest is not None:
         if at_least_1("layers", lowest) > len(layers):
             raise UsageError("acts in fewer layers", where=argument("layers"), found=lowest, expected=len(layers))
-        return found, lowest
+        return choices, lowest
     if leave_out is None:
-        return found, None
+        return choices, None
     if not leave_out or not set(leave_out) <= set(layers):
         named, known = (", ".join(map(str, each)) or "none" for each in (leave_out, layers))
         raise UsageError("acts in other layers", where=argument("leave_out"), found=named, expected=f"some of {known}")
-    asked = {layer: layers[layer] for layer in sorted(set(leave_out))}
-    if asked not in found:
-        found.append(asked)
-    return found, found.index(asked)
+    requested = {layer: layers[layer] for layer in sorted(set(leave_out))}
+    if requested not in choices:
+        choices.append(requested)
+    return choices, choices.index(requested)
 
 
 def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
@@ -246,9 +250,9 @@ def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
     return replace(lesser, training={**record, "whole": {"adapter": adapter.name, "training": adapter.training}})
 
 
-def _show(found: Drop, screen: Screen) -> None:
-    screen.show(found.table())
-    for note in found.notes:
+def _show(outcome: Drop, screen: Screen) -> None:
+    screen.show(outcome.table())
+    for note in outcome.notes:
         screen.report(f"  {note}")
     for name in ("output", "plot"):
         if name in screen.given:

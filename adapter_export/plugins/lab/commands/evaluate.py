@@ -124,7 +124,7 @@ def evaluate(
     folder = folder_of(bundle, reporter)
     manifest = read_manifest(folder)
     chosen, gates = _chosen(manifest, adapter), _bounds(gate)
-    of_head = next((one.task is not None for one in manifest.adapters if one.name == chosen), False)
+    of_head = next((record.task is not None for record in manifest.adapters if record.name == chosen), False)
     writes = not of_head and _writes(manifest)
     if stop and not writes:
         raise UsageError("only language models write texts that end", where=argument("stop"), fix="leave it out")
@@ -148,21 +148,23 @@ def evaluate(
     check_options(rows, metrics_of_rows(rows, task), gates)
     if task is None:
         texts = measure_texts(opened, chosen, rows, stop, reporter)
-        found = evaluation_of_texts(opened, texts, rows, resampling, gates, allow_training_rows=allow_training_rows)
+        outcome = evaluation_of_texts(opened, texts, rows, resampling, gates, allow_training_rows=allow_training_rows)
     else:
-        (own,) = contestants_of(opened, [str(chosen)], str(opened.folder))
-        contestants = [own]
+        (contestant,) = contestants_of(opened, [str(chosen)], str(opened.folder))
+        contestants = [contestant]
         if against is not None:
             model = base_for(against, OpenOptions(site_map, trust_pickle), reporter)
             runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
             contestants.append(
-                ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner)
+                ReferenceContestant(
+                    runner.description, contestant.source, opened, contestant.adapter, contestant.reader, runner
+                )
             )
-        found = evaluation(
+        outcome = evaluation(
             measure(contestants, rows, reporter), rows, resampling, gates, allow_training_rows=allow_training_rows
         )
-    write_page(output, lambda: page(found))
-    return found
+    write_page(output, lambda: page(outcome))
+    return outcome
 
 
 def _writes(manifest: Manifest) -> bool:
@@ -170,14 +172,14 @@ def _writes(manifest: Manifest) -> bool:
     return any(record.role == "cache" for record in manifest.inputs)
 
 
-def _chosen(manifest: Manifest, given: str | None) -> str | None:
+def _chosen(manifest: Manifest, requested: str | None) -> str | None:
     """Return the adapter to evaluate; `None` is the base of a bundle that generates text."""
     from adapter_export.graph.tasks.asked import named_adapter
 
     tasks = {record.name: record.task is not None for record in manifest.adapters}
     writes, only = _writes(manifest), next(iter(tasks)) if len(tasks) == 1 else None
     answering = {name: has_task or writes for name, has_task in tasks.items()}
-    chosen = named_adapter(given or only, answering, manifest.head) or manifest.head
+    chosen = named_adapter(requested or only, answering, manifest.head) or manifest.head
     if chosen is None and writes:
         return None
     if chosen is None:
@@ -190,16 +192,16 @@ def _chosen(manifest: Manifest, given: str | None) -> str | None:
     return chosen
 
 
-def _bounds(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+def _bounds(gate: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
     """Return the bound of each metric.
 
     Raises:
         UsageError: a string is not a gate, or a metric has two gates.
     """
-    if isinstance(given, Mapping):
-        return dict(given)
+    if isinstance(gate, Mapping):
+        return dict(gate)
     gates: dict[str, float] = {}
-    for text in given:
+    for text in gate:
         name, _, number = text.partition("=")
         try:
             bound = float(number)
@@ -214,19 +216,19 @@ def _bounds(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _show(found: Evaluation, screen: Screen) -> None:
-    show_scores(found, screen)
-    _show_faults(found, screen)
+def _show(evaluation: Evaluation, screen: Screen) -> None:
+    show_scores(evaluation, screen)
+    _show_faults(evaluation, screen)
 
 
-def _show_faults(found: Evaluation, screen: Screen) -> None:
-    for fault in found.faults():
+def _show_faults(evaluation: Evaluation, screen: Screen) -> None:
+    for fault in evaluation.faults():
         screen.fail(fault.sentence("shell"))
 
 
-def _document(found: Evaluation, screen: Screen) -> Mapping[str, object]:
-    _show_faults(found, screen)
-    return found.to_json()
+def _document(evaluation: Evaluation, screen: Screen) -> Mapping[str, object]:
+    _show_faults(evaluation, screen)
+    return evaluation.to_json()
 
 
 COMMAND = Command(

@@ -70,7 +70,7 @@ def lint(
     """
     if fresh and base is None:
         raise UsageError(f"{argument('fresh')} needs the adapter's base", found="no base", fix="add the base")
-    found = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+    loaded = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
     (of_data,) = _DATA_OPTIONS.split("lint", options)
     spec = DataSpec("" if data is None else data, **of_data)
     texts = None
@@ -85,15 +85,15 @@ def lint(
         raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="add it")
     from adapter_export.plugins.lab.mistakes import Subject, lint_adapter
 
-    recorded = found.training.get("data")
+    recorded = loaded.training.get("data")
     rows = recorded.get("training_rows") if isinstance(recorded, Mapping) else None
     if rows is None and texts is not None:
         rows = len(texts) - round(len(texts) * (spec.validation or 0))
-    settings = found.training.get("settings")
+    settings = loaded.training.get("settings")
     start = settings.get("initial_change") if isinstance(settings, Mapping) else None
     subject: dict[str, Any] = {
         "rows": rows,
-        "validated": bool(found.training.get("validation")),
+        "validated": bool(loaded.training.get("validation")),
         "start": start,
         "trained": not fresh,
     }
@@ -102,9 +102,9 @@ def lint(
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}
         if opened.trainable:
             read = None if texts is None else _read(opened, texts[:_ROWS], spec)
-            values, moved = _watched(opened, found, read)
+            values, moved = _watched(opened, loaded, read)
             subject |= {"values": values, **({"start": moved} if fresh else {})}
-    return lint_adapter(Subject(found, **subject))
+    return lint_adapter(Subject(loaded, **subject))
 
 
 def _watched(base: Base, adapter: Adapter, read: dict[str, np.ndarray] | None) -> tuple[dict[str, SiteValues], float]:
@@ -144,17 +144,17 @@ def _read(base: Base, texts: list[tuple[str, str | None]], data: DataSpec) -> di
     limit = data.max_tokens or min(base.max_tokens or _TOKENS, _TOKENS)
     tokenizer = tokenizer_of(base, data.tokenizer, limit)
     rows = [data.prefix + text if pair is None else Pair(data.prefix + text, pair) for text, pair in texts]
-    found = tokenizer.rows(rows, sides=[data.truncation or tokenizer.side] * len(rows))
-    return dict(tokenizer.arrays([row.encoding for row in found], [record.name for record in base.inputs]))
+    encoded = tokenizer.rows(rows, sides=[data.truncation or tokenizer.side] * len(rows))
+    return dict(tokenizer.arrays([row.encoding for row in encoded], [record.name for record in base.inputs]))
 
 
-def _show(found: Lint, screen: Screen) -> None:
-    if found.findings:
-        screen.show(f"adapter `{found.adapter}`", found.table())
+def _show(report: Lint, screen: Screen) -> None:
+    if report.findings:
+        screen.show(f"adapter `{report.adapter}`", report.table())
     else:
-        screen.show(f"adapter `{found.adapter}`: {len(found.looked_for)} checks passed")
+        screen.show(f"adapter `{report.adapter}`: {len(report.looked_for)} checks passed")
     reasons: dict[str, list[str]] = {}
-    for rule, reason in found.skipped.items():
+    for rule, reason in report.skipped.items():
         reasons.setdefault(reason, []).append(rule)
     for reason, rules in reasons.items():
         screen.report(f"skipped: {', '.join(rules)}: {reason}")

@@ -63,8 +63,8 @@ def plan(
     """
     from adapter_export.graph.kinds import kind_named
 
-    for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
-        check_different(name, given)
+    for name, values in (("kinds", kinds), ("bottlenecks", bottlenecks)):
+        check_different(name, values)
     for width in bottlenecks:
         at_least_1("bottlenecks", width)
     made_kinds = [kind_named(kind)() for kind in kinds]
@@ -83,8 +83,8 @@ def plan(
         from adapter_export.training.loop.memory import training_memory
 
         reporter.step("measuring the memory of training")
-        one, two = (sample(base.inputs, rows, setup.tokens, base.lengths) for rows in (1, 2))
-        memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
+        single, double = (sample(base.inputs, rows, setup.tokens, base.lengths) for rows in (1, 2))
+        memory = [training_memory(base.torch, adapter, sites, single, double, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
     if measure:
         from adapter_export.bundle.latency import latencies
@@ -98,19 +98,19 @@ def plan(
         for (choice, _), needed, latency in zip(shaped, memory, times, strict=True)
     )
     best, reasons = recommend(measured, sites.width, rows)
-    made = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
+    planned = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
     if chart is not None:
         from adapter_export.plugins.lab.plot import draw_plan
 
-        draw_plan(made, chart, force=force)
-    return made
+        draw_plan(planned, chart, force=force)
+    return planned
 
 
-def _show(found: Plan, screen: Screen) -> None:
-    screen.show(found.table())
+def _show(planned: Plan, screen: Screen) -> None:
+    screen.show(planned.table())
     screen.report("")
-    screen.report(f"recommended: {found.recommended}")
-    for reason in found.reasons:
+    screen.report(f"recommended: {planned.recommended}")
+    for reason in planned.reasons:
         screen.report(f"  {reason}")
     if "plot" in screen.given:
         screen.report(f"wrote {screen.given['plot']}")

@@ -113,8 +113,8 @@ def sweep(
         Output(Path(bundle), force).ensure_writable(folder=True)
     ensure_sweepable(Path(output).absolute())
     chart = writable_plot(plot, force=force)
-    for option, given in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
-        check_different(option, given)
+    for option, values in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
+        check_different(option, values)
     of_data, of_head = _check_training(training)
     named = [kind_named(kind) for kind in kinds]
     unopened = open_trainable(model, site_map, trust_pickle=trust_pickle)
@@ -141,18 +141,18 @@ def sweep(
         require("optuna", "sweep", argument("trials"))
     with claimed(plan.folder, plan.identity()):
         with workers_for(workers, ray, training) as pool:
-            found, metric = trained(plan, pool, trials, reporter)
+            finished, metric = trained(plan, pool, trials, reporter)
         if measure:
-            found = _timed(plan, found, at_least_1("tokens", tokens), reporter)
-        made = Sweep.of(plan.data.name, metric, seeds, found)
+            finished = _timed(plan, finished, at_least_1("tokens", tokens), reporter)
+        outcome = Sweep.of(plan.data.name, metric, seeds, finished)
         if chart is not None:
             from adapter_export.plugins.lab.plot import draw_sweep
 
-            draw_sweep(made, chart, force=force)
+            draw_sweep(outcome, chart, force=force)
         if bundle is not None:
-            best = [plan.folder / RUNS / made.adapter]
+            best = [plan.folder / RUNS / outcome.adapter]
             build(base, best, bundle, force=force, reporter=reporter)
-    return made
+    return outcome
 
 
 def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter) -> list[Trial]:
@@ -164,8 +164,8 @@ def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter
         onnx = base.exported(folder, reporter)
         reporter.step("timing each setting next to the base")
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
-        times = latencies(onnx, [plan.shaped(one.setting) for one in trials], setup)
-    return [replace(one, latency=latency) for one, latency in zip(trials, times, strict=True)]
+        times = latencies(onnx, [plan.shaped(trial.setting) for trial in trials], setup)
+    return [replace(trial, latency=latency) for trial, latency in zip(trials, times, strict=True)]
 
 
 def _reopened(base: Base, site_map: PathLike | None, trust_pickle: bool) -> Where:
@@ -180,39 +180,39 @@ def _threads_each(workers: int | None, ray: str | None) -> int:
     return 1 if ray is not None else max(1, (os.cpu_count() or 1) // at_least_1("workers", workers or 1))
 
 
-def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
+def _values(name: str, values: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
     """Read a list, or a range if settings are searched; all numbers must be positive."""
     from adapter_export.plugins.lab.sweep_results import Range
 
     try:
-        ends = tuple(map(number, given.split(".."))) if isinstance(given, str) else tuple(given)
+        ends = tuple(map(number, values.split(".."))) if isinstance(values, str) else tuple(values)
     except ValueError:
         ends = ()
-    ranged = isinstance(given, str)
-    if any(one <= 0 for one in ends) or (ranged and not (len(ends) == 2 and ends[0] < ends[1])):
+    ranged = isinstance(values, str)
+    if any(end <= 0 for end in ends) or (ranged and not (len(ends) == 2 and ends[0] < ends[1])):
         expected = "numbers above 0, or a range such as `4..256`"
-        raise UsageError(f"{argument(name)} must be positive numbers", found=given, expected=expected)
+        raise UsageError(f"{argument(name)} must be positive numbers", found=values, expected=expected)
     if not ranged:
         check_different(name, ends)
         return ends
     if trials is None:
         fix = f"set the number of settings to try, {argument('trials', 30)}, or pass a list"
-        raise UsageError("a range has infinitely many settings", where=argument(name), found=given, fix=fix)
+        raise UsageError("a range has infinitely many settings", where=argument(name), found=values, fix=fix)
     return Range(*ends)
 
 
 def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Refuse unknown options and options that a sweep sets itself; return those of rows and heads."""
-    given = sorted(own_arguments().intersection(training))
-    if given:
-        raise UsageError("a sweep sets this itself or does not use it", found=", ".join(map(argument, given)))
+    refused = sorted(own_arguments().intersection(training))
+    if refused:
+        raise UsageError("a sweep sets this itself or does not use it", found=", ".join(map(argument, refused)))
     _, of_data, of_head, *_ = SWEEP_OPTIONS.split("train", training)
     return of_data, of_head
 
 
-def _show(found: Sweep, screen: Screen) -> None:
-    screen.show(found.table())
-    screen.report(f"{found.summary()} in {screen.given['output'] / RUNS}.")
+def _show(outcome: Sweep, screen: Screen) -> None:
+    screen.show(outcome.table())
+    screen.report(f"{outcome.summary()} in {screen.given['output'] / RUNS}.")
     for name in ("plot", "bundle"):
         if name in screen.given:
             screen.report(f"wrote {screen.given[name]}")

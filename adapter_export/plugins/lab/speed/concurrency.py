@@ -93,8 +93,8 @@ class Benchmark(Described):
     def advice(self) -> tuple[str, str]:
         """Return the options for `serve`, in two phrases."""
         best = (self.most_rows, self.fastest)
-        given = [f"{argument('concurrency', way.calls)}, {argument('threads', way.threads)}" for way in best]
-        return f"for the most rows per second: {given[0]}", f"for the shortest calls: {given[1]}"
+        options = [f"{argument('concurrency', way.calls)}, {argument('threads', way.threads)}" for way in best]
+        return f"for the most rows per second: {options[0]}", f"for the shortest calls: {options[1]}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data."""
@@ -139,21 +139,23 @@ def measure_ways(bundle: Bundle, load: Load, seconds: float, reporter: Reporter 
             began = time.perf_counter()
             loop = partial(_calls, sessions[threads], inputs, load.adapter, began + seconds)
             with ThreadPoolExecutor(calls) as pool:
-                own = [found for running in [pool.submit(loop) for _ in range(calls)] for found in running.result()]
-            rates[turn, place] = len(own) * load.rows / (time.perf_counter() - began)
-            times[place] += own
+                durations = [
+                    duration for running in [pool.submit(loop) for _ in range(calls)] for duration in running.result()
+                ]
+            rates[turn, place] = len(durations) * load.rows / (time.perf_counter() - began)
+            times[place] += durations
             done += 1
             reporter.step(f"{calls} × {threads}", done, rates.size)
-    medians, slow = ([float(np.quantile(own, part)) for own in times] for part in (0.5, 0.95))
-    found = zip(tried, np.median(rates, axis=0).tolist(), medians, slow, strict=True)
-    return Benchmark(load, processors, tuple(Way(*way, *figures) for way, *figures in found))
+    medians, slow = ([float(np.quantile(durations, part)) for durations in times] for part in (0.5, 0.95))
+    per_way = zip(tried, np.median(rates, axis=0).tolist(), medians, slow, strict=True)
+    return Benchmark(load, processors, tuple(Way(*way, *figures) for way, *figures in per_way))
 
 
 def _calls(session: Session, inputs: Mapping[str, np.ndarray], adapter: str | None, until: float) -> list[float]:
     """Run one call after another, at least one, and return the seconds of each."""
-    found = list[float]()
-    while not found or time.perf_counter() < until:
+    durations = list[float]()
+    while not durations or time.perf_counter() < until:
         began = time.perf_counter()
         session.run(inputs, adapter)
-        found.append(time.perf_counter() - began)
-    return found
+        durations.append(time.perf_counter() - began)
+    return durations

@@ -232,8 +232,8 @@ def _bundle_candidate(name: str, graph: Graph, adapter: str | None) -> Candidate
         rows = next(len(array) for array in inputs.values() if array.ndim)
         return partial(run_session, session, graph.feeds(inputs, (adapter,) * rows))
 
-    taken = bytes_with_weights(path, graph.bundle.model(graph.file))
-    return Candidate(name, graph.variant, manifest.inputs, manifest.lengths, taken, call)
+    size = bytes_with_weights(path, graph.bundle.model(graph.file))
+    return Candidate(name, graph.variant, manifest.inputs, manifest.lengths, size, call)
 
 
 def measure_forms(
@@ -263,35 +263,44 @@ def measure_forms(
     expected = [reference.call(case)() for case in cases]
     masks = [shown_tokens(reference.inputs, case) for case in cases]
     spent: list[list[Array]] = [[] for _ in shapes]
-    found = []
-    for one in others:
-        reporter.step(f"timing {one}")
-        outputs = [one.call(case)() for case in cases]
+    timed = []
+    for candidate in others:
+        reporter.step(f"timing {candidate}")
+        outputs = [candidate.call(case)() for case in cases]
         cosine = float(np.min([_smallest(*sides) for sides in zip(expected, outputs, masks, strict=True)]))
         times = []
         for at, (shape, batch) in enumerate(zip(shapes, batches, strict=True)):
-            rounds = _rounds(one.call(batch), reference.call(batch), seconds)
+            rounds = _rounds(candidate.call(batch), reference.call(batch), seconds)
             spent[at].append(rounds[:, 1])
             times.append(CallTime(*shape, 1e3 * float(np.median(rounds[:, 0])), ratio(rounds, 0, 1)))
-        found.append(
+        timed.append(
             FormTimes(
-                one.name, one.variant, one.bytes, tuple(times), _mean(times), cosine, verdict_of(cosine), one.options
+                candidate.name,
+                candidate.variant,
+                candidate.bytes,
+                tuple(times),
+                _mean(times),
+                cosine,
+                verdict_of(cosine),
+                candidate.options,
             )
         )
-    if not found:
+    if not timed:
         raise UsageError("there is nothing to compare with", found=f"{reference} only", expected="another form")
-    own = tuple(
+    baseline = tuple(
         CallTime(*shape, 1e3 * float(np.median(np.concatenate(rounds))), Latency(1.0, 1.0, 1.0))
         for shape, rounds in zip(shapes, spent, strict=True)
     )
-    first = FormTimes(reference.name, reference.variant, reference.bytes, own, 1.0, 1.0, "close", reference.options)
-    return FormBenchmark(f"onnxruntime {ort.__version__}", (first, *found), dict(skipped))
+    first = FormTimes(
+        reference.name, reference.variant, reference.bytes, baseline, 1.0, 1.0, "close", reference.options
+    )
+    return FormBenchmark(f"onnxruntime {ort.__version__}", (first, *timed), dict(skipped))
 
 
-def _rounds(one: Callable[[], object], other: Callable[[], object], seconds: float) -> Array:
+def _rounds(call: Callable[[], object], reference: Callable[[], object], seconds: float) -> Array:
     """Return the seconds of two calls in turns, [rounds, 2], for as many rounds as fit."""
-    once = float(interleaved((one, other), 1).sum())
-    return interleaved((one, other), int(np.clip(seconds / once, _FEWEST_ROUNDS, _MOST_ROUNDS)))
+    once = float(interleaved((call, reference), 1).sum())
+    return interleaved((call, reference), int(np.clip(seconds / once, _FEWEST_ROUNDS, _MOST_ROUNDS)))
 
 
 def _mean(times: Sequence[CallTime]) -> float:
@@ -299,13 +308,13 @@ def _mean(times: Sequence[CallTime]) -> float:
 
 
 def _smallest(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], real: npt.NDArray[np.bool_] | None
+    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], real: npt.NDArray[np.bool_] | None
 ) -> float:
     """Return the smallest cosine over the outputs of floats that both have, without padding."""
     cosines = []
     for name, value in expected.items():
-        if value.dtype.name in FLOAT_TYPES and value.ndim and name in found:
+        if value.dtype.name in FLOAT_TYPES and value.ndim and name in actual:
             # a graph pads logits to the most labels of its adapters, which another bundle may not have
-            width = min(side.shape[-1] for side in (value, found[name]))
-            cosines.append(smallest_cosine(value[..., :width], found[name][..., :width], real))
+            width = min(side.shape[-1] for side in (value, actual[name]))
+            cosines.append(smallest_cosine(value[..., :width], actual[name][..., :width], real))
     return float(np.min(cosines))
