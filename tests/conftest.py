@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import flattened_words
 import pytest
 from kept import check_unchanged, keep_in, kept
 from once import once
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from small_encoder import ExportedEncoder
 
 pytest_plugins = ("tiers", "client_programs")
+
+flattened_words.install()
 
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
 

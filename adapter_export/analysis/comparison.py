@@ -420,7 +420,7 @@ def compare_measured(
         tokens = first.tokens(at)
         records = _timed(records, _calls(measured, at), rounds)
     for own in measured:
-        notes += [f"`{own.contestant.name}`: {note}" for note in own.notes()]
+        notes += [f"`{own.contestant.name}`: " + note for note in own.notes()]
     reporter.step("drawing rows for the intervals")
     return comparison(
         Setting(first.task.type, data.path.name, data.sha256, resampling.count, resampling.seed, rounds, tokens),

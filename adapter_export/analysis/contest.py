@@ -153,7 +153,7 @@ def common_task(contestants: Sequence[Contestant]) -> Task:
             "contestants have different tasks",
             found=", ".join(f"`{name}` answers `{kind}` of `{given}`" for (kind, given), name in kinds.items()),
             expected="one task",
-            fix=f"name the adapters to compare: {argument('only', words='NAME')}, as often as needed",
+            fix="name the adapters to compare: " + argument("only", words="NAME") + ", as often as needed",
         )
     return tasks[0]
 
@@ -198,9 +198,9 @@ def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
     if not unknown:
         return
     first = min(line for found in unknown.values() for line in found.values())
-    where, fix = f"{data.path}, line {first}", f"map the labels, or name their column: {argument('label')}"
+    where, fix = f"{data.path}, line {first}", "map the labels, or name their column: " + argument("label")
     knowing = [one for one in contestants if one.name not in unknown]
-    alone = f"name those that have them, such as {argument('only', [knowing[0].adapter])}, " if knowing else ""
+    alone = "name those that have them, such as " + argument("only", [knowing[0].adapter]) + ", " if knowing else ""
     more = len(unknown) - _NAMED
     raise DataError(
         "holds labels that not every contestant has",
@@ -208,5 +208,5 @@ def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
         found="; ".join(f"`{name}` has no {some(found)}" for name, found in list(unknown.items())[:_NAMED])
         + (f"; {more} more contestants" if more > 0 else ""),
         expected=f"labels that all {len(contestants)} contestants have",
-        fix=f"{alone}{fix}",
+        fix=alone + fix,
     )

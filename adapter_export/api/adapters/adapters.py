@@ -16,11 +16,9 @@ from adapter_export.api.models.base import Address, Base, PathLike
 from adapter_export.errors import (
     AdapterError,
     FileError,
-    Note,
     OtherModulesError,
     UsageError,
     argument,
-    both,
     command,
     quoted,
 )
@@ -83,7 +81,7 @@ def _find(place: str, near: Path) -> Path:
         where=f"`{place}`",
         found=f"`{there[0]}` without `{_FILES[0]}`" if there else "nothing",
         expected=f"a folder with {' and '.join(f'`{name}`' for name in _FILES)}; looked at {looked}",
-        fix=f"make one with {command('train', 'train')} or {command('pack', 'pack')}",
+        fix="make one with " + command("train", "train") + " or " + command("pack", "pack"),
     )
 
 
@@ -152,7 +150,7 @@ def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> Non
                 where=f"adapter `{adapter.name}`",
                 found=next(iter(record.values())) or "no site map",
                 expected=given or "no site map",
-                fix=f"pass the site map that it was made with: {argument('site_map', words='FILE')}",
+                fix="pass the site map that it was made with: " + argument("site_map", words="FILE"),
             )
 
 
@@ -237,7 +235,7 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
         where=adapter.name,
         found=f"`pad_token_id` {padding}",
         expected="a token that does not end texts",
-        fix=f"train it with another padding token, or import it without the head:  {argument('without_head', True)}",
+        fix="train it with another padding token, or import it without the head:  " + argument("without_head", True),
     )
 
 
@@ -255,10 +253,10 @@ def base_of_import(base: Base | Address | None, found: Located) -> Base | Addres
     raise UsageError(
         "importing an adapter requires the model it was trained on",
         where=found.asked,
-        found=f"no {argument('base')}",
-        fix=f"pass the model: {argument('base', words='MODEL')}"
+        found="no " + argument("base"),
+        fix="pass the model: " + argument("base", words="MODEL")
         if named is None
-        else f"its configuration names `{named}`: pass {argument('base', named)}, or a capture of it",
+        else f"its configuration names `{named}`: pass " + argument("base", named) + ", or a capture of it",
     )
 
 
@@ -272,8 +270,8 @@ def naming_base(folder: Path) -> Iterator[None]:
 
         named = named_base(folder)
         if named is not None:
-            hint = f"check that {argument('base')} is `{named}`, which its configuration names"
-            error.fix = Note(hint if error.fix is None else f"{both(error.fix)}; {hint}")
+            hint = "check that " + argument("base") + f" is `{named}`, which its configuration names"
+            error.fix = hint if error.fix is None else error.fix + "; " + hint
             error.args = (error.sentence(),)
         raise
 
@@ -288,7 +286,7 @@ def finished(
     """
     _check_mask(imported.adapter, base)
     for note in imported.notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     adapter = with_facts(imported.adapter, facts)
     if found is not None and found.source is not None:
         record = {**adapter.training.get("imported_from", {}), "source": found.source}
@@ -304,6 +302,8 @@ def _check_mask(adapter: Adapter, base: Base) -> None:
             "has a head that pools the tokens of a text, but the base was captured with its cache, for generation",
             where=f"adapter `{adapter.name}`",
             expected="a base without a cache",
-            fix=f"capture the bare model ({argument('bare', True)}), or import the adapter without its head: "
-            f"{argument('without_head', True)}",
+            fix="capture the bare model ("
+            + argument("bare", True)
+            + "), or import the adapter without its head: "
+            + argument("without_head", True),
         )

@@ -88,7 +88,7 @@ def live_model(context: Context) -> Iterator[Finding]:
                 found = original.runner.run(case.arrays, None)
             faults = list(_apart(case, found, live, vague.get(case.name, {}), context.tolerance))
         except RequestError as error:
-            faults = [f"{error.what}: {error.found}"]
+            faults = [error.problem()]
         sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
         detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
         yield Finding.tested("live model", case.name, not faults, detail)

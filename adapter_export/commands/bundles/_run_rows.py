@@ -130,7 +130,7 @@ def check_suffix(path: Path) -> None:
     """Refuse a file name without a known suffix for arrays."""
     if path.suffix not in (_NPZ, _SAFETENSORS):
         expected = f"`{_NPZ}` or `{_SAFETENSORS}`"
-        fix = f"rename it: {argument('out', words=f'{path.stem}{_NPZ}')}"
+        fix = "rename it: " + argument("out", words=f"{path.stem}{_NPZ}")
         raise UsageError("unknown file format for arrays", found=f"`{path.name}`", expected=expected, fix=fix)
 
 

@@ -14,7 +14,7 @@ from adapter_export.api.bundles.bundles import open_bundle
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, worded
+from adapter_export.errors import UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, known_precisions
 from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
@@ -178,7 +178,7 @@ def _of_bundles(
 def _show(found: Benchmark | FormBenchmark, screen: Screen) -> None:
     screen.show(found.table())
     for phrase in found.advice():
-        screen.report(worded(phrase, "shell"))
+        screen.report(phrase)
 
 
 COMMAND: Command[Benchmark | FormBenchmark] = Command(

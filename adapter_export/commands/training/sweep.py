@@ -28,7 +28,7 @@ from adapter_export.commands.training._trainings import (
     workers_for,
 )
 from adapter_export.commands.training.train import INIT, SECTIONS
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -190,12 +190,12 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
     ranged = isinstance(given, str)
     if any(one <= 0 for one in ends) or (ranged and not (len(ends) == 2 and ends[0] < ends[1])):
         expected = "numbers above 0, or a range such as `4..256`"
-        raise UsageError(f"{argument(name)} must be positive numbers", found=given, expected=expected)
+        raise UsageError(argument(name) + " must be positive numbers", found=given, expected=expected)
     if not ranged:
         check_different(name, ends)
         return ends
     if trials is None:
-        fix = f"set the number of settings to try, {argument('trials', 30)}, or pass a list"
+        fix = "set the number of settings to try, " + argument("trials", 30) + ", or pass a list"
         raise UsageError("a range has infinitely many settings", where=argument(name), found=given, fix=fix)
     return Range(*ends)
 
@@ -204,7 +204,7 @@ def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     """Refuse unknown options and options that a sweep sets itself; return those of rows and heads."""
     given = sorted(own_arguments().intersection(training))
     if given:
-        raise UsageError("a sweep sets this itself or does not use it", found=", ".join(map(argument, given)))
+        raise UsageError("a sweep sets this itself or does not use it", found=joined(map(argument, given)))
     _, of_data, of_head, *_ = SWEEP_OPTIONS.split("train", training)
     return of_data, of_head
 
