@@ -21,7 +21,7 @@ import numpy as np
 
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.separation import Fault, faults_of
+from adapter_export.bundle.golden.separation import Fault, faults_of
 from adapter_export.dtypes import Weights
 from adapter_export.numerics.runner import Arrays
 

@@ -33,8 +33,8 @@ from transformers import AutoModel
 
 import adapter_export as ae
 from adapter_export.text import Tokenizer
-from adapter_export.torch_backend.train.data import training_batches
-from adapter_export.torch_backend.train.train_loop import rate_factor
+from adapter_export.training.loop.data import training_batches
+from adapter_export.training.loop.train_loop import rate_factor
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "project" / "practice.md"

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import UsageError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import KINDS, Kind, classification_head
-from adapter_export.importers.base_view import BaseView
-from adapter_export.importers.plain_tensors import pack
 from adapter_export.numerics.evaluate_adapter import evaluate, gradients
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.plugins.formats.importers.plain_tensors import pack
 from adapter_export.sites.site import Site
 from adapter_export.text import Tokenizer
 

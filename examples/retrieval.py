@@ -19,9 +19,9 @@ from llama_index.core.schema import TextNode
 from sentence_transformers import SentenceTransformer
 
 import adapter_export as ae
-from adapter_export.integrations.langchain import BundleEmbeddings
-from adapter_export.integrations.llama_index import BundleEmbedding
-from adapter_export.integrations.sentence_transformers import BundleEmbedder
+from adapter_export.plugins.integrations.langchain import BundleEmbeddings
+from adapter_export.plugins.integrations.llama_index import BundleEmbedding
+from adapter_export.plugins.integrations.sentence_transformers import BundleEmbedder
 
 THINGS = ("soup", "opera", "comet", "hotel", "train", "garden", "novel", "bread", "bridge", "lecture", "coat", "beach")
 TONES = {

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from descriptions import described
 from service_schemas import answer_schema, http_schema
 
-from adapter_export.analysis.comparison import ComparisonDocument
 from adapter_export.bundle.signature_claim import SignatureClaim
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
@@ -40,6 +39,7 @@ from adapter_export.format.records import (
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.interval import Interval
 from adapter_export.onnx_backend.base.base_identity import BaseIdentity
+from adapter_export.plugins.lab.comparison import ComparisonDocument
 
 RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,

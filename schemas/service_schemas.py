@@ -1,7 +1,7 @@
 """The schemas of what services and clients say: answers (docs/reference/format.md), and the bodies of HTTP.
 
-The request is made of `adapter_export.server.calls`. Answers have no records, so their forms are written here; tests
-validate the answers of every task and every service.
+The request is made of `adapter_export.plugins.serve.calls`. Answers have no records, so their forms are written here;
+tests validate the answers of every task and every service.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from descriptions import described
 
-from adapter_export.server.apis.completions_api import Completions, StreamOptions
-from adapter_export.server.apis.openai_api import Embeddings
-from adapter_export.server.apis.rerank_api import Classify, CohereDocument, Rerank
-from adapter_export.server.calls import Call, Question, Strict, TextOnSide, TextPair
+from adapter_export.plugins.serve.apis.completions_api import Completions, StreamOptions
+from adapter_export.plugins.serve.apis.openai_api import Embeddings
+from adapter_export.plugins.serve.apis.rerank_api import Classify, CohereDocument, Rerank
+from adapter_export.plugins.serve.calls import Call, Question, Strict, TextOnSide, TextPair
 
 Schema = dict[str, Any]
 

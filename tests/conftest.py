@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import multiprocessing.util
 import os
 import sys
 import tempfile
@@ -76,6 +77,7 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     unchanged.
     """
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    multiprocessing.util.get_temp_dir()  # its sockets outlive the fixture
     os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
     yield
     check_unchanged()

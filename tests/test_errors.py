@@ -92,7 +92,7 @@ def test_no_message_outside_the_command_line_names_an_option() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE).as_posix()
         # cards, READMEs and reports show commands, and a layout has programs of its own
-        if not place.startswith(("cli/", "errors.py", "deploy/files/")) and path.name not in (
+        if not place.startswith(("cli/", "errors.py", "plugins/ship/files/")) and path.name not in (
             "card.py",
             "readme.py",
             "report_view.py",

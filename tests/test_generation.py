@@ -20,7 +20,7 @@ from tiers import extended
 from tiny_llama import EXAMPLE, PROMPT, Text, example, in_genai, run_builder, save_rounded
 
 import adapter_export as ae
-from adapter_export.api.models.forms import GenaiBase
+from adapter_export.bases.forms import GenaiBase
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter

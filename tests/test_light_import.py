@@ -63,7 +63,7 @@ def test_a_bundle_is_built_and_changed_without_the_libraries_of_extras() -> None
 
 
 def test_a_path_needs_no_library_of_hubs() -> None:
-    local = "from adapter_export.hub.address import locate; from pathlib import Path; locate(Path(), 'model')"
+    local = "from adapter_export.address import locate; from pathlib import Path; locate(Path(), 'model')"
     opening = "import adapter_export as ae; ae.inspect, ae.capture, ae.train, ae.build, ae.serve"
     clients = ("httpx2", "huggingface_hub", "datasets", "pyarrow")
     assert _loaded(f"{local}; locate('a', 'table'); locate('a', 'artifact'); {opening}", clients) == ""

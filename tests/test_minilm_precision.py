@@ -12,7 +12,7 @@ from building import build_bundle, in_precision
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
-from adapter_export.analysis.speed.latency import beside
+from adapter_export.bundle.latency import beside
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove

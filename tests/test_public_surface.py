@@ -56,7 +56,7 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 def test_the_commands_stay() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
     making = ["capture", "sites", "identify", *training, "pack", "import", "compose", "merge", "export"]
-    using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"]
+    using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "run-many", "inspect"]
     serving = ["serve", "bench", "ship", "push", "pull"]
     assert list(COMMANDS) == [*making, *using, *serving]
 

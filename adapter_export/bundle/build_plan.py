@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of, choose_sketches
-from adapter_export.bundle.golden_batches import padding_by_name
-from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
-from adapter_export.bundle.golden_media import check_media
+from adapter_export.bundle.golden.golden_batches import padding_by_name
+from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
+from adapter_export.bundle.golden.golden_media import check_media
+from adapter_export.bundle.golden.golden_vectors import Allowance, Golden, GoldenMaker, case_of, choose_sketches
 from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.manifest_checks import oldest_runtime, site_records

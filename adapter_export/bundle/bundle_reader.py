@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
-from adapter_export.bundle.golden_parts import GoldenParts, read_parts
+from adapter_export.bundle.golden.golden_parts import GoldenParts, read_parts
+from adapter_export.bundle.golden.golden_vectors import Allowance, Case, Golden, read_golden
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import AdapterError, FormatError, RequestError

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Golden, GoldenMaker
-from adapter_export.bundle.golden_batches import padding_by_name, without
-from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
-from adapter_export.bundle.golden_media import check_media
+from adapter_export.bundle.golden.golden_batches import padding_by_name, without
+from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
+from adapter_export.bundle.golden.golden_media import check_media
+from adapter_export.bundle.golden.golden_vectors import Golden, GoldenMaker
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Allowance, Golden
+from adapter_export.bundle.golden.golden_vectors import Allowance, Golden
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
 from adapter_export.format.check_report import Finding

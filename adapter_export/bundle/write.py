@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapter_export.bundle.golden import Golden, write_golden
-from adapter_export.bundle.golden_parts import GoldenParts, write_parts
+from adapter_export.bundle.golden.golden_parts import GoldenParts, write_parts
+from adapter_export.bundle.golden.golden_vectors import Golden, write_golden
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted

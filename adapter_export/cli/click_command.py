@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any
@@ -20,10 +21,12 @@ from adapter_export.cli.terminal import TerminalScreen, emit_json
 from adapter_export.commands.command import Command, Found, Instead
 from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
+from adapter_export.plugin import part_modules
 
 
 def made(command: Command[Found], name: str) -> click.Command:
     """Make a click command, with help from the call's docstring and parameters from its signature."""
+    command = replace(command, instead={**command.instead, **_flags_of_plugins(name)})
     params = list(parameters(command.call))
     options = [param for param in params if isinstance(param, click.Option)]
     own = [
@@ -45,6 +48,14 @@ def made(command: Command[Found], name: str) -> click.Command:
         sections={title: list(_names(parts)) for title, parts in command.sections.items()},
         common=command.common,
     )
+
+
+def _flags_of_plugins(name: str) -> Mapping[str, Instead]:
+    """Return the flags that plug-ins add to a command, by parameter name."""
+    flags = dict[str, Instead]()
+    for module in part_modules("flags"):
+        flags |= module.FLAGS.get(name, {})
+    return flags
 
 
 def _names(parts: Sequence[str | OptionsOf]) -> Iterator[str]:

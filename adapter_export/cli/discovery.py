@@ -1,13 +1,13 @@
-"""Discovery of commands by scanning `adapter_export.commands`."""
+"""Discovery of commands: the core's by scanning `adapter_export.commands`, those of plug-ins by their records."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from types import ModuleType
 
 import click
@@ -16,49 +16,77 @@ from adapter_export import commands
 from adapter_export.cli.click_command import made
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import examples
+from adapter_export.plugin import part_modules, plugins
 
-_SECTIONS = ("models", "training", "adapters", "bundles", "serving")
-"""Sections in help-page order; new ones follow."""
+_ORDER: Mapping[str, tuple[str, ...]] = {
+    "models": ("capture", "sites"),
+    "training": ("plan", "train", "sweep", "lint", "drop", "distil"),
+    "adapters": ("pack", "import", "compose", "merge", "export"),
+    "bundles": (
+        "build",
+        "add",
+        "remove",
+        "check",
+        "verify",
+        "sign",
+        "evaluate",
+        "compare",
+        "run",
+        "run-many",
+        "inspect",
+    ),
+    "serving": ("serve", "bench", "ship", "push", "pull"),
+}
+"""Sections of the help page, and the order of commands in each; others follow."""
 
 
 def found_commands() -> Mapping[str, Entry]:
-    """Return all commands by name, in help-page order."""
-    found = dict[str, Entry]()
-    for section in _in_order(_modules(commands), _SECTIONS):
-        if hasattr(section, "__path__"):
-            for name, entry in _entries(section).items():
-                found[name] = replace(entry, section=_name(section).capitalize())
-    return found
-
-
-def _entries(package: ModuleType) -> Mapping[str, Entry]:
-    """Return the commands of a package; a nested package is a command group."""
+    """Return all commands by name, in the order of the help page."""
+    by_section: dict[str, dict[str, ModuleType]] = {section: {} for section in _ORDER}
+    for section, module in [*_core_modules(), *_plugin_modules()]:
+        by_section.setdefault(section, {})[_name(module)] = module
     entries = dict[str, Entry]()
-    for module in _in_order(_modules(package), getattr(package, "ORDER", ())):
-        name = _name(module)
-        summary = str(module.__doc__).partition("\n")[0]
-        make = partial(_group, module) if hasattr(module, "__path__") else partial(made, module.COMMAND, name)
-        entries[name] = Entry(summary, make)
+    for section, modules in by_section.items():
+        order = _ORDER.get(section, ())
+        for name in sorted(modules, key=lambda name: order.index(name) if name in order else len(order)):
+            entries[name] = _entry(modules[name], section.capitalize())
     return entries
 
 
-def _modules(package: ModuleType) -> Iterator[ModuleType]:
+def _core_modules() -> Iterator[tuple[str, ModuleType]]:
+    """Yield each module of a command in the core, and its section, which is its package."""
+    for package in _public_modules(commands):
+        if hasattr(package, "__path__"):
+            yield from ((_name(package), module) for module in _public_modules(package))
+
+
+def _plugin_modules() -> Iterator[tuple[str, ModuleType]]:
+    for plugin in plugins().values():
+        for section, modules in plugin.commands.items():
+            yield from ((section, importlib.import_module(module)) for module in modules)
+
+
+def _public_modules(package: ModuleType) -> Iterator[ModuleType]:
     """Import the modules of a package except helpers, whose names start with an underscore."""
-    for found in pkgutil.iter_modules(package.__path__):
-        if not found.name.startswith("_"):
-            yield importlib.import_module(f"{package.__name__}.{found.name}")
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            yield importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _entry(module: ModuleType, section: str) -> Entry:
+    """Return the entry of a command's module; a package is a group of commands."""
+    name = _name(module)
+    make = partial(_group, module) if hasattr(module, "__path__") else partial(made, module.COMMAND, name)
+    return Entry(str(module.__doc__).partition("\n")[0], make, section)
 
 
 def _name(module: ModuleType) -> str:
-    """Return a command's name: its module's name, such as `import` for `import_`."""
-    return module.__name__.rpartition(".")[2].rstrip("_")
-
-
-def _in_order(modules: Iterator[ModuleType], order: Sequence[str]) -> list[ModuleType]:
-    names = {_name(module): module for module in modules}
-    return sorted(names.values(), key=lambda one: order.index(_name(one)) if _name(one) in order else len(order))
+    """Return a command's name by its module's, such as `import` for `import_`, and `run-many` for `run_many`."""
+    return module.__name__.rpartition(".")[2].rstrip("_").replace("_", "-")
 
 
 def _group(package: ModuleType) -> click.Command:
     text = inspect.cleandoc(str(package.__doc__))
-    return LazyGroup(_name(package), table=_entries(package), help=text, epilog=examples(*package.EXAMPLES))
+    modules = chain(_public_modules(package), part_modules(package.COLLECTION))
+    table = {_name(module): _entry(module, "Commands") for module in modules}
+    return LazyGroup(_name(package), table=table, help=text, epilog=examples(*package.EXAMPLES))

@@ -6,6 +6,8 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from adapter_export.plugin import plugins
+
 CAUSAL_LM = "causal_lm"
 """Language modelling: the base itself predicts the next token, so it has no head and no `Task`."""
 
@@ -15,9 +17,10 @@ DEFAULT_TYPE = "single_label"
 RETRIEVAL = "retrieval"
 """Pairs without labels, which `embedding` learns and is judged by; tasks record it as `embedding`."""
 
-_FILES = [one.name for one in pkgutil.iter_modules([str(Path(__file__).parent / "tasks" / "types")])]
+_MODULES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "tasks" / "types")])]
+_MODULES += [path.rpartition(".")[2] for plugin in plugins().values() for path in plugin.parts.get("task_types", ())]
 
-LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _FILES if name not in (DEFAULT_TYPE, RETRIEVAL)))
+LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _MODULES if name not in (DEFAULT_TYPE, RETRIEVAL)))
 """The names of all types that a training can be asked for."""
 
 PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if name != CAUSAL_LM)

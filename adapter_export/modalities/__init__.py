@@ -1,18 +1,20 @@
-"""Modalities of rows. Each module of this folder but the base defines one as `MODALITY`."""
+"""Modalities of rows. Each module of this folder but the base, or that a plug-in adds to `modalities`, defines one."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from itertools import chain
 
 from adapter_export.modalities.modality import FileModality, Modality, Step
+from adapter_export.plugin import part_modules
 
 
 def _found() -> Mapping[str, Modality]:
-    modules = (importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__))
-    found: list[Modality] = [module.MODALITY for module in modules if hasattr(module, "MODALITY")]
-    return {one.name: one for one in found}
+    modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    defined = (getattr(module, "MODALITY", None) for module in chain(modules, part_modules("modalities")))
+    return {modality.name: modality for modality in defined if isinstance(modality, Modality)}
 
 
 MODALITIES: Mapping[str, Modality] = _found()

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import RequestError, within
+from adapter_export.format.files import printable_json
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer
 from adapter_export.graph.tasks.asked import Row as Row
@@ -267,6 +268,10 @@ class AnsweredRow(Described):
             cut = {**({"cut": self.cut} if self.cut else {}), **({"windows": windows} if windows > 1 else {})}
             return {**found, "outputs": self.listed_outputs(), **cut}
         return {**found, **self.answer.document()}
+
+    def json_line(self) -> str:
+        """Return the texts and the answer as a line of JSON; errors as of `document`."""
+        return f"{printable_json({**self.row.texts, **self.document()})}\n"
 
     def listed_outputs(self) -> dict[str, Any]:
         """Return all outputs as nested lists; for several windows or choices, a list of these.

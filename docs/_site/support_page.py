@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from adapter_export.deploy.layout import Layout
-from adapter_export.exporters import FORMATS
 from adapter_export.format.manifest import VARIANT_NAMES
 from adapter_export.format.precision import PRECISION_NAMES, Precision
 from adapter_export.graph.kinds import KINDS, REFUSED
 from adapter_export.graph.tasks.types import TASK_TYPES
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.ship.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCE, TARGET = "adapter_export", "adapter_export_runtime"
 
-FOUND = ("adapter_export.graph.tasks.types", "adapter_export.integrations", "adapter_export.modalities")
+FOUND = ("adapter_export.graph.tasks.types", "adapter_export.plugins.integrations", "adapter_export.modalities")
 """Packages whose modules nothing in the runtime imports: found by scanning, or imported by users."""
 
 LEFT_OUT = ("adapter_export.graph.tasks.metrics",)

@@ -21,7 +21,6 @@ from small_encoder import WIDTH, save_encoder
 from small_task import make_adapter, with_random_weights
 
 import adapter_export as ae
-from adapter_export.analysis.comparison import MOST_PAIRED, Comparison, ContestantRecord, Setting, comparison, holm
 from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.compose import adapter_fusion
@@ -29,6 +28,7 @@ from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.metrics import Judged, judge_classes, judge_numbers, judge_spans
+from adapter_export.plugins.lab.comparison import MOST_PAIRED, Comparison, ContestantRecord, Setting, comparison, holm
 from adapter_export.tables import one_line
 from adapter_export.torch_backend.base.torch_base import load_base, write_base
 from schemas import validate

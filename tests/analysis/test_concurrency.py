@@ -11,9 +11,9 @@ from heard import Heard
 from small_bundle import text_bundle
 
 import adapter_export as ae
-from adapter_export.analysis.speed.concurrency import ROUNDS, ways
 from adapter_export.cli.main import main
 from adapter_export.errors import RequestError, UsageError
+from adapter_export.plugins.lab.speed.concurrency import ROUNDS, ways
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from heard import Interrupt
 
 import adapter_export as ae
-from adapter_export.analysis.scores import Score
-from adapter_export.analysis.student import Distillation, Side, timed
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, BaseMismatchError, DataError, TrainingError, UsageError
+from adapter_export.plugins.lab.scores import Score
+from adapter_export.plugins.lab.student import Distillation, Side, timed
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}
 

@@ -20,12 +20,7 @@ from heard import Heard
 from small_task import reviews
 
 import adapter_export as ae
-from adapter_export.analysis.contest import Contestant, Measured
-from adapter_export.analysis.eval_rows import judge
-from adapter_export.analysis.evaluation import Evaluation, versus
-from adapter_export.analysis.record_check import compare_with_training_record
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.errors import (
     DataError,
     MissedGateError,
@@ -37,6 +32,11 @@ from adapter_export.errors import (
 from adapter_export.format.tabular.eval_data import DataOptions, EvalData
 from adapter_export.format.tabular.labelled import Columns
 from adapter_export.graph.tasks import Task
+from adapter_export.plugins.lab.commands._contestants import contestants_of
+from adapter_export.plugins.lab.contest import Contestant, Measured
+from adapter_export.plugins.lab.eval_rows import judge
+from adapter_export.plugins.lab.evaluation import Evaluation, versus
+from adapter_export.plugins.lab.record_check import compare_with_training_record
 from adapter_export.reporting import Reporter
 from adapter_export.text import Pair
 

@@ -12,14 +12,14 @@ from heard import Heard
 from small_bundle import build_small
 
 import adapter_export as ae
-from adapter_export.analysis.adapter_costs import Latency
-from adapter_export.analysis.speed.forms import SHAPES, CallTime, FormBenchmark, FormTimes, recommend
-from adapter_export.api.bundles.base_forms import base_forms
-from adapter_export.api.bundles.prepared_base import slow_note
+from adapter_export.bases.base_forms import base_forms
+from adapter_export.bases.prepared_base import slow_note
+from adapter_export.bundle.latency import Latency
 from adapter_export.cli.main import main
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.precision import Precision
 from adapter_export.onnx_backend.quantise.rewritten import Verdict
+from adapter_export.plugins.lab.speed.forms import SHAPES, CallTime, FormBenchmark, FormTimes, recommend
 
 PRECISIONS = ("fp32", "int8")
 

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import adapter_export as ae
-from adapter_export.analysis.mistakes import RULES
 from adapter_export.cli.main import main
 from adapter_export.dtypes import Array
 from adapter_export.errors import MistakeError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, kind_named
-from adapter_export.torch_backend.train.init_adapter import init_adapter
+from adapter_export.plugins.lab.mistakes import RULES
+from adapter_export.training.loop.init_adapter import init_adapter
 
 UP, DOWN = "layers.1.ffn.up.weight", "layers.1.ffn.down.weight"
 

@@ -13,15 +13,16 @@ from heard import Heard
 from small_bundle import build_small
 
 import adapter_export as ae
-from adapter_export.analysis.adapter_costs import Choice, base_work, choices, recommend, sample
+from adapter_export.bundle.latency import sample
 from adapter_export.cli.main import main
 from adapter_export.errors import UsageError
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.kinds import KINDS, kind_named
+from adapter_export.plugins.lab.adapter_costs import Choice, base_work, choices, recommend
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.train.init_adapter import init_adapter
-from adapter_export.torch_backend.train.memory import training_memory
+from adapter_export.training.loop.init_adapter import init_adapter
+from adapter_export.training.loop.memory import training_memory
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from served import made_app
 from small_encoder import BAD, GOOD, OTHER, load_encoder
 
 import adapter_export as ae
-from adapter_export.analysis.evaluation import Evaluation
 from adapter_export.commands.bundles.run import run
 from adapter_export.errors import AdapterError, RequestError, UsageError
 from adapter_export.graph.tasks import Task
+from adapter_export.plugins.lab.evaluation import Evaluation
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import asked_of
 from adapter_export.text import SidedText

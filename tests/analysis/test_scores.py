@@ -8,15 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from adapter_export.analysis.evaluation import (
-    apply_gates,
-    calibrate,
-    check_gates,
-    class_scores,
-    confusion,
-    slice_by,
-)
-from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.errors import UsageError
 from adapter_export.graph.tasks.metrics import (
     CHOICES,
@@ -27,6 +18,15 @@ from adapter_export.graph.tasks.metrics import (
     judge_numbers,
     judge_ranking,
 )
+from adapter_export.plugins.lab.evaluation import (
+    apply_gates,
+    calibrate,
+    check_gates,
+    class_scores,
+    confusion,
+    slice_by,
+)
+from adapter_export.plugins.lab.scores import NO_INTERVALS, Resampling, Score, score
 
 LABELS = ("a", "b")
 SHARES = np.array([[0.95, 0.05], [0.9, 0.1], [0.3, 0.7], [0.25, 0.75], [0.55, 0.45]])

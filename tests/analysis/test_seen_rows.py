@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from answering import write
 
-from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.format.tabular.eval_data import DataOptions, EvalData
 from adapter_export.format.tabular.labelled import MOST_DIGESTS, Columns, RememberedRows, row_digest
 from adapter_export.graph.tasks import Task
+from adapter_export.plugins.lab.seen_rows import SeenRows
 
 
 def read(path: Path, texts: list[str], pair: str | None = None) -> EvalData:

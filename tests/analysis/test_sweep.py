@@ -20,12 +20,12 @@ from safetensors import safe_open
 from small_encoder import save_encoder
 
 import adapter_export as ae
-from adapter_export.analysis.adapter_costs import Latency
-from adapter_export.analysis.run_workers import Processes, RayWorkers
-from adapter_export.analysis.search import Search
-from adapter_export.analysis.sweep_results import Range, Run, Setting, Space, Sweep, Trial
+from adapter_export.bundle.latency import Latency
 from adapter_export.errors import DataError, FileError, TrainingError, UsageError
 from adapter_export.graph.tasks.metrics import Metric
+from adapter_export.plugins.lab.search import Search
+from adapter_export.plugins.lab.sweep_results import Range, Run, Setting, Space, Sweep, Trial
+from adapter_export.safe_io.run_workers import Processes, RayWorkers
 
 QUICK = {"epochs": 1, "batch_size": 4, "bottlenecks": (2,), "kinds": ("pfeiffer", "ia3")}
 
@@ -114,7 +114,7 @@ def test_a_process_that_dies_takes_its_own_call_alone() -> None:
 
 _PARENT = """
 import os, time
-from adapter_export.analysis.run_workers import Processes
+from adapter_export.safe_io.run_workers import Processes
 if __name__ == "__main__":
     workers = Processes(1)
     print(workers.submit(os.getpid).result(), flush=True)

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 import adapter_export as ae
-from adapter_export.analysis.evaluation import Evaluation
 from adapter_export.errors import RequestError
+from adapter_export.plugins.lab.evaluation import Evaluation
 from adapter_export.torch_backend.attach import attach
 
 WORDS = [f"w{number}" for number in range(60)]

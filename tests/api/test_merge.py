@@ -12,13 +12,13 @@ from peft_folders import adapter_folder
 from random_kinds import random_tensors
 
 import adapter_export as ae
-from adapter_export.api.models.forms import OnnxFileBase
+from adapter_export.bases.base_view import BaseView
+from adapter_export.bases.forms import OnnxFileBase
 from adapter_export.errors import AdapterError, BaseMismatchError
 from adapter_export.graph.kinds import KINDS, LoraOptions
-from adapter_export.importers.base_view import BaseView
-from adapter_export.importers.plain_tensors import pack
 from adapter_export.onnx_backend.base.merged_graph import MERGED_KEY
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.plugins.formats.importers.plain_tensors import pack
 
 
 @pytest.fixture(scope="module")

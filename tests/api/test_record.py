@@ -15,7 +15,7 @@ import pytest
 from tiny_onnx import save_tiny
 
 import adapter_export as ae
-from adapter_export.api.models.opening import recorded_base
+from adapter_export.bases.opening import recorded_base
 from adapter_export.format.files import CACHE_VARIABLE, canonical_json
 
 

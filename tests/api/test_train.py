@@ -13,7 +13,7 @@ from adapter_export.cli.main import main
 from adapter_export.commands.training.train import TRAIN_OPTIONS
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
-from adapter_export.torch_backend.train.settings import LoopSpec
+from adapter_export.training.loop.settings import LoopSpec
 
 
 def words(hint: Any) -> str:

@@ -18,7 +18,7 @@ from once import once
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
-from adapter_export.api.bundles.base_forms import base_forms, made_forms
+from adapter_export.bases.base_forms import base_forms, made_forms
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import loss_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx

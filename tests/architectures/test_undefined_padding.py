@@ -13,7 +13,7 @@ from random_kinds import random_of_kind
 from tiers import extended
 
 import adapter_export as ae
-from adapter_export.api.models.forms import ArchiveBase
+from adapter_export.bases.forms import ArchiveBase
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import InputCase, less_padded
 from adapter_export.torch_backend.torch_runner import TorchRunner

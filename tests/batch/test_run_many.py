@@ -57,7 +57,8 @@ def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path
     table.write_text(table.read_text("utf-8") + "\n \n", encoding="utf-8")  # empty lines at the end are no rows
     options = ["run", str(bundle), "--data", str(table), "--adapter-column", "who", "--many"]
     whole = CliRunner().invoke(main, options)
-    shards = CliRunner().invoke(main, [*options, "--shards", str(tmp_path / "out"), "--shard-rows", "2048", "--json"])
+    words = ["run-many", str(bundle), str(table), "-o", str(tmp_path / "out"), "--adapter-column", "who"]
+    shards = CliRunner().invoke(main, [*words, "--shard-rows", "2048", "--json"])
     assert shards.exit_code == 0, shards.output
     assert json.loads(shards.stdout) == {"folder": str(tmp_path / "out"), "shards": 2, "reused": 0}
     assert _joined(tmp_path / "out") == whole.stdout_bytes
@@ -66,8 +67,8 @@ def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path
 @pytest.mark.extended
 def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
     table, out = _lines(tmp_path / "rows.jsonl", _rows(900)), tmp_path / "out"
-    options = ["--data", str(table), "--adapter-column", "who", "--many", "--shards", str(out), "--shard-rows", "100"]
-    command = [sys.executable, "-m", "adapter_export", "run", str(bundle), *options]
+    options = [str(table), "-o", str(out), "--adapter-column", "who", "--shard-rows", "100"]
+    command = [sys.executable, "-m", "adapter_export", "run-many", str(bundle), *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
         while not (out / "shard-00001.jsonl").exists():
             assert killed.poll() is None
@@ -156,10 +157,10 @@ def test_every_form_of_table_is_answered_as_by_one_process(bundle: Path, tmp_pat
         table.write_text("".join(f"{line}\n" for line in [*header, *(f"{cell}{ends}" for cell in cells)]))
     # of the base, outputs are written whole
     for choice in (["--adapter", "topic", "--strength", "0.5"], ["--adapter", "base"]):
-        options = ["run", str(bundle), "--data", str(table), "--many", *choice]
-        whole = CliRunner().invoke(main, options)
+        whole = CliRunner().invoke(main, ["run", str(bundle), "--data", str(table), "--many", *choice])
         out = tmp_path / f"out{len(choice)}"
-        shards = CliRunner().invoke(main, [*options, "--shards", str(out), "--shard-rows", "3"])
+        words = ["run-many", str(bundle), str(table), "-o", str(out), *choice]
+        shards = CliRunner().invoke(main, [*words, "--shard-rows", "3"])
         assert (whole.exit_code, shards.exit_code) == (0, 0), whole.output + shards.output
         one, other = ([json.loads(line) for line in data.splitlines()] for data in (whole.stdout_bytes, _joined(out)))
         assert [row["text"] for row in one] == texts

@@ -12,7 +12,7 @@ from adapterhub_bases import FIXTURES, Made, adapterhub_base, import_adapterhub
 from building import build_bundle
 from random_kinds import random_of_kind
 
-from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, case_of
+from adapter_export.bundle.golden.golden_vectors import Allowance, Case, Golden, GoldenMaker, case_of
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove

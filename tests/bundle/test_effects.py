@@ -13,9 +13,9 @@ from heard import Heard
 from random_kinds import random_of_kind
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.ablation import effects, note_of, site_change
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
+from adapter_export.bundle.golden.ablation import effects, note_of, site_change
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.format.check_report import EffectRecord

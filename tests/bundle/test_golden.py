@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.golden import Case, case_of, check_cases, read_golden
+from adapter_export.bundle.golden.golden_vectors import Case, case_of, check_cases, read_golden
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
 

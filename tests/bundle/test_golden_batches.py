@@ -236,7 +236,7 @@ def test_a_task_that_was_changed_is_found(text_copy: Path) -> None:
     rehash(text_copy, rotated)
     session = Bundle.open(text_copy)  # without the sources, which would show it before anything runs
     from adapter_export.bundle.bundle_reader import OpenedBundle
-    from adapter_export.bundle.golden_batches import replay_batches
+    from adapter_export.bundle.golden.golden_batches import replay_batches
 
     opened = OpenedBundle(Bundle(text_copy, session.manifest, verified=False))
     found = replay_batches(opened, batches_of(text_copy), [None, *TASKS], list(session.manifest.graphs))
@@ -328,7 +328,7 @@ def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     floats = replace(base, inputs=tuple(replace(one, dtype="float32") for one in base.inputs))
     from adapter_export.bundle.bundle_reader import OpenedBundle
-    from adapter_export.bundle.golden_batches import BatchMaker
+    from adapter_export.bundle.golden.golden_batches import BatchMaker
 
     manifest = build(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path / "bundle")
     opened = OpenedBundle.open(tmp_path / "bundle", copy=False)
@@ -339,7 +339,7 @@ def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
 def test_labels_that_are_exchanged_show_in_8_bits(tmp_path: Path) -> None:
     """In three rows the numbers of `v` and `w` are too close; a fourth row is included because its answer is `w`."""
     from adapter_export.bundle.bundle_reader import OpenedBundle
-    from adapter_export.bundle.golden_batches import replay_batches
+    from adapter_export.bundle.golden.golden_batches import replay_batches
 
     folder, base = tmp_path / "bundle", in_precision(tiny_base(tmp_path), "int8", tmp_path)
     manifest = build(base, [random_adapter("f", houlsby(), base, bottleneck=4, labels="uvw")], folder)

@@ -19,11 +19,11 @@ from tiny_onnx import random_adapter, save_tiny
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
-from adapter_export.bundle.neighbours import ENOUGH
+from adapter_export.bundle.golden.neighbours import ENOUGH
+from adapter_export.bundle.golden.separation import Fault, faults_of
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
-from adapter_export.bundle.separation import Fault, faults_of
 from adapter_export.errors import TensorError
 from adapter_export.format.manifest import AdapterRecord
 from adapter_export.format.manifest_json import read_manifest

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from adapter_export.bundle.golden import Allowance, Case
+from adapter_export.bundle.golden.golden_vectors import Allowance, Case
 from adapter_export.bundle.proof.invariants import check_row_order, check_swap, swaps
 from adapter_export.numerics.budget import Budget
 

@@ -22,7 +22,7 @@ from toolchain import skip_or_fail
 
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.golden import check_cases
+from adapter_export.bundle.golden.golden_vectors import check_cases
 from adapter_export.bundle.proof.locate import fusion_of, guesses, trace, typical
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check

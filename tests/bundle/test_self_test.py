@@ -15,9 +15,6 @@ from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.proof.faults.fault import Copy
-from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
-from adapter_export.bundle.proof.faults.selftest import self_test
 from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.errors import ParityError, UsageError
 from adapter_export.format.check_report import FaultRecord
@@ -26,6 +23,9 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby, lora, pfeiffe
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.plugins.selftest.fault import Copy
+from adapter_export.plugins.selftest.fault_kinds import FAULTS
+from adapter_export.plugins.selftest.selftest import self_test
 from schemas import validate
 
 LOCATED = {

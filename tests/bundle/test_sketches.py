@@ -16,7 +16,7 @@ from wide_bundle import WORDS, build_wide, wide_adapter
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.golden import case_of, choose_sketches
+from adapter_export.bundle.golden.golden_vectors import case_of, choose_sketches
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import FormatError, ParityError

@@ -18,8 +18,8 @@ from tampering import edit_adapter, rehash, scaled
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
-from adapter_export.bundle import recorded_runs
 from adapter_export.bundle.bundle_reader import OpenedBundle
+from adapter_export.bundle.golden import recorded_runs
 from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove

@@ -48,6 +48,8 @@ DOORS = (
     ("model", "lint {topic} --base {}"),
     ("table", "lint {topic} --data {}"),
     ("tokenizer", "lint {topic} --base {model} --data {table} --tokenizer {}"),
+    ("artifact", "run-many {} {table} --adapter topic -o new"),
+    ("table", "run-many {bundle} {} --adapter topic -o new"),
     ("artifact", "compose stack {} {topic} -o new"),
     ("adapter", "import adapterhub {} --base {model} -o new"),
     ("model", "import adapterhub {topic} --base {} -o new"),
@@ -94,7 +96,7 @@ HERE = (
 """Arguments that are read or changed locally, and are not plain paths for click."""
 
 LOCAL = {
-    *("output", "out", "shards", "report", "svg", "plot", "repro", "write_site_map", "state"),  # written
+    *("output", "out", "report", "svg", "plot", "repro", "write_site_map", "state"),  # written
     *("site_map", "key", "certificate", "card", "baseline", "arrays", "adapter_file", "adapters_dir", "prompt"),
     "gguf_base",
     *(

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from adapter_export.api.models.drawing import PlacementMap, SiteRow, draw, placement_map
+from adapter_export.bases.drawing import PlacementMap, SiteRow, draw, placement_map
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import KINDS
 

@@ -103,7 +103,7 @@ def test_an_archive_of_another_architecture(
 def test_a_pickle_without_torch(cli, base: Made, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = FIXTURES / "bert/seq_bn_bare_bin"
     cli.done("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
-    monkeypatch.setattr("adapter_export.api.adapters.adapters.find_spec", lambda _: None)
+    monkeypatch.setattr("adapter_export.plugins.formats.importing.find_spec", lambda _: None)
     words = "`torch` is not installed, and reading `pytorch_adapter.bin`, a pickle of tensors, needs it"
     cli.refused(2, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "b")
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hand_made_sites import encoder, site
 
-from adapter_export.api.adapters.kinds import kind_options, make_kind, packed_options
+from adapter_export.bases.kinds import kind_options, make_kind, packed_options
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions

@@ -88,7 +88,7 @@ def test_a_call_without_a_name_is_refused_where_adapters_answer(cli, bundle: Pat
         done = cli.refused(2, said, "run", bundle, *words)
         assert "`--adapter NAME`" in done.stderr
         assert not done.stdout
-    cli.refused(2, said, "run", bundle, "--data", table, "--many", "--shards", tmp_path / "shards")
+    cli.refused(2, said, "run-many", bundle, table, "-o", tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
     cli.refused(2, said, "evaluate", bundle, "--data", table)
     opened = Bundle.open(bundle)

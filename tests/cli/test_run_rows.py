@@ -163,7 +163,6 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
         ((), "Give one of `--text 'A TEXT'`, `--data FILE`, `--arrays FILE`"),
         (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "Remove `--adapter` or `--adapters`."),
         (("--adapter-column", "who", *_texts("a")), "Add `--data`, or remove `--adapter-column`."),
-        (("--many", "--shards", "new"), "Give `--data FILE`, a table or a folder of tables."),
         (("--out", "a.json", *_texts("a")), "Rename it: `--out a.npz`."),
         (("--stride", "3", "--long-texts", "cut", *_texts("a")), "Give `--long-texts windows`."),
         (("--adapters", "topic,tone", *_texts("a", "b", "c")), "`--fan-out` runs every row through all of them"),

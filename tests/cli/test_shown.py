@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import adapter_export as ae
-from adapter_export.api.models.forms import ArchiveBase
+from adapter_export.bases.forms import ArchiveBase
 from adapter_export.graph.tasks.answers import Prediction, TextAnswer, Vector
 from adapter_export.tables import Described
 

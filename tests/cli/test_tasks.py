@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 import torch
 
-from adapter_export.api.models.opening import open_base
+from adapter_export.bases.opening import open_base
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.tasks import PROBLEM_TYPES
 from adapter_export.graph.tasks.answers import Answer

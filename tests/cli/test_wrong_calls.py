@@ -88,7 +88,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
                 ["compare", bundle, "--only", "topic", "--data", data],
                 ["check", bundle, "--against", model, "--data", data, "--text", "text"],
                 ["run", bundle, "--adapter", "topic", "--data", data],
-                ["run", bundle, "--adapter", "topic", "--data", data, "--many", "--shards", "new"],
+                ["run-many", bundle, data, "--adapter", "topic", "-o", "new"],
             )
         ]
     one_row = "a class has one row only"
@@ -114,7 +114,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
         (["check", bundle, "--report", "there.html"], 3, exists),
         (["check", bundle, "--against", model, "--repro", "folder"], 3, exists),
         (["run", bundle, "--text", "a", "--out", "there.npz"], 3, exists),
-        (["run", bundle, "--adapter", "topic", *good, "--many", "--shards", "folder"], 3, exists),
+        (["run-many", bundle, "good.csv", "--adapter", "topic", "-o", "folder"], 3, exists),
         (["inspect", bundle, "--svg", "there.svg"], 3, exists),
         (["build", model, "--adapters", topic, "-o", "folder"], 3, exists),
         (["capture", "folder", "-o", "there.pt"], 3, exists),
@@ -146,9 +146,8 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
         for call in calls
         if call[0][0] in ("run", "evaluate") and call[2] in [words for _, words in TABLES.values()]
     ]
-    without_shards = [call for call in of_bundles if "--shards" not in call[0]]
-    assert len(without_shards) == 2 * len(TABLES)
-    check(without_shards, run_all(without_shards, tmp_path, "onnxruntime"))
+    assert len(of_bundles) == 2 * len(TABLES)
+    check(of_bundles, run_all(of_bundles, tmp_path, "onnxruntime"))
     assert not (tmp_path / "new").exists()
     assert all((tmp_path / name).read_text() == "kept" for name in ("there.svg", "there.npz", "folder/file"))
 

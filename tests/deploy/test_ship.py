@@ -17,8 +17,8 @@ from small_bundle import build_small
 
 import adapter_export as ae
 from adapter_export.cli.main import main
-from adapter_export.deploy.layout import Layout
 from adapter_export.errors import FileError, HashError, OutputExistsError, UsageError
+from adapter_export.plugins.ship.layout import Layout
 
 
 def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from oracle import Row, answer, choice
 from python_entry_points import refusing
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.format.tabular.eval_data import DataOptions
 from adapter_export.format.tabular.labelled import Columns
+from adapter_export.plugins.lab.commands._contestants import contestants_of
 from adapter_export.reporting import SILENT
 
 LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}

@@ -318,7 +318,7 @@ def sentence_transformers(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequen
     """`SentenceTransformer.encode` and `CrossEncoder.predict`."""
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-    from adapter_export.integrations.sentence_transformers import BundleEmbedder, BundleReranker
+    from adapter_export.plugins.integrations.sentence_transformers import BundleEmbedder, BundleReranker
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
         given = ae.open_bundle(bundle.folder, verify=False), some[0].adapter
@@ -341,7 +341,7 @@ def langchain(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]
     """`Embeddings.embed_documents` and `BaseDocumentCompressor.compress_documents` of LangChain."""
     from langchain_core.documents import Document as Passage
 
-    from adapter_export.integrations.langchain import BundleEmbeddings, BundleReranker
+    from adapter_export.plugins.integrations.langchain import BundleEmbeddings, BundleReranker
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
         given = ae.open_bundle(bundle.folder, verify=False), some[0].adapter
@@ -363,7 +363,7 @@ def langchain(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]
 @refusing
 def llama_index(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
     """`BaseEmbedding.get_text_embedding_batch` of LlamaIndex."""
-    from adapter_export.integrations.llama_index import BundleEmbedding
+    from adapter_export.plugins.integrations.llama_index import BundleEmbedding
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
         model = BundleEmbedding(ae.open_bundle(bundle.folder, verify=False), some[0].adapter)

@@ -18,15 +18,15 @@ from hand_made_sites import BERT, encoder
 from safetensors.numpy import load_file
 from toolchain import skip_or_fail
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose import stack
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import BottleneckOptions, LoraOptions, houlsby, lora, parallel, pfeiffer
-from adapter_export.importers.base_view import BaseView
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
 

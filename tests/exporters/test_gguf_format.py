@@ -19,14 +19,14 @@ from tiny_gguf import HEADS, INNER, KV_HEADS, LAYERS, WIDTH, save_llama, write_g
 from toolchain import skip_or_fail
 from transformers import LlamaForCausalLM
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, AdapterExportError, UsageError
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest
-from adapter_export.exporters.proof import compare_with_export
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
-from adapter_export.importers.base_view import BaseView
 from adapter_export.numerics.merged_layers import Layer
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest
+from adapter_export.plugins.formats.exporters.proof import compare_with_export
 from adapter_export.sites.site import Site, SiteMap
 
 PARTS = {

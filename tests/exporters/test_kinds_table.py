@@ -10,13 +10,13 @@ import pytest
 from exported import FINGERPRINT, random_for_sites
 from hand_made_sites import BERT, encoder
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, UsageError
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose import average, stack, weighted_fusion
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions, houlsby, ia3, lora
-from adapter_export.importers.base_view import BaseView
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest
 from adapter_export.sites.site import SUBLAYERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "export-adapters.md"

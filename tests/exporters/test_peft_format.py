@@ -29,17 +29,17 @@ from peft_folders import (
     refused_folder,
 )
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, ParityError
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest
-from adapter_export.exporters.proof import compare_with_export
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose import average, stack
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, houlsby, ia3, lora
-from adapter_export.importers.base_view import BaseView
 from adapter_export.numerics.base_layers import layer_finder
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest
+from adapter_export.plugins.formats.exporters.proof import compare_with_export
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.torch_runner import TorchRunner

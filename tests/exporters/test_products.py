@@ -28,16 +28,16 @@ from peft_folders import FIXTURES as PEFT_FIXTURES
 from safetensors.numpy import load_file
 from toolchain import skip_or_fail
 
+from adapter_export.bases.base_view import ArchitectureHead, BaseView
 from adapter_export.errors import AdapterError, UsageError
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest, Written
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import KINDS, houlsby, lora
 from adapter_export.graph.ops import OPS
 from adapter_export.graph.tasks import TASK_TYPES
-from adapter_export.importers.base_view import ArchitectureHead, BaseView
 from adapter_export.numerics.base_layers import layer_finder
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest, Written
 from adapter_export.torch_backend.architecture_head import architecture_head
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner

@@ -25,8 +25,8 @@ from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
-from adapter_export.batch.table_rows import Columns as TableColumns
-from adapter_export.bundle.golden_parts import GoldenParts, read_parts
+from adapter_export.bases.base_view import BaseView, ImportRequest
+from adapter_export.bundle.golden.golden_parts import GoldenParts, read_parts
 from adapter_export.commands.bundles._run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
@@ -37,13 +37,13 @@ from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tabular.labelled import Columns, labelled_rows
+from adapter_export.format.tabular.table_rows import Columns as TableColumns
 from adapter_export.format.tensors import read_tensors, tensor_bytes
-from adapter_export.importers.adapterhub import import_adapterhub
-from adapter_export.importers.base_view import BaseView, ImportRequest
-from adapter_export.importers.peft import import_peft
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.sandbox import try_graph
+from adapter_export.plugins.formats.importers.adapterhub import import_adapterhub
+from adapter_export.plugins.formats.importers.peft import import_peft
 from adapter_export.runtime.adapter_file import parse_adapter
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_text
@@ -341,7 +341,7 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
 
     from adapter_export.torch_backend.base.pickles import read_torch_file
     from adapter_export.torch_backend.base.torch_base import load_base
-    from adapter_export.torch_backend.train.checkpoint import read_checkpoint
+    from adapter_export.training.loop.checkpoint import read_checkpoint
 
     save_plainly(made / "model.pt")
     states = {True: io.BytesIO(), False: io.BytesIO()}

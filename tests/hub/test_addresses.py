@@ -12,6 +12,7 @@ from hub_server import HubServer, Repository
 from huggingface_hub import constants, snapshot_download
 
 import adapter_export as ae
+from adapter_export.address import Contents, as_written, locate
 from adapter_export.errors import (
     AdapterError,
     AdapterExportError,
@@ -25,7 +26,6 @@ from adapter_export.errors import (
     UsageError,
 )
 from adapter_export.format.tabular.table_files import open_table
-from adapter_export.hub.address import Contents, as_written, locate
 from adapter_export.safe_io.output import Output
 
 JSON, TENSORS = b"{}", b"tensors"
@@ -219,9 +219,11 @@ def test_a_path_is_never_asked_for(hub: HubServer, tmp_path: Path) -> None:
         for given in (path, Path(path)):
             with pytest.raises(FileError, match=f"does not exist; found {found_instead}.*is `hf://{path}`"):
                 locate(given, "model")
-    for text in ("hf://x", "hf:///a/b", "hf://a/b/c", "hf://a/b@", "s3://a/b", "https://huggingface.co/a/b"):
+    for text in ("hf://x", "hf:///a/b", "hf://a/b/c", "hf://a/b@", "https://huggingface.co/a/b"):
         with pytest.raises(UsageError, match="is not a reference to a hub"):
             locate(text, "model")
+    with pytest.raises(UsageError, match="has a scheme that no plug-in reads; found `s3://`"):
+        locate("s3://a/b", "model")
     with pytest.raises(UsageError, match="Pass `hf://datasets/a/b`"):
         locate("hf://a/b", "table")
     with pytest.raises(UsageError, match="registries contain only bundles and adapters"):

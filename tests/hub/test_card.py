@@ -16,8 +16,8 @@ from adapter_export.errors import FormatError, HashError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
-from adapter_export.hub.artifact import digest_of
-from adapter_export.hub.card import Measured, measured_from_json, model_card
+from adapter_export.plugins.hub.artifact import digest_of
+from adapter_export.plugins.hub.card import Measured, measured_from_json, model_card
 
 REFERENCE = "oci://registry.example/team/tiny:1"
 TRAINING: dict[str, Any] = {

@@ -21,9 +21,9 @@ from adapter_export.errors import (
     NotFoundError,
     UnreachableError,
 )
-from adapter_export.hub import artifact
-from adapter_export.hub.fetch import fetch, fetch_all
-from adapter_export.hub.push import Pushed, push_folder
+from adapter_export.plugins.hub import artifact
+from adapter_export.plugins.hub.fetch import fetch, fetch_all
+from adapter_export.plugins.hub.push import Pushed, push_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),  # the library of its own client

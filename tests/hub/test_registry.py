@@ -29,9 +29,9 @@ from adapter_export.errors import (
     UnreachableError,
     UsageError,
 )
-from adapter_export.hub import registry
-from adapter_export.hub.fetch import fetch, fetch_all
-from adapter_export.hub.push import Pushed, push_folder
+from adapter_export.plugins.hub import registry
+from adapter_export.plugins.hub.fetch import fetch, fetch_all
+from adapter_export.plugins.hub.push import Pushed, push_folder
 from adapter_export.runtime import Bundle
 
 

@@ -9,11 +9,11 @@ import pytest
 from hand_made_sites import encoder, site
 from random_kinds import random_tensors
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions
-from adapter_export.importers.base_view import BaseView
-from adapter_export.importers.plain_tensors import fitting_kind, pack
+from adapter_export.plugins.formats.importers.plain_tensors import fitting_kind, pack
 from adapter_export.sites.site import SiteMap
 
 SITES = encoder()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from heads import heads
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.heads import HeadOptions
 from adapter_export.graph.kinds import KINDS
-from adapter_export.importers.base_view import BaseView
-from adapter_export.importers.plain_tensors import fitting_kind, pack
 from adapter_export.onnx_backend.slots import topology_key
+from adapter_export.plugins.formats.importers.plain_tensors import fitting_kind, pack
 from adapter_export.sites.site import Site, SiteMap
 
 D, B = 6, 3

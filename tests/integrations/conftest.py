@@ -21,7 +21,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.graph.tasks import Task
-from adapter_export.torch_backend.train.init_adapter import init_adapter
+from adapter_export.training.loop.init_adapter import init_adapter
 
 
 def make(folder: Path, minilm_folder: Path) -> None:

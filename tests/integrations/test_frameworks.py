@@ -13,8 +13,8 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from adapter_export.errors import RequestError
-from adapter_export.integrations.langchain import BundleEmbeddings, BundleReranker
-from adapter_export.integrations.llama_index import BundleEmbedding
+from adapter_export.plugins.integrations.langchain import BundleEmbeddings, BundleReranker
+from adapter_export.plugins.integrations.llama_index import BundleEmbedding
 from adapter_export.text import Pair
 
 pytestmark = pytest.mark.extended

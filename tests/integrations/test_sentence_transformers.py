@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 
 from adapter_export.errors import RequestError, UsageError
-from adapter_export.integrations.sentence_transformers import BundleEmbedder, BundleReranker
+from adapter_export.plugins.integrations.sentence_transformers import BundleEmbedder, BundleReranker
 from adapter_export.text import Pair
 
 pytestmark = pytest.mark.extended

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from small_encoder import BAD, GOOD, OTHER, save_encoder
 
-TYPE_FILE, LOSS_FILE = "graph/tasks/types/count.py", "torch_backend/train/objectives/count_loss.py"
+TYPE_FILE, LOSS_FILE = "graph/tasks/types/count.py", "training/objectives/count_loss.py"
 TYPE = '''"""Counts."""
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ from __future__ import annotations
 
 import torch
 
-from adapter_export.torch_backend.train.objectives.objective import Objective
+from adapter_export.training.objectives.objective import Objective
 
 
 class CountObjective(Objective):

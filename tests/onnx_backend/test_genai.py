@@ -12,9 +12,9 @@ from tiny_decoder import open_cached
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from adapter_export.api.models.detect import form_of
-from adapter_export.api.models.forms import GenaiBase
-from adapter_export.api.models.opening import open_base
+from adapter_export.bases.detect import form_of
+from adapter_export.bases.forms import GenaiBase
+from adapter_export.bases.opening import open_base
 from adapter_export.errors import BaseModelError, FileError, FormatError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from adapter_export.bases.base_view import BaseView
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
-from adapter_export.importers.base_view import BaseView
-from adapter_export.importers.plain_tensors import pack
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.plugins.formats.importers.plain_tensors import pack
 from adapter_export.runtime.graphs import run_session
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -14,13 +14,13 @@ from tiny_seq2seq import seq2seq
 
 import adapter_export as ae
 from adapter_export.errors import FormatError
+from adapter_export.plugins.serve.models import check_resident
+from adapter_export.plugins.serve.server_settings import SessionSettings
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.generation import decoding_batch
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch
 from adapter_export.runtime.generation.golden_schedule import golden_texts, replay_schedule
-from adapter_export.server.models import check_resident
-from adapter_export.server.server_settings import SessionSettings
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -18,11 +18,11 @@ from tiny_onnx import token_inputs
 import adapter_export as ae
 from adapter_export.errors import FileError, FormatError, RequestError, UsageError
 from adapter_export.format.manifest_json import read_manifest
+from adapter_export.plugins.serve.models import LoadedBundle
+from adapter_export.plugins.serve.server_settings import SessionSettings
 from adapter_export.providers import PROVIDERS, ProviderName, provider_names
 from adapter_export.runtime import Bundle, Request, Session
 from adapter_export.runtime.openvino_graph import open_openvino
-from adapter_export.server.models import LoadedBundle
-from adapter_export.server.server_settings import SessionSettings
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")

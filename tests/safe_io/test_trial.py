@@ -13,7 +13,7 @@ import pytest
 from tiny_onnx import save_tiny
 
 from adapter_export import text
-from adapter_export.api.models.opening import open_base
+from adapter_export.bases.opening import open_base
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base import sandbox as trial
 from adapter_export.safe_io.child import Limits

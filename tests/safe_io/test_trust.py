@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.numpy import save
 
-from adapter_export.bundle.golden import read_golden
+from adapter_export.bundle.golden.golden_vectors import read_golden
 from adapter_export.commands.bundles._run_rows import read_arrays
 from adapter_export.errors import (
     AdapterError,
@@ -30,7 +30,7 @@ from adapter_export.graph.adapter import check_name
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.torch_backend.base.pickles import _pickles, read_torch_file
-from adapter_export.torch_backend.train.checkpoint import read_checkpoint
+from adapter_export.training.loop.checkpoint import read_checkpoint
 
 
 def test_an_empty_tensor_of_very_many_columns(tmp_path: Path) -> None:

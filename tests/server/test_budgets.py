@@ -19,11 +19,11 @@ from served import Served, made_app, served
 from tiers import extended
 from tiny_generators import END, LONG_CONTEXT, generating
 
+from adapter_export.plugins.serve.collector import tokens_of
+from adapter_export.plugins.serve.limits import RefusedError
+from adapter_export.plugins.serve.server_settings import Limits, SessionSettings
+from adapter_export.plugins.serve.text_queue import TextJob, TextQueue
 from adapter_export.runtime import Bundle, Decoding, Request
-from adapter_export.server.collector import tokens_of
-from adapter_export.server.limits import RefusedError
-from adapter_export.server.server_settings import Limits, SessionSettings
-from adapter_export.server.text_queue import TextJob, TextQueue
 
 MEGABYTE = 2**20
 

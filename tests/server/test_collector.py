@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from adapter_export.errors import RequestError
+from adapter_export.plugins.serve.collector import Collector
+from adapter_export.plugins.serve.limits import RefusedError
 from adapter_export.runtime import Request
-from adapter_export.server.collector import Collector
-from adapter_export.server.limits import RefusedError
 
 
 class Slow:

@@ -19,12 +19,12 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 from tiny_generators import END, LONGEST, generating
 
+from adapter_export.plugins.serve.models import named_bundles
+from adapter_export.plugins.serve.process import make_server
+from adapter_export.plugins.serve.server_settings import Limits, ServerSettings, SessionSettings
+from adapter_export.plugins.serve.telemetry import Metrics
 from adapter_export.runtime import Bundle, Decoding
 from adapter_export.runtime.generation.text_writer import Generated, TextWriter
-from adapter_export.server.models import named_bundles
-from adapter_export.server.process import make_server
-from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
-from adapter_export.server.telemetry import Metrics
 
 PROMPTS = ["w5 w9 w33 w71", "w17", "w40 w2 w8 w60 w61 w62 w7 w12 w90"]
 

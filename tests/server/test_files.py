@@ -14,8 +14,8 @@ from served import made_app
 from small_media import noise, png
 from starlette.testclient import TestClient
 
+from adapter_export.plugins.serve.server_settings import Limits
 from adapter_export.runtime import Bundle
-from adapter_export.server.server_settings import Limits
 
 IMAGES = [png(noise(20, 30, 3, seed=number)) for number in range(3)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiers import examples
 
 from adapter_export.errors import AdapterExportError, FormatError
-from adapter_export.server.routes import Route, Routes, load_routes, route_of, save_routes
+from adapter_export.plugins.serve.routes import Route, Routes, load_routes, route_of, save_routes
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 SHARES = st.dictionaries(NAMES, st.integers(0, 9), min_size=1).filter(lambda parts: sum(parts.values()) > 0)

@@ -13,7 +13,7 @@ from tampering import edit_adapter, scaled
 
 from adapter_export.errors import FormatError
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.server.server_settings import SessionSettings
+from adapter_export.plugins.serve.server_settings import SessionSettings
 
 
 @pytest.fixture

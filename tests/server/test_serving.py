@@ -29,13 +29,13 @@ from traffic import Traffic, two_versions
 
 import adapter_export as ae
 from adapter_export.errors import UsageError
+from adapter_export.plugins.serve.limits import RefusedError
+from adapter_export.plugins.serve.models import LoadedAdapter, Models, named_bundles
+from adapter_export.plugins.serve.process import listen
+from adapter_export.plugins.serve.server_settings import Limits, ServerSettings, SessionSettings
+from adapter_export.plugins.serve.service import same_answers
+from adapter_export.plugins.serve.telemetry import Metrics, Tracer
 from adapter_export.runtime import Bundle
-from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import LoadedAdapter, Models, named_bundles
-from adapter_export.server.process import listen
-from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
-from adapter_export.server.service import same_answers
-from adapter_export.server.telemetry import Metrics, Tracer
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -367,7 +367,7 @@ def test_without_an_exporter_nothing_is_traced(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
-    monkeypatch.setattr(logging.getLogger("adapter_export.server"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("adapter_export.plugins.serve"), "propagate", True)
     with Tracer().span("a call", {}) as span:
         assert span is None
     assert "is not installed" in str(caplog.records[0].args)

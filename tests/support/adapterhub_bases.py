@@ -18,11 +18,11 @@ from kept import kept
 from packed import unpacked
 from safetensors.numpy import load_file
 
-from adapter_export.importers import adapterhub
-from adapter_export.importers.base_view import BaseView, ImportRequest
-from adapter_export.importers.tensor_map import Imported
+from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.numerics.merged_layers import Layer
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.plugins.formats.importers import adapterhub
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.huggingface_folder import capture_folder

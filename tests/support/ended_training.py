@@ -22,9 +22,9 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError
 from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.base.torch_base import load_base
-from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.train_loop import train
+from adapter_export.training.loop.data import TrainingData
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.train_loop import train
 
 _SPARE = 2**26
 """The bytes that a run without memory may still take."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.exporters import FORMATS
-from adapter_export.exporters.export_format import ExportRequest, Written
-from adapter_export.exporters.proof import compare_with_export
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import Kind
+from adapter_export.plugins.formats.exporters import FORMATS
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest, Written
+from adapter_export.plugins.formats.exporters.proof import compare_with_export
 from adapter_export.sites.site import SiteMap
 
 FINGERPRINT = f"sha256:{0:064}"

@@ -14,11 +14,11 @@ from hand_made_sites import BERT, encoder, site
 from packed import unpacked
 from safetensors.numpy import load_file, save_file
 
-from adapter_export.importers import peft
-from adapter_export.importers.base_view import BaseView, HeadOf, ImportRequest
-from adapter_export.importers.peft.head import HeadChoice
-from adapter_export.importers.tensor_map import Imported
+from adapter_export.bases.base_view import BaseView, HeadOf, ImportRequest
 from adapter_export.numerics.merged_layers import Layer
+from adapter_export.plugins.formats.importers import peft
+from adapter_export.plugins.formats.importers.peft.head import HeadChoice
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
 

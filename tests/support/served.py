@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx2
 from starlette.testclient import TestClient
 
-from adapter_export.server.models import named_bundles
-from adapter_export.server.process import make_server
-from adapter_export.server.server_settings import ServerSettings
+from adapter_export.plugins.serve.models import named_bundles
+from adapter_export.plugins.serve.process import make_server
+from adapter_export.plugins.serve.server_settings import ServerSettings
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adapter_export import open_base
 from adapter_export.cli.main import main
-from adapter_export.torch_backend.train import distil_loop, language, train_loop  # noqa: F401 - loaded once for both
+from adapter_export.training.loop import distil_loop, language, train_loop  # noqa: F401 - loaded once for both
 
 
 def call(calls: dict[str, list[str]], folder: Path) -> None:

@@ -17,8 +17,8 @@ from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import flow_graph
-from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.init_adapter import init_adapter
+from adapter_export.training.loop.data import TextExamples, TrainingData
+from adapter_export.training.loop.init_adapter import init_adapter
 
 LABELS = ("bad", "good")
 

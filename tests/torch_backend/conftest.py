@@ -14,7 +14,7 @@ from small_task import review_data
 from tiers import extended
 
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.train.data import TrainingData
+from adapter_export.training.loop.data import TrainingData
 
 
 @pytest.fixture(scope="session")

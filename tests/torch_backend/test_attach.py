@@ -20,7 +20,7 @@ from adapter_export.graph.ops import POOLINGS
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.train.init_adapter import relative_change
+from adapter_export.training.loop.init_adapter import relative_change
 
 ACTIVATED = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 

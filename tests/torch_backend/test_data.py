@@ -12,7 +12,7 @@ from small_encoder import MAX_TOKENS, tokenizer_json
 from adapter_export.errors import DataError, RequestError
 from adapter_export.graph.tasks.labels import class_indices, label_names
 from adapter_export.text import Tokenizer
-from adapter_export.torch_backend.train.data import (
+from adapter_export.training.loop.data import (
     TextExamples,
     evaluation_batches,
     split,

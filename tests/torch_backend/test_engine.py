@@ -15,21 +15,21 @@ from accelerate import Accelerator
 from sklearn.utils.class_weight import compute_class_weight
 from small_task import LABELS, examples, make_adapter, prepared, reviews, sites_of
 
-from adapter_export.api.adapters.kinds import make_kind
+from adapter_export.bases.kinds import make_kind
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.tasks import Task
 from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.train.cache import HiddenCache
-from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
-from adapter_export.torch_backend.train.data import Call, Rows, TextExamples, TrainingData, balanced
-from adapter_export.torch_backend.train.devices import Engine
-from adapter_export.torch_backend.train.init_adapter import init_adapter, with_head
-from adapter_export.torch_backend.train.objectives.objective import class_loss, label_loss
-from adapter_export.torch_backend.train.settings import LoopSpec, Machine
-from adapter_export.torch_backend.train.train_loop import train
+from adapter_export.training.loop.cache import HiddenCache
+from adapter_export.training.loop.checkpoint import CHECKPOINT_FILE
+from adapter_export.training.loop.data import Call, Rows, TextExamples, TrainingData, balanced
+from adapter_export.training.loop.devices import Engine
+from adapter_export.training.loop.init_adapter import init_adapter, with_head
+from adapter_export.training.loop.settings import LoopSpec, Machine
+from adapter_export.training.loop.train_loop import train
+from adapter_export.training.objectives.objective import class_loss, label_loss
 
 QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 GPU = torch.accelerator.is_available()

@@ -17,11 +17,11 @@ from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.heads import make_head
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.train.checkpoint import run_identity
-from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.init_adapter import with_head
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.train_loop import train
+from adapter_export.training.loop.checkpoint import run_identity
+from adapter_export.training.loop.data import TrainingData
+from adapter_export.training.loop.init_adapter import with_head
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.train_loop import train
 
 QUICK = LoopSpec(epochs=2, batch_size=16, learning_rate=0.01)
 

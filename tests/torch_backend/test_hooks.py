@@ -45,7 +45,7 @@ from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.hooks import attach_to_module
 from adapter_export.torch_backend.torch_runner import TorchRunner
-from adapter_export.torch_backend.train.init_adapter import init_adapter
+from adapter_export.training.loop.init_adapter import init_adapter
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -11,7 +11,7 @@ from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.train.init_adapter import init_adapter, with_prior
+from adapter_export.training.loop.init_adapter import init_adapter, with_prior
 
 
 def test_each_kind_acts_at_its_sites(base) -> None:

@@ -17,7 +17,7 @@ import adapter_export as ae
 from adapter_export.errors import AdapterError, BaseModelError, DataError, RequestError, UsageError
 from adapter_export.text import Tokenizer as OwnTokenizer
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.train.language import LanguageExamples, Passage
+from adapter_export.training.loop.language import LanguageExamples, Passage
 
 PADDING, BEGIN, END = 0, 1, 2
 COUNT = 14

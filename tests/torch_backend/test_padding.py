@@ -20,11 +20,11 @@ from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.train.cache import HiddenCache, results_of
-from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.distil_loop import Teacher
-from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSpec
-from adapter_export.torch_backend.train.train_loop import answered, train
+from adapter_export.training.loop.cache import HiddenCache, results_of
+from adapter_export.training.loop.data import TextExamples, TrainingData
+from adapter_export.training.loop.distil_loop import Teacher
+from adapter_export.training.loop.settings import DistillationLoss, LoopSpec
+from adapter_export.training.loop.train_loop import answered, train
 
 QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 GATED = BottleneckOptions("gelu", gate=True)

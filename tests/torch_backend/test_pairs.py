@@ -30,12 +30,12 @@ from adapter_export.reporting import Reporter
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.train.data import TextSource, TrainingData
-from adapter_export.torch_backend.train.init_adapter import init_adapter
-from adapter_export.torch_backend.train.objectives import OBJECTIVES
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.task_files import TextTask, read_task
-from adapter_export.torch_backend.train.train_loop import evaluate, train
+from adapter_export.training.loop.data import TextSource, TrainingData
+from adapter_export.training.loop.init_adapter import init_adapter
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.task_files import TextTask, read_task
+from adapter_export.training.loop.train_loop import evaluate, train
+from adapter_export.training.objectives import OBJECTIVES
 
 OBJECTIVE = OBJECTIVES["retrieval"]
 ROWS, FULL = 7, 12

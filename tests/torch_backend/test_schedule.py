@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import UsageError
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.train_loop import rate_factor
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.train_loop import rate_factor
 
 
 def test_ten_steps_with_a_fifth_of_warm_up() -> None:

@@ -28,7 +28,7 @@ from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.graph.tasks.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
-from adapter_export.torch_backend.train.init_adapter import init_adapter
+from adapter_export.training.loop.init_adapter import init_adapter
 
 TEXTS = [
     "A man is eating food.",

@@ -35,14 +35,14 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
-from adapter_export.torch_backend.train.data import TextExamples, TextSource, TrainingData
-from adapter_export.torch_backend.train.init_adapter import init_adapter
-from adapter_export.torch_backend.train.measure import cosine_apart, judged, measure
-from adapter_export.torch_backend.train.objectives import OBJECTIVES
-from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.task_files import TextTask, read_task
-from adapter_export.torch_backend.train.train_loop import evaluate, train
+from adapter_export.training.loop.data import TextExamples, TextSource, TrainingData
+from adapter_export.training.loop.init_adapter import init_adapter
+from adapter_export.training.loop.measure import cosine_apart, judged, measure
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.task_files import TextTask, read_task
+from adapter_export.training.loop.train_loop import evaluate, train
+from adapter_export.training.objectives import OBJECTIVES
+from adapter_export.training.objectives.objective import IGNORED, class_loss
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
 

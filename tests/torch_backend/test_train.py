@@ -20,11 +20,11 @@ from adapter_export.errors import TrainingError
 from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
-from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
-from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.objectives.objective import Scores
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.train_loop import evaluate, train
+from adapter_export.training.loop.checkpoint import CHECKPOINT_FILE
+from adapter_export.training.loop.data import TrainingData
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.train_loop import evaluate, train
+from adapter_export.training.objectives.objective import Scores
 
 QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 

@@ -15,7 +15,7 @@ from heard import Heard
 from small_media import noise, png, wav
 
 import adapter_export as ae
-from adapter_export.api.models.opening import unopened
+from adapter_export.bases.opening import unopened
 from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.adapter import Adapter
 

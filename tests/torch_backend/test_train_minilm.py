@@ -16,10 +16,10 @@ from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
-from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.init_adapter import init_adapter, relative_change
-from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.train_loop import train
+from adapter_export.training.loop.data import TextExamples, TrainingData
+from adapter_export.training.loop.init_adapter import init_adapter, relative_change
+from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.train_loop import train
 
 QUESTIONS = (
     "Who wrote Hamlet ?",

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import partial
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph
-from adapter_export.bundle.golden import Case, named
-from adapter_export.bundle.golden_batches import replay_batches
-from adapter_export.bundle.golden_media import compare_processors, replay_media
+from adapter_export.bundle.golden.golden_batches import replay_batches
+from adapter_export.bundle.golden.golden_media import compare_processors, replay_media
+from adapter_export.bundle.golden.golden_vectors import Case, named
+from adapter_export.bundle.golden.recorded_runs import compare_runs
 from adapter_export.bundle.proof.check_parts import check_parts, check_separation, part_values
 from adapter_export.bundle.proof.claim import Claim, GraphClaim
 from adapter_export.bundle.proof.compare_arrays import agreements
@@ -37,7 +38,6 @@ from adapter_export.bundle.proof.proof_plan import round_robin, trials
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, word_cost
 from adapter_export.bundle.proof.site_probe import SiteProbe, of_sites
-from adapter_export.bundle.recorded_runs import compare_runs
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import check_contract, replay
 from adapter_export.bundle.variants import VARIANTS

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Case
+from adapter_export.bundle.golden.golden_vectors import Case
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import NothingComparedError

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Literal
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Case, Golden, GoldenMaker, Tolerance, scale, to_disturb
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, GoldenMaker, Tolerance, scale, to_disturb
+from adapter_export.bundle.golden.recorded_runs import RunDigests
 from adapter_export.bundle.proof.check_parts import PartValue
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Plan, Reference
-from adapter_export.bundle.recorded_runs import RunDigests
 from adapter_export.format.check_report import AgreementsRecord, LocationRecord, Measurement
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter

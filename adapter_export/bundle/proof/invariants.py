@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden import Case, Golden
+from adapter_export.bundle.golden.golden_vectors import Case, Golden
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS

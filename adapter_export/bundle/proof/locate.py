@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph
-from adapter_export.bundle.golden import Case
+from adapter_export.bundle.golden.golden_vectors import Case
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import same_bits

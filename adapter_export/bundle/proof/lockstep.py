@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.bundle.bundle_reader import Graph
-from adapter_export.bundle.golden import Allowance, Case
+from adapter_export.bundle.golden.golden_vectors import Allowance, Case
 from adapter_export.bundle.proof.compare_arrays import absolute_difference, compare
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, same_bits

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Case, Golden, case_of, scale
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, case_of, scale
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import RequestError

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapter_export.bundle.bundle_reader import LEVEL
-from adapter_export.bundle.golden import Case, Golden, Tolerance
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, joined
 from adapter_export.format.check_report import Finding
 from adapter_export.numerics.runner import Arrays, Undefined, run
 
@@ -90,7 +90,7 @@ def live_model(context: Context) -> Iterator[Finding]:
         except RequestError as error:
             faults = [error.problem()]
         sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
-        detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
+        detail = f"{sizes}: " + (joined(faults, "; ") or "every output, within the budget")
         yield Finding.tested("live model", case.name, not faults, detail)
     bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # so that the weights are not in memory twice
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden import Case, Golden, to_disturb
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, to_disturb
+from adapter_export.bundle.golden.recorded_runs import RunDigests
 from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import LEVELS, Trial, trials
 from adapter_export.bundle.proof.shapes import smallest_case
-from adapter_export.bundle.recorded_runs import RunDigests
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import BaseModelError, RequestError, argument, quoted
 from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, SpanRecord, Split

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.golden import Case, Golden, check_cases, named
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, check_cases, named
 from adapter_export.bundle.proof.exact_tensors import Source
 from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.bundle.report import BASE

@@ -13,15 +13,15 @@ from time import perf_counter
 
 import onnxruntime as ort
 
-from adapter_export.bundle.ablation import effects
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden import Golden
+from adapter_export.bundle.golden.ablation import effects
+from adapter_export.bundle.golden.golden_vectors import Golden
+from adapter_export.bundle.golden.recorded_runs import RunDigests
 from adapter_export.bundle.proof.claim import steps_of, verify
 from adapter_export.bundle.proof.claims import agenda
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
-from adapter_export.bundle.recorded_runs import RunDigests
 from adapter_export.bundle.report import Report
 from adapter_export.errors import NothingComparedError, argument
 from adapter_export.graph.adapter import Adapter

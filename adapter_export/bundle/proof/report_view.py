@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from adapter_export.bundle.ablation import note_of
+from adapter_export.bundle.golden.ablation import note_of
 from adapter_export.bundle.report import BASE, Report, failures, unverified
 from adapter_export.errors import joined, quoted
 from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status

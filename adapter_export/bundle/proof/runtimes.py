@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden import Golden
+from adapter_export.bundle.golden.golden_vectors import Golden
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import FormatError, RequestError, UsageError, argument, joined

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden import SEED, Case, Golden, Tolerance, case_of
+from adapter_export.bundle.golden.golden_vectors import SEED, Case, Golden, Tolerance, case_of
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Reference

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.bundle.golden import Case, scale
+from adapter_export.bundle.golden.golden_vectors import Case, scale
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.dtypes import Weights
 from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, SpanRecord

@@ -1,3 +1,1 @@
 """Commands that make adapters without training."""
-
-ORDER = ("pack", "import", "compose", "merge", "export")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters.adapters import save
-from adapter_export.api.models.base import PathLike
+from adapter_export.address import PathLike
+from adapter_export.bases.adapters import save
 from adapter_export.commands.command import Screen
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import Option

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from adapter_export.api.adapters.adapters import composition_record, load_members
-from adapter_export.api.models.base import Address, PathLike
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.adapters import composition_record, load_members
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
     NAME,

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters.adapters import check_site_map, load_adapter
-from adapter_export.api.adapters.comparing import compare_outputs
-from adapter_export.api.models.base import Address, Base, MergedWeights, OpenOptions, PathLike
-from adapter_export.api.models.opening import base_for
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.adapters import check_site_map, load_adapter
+from adapter_export.bases.base import Base, MergedWeights, OpenOptions
+from adapter_export.bases.comparing import compare_outputs
+from adapter_export.bases.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, BaseMismatchError, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.batch.table_rows import shown_texts
 from adapter_export.commands.command import Screen
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
@@ -32,7 +31,7 @@ class Result:
         """Summarize an answered row, so that its outputs can be freed."""
         has_task = found.head.task is not None and found.head.output is not None
         outputs = [] if has_task else [Summary.of(name, array) for one in found.outputs for name, array in one.items()]
-        return cls(shown_texts(found.row), found.head, found.answer if has_task else None, outputs)
+        return cls(found.row.texts, found.head, found.answer if has_task else None, outputs)
 
     @property
     def name(self) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch, own_folder
-from adapter_export.api.bundles.prepared_base import model_of, same_precision
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
-from adapter_export.api.models.opening import base_for
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.adapters import adapters_of
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.opening import base_for
+from adapter_export.bases.prepared_base import model_of, same_precision
+from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch, own_folder
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import quoted
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option

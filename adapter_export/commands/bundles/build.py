@@ -7,15 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch
-from adapter_export.api.bundles.prepared_base import golden_cases, origin_of, prepared
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
-from adapter_export.api.models.opening import base_for, unopened
+from adapter_export.address import Address, PathLike, locate
+from adapter_export.bases.adapters import adapters_of
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.opening import base_for, unopened
+from adapter_export.bases.prepared_base import golden_cases, origin_of, prepared
+from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.extras import require
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
-from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TOKENIZER, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output

@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters.adapters import load_members
-from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, open_tokenizer
-from adapter_export.api.models.opening import base_for
+from adapter_export.address import Address, PathLike, locate
+from adapter_export.bases.adapters import load_members
+from adapter_export.bases.base import Base, OpenOptions, open_tokenizer
+from adapter_export.bases.opening import base_for
+from adapter_export.bases.prepared_base import model_of, origin_of, same_precision
+from adapter_export.bundle.open_bundle import folder_of
 from adapter_export.commands.bundles._report import VERBOSE, show_report
-from adapter_export.commands.command import Command, Instead, Screen
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import InputError, UsageError, argument, quoted
-from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.providers import provider_names
 from adapter_export.reporting import SILENT, Reporter
@@ -27,10 +27,9 @@ from adapter_export.safe_io.output import Output
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.api.adapters.adapters import Adapters
-    from adapter_export.bundle.golden import Case
+    from adapter_export.bases.adapters import Adapters
+    from adapter_export.bundle.golden.golden_vectors import Case
     from adapter_export.bundle.proof.compare_arrays import Original
-    from adapter_export.bundle.proof.faults.selftest import SelfTest
     from adapter_export.bundle.proof.proof_plan import Plan, Reference
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
@@ -178,7 +177,7 @@ def check(
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
-    with _sides(plan, model, texts) as (reference, original):
+    with reference_sides(plan, model, texts) as (reference, original):
         found = prove(plan, reference, original=original, given=own, reporter=reporter)
     found.require_compared()
     if before is not None and baseline is not None:
@@ -207,54 +206,6 @@ def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]]
         temporary.write_text(page(found, date=date, command=called), "utf-8")
 
 
-def self_test(
-    bundle: Bundle | Address,
-    *,
-    against: Annotated[Base | Address | None, AGAINST] = None,
-    kinds: Sequence[str] = (),
-    seed: int = 0,
-    site_map: Annotated[PathLike | None, SITE_MAP] = None,
-    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
-    reporter: Reporter = SILENT,
-) -> SelfTest:
-    """Plant about a hundred kinds of faults in a copy of a bundle, and report those that `check` detects and locates.
-
-    The bundle itself stays unchanged, and must pass first.
-
-    Args:
-        bundle: the bundle, or its folder.
-        against: the model that the bundle was built from; without it the golden vectors are the reference.
-        kinds: names of kinds; default: all.
-        seed: random seed of the faults' places.
-        site_map: the sites of the base.
-        trust_pickle: load the base even if it could run code.
-        reporter: receives each step.
-
-    Returns:
-        The outcome of each fault; `passed` if none was missed.
-
-    Raises:
-        UsageError: a kind is unknown.
-        ParityError: the unchanged bundle does not pass.
-        InputError: the bundle or the model cannot be used.
-    """
-    from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
-    from adapter_export.bundle.proof.faults.selftest import SelfTest, self_test
-    from adapter_export.bundle.proof.proof_plan import plan_check
-
-    known = [fault.name for fault in FAULTS]
-    unknown = [kind for kind in kinds if kind not in known]
-    if unknown:
-        raise UsageError("unknown kind of fault", found=unknown[0], expected=", ".join(known))
-    plan, found, total = plan_check(folder_of(bundle, reporter), brief=True), [], len(kinds) or len(known)
-    model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
-    with _sides(plan, model, None) as (reference, _):
-        for one in self_test(plan.bundle, reference, kinds, seed):
-            found.append(one)
-            reporter.step(f"{one.name}: {one.status}", len(found), total)
-    return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
-
-
 def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
     """Read the user's own adapters; raise `UsageError` for one that the bundle lacks."""
     given = [] if adapters is None else load_members(adapters, None if base is None else base.path)
@@ -276,7 +227,7 @@ def _listed(adapters: Adapters | None) -> str:
 
 
 @contextmanager
-def _sides(
+def reference_sides(
     plan: Plan, model: Base | None, texts: Sequence[str] | None
 ) -> Iterator[tuple[Reference | None, Original | None]]:
     """Yield the reference in the bundle's precision, and the original model if the two differ or texts are given."""
@@ -330,7 +281,7 @@ def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | No
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     """Return texts in calls as they are served: rows of one length together, or one row if rows affect each other."""
-    from adapter_export.bundle.golden import case_of
+    from adapter_export.bundle.golden.golden_vectors import case_of
 
     manifest, session = plan.bundle.manifest, plan.bundle.runtime_session()
     tokenizer = open_tokenizer(plan.bundle.home, manifest, fix="omit " + argument("data"))
@@ -352,16 +303,6 @@ def _show(report: Report, screen: Screen) -> None:
     if "report" in screen.given:
         screen.line(f"wrote {screen.given['report']}")
 
-
-def _show_self_test(found: SelfTest, screen: Screen) -> None:
-    screen.show(found.table())
-    for fault in found.faults:
-        if fault.status in ("missed", "without effect"):
-            line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): " + fault.detail
-            screen.line((line, "bold red" if fault.status == "missed" else ""))
-
-
-_SELF_TEST = Command(self_test, _show_self_test, examples=(), passed=lambda found: found.passed)
 
 COMMAND = Command(
     check,
@@ -392,11 +333,4 @@ COMMAND = Command(
         "output": ("baseline", "report", "force", "as_json"),
     },
     common=("quick", "as_json"),
-    instead={
-        "self_test": Instead(
-            Option("Plant over a hundred kinds of faults in a copy instead, and count how many are detected."),
-            _SELF_TEST,
-            "a self-test always covers the whole bundle",
-        )
-    },
 )

@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
-from adapter_export.api.models.opening import recorded_base
+from adapter_export.address import Address, PathLike, locate
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.opening import recorded_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
-from adapter_export.hub.address import locate
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -22,7 +22,7 @@ from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Described, Table, size
 
 if TYPE_CHECKING:
-    from adapter_export.api.models.drawing import PlacementMap
+    from adapter_export.bases.drawing import PlacementMap
     from adapter_export.bundle.signature_claim import SignatureClaim
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, RecordedRuns
     from adapter_export.format.media import MediaRecord
@@ -55,7 +55,7 @@ class Inspection(Described):
 
     def drawing(self) -> str:
         """SVG drawing: a row per site, a column per adapter, and a box with its widths where the adapter acts."""
-        from adapter_export.api.models.drawing import draw
+        from adapter_export.bases.drawing import draw
 
         return draw(self._map())
 
@@ -143,9 +143,9 @@ def _inspected(
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
-    from adapter_export.api.bundles.signatures import verify_signature
-    from adapter_export.api.models.drawing import placement_map
+    from adapter_export.bases.drawing import placement_map
     from adapter_export.bundle.signature_claim import read_claim
+    from adapter_export.bundle.verify_signature import verify_signature
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
     from adapter_export.safe_io.regular_files import sha256_of
@@ -304,7 +304,7 @@ def _files(manifest: Manifest) -> Table:
 
 
 def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
-    from adapter_export.api.models.drawing import placement_map
+    from adapter_export.bases.drawing import placement_map
 
     head, components = adapter.head, []
     for owner, graph, widths in adapter.components():
@@ -371,7 +371,7 @@ def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def _model(base: Base) -> Inspection:
-    from adapter_export.api.models.drawing import placement_map
+    from adapter_export.bases.drawing import placement_map
 
     sites = base.sites.map
     document = {

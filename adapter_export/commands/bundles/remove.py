@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import own_folder
-from adapter_export.api.models.base import PathLike
+from adapter_export.address import PathLike
+from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import quoted
 from adapter_export.option import Option

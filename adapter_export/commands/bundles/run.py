@@ -8,13 +8,11 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from adapter_export.api.bundles.run_many import run_many
-from adapter_export.api.models.base import Address, PathLike
+from adapter_export.address import Address, PathLike, locate
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
 from adapter_export.errors import UsageError, argument, joined, within
 from adapter_export.graph.task_names import ProblemType
-from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
@@ -22,7 +20,6 @@ from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
 
 if TYPE_CHECKING:
-    from adapter_export.batch.job import Answered
     from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
@@ -58,11 +55,36 @@ _NEEDS = {
     "stride": "long_texts",
     "weights": "adapter",
     "fan_out": "adapters",
-    "shards": "many",
-    **dict.fromkeys(("shard_rows", "ray", "workers"), "shards"),
     **dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"), "prompts"),
 }
 """Arguments, and the argument that each one needs."""
+
+
+MemberWeights = Annotated[
+    Mapping[str, float] | None,
+    Option("Override the member weights of an `--adapter` that is a weighted fusion."),
+]
+Strength = Annotated[
+    float | None,
+    Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
+]
+Side = Annotated[
+    Literal["query", "document"] | None,
+    "Side of all texts, for adapters with query and document prefixes.",
+]
+TextColumn = Annotated[str, Option("Column of the texts.", "NAME")]
+PairColumn = Annotated[str | None, Option("Column of the second texts of pairs, or of lists of choices.", "NAME")]
+LongTexts = Annotated[
+    Literal["cut", "refuse", "windows"] | None,
+    "Truncate (`cut`) or reject (`refuse`) long texts, or split them into `windows`. Default: `cut`.",
+]
+Stride = Annotated[
+    int | None, Option("Tokens shared by neighbouring windows. Default: a quarter of a window.", "N", least=0)
+]
+TokenBudget = Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)]
+MixedRows = Annotated[bool, "Let rows share a call even if the base is not batch-invariant."]
+Provider = Annotated[ProviderName, "Execution provider."]
+"""Options of commands that answer rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,18 +154,9 @@ def run(
     adapter_column: Annotated[
         str | None, Option("Column of `--data` with the adapter of each row, `base` or `-` for the base.", "NAME")
     ] = None,
-    weights: Annotated[
-        Mapping[str, float] | None,
-        Option("Override the member weights of an `--adapter` that is a weighted fusion."),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
-    ] = None,
-    side: Annotated[
-        Literal["query", "document"] | None,
-        "Side of all texts, for adapters with query and document prefixes.",
-    ] = None,
+    weights: MemberWeights = None,
+    strength: Strength = None,
+    side: Side = None,
     adapter_file: Annotated[
         PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
     ] = None,
@@ -165,41 +178,25 @@ def run(
     data: Annotated[
         Address | None, Option("Texts: lines of a `.txt` file, or rows of a CSV, TSV, JSONL or Parquet file.", "FILE")
     ] = None,
-    text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
-    pair_column: Annotated[
-        str | None, Option("Column of the second texts of pairs, or of lists of choices.", "NAME")
-    ] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
-    long_texts: Annotated[
-        Literal["cut", "refuse", "windows"] | None,
-        "Truncate (`cut`) or reject (`refuse`) long texts, or split them into `windows`. Default: `cut`.",
-    ] = None,
-    stride: Annotated[
-        int | None, Option("Tokens shared by neighbouring windows. Default: a quarter of a window.", "N", least=0)
-    ] = None,
+    long_texts: LongTexts = None,
+    stride: Stride = None,
     arrays: Annotated[
         PathLike | None, Option("A `.npz` or `.safetensors` file with an array per input, instead of texts.", "FILE")
     ] = None,
     out: Annotated[PathLike | None, Option("Write all outputs to this `.npz` or `.safetensors` file.", "FILE")] = None,
     many: Annotated[bool, "Stream one JSON document per row, in the order of the input."] = False,
-    token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
-    allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
-    provider: Annotated[ProviderName, "Execution provider."] = "cpu",
+    token_budget: TokenBudget = None,
+    allow_mixed_rows: MixedRows = False,
+    provider: Provider = "cpu",
     threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
-    shards: Annotated[
-        PathLike | None,
-        Option("Write the answers of `--many` to this folder in shards. Repeat the command to resume.", "DIR"),
-    ] = None,
-    shard_rows: Annotated[int | None, Option("Rows per shard. Default: 16,384.", "N", least=1)] = None,
-    ray: Annotated[
-        str | None, Option("Compute `--shards` with Ray Data: `auto`, `local`, or an address.", "ADDRESS")
-    ] = None,
-    workers: Annotated[int | None, Option("Maximum concurrent shards on Ray.", "N", least=1)] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, OptionsOf(_files, Decoding)],
-) -> Answers | Answered | Texts:
+) -> Answers | Texts:
     """Run BUNDLE on texts, images, audio, arrays or prompts, with its adapters or the base.
 
     An adapter answers by its task: labels of texts or tokens with their probabilities, numbers, or the first elements
@@ -212,7 +209,7 @@ def run(
         reporter: receives the number of answered rows, and a note about truncated texts and files.
 
     Returns:
-        The answers, computed lazily; with `shards` their folder, with `prompts` the texts.
+        The answers, computed lazily; with `prompts` the texts.
 
     Raises:
         UsageError: arguments exclude each other, or no adapter is named although adapters have tasks.
@@ -224,10 +221,10 @@ def run(
     usual = OptionsOf(Decoding).defaults()
     chosen = {name: value for name, value in decoding.items() if value != usual[name]}
     _check_together({**locals(), **files, **chosen}, tuple(OptionsOf(_files).defaults()))
-    from adapter_export.api.bundles.bundles import open_bundle
-    from adapter_export.batch.table_rows import Columns
+    from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
+    from adapter_export.format.tabular.table_rows import Columns
     from adapter_export.graph.tasks.asked import Row
     from adapter_export.modalities import FILE_MODALITIES
 
@@ -241,35 +238,6 @@ def run(
     if output is not None and long_texts == "windows":
         what = argument("out") + " has one row per text, but windows make several"
         raise UsageError(what, fix="remove one of them")
-    if shards is not None:
-        if data is None:
-            what = argument("shards") + " needs " + argument("data")
-            raise UsageError(what, fix="give " + argument("data", words="FILE") + ", a table or a folder of tables")
-        return run_many(
-            bundle,
-            data,
-            shards,
-            adapter=adapter,
-            adapter_column=adapter_column,
-            strength=strength,
-            side=side,
-            weights=weights,
-            text_column=text_column,
-            pair_column=pair_column,
-            delimiter=delimiter,
-            encoding=encoding,
-            long_texts=long_texts or "cut",
-            stride=stride,
-            token_budget=token_budget,
-            allow_mixed_rows=allow_mixed_rows,
-            provider=provider,
-            threads=threads or 1,
-            ray=ray,
-            workers=workers,
-            force=force,
-            reporter=reporter,
-            **({} if shard_rows is None else {"shard_rows": shard_rows}),
-        )
     medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
     rows: list[Row] = []
     if prompts:
@@ -328,7 +296,6 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
         ),
         *((medium, other) for medium in media for other in ("long_texts", "pairs", "side")),
         ("many", "out"),
-        *(("shards", other) for other in ("adapters", "adapter_file", "texts", *media, "arrays")),
         ("weights", "strength"),
         ("arrays", "long_texts"),
         ("arrays", "side"),
@@ -342,7 +309,7 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     for name, other in _NEEDS.items():
         if name in named and other not in named:
             first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
-            raise UsageError(f"{first} needs {second}", fix=f"add {second}, or remove {first}")
+            raise UsageError(first + " needs " + second, fix="add " + second + ", or remove " + first)
 
 
 def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
@@ -426,17 +393,14 @@ def _check_adapters(rows: Sequence[Row], session: Session) -> None:
                 session.task(row.adapter)
 
 
-def _show(found: Answers | Answered | Texts, screen: Screen) -> None:
-    from adapter_export.batch.table_rows import json_line
+def _show(found: Answers | Texts, screen: Screen) -> None:
     from adapter_export.commands.bundles._run_results import Result, show_results
 
     if isinstance(found, Texts):
         _show_texts(found, screen)
-    elif not isinstance(found, Answers):
-        screen.report(f"wrote {found.folder}: {found.shards:,} shards ({found.reused:,} already complete)")
     elif found.many:
         for row in found.rows:
-            screen.write(json_line(row))
+            screen.write(row.json_line())
     else:
         show_results([Result.of(row) for row in found.rows], screen)
 
@@ -462,17 +426,13 @@ def _show_texts(found: Texts, screen: Screen) -> None:
         screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
 
 
-def _document(found: Answers | Answered | Texts, _: Screen) -> Mapping[str, object]:
-    from adapter_export.batch.table_rows import document_of
-
+def _document(found: Answers | Texts, _: Screen) -> Mapping[str, object]:
     if isinstance(found, Texts):
         return {"rows": [one.document() for one in found.whole]}
-    if not isinstance(found, Answers):
-        return {"folder": str(found.folder), "shards": found.shards, "reused": found.reused}
-    return {"rows": [document_of(row) for row in found.rows]}
+    return {"rows": [{**row.row.texts, **row.document()} for row in found.rows]}
 
 
-COMMAND: Command[Answers | Answered | Texts] = Command(
+COMMAND: Command[Answers | Texts] = Command(
     run,
     _show,
     document=_document,
@@ -483,7 +443,6 @@ COMMAND: Command[Answers | Answered | Texts] = Command(
         "adapter-export run bundle --adapter trec --strength 0.5 --text 'How far is the moon?'",
         "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
         "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
-        "adapter-export run bundle --adapter trec --data reviews.parquet --many --shards answers --ray auto",
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --adapter digits --image seven.png",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
@@ -518,7 +477,6 @@ COMMAND: Command[Answers | Answered | Texts] = Command(
         ),
         "texts": ("prompt", OptionsOf(Decoding)),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
-        "shards": ("shards", "shard_rows", "ray", "workers"),
     },
     common=("text", "pair", "adapter", "data", "prompt"),
 )

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import own_folder
-from adapter_export.api.bundles.signatures import require_signatures
-from adapter_export.api.models.base import PathLike
+from adapter_export.address import PathLike
+from adapter_export.bundle.open_bundle import own_folder
+from adapter_export.bundle.verify_signature import require_signatures
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import Force, Option

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.bundles.signatures import verify_signature
-from adapter_export.api.models.base import Address, PathLike
+from adapter_export.address import Address, PathLike
+from adapter_export.bundle.open_bundle import folder_of
+from adapter_export.bundle.verify_signature import verify_signature
 from adapter_export.commands.bundles._report import VERBOSE, show_report
 from adapter_export.commands.command import Command
 from adapter_export.option import Option

@@ -1,3 +1,1 @@
 """Commands on base models."""
-
-ORDER = ("capture", "sites")

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import Address, Base, PathLike, require
-from adapter_export.api.models.opening import open_base
+from adapter_export.address import Address, Located, PathLike, is_remote, locate
+from adapter_export.bases.base import Base
+from adapter_export.bases.opening import open_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import NoSitesError, UsageError, argument, joined
+from adapter_export.extras import require
 from adapter_export.format.lengths import parse_lengths
-from adapter_export.hub.address import Located, is_remote, locate
 from adapter_export.option import Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -139,7 +140,7 @@ def capture(
     if isinstance(model, str | os.PathLike):
         found = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
         model, source = found.path, found.source
-    from adapter_export.api.models.base_record import record_key
+    from adapter_export.bases.base_record import record_key
     from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs
     from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
-from adapter_export.api.models.forms import GenaiBase
-from adapter_export.api.models.opening import unopened
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.forms import GenaiBase
+from adapter_export.bases.opening import unopened
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import BaseModelError
+from adapter_export.extras import require
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
-from adapter_export.api.models.opening import base_for
-from adapter_export.api.models.sites import Sites
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.opening import base_for
+from adapter_export.bases.sites import Sites
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import Address, Base, PathLike, require
-from adapter_export.api.models.forms import ArchiveBase
-from adapter_export.api.models.opening import open_base
+from adapter_export.address import Address, PathLike, locate
+from adapter_export.bases.base import Base
+from adapter_export.bases.forms import ArchiveBase
+from adapter_export.bases.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
-from adapter_export.hub.address import locate
+from adapter_export.extras import require
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 

@@ -6,21 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters.adapters import composition_record, load_members
-from adapter_export.api.adapters.kinds import kind_names, kind_options, make_kind
-from adapter_export.api.models.base import Address, Base, PathLike, require
-from adapter_export.api.training.fusion import FusionSpec
-from adapter_export.api.training.job import TrainingJob
-from adapter_export.api.training.learners import NewAdapter, NewFusion
-from adapter_export.api.training.rows import open_trainable, tables_before_opening
-from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.address import Address, PathLike
+from adapter_export.bases.adapters import composition_record, load_members
+from adapter_export.bases.base import Base
+from adapter_export.bases.kinds import kind_names, kind_options, make_kind
 from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, AdapterOutput, adapter_document, show_adapter
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, joined
+from adapter_export.extras import require
 from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import Table, duration
-from adapter_export.torch_backend.train.settings import ContrastiveLoss, LoopSpec, Machine
+from adapter_export.training.fusion import FusionSpec
+from adapter_export.training.job import TrainingJob
+from adapter_export.training.learners import NewAdapter, NewFusion
+from adapter_export.training.loop.settings import ContrastiveLoss, LoopSpec, Machine
+from adapter_export.training.rows import open_trainable, tables_before_opening
+from adapter_export.training.specs import DataSpec, HeadSpec
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -172,7 +174,7 @@ def _document(made: Adapter, screen: Screen) -> Mapping[str, object]:
 
 def _curve(screen: Screen) -> Path | None:
     """Return the path of the learning curve, or `None` without matplotlib."""
-    from adapter_export.torch_backend.train.record import CURVE_FILE
+    from adapter_export.training.loop.record import CURVE_FILE
 
     path = Path(screen.given["output"]) / CURVE_FILE
     return path if path.exists() else None

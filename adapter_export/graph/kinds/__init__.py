@@ -1,6 +1,6 @@
 """Published kinds of adapters, each declared once: formula, places and options.
 
-Every `Maker` in a module of this package is a kind: a new one is a new file.
+Every `Maker` in a module of this package, or in one that a plug-in adds to `kinds`, is a kind.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 from adapter_export.errors import UsageError, did_you_mean, quoted
@@ -17,6 +18,7 @@ from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottl
 from adapter_export.graph.kinds.coupling import NiceOptions, nice
 from adapter_export.graph.kinds.kind import Kind, Maker
 from adapter_export.graph.kinds.linear import Ia3Options, LoraOptions, ia3, ia3_graph, lora, lora_graph
+from adapter_export.plugin import part_modules
 
 __all__ = [
     "KINDS",
@@ -44,8 +46,9 @@ __all__ = [
 
 
 def _makers() -> Iterator[Maker[Any]]:
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        yield from (one for one in vars(import_module(module.name)).values() if isinstance(one, Maker))
+    modules = (import_module(module.name) for module in pkgutil.iter_modules(__path__, f"{__name__}."))
+    for module in chain(modules, part_modules("kinds")):
+        yield from (maker for maker in vars(module).values() if isinstance(maker, Maker))
 
 
 KINDS: Mapping[str, Maker[Any]] = {maker.name: maker for maker in _makers()}

@@ -1,6 +1,6 @@
 """Tasks of adapters: their record, types, answers and metrics.
 
-A type is one file in `types/`; its loss is one file in `torch_backend/train/objectives/`.
+A type is one file in `types/`; its loss is one file in `training/objectives/`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.text import SidedText, TextSide
+from adapter_export.text import Pair, SidedText, TextSide
 
 BASE = "base"
 """Names the base in calls, where no adapter has this name."""
@@ -41,6 +41,17 @@ class Row:
     def is_arrays(self) -> bool:
         """True if the row is given as arrays."""
         return isinstance(self.asked, Mapping)
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """The texts of the row as JSON: a text, a pair, or a question with choices; for arrays its name."""
+        if self.is_arrays:
+            return {"text": self.where}
+        if isinstance(self.asked, Pair):
+            return {"text": self.asked.first, "pair": self.asked.second}
+        if isinstance(self.asked, list):
+            return {"text": self.asked[0].first, "choices": [pair.second for pair in self.asked]}
+        return {"text": self.asked.text if isinstance(self.asked, SidedText) else str(self.asked)}
 
     def on_side(self, side: TextSide | None) -> Row:
         """Return the row with the side of its text; `None` leaves it as it is."""

@@ -1,19 +1,25 @@
-"""Libraries that read each file modality: each module `…_processor.py` defines one as `LIBRARY`."""
+"""Libraries that read each file modality.
+
+Each module `…_processor.py` of this folder, or that a plug-in adds to `processors`, defines one as `LIBRARY`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from itertools import chain
 
+from adapter_export.plugin import part_modules
 from adapter_export.torch_backend.processors.processor import ProcessorLibrary
 
 _SUFFIX = "_processor"
 
 
 def _found() -> Mapping[str, ProcessorLibrary]:
-    names = [one.name for one in pkgutil.iter_modules(__path__) if one.name.endswith(_SUFFIX)]
-    return {name.removesuffix(_SUFFIX): importlib.import_module(f"{__name__}.{name}").LIBRARY for name in names}
+    names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__) if module.name.endswith(_SUFFIX)]
+    modules = chain(map(importlib.import_module, names), part_modules("processors"))
+    return {module.__name__.rpartition(".")[2].removesuffix(_SUFFIX): module.LIBRARY for module in modules}
 
 
 LIBRARIES: Mapping[str, ProcessorLibrary] = _found()

@@ -10,12 +10,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from adapter_export.api.training.fusion import FusionSpec, FusionType
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.kinds.bottleneck import Wiring, wired
 from adapter_export.option import OptionsOf
+from adapter_export.training.fusion import FusionSpec, FusionType
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "kinds.md").read_text(encoding="utf-8")
 WIDTH, B, SITE = 12, 3, "layers.0.ffn"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapter_export.api.adapters.kinds import kind_options, make_kind
+from adapter_export.bases.kinds import kind_options, make_kind
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import cost
 from adapter_export.graph.initialise import SCHEMES

@@ -25,8 +25,8 @@ from adapter_export.errors import (
     UsageError,
     VersionError,
 )
-from adapter_export.importers.adapterhub.adapterhub_folder import choose
-from adapter_export.importers.tensor_map import Imported
+from adapter_export.plugins.formats.importers.adapterhub.adapterhub_folder import choose
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 from adapter_export.torch_backend.base.pickles import read_torch_file
 
 Copy = Callable[[str], Path]

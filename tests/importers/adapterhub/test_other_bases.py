@@ -11,7 +11,7 @@ from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from tiers import some_quick
 
 from adapter_export.errors import AdapterError, TensorError
-from adapter_export.importers.adapterhub.adapterhub_folder import sublayer_target
+from adapter_export.plugins.formats.importers.adapterhub.adapterhub_folder import sublayer_target
 from adapter_export.sites.site import SiteMap
 
 KINDS = ("seq_bn", "double_seq_bn", "lora")

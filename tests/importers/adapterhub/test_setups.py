@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from slotted import Slotted
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
-from adapter_export.importers.tensor_map import Imported
 from adapter_export.numerics.evaluate_adapter import evaluate_head
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 
 SETUPS = sorted(path.parent.name for path in (FIXTURES / "bert").glob("setup_*/adapter_setup.json"))
 EXACT, SINGLE = 1e-10, 2e-5

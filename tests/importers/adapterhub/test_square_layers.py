@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from slotted import Slotted
 from tiers import some_quick
 
+from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.errors import AdapterError
-from adapter_export.importers import adapterhub
-from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.numerics.base_layers import layer_finder
+from adapter_export.plugins.formats.importers import adapterhub
 
 SINGLE = 2e-5
 CASES = sorted(

@@ -25,8 +25,8 @@ sys.path += [str(Path(__file__).parents[2] / "support")]
 from peft_types import CASES, Opened, bases_of, capture_base, errors_of, open_types_base
 
 from adapter_export.errors import InputError
-from adapter_export.importers.peft.methods import METHODS
-from adapter_export.importers.peft.peft_options import KINDS
+from adapter_export.plugins.formats.importers.peft.methods import METHODS
+from adapter_export.plugins.formats.importers.peft.peft_options import KINDS
 
 ROOT = Path(__file__).parents[3]
 

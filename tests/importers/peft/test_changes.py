@@ -11,8 +11,8 @@ from peft_folders import Arrays, adapter_folder, bare_bert, changed, import_peft
 
 import adapter_export as ae
 from adapter_export.errors import AdapterError, TensorError
-from adapter_export.importers.peft.methods.full_rank import first_of_permutation
-from adapter_export.importers.tensor_map import Imported
+from adapter_export.plugins.formats.importers.peft.methods.full_rank import first_of_permutation
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 
 
 def imported(folder: Path, **options: object) -> Imported:

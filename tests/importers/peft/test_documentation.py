@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapter_export.importers.peft.head import RECIPES
-from adapter_export.importers.peft.peft_options import NO_MATTER, PLAIN_STARTS
+from adapter_export.plugins.formats.importers.peft.head import RECIPES
+from adapter_export.plugins.formats.importers.peft.peft_options import NO_MATTER, PLAIN_STARTS
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "peft.md"
 TEXT = PAGE.read_text(encoding="utf-8")

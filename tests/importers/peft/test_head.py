@@ -12,9 +12,9 @@ from peft_folders import Arrays, adapter_folder, bare_bert, changed, expected, i
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.tasks import Task
-from adapter_export.importers.peft.head import HeadChoice
-from adapter_export.importers.tensor_map import Imported
 from adapter_export.numerics.evaluate_adapter import evaluate_head
+from adapter_export.plugins.formats.importers.peft.head import HeadChoice
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 from adapter_export.sites.site import SiteMap
 
 STRANGE = "base_model.model.strange.encoder.layer."

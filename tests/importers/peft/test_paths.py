@@ -9,7 +9,14 @@ import pytest
 from peft_folders import linear_site
 
 from adapter_export.errors import AdapterError
-from adapter_export.importers.match import Renaming, Target, alike, find_renaming, match, sites_by_number
+from adapter_export.plugins.formats.importers.match import (
+    Renaming,
+    Target,
+    alike,
+    find_renaming,
+    match,
+    sites_by_number,
+)
 from adapter_export.sites.site import Site, SiteMap
 
 LAYERS = [f"encoder.layer.{layer}.{name}" for layer in range(2) for name in ("query", "output.dense", "value")]

@@ -12,7 +12,7 @@ from peft_folders import TENSORS, Arrays, adapter_folder, bare_bert, changed, im
 from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError, AdapterExportError, FileError, FormatError, TensorError
-from adapter_export.importers.tensor_map import Imported
+from adapter_export.plugins.formats.importers.tensor_map import Imported
 from adapter_export.sites.site import SiteMap
 
 QUERY = "base_model.model.encoder.layer.0.attention.self.query"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from peft_folders import CASES, adapter_folder, bare_bert, read_config
 
-from adapter_export.importers.peft.peft_folder import read_folder
-from adapter_export.importers.peft.peft_options import read_options, targeted
+from adapter_export.plugins.formats.importers.peft.peft_folder import read_folder
+from adapter_export.plugins.formats.importers.peft.peft_options import read_options, targeted
 from adapter_export.torch_backend.base.pickles import read_torch_file
 
 PATHS = [f"model.layers.{layer}.{name}" for layer in range(3) for name in ("attn.q", "attn.qq", "mlp.up")]

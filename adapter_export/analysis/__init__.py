@@ -1,1 +1,0 @@
-"""Analysis before and after training: costs, sweeps, mistakes, evaluation, comparison, latency."""

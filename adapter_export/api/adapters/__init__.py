@@ -1,1 +1,0 @@
-"""Load, combine, import and export adapters; their kinds, and the tasks of their heads."""

@@ -1,1 +1,0 @@
-"""Build, prove, measure and sign bundles."""

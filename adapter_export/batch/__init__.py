@@ -1,1 +1,0 @@
-"""Tables of any length through a bundle, shard by shard."""

@@ -1,3 +1,0 @@
-"""Commands that take bundles into production."""
-
-ORDER = ("serve", "bench", "ship", "push", "pull")

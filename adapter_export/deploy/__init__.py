@@ -1,1 +1,0 @@
-"""Files that Triton, KServe, Ray Serve and Docker need around a bundle: configuration, and programs on the runtime."""

@@ -1,7 +1,0 @@
-"""Adapters of PEFT whose change of the weights is fixed; none of it needs that library."""
-
-from __future__ import annotations
-
-from adapter_export.importers.peft.peft_importer import import_peft
-
-__all__ = ["import_peft"]

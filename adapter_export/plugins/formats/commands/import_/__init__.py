@@ -1,0 +1,14 @@
+"""Import an adapter that another library trained.
+
+The import needs the base for its sites, and does not need the other library. Inputs that cannot be expressed are
+refused by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with defects of the formats.
+"""
+
+EXAMPLES = (
+    "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment",
+    "adapter-export import peft saved/lora --base model.pt -o lora",
+    "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment --json",
+)
+
+COLLECTION = "importers"
+"""Collection to which plug-ins add further libraries, each a module with a command."""

@@ -1,0 +1,66 @@
+"""Comparison of an adapter with its export, site by site, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from adapter_export.errors import ParityError, quoted
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT
+from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site
+from adapter_export.plugins.formats.exporters.export_format import ExportRequest
+from adapter_export.sites.site import Norm, Site
+
+_TEXTS, _TOKENS = 2, 3
+_ANY_NORM = Norm("layer", 1e-5, BORROWED_WEIGHT, BORROWED_BIAS)
+"""A norm for graphs that apply the base's norm; both graphs get the same one."""
+
+
+def compare_with_export(request: ExportRequest, exported: Adapter, allowed: float) -> float:
+    """Return the largest difference of any value, relative to the largest value at its site.
+
+    Both adapters receive the same random values. Raises ParityError if their sites differ, or their results differ by
+    more than `allowed`.
+    """
+    adapter, sites = request.adapter, {site.name: site for site in request.base.sites}
+    if adapter.placements.keys() != exported.placements.keys() or (adapter.head is None) != (exported.head is None):
+        different = sorted(adapter.placements.keys() ^ exported.placements.keys())
+        raise ParityError("the exported adapter", found=quoted(different) or "no head", expected="the same places")
+    random = np.random.default_rng(0)
+    found = {
+        name: _difference(name, adapter, exported, _values(sites[name], adapter, random)) for name in adapter.placements
+    }
+    if adapter.head is not None:
+        hidden = random.standard_normal((_TEXTS, _TOKENS, request.base.sites.width))
+        mask = np.ones((_TEXTS, _TOKENS))
+        found[HEAD] = _relative(evaluate_head(adapter, hidden, mask), evaluate_head(exported, hidden, mask))
+    worst = max(found, key=lambda name: found[name])
+    if not found[worst] <= allowed:
+        raise ParityError(
+            f"the exported adapter at `{worst}`",
+            found=f"a relative difference of {found[worst]:.1e}",
+            expected=f"at most {allowed:.0e}, in float64",
+        )
+    return found[worst]
+
+
+def _difference(site: str, adapter: Adapter, exported: Adapter, values: Mapping[str, np.ndarray]) -> float:
+    wanted, found = (evaluate_site(one, site, values, _ANY_NORM) for one in (adapter, exported))
+    replaced = {one.graphs[one.placements[site].graph].replaces for one in (adapter, exported)}
+    return _relative(wanted, found) if len(replaced) == 1 else float("inf")
+
+
+def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+    if wanted.shape != found.shape:
+        return float("inf")
+    return float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), np.finfo(np.float64).tiny))
+
+
+def _values(site: Site, adapter: Adapter, random: np.random.Generator) -> dict[str, np.ndarray]:
+    width, width_in = site.width, adapter.placements[site.name].widths.get("d_in", site.width_in)
+    values = {name: random.standard_normal((_TEXTS, _TOKENS, width)) for name in ("h", "x", "y")}
+    same = site.u is not None and site.u == site.x
+    values["u"] = values["x"] if same else random.standard_normal((_TEXTS, _TOKENS, width_in))
+    return {**values, BORROWED_WEIGHT: random.standard_normal(width), BORROWED_BIAS: random.standard_normal(width)}

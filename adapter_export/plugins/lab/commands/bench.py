@@ -1,0 +1,193 @@
+"""Measure a bundle or a model on this machine, and recommend how to serve or build it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.address import Address, PathLike, locate
+from adapter_export.bases.base import Base, OpenOptions
+from adapter_export.bases.base_forms import base_forms, made_forms
+from adapter_export.bases.kinds import at_least_1
+from adapter_export.bases.opening import base_for
+from adapter_export.bundle.open_bundle import open_bundle
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import UsageError, argument
+from adapter_export.format.precision import PRECISION_NAMES, known_precisions
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    from adapter_export.format.precision import PrecisionName
+    from adapter_export.plugins.lab.speed.concurrency import Benchmark
+    from adapter_export.plugins.lab.speed.forms import Candidate, FormBenchmark
+    from adapter_export.runtime import Bundle
+
+_ROWS, _TOKENS = 1, 32
+
+
+def bench(
+    *candidates: Bundle | Base | Address,
+    adapter: Annotated[str | None, Option("Adapter of the rows. Default: the base.", "NAME")] = None,
+    rows: Annotated[
+        int | None,
+        Option(
+            "Rows per call. Default: 1; of several forms also 8, in calls of 1 × 16, 1 × 128 and 8 × 64.", "N", least=1
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, Option("Tokens per row. Default: 32; of several forms as above.", "N", least=1)
+    ] = None,
+    seconds: Annotated[
+        float, "Duration of each setting in each of five rounds; of several forms, of each form and call shape."
+    ] = 1.0,
+    precisions: Annotated[
+        tuple[str, ...], Option(f"Precisions to build a model in: {', '.join(PRECISION_NAMES)}.", "A,B,…")
+    ] = PRECISION_NAMES,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    reporter: Reporter = SILENT,
+) -> Benchmark | FormBenchmark:
+    """Measure how to serve a bundle, or which form of a model to build, on this machine.
+
+    One bundle: throughput and latency at different numbers of concurrent calls and threads. The settings are one call
+    on one thread, and those that use all processors of this process, by powers of two. They take turns in five rounds.
+    Pass the recommended settings to `serve`: one for throughput, one for latency.
+
+    One model: each precision with each option of `build` that changes it, beside float32. Several bundles of one base:
+    each of their graph variants, beside the first bundle in float32. Calls of two take turns on one thread; times are
+    ratios, and the loss is the smallest cosine of an output with that in float32 on random tokens. The recommended form
+    is the fastest of those that stay close.
+
+    Args:
+        candidates: one bundle, several bundles of one base, or one model; or their folders and files.
+        precisions: the precisions to build a model in.
+        site_map: the sites of the model.
+        trust_pickle: load the model even if it could run code.
+        reporter: receives a step for each turn of a setting, or for each form.
+
+    Returns:
+        Rows per second and latencies of each setting, or times, sizes and losses of each form, and a recommendation.
+
+    Raises:
+        RequestError: a bundle does not have the adapter, or does not take such rows.
+        InputError: a bundle or the model is damaged, or the model cannot be exported.
+        UsageError: arguments are out of range or do not go together.
+    """
+    for name, given in (("rows", rows), ("tokens", tokens)):
+        at_least_1(name, 1 if given is None else given)
+    if not 0 < seconds < float("inf"):
+        raise UsageError("must be greater than 0", where=argument("seconds"), found=seconds)
+    chosen = known_precisions(precisions)
+    models: list[Base | Path] = []
+    bundles: list[Bundle | Path] = []
+    for one in candidates:
+        found = locate(one, "any", reporter).path if isinstance(one, str | Path) else one
+        if isinstance(found, Base) or (isinstance(found, Path) and not (found / "manifest.json").is_file()):
+            models.append(found)
+        else:
+            bundles.append(found)
+    if (not models and not bundles) or (models and len(models) + len(bundles) > 1):
+        raise UsageError(
+            "a model is measured by itself",
+            found=f"models {len(models)}, bundles {len(bundles)}",
+            expected="one bundle, several bundles, or one model",
+        )
+    if models and adapter is not None:
+        raise UsageError(
+            "a model has no adapters",
+            where=argument("adapter"),
+            found=f"`{adapter}`",
+            fix="leave it out, or build bundles and give those",
+        )
+    if len(bundles) == 1:
+        from adapter_export.plugins.lab.speed.concurrency import Load, measure_ways
+
+        load = Load(adapter, rows or _ROWS, tokens or _TOKENS)
+        return measure_ways(open_bundle(bundles[0]), load, seconds, reporter)
+    from adapter_export.plugins.lab.speed.forms import SHAPES
+
+    shapes = SHAPES if rows is None and tokens is None else ((rows or _ROWS, tokens or _TOKENS),)
+    if not models:
+        return _of_bundles(bundles, adapter, shapes, seconds, reporter)
+    base = base_for(models[0], OpenOptions(site_map, trust_pickle), reporter)
+    return _of_model(base, chosen, shapes, seconds, reporter)
+
+
+def _of_model(
+    base: Base,
+    precisions: Sequence[PrecisionName],
+    shapes: Sequence[tuple[int, int]],
+    seconds: float,
+    reporter: Reporter,
+) -> FormBenchmark:
+    """Measure each form of a model."""
+    from adapter_export.plugins.lab.speed.forms import base_candidate, measure_forms
+
+    fused = find_spec("onnxscript") is not None
+    (first,) = base_forms(("fp32",), fused=False)
+    forms = [form for form in base_forms(precisions, fused=fused) if form != first]
+    skipped = {} if fused else {"optimize": "onnxscript is not installed"}
+    with temporary_folder() as folder:
+        plain = base.checked_export(folder, reporter)
+        made = made_forms(plain, forms, skipped)
+        others = (base_candidate(form.name, form.options, one) for form, one in made)
+        reference = base_candidate(first.name, first.options, plain)
+        return measure_forms(reference, others, shapes, seconds, skipped, reporter)
+
+
+def _of_bundles(
+    found: Sequence[Bundle | Path],
+    adapter: str | None,
+    shapes: Sequence[tuple[int, int]],
+    seconds: float,
+    reporter: Reporter,
+) -> FormBenchmark:
+    """Measure each graph of bundles of one base."""
+    from adapter_export.bundle.bundle_reader import OpenedBundle
+    from adapter_export.plugins.lab.speed.forms import bundle_candidates, measure_forms
+    from adapter_export.runtime import Bundle
+
+    paths = [one.folder if isinstance(one, Bundle) else one for one in found]
+    counts = Counter(path.resolve() for path in paths)
+    if max(counts.values()) > 1:
+        raise UsageError("a bundle is given twice", found=f"`{counts.most_common(1)[0][0]}`", fix="omit one of them")
+    short = len({path.name for path in counts}) == len(paths)
+    bundles = {path.resolve().name if short else str(path): OpenedBundle.open(path) for path in paths}
+    bases = {name: bundle.manifest.base for name, bundle in bundles.items()}
+    if len(set(bases.values())) > 1:
+        raise UsageError(
+            "the bundles have different bases, so their outputs cannot be compared",
+            found=", ".join(f"`{name}` of {base[:19]}…" for name, base in bases.items()),
+            expected="bundles built from one model",
+        )
+
+    def graphs() -> Iterator[Candidate]:
+        plain = [name for name, bundle in bundles.items() if bundle.numerics.precision.name == "fp32"]
+        for name in sorted(bundles, key=lambda name: name not in plain[:1]):
+            yield from bundle_candidates(name, bundles[name], adapter)
+
+    each = graphs()
+    return measure_forms(next(each), each, shapes, seconds, {}, reporter)
+
+
+def _show(found: Benchmark | FormBenchmark, screen: Screen) -> None:
+    screen.show(found.table())
+    for phrase in found.advice():
+        screen.report(phrase)
+
+
+COMMAND: Command[Benchmark | FormBenchmark] = Command(
+    bench,
+    _show,
+    examples=(
+        "adapter-export bench bundle --adapter trec",
+        "adapter-export bench bundle --adapter trec --rows 8 --tokens 128 --json",
+        "adapter-export bench model.pt --precisions fp32,int8",
+        "adapter-export bench bundle-fp32 bundle-int8 --adapter trec",
+    ),
+)

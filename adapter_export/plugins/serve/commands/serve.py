@@ -1,0 +1,124 @@
+"""Serve bundles by HTTP, with one adapter per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from adapter_export.address import Address, as_written
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import UsageError, argument
+from adapter_export.extras import require
+from adapter_export.option import Option, OptionsOf
+from adapter_export.plugins.serve.server_settings import Limits, ServerSettings, SessionSettings
+
+_OPTIONS = OptionsOf(ServerSettings, SessionSettings, Limits)
+_LAST_PORT = 65535
+_TIMES = ("drain", "max_batch_delay", "read_timeout", "request_timeout")
+
+
+def serve(
+    bundles: Address | Sequence[Address],
+    *,
+    admin_token: Annotated[str | None, Option(variable="ADAPTER_EXPORT_ADMIN_TOKEN")] = None,
+    workers: Annotated[int, Option("Processes that share the port and the bundles' files.", least=1)] = 1,
+    on_ready: Callable[[str, Sequence[str]], object] | None = None,
+    **options: Annotated[Any, _OPTIONS],
+) -> None:
+    """Serve bundles by HTTP: each adapter is a model, and the name of a bundle is its base.
+
+    Protocols: plain JSON (`POST /answer {"model": "trec", "text": "How far?"}`), the Open Inference Protocol v2, and
+    the APIs of OpenAI, Cohere and Text Embeddings Inference. A web page is at `/`, Prometheus metrics at `/metrics`.
+    SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
+    `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes and adapters; without a token, only loopback clients may.
+
+    Args:
+        bundles: folders, `NAME=FOLDER`, or references such as `oci://host/repository:tag`, which are fetched.
+        admin_token: token that is required to change routes and adapters. Default: only loopback clients may.
+        on_ready: called with the address and the names of the models when the server is ready.
+        options: the settings of `ServerSettings`, `SessionSettings` and `Limits`.
+
+    Returns:
+        `None` when the process is terminated. Call it in the main thread, which receives signals.
+
+    Raises:
+        UsageError: two models have the same name, the port is in use, or an argument is out of range.
+        MissingExtraError: the libraries of the extra `serve` are not installed.
+        InputError: a bundle or the state file cannot be read.
+    """
+    require("fastapi", "serve", "serving")
+    require("uvicorn", "serve", "serving")
+    require("prometheus_client", "serve", "serving")
+    from adapter_export.plugins.serve.process import serve_here
+    from adapter_export.plugins.serve.workers import serve_workers
+
+    settings = _settings(options, admin_token)
+    if settings.hub:
+        require("huggingface_hub", "hub", "fetching adapters")
+        require("httpx2", "hub", "fetching adapters")
+    places = [as_written(one) for one in ([bundles] if isinstance(bundles, str | Path) else bundles)]
+    ready = on_ready or (lambda *_: None)
+    if workers == 1:
+        serve_here(places, settings, ready)
+    else:
+        serve_workers(places, settings, workers, ready)
+
+
+def _settings(options: Mapping[str, Any], token: str | None) -> ServerSettings:
+    of_server, of_sessions, limits = _OPTIONS.split("serve", options)
+    for name in _TIMES:
+        seconds = options.get(name)
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise UsageError("must be 0 or more", where=argument(name), found=seconds)
+    port = of_server.get("port", 0)
+    if not 0 <= port <= _LAST_PORT:
+        raise UsageError("must be a port", where=argument("port"), found=port, expected=f"0 to {_LAST_PORT:,}")
+    if token == "":
+        raise UsageError("the admin token is empty", fix="set a token, or none")
+    of_server |= {name: Path(of_server[name]) for name in ("adapters_dir", "state") if name in of_server}
+    return ServerSettings(**of_server, sessions=SessionSettings(**of_sessions), limits=Limits(**limits), token=token)
+
+
+def _show(ready: tuple[str, Sequence[str]], screen: Screen) -> None:
+    address, models = ready
+    screen.line(f"listening on {address}")
+    screen.report(f"models: {', '.join(models)}")
+
+
+def _document(ready: tuple[str, Sequence[str]], _: Screen) -> Mapping[str, object]:
+    address, models = ready
+    return {"listening": address, "models": list(models)}
+
+
+COMMAND = Command(
+    serve,
+    _show,
+    document=_document,
+    live="on_ready",
+    examples=(
+        "adapter-export serve bundle",
+        "adapter-export serve bundle other=another/bundle --port 8080 --state routes.json",
+        "adapter-export serve bundle --adapters tenants/ --resident 64",
+    ),
+    sections={
+        "adapters": ("qualify", "adapters_dir", "hub", "resident", "max_adapters", "state"),
+        "calls": (
+            *("workers", "mapped_weights", "provider", "threads", "concurrency"),
+            *("max_batch_size", "max_batch_tokens", "max_batch_delay"),
+        ),
+        "limits": (
+            *(
+                "max_body",
+                "max_queue",
+                "max_queue_tokens",
+                "max_file",
+                "max_outputs",
+                "max_new_tokens",
+                "max_connections",
+            ),
+            *("read_timeout", "request_timeout"),
+        ),
+    },
+    common=("adapters_dir", "state", "workers"),
+)

@@ -1,1 +1,0 @@
-"""HTTP server for bundles: models by name, batches across requests, and routes between versions."""

@@ -1,0 +1,276 @@
+"""Texts for training a causal language model: each token is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument, quoted
+from adapter_export.format.manifest import InputRecord
+from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
+from adapter_export.graph.tasks import CAUSAL_LM, Learnt
+from adapter_export.text import Tokenizer
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.training.loop.data import Call, Rows, digest_of, split_groups
+from adapter_export.training.loop.task_files import TextTask
+
+_TYPES = "token_type_ids"
+"""An input that is 0 for a single text."""
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A row of tokens; tokens from `start` on are training targets, each predicted from all before it."""
+
+    ids: tuple[int, ...]
+    start: int = 1
+
+
+@dataclass(frozen=True)
+class LanguageExamples:
+    """Rows of tokens for a causal language model; a batch is right-padded to its longest row.
+
+    Attributes:
+        texts: the rows.
+        records: the base's inputs; caches are empty.
+        tokenizer: made the tokens.
+        highest: highest token id, by input.
+        problem: `causal_lm`.
+    """
+
+    texts: Sequence[Passage]
+    records: tuple[InputRecord, ...]
+    tokenizer: Tokenizer
+    problem: Learnt = CAUSAL_LM
+
+    @cached_property
+    def lengths(self) -> Rows:
+        """Number of tokens of each row."""
+        return np.array([len(row.ids) for row in self.texts], np.int64)
+
+    @property
+    def highest(self) -> dict[str, int]:
+        """Highest token id, by the input that takes ids."""
+        most = max(max(row.ids) for row in self.texts)
+        return {record.name: most for record in self.records if record.role == "ids" and record.name != _TYPES}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows; a run resumes only if it is equal."""
+        return digest_of([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
+
+    def only(self, rows: Rows) -> LanguageExamples:
+        """Return some of the rows, in the given order."""
+        return replace(self, texts=[self.texts[row] for row in rows])
+
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:  # noqa: ARG002 — padding comes later
+        """Yield some rows in one call: a causal model reads no later tokens, so it ignores padding (`check_causal`)."""
+        yield Call(self.inputs(rows), np.arange(len(rows)))
+
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
+        """Return the base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
+        ids = self._ids(rows)
+        real = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[rows])[:, None]
+        made = {"ids": ids, "mask": real}
+        found = {}
+        for record in self.records:
+            if record.role == "cache":
+                lengths = (axis if isinstance(axis, int) else 0 for axis in record.axes[1:])
+                found[record.name] = torch.zeros(len(rows), *lengths)
+            else:
+                value = ids * 0 if record.name == _TYPES else made[record.role]
+                found[record.name] = value.to(getattr(torch, record.dtype))
+        return found
+
+    def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return for each target token its loss and whether it is the top prediction [tokens, 2], and its id.
+
+        Nothing of vocabulary size is kept of a batch.
+
+        Args:
+            results: logits of the next token [rows, tokens, vocabulary].
+            rows: the rows that they belong to.
+        """
+        place = torch.arange(1, results.shape[1])
+        starts = torch.tensor([self.texts[row].start for row in rows])[:, None]
+        learnt = (place >= starts) & (place < torch.from_numpy(self.lengths[rows])[:, None])
+        ids = self._ids(rows)[:, 1:][learnt].to(results.device)
+        logits = results[:, :-1][learnt.to(results.device)]
+        losses = F.cross_entropy(logits, ids, reduction="none")
+        return torch.stack([losses, (logits.argmax(-1) == ids).to(losses.dtype)], -1), ids
+
+    def _ids(self, rows: Rows) -> Tensor:
+        tokens = [torch.tensor(self.texts[row].ids) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Settings for converting texts to rows of tokens.
+
+    Attributes:
+        end: token that ends each text; `None` if it is unknown.
+        packed: whether to concatenate texts and cut them into rows, instead of truncating each.
+    """
+
+    end: int | None
+    packed: bool
+
+
+def read_language(
+    tables: LanguageTables, tokenizer: Tokenizer, records: tuple[InputRecord, ...], endings: Endings, seed: int = 0
+) -> TextTask:
+    """Split texts with the seed, and encode them; a prompt is on one side of the split only.
+
+    The targets are the tokens of answers if there are prompts, otherwise all tokens.
+
+    Raises:
+        DataError: no token can be learned.
+        UsageError: prompts and answers cannot be packed.
+        RequestError: the base has an input that text cannot fill.
+    """
+    by_role = [record.role for record in records if record.name != _TYPES]
+    strange = [record.name for record in records if record.name != _TYPES and not _filled(record.role, by_role)]
+    if strange:
+        raise RequestError(
+            "the base has inputs that cannot be computed from text",
+            found=quoted(strange),
+            expected="tokens, a mask, and caches",
+        )
+    files = tables.files
+    sources: dict[str, Any] = {
+        name: {
+            "file": files.paths[name].name,
+            "sha256": found.sha256,
+            "rows": len(found.texts),
+            "repeated_rows_left_out": len(found.repeated),
+            "incomplete_rows_left_out": len(found.incomplete),
+        }
+        for name, found in tables.texts.items()
+    }
+    notes = [note for name, found in tables.texts.items() for note in found.remarks(name)]
+    texts = {name: found.texts for name, found in tables.texts.items()}
+    if isinstance(files.validation, float):
+        whole = texts["training"]
+        kept, held_out = split_groups([first for first, _ in whole], files.validation, seed)
+        texts |= {"training": [whole[row] for row in kept], "validation": [whole[row] for row in held_out]}
+        sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
+    if endings.end is None:
+        notes.append(
+            "the end-of-text token is unknown, so the model does not learn to stop; set " + argument("end_token")
+        )
+    made = {}
+    for name, written in texts.items():
+        passages, said = _passages(written, endings, tokenizer, name)
+        notes += said
+        made[name] = LanguageExamples(passages, records, tokenizer)
+        sources[name]["tokens_to_learn"] = sum(len(row.ids) - row.start for row in passages)
+    return TextTask(
+        CAUSAL_LM,
+        (),
+        0,
+        cast("Any", made["training"]),
+        cast("Any", made["validation"]),
+        cast("Any", made.get("test")),
+        sources,
+        tuple(notes),
+    )
+
+
+def _filled(role: str, roles: Sequence[str]) -> bool:
+    """Return whether the role of an input is clear: of two that index embeddings, one may be positions."""
+    return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
+
+
+def _passages(
+    texts: Sequence[WrittenText], endings: Endings, tokenizer: Tokenizer, name: str
+) -> tuple[list[Passage], list[str]]:
+    """Return rows of tokens, and notes on truncated, packed or lost texts."""
+    limit, end = tokenizer.max_tokens, () if endings.end is None else (endings.end,)
+    first = [tuple(ids) for ids, _ in _marked([text for text, _ in texts], tokenizer)]
+    if texts[0][1] is None:
+        whole = [ids if ids[-1:] == end else (*ids, *end) for ids in first]
+        if not endings.packed:
+            cut = sum(len(ids) > limit for ids in whole)
+            rows = [Passage(ids[:limit]) for ids in whole if len(ids) > 1]
+            lost = len(whole) - len(rows)
+        else:
+            stream = [number for ids in whole for number in ids]
+            rows = [Passage(tuple(stream[at : at + limit])) for at in range(0, len(stream) - 1, limit)]
+            cut = lost = 0
+        ended = False
+    else:
+        if endings.packed:
+            raise UsageError(
+                "prompts and answers cannot be packed: an answer would be conditioned on another prompt",
+                where=argument("packing", True),
+                fix="remove it",
+            )
+        answers = [
+            tuple(number for number, special in zip(ids, specials, strict=True) if not special)
+            for ids, specials in _marked([str(answer) for _, answer in texts], tokenizer)
+        ]
+        ended = bool(end) and any(ids[-1:] == end for ids in first)
+        prompts = [ids[:-1] if end and ids[-1:] == end else ids for ids in first]
+        pairs = [((*prompt, *answer, *end), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+        rows = [Passage(ids[:limit], start) for ids, start in pairs if 0 < start < min(len(ids), limit)]
+        cut, lost = sum(len(ids) > limit for ids, _ in pairs), len(pairs) - len(rows)
+    if not rows:
+        raise DataError(
+            f"no token of the {name} data can be learned",
+            found=f"{len(texts):,} texts, truncated at {limit} tokens",
+            expected="a text of two tokens, or a prompt that leaves room for its answer",
+            fix="raise " + argument("max_tokens"),
+        )
+    said = f"removed the end-of-text token from prompts of the {name} data, where it would prevent generation"
+    return rows, [*[said] * ended, *_said(name, texts, rows, endings, limit, cut, lost)]
+
+
+def _said(
+    name: str, texts: Sequence[WrittenText], rows: Sequence[Passage], endings: Endings, limit: int, cut: int, lost: int
+) -> Iterator[str]:
+    if endings.packed:
+        yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
+    if cut:
+        more = "" if texts[0][1] is not None else "; " + argument("packing", True) + " avoids truncation"
+        yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated" + more
+    if lost:
+        yield f"{lost:,} texts of the {name} data have no tokens to learn and were skipped"
+
+
+def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Yield the tokens of texts of any length, including special tokens, and a mask of the special ones."""
+    for start in range(0, len(texts), _CHUNK):
+        for encoding in tokenizer.whole(texts[start : start + _CHUNK]):
+            yield encoding.ids, encoding.special_tokens_mask
+
+
+def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
+    """Reject a base or an adapter that reads tokens after a token, and could copy its target.
+
+    Raises:
+        BaseModelError: the logits of a token change with the last token.
+    """
+    row = next((row for row in examples.texts if len(row.ids) > 2 and len(set(row.ids)) > 1), None)
+    if row is None:
+        return
+    other = replace(row, ids=(*row.ids[:-1], next(number for number in row.ids if number != row.ids[-1])))
+    pair = replace(examples, texts=[row, other])
+    with model.with_random_weights(), torch.inference_mode():
+        one, two = model.result(model.placed(pair.inputs(np.arange(2))))[:, :-1].float()
+    if not torch.allclose(one, two, rtol=0, atol=1e-3 * float(one.abs().max())):
+        raise BaseModelError(
+            "reads later tokens, so it cannot learn to predict them",
+            found="logits of a token that depend on the last token of the text",
+            expected="a causal language model",
+            fix="capture one from its folder, and train an adapter without a gate",
+        )
