@@ -78,8 +78,12 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     multiprocessing.util.get_temp_dir()  # its sockets outlive the fixture
-    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
-    yield
+    # beside pytest's folder, whose path is too long for the sockets of Ray
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+    tempfile.tempdir = None
+    del os.environ["TMPDIR"]
     check_unchanged()
 
 

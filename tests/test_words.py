@@ -85,7 +85,7 @@ def flattened(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def names_an_argument(value: ast.expr, named: set[str]) -> bool:
-    """Whether a text or a list of texts has a name; calls of other functions are not followed."""
+    """Return whether a text or a list of texts has a name; calls of other functions are not followed."""
     if isinstance(value, ast.Call):
         if isinstance(value.func, ast.Name) and value.func.id in ("map", "filter", "list", "tuple", "reversed"):
             return any(names_an_argument(item, named) for item in value.args)

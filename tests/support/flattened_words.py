@@ -35,6 +35,6 @@ def _refusing(name: str) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """Refuse flattening in this process; `str(words)` and `{words!s}` remain, as they say what they do."""
+    """Refuse flattening in this process; `str(words)` and `{words!s}` remain, which are meant."""
     for name in _FLATTENING:
         setattr(Words, name, _refusing(name))
