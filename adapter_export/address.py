@@ -108,7 +108,7 @@ def locate(address: str | Path, contents: Contents, reporter: Reporter = SILENT)
     try:
         return _fetched(text, f"hf://{text}", contents, reporter)
     except RemoteError as error:
-        here = f"{error.what}; there is no local path `{text}`"
+        here = error.what + f"; there is no local path `{text}`"
         raise type(error)(here, where=error.where, found=error.found, expected=error.expected, fix=error.fix) from error
 
 

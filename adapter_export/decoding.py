@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.option import Option
 
 
@@ -43,8 +43,8 @@ class Decoding:
         if given and not self.temperature:
             raise UsageError(
                 "sampling options need a temperature greater than 0",
-                found=" and ".join(given),
-                fix=f"pass {argument('temperature', 1.0)} as well",
+                found=joined(given, " and "),
+                fix="pass " + argument("temperature", 1.0) + " as well",
             )
         if isinstance(self.stop, str) or "" in self.stop:
             raise UsageError("`stop` must be a list of non-empty texts", found=repr(self.stop))

@@ -42,38 +42,129 @@
 A message states the problem, its location, the value found, the value expected and a fix. Code that raises passes these
 five facts; this module formats them, so that all messages read the same.
 
-A Python caller passes an argument, a shell user an option. `argument` and `command` put both wordings into a message:
-`str(error)` shows the first, `error.sentence("shell")` the second.
+A Python caller passes an argument, a shell user an option. `argument` and `command` return `Words`, which hold the name
+as data: `str(error)` shows `force=True`, `error.sentence("shell")` shows `--force`. Build texts with names by `+` and
+`joined`: an f-string or `str.join` would keep only Python's wording, and `tests/test_words.py` refuses it.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import PurePath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, overload
 
 Face = Literal["python", "shell"]
 """The reader of a message: a caller in Python, or a user of the command line."""
 
-_PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
-"""Delimiters of the two wordings in a text: private-use characters, which other texts do not contain."""
-
-_ESCAPED = {ord(mark): ascii(mark)[1:-1] for mark in (_PYTHON, _SHELL, _END)}
-
 MOST_CHARACTERS = 2000
 """Maximum length of a message, which may quote a whole file."""
-
-_BOTH = re.compile(f"{_PYTHON}([^{_SHELL}]*){_SHELL}([^{_END}]*){_END}")
-
 
 UPGRADE = "run `pip install --upgrade adapter-export`, or update your checkout"
 """Fix for a file written by a newer release."""
 
 
-def argument(name: str, value: object = None, *, option: str | None = None, words: str | None = None) -> str:
+_JOINERS = "\u200c\u200d"
+"""Zero-width characters that scripts and emoji need."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument named in a text: `force=True` to a Python caller, `--force` to a shell user; see `argument`."""
+
+    name: str
+    value: Any = None
+    option: str | None = None
+    words: str | None = None
+
+    def sentence(self, face: Face = "python") -> str:
+        """Return the name in the wording of one face, with terminal controls escaped."""
+        if face == "python":
+            value = repr(self.value) if isinstance(self.value, bool) else json.dumps(self.value, ensure_ascii=False)
+            return _escaped(f"`{self.name}`" if self.value is None else f"`{self.name}={value}`")
+        words = self.words
+        if words is None and self.value is not None and self.value is not True:
+            words = ",".join(map(str, self.value)) if isinstance(self.value, list | tuple) else str(self.value)
+        flag = f"--{(self.option or self.name).replace('_', '-')}"
+        return _escaped(f"`{flag}`" if words is None else f"`{flag} {words}`")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call named in a text, and the command line that does the same; see `command`."""
+
+    call: str
+    line: str
+
+    def sentence(self, face: Face = "python") -> str:
+        """Return the call or the command line, with terminal controls escaped."""
+        return _escaped(f"`{self.call}`" if face == "python" else f"`adapter-export {self.line}`")
+
+
+class Words(str):
+    """A text for users that holds the arguments and calls that it names as data.
+
+    The value is Python's wording; `sentence` returns either. `+`, `joined`, `edited`, `rstrip`, `capitalized` and
+    `visible` keep the names; every other operation of `str` returns Python's wording as plain text.
+
+    Args:
+        texts: the parts, joined without a separator; those of `Words` are taken over.
+
+    Attributes:
+        parts: plain texts and names, alternating where possible.
+    """
+
+    parts: tuple[str | Argument | Call, ...]
+
+    def __new__(cls, *texts: str | Argument | Call) -> Words:
+        """Join the parts."""
+        parts: list[str | Argument | Call] = []
+        for part in chain.from_iterable(text.parts if isinstance(text, Words) else (text,) for text in texts):
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            elif part != "":
+                parts.append(part)
+        words = super().__new__(cls, "".join(map(worded, parts)))
+        words.parts = tuple(parts)
+        return words
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy the text by its parts."""
+        return Words, self.parts
+
+    def __add__(self, other: str) -> Words:
+        return Words(self, other)
+
+    def __radd__(self, other: str) -> Words:
+        return Words(other, self)
+
+    def sentence(self, face: Face = "python") -> str:
+        """Return the text in the wording of one face."""
+        return "".join(worded(part, face) for part in self.parts)
+
+    def edited(self, edit: Callable[[str], str]) -> Words:
+        """Return a copy whose plain parts are edited."""
+        return Words(*(edit(part) if isinstance(part, str) else part for part in self.parts))
+
+    def rstrip(self, characters: str | None = None, /) -> Words:
+        """Strip trailing characters; a name at the end is kept."""
+        *start, end = self.parts or ("",)
+        return Words(*start, end.rstrip(characters) if isinstance(end, str) else end)
+
+    def capitalized(self) -> Words:
+        """Return a copy with its first letter in upper case; a name at the start is kept."""
+        start, *rest = self.parts or ("",)
+        return Words(start[:1].upper() + start[1:] if isinstance(start, str) else start, *rest)
+
+    def to_json(self) -> list[object]:
+        """Return the parts for another process; `words_of` reads them."""
+        return [part if isinstance(part, str) else asdict(part) for part in self.parts]
+
+
+def argument(name: str, value: object = None, *, option: str | None = None, words: str | None = None) -> Words:
     """Name an argument in a message: `force=True` to a Python caller, `--force` to a shell user.
 
     Args:
@@ -82,22 +173,30 @@ def argument(name: str, value: object = None, *, option: str | None = None, word
         option: the option, if its name differs.
         words: the text after the option, if it differs from the value.
     """
-    given = repr(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
-    if words is None and value is not None and value is not True:
-        words = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    flag = f"--{(option or name).replace('_', '-')}"
-    return _either(
-        f"`{name}`" if value is None else f"`{name}={given}`", f"`{flag}`" if words is None else f"`{flag} {words}`"
+    return Words(Argument(name, value, option, words))
+
+
+def command(call: str, line: str) -> Words:
+    """Name a call in a message, such as `capture(FOLDER, "model.pt")`, and the command line that does the same."""
+    return Words(Call(call, line))
+
+
+def joined(texts: Iterable[str], separator: str = ", ") -> Words:
+    """Join texts as `separator.join` does, with the names that they hold."""
+    listed = list(texts)
+    return Words(*(part for text in listed[:-1] for part in (text, separator)), *listed[-1:])
+
+
+def words_of(parts: Iterable[Any]) -> Words:
+    """Return a text from the parts that `Words.to_json` wrote."""
+    return Words(
+        *(part if isinstance(part, str) else Argument(**part) if "name" in part else Call(**part) for part in parts)
     )
 
 
-def command(call: str, line: str) -> str:
-    """Name a call in a message, such as `capture(FOLDER, "model.pt")`, and the command line that does the same."""
-    return _either(f"`{call}`", f"`adapter-export {line}`")
-
-
-def _either(python: str, shell: str) -> str:
-    return f"{_PYTHON}{python}{_SHELL}{shell}{_END}"
+def worded(text: object, face: Face = "python") -> str:
+    """Return a text in the wording of one face; other values are written with `str`."""
+    return text.sentence(face) if isinstance(text, Words | Argument | Call) else str(text)
 
 
 def quoted(names: Iterable[object]) -> str:
@@ -123,21 +222,15 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
         otherwise: an imperative clause.
     """
     near = nearest(name, known)
-    return otherwise if near is None else f"did you mean `{near}`? If not, {otherwise}"
+    return otherwise if near is None else f"did you mean `{near}`? If not, " + otherwise
 
 
-def worded(text: str, face: Face = "python") -> str:
-    """Return a message in the wording of one face; delimiters that belong to no wording are escaped."""
-    return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text)).translate(_ESCAPED)
+@overload
+def visible(text: Words) -> Words: ...
 
 
-def both(text: str) -> str:
-    """Return a text with both wordings, for use in another message; a `Note` displays only Python's."""
-    return text.wordings if isinstance(text, Note) else text
-
-
-_JOINERS = "\u200c\u200d"
-"""Zero-width characters that scripts and emoji need."""
+@overload
+def visible(text: str) -> str: ...
 
 
 def visible(text: str) -> str:
@@ -145,12 +238,14 @@ def visible(text: str) -> str:
 
     They could disguise the text. Line breaks and tabs are kept.
     """
+    return text.edited(_escaped) if isinstance(text, Words) else _escaped(text)
+
+
+def _escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one
-        if one.isprintable() or one in f"\n\t{_JOINERS}{_PYTHON}{_SHELL}{_END}"
-        else one.encode("unicode_escape").decode("ascii")
+        one if one.isprintable() or one in f"\n\t{_JOINERS}" else one.encode("unicode_escape").decode("ascii")
         for one in text
     )
 
@@ -162,38 +257,25 @@ _GLUE = 40
 """Maximum characters of a message besides its facts."""
 
 
-def _cut(text: str, most: int) -> str:
-    """Truncate a text to `most` characters, and append its length."""
-    if len(text) <= most:
+def _length(text: str | Argument | Call) -> int:
+    """Return the length of a text, in its longer wording."""
+    return max(len(worded(text, face)) for face in get_args(Face))
+
+
+def _cut(text: Words, most: int) -> Words:
+    """Truncate a text to `most` characters in either wording, and append its length."""
+    length = _length(text)
+    if length <= most:
         return text
-    said = f"… ({len(text):,} characters)"
-    start = text[: most - len(said)]
-    if start.rfind(_PYTHON) > start.rfind(_END):  # between two wordings
-        start = start[: start.rfind(_PYTHON)]
-    return start + said
-
-
-class Note(str):
-    """A text for a caller in Python's wording; `sentence` returns either wording.
-
-    Args:
-        text: contains both wordings.
-
-    Attributes:
-        wordings: the text with both wordings.
-    """
-
-    wordings: str
-
-    def __new__(cls, text: str) -> Note:
-        """Store both wordings."""
-        note = super().__new__(cls, worded(text))
-        note.wordings = both(text)
-        return note
-
-    def sentence(self, face: Face = "python") -> str:
-        """Return the note in the wording of one face."""
-        return worded(self, face)
+    ending, parts = f"… ({length:,} characters)", list[str | Argument | Call]()
+    room = most - len(ending)
+    for part in text.parts:
+        if _length(part) > room:
+            parts += [part[:room]] if isinstance(part, str) else []
+            break
+        parts.append(part)
+        room -= _length(part)
+    return Words(*parts, ending)
 
 
 class AdapterExportError(Exception):
@@ -220,11 +302,11 @@ class AdapterExportError(Exception):
         expected: object | None = None,
         fix: str | None = None,
     ) -> None:
-        self.what = Note(what)
-        self.where = _note(where)
-        self.found = _note(found)
-        self.expected = _note(expected)
-        self.fix = _note(fix)
+        self.what = Words(what)
+        self.where = _fact(where)
+        self.found = _fact(found)
+        self.expected = _fact(expected)
+        self.fix = _fact(fix)
         super().__init__(self.sentence())
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -232,40 +314,43 @@ class AdapterExportError(Exception):
         return again, (type(self), {name: getattr(self, name) for name in FACTS})
 
     @property
-    def message(self) -> str:
-        """The message with both wordings, for texts that quote it."""
+    def message(self) -> Words:
+        """The message, for texts that quote it."""
         known = self._known()
-        facts = [f"{known['where']}: {known['what']}" if "where" in known else known["what"]]
-        facts += [f"{name} {known[name]}" for name in ("found", "expected") if name in known]
-        sentence = "; ".join(facts) + "."
-        if "fix" in known:
-            sentence = f"{sentence} {known['fix'][0].upper()}{known['fix'][1:]}."
-        return sentence
+        facts = [known["where"] + ": " + known["what"] if "where" in known else known["what"]]
+        facts += [f"{name} " + known[name] for name in ("found", "expected") if name in known]
+        sentence = joined(facts, "; ") + "."
+        return sentence + " " + known["fix"].capitalized() + "." if "fix" in known else sentence
+
+    def problem(self, separator: str = ": ") -> Words:
+        """Return what is wrong and the value found, for texts that quote them."""
+        return joined(filter(None, (self.what, self.found)), separator)
 
     def sentence(self, face: Face = "python") -> str:
         """Return the message in the wording of one face."""
-        return worded(self.message, face)
+        return self.message.sentence(face)
 
     def facts(self, face: Face = "python") -> dict[str, str]:
         """Return the class of the error and its known facts."""
-        told = {name: worded(value, face) for name, value in self._known().items()}
+        told = {name: value.sentence(face) for name, value in self._known().items()}
         return {"error": type(self).__name__, **told}
 
-    def _known(self) -> dict[str, str]:
+    def _known(self) -> dict[str, Words]:
         """Return the known facts; the longest are truncated to fit into one message."""
-        known = {name: both(value) for name in FACTS if (value := getattr(self, name)) is not None}
+        known = {name: value for name in FACTS if (value := getattr(self, name)) is not None}
+        lengths = {name: _length(value) for name, value in known.items()}
         room, told = MOST_CHARACTERS - _GLUE, dict(known)
-        for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
+        for left, name in enumerate(sorted(known, key=lambda name: lengths[name]), -len(known)):
             most = room // -left
             told[name] = _cut(visible(_cut(known[name], most)), most)
-            room -= len(told[name])
+            room -= _length(told[name])
         return told
 
 
-def _note(fact: object | None) -> Note | None:
+def _fact(fact: object | None) -> Words | None:
     if isinstance(fact, PurePath) and fact.parts[:1] in (("hf:",), ("oci:",)):
         fact = fact.as_posix().replace(":/", "://", 1)  # `Path` collapses the slashes of `hf://owner/name`
-    return None if fact is None else Note(fact if isinstance(fact, str) else str(fact))
+    return None if fact is None else Words(fact if isinstance(fact, str) else str(fact))
 
 
 def again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
@@ -281,7 +366,8 @@ def within(place: object) -> Iterator[None]:
     try:
         yield
     except AdapterExportError as error:
-        error.where = Note(str(place) if error.where is None else f"{place}, {both(error.where)}")
+        outer = place if isinstance(place, Words) else Words(str(place))
+        error.where = outer if error.where is None else outer + ", " + error.where
         error.args = (error.sentence(),)
         raise
 
@@ -294,7 +380,7 @@ def or_else(alternative: str) -> Iterator[None]:
     except BaseModelError as error:
         if not error.has_alternative:
             raise
-        error.fix = Note(alternative if error.fix is None else f"{both(error.fix)}; or {alternative}")
+        error.fix = Words(alternative) if error.fix is None else error.fix + "; or " + alternative
         error.args = (error.sentence(),)
         raise
 
@@ -306,8 +392,9 @@ def moved(copy: object, original: object) -> Iterator[None]:
         yield
     except AdapterExportError as error:
         for name in ("where", "found"):
-            said = getattr(error, name)
-            setattr(error, name, None if said is None else Note(both(said).replace(str(copy), str(original))))
+            fact: Words | None = getattr(error, name)
+            if fact is not None:
+                setattr(error, name, fact.edited(lambda text: text.replace(str(copy), str(original))))
         error.args = (error.sentence(),)
         raise
 
@@ -323,7 +410,7 @@ class MissingExtraError(UsageError):
 
     def __init__(self, library: str, *, extra: str, needed_for: str) -> None:
         super().__init__(
-            f"`{library}` is not installed, and {needed_for} needs it",
+            f"`{library}` is not installed, and " + needed_for + " needs it",
             fix=f"run `pip install 'adapter-export[{extra}]'`, or `pip install '.[{extra}]'` in a checkout",
         )
 
@@ -350,7 +437,7 @@ class OutputExistsError(FileError):
     """The output path exists, and is not overwritten."""
 
     def __init__(self, path: object) -> None:
-        fix = f"choose another name, or pass {argument('force', True)} to replace it"
+        fix = "choose another name, or pass " + argument("force", True) + " to replace it"
         super().__init__("already exists", where=path, fix=fix)
 
 
@@ -359,7 +446,7 @@ class WriteError(FileError):
 
     def __init__(self, path: object, reason: object) -> None:
         super().__init__(
-            f"could not be written ({reason})",
+            "could not be written (" + (reason if isinstance(reason, str) else str(reason)) + ")",
             where=path,
             fix="free some space or choose another path, then run again",
         )
@@ -471,12 +558,12 @@ class BaseMismatchError(AdapterError):
     """An adapter trained on another base."""
 
     def __init__(self, adapter: str, *, found: str, expected: str, can_be_allowed: bool = True) -> None:
-        allowed = f", or {argument('allow_base_mismatch', True)} if both are the same model"
+        allowed = ", or " + argument("allow_base_mismatch", True) + " if both are the same model"
         super().__init__(
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix=f"pass the base that it was trained on{allowed if can_be_allowed else ''}",
+            fix="pass the base that it was trained on" + (allowed if can_be_allowed else ""),
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_origin, get_type_hints
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class OptionsOf:
         known = self.defaults()
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise UsageError(f"`{call}` has no such argument", found=", ".join(map(argument, unknown)))
+            raise UsageError(f"`{call}` has no such argument", found=joined(map(argument, unknown)))
         chosen = {name: value for name, value in given.items() if value is not None}
         return [{name: value for name, value in chosen.items() if name in _declared(spec)} for spec in self._specs]
 

@@ -6,7 +6,6 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from adapter_export.errors import worded
 from adapter_export.tables import Table, one_line
 
 _STYLE = """
@@ -65,7 +64,7 @@ def escaped(value: object) -> Markup:
     """Escape a value for HTML, with invisible characters spelled out; `Markup` is returned unchanged."""
     if isinstance(value, Markup):
         return value
-    return Markup(html.escape(one_line(worded(value) if isinstance(value, str) else value)))
+    return Markup(html.escape(one_line(value)))
 
 
 def prose(value: object) -> Markup:

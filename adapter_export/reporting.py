@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from adapter_export.errors import Note, visible
+from adapter_export.errors import visible
 
 
 class Reporter:
@@ -29,7 +29,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Receive a note for the caller that is not an error, such as `no bank: …`."""
-        warnings.warn(visible(Note(text)), stacklevel=3)
+        warnings.warn(str(visible(text)), stacklevel=3)
 
 
 class Part(Reporter):

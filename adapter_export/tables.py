@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from adapter_export.errors import visible, worded
+from adapter_export.errors import visible
 
 _KILO = 1000
 _LONGEST_FACT = 60
@@ -36,7 +36,7 @@ class Table:
     spare: Sequence[str] = ()
 
     def __str__(self) -> str:
-        lines = [self.columns, *([worded(str(cell)) for cell in row] for row in self.rows)]
+        lines = [self.columns, *([str(cell) for cell in row] for row in self.rows)]
         widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
         right = [self.is_right(at) for at in range(len(self.columns))]
         texts = (
@@ -52,7 +52,7 @@ class Table:
         sides = ["right" if self.is_right(at) else "left" for at in range(len(self.columns))]
 
         def line(tag: str, cells: Sequence[object]) -> str:
-            texts = (html.escape(worded(str(cell))) for cell in cells)
+            texts = (html.escape(str(cell)) for cell in cells)
             made = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True))
             return f"<tr>{''.join(made)}</tr>"
 

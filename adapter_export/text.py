@@ -122,7 +122,7 @@ def read_tokenizer(path: Path) -> str:
         text = read_text(path)
     except InputError as error:
         raise FileError(
-            f"the tokenizer cannot be read ({error.what})",
+            "the tokenizer cannot be read (" + error.what + ")",
             where=path,
             expected="a `tokenizer.json` of the tokenizers library",
             fix="save one with `tokenizer.save_pretrained(folder)`",

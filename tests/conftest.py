@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import flattened_words
 import pytest
 from kept import check_unchanged, keep_in, kept
 from once import once
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from small_encoder import ExportedEncoder
 
 pytest_plugins = ("tiers", "client_programs")
+
+flattened_words.install()
 
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
 
@@ -75,8 +78,12 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     multiprocessing.util.get_temp_dir()  # its sockets outlive the fixture
-    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
-    yield
+    # beside pytest's folder, whose path is too long for the sockets of Ray
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+    tempfile.tempdir = None
+    del os.environ["TMPDIR"]
     check_unchanged()
 
 

@@ -45,15 +45,21 @@ def test_of_a_fixture(program):
 @pytest.mark.extended
 @pytest.mark.parametrize(
     ("options", "passed", "deselected"),
-    [([], 3, 2), (["--all"], 5, 0), (["test_all.py"], 5, 0), (["-k", "test"], 5, 0)],
+    [
+        ([], 3, 2),
+        (["--all"], 4, 1),
+        (["--nightly"], 5, 0),
+        (["test_all.py"], 5, 0),
+        (["-k", "test"], 5, 0),
+    ],
 )
-def test_a_bare_run_leaves_out_what_starts_programs(
-    options: list[str], passed: int, deselected: int, tmp_path: Path
-) -> None:
+def test_each_tier_runs_its_tests(options: list[str], passed: int, deselected: int, tmp_path: Path) -> None:
     (tmp_path / "test_all.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text(
         f"import sys\nsys.path.append({str(SUPPORT)!r})\npytest_plugins = ['tiers']\n"
     )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "nightly.txt").write_text("# why\ntest_all.py::test_mark\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\nmarkers =\n  extended\n  starts_program\n")
     call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiers", *options]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)

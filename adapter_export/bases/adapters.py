@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapter_export.address import Address, PathLike, is_remote, locate
 from adapter_export.bases.base import Base
-from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
+from adapter_export.errors import (
+    AdapterError,
+    FileError,
+    UsageError,
+    argument,
+    command,
+    quoted,
+)
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -66,7 +73,7 @@ def _find(place: str, near: Path) -> Path:
         where=f"`{place}`",
         found=f"`{there[0]}` without `{_FILES[0]}`" if there else "nothing",
         expected=f"a folder with {' and '.join(f'`{name}`' for name in _FILES)}; looked at {looked}",
-        fix=f"make one with {command('train', 'train')} or {command('pack', 'pack')}",
+        fix="make one with " + command("train", "train") + " or " + command("pack", "pack"),
     )
 
 
@@ -135,7 +142,7 @@ def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> Non
                 where=f"adapter `{adapter.name}`",
                 found=next(iter(record.values())) or "no site map",
                 expected=given or "no site map",
-                fix=f"pass the site map that it was made with: {argument('site_map', words='FILE')}",
+                fix="pass the site map that it was made with: " + argument("site_map", words="FILE"),
             )
 
 

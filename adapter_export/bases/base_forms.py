@@ -80,6 +80,6 @@ def made_forms(
             try:
                 made = form.made(plain, folder)
             except BaseModelError as error:
-                skipped[form.name] = f"{error.what}, {error.found}"
+                skipped[form.name] = error.problem(", ")
                 continue
             yield form, made

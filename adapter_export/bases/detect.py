@@ -69,12 +69,12 @@ def form_of(path: Path) -> Form:
 
 def _not_a_base(path: Path, found: str) -> BaseModelError:
     capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
-    fix = f"run {capture_it}, or save a torch module with `ae.capture`"
+    fix = "run " + capture_it + ", or save a torch module with `ae.capture`"
     if found == _PICKLE:
         call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
         trust = command(call, f"capture --trust-pickle {path} -o model.pt")
-        once = f"run {trust}, which runs its code once, and use `model.pt`, which contains no code"
-        fix = f"only if you trust its author, {once}"
+        once = "run " + trust + ", which runs its code once, and use `model.pt`, which contains no code"
+        fix = "only if you trust its author, " + once
     return BaseModelError(
         "is not a model that can be opened",
         where=path,

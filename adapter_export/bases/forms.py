@@ -314,7 +314,7 @@ class OnnxFileBase(Base):
             raise AdapterError(
                 "has a head, which an ONNX base cannot store",
                 where=f"adapter `{adapter.name}`",
-                fix=f"merge without it ({argument('without_head', True)}), or merge into the torch archive",
+                fix="merge without it (" + argument("without_head", True) + "), or merge into the torch archive",
             )
 
     def write_merged(self, merged: MergedWeights, path: Path) -> OnnxFileBase:

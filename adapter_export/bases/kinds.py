@@ -78,7 +78,7 @@ def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
 def at_least_1(name: str, value: int) -> int:
     """Return the value of an argument; `UsageError` below 1."""
     if value < 1:
-        raise UsageError(f"{argument(name)} is too small", found=value, expected="at least 1")
+        raise UsageError(argument(name) + " is too small", found=value, expected="at least 1")
     return value
 
 
@@ -86,4 +86,4 @@ def check_different(name: str, given: Collection[object]) -> None:
     """Reject an argument that is empty or contains duplicates."""
     if not given or len(set(given)) < len(given):
         found = ", ".join(map(str, given)) or "none"
-        raise UsageError(f"{argument(name)} must not be empty or contain duplicates", found=found)
+        raise UsageError(argument(name) + " must not be empty or contain duplicates", found=found)

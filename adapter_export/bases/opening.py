@@ -43,7 +43,7 @@ def unopened(model: Address | Base, options: OpenOptions = DEFAULTS, reporter: R
     """
     if isinstance(model, Base):
         if options.site_map is not None:
-            raise UsageError(f"{argument('site_map')} does not apply to an open base", fix="pass it to `open_base`")
+            raise UsageError(argument("site_map") + " does not apply to an open base", fix="pass it to `open_base`")
         return model
     _ = options.given  # fail on an unreadable site map before the model is opened
     found = locate(model, "model", reporter)

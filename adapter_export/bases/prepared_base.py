@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adapter_export.address import Address
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
-from adapter_export.errors import BaseModelError, Note, RequestError, argument, command, quoted
+from adapter_export.errors import BaseModelError, RequestError, Words, argument, command, quoted
 from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.temporary import temporary_folder
@@ -157,7 +157,7 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
             where=f"`{case.name}`",
             found=error.found,
             expected="inputs that the base can run" if most is None else f"at most {most} tokens",
-            fix=f"if its maximum is lower, pass it as {argument('max_tokens', most)}",
+            fix="if its maximum is lower, pass it as " + argument("max_tokens", most),
         ) from error
     # store only the outputs of the base: readers compare every stored output
     while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
@@ -196,13 +196,13 @@ def _warn_of_slow(plain: OnnxBase, made: OnnxBase, precision: Precision, reporte
             reporter.warn(note)
 
 
-def slow_note(found: Latency, precision: Precision) -> Note | None:
+def slow_note(found: Latency, precision: Precision) -> Words | None:
     """Return a warning if a precision takes longer than float32, by the lower quartile of its times over these."""
     if found.low <= _SLOW:
         return None
-    return Note(
+    return (
         f"{precision.name} is slower than fp32 on this machine: a short text takes {found} times as long on one "
-        f"thread; measure every precision with {command('bench(MODEL)', 'bench MODEL')}"
+        "thread; measure every precision with " + command("bench(MODEL)", "bench MODEL")
     )
 
 
@@ -212,8 +212,6 @@ def _warn_of_far(found: Sequence[Deviation], precision: Precision, reporter: Rep
     measure = command(f'compare(…, precisions=("fp32", "{name}"))', f"compare … --precisions fp32,{name}")
     if far:
         reporter.warn(
-            Note(
-                f"in {name}, {quoted(far)} differs much from the float32 base, so answers may change:  "
-                f"measure both with {measure}, or build with another {argument('base_precision')}"
-            )
+            f"in {name}, {quoted(far)} differs much from the float32 base, so answers may change:  "
+            "measure both with " + measure + ", or build with another " + argument("base_precision")
         )

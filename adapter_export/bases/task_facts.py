@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.option import Option
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def with_facts(adapter: Adapter, facts: Mapping[str, Any]) -> Adapter:
         return adapter
     head = adapter.head
     if head is None or head.task is None:
-        given = ", ".join(map(argument, facts))
+        given = joined(map(argument, facts))
         raise UsageError("the adapter's head has no task, so facts about it cannot be set", found=given)
     each = {"thresholds": thresholds_for(head.labels, facts["thresholds"])} if "thresholds" in facts else {}
     return replace(adapter, head=replace(head, task=replace(head.task, **{**facts, **each})))

@@ -193,7 +193,7 @@ class BuildPlan:
                 "nothing to build",
                 found="no adapters given, and the base has no head",
                 expected="at least one of these",
-                fix=f"pass {argument('adapters')}",
+                fix="pass " + argument("adapters"),
             )
         if tokenizer is not None and most is None:
             raise UsageError("`max_tokens` is required with a tokenizer", fix="pass `max_tokens`")
@@ -251,7 +251,7 @@ class _Build:
             except (AdapterError, BaseModelError) as error:
                 if options.variants is not None or not variant.optional:
                     raise
-                self.reporter.warn(f"skipped the variant `{variant.name}`: {error.message}")
+                self.reporter.warn(f"skipped the variant `{variant.name}`: " + error.message)
         self._write_model_files()
 
     def _write_model_files(self) -> None:

@@ -133,7 +133,7 @@ def _check_fit(adapters: Sequence[Adapter], old: OpenedBundle, writer: BundleWri
             "was built with a different site map, or without one",
             where=old.folder,
             found=site_map or "no site map",
-            fix=f"pass the site map that it was built with: {argument('site_map', words='FILE')}",
+            fix="pass the site map that it was built with: " + argument("site_map", words="FILE"),
         )
     for adapter in adapters:
         _check_slots(adapter, writer.plan, manifest)
@@ -204,7 +204,9 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
     check_bases([adapter], manifest.base, allow_mismatch=False)
     plan = OpenedBundle(Bundle(folder, manifest, verified=False)).plan
     if model_version_of(manifest.base, plan, None) != manifest.model_version:
-        fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
+        fix = (
+            "run " + command("add(bundle, [adapter], against=base)", "add BUNDLE ADAPTER --against MODEL") + " with it"
+        )
         raise BaseModelError("was built with a site map, which adapters do not record", where=folder, fix=fix)
     _check_slots(adapter, plan, manifest)
     if manifest.text is not None:
@@ -216,7 +218,7 @@ def _note_unsigned(folder: Path, reporter: Reporter) -> None:
     """Note which files of the previous version are removed."""
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
-        reporter.warn(f"removed the signature, which this change invalidates; sign the bundle again with {sign}")
+        reporter.warn("removed the signature, which this change invalidates; sign the bundle again with " + sign)
     if is_card(folder / CARD_FILE):
         reporter.warn(f"removed `{CARD_FILE}`, the outdated model card; `push` writes a new one")
 

@@ -170,7 +170,7 @@ class Report(Described):
                 where=self.bundle,
                 found=f"{len(outputs)} outputs without one comparable element",
                 expected="at least one",
-                fix=f"rebuild the bundle, or pass {argument('against')}: the model it was built from",
+                fix="rebuild the bundle, or pass " + argument("against") + ": the model it was built from",
             )
 
 

@@ -121,7 +121,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     path = folder / SIGNATURE_FILE
     if not os.path.lexists(path):
         sign = command('sign("bundle", key=…)', "sign BUNDLE --key KEY")
-        fix = f"get the bundle from its publisher; to sign it yourself, use {sign}"
+        fix = "get the bundle from its publisher; to sign it yourself, use " + sign
         raise SignatureError("is not signed", where=folder, expected=f"`{SIGNATURE_FILE}` in it", fix=fix)
     data = read_bytes(path, MOST_SIGNATURE_BYTES)
     document = parse_json(data, path)
@@ -134,7 +134,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
             if by == "certificate"
             else argument("certificates", option="certificate", words="FILE")
         )
-        raise SignatureError(f"was signed with a {found}, not with a {by}", where=path, fix=f"pass {other}")
+        raise SignatureError(f"was signed with a {found}, not with a {by}", where=path, fix="pass " + other)
     config = verifying.Config().set_ignore_unsigned_files(True)
     given = chain if key is None else [key]
     for one in given:

@@ -42,7 +42,7 @@ def verify_signature(
     from adapter_export.bundle.signature import verify_signature
 
     if (key is None) == (not certificates):
-        raise UsageError(f"pass either {argument('key')} or {argument('certificates', option='certificate')}")
+        raise UsageError("pass either " + argument("key") + " or " + argument("certificates", option="certificate"))
     chain = [Path(one) for one in certificates]
     return verify_signature(folder_of(bundle), key=None if key is None else Path(key), chain=chain)
 

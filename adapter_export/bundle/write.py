@@ -178,7 +178,7 @@ def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> No
                 where=f"adapter `{adapter.name}`",
                 found=f"a tokenizer with digest {digest[:12]}…",
                 expected=f"{str(tokenizer)[:12]}…",
-                fix=f"pass the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
+                fix="pass the `tokenizer.json` that it was trained with: " + argument("tokenizer", words="PATH"),
             )
         if (longest or 0) > max_tokens:
             raise AdapterError(
@@ -186,7 +186,7 @@ def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> No
                 where=f"adapter `{adapter.name}`",
                 found=f"at most {max_tokens} tokens",
                 expected=f"{longest}",
-                fix=f"pass {argument('max_tokens', longest)} or more, or use an adapter with a smaller limit",
+                fix="pass " + argument("max_tokens", longest) + " or more, or use an adapter with a smaller limit",
             )
 
 

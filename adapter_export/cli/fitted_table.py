@@ -30,7 +30,7 @@ def fitted(found: Table, width: int) -> rich.table.Table:
     Markup is not interpreted, and verdicts are coloured. Columns are dropped until numbers and words fit: first those
     that the table marks as optional, then from the last one on.
     """
-    cells = [[visible(worded(str(cell), "shell")) for cell in row] for row in found.rows]
+    cells = [[visible(worded(cell, "shell")) for cell in row] for row in found.rows]
     kept = _kept(found, cells, width)
     left_out = [column for at, column in enumerate(found.columns) if at not in kept]
     made = rich.table.Table(

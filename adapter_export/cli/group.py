@@ -23,7 +23,6 @@ from adapter_export.errors import (
     InputError,
     nearest,
     visible,
-    worded,
 )
 from adapter_export.version import __version__
 
@@ -185,7 +184,7 @@ def _report(error: Exception, call: _Call) -> int:
         facts, message, code = known.facts("shell"), known.sentence("shell"), known.exit_code
     if call.json:
         _say_json(facts, code)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {visible(worded(message, 'shell'))}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {visible(message)}", err=True)
     return code
 
 

@@ -21,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from adapter_export.cli.terminal import console, report, warn
-from adapter_export.errors import Note
+from adapter_export.errors import worded
 from adapter_export.reporting import Reporter
 from adapter_export.tables import duration
 
@@ -73,7 +73,7 @@ class TerminalReporter(Reporter):
 
     def warn(self, text: str) -> None:
         """Warn about a note, once."""
-        sentence = Note(text).sentence("shell")
+        sentence = worded(text, "shell")
         if sentence not in self.notes:
             self.notes.append(sentence)
             warn(f"{sentence}.")

@@ -159,7 +159,7 @@ class Fit:
                 + ("" if found is None else ", and padding would change its result"),
                 found=tokens,
                 expected=self.lengths,
-                fix=f"pass texts of other lengths, or capture the base with {argument('lengths', option='axis')}",
+                fix="pass texts of other lengths, or capture the base with " + argument("lengths", option="axis"),
             )
         return found
 

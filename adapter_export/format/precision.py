@@ -97,8 +97,8 @@ def known_precisions(names: Sequence[str]) -> tuple[PrecisionName, ...]:
 
 def _refusal(option: str, name: PrecisionName, known: list[PrecisionName]) -> UsageError:
     return UsageError(
-        f"{argument(option, True)} requires quantised weights",
+        argument(option, True) + " requires quantised weights",
         found=argument("base_precision", name),
         expected=f"one of {quoted(known)}",
-        fix=f"pass {argument('base_precision', known[0])} as well, or omit it",
+        fix="pass " + argument("base_precision", known[0]) + " as well, or omit it",
     )

@@ -367,7 +367,7 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
         raise VersionError(
             "has a newer format version with parts that this release does not support",
             where=where,
-            found=f"version {version} with, in {error.where}, {error.found or error.what}",
+            found=f"version {version} with, in {error.where!s}, " + (error.found or error.what),
             expected=expected,
             fix=UPGRADE,
         ) from error

@@ -50,7 +50,8 @@ def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
             found="; ".join(faults),
             expected=f"sites {_listed([site.name for site in sites.sublayers])} of width {sites.width}",
             fix="pass the base that they were trained on; "
-            f"{command('open_base(MODEL).sites', 'sites MODEL')} lists the sites of a base",
+            + command("open_base(MODEL).sites", "sites MODEL")
+            + " lists the sites of a base",
         )
 
 

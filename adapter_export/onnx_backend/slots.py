@@ -269,12 +269,14 @@ def _no_slots(plan: SlotPlan, adapter: Adapter, unplanned: Mapping[tuple[str, st
         near = filter(None, (_other_activation(graph, group.graph) for group in plan.at(owner)))
         places.setdefault(next(near, "no slots for this graph"), []).append(owner)
     retrained = all("`" in difference for difference in places)
-    rebuilt = f"rebuild with this adapter, or with its kind in {argument('reserve')}"
+    rebuilt = "rebuild with this adapter, or with its kind in " + argument("reserve")
     return AdapterError(
         "needs slots that the exported graph does not have",
         where=f"adapter `{adapter.name}` (kind `{adapter.kind}`)",
         found="; ".join(f"{difference} at {', '.join(sorted(owners))}" for difference, owners in places.items()),
-        fix=f"train it again with the {argument('activation')} of the slots, or {rebuilt}" if retrained else rebuilt,
+        fix="train it again with the " + argument("activation") + " of the slots, or " + rebuilt
+        if retrained
+        else rebuilt,
     )
 
 

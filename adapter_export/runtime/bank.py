@@ -64,7 +64,7 @@ class RowLayout:
             raise FormatError(
                 "the tensors of the bank do not match the slots and heads",
                 found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
-                fix=f"build the bundle again with {argument('variants', ['slots', 'inputs', 'bank'])}",
+                fix="build the bundle again with " + argument("variants", ["slots", "inputs", "bank"]),
             )
 
     def stacked(self, rows: Sequence[Row]) -> Weights:

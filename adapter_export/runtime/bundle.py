@@ -274,7 +274,7 @@ class Bundle(Described):
                 "the bundle has no tokenizer",
                 where=self.folder,
                 found=None if self.manifest.media is None else f"a processor of {self.manifest.media.modality.word}s",
-                fix=f"pass arrays, or build it again with {argument('tokenizer')}",
+                fix="pass arrays, or build it again with " + argument("tokenizer"),
             )
         return TextReader(self.tokenizer(), self.manifest, session or self.session())
 

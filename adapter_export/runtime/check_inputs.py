@@ -104,7 +104,7 @@ def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bou
             where=where,
             found=length(axis, sizes),
             expected=lengths[axis],
-            fix=f"shorten or pad it; {argument('lengths', option='axis')} of `capture` exports other lengths",
+            fix="shorten or pad it; " + argument("lengths", option="axis") + " of `capture` exports other lengths",
         )
 
 
@@ -184,7 +184,7 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
             "has no weights that a call could give",
             where=f"adapter `{entry.name}`",
             expected="a weighted fusion of the bundle",
-            fix=f"make one with {fuse}, and `build` or `add` it",
+            fix="make one with " + fuse + ", and `build` or `add` it",
         )
     given = [weights] if isinstance(weights, Mapping) else list(weights)
     for row, one in enumerate(given):

@@ -299,7 +299,7 @@ class Graphs:
                 f"the bundle has no graph that `{provider}` may run",
                 found=quoted(manifest.graphs),
                 expected=f"one of {quoted(mains)}",
-                fix=f"build it with {argument('variants', ['slots', *mains])}, or run with `cpu`",
+                fix="build it with " + argument("variants", ["slots", *mains]) + ", or run with `cpu`",
             )
         self.session(self.main)
 
@@ -332,7 +332,7 @@ class Graphs:
                 f"the bundle has no graph for {missing}",
                 found=quoted(self.manifest.graphs),
                 expected=f"`{variant}`",
-                fix=f"build it with {variants}, or give each call one `adapter`",
+                fix="build it with " + variants + ", or give each call one `adapter`",
             )
         return self.opened(path)
 

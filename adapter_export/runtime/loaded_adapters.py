@@ -176,7 +176,7 @@ def _touched(path: Path, found: str) -> FileError:
     return FileError(
         "the private copy of an adapter has changed",
         where=path,
-        found=f"it {found}",
+        found="it " + found,
         expected="a file that no other process changes while a session is open",
         fix="open the bundle again; if temporary files are cleaned up there, set `TMPDIR` to another folder",
     )

@@ -96,7 +96,7 @@ class MediaReader(Reader):
         """
         word = self.word
         if long == "windows" or stride is not None:
-            fix = f"pass {argument('long', 'cut')} or `refuse`"
+            fix = "pass " + argument("long", "cut") + " or `refuse`"
             raise RequestError(f"{word}s are not split into windows", fix=fix)
         names = self._names(files, adapter, adapters)
         names = [self._base_head if name is None else name for name in names]

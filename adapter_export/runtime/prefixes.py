@@ -47,7 +47,9 @@ class Prefixes:
                 if manifest.fanout is not None
                 else f"a bundle with {quoted(manifest.graphs)}",
                 expected="a number of bytes, and a bundle with `fanout`",
-                fix=f"build it with {argument('variants', ['slots', 'inputs', 'bank', 'fanout'])}, or leave it out",
+                fix="build it with "
+                + argument("variants", ["slots", "inputs", "bank", "fanout"])
+                + ", or leave it out",
             )
         self.limit = limit
         self._graphs = graphs

@@ -88,7 +88,7 @@ class TextReader(Reader):
                     where=place if name is None else f"{place}, adapter `{name}`",
                     found=f"{max(row.found for row in cut):,} tokens",
                     expected=f"at most {limit:,}, special tokens included",
-                    fix=f"shorten it, or pass {argument('long', 'windows', option='long_texts')} or `cut`",
+                    fix="shorten it, or pass " + argument("long", "windows", option="long_texts") + " or `cut`",
                 )
             if cut and long == "windows":
                 own = self._windows(text, pieces, tasks[name], stride, place)
@@ -135,7 +135,7 @@ class TextReader(Reader):
             raise RequestError(
                 "a question with choices is not split into windows",
                 where=place,
-                fix=f"pass {argument('long', 'cut', option='long_texts')}, or shorten the texts",
+                fix="pass " + argument("long", "cut", option="long_texts") + ", or shorten the texts",
             )
         limit = None if task is None else task.max_tokens
         return tuple(self.tokenizer.windows(pieces[0], limit, stride, place=place))

@@ -76,7 +76,8 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
         raise refusal(f"a crash ({ended}){f': {said[-1]}' if said else ''}")
     facts: dict[str, Any] | None = json.loads(done.stdout.splitlines()[-1])
     if facts is not None:
-        raise errors.again(getattr(errors, facts.pop("error")), facts)
+        kind = getattr(errors, facts.pop("error"))
+        raise errors.again(kind, {k: None if v is None else errors.words_of(v) for k, v in facts.items()})
 
 
 def answer() -> None:
@@ -98,7 +99,7 @@ def answer() -> None:
         if isinstance(cause, MemoryError) or "bad_alloc" in reason(cause or error):
             os._exit(_MEMORY)
         known = {name: getattr(error, name) for name in errors.FACTS}
-        facts = {"error": type(error).__name__} | {k: None if v is None else errors.both(v) for k, v in known.items()}
+        facts = {"error": type(error).__name__} | {k: None if v is None else v.to_json() for k, v in known.items()}
     output.write(f"{json.dumps(facts)}\n")
     output.flush()
     os._exit(0)  # do not wait for running threads of a library

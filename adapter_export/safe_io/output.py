@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -198,6 +199,9 @@ def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
         yield temporary
 
 
+_PATIENCE_S = 1.0
+"""Seconds to wait for a lock: another process may just be removing what a killed writer of this path left."""
+
 _held = local()
 """Paths locked by each thread, in `paths`."""
 
@@ -263,6 +267,7 @@ def recover_noted(folder: Path) -> None:
 
 def _acquired(lock: Path, named: Path) -> int:
     """Acquire a lock, and return its open file."""
+    deadline = time.monotonic() + _PATIENCE_S
     try:
         while True:
             file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -271,7 +276,10 @@ def _acquired(lock: Path, named: Path) -> int:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise BusyError(named, os.read(file, 200).decode("utf-8", "replace")) from None
+                    if time.monotonic() > deadline:
+                        raise BusyError(named, os.read(file, 200).decode("utf-8", "replace")) from None
+                    time.sleep(_PATIENCE_S / 50)
+                    continue
                 if os.fstat(file).st_nlink:  # its previous owner may have removed it after it was opened
                     on_failure.callback(lock.unlink)
                     os.ftruncate(file, 0)

@@ -127,7 +127,8 @@ def check_complete(sites: SiteMap, given: GivenSites | None) -> None:
         expected="each layer with weights in one sublayer, in the embeddings, or after the final hidden state",
         fix="if this is intended, write a site map with "
         + command("open_base(MODEL).sites.write_site_map(PATH)", "sites MODEL --write-site-map sites.json")
-        + f", correct it, and pass it as {argument('site_map')}",
+        + ", correct it, and pass it as "
+        + argument("site_map"),
     )
 
 
@@ -146,7 +147,7 @@ class _Check:
             where=f"{self.source}, `{place}`, view `{self.view}`",
             found=found,
             expected=expected,
-            fix=f"list the names with {command('open_base(MODEL).sites', 'sites MODEL --json')}",
+            fix="list the names with " + command("open_base(MODEL).sites", "sites MODEL --json"),
         )
 
     def shape(self, value: str) -> str:

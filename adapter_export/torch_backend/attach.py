@@ -304,7 +304,7 @@ class AdaptedModel(AttachedAdapter):
                 "has no output with the logits of the next token",
                 found=", ".join(f"`{record.name}` {list(record.axes)}" for record in self.base.outputs[:5]),
                 expected="one output [batch, tokens, vocabulary]",
-                fix=f"capture the causal language model with its head: without {argument('bare', True)}",
+                fix="capture the causal language model with its head: without " + argument("bare", True),
             )
         return found[0]
 

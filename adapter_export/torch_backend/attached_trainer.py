@@ -104,7 +104,7 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
                 found=", ".join(free[:_NAMED]) + (f" and {len(free) - _NAMED} more" * (len(free) > _NAMED)),
                 expected="a frozen base: only the adapter and its head are trained",
                 fix="do not call `requires_grad_` on the model after `attach`; add the head to the adapter: "
-                f"{argument('head')}",
+                + argument("head"),
             )
         for part, loader in (("training", "train_dataloader"), ("validation", "eval_dataloader")):
             self._datasets[part] = getattr(kwargs.get(loader), "dataset", None)

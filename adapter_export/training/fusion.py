@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.bases.adapters import check_site_map
 from adapter_export.bases.base import Base
-from adapter_export.errors import BaseMismatchError, UsageError, argument, quoted
+from adapter_export.errors import BaseMismatchError, UsageError, argument, joined, quoted
 from adapter_export.option import Option, changed
 
 if TYPE_CHECKING:
@@ -63,22 +63,22 @@ class FusionSpec:
             if given:
                 raise UsageError(
                     "this option applies only to a fusion",
-                    found=", ".join(map(argument, given)),
-                    fix=f"pass {argument('fuse', ['a', 'b'])}, or remove the option",
+                    found=joined(map(argument, given)),
+                    fix="pass " + argument("fuse", ["a", "b"]) + ", or remove the option",
                 )
             return
         if len(members) < 2:
-            raise UsageError(f"{argument('fuse')} must list two or more adapters", found=f"`{members[0]}`")
+            raise UsageError(argument("fuse") + " must list two or more adapters", found=f"`{members[0]}`")
         if self.fusion not in _HAS:
             raise UsageError("unknown fusion", found=f"`{self.fusion}`", expected=quoted(_HAS))
         unknown = [name for name in given if name not in ("fusion", *_HAS[self.fusion])]
         if unknown:
-            found = ", ".join(map(argument, unknown))
+            found = joined(map(argument, unknown))
             raise UsageError(f"a `{self.fusion}` fusion does not have this option", found=found)
         if self.fusion_temperature_decay is not None and self.fusion_temperature == 1:
             raise UsageError(
-                f"{argument('fusion_temperature_decay')} requires a temperature",
-                fix=f"pass {argument('fusion_temperature')}, too",
+                argument("fusion_temperature_decay") + " requires a temperature",
+                fix="pass " + argument("fusion_temperature") + ", too",
             )
 
     def loop(self, loop: LoopSpec) -> LoopSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from adapter_export.bases.base import Base
-from adapter_export.errors import Note, UsageError, argument, command
+from adapter_export.errors import UsageError, argument, command
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.training.loop.settings import LoopSpec, Machine
 from adapter_export.training.rows import RowReader
@@ -292,7 +292,7 @@ class _Mute(Reporter):
 
 def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
     for note in notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
 
 
 def _counts(rows: TextTask) -> str:
@@ -314,7 +314,7 @@ def _too_many(start: Start, rows: int) -> Iterator[str]:
         narrower = command("plan(…, rows=…)", f"plan MODEL --rows {rows}")
         yield (
             f"{count:,} parameters for {rows:,} training rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
-            f"memorize them; compare it with the narrower one recommended by {narrower}"
+            "memorize them; compare it with the narrower one recommended by " + narrower
         )
 
 
@@ -322,8 +322,12 @@ def _undecided(scores: Scores) -> Iterator[str]:
     """Yield a note if nearly all validation rows get the same answer."""
     if scores.collapse is not None:
         yield (
-            f"{scores.collapse} (validation rows); use more {argument('epochs')}, a larger "
-            f"{argument('learning_rate')}, or {argument('class_weights', 'balanced')}"
+            f"{scores.collapse} (validation rows); use more "
+            + argument("epochs")
+            + ", a larger "
+            + argument("learning_rate")
+            + ", or "
+            + argument("class_weights", "balanced")
         )
 
 
@@ -332,7 +336,10 @@ def _collapsed(cosine: float) -> Iterator[str]:
     if cosine > _ALIKE:
         yield (
             f"the vectors are nearly identical (mean cosine of rows with different labels: {cosine:.4f}), so "
-            f"they do not separate labels; use a smaller {argument('learning_rate')}, or more {argument('epochs')}"
+            "they do not separate labels; use a smaller "
+            + argument("learning_rate")
+            + ", or more "
+            + argument("epochs")
         )
 
 

@@ -11,7 +11,7 @@ from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import unopened
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, joined, within
 from adapter_export.extras import require
 from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
@@ -103,7 +103,7 @@ def _tables(
     own = data if task is None else task
     prefixes = (own.query_prefix, own.document_prefix) if own.has_sides else (own.prefix, own.prefix)
     if own.has_sides and TASK_TYPES[problem].has_answers:
-        what, fix = "the adapter embeds queries and documents", f"pass the column of the documents: {argument('pair')}"
+        what, fix = "the adapter embeds queries and documents", "pass the column of the documents: " + argument("pair")
         raise UsageError(what, found="a column of single texts", fix=fix)
     return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefixes, labels, remembers), medium)
 
@@ -290,7 +290,7 @@ class RowReader:
                     where=f"`{record.name}`",
                     found=f"the id {highest}",
                     expected=f"0 to {record.limit - 1}",
-                    fix=f"use the model's tokenizer: {argument('tokenizer')}",
+                    fix="use the model's tokenizer: " + argument("tokenizer"),
                 )
 
     def _check_task(self, task: Task) -> None:
@@ -298,7 +298,7 @@ class RowReader:
         paired = task.input == "pair" or task.kind.pairs == "required"
         if task.input in ("text", "pair") and paired != (self.columns.pair is not None):
             pair = argument("pair")
-            fix = f"pass the column of the second texts: {pair}" if paired else f"remove {pair}"
+            fix = "pass the column of the second texts: " + pair if paired else "remove " + pair
             raise UsageError(f"the teacher answers {'pairs of texts' if paired else 'single texts'}", fix=fix)
         known = self.source.digest
         wanted = task.tokenizer if self.source.medium is None else task.processor
@@ -307,7 +307,7 @@ class RowReader:
                 "the teacher was trained with another tokenizer, or another processor",
                 found=f"digest {str(known)[:12]}…",
                 expected=f"{wanted[:12]}…",
-                fix=f"use the one it was trained with: {argument('tokenizer')}",
+                fix="use the one it was trained with: " + argument("tokenizer"),
             )
 
     def _end_token(self) -> int | None:
@@ -332,8 +332,10 @@ def _check_no_cache(base: Base) -> None:
             where=base.path,
             found=f"{len(caches)} inputs such as `{caches[0]}`",
             expected="the bare model",
-            fix=f"train it to generate with {argument('task', CAUSAL_LM)}; or, for a head, capture the bare model: "
-            f"{argument('bare', True)}",
+            fix="train it to generate with "
+            + argument("task", CAUSAL_LM)
+            + "; or, for a head, capture the bare model: "
+            + argument("bare", True),
         )
 
 
@@ -355,12 +357,12 @@ def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> T
     known = base.max_tokens
     limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
     if known is not None and limit > known:
-        what = f"{argument('max_tokens')} exceeds the model's maximum length"
+        what = argument("max_tokens") + " exceeds the model's maximum length"
         raise UsageError(what, found=limit, expected=f"at most {known}")
     if given is not None:
         return Tokenizer.from_json(read_tokenizer(locate(given, "tokenizer").path), limit, base.fit)
     if base.tokenizer is None:
-        fix = f"pass its `tokenizer.json`, or the folder with it: {argument('tokenizer')}"
+        fix: str = "pass its `tokenizer.json`, or the folder with it: " + argument("tokenizer")
         if base.inputs[0].dtype == "float32":
             fix = "capture it again from a folder with a `preprocessor_config.json`"
             raise UsageError("the model does not record its image or audio preprocessing", where=base.path, fix=fix)
@@ -375,7 +377,7 @@ def _check_files_only(data: DataSpec, medium: str) -> None:
         name for name in ("pair", "negative", "tokenizer", "max_tokens", "truncation", *PREFIXES) if name in given
     ]
     if of_texts:
-        found = ", ".join(map(argument, of_texts))
+        found = joined(map(argument, of_texts))
         raise UsageError(f"applies to texts only, and the model reads `{medium}`", found=found, fix="remove it")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.bases.task_facts import check_thresholds, thresholds_for
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError, argument, joined, quoted
 from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
 from adapter_export.option import (
@@ -94,11 +94,11 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_data is not None:
-            both = f"{argument('validation')} and {argument('validation_data')}"
-            raise UsageError(f"{both} exclude each other", fix="pass only one")
+            both = argument("validation") + " and " + argument("validation_data")
+            raise UsageError(both + " exclude each other", fix="pass only one")
         if self.prefix and self.has_sides:
-            both = f"{argument('prefix')} and those of queries and documents"
-            raise UsageError(f"{both} exclude each other", fix="pass only one")
+            both = argument("prefix") + " and those of queries and documents"
+            raise UsageError(both + " exclude each other", fix="pass only one")
 
     @property
     def has_sides(self) -> bool:
@@ -172,8 +172,8 @@ class HeadSpec:
         if shaped:
             raise UsageError(
                 "the base head cannot be changed",
-                found=", ".join(map(argument, shaped)),
-                fix=f"remove it, or remove {argument('head', 'base')}",
+                found=joined(map(argument, shaped)),
+                fix="remove it, or remove " + argument("head", "base"),
             )
         kind = TASK_TYPES[self.task]
         unfit = [] if self.head_layers else ["head_width", "head_activation"]
@@ -186,9 +186,9 @@ class HeadSpec:
 
     def _refuse(self, option: str) -> None:
         raise UsageError(
-            f"{argument(option)} does not apply to this task and head",
+            argument(option) + " does not apply to this task and head",
             found=f"the task `{self.task}` and {self.head_layers} dense layers",
-            fix=f"remove it, or change {argument('task')} or {argument('head_layers')}",
+            fix="remove it, or change " + argument("task") + " or " + argument("head_layers"),
         )
 
     def check(self, data: DataSpec, **more: object) -> None:
@@ -209,7 +209,7 @@ class HeadSpec:
             what = f"this option applies only to `{CAUSAL_LM}`"
         strange = [name for name in names if name in given]
         if strange:
-            raise UsageError(what, found=", ".join(map(argument, strange)), fix="remove it")
+            raise UsageError(what, found=joined(map(argument, strange)), fix="remove it")
         for option in PREFIXES:
             if option in of_data and not kind.is_vector:
                 self._refuse(option)
@@ -217,7 +217,7 @@ class HeadSpec:
             self._refuse("temperature")
         data.columns.check(self.task)
         if data.has_sides and TASK_TYPES[data.columns.read_as(self.task)[0]].has_answers:
-            what, fix = "only pairs have queries and documents", f"pass the column of the documents: {argument('pair')}"
+            what, fix = "only pairs have queries and documents", "pass the column of the documents: " + argument("pair")
             found = next(name for name in PREFIXES if name in of_data)
             raise UsageError(what, where=argument(found), found="a column of single texts", fix=fix)
 

@@ -238,7 +238,7 @@ def _exported() -> Mapping[str, list[str]]:
 
 def _writers() -> Sequence[str]:
     """Return the columns that write texts: Python, and the server if it has the endpoint."""
-    sources = (ROOT / "adapter_export" / "server").rglob("*.py")
+    sources = (ROOT / "adapter_export" / "plugins" / "serve").rglob("*.py")
     served = any("/v1/completions" in path.read_text("utf-8") for path in sources)
     return ("Python", "`serve`") if served else ("Python",)
 

@@ -14,7 +14,7 @@ from asking import Document, EntryPoint, RefusedError, answer_of_result, length,
 from oracle import Row
 from service_entry_points import text_of
 
-FILES = Path(__file__).parents[2] / "adapter_export" / "deploy" / "files"
+FILES = Path(__file__).parents[2] / "adapter_export" / "plugins" / "ship" / "files"
 
 
 class Platform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -257,6 +258,20 @@ def test_two_writers_exclude_each_other(new: New, tmp_path: Path) -> None:
     other()
     assert content(target) == "other"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_writer_waits_for_a_recovery_that_takes_a_moment(new: New, tmp_path: Path) -> None:
+    def write() -> None:
+        with new(tmp_path / "out") as temporary:
+            fill(temporary, "new")
+
+    with ThreadPoolExecutor(1) as threads:
+        with locked(tmp_path / "out"):
+            waiting = threads.submit(write)
+            time.sleep(0.2)
+            assert not waiting.done()
+        waiting.result()
+    assert content(tmp_path / "out") == "new"
 
 
 def test_the_holder_of_a_lock_may_write(new: New, tmp_path: Path) -> None:

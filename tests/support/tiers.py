@@ -1,10 +1,13 @@
-"""The two tiers of the tests: a bare `pytest` runs the quick one, `pytest --all` adds the extended one.
+"""Tiers of the tests: a bare `pytest` runs the quick one, `pytest --all` adds the extended one, `--nightly` the rest.
 
 A test is extended if it has the mark `extended`, uses a fixture with `@extended`, or takes long according to
 `tests/durations.txt`. Any other test that starts a program fails, unless its mark `starts_program` says that the
 program ends at once. Tests that the command line selects by path, `-k`, `-m` or `--lf` run in both tiers.
 
-`pytest --all --store-durations` measures the tests and writes the list.
+A test is nightly if a line of `tests/nightly.txt` is its name or begins it: it takes long, and a quicker test of the
+same module covers its subject.
+
+`pytest --nightly --store-durations` measures the tests and their fixtures, and writes the list.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ _Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
 _LONG_S = 0.2
 """Processor seconds from which on a test is long, and listed."""
 
-_EVERYTHING = pytest.StashKey[bool]()
+_EVERYTHING, _NIGHTLY = pytest.StashKey[bool](), pytest.StashKey[bool]()
+_SETUP = "set-up of "
+"""Prefix of the lines that state the seconds of a test's fixtures, without those that tests share."""
+
 _EXAMPLES = 100
 """Examples of a property in `pytest --all`, by default."""
 _QUICK_EXAMPLES = 10
@@ -58,6 +64,7 @@ def examples(number: int, **options: Any) -> hypothesis.settings:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers")
     group.addoption("--all", action="store_true", help="run the extended tests, too, and all examples of properties")
+    group.addoption("--nightly", action="store_true", help="run the nightly tests, too, and those of `--all`")
     group.addoption("--store-durations", action="store_true", help="write the tests that take long into a list")
     group.addoption("--tiers", action="store_true", help="print tests and seconds by tier and folder at the end")
 
@@ -66,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
     options = config.option
     is_path = config.args_source is pytest.Config.ArgsSource.ARGS
     chosen = is_path or options.keyword or options.markexpr or getattr(options, "lf", False)
-    config.stash[_EVERYTHING] = everything = bool(options.all or chosen)
+    config.stash[_EVERYTHING] = everything = bool(options.all or options.nightly or chosen)
+    config.stash[_NIGHTLY] = bool(options.nightly or chosen)
     # the machine may do something else: no deadline
     hypothesis.settings.register_profile("all", deadline=None, max_examples=_EXAMPLES)
     hypothesis.settings.register_profile("quick", deadline=None, max_examples=_QUICK_EXAMPLES)
@@ -85,6 +93,11 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the extended tests, and leave them out of the quick tier."""
     durations = _read_durations(config.rootpath)
+    if not config.stash[_NIGHTLY]:
+        nightly = _read_nightly(config.rootpath)
+        late = [item for item in items if item.nodeid.startswith(nightly)]
+        config.hook.pytest_deselected(items=late)
+        items[:] = [item for item in items if not item.nodeid.startswith(nightly)]
     for item in items:
         if _uses_extended(item) or durations.get(item.nodeid, 0) >= _LONG_S:
             item.add_marker("extended")
@@ -106,7 +119,12 @@ def _uses_extended(item: pytest.Item) -> bool:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     _started.clear()
-    return (yield)
+    before = processor_seconds()
+    try:
+        return (yield)
+    finally:
+        if item.config.getoption("store_durations"):
+            item.user_properties.append(("setup_seconds", processor_seconds() - before))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -140,9 +158,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if config.getoption("tiers"):
         _show(terminalreporter, found)
     if config.getoption("store_durations"):
-        _store(
-            config.rootpath, {one.nodeid: dict(one.user_properties)["seconds"] for one in found if one.when == "call"}
-        )
+        called = [(report.nodeid, dict(report.user_properties)) for report in found if report.when == "call"]
+        seconds = {name: taken["seconds"] for name, taken in called}
+        setups = {f"{_SETUP}{name}": taken["setup_seconds"] for name, taken in called}
+        _store(config.rootpath, {**seconds, **setups})
 
 
 def _show(reporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport]) -> None:
@@ -175,12 +194,21 @@ def _read_durations(root: Path) -> dict[str, float]:
     return {name: float(seconds) for seconds, name in (line.split(" ", 1) for line in lines)}
 
 
+def _read_nightly(root: Path) -> tuple[str, ...]:
+    """Read the names, or their beginnings, of the nightly tests."""
+    path = root / "tests" / "nightly.txt"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _file(name: str) -> str:
+    return name.removeprefix(_SETUP).partition("::")[0]
+
+
 def _store(root: Path, measured: Mapping[str, float]) -> None:
     """Write the tests that take long, those of files that did not run as they were."""
-    files = {name.partition("::")[0] for name in measured}
-    stored = {name: time for name, time in _read_durations(root).items() if name.partition("::")[0] not in files}
+    files = {_file(name) for name in measured}
+    stored = {name: time for name, time in _read_durations(root).items() if _file(name) not in files}
     stored |= {name: time for name, time in measured.items() if time >= _LONG_S}
-    lines = [
-        f"{time:.1f} {name}\n" for name, time in sorted(stored.items()) if (root / name.partition("::")[0]).exists()
-    ]
+    lines = [f"{time:.1f} {name}\n" for name, time in sorted(stored.items()) if (root / _file(name)).exists()]
     _durations(root).write_text("".join(lines), "utf-8")

@@ -421,7 +421,7 @@ def replay_batches(
     faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
     detail = f"{rows} rows in {len(batches.batches)} requests, each matches the reference's separate answer"
     if faults:
-        detail = f"{len(faults)} of {rows} rows differ; {faults[0]}"
+        detail = f"{len(faults)} of {rows} rows differ; " + faults[0]
     return Finding.tested(CHECK, "bundle", not faults, detail)
 
 
@@ -442,7 +442,7 @@ def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Seq
         except RequestError as error:  # NaN
             fault = error.what
         if fault is not None:
-            yield f"`{batch.name}`, row {at} (`{row.adapter or 'base'}`): {fault}"
+            yield f"`{batch.name}`, row {at} (`{row.adapter or 'base'}`): " + fault
 
 
 def _row_of(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:

@@ -94,7 +94,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
     try:
         faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
     except MissingExtraError as error:
-        detail = f"files not read ({error.what})"
+        detail = "files not read (" + error.what + ")"
     yield Finding.tested(CHECK, BASE, not faults, "; ".join(faults[:3]) or detail)
     sets = {one.adapter: one for one in media.sets}
     for adapter in bundle.manifest.adapters:
@@ -112,7 +112,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
                     differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
                 except RequestError as error:  # NaN, for example
                     differ = [error.what]
-                faults += [f"`{wanted.sample}`: {fault}" for fault in differ]
+                faults += [f"`{wanted.sample}`: " + fault for fault in differ]
             detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
             yield Finding.tested(CHECK, adapter.name, not faults, "; ".join(faults[:3]) or detail)
 

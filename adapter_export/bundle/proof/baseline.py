@@ -29,8 +29,8 @@ def regressions(baseline: CheckReport, findings: Sequence[Finding], where: str) 
         if found is None and before.check == _HERE:
             continue
         if found is None or found.status == "unverified":
-            reason = "not checked" if found is None else f"unverified: {found.detail}"
-            yield _worse(before, f"{before.status} in {where}, now {reason}")
+            reason = "not checked" if found is None else "unverified: " + found.detail
+            yield _worse(before, f"{before.status} in {where}, now " + reason)
             continue
         if (before.status, found.status) == ("exact", "tested"):
             yield _worse(before, f"exact in {where}, now only tested")

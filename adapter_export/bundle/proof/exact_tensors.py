@@ -22,7 +22,7 @@ from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import Remade, Variant
 from adapter_export.dtypes import Weights, same_bits
-from adapter_export.errors import AdapterExportError, BaseModelError, quoted
+from adapter_export.errors import AdapterExportError, BaseModelError, joined, quoted
 from adapter_export.format.check_report import Finding, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.format.manifest import OutputRecord, VariantName
@@ -277,7 +277,7 @@ class _Remade:
                 if bundle.manifest.checksums is not None:
                     model = add_checksums(model, plan.slots, bundle.manifest.checksums, base.inputs)
             except AdapterExportError as error:
-                return cls(None, None, {}, None, f"the model cannot be exported again: {error.message}", by)
+                return cls(None, None, {}, None, "the model cannot be exported again: " + error.message, by)
             differs = next(node_differences(bundle.slots_model, model), None)
             if differs is None or derivation is not None:
                 return cls(base, model, constants(model), differs, "", by)
@@ -322,7 +322,7 @@ def _constant(
         return result("exact", f"{array.size:,} elements match the export of {remade.by}, bit-exact")
     if record is None:
         reason = remade.why or "a new export has no constant of this name"
-        return result("unverified", f"`{DERIVATION_FILE}` does not cover it; {reason}")
+        return result("unverified", f"`{DERIVATION_FILE}` does not cover it; " + reason)
     if record.sha256 not in (None, _digest(array)):
         return result("failed", f"the bytes do not match `{DERIVATION_FILE}`")
     return result("unverified", remade.why or "a new export has no constant of this name")
@@ -482,7 +482,7 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, 
 def _slots(name: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]) -> Finding:
     both = next((slot for slot in wrong if slot in found and slot in expected), None)
     more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
-    names = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
-    detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit-exact"
+    names = joined("`" + one + "`" for one in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+    detail = f"{len(wrong)} differ: " + names + more if wrong else f"{len(expected)} tensors, bit-exact"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
     return replace(Finding.exact("slots", name, not wrong, detail, where=where), coverage=(span,))

@@ -140,7 +140,7 @@ def _walk(walk: Lockstep) -> Iterator[Finding]:
     try:
         records, exposing = walk.cumulative(list(walk.local()))
     except (RequestError, BaseModelError, FormatError) as error:
-        yield _unverified(walk, f"the graph could not be split into steps: {error.what}: {error.found}")
+        yield _unverified(walk, "the graph could not be split into steps: " + error.problem())
         return
     yield exposing
     yield _nodes(walk, records)
@@ -242,7 +242,7 @@ def locate(lockstep: Lockstep, outputs: Sequence[Measurement]) -> tuple[Location
     try:
         records = list(lockstep.local())
     except (RequestError, BaseModelError) as error:
-        words = f"the nodes could not be compared: {error.what}: {error.found}"
+        words = "the nodes could not be compared: " + error.problem()
         return LocationRecord(adapter, case.name, graph.variant, 0, None, None, (words,)), []
     wrong = next((record for record in records if not record.passed), None)
     detail = list[str]()

@@ -10,7 +10,7 @@ from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, joined
 from adapter_export.format.check_report import Finding
 from adapter_export.numerics.runner import Arrays, Undefined, run
 
@@ -88,9 +88,9 @@ def live_model(context: Context) -> Iterator[Finding]:
                 found = original.runner.run(case.arrays, None)
             faults = list(_apart(case, found, live, vague.get(case.name, {}), context.tolerance))
         except RequestError as error:
-            faults = [f"{error.what}: {error.found}"]
+            faults = [error.problem()]
         sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
-        detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
+        detail = f"{sizes}: " + (joined(faults, "; ") or "every output, within the budget")
         yield Finding.tested("live model", case.name, not faults, detail)
     bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # so that the weights are not in memory twice
 

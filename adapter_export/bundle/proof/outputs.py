@@ -79,7 +79,7 @@ def run_trials(
         raise BaseModelError(  # the base computes this case, so the new bank is at fault
             "the batch is not the first axis where an adapter acts, so a bank cannot separate rows",
             found=error.found,
-            fix=f"build with {argument('variants', ['slots', 'inputs'])}",
+            fix="build with " + argument("variants", ["slots", "inputs"]),
         ) from error
 
 

@@ -23,7 +23,7 @@ from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.report import Report
-from adapter_export.errors import Note, NothingComparedError, argument
+from adapter_export.errors import NothingComparedError, argument
 from adapter_export.graph.adapter import Adapter
 from adapter_export.reporting import SILENT, Reporter
 
@@ -59,7 +59,7 @@ def prove(
     context = context_of(plan, reference, original, computed, given, runs)
     claims, bundle = agenda(context), plan.bundle
     if reference is not None and bundle.has_many_weights:
-        reporter.warn(Note(_duration(context, steps_of(claims, context))))
+        reporter.warn(_duration(context, steps_of(claims, context)))
     findings = verify(claims, context, reporter)
     return Report(
         bundle=str(bundle.folder),
@@ -84,10 +84,13 @@ def _duration(context: Context, steps: int) -> str:
         began = perf_counter()
         graph.run(case.arrays, (None,) * case.batch)
     minutes = math.ceil(steps * (perf_counter() - began) * _RUNS_PER_STEP / 60)
-    parts = f"{argument('quick', True)}, {argument('only')}, {argument('variants', option='variant')} and"
+    parts = argument("quick", True) + ", " + argument("only") + ", " + argument("variants", option="variant") + " and"
     return (
-        f"this takes about {minutes} minute{'s' * (minutes > 1)}, as the base is large; {parts} "
-        f"{argument('cases', option='case')} choose parts, and the verdict names those left out"
+        f"this takes about {minutes} minute{'s' * (minutes > 1)}, as the base is large; "
+        + parts
+        + " "
+        + argument("cases", option="case")
+        + " choose parts, and the verdict names those left out"
     )
 
 

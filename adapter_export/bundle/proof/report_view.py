@@ -10,7 +10,7 @@ from typing import Literal
 
 from adapter_export.bundle.golden.ablation import note_of
 from adapter_export.bundle.report import BASE, Report, failures, unverified
-from adapter_export.errors import quoted
+from adapter_export.errors import joined, quoted
 from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status
 from adapter_export.page import Markup, document, element, head, heat, prose, table
 from adapter_export.tables import Table
@@ -89,7 +89,7 @@ def failed_lines(report: Report) -> Iterator[Line]:
     wrong = [one for one in report.findings if not one.passed and one.check not in ("output", "site")]
     for one in wrong[:_MANY]:
         subject = one.subject if one.where == one.subject else f"{one.subject}, {one.where}"
-        yield Line(f"FAIL {one.check}, {subject}: {one.detail}", "failed")
+        yield Line(f"FAIL {one.check}, {subject}: " + one.detail, "failed")
     if len(wrong) > _MANY:
         yield Line(f"… and {len(wrong) - _MANY} more, see `--json`", "facts")
 
@@ -243,7 +243,7 @@ def _claims(findings: Sequence[Finding]) -> Table:
         own = [one for one in findings if one.check == check]
         by, ratios = Counter(one.status for one in own), [one.ratio for one in own if one.ratio is not None]
         first = own[0]
-        example = f"{first.subject}: {first.detail}"
+        example = f"{first.subject}: {first.detail!s}"
         example = example if len(example) <= _LONG else f"{example[: _LONG - 1]}…"
         numbers = (by[status] or "" for status in _STATUSES)
         rows.append((check, *numbers, f"{max(ratios):.2f}" if ratios else "", example))
@@ -256,7 +256,7 @@ def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
     for reason, found in left[:_MANY]:
         names = [one.where for one in found]
         more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        yield Line(f"unverified: {', '.join(names[:_FEW])}{more}: {reason}", "note")
+        yield Line(f"unverified: {', '.join(names[:_FEW])}{more}: " + reason, "note")
     if len(left) > _MANY:
         yield Line(f"… for {len(left) - _MANY} more reasons", "note")
 
@@ -372,7 +372,7 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
     if found is not None and found.guess is not None:
         yield f"  looks like: {found.guess}"
     if found is not None and found.detail:
-        yield f"  {'; '.join(found.detail)}"
+        yield "  " + joined(found.detail, "; ")
     repro = "" if found is None or found.repro is None else f"; node in isolation: {found.repro}"
     yield f"  reproduce: {failure.command}{repro}"
 

@@ -14,7 +14,7 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden.golden_vectors import Golden
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import FormatError, RequestError, UsageError, argument
+from adapter_export.errors import FormatError, RequestError, UsageError, argument, joined
 from adapter_export.format.check_report import ComparisonRecord, Finding
 from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.runtime.self_check import ways
@@ -90,7 +90,9 @@ def check_providers(
         try:
             yield check_provider(bundle, golden, name)
         except UsageError as error:
-            yield Finding.unverified("providers", name, f"{error.what}: {error.fix}", _claim(name), name)
+            yield Finding.unverified(
+                "providers", name, joined(filter(None, (error.what, error.fix)), ": "), _claim(name), name
+            )
 
 
 def check_provider(bundle: OpenedBundle, golden: Sequence[Golden], name: ProviderName) -> Finding:

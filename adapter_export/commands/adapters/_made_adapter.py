@@ -47,7 +47,7 @@ class AdapterOutput:
         """Return `name`; raise `UsageError` if it is missing."""
         name = self.name(given)
         if name is None:
-            raise UsageError("the adapter has no name", fix=f"give {argument('name')} or {argument('output')}")
+            raise UsageError("the adapter has no name", fix="give " + argument("name") + " or " + argument("output"))
         return name
 
     def saved(self, adapter: Adapter) -> Adapter:

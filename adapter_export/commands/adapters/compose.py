@@ -16,7 +16,7 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.option import Force, Option
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compose(
     make, own = ways[how]
     unknown = [key for key in given if key not in own]
     if unknown:
-        raise UsageError(f"`{how}` has no such option", found=", ".join(map(argument, unknown)))
+        raise UsageError(f"`{how}` has no such option", found=joined(map(argument, unknown)))
     members = load_members(adapters)
     made = make(*members, name=target.required_name(name), head=head, **given)
     return target.saved(replace(made, training=composition_record(made.training, members)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapter_export.errors import DataError, FormatError, UsageError, argument
+from adapter_export.errors import DataError, FormatError, UsageError, argument, joined
 from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tabular.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
-_CHOICES = ", ".join(
+_CHOICES = joined(
     (
         argument("texts", option="text", words="'A TEXT'"),
         argument("data", words="FILE"),
@@ -50,11 +50,11 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | N
     if given or pairs:
         return FileRows(iter(_typed_rows(given, pairs)))
     if sys.stdin.isatty():
-        raise UsageError("there is nothing to run on", fix=f"give one of {_CHOICES}, or lines on stdin")
+        raise UsageError("there is nothing to run on", fix="give one of " + _CHOICES + ", or lines on stdin")
     lines, note = text_lines(sys.stdin.buffer.read(), Path("stdin"), encoding)
     found = list(lines_as_rows(lines, "stdin"))
     if all(is_blank(row.asked) for row in found):
-        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give one of {_CHOICES}")
+        raise UsageError("there is nothing to run on", found="no lines on stdin", fix="give one of " + _CHOICES)
     return FileRows(iter(found), () if note is None else (note,))
 
 
@@ -130,7 +130,7 @@ def check_suffix(path: Path) -> None:
     """Refuse a file name without a known suffix for arrays."""
     if path.suffix not in (_NPZ, _SAFETENSORS):
         expected = f"`{_NPZ}` or `{_SAFETENSORS}`"
-        fix = f"rename it: {argument('out', words=f'{path.stem}{_NPZ}')}"
+        fix = "rename it: " + argument("out", words=f"{path.stem}{_NPZ}")
         raise UsageError("unknown file format for arrays", found=f"`{path.name}`", expected=expected, fix=fix)
 
 

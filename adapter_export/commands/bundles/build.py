@@ -218,7 +218,7 @@ def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
             "an adapter has the base head's name",
             where=argument("adapters"),
             found=f"`{own.name}`",
-            fix=f"rename it: {rename}; or omit the base head with {argument('without_base_head', True)}",
+            fix="rename it: " + rename + "; or omit the base head with " + argument("without_base_head", True),
         )
 
 
@@ -231,7 +231,7 @@ def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str
     if max_tokens is None:
         raise UsageError(
             "the base has no recorded maximum length",
-            expected=f"{argument('max_tokens', words='N')} beside a tokenizer",
+            expected=argument("max_tokens", words="N") + " beside a tokenizer",
             fix="give the number of positions the base was trained with",
         )
     require("tokenizers", "text", "a bundle with a tokenizer")

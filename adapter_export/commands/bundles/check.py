@@ -18,7 +18,7 @@ from adapter_export.bases.prepared_base import model_of, origin_of, same_precisi
 from adapter_export.bundle.open_bundle import folder_of
 from adapter_export.commands.bundles._report import VERBOSE, show_report
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import InputError, Note, UsageError, argument, quoted
+from adapter_export.errors import InputError, UsageError, argument, quoted
 from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.providers import provider_names
 from adapter_export.reporting import SILENT, Reporter
@@ -144,14 +144,14 @@ def check(
     if report is not None:
         Output(Path(report), force).ensure_writable()
     if (data is None) != (text is None) or (data is not None and against is None):
-        together = f"{argument('data')}, {argument('text')} and {argument('against')} belong together"
-        raise UsageError(together, fix=f"give all three, or only {argument('against')}")
+        together = argument("data") + ", " + argument("text") + " and " + argument("against") + " belong together"
+        raise UsageError(together, fix="give all three, or only " + argument("against"))
     for name, asked in (("nodes", nodes), ("repro", repro is not None)):
         if asked and against is None:
-            needed = f"{argument(name)} needs {argument('against')}"
+            needed = argument(name) + " needs " + argument("against")
             raise UsageError(needed, fix="give the model that the bundle was built from")
     if nodes and quick:
-        raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} exclude each other")
+        raise UsageError(argument("nodes", True) + " and " + argument("quick", True) + " exclude each other")
     place = None if repro is None else Path(repro)
     if place is not None:
         Output(place, force).ensure_writable(folder=True)
@@ -161,7 +161,7 @@ def check(
         read, notes = read_texts(file, columns)
         texts = [one for one, _ in read]
         for note in notes:
-            reporter.warn(Note(note))
+            reporter.warn(note)
     from adapter_export.bundle.proof.baseline import regressions
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove
@@ -284,7 +284,7 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     from adapter_export.bundle.golden.golden_vectors import case_of
 
     manifest, session = plan.bundle.manifest, plan.bundle.runtime_session()
-    tokenizer = open_tokenizer(plan.bundle.home, manifest, fix=f"omit {argument('data')}")
+    tokenizer = open_tokenizer(plan.bundle.home, manifest, fix="omit " + argument("data"))
     names, pads = [record.name for record in manifest.inputs], all(session.may_pad(name) for name in plan.names)
     lengths: dict[int, list[tuple[int, Any]]] = {}
     for number, row in enumerate(tokenizer.rows(texts), 1):

@@ -389,7 +389,7 @@ def _model(base: Base) -> Inspection:
     own = base.base_head_facts()
     path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
-    facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}")]
+    facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see " + see)]
     facts += (
         [("base head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
     )

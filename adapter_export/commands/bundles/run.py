@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapter_export.address import Address, PathLike, locate
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
-from adapter_export.errors import Note, UsageError, argument, within
+from adapter_export.errors import UsageError, argument, joined, within
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.providers import ProviderName
@@ -233,10 +233,10 @@ def run(
         run_rows.check_suffix(output.path)
         output.ensure_writable()
     if stride is not None and long_texts != "windows":
-        found, fix = argument("long_texts", long_texts), f"give {argument('long_texts', 'windows')}"
+        found, fix = argument("long_texts", long_texts), "give " + argument("long_texts", "windows")
         raise UsageError("a stride needs windows", found=found, fix=fix)
     if output is not None and long_texts == "windows":
-        what = f"{argument('out')} has one row per text, but windows make several"
+        what = argument("out") + " has one row per text, but windows make several"
         raise UsageError(what, fix="remove one of them")
     medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
     rows: list[Row] = []
@@ -251,7 +251,7 @@ def run(
         read = run_rows.text_rows(texts, pairs, encoding) if file is None else run_rows.read_file(file, columns)
         rows = list(read.rows)
         for note in read.notes:
-            reporter.warn(Note(note))
+            reporter.warn(note)
     from adapter_export.runtime.answerer import Answerer, Reading
 
     opened = open_bundle(bundle)
@@ -305,11 +305,11 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     for names in apart:
         both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
         if len(both) > 1:
-            raise UsageError(f"{' and '.join(both)} exclude each other", fix=f"remove {both[0]} or {both[1]}")
+            raise UsageError(joined(both, " and ") + " exclude each other", fix="remove " + both[0] + " or " + both[1])
     for name, other in _NEEDS.items():
         if name in named and other not in named:
             first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
-            raise UsageError(f"{first} needs {second}", fix=f"add {second}, or remove {first}")
+            raise UsageError(first + " needs " + second, fix="add " + second + ", or remove " + first)
 
 
 def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
@@ -336,7 +336,7 @@ def _finished(
     if output is not None:
         write_arrays(output, stacked(outputs, manifest))
     if cut:
-        reporter.warn(Note(_cuts(cut, medium)))
+        reporter.warn(_cuts(cut, medium))
 
 
 def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
@@ -347,8 +347,8 @@ def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
     more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
     if medium is not None:
         return f"{FILE_MODALITIES[medium].word}s were truncated; samples dropped: {named}{more}"
-    fix = f"{argument('long_texts', 'windows')} reads them in full, `refuse` refuses them"
-    return f"texts were truncated; tokens dropped: {named}{more}; {fix}"
+    fix = argument("long_texts", "windows") + " reads them in full, `refuse` refuses them"
+    return f"texts were truncated; tokens dropped: {named}{more}; " + fix
 
 
 def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
@@ -356,14 +356,14 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
         return bundle.files(medium, session)
     if bundle.manifest.media is not None:
         modality = bundle.manifest.media.modality
-        fix = f"give {argument(modality.name, words='FILE')} or {argument('arrays', words='FILE')}"
+        fix = "give " + argument(modality.name, words="FILE") + " or " + argument("arrays", words="FILE")
         raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
     if any(record.role == "cache" for record in bundle.manifest.inputs):
-        fix = f"give {argument('prompts', words='TEXT', option='prompt')} or {argument('arrays', words='FILE')}"
+        fix = "give " + argument("prompts", words="TEXT", option="prompt") + " or " + argument("arrays", words="FILE")
         raise UsageError("the bundle generates text from prompts and cannot answer texts", fix=fix)
     if bundle.manifest.text is None:
         arrays, tokenizer = argument("arrays", words="FILE"), argument("tokenizer", words="tokenizer.json")
-        fix = f"give its inputs as arrays, {arrays}, or rebuild it with {tokenizer}"
+        fix = "give its inputs as arrays, " + arrays + ", or rebuild it with " + tokenizer
         raise UsageError("the bundle has no tokenizer, so it cannot read text", fix=fix)
     return bundle.texts(session)
 
@@ -377,8 +377,10 @@ def _with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_o
             "the number of adapters does not match the number of rows",
             where=argument("adapters"),
             found=f"{len(adapters)} adapters for {len(rows)} rows",
-            fix=f"name one per row, `{_BASE}` for the base; {argument('fan_out', True)} runs every row through all of "
-            f"them; {argument('adapter')} applies one to all rows",
+            fix=f"name one per row, `{_BASE}` for the base; "
+            + argument("fan_out", True)
+            + " runs every row through all of "
+            "them; " + argument("adapter") + " applies one to all rows",
         )
     return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
 

@@ -61,7 +61,7 @@ def sign(
     from adapter_export.bundle.signature import sign_bundle
 
     if certificate_chain and certificate is None:
-        raise UsageError(f"{argument('certificate_chain')} needs {argument('certificate')}")
+        raise UsageError(argument("certificate_chain") + " needs " + argument("certificate"))
     if certificate is not None and password is not None:
         fix = "pass a key without a password, as written by `openssl pkey -in KEY -out PLAIN`"
         raise UsageError("a key used with a certificate cannot have a password", fix=fix)

@@ -14,7 +14,7 @@ from adapter_export.address import Address, Located, PathLike, is_remote, locate
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import NoSitesError, Note, UsageError, argument
+from adapter_export.errors import NoSitesError, UsageError, argument, joined
 from adapter_export.extras import require
 from adapter_export.format.lengths import parse_lengths
 from adapter_export.option import Force, Option
@@ -122,18 +122,18 @@ def capture(
     Output(path, force).ensure_writable(sources=[model, tokenizer])
     if isinstance(model, str | os.PathLike):
         if trust_pickle and is_remote(model):
-            raise UsageError(f"{argument('trust_pickle')} is for a file on this machine", found=f"`{model}`")
+            raise UsageError(argument("trust_pickle") + " is for a file on this machine", found=f"`{model}`")
         _check_capture(Path(model), trust_pickle, described=bool(tokenizer or max_tokens))
     elif (example_inputs is None) == (not inputs):
-        fix = f"pass {argument('example_inputs')}, or describe them in {argument('inputs')}"
+        fix = "pass " + argument("example_inputs") + ", or describe them in " + argument("inputs")
         raise UsageError("a module needs example inputs", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
     is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
     for_folders = {"bare": bare, "reranker_tokens": reranker_tokens, "prompt": prompt}
     if not is_folder and any(for_folders.values()):
-        given = ", ".join(argument(name) for name, value in for_folders.items() if value)
-        raise UsageError(f"{given} applies to Hugging Face folders only", fix="remove it")
+        given = joined(argument(name) for name, value in for_folders.items() if value)
+        raise UsageError(given + " applies to Hugging Face folders only", fix="remove it")
     template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
     asked = model
@@ -174,7 +174,7 @@ def capture(
     key = record_key(path, None)
     base = open_base(path)
     for note in base.notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     if key is not None:
         with suppress(NoSitesError):  # a base without sites is an error only in calls that need sites
             base.write_record(key)
@@ -184,11 +184,11 @@ def capture(
 def _check_capture(model: Path, trust_pickle: bool, *, described: bool) -> None:
     """Refuse arguments that do not apply to this form of model."""
     if trust_pickle and model.is_dir():
-        raise UsageError(f"{argument('trust_pickle')} is for a pickled module", found="a folder", fix="remove it")
+        raise UsageError(argument("trust_pickle") + " is for a pickled module", found="a folder", fix="remove it")
     if described and not trust_pickle:
         raise UsageError(
-            f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
-            found=f"no {argument('trust_pickle')}",
+            argument("tokenizer") + " and " + argument("max_tokens") + " describe a pickled module",
+            found="no " + argument("trust_pickle"),
             fix="remove them; a Hugging Face folder contains both",
         )
     if model.is_file() and not trust_pickle:

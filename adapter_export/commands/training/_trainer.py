@@ -78,7 +78,7 @@ def trainer_callback(
         if base is None and own is not None and own.training.get(SITE_MAP_KEY) is not None:
             raise UsageError(
                 "the adapter was attached with a site map, and the bundle needs it, too",
-                fix=f"give the base that was opened with it: {argument('base')}",
+                fix="give the base that was opened with it: " + argument("base"),
             )
 
     def make(folder: Path) -> None:
@@ -87,7 +87,7 @@ def trainer_callback(
             raise BaseModelError(
                 "the model was moved to another device, where it cannot be exported",
                 where=folder,
-                fix=f"build the bundle of the adapter, which is saved, with `build`; or give {argument('base')}, "
+                fix="build the bundle of the adapter, which is saved, with `build`; or give " + argument("base") + ", "
                 "captured before the training",
             )
         build(model, [folder], str(bundle), force=force, reporter=reporter)

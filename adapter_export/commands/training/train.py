@@ -12,7 +12,7 @@ from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import kind_names, kind_options, make_kind
 from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, AdapterOutput, adapter_document, show_adapter
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.extras import require
 from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
@@ -136,8 +136,8 @@ def _check_no_kind(given: Mapping[str, Any]) -> None:
     if found:
         raise UsageError(
             "a fusion consists of its adapters and has no kind",
-            found=", ".join(map(argument, found)),
-            fix=f"remove it, or remove {argument('fuse')}",
+            found=joined(map(argument, found)),
+            fix="remove it, or remove " + argument("fuse"),
         )
 
 
@@ -146,7 +146,7 @@ def _kind(kind: str | Kind | None, options: Mapping[str, Any]) -> Kind:
     if kind is None or isinstance(kind, str):
         return make_kind(kind or _DEFAULT_KIND, options)
     if options:
-        raise UsageError("options need a kind given by name", found=", ".join(map(argument, options)))
+        raise UsageError("options need a kind given by name", found=joined(map(argument, options)))
     return kind
 
 

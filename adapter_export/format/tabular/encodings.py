@@ -89,7 +89,7 @@ def _not_decoded(error: UnicodeDecodeError, path: Path, encoding: str, first: in
         f"is not {encoding.upper()}",
         where=f"{path}, line {line}",
         found=f"the bytes `{error.object[error.start : error.start + 4].hex(' ')}` ({error.reason})",
-        fix=f"save the file as UTF-8, or name its encoding: {argument('encoding', words='cp1252')}",
+        fix="save the file as UTF-8, or name its encoding: " + argument("encoding", words="cp1252"),
     )
 
 
@@ -106,4 +106,4 @@ def _is_western(data: bytes) -> bool:
 
 
 def _note(path: Path, encoding: str, reason: str) -> str:
-    return f"{path.name} was read as {_NAMES[encoding]}, {reason}; {argument('encoding')} names another encoding"
+    return f"{path.name} was read as {_NAMES[encoding]}, {reason}; " + argument("encoding") + " names another encoding"

@@ -61,10 +61,10 @@ class EvalData:
         has_pair = self.rows[0].pair is not None
         if not self.compared and has_pair != (task.input == "pair"):
             wanted = "one text" if task.input == "text" else "a pair of texts"
-            fix = f"name the column of the second texts: {argument('pair')}"
+            fix = "name the column of the second texts: " + argument("pair")
             raise UsageError(
                 f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
-                fix=fix if task.input == "pair" else f"omit {argument('pair')}",
+                fix=fix if task.input == "pair" else "omit " + argument("pair"),
             )
 
     def unknown_labels(self, task: Task) -> dict[str, int]:
@@ -85,7 +85,7 @@ class EvalData:
                 where=f"{self.path}, {lines_of(sorted(unknown.values()))}",
                 found=some(unknown),
                 expected=some(task.labels),
-                fix=f"map the labels, or name their column: {argument('label')}",
+                fix="map the labels, or name their column: " + argument("label"),
             )
 
     def values(self, column: str) -> list[str]:
@@ -135,7 +135,7 @@ class DataOptions:
             raise UsageError("only vectors can be truncated", where=where, found=found, fix="omit it")
         _check_columns(rows[0], group=self.group, slices=self.slices)
         if self.group is not None and not task.kind.ranks:
-            raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+            raise UsageError("only a ranking has a " + argument("group"), found=f"the task `{task.type}`")
         of_rows = [str(row.text if self.group is None else row.cells[self.group]) for row in rows]
         chosen = self._sampled(of_rows if task.kind.ranks else [str(at) for at in range(len(rows))])
         kept = tuple(rows[at] for at in chosen)
@@ -166,7 +166,7 @@ class DataOptions:
         given = {"group": self.group, "dimensions": self.dimensions, "negative": self.columns.negatives or None}
         given |= {"label": self.columns.label, "start": self.columns.start}
         for option in (name for name, value in given.items() if value is not None):
-            fix = f"omit it; {argument('pair')} is the column of answers"
+            fix = "omit it; " + argument("pair") + " is the column of answers"
             raise UsageError("does not go with the texts of a language model", where=argument(option), fix=fix)
         opened = LanguageLines.of(path, self.columns)
         found, incomplete = list[LabelledRow](), list[int]()

@@ -65,21 +65,21 @@ class Columns:
         name, kind = argument("pair"), TASK_TYPES[self.read_as(problem)[0]]
         if self.negatives and not kind.has_negatives:
             what = f"`{kind.name}` does not use negatives" if kind.of_pairs is None else "negatives need pairs"
-            fix = f"name the column of the positives: {name}, or omit {argument('negative')}"
+            fix = "name the column of the positives: " + name + ", or omit " + argument("negative")
             raise UsageError(what, where=argument("negative"), found=f"`{self.negatives[0]}`", fix=fix)
         if self.label is not None and (self.negatives or not kind.has_answers):
             what = "positives and negatives have no labels"
-            found, fix = f"`{self.label}`", f"omit {argument('label')}"
+            found, fix = f"`{self.label}`", "omit " + argument("label")
             raise UsageError(what, where=argument("label"), found=found, fix=fix)
         if len(set(self.needed)) < len(self.needed):
             raise UsageError("a column is named twice", found=some(self.needed), expected="different columns")
         if kind.pairs == "required" and self.pair is None:
-            raise UsageError(f"`{problem}` reads pairs of texts", fix=f"name the column of the second texts: {name}")
+            raise UsageError(f"`{problem}` reads pairs of texts", fix="name the column of the second texts: " + name)
         if kind.pairs == "never" and self.pair is not None:
-            fix = f"omit {name}" if kind.of_pairs is None else f"omit {argument('label')}: pairs have no labels"
+            fix = "omit " + name if kind.of_pairs is None else "omit " + argument("label") + ": pairs have no labels"
             raise UsageError(f"`{problem}` reads single texts, not pairs", found=f"`{self.pair}`", fix=fix)
         if self.start is not None and not kind.has_start:
-            raise UsageError(f"only answers to questions have a {argument('start')}", found=f"the task `{problem}`")
+            raise UsageError("only answers to questions have a " + argument("start"), found=f"the task `{problem}`")
 
     def cells(self, row: Mapping[str, Any], where: str) -> Cells:
         """Return the cells of a row by purpose."""
@@ -195,12 +195,12 @@ def find_labelled_rows(
     problem, columns = columns.read_as(problem)
     kind = HEAD_TYPES[problem]
     if medium is not None and not kind.reads_files:
-        raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"pass another {argument('task')}")
+        raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix="pass another " + argument("task"))
     if path.is_dir():
         return LabelledTable(path, _of_folder(path, columns, problem, medium), (), (), TableFaults(path))
     table = open_table(path, columns.form)
     ignored = columns.label is None and _LABEL in table.columns
-    notes = (f"the column `{_LABEL}` is ignored, as {argument('label')} does not name it",) if ignored else ()
+    notes = (f"the column `{_LABEL}` is ignored, as " + argument("label") + " does not name it",) if ignored else ()
     rows: list[LabelledRow] = []
     incomplete: list[int] = []
     for line, cells in table.rows(columns.needed):
@@ -228,7 +228,7 @@ def _incomplete(path: Path, columns: Columns, lines: Sequence[int]) -> DataError
         where=path,
         found=f"lines {some(lines, quote='')}",
         expected=f"all of {some(columns.needed)} in every row",
-        fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+        fix="complete these rows, or give " + argument("skip_incomplete", True) + " to leave them out",
     )
 
 

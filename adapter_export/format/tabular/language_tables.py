@@ -120,7 +120,7 @@ class LanguageLines:
         unnamed = replace(columns, form=DETECTED) == Columns()
         if unnamed and first not in table.columns and {PROMPT, ANSWER} <= set(table.columns):
             first, second = PROMPT, ANSWER
-        fix = f"name the column with {argument('text')}, and of answers with {argument('pair')}"
+        fix = "name the column with " + argument("text") + ", and of answers with " + argument("pair")
         cells = table.rows([first] if second is None else [first, second], fix)
         rows = (
             (line, _complete(row[first], None if second is None else row[second], second), row) for line, row in cells
@@ -134,7 +134,7 @@ def incomplete_rows(path: Path, lines: Sequence[int]) -> DataError:
         f"{len(lines):,} rows have no text or no answer",
         where=path,
         found=f"lines {some(lines, quote='')}",
-        fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+        fix="complete these rows, or give " + argument("skip_incomplete", True) + " to leave them out",
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter_export.errors import AdapterExportError, DataError, both
+from adapter_export.errors import AdapterExportError, DataError, Words, joined
 
 _MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
 """Maximum kinds of faults in a message, and maximum lines and values of each."""
@@ -86,17 +86,17 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
     more = len(kinds) - _MOST_KINDS
     listed = [*kinds[:_MOST_KINDS], *([f"{more} more kinds of faults."] if more > 0 else [])]
     where = ", ".join(str(table.path) for table in faulty)
-    raise DataError("\n  ".join([f"{len(found):,} faults:", *listed]).removesuffix("."), where=where)
+    raise DataError(joined([f"{len(found):,} faults:", *listed], "\n  ").rstrip("."), where=where)
 
 
 def _sentence(file: str, found: Sequence[tuple[int | None, AdapterExportError]]) -> str:
     """Return a sentence on the faults of one kind, starting with the file, if named, and the lines."""
     lines, first = [line for line, _ in found if line is not None], found[0][1]
-    values = list(dict.fromkeys(both(error.found) for _, error in found if error.found is not None))
-    facts = [both(first.what)]
-    shown = [*values[:_MOST_VALUES], *(["…"] if len(values) > _MOST_VALUES else [])]
-    facts += [f"found {', '.join(shown)}"] if shown else []
-    facts += [] if first.expected is None else [f"expected {both(first.expected)}"]
+    values = list(dict.fromkeys(error.found for _, error in found if error.found is not None))
+    facts: list[str] = [first.what]
+    shown: list[str] = [*values[:_MOST_VALUES], *(["…"] if len(values) > _MOST_VALUES else [])]
+    facts += ["found " + joined(shown)] if shown else []
+    facts += [] if first.expected is None else ["expected " + first.expected]
     place = ", ".join(filter(None, (file, lines_of(lines) if lines else "")))
-    sentence = f"{f'{place}: ' if place else ''}{'; '.join(facts)}."
-    return sentence if first.fix is None else f"{sentence} {both(first.fix)[0].upper()}{both(first.fix)[1:]}."
+    sentence = Words(f"{place}: " if place else "", joined(facts, "; "), ".")
+    return sentence if first.fix is None else sentence + " " + first.fix.capitalized() + "."

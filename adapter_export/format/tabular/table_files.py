@@ -34,7 +34,7 @@ _LONGEST_CELL = 10_000_000
 _ROWS_COMPARED = 20
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # `splitlines` would also split at form feeds and U+2028
 
-NAME_COLUMNS = f"name the columns with {argument('text')} and {argument('label')}"
+NAME_COLUMNS = "name the columns with " + argument("text") + " and " + argument("label")
 
 Row = tuple[int, Mapping[str, Any]]
 """A line number, for Parquet a row number, from 1, and the cells by column."""

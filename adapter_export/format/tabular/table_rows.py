@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, UsageError, argument
+from adapter_export.errors import DataError, UsageError, argument, joined
 from adapter_export.format.tabular.parquet_files import PARQUET
 from adapter_export.format.tabular.table_files import (
     DETECTED,
@@ -26,7 +26,7 @@ JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 
 _FLAGS = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
-_NAME_COLUMNS = f"name the columns with {', '.join(_FLAGS[:-1])} and {_FLAGS[-1]}"
+_NAME_COLUMNS = "name the columns with " + joined(_FLAGS[:-1]) + " and " + _FLAGS[-1]
 
 _BASE = "-"
 """Cell that names the base, as `base` does."""

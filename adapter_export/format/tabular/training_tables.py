@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, Note, UsageError, argument
+from adapter_export.errors import DataError, UsageError, Words, argument
 from adapter_export.format.tabular.labelled import (
     Columns,
     LabelledRow,
@@ -208,7 +208,7 @@ def _labels(kind: TaskType, files: TaskFiles, table: LabelledTexts, faults: Tabl
         counts = Counter(label for label in table.labels if isinstance(label, str))
         rare = [line for line, label in zip(table.lines, table.labels, strict=True) if counts[label] == 1]
         if rare and len(counts) > 1:
-            error.where = Note(f"{files.training}, {lines_of(rare)}")
+            error.where = Words(f"{files.training}, {lines_of(rare)}")
             error.args = (error.sentence(),)
         faults.add(error)
         return files.labels or None
@@ -226,7 +226,7 @@ def check_split(kind: TaskType, texts: Sequence[Any], path: Path) -> None:
             f"a single {what} cannot be both trained on and validated",
             where=path,
             expected="at least two",
-            fix=f"add rows, or pass a validation file: {argument('validation_data', words='FILE')}",
+            fix="add rows, or pass a validation file: " + argument("validation_data", words="FILE"),
         )
 
 

@@ -162,7 +162,7 @@ def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options:
         chain.linear(name, width_in, width_out, bias=not options.no_bias)
         return ()
     if options.no_bias:
-        raise UsageError("projections of Kronecker products always have biases", fix=f"omit {argument('no_bias')}")
+        raise UsageError("projections of Kronecker products always have biases", fix="omit " + argument("no_bias"))
     left, right = (f"{name}.{side}" for side in ("left", "right"))
     rule, bias = "rule" if options.phm_shared_rule else f"{name}.rule", f"{name}.bias"
     roles = {"rule": rule, "left": left, "right": right, "bias": bias}
@@ -176,8 +176,8 @@ def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options:
 def bottleneck_widths(options: BottleneckOptions, width: Width = DEFAULT_BOTTLENECK) -> dict[str, Width]:
     """Return the widths of a bottleneck's symbols beside `d`, `width` being that of `b` where the options have none."""
     if options.bottleneck is not None and options.reduction_factor is not None:
-        both = f"{argument('bottleneck')} and {argument('reduction_factor')}"
-        raise UsageError(f"{both} exclude each other", fix="give one of them")
+        both = argument("bottleneck") + " and " + argument("reduction_factor")
+        raise UsageError(both + " exclude each other", fix="give one of them")
     if options.reduction_factor is not None:
         width = per_layer(options.reduction_factor)
     widths = {"b": width if options.bottleneck is None else options.bottleneck}

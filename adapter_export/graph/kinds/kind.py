@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, UsageError, argument, command, quoted
+from adapter_export.errors import AdapterError, UsageError, argument, command, joined, quoted
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.option import Option
@@ -221,8 +221,9 @@ class Kind:
                 found=", ".join(dict.fromkeys(site.place for site in sites)) or None,
                 expected=", ".join(absent),
                 fix=_fused_instead(absent, sites)
-                or f"choose other places or another kind; {command('open_base(MODEL).sites', 'sites MODEL')} lists "
-                "what a base has",
+                or "choose other places or another kind; "
+                + command("open_base(MODEL).sites", "sites MODEL")
+                + " lists what a base has",
             )
         return list(self.at(sites))
 
@@ -276,7 +277,7 @@ class LayerOptions:
         """Return the numbers of these layers; raises `UsageError` for anything else."""
         wrong = [layer for layer in map(str, self.leave_out) if not layer.isdecimal()]
         if wrong:
-            what = f"{argument('leave_out')} names no layer"
+            what = argument("leave_out") + " names no layer"
             raise UsageError(what, found=f"`{wrong[0]}`", expected="numbers from 0")
         return tuple(map(int, self.leave_out))
 
@@ -286,7 +287,7 @@ def check_sublayers(roles: tuple[str, ...]) -> tuple[str, ...]:
     wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in SUBLAYERS]
     if wrong:
         raise UsageError(
-            f"{argument('sublayers')} names no sublayer",
+            argument("sublayers") + " names no sublayer",
             found=f"`{wrong[0]}`",
             expected="`attention`, `cross_attention` and `ffn`; of one part of a base as `decoder.ffn`",
         )
@@ -295,7 +296,7 @@ def check_sublayers(roles: tuple[str, ...]) -> tuple[str, ...]:
 
 def not_shown(kind: str, option: str) -> UsageError:
     """Return the error for an option that `pack` needs and that was not given."""
-    return UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give {argument(option)}")
+    return UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix="give " + argument(option))
 
 
 def nothing_shown(_: Mapping[str, np.ndarray], __: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,7 +332,7 @@ class Maker(Generic[Options]):
             for number in value.values() if isinstance(value, Mapping) else (value,):
                 if option.least is not None and number is not None and number < option.least:
                     expected = f"at least {option.least}"
-                    raise UsageError(f"{argument(name)} is too small", found=number, expected=expected)
+                    raise UsageError(argument(name) + " is too small", found=number, expected=expected)
         return self.make(chosen)
 
     def options(self) -> dict[str, tuple[Any, KindOption]]:
@@ -358,8 +359,8 @@ class Maker(Generic[Options]):
         if unknown:
             raise UsageError(
                 f"kind `{self.name}` has no such option",
-                found=", ".join(map(argument, unknown)),
-                expected=", ".join(map(argument, self.options())),
+                found=joined(map(argument, unknown)),
+                expected=joined(map(argument, self.options())),
             )
 
     def fitting(self, tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> Kind:

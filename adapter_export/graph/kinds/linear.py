@@ -50,7 +50,7 @@ class LoraOptions(LayerOptions):
         """Return the rank at one of the layers; raises `UsageError` unless it is a whole number."""
         rank = _by_name(self.rank, name, DEFAULT_RANK)
         if rank != int(rank):
-            raise UsageError(f"{argument('rank')} is a whole number", found=rank)
+            raise UsageError(argument("rank") + " is a whole number", found=rank)
         return int(rank)
 
     def factor(self, name: str) -> float:

@@ -77,6 +77,6 @@ def named_adapter(adapter: str | None, answering: Mapping[str, bool], base_head:
             "no adapter is named",
             found=f"adapters that answer: {quoted(names)}",
             expected=f"one of them, or `{BASE}` for the base without them",
-            fix=f"name one: {argument('adapter', words='NAME')}",
+            fix="name one: " + argument("adapter", words="NAME"),
         )
     return adapter

@@ -44,7 +44,7 @@ def label_names(labels: Sequence[str], where: str, *, rows: int = 2, least: int 
             where=where,
             found=some(single),
             expected="at least two rows of each class",
-            fix=f"add rows of that class, take it out, or name another column of labels: {argument('label')}",
+            fix="add rows of that class, take it out, or name another column of labels: " + argument("label"),
         )
     numbers = all(label.removeprefix("-").isdecimal() for label in counts)
     return tuple(sorted(counts, key=int if numbers else str))

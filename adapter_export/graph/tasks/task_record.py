@@ -224,7 +224,7 @@ class Task:
             raise RequestError(
                 "does not say whether it is a query or a document, which have different prefixes",
                 expected=quoted(prefixes),
-                fix=f'say it: {argument("side", "query")}, or `{{"text": …, "side": "query"}}`',
+                fix="say it: " + argument("side", "query") + ', or `{"text": …, "side": "query"}`',
             )
         if side is not None and (side not in prefixes or not self.kind.is_vector):
             expected = quoted(prefixes) if self.kind.is_vector else f"none: `{self.type}` gives no vectors"

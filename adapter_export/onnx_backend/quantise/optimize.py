@@ -71,7 +71,7 @@ def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]
             "onnxscript cannot fuse the operators of the base",
             where=base.path,
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
-            fix=f"build it without {argument('optimize')}; ONNX Runtime fuses what it can when it loads the graph",
+            fix="build it without " + argument("optimize") + "; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
     model = _with_sums_apart(model)
     if numerics(base.model).precision.name == "int8":
@@ -166,5 +166,5 @@ def check_deviation(found: Deviation) -> None:
             where=f"output `{found.output}`",
             found=f"a difference of {found.largest:.2e}",
             expected=f"at most {found.allowed:.2e}",
-            fix=f"build it without {argument('optimize')}, and report this with the base",
+            fix="build it without " + argument("optimize") + ", and report this with the base",
         )

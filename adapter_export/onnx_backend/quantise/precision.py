@@ -38,8 +38,8 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
             "is not in float32",
             where=base.path,
             found=found,
-            expected=f"a base in float32 for {argument('base_precision', precision.name)}",
-            fix=f"remove {argument('base_precision')} to keep its precision, or use the original float32 base",
+            expected="a base in float32 for " + argument("base_precision", precision.name),
+            fix="remove " + argument("base_precision") + " to keep its precision, or use the original float32 base",
         )
 
     def convert(model: ir.Model, weights: WeightFile) -> ir.Model:

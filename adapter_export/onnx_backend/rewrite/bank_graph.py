@@ -77,7 +77,7 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
                     where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
                     found=", ".join(f"`{name}` {list(own[name].shape)}" for name in apart),
                     expected=", ".join(str(list(shapes[name])) for name in apart),
-                    fix=f"use adapters of equal width, or build with {_WITHOUT_BANK}",
+                    fix="use adapters of equal width, or build with " + _WITHOUT_BANK,
                 )
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked)
 
@@ -143,7 +143,7 @@ def _batch(base: OnnxBase) -> str:
             "lacks a dynamic batch as the first axis of all inputs, which a bank requires",
             where=base.path,
             found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
-            fix=f"build with {_WITHOUT_BANK}",
+            fix="build with " + _WITHOUT_BANK,
         )
     return batch
 
@@ -167,7 +167,7 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
                     where=f"site `{site.name}`, `{read}`",
                     found=str(shape),
                     expected=f"`{batch}` as the first axis",
-                    fix=f"build with {_WITHOUT_BANK}",
+                    fix="build with " + _WITHOUT_BANK,
                 )
 
 

@@ -27,7 +27,7 @@ ROWS_INPUT = "input_rows"
 _ROWS_AXIS = "rows"
 """First axis of the upper graph's outputs."""
 
-_WITHOUT = f"leave `fanout` out of {argument('variants')}"
+_WITHOUT = "leave `fanout` out of " + argument("variants")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
     if not crossing:
         raise BaseModelError(
             "has no trained layer below the first adapter, so nothing can be shared",
-            fix=f"{_WITHOUT}, or use adapters that act in upper layers only",
+            fix=_WITHOUT + ", or use adapters that act in upper layers only",
         )
     prefix = _prefix(whole, own, crossing)
     return Fanout(prefix, _upper(whole, own, crossing, batch), crossing_values(prefix))
@@ -104,7 +104,7 @@ def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, in
                 where=f"`{value.name}`, which `{node.op_type}` computes",
                 found=value.shape,
                 expected=f"one axis `{batch}`",
-                fix=f"{_WITHOUT}, or export the base again with shapes that have a separate batch axis",
+                fix=_WITHOUT + ", or export the base again with shapes that have a separate batch axis",
             )
         else:
             asked.extend(all_read(node))

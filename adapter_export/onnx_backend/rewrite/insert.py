@@ -228,7 +228,7 @@ class _Insertion:
                 "has a cache, and its mask covers past tokens, which a head cannot read",
                 where=self._base.path,
                 expected="a mask of the current tokens only, for a head that pools them",
-                fix=f"capture the bare model: {argument('bare', True)}",
+                fix="capture the bare model: " + argument("bare", True),
             )
         if self._base.mask is not None:
             return writer.op("mask", "Cast", (self._rewrite.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)
@@ -271,7 +271,7 @@ def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
             where=f"site `{where}`",
             found=", ".join(sorted(other)),
             expected=" or ".join(kind.name for kind in _FLOATS),
-            fix=f"export the base in float32; {argument('base_precision')} can then reduce its precision",
+            fix="export the base in float32; " + argument("base_precision") + " can then reduce its precision",
         )
 
 

@@ -43,7 +43,7 @@ def adapter_in_bundle(folder: Path, name: str | None) -> tuple[Adapter, BaseView
             where=folder,
             found=quoted(records) if name is None else f"`{name}`",
             expected=None if name is None else quoted(records),
-            fix=f"pass one of them as {argument('adapter')}",
+            fix="pass one of them as " + argument("adapter"),
         )
     verify_files(manifest, folder)
     adapter = read_adapter(folder / records[name or next(iter(records))].source)

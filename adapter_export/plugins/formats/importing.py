@@ -13,7 +13,7 @@ from adapter_export.address import Address, Located
 from adapter_export.bases.adapters import with_site_map
 from adapter_export.bases.base import Base
 from adapter_export.bases.task_facts import with_facts
-from adapter_export.errors import AdapterError, Note, OtherModulesError, UsageError, argument, both
+from adapter_export.errors import AdapterError, OtherModulesError, UsageError, argument
 from adapter_export.graph.ops import POOLINGS
 from adapter_export.reporting import Reporter
 
@@ -37,10 +37,10 @@ def base_of_import(base: Base | Address | None, found: Located) -> Base | Addres
     raise UsageError(
         "importing an adapter requires the model it was trained on",
         where=found.asked,
-        found=f"no {argument('base')}",
-        fix=f"pass the model: {argument('base', words='MODEL')}"
+        found="no " + argument("base"),
+        fix="pass the model: " + argument("base", words="MODEL")
         if named is None
-        else f"its configuration names `{named}`: pass {argument('base', named)}, or a capture of it",
+        else f"its configuration names `{named}`: pass " + argument("base", named) + ", or a capture of it",
     )
 
 
@@ -70,8 +70,8 @@ def naming_base(folder: Path) -> Iterator[None]:
 
         named = named_base(folder)
         if named is not None:
-            hint = f"check that {argument('base')} is `{named}`, which its configuration names"
-            error.fix = Note(hint if error.fix is None else f"{both(error.fix)}; {hint}")
+            hint = "check that " + argument("base") + f" is `{named}`, which its configuration names"
+            error.fix = hint if error.fix is None else error.fix + "; " + hint
             error.args = (error.sentence(),)
         raise
 
@@ -105,7 +105,7 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
         where=adapter.name,
         found=f"`pad_token_id` {padding}",
         expected="a token that does not end texts",
-        fix=f"train it with another padding token, or import it without the head:  {argument('without_head', True)}",
+        fix="train it with another padding token, or import it without the head:  " + argument("without_head", True),
     )
 
 
@@ -119,7 +119,7 @@ def finished(
     """
     _check_mask(imported.adapter, base)
     for note in imported.notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     adapter = with_facts(imported.adapter, facts)
     if found is not None and found.source is not None:
         record = {**adapter.training.get("imported_from", {}), "source": found.source}
@@ -135,6 +135,8 @@ def _check_mask(adapter: Adapter, base: Base) -> None:
             "has a head that pools the tokens of a text, but the base was captured with its cache, for generation",
             where=f"adapter `{adapter.name}`",
             expected="a base without a cache",
-            fix=f"capture the bare model ({argument('bare', True)}), or import the adapter without its head: "
-            f"{argument('without_head', True)}",
+            fix="capture the bare model ("
+            + argument("bare", True)
+            + "), or import the adapter without its head: "
+            + argument("without_head", True),
         )

@@ -243,7 +243,7 @@ class Registry:
                 "the registry redirects to an address without TLS",
                 where=self.reference,
                 found=request.url.host,
-                fix=f"use another registry; on a network that you trust, {argument('plain_http', True)}",
+                fix="use another registry; on a network that you trust, " + argument("plain_http", True),
             )
 
     def _log_in(self, challenge: str) -> bool:

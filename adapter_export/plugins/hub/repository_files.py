@@ -250,7 +250,7 @@ class _Repository:
                 f'import_peft("{self.reference}", "model.pt")', f"import peft {self.reference} --base model.pt"
             )
             found = "an adapter" if base is None else f"an adapter of the model `{base}`"
-            fix = f"capture {'its base' if base is None else f'`{base}`'} to `model.pt`, then run {importing}"
+            fix = f"capture {'its base' if base is None else f'`{base}`'} to `model.pt`, then run " + importing
         return BaseModelError(what, where=self.reference, found=found, expected="`config.json`", fix=fix)
 
     def _only_pickles(self, kind: type[InputError], fix: str, then: str) -> InputError:

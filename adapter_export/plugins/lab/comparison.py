@@ -440,7 +440,7 @@ def compare_measured(
         tokens = first.tokens(at)
         records = _timed(records, _calls(measured, at), rounds)
     for entry in measured:
-        notes += [f"`{entry.contestant.name}`: {note}" for note in entry.notes()]
+        notes += [f"`{entry.contestant.name}`: " + note for note in entry.notes()]
     reporter.step("drawing rows for the intervals")
     return comparison(
         Setting(first.task.type, data.path.name, data.sha256, resampling.count, resampling.seed, rounds, tokens),

@@ -155,7 +155,7 @@ def common_task(contestants: Sequence[Contestant]) -> Task:
             "contestants have different tasks",
             found=", ".join(f"`{name}` answers `{kind}` of `{modality}`" for (kind, modality), name in kinds.items()),
             expected="one task",
-            fix=f"name the adapters to compare: {argument('only', words='NAME')}, as often as needed",
+            fix="name the adapters to compare: " + argument("only", words="NAME") + ", as often as needed",
         )
     return tasks[0]
 
@@ -202,9 +202,9 @@ def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
     if not unknown:
         return
     first = min(line for labels in unknown.values() for line in labels.values())
-    where, fix = f"{data.path}, line {first}", f"map the labels, or name their column: {argument('label')}"
+    where, fix = f"{data.path}, line {first}", "map the labels, or name their column: " + argument("label")
     knowing = [contestant for contestant in contestants if contestant.name not in unknown]
-    alone = f"name those that have them, such as {argument('only', [knowing[0].adapter])}, " if knowing else ""
+    alone = "name those that have them, such as " + argument("only", [knowing[0].adapter]) + ", " if knowing else ""
     more = len(unknown) - _NAMED
     raise DataError(
         "holds labels that not every contestant has",
@@ -212,5 +212,5 @@ def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
         found="; ".join(f"`{name}` has no {some(labels)}" for name, labels in list(unknown.items())[:_NAMED])
         + (f"; {more} more contestants" if more > 0 else ""),
         expected=f"labels that all {len(contestants)} contestants have",
-        fix=f"{alone}{fix}",
+        fix=alone + fix,
     )

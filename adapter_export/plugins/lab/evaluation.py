@@ -157,7 +157,7 @@ def check_gates(gates: Mapping[str, float], metrics: Sequence[Metric]) -> None:
             raise UsageError(what, where=argument("gate"), found=f"`{name}`", expected=f"one of {names}")
         if not metric.least <= bound <= metric.most:
             expected = f"{metric.least:g} to {metric.most:g}"
-            where = f"{argument('gate')}, `{name}`"
+            where = argument("gate") + f", `{name}`"
             raise UsageError("the metric cannot have this value", where=where, found=bound, expected=expected)
 
 

@@ -28,8 +28,8 @@ def page(evaluation: Evaluation) -> str:
 
 def _parts(evaluation: Evaluation) -> Iterator[str]:
     facts = (
-        f"{evaluation.rows:,} rows (sha256 {evaluation.sha256[:12]}…) answered by {evaluation.bundle}, task {evaluation.task}, "
-        f"{evaluation.runtime}, adapter-export {__version__}."
+        f"{evaluation.rows:,} rows (sha256 {evaluation.sha256[:12]}…) answered by {evaluation.bundle}, "
+        f"task {evaluation.task}, {evaluation.runtime}, adapter-export {__version__}."
     )
     remarks = " ".join(remark[:1].upper() + remark[1:] for remark in evaluation.remarks())
     yield element("p", f"{facts} {remarks}", "facts")
@@ -81,10 +81,10 @@ def _confusion(evaluation: Evaluation) -> Markup:
 def _reliability(calibration: Calibration) -> Markup:
     """Draw the share of right answers in each bin beside the line of perfect calibration."""
     bars = []
-    for interval in calibration.bins:
-        left, width = _LEFT + interval.low * _SIDE, (interval.high - interval.low) * _SIDE
-        height = interval.right * _SIDE
-        title = f"{interval.low:.1f} to {interval.high:.1f}: {interval.count:,} answers, {interval.right:.1%} right"
+    for part in calibration.bins:
+        left, width = _LEFT + part.low * _SIDE, (part.high - part.low) * _SIDE
+        height = part.right * _SIDE
+        title = f"{part.low:.1f} to {part.high:.1f}: {part.count:,} answers, {part.right:.1%} right"
         bars.append(
             f'<rect x="{left + 1:.1f}" y="{_SIDE - height:.1f}" width="{width - 2:.1f}" height="{height:.1f}"'
             f' class="blue" opacity=".7"><title>{escaped(title)}</title></rect>'
@@ -115,8 +115,8 @@ def comparison_page(comparison: Comparison) -> str:
 def _comparison_parts(comparison: Comparison) -> Iterator[str]:
     setting = comparison.setting
     facts = (
-        f"{comparison.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, {comparison.runtime}, "
-        f"adapter-export {__version__}."
+        f"{comparison.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, "
+        f"{comparison.runtime}, adapter-export {__version__}."
     )
     yield element("p", facts, "facts")
     yield items(remark[:1].upper() + remark[1:] for remark in comparison.remarks())

@@ -90,7 +90,7 @@ class SeenRows:
             if self.training is None
             else f"{self._of(self.training)} rows in the training data",
             expected="rows that the adapter has not learnt from",
-            fix=f"give other rows, or {argument('allow_training_rows', True)} if memorising is what you test",
+            fix="give other rows, or " + argument("allow_training_rows", True) + " if memorising is what you test",
         )
 
     def _of(self, count: int) -> str:

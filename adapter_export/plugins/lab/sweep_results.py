@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 from typing import Any, Literal, get_args
 
 from adapter_export.bundle.latency import Latency
-from adapter_export.errors import Note
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.tables import Described, Table, html_of
 
@@ -96,7 +95,7 @@ class Run:
     adapter: str
     score: float | None = None
     test: float | None = None
-    error: Note | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)

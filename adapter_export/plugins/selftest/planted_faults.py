@@ -72,7 +72,7 @@ def _show(outcome: SelfTest, screen: Screen) -> None:
     screen.show(outcome.table())
     for fault in outcome.faults:
         if fault.status in ("missed", "without effect"):
-            line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): {fault.detail}"
+            line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): " + fault.detail
             screen.line((line, "bold red" if fault.status == "missed" else ""))
 
 

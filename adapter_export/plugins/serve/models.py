@@ -481,12 +481,14 @@ class Models:
                 other = owners.setdefault(name, bundle)
                 if other != bundle or (name == bundle and names.count(name)):
                     if name in (bundle, other):
-                        fix = f"give that bundle another name, OTHER=FOLDER, or {argument('qualify', True)}"
+                        fix = "give that bundle another name, OTHER=FOLDER, or " + argument("qualify", True)
                         raise UsageError("a bundle and an adapter have the same name", found=f"`{name}`", fix=fix)
                     raise UsageError(
                         "two models have the same name",
                         found=f"`{name}` in `{other}` and in `{bundle}`",
-                        fix=f"give {argument('qualify', True)}, and name them `{other}/{name}` and `{bundle}/{name}`",
+                        fix="give "
+                        + argument("qualify", True)
+                        + f", and name them `{other}/{name}` and `{bundle}/{name}`",
                     )
 
 

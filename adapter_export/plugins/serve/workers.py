@@ -43,7 +43,7 @@ def serve_workers(
 ) -> None:
     """Serve bundles in several processes until this one is terminated; arguments and errors as in `serve_here`."""
     if os.name == "nt":
-        raise UsageError("processes cannot share a port on Windows", fix=f"omit {argument('workers')}")
+        raise UsageError("processes cannot share a port on Windows", fix="omit " + argument("workers"))
     log_to_stderr(quiet=settings.quiet)
     with listen(settings) as listening, temporary_folder() as folder:
         bundles = named_bundles(places)
@@ -96,7 +96,7 @@ class _Watch:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_all()))
         await asyncio.gather(*(self._start(index) for index in range(count)))
         if not self._workers:
-            fix = f"see their errors on stderr, or omit {argument('workers')}"
+            fix = "see their errors on stderr, or omit " + argument("workers")
             raise UsageError("no worker could start", fix=fix)
         if not self._ending.is_set():
             on_ready(address_of(self._listening), self._workers[0].names)

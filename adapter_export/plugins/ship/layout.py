@@ -141,7 +141,7 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
             write_for_transformers_js(Path(copy) / "read", folder, manifest)
         return manifest
     if layout == "ray" and manifest.text is None:
-        fix = f"pass {argument('layout', 'docker')}, or build it again with {argument('tokenizer')}"
+        fix = "pass " + argument("layout", "docker") + ", or build it again with " + argument("tokenizer")
         raise UsageError("has no tokenizer, which the application for Ray needs", where=bundle, fix=fix)
     place = folder / _BUNDLE_AT[layout].format(name=name)
     _copy(bundle, manifest, [file.path for file in manifest.files], place)

@@ -30,10 +30,14 @@ _TASK_FIELDS = ("labels", "activation", "input", "prefix", "truncation")
 def check_for_transformers_js(bundle: Path, manifest: Manifest) -> None:
     """Raise UsageError if transformers.js cannot answer texts with a bundle."""
     if manifest.bank is None:
-        fix = f"build it again with {argument('variants', ['slots', 'inputs', 'bank'])}"
+        fix: str = "build it again with " + argument("variants", ["slots", "inputs", "bank"])
         raise UsageError("has no graph `bank`, which transformers.js needs", where=bundle, fix=fix)
     if manifest.text is None:
-        fix = f"build it again with {argument('tokenizer')}, or run arrays with `examples/node` or `examples/browser`"
+        fix = (
+            "build it again with "
+            + argument("tokenizer")
+            + ", or run arrays with `examples/node` or `examples/browser`"
+        )
         raise UsageError("has no tokenizer, which transformers.js needs", where=bundle, fix=fix)
     unknown = unfillable(record.name for record in manifest.inputs)
     if unknown:

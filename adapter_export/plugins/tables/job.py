@@ -19,7 +19,6 @@ from adapter_export.errors import (
     AdapterExportError,
     DataError,
     FileError,
-    Note,
     OutputExistsError,
     argument,
     quoted,
@@ -278,7 +277,7 @@ def run_job(
     _ensure_free(output)
     shards, digests, notes = shards_of(table_files(data), job.columns, shard_rows)
     for note in notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "choice", "reading")}
     facts |= {**asdict(job.choice), **asdict(job.reading)}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
@@ -324,7 +323,7 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
                 "contains the answers of another job",
                 where=output,
                 found=f"another {quoted(differing)}",
-                fix=f"pass another folder, or {argument('force', True)}",
+                fix="pass another folder, or " + argument("force", True),
             )
         for left in [*output.glob("shard-*.jsonl"), file]:
             left.unlink()

@@ -86,7 +86,7 @@ def _roles(
             "the bundle does not generate text",
             found=f"inputs {', '.join(record.name for record in manifest.inputs)}",
             expected="token ids, a cache, and logits for each new token",
-            fix=f"capture a language model without {argument('bare', True)}, and build again",
+            fix="capture a language model without " + argument("bare", True) + ", and build again",
         )
     return ids[0], masks[0] if masks else None, results[0]
 

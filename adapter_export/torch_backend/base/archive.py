@@ -101,7 +101,7 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
             where=where,
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
-            fix=f"load it with {argument('trust_pickle', True)} only if you trust its author; saving the "
+            fix="load it with " + argument("trust_pickle", True) + " only if you trust its author; saving the "
             "model again with `ae.capture` converts tensors of a GPU or "
             "a subclass to plain tensors",
         )
@@ -295,7 +295,7 @@ def _json(texts: Mapping[str, bytes], name: str, path: Path) -> Any:
     try:
         return parse_json(texts[name], f"{path}, `{name}`")
     except FormatError as error:
-        raise _damaged(path, f"`{name}` is not JSON: {error.found}") from error
+        raise _damaged(path, f"`{name}` is not JSON: " + (error.found or error.what)) from error
 
 
 def _decoded(data: bytes, name: str, path: Path) -> str:

@@ -78,7 +78,7 @@ class BaseHead:
             adapter = Adapter(BASE_HEAD, "base_head", base.fingerprint, {}, {}, tensors, self.head, training)
             reason = self._deviates(base, adapter) or _ends_with_padding(base, self.weights.pad)
             if not reason:
-                return adapter, tuple(f"the head of `{self.maker}`: {note}" for note in self.notes)
+                return adapter, tuple(f"the head of `{self.maker}`: " + note for note in self.notes)
         bare = self.maker in ("", model) or (self.maker.endswith("Model") and "Head" not in self.maker)
         if bare and not unused:
             return None, ()
@@ -86,7 +86,7 @@ class BaseHead:
         more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
         weights = f", with the weights {named}{more}" if unused else ""
         what = f"the head of `{self.maker}`" if self.maker else "what follows the model"
-        return None, (f"{what} is left out{weights}: {reason or 'its task is unknown'}",)
+        return None, (f"{what} is left out{weights}: " + (reason or "its task is unknown"),)
 
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
         """Return the difference between base plus head and the complete model; empty if they match within rounding."""
@@ -159,7 +159,7 @@ def base_head(
         head = Head(traced.graph, traced.widths, task)
         cases, results = head_results(whole, program, traced, outputs)
     except InputError as error:  # drop the error's fix: the model is captured without the head
-        return BaseHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
+        return BaseHead(maker, reason=error.what + ("; found " + error.found if error.found else ""))
     except LIBRARY_ERRORS as error:  # for example, a head that requires a special token in every text
         return BaseHead(maker, reason=f"the complete model cannot compute an example; found {first_line(error)}")
     return BaseHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)

@@ -20,7 +20,7 @@ from adapter_export.torch_backend.base.log_capture import first_line
 Layers = Sequence[Mapping[str, Tensor]]
 """Cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
 
-CAPTURE_BARE = f"capture the bare model, without language head and cache: {argument('bare', True)}"
+CAPTURE_BARE = "capture the bare model, without language head and cache: " + argument("bare", True)
 """Fix for a model that cannot be captured with its cache."""
 
 _SOURCE, _WRITTEN = "sequence", "decoder_sequence"

@@ -292,7 +292,9 @@ def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) 
         where=f"`{type(module).__name__}.forward`",
         found="; ".join(dict.fromkeys(found)),
         expected=f"compatible inputs named {', '.join(taken)}",
-        fix=f"describe its inputs with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once per input; "
+        fix="describe its inputs with "
+        + argument("inputs", ["NAME=TYPE[AXIS,…]"], option="input")
+        + ", once per input; "
         "or pass the relevant part of the model to `adapter_export.capture`, with example inputs",
     )
 
@@ -413,8 +415,8 @@ def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
 
 _FIX = argument("lengths", ["sequence=128"], option="axis", words="sequence=128")
 _REMEDIES = (
-    ("specialized", f"fix that axis, such as with {_FIX}, or remove the constant length from the model"),
-    ("Constraints violated", f"fix that axis, such as with {_FIX}"),
+    ("specialized", "fix that axis, such as with " + _FIX + ", or remove the constant length from the model"),
+    ("Constraints violated", "fix that axis, such as with " + _FIX),
     ("data-dependent", "remove the branch on the values of a tensor from the model"),
     ("DataDependent", "remove the branch on the values of a tensor from the model"),
     ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),

@@ -24,10 +24,10 @@ from adapter_export.errors import (
     BaseModelError,
     FileError,
     InputError,
-    Note,
     RequestError,
     UsageError,
     argument,
+    joined,
     or_else,
     quoted,
     within,
@@ -92,7 +92,7 @@ def capture_folder(
             "generates text, and is captured with a cache, which defines its inputs",
             where=folder,
             found=argument("inputs", option="input"),
-            fix=f"remove it, or {CAPTURE_BARE}",
+            fix="remove it, or " + CAPTURE_BARE,
         )
     else:
         base = _captured_generator(folder, lengths)
@@ -129,8 +129,8 @@ def _captured_model(
     _check_files(folder)
     reranker = Reranker.named(folder, tokens) if tokens else None if sentences is None else sentences.reranker
     if prompt and reranker is None:
-        fix = f"pass the tokens of its answer as {argument('reranker_tokens', 'yes,no')}, or remove the prompt"
-        raise UsageError(f"{argument('prompt')} applies to rerankers only", where=folder, fix=fix)
+        fix = "pass the tokens of its answer as " + argument("reranker_tokens", "yes,no") + ", or remove the prompt"
+        raise UsageError(argument("prompt") + " applies to rerankers only", where=folder, fix=fix)
     if reranker is not None and prompt:
         told, reranker = reranker.reason, reranker.prompted(prompt)
         if told and sentences is not None and not tokens:
@@ -151,8 +151,8 @@ def _captured_model(
             "has inputs that neither its files nor its documentation describe",
             where=folder,
             found=f"`{type(model).__name__}.forward`: {', '.join(inspect.signature(model.forward).parameters)}",
-            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
-            fix=f"describe them, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
+            expected=argument("inputs", ["NAME=TYPE[AXIS,…]"], option="input") + " for each input",
+            fix="describe them, such as " + argument("inputs", ["input_values=float32[batch,samples]"], option="input"),
         )
     if media is not None and list(found[0]) != [media.record.input]:
         others = quoted(found[0])
@@ -160,7 +160,7 @@ def _captured_model(
     base = _captured(model, found, folder, lengths, most_tokens(model))
     head, head_notes = own.of(base, model=type(model).__name__, unused=unused)
     if tokens and head is None:
-        raise BaseModelError("cannot score with two tokens", where=folder, found=own.reason or "; ".join(head_notes))
+        raise BaseModelError("cannot score with two tokens", where=folder, found=own.reason or joined(head_notes, "; "))
     return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
 
 
@@ -174,7 +174,7 @@ def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
             "does not record its decoder's start token",
             where=folder / "generation_config.json",
             expected="a `decoder_start_token_id`, or a `bos_token_id`",
-            fix=f"add the one the model was trained with, or {CAPTURE_BARE}",
+            fix="add the one the model was trained with, or " + CAPTURE_BARE,
         )
     with within(folder), captured_logs(), quiet_transformers():
         examples = module.example_inputs()
@@ -244,14 +244,14 @@ def _generation(model: Any, folder: Path) -> Generation:
     )
 
 
-def _unheeded(model: Any) -> tuple[Note, ...]:
+def _unheeded(model: Any) -> tuple[str, ...]:
     """Return a note on settings of transformers' `generate` that greedy generation here ignores."""
     said = model.generation_config.to_diff_dict()
     words = [ids for ids in said.get("bad_words_ids") or () if len(ids) > 1]
     found = [name for name in _UNHEEDED if said.get(name)] + ["bad_words_ids"] * bool(words)
     if not found:
         return ()
-    return (Note(f"generation is greedy and ignores {quoted(found)} of `generation_config.json`"),)
+    return (f"generation is greedy and ignores {quoted(found)} of `generation_config.json`",)
 
 
 def open_folder(
@@ -550,7 +550,7 @@ def _unknown_class(folder: Path, name: str, error: BaseModelError) -> BaseModelE
     return BaseModelError(
         "names a class that the installed transformers does not have, and its weights do not match the bare model",
         where=folder / "config.json",
-        found=f"`{name}`, and transformers {transformers.__version__}; {error.what}: {error.found}",
+        found=f"`{name}`, and transformers {transformers.__version__}; " + error.problem(),
         expected="a class of transformers in `architectures`",
         fix="upgrade transformers, or load the model in Python and pass it to `adapter_export.capture`",
     )

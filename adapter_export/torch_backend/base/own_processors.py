@@ -16,7 +16,7 @@ import numpy as np
 import transformers
 from torch import Tensor
 
-from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, quoted, within
+from adapter_export.errors import BaseModelError, InputError, MissingExtraError, quoted, within
 from adapter_export.format.golden_texts import (
     GOLDEN_TEXTS_VERSION,
     GoldenText,
@@ -127,21 +127,22 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
         fields = read_json(folder / files[0])
         kinds = [one for one in FILE_MODALITIES.values() if isinstance(fields, dict) and one.processor_field in fields]
         if len(kinds) != 1:  # it may be for texts, for several media, or from a release that did not record it
-            return None, (Note(f"the processor is left out: `{files[0]}` does not record its modality"),)
+            return None, (f"the processor is left out: `{files[0]}` does not record its modality",)
         modality = kinds[0]
         text = str(_opened(folder, modality).to_json_string())
         processor = OwnProcessor(text, modality)
         name = processor.input
     except InputError as error:
-        return None, (Note(f"the processor is left out: {error.message.rstrip('.')}"),)
+        return None, ("the processor is left out: " + error.message.rstrip("."),)
     steps: tuple[Step, ...] | None = None
-    golden, unknown = None, None
+    golden: GoldenMedia | None = None
+    unknown: str | None = None
     try:
         every: Any = parse_json(text.encode(), PROCESSOR_FILE)  # including defaults that the file omits
         steps = modality.steps_of(every)
         samples = tuple(_samples(processor, name, steps))
     except MissingExtraError as error:
-        steps, unknown = None, f"could not be compared with transformers ({error.what})"
+        steps, unknown = None, "could not be compared with transformers (" + error.what + ")"
     except (UnknownStepsError, InputError) as error:
         steps, unknown = None, error.message.rstrip(".") if isinstance(error, InputError) else str(error)
     digest = processor_digest(steps, processor.sampling_rate, text)
@@ -149,7 +150,7 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
         golden = GoldenMedia(MEDIA_VERSION, digest, processor.name, ABSOLUTE, samples)
     where = None if golden is None else GOLDEN_MEDIA_FILE
     record = MediaRecord(modality.name, name, PROCESSOR_FILE, digest, processor.sampling_rate, steps, unknown, where)
-    notes = () if unknown is None else (Note(f"clients cannot preprocess {modality.word}s: the processor {unknown}"),)
+    notes = () if unknown is None else (f"clients cannot preprocess {modality.word}s: the processor " + unknown,)
     return CapturedMedia(record, text, golden), notes
 
 
@@ -191,8 +192,8 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
             )
             texts = tuple(_texts(own, ours.max_tokens))
     except BaseModelError as error:
-        note = f"transformers cannot use the tokenizer ({error.what}): ids come from `{TOKENIZER_FILE}` only"
-        return None, (Note(note),)
+        note = "transformers cannot use the tokenizer (" + error.what + f"): ids come from `{TOKENIZER_FILE}` only"
+        return None, (note,)
     made_by = f"transformers {transformers.__version__} {type(own).__name__}"
     found = GoldenTexts(GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),))
     wrong = different(ours, found)
@@ -203,7 +204,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
     fix = (
         "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"
     )
-    return found, (Note(f"{differs}; {fix}"),)
+    return found, (f"{differs}; {fix}",)
 
 
 def _names_a_class(config: Path) -> bool:

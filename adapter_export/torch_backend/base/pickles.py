@@ -128,7 +128,7 @@ def not_an_archive(path: Path) -> BaseModelError:
             "use its Hugging Face folder, which also contains a `config.json`",
         )
     elif path.suffix == ".onnx" or (start[:1] == b"\x08" and b"\x12" in start[:4]):
-        fix = f"pass the `.onnx` file to {command('build', 'build')}"
+        fix = "pass the `.onnx` file to " + command("build", "build")
         known = "an ONNX graph, which torch cannot load", fix
     return _error(path, *(known or (f"a file starting with `{start[:8].hex(' ')}`", _SAVE)))
 

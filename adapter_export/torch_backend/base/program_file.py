@@ -153,7 +153,7 @@ _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[
 
 
 TRUST = (
-    f"load it with {argument('trust_pickle', True)} only if you trust its author; otherwise ask them for one of "
+    "load it with " + argument("trust_pickle", True) + " only if you trust its author; otherwise ask them for one of "
     "`ae.capture`"
 )
 
@@ -301,7 +301,7 @@ class _Screening:
             found=f"{_shown(min(texts - self.values, default=min(texts)))}, written by torch {self.writer}",
             expected=f"the fields of torch {NEWEST} and older",
             fix=f"capture the model again with {wanted}, or export it with `torch.onnx.export` and use the ONNX file; "
-            f"if you wrote this file yourself, load it with {argument('trust_pickle', True)}",
+            "if you wrote this file yourself, load it with " + argument("trust_pickle", True),
         )
 
     def _unsafe(self, what: str, path: str, found: str) -> UnsafeArchiveError:

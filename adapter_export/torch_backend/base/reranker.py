@@ -54,7 +54,7 @@ class Reranker:
         """Return the reranker, with the reason why it reads no pairs if a chat template makes their prompts."""
         reason = (
             "a chat template makes the prompt of a pair, which is not interpreted: the head scores but reads no pairs, "
-            f"unless `capture` gets the prompt ({argument('prompt')})"
+            "unless `capture` gets the prompt (" + argument("prompt") + ")"
         )
         return cls(positive, negative, reason=reason if templated else "")
 
@@ -68,14 +68,14 @@ class Reranker:
         """
         if len(tokens) != 2 or len({*tokens}) != 2:
             raise UsageError(
-                f"{argument('reranker_tokens')} must name two tokens", found=quoted(tokens), expected="such as `yes,no`"
+                argument("reranker_tokens") + " must name two tokens", found=quoted(tokens), expected="such as `yes,no`"
             )
         tokenizer = Tokenizer.from_json(read_text(folder / TOKENIZER_FILE), sys.maxsize)
         ids = [tokenizer.id_of(token) for token in tokens]
         unknown = [token for token, number in zip(tokens, ids, strict=True) if number is None]
         if unknown:
             raise UsageError(
-                f"{argument('reranker_tokens')} names a token that the tokenizer does not have",
+                argument("reranker_tokens") + " names a token that the tokenizer does not have",
                 where=folder,
                 found=f"`{unknown[0]}`",
                 expected="complete tokens, as written in `tokenizer.json`",
@@ -116,7 +116,7 @@ class Reranker:
                 if found == expected:
                     return
         raise UsageError(
-            f"{argument('prompt')} encodes a pair differently from the chat template of the folder",
+            argument("prompt") + " encodes a pair differently from the chat template of the folder",
             where=folder,
             found=f"`{self.template}`",
             expected=f"`{rendered}`, and a tokenizer that adds no special tokens" if rendered else "its chat template",

@@ -24,7 +24,6 @@ from torch.utils import _pytree as pytree
 from adapter_export.errors import (
     BaseModelError,
     InputError,
-    Note,
     RequestError,
     UnknownFieldError,
     UsageError,
@@ -130,7 +129,7 @@ def _read_note(text: str) -> CaptureNote:
             return record_from_json(CaptureNote, document)
     except InputError as error:
         raise BaseModelError(
-            f"contains a malformed note ({error.what})",
+            "contains a malformed note (" + error.what + ")",
             where=where,
             found=error.found,
             expected=error.expected,
@@ -440,7 +439,7 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
             raise  # its fix is another torch, not another model
         except BaseModelError as error:
             raise BaseModelError(
-                f"cannot be saved as a base: the archive {error.what}",
+                "cannot be saved as a base: the archive " + error.what,
                 found=error.found,
                 expected=error.expected,
                 fix="remove it from the model; `torch.export.export` wrote it into the program",
@@ -482,7 +481,7 @@ def _with_probed_lengths(
     base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
     base = replace(base, lengths=_at_most(base, max_tokens))
     base = replace(base, pads=may_pad(run, program, base.inputs, base.lengths))
-    notes = []
+    notes: list[str] = []
     for axis, own in found.items():
         asked = wanted.get(axis, free)
         if axis == token_axis(base.inputs):
@@ -494,13 +493,13 @@ def _with_probed_lengths(
             example = "128" if shortest == own.minimum else f"{shortest}..{own.minimum - 1}"
             other = argument("lengths", [f"{axis}={example}"], option="axis", words=f"{axis}={example}")
             notes.append(
-                f"accepts lengths {own} of `{axis}`, because others are computed differently; {other} captures "
+                f"accepts lengths {own} of `{axis}`, because others are computed differently; " + other + " captures "
                 "it for other lengths"
             )
     tokens = token_lengths(base.inputs, base.lengths)
     if not base.pads and not tokens.unbroken:
         notes.append(f"texts with lengths other than {tokens} tokens are rejected: padding would change their results")
-    return base, tuple(map(Note, notes))
+    return base, tuple(notes)
 
 
 def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]:
@@ -781,8 +780,10 @@ def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
         raise UsageError(
             "the inputs of the model are unclear",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
-            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} per input",
-            fix=f"describe them, for example {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
+            expected=argument("inputs", ["NAME=TYPE[AXIS,…]"], option="input") + " per input",
+            fix="describe them, for example "
+            + argument("inputs", ["x=float32[batch,sequence,64]"], option="input")
+            + "; "
             "axes with names are dynamic",
         )
     return found

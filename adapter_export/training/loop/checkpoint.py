@@ -105,10 +105,10 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
     """
     if not path.exists():
         return None
-    anew = f"pass {argument('restart', True)} to start over"
+    anew = "pass " + argument("restart", True) + " to start over"
 
     def damaged(reason: str) -> TrainingError:
-        return TrainingError("the checkpoint is damaged", where=path, found=reason, fix=f"delete it, or {anew}")
+        return TrainingError("the checkpoint is damaged", where=path, found=reason, fix="delete it, or " + anew)
 
     data = read_bytes(path)
     try:
@@ -134,6 +134,6 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
             "there is an interrupted run with other data, settings or weights",
             where=path,
             **difference(found, expected),
-            fix=f"repeat its original arguments to resume it, or {anew}",
+            fix="repeat its original arguments to resume it, or " + anew,
         )
     return state

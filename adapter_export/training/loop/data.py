@@ -239,7 +239,7 @@ class TextExamples:
                 "rows exceed the maximum length, and prompts are not truncated",
                 found=f"{len(cut)} of {len(texts)} rows",
                 expected=f"at most {made.limit}, including the template",
-                fix=f"raise {argument('max_tokens')}, or shorten the rows",
+                fix="raise " + argument("max_tokens") + ", or shorten the rows",
             )
         return replace(made, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
 

@@ -48,7 +48,7 @@ class Engine:
             raise UsageError(
                 "float16 training needs a GPU: on the CPU, gradients are not scaled",
                 where=argument("precision", _HALF),
-                fix=f"pass {argument('precision', 'bf16')}, or another {argument('device')}",
+                fix="pass " + argument("precision", "bf16") + ", or another " + argument("device"),
             )
 
     @property
@@ -65,7 +65,7 @@ class Engine:
             raise UsageError("the device does not exist", where=argument("device", wanted), expected=expected)
         chosen = torch.device(wanted)
         if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            fix = f"pass {argument('device', chosen.type)}"
+            fix = "pass " + argument("device", chosen.type)
             raise UsageError("each of several processes needs a separate device", found=f"`{wanted}`", fix=fix)
         return chosen
 
@@ -98,7 +98,7 @@ class Engine:
                     "the program has processes on another device",
                     found=f"`{accelerator.device}`",
                     expected=f"`{chosen}`",
-                    fix=f"pass {argument('device', accelerator.device.type)}",
+                    fix="pass " + argument("device", accelerator.device.type),
                 )
             try:
                 yield accelerator

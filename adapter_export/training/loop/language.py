@@ -166,7 +166,7 @@ def read_language(
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
     if endings.end is None:
         notes.append(
-            f"the end-of-text token is unknown, so the model does not learn to stop; set {argument('end_token')}"
+            "the end-of-text token is unknown, so the model does not learn to stop; set " + argument("end_token")
         )
     made = {}
     for name, written in texts.items():
@@ -229,7 +229,7 @@ def _passages(
             f"no token of the {name} data can be learned",
             found=f"{len(texts):,} texts, truncated at {limit} tokens",
             expected="a text of two tokens, or a prompt that leaves room for its answer",
-            fix=f"raise {argument('max_tokens')}",
+            fix="raise " + argument("max_tokens"),
         )
     said = f"removed the end-of-text token from prompts of the {name} data, where it would prevent generation"
     return rows, [*[said] * ended, *_said(name, texts, rows, endings, limit, cut, lost)]
@@ -241,8 +241,8 @@ def _said(
     if endings.packed:
         yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
     if cut:
-        more = "" if texts[0][1] is not None else f"; {argument('packing', True)} avoids truncation"
-        yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated{more}"
+        more = "" if texts[0][1] is not None else "; " + argument("packing", True) + " avoids truncation"
+        yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated" + more
     if lost:
         yield f"{lost:,} texts of the {name} data have no tokens to learn and were skipped"
 

@@ -81,10 +81,10 @@ class LoopSpec:
             for name in names:
                 found = getattr(self, name)
                 if not holds(found):
-                    raise UsageError(f"{argument(name)} is out of range", found=found, expected=expected)
+                    raise UsageError(argument(name) + " is out of range", found=found, expected=expected)
         weights = self.class_weights if isinstance(self.class_weights, Mapping) else {}
         if not all(0 < weight < _INFINITE for weight in weights.values()):
-            raise UsageError(f"{argument('class_weights')} is out of range", found=weights, expected="above 0")
+            raise UsageError(argument("class_weights") + " is out of range", found=weights, expected="above 0")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ContrastiveLoss:
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 < self.temperature < _INFINITE:
             name, expected = argument("temperature"), "a number above 0"
-            raise UsageError(f"{name} is out of range", found=self.temperature, expected=expected)
+            raise UsageError(name + " is out of range", found=self.temperature, expected=expected)
 
     def loop(self, loop: LoopSpec) -> LoopSpec:
         """Return the settings of a loop with the temperature."""
@@ -127,8 +127,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.resume and self.restart:
-            both = f"{argument('resume')} and {argument('restart')}"
-            raise UsageError(f"{both} exclude each other", fix="pass only one")
+            both = argument("resume") + " and " + argument("restart")
+            raise UsageError(both + " exclude each other", fix="pass only one")
 
     def checkpoints(self, output: Path | None) -> Path | None:
         """Return the folder of an interrupted run, beside its output; it is deleted if the run restarts.
@@ -139,14 +139,14 @@ class Machine:
         """
         if output is None:
             if self.resume or self.restart:
-                fix = f"pass {argument('output')}"
+                fix = "pass " + argument("output")
                 raise UsageError("only a run with an output can be resumed", fix=fix)
             return None
         partial = output.with_name(f"{output.name}.partial")
         if self.restart:
             shutil.rmtree(partial, ignore_errors=True)
         if self.resume and not partial.exists():
-            fix = f"remove {argument('resume')} to start a run"
+            fix = "remove " + argument("resume") + " to start a run"
             raise TrainingError("there is no interrupted run", where=partial, fix=fix)
         return partial
 

@@ -158,7 +158,7 @@ def train(
             "the loss compares the rows of a step, so they can be split only by one process without a teacher",
             where=argument("gradient_accumulation"),
             found=f"{accelerator.num_processes} processes" if teacher is None else "a teacher",
-            fix=f"remove it, or use a smaller {argument('batch_size')}",
+            fix="remove it, or use a smaller " + argument("batch_size"),
         )
     if teacher is not None and OBJECTIVES[data.training.problem].compares and accelerator.num_processes > 1:
         raise UsageError(
@@ -451,7 +451,9 @@ class _Run:
             f"the {name} is not finite",
             where=f"step {state.step + 1}, epoch {len(state.history) + 1}, {self._first_broken(rows)}",
             found=value,
-            fix=f"lower the learning rate ({argument('learning_rate')}), or check the data for malformed rows{kept}",
+            fix="lower the learning rate ("
+            + argument("learning_rate")
+            + f"), or check the data for malformed rows{kept}",
         )
 
     def _first_broken(self, rows: Rows) -> str:
@@ -512,8 +514,14 @@ def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
             "out of memory",
             where=where,
             found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
-            fix=f"raise {argument('gradient_accumulation')}, which does not change the result, or lower "
-            f"{argument('batch_size')}, {argument('max_tokens')} or {argument('cache_mb')}",
+            fix="raise "
+            + argument("gradient_accumulation")
+            + ", which does not change the result, or lower "
+            + argument("batch_size")
+            + ", "
+            + argument("max_tokens")
+            + " or "
+            + argument("cache_mb"),
         ) from error
 
 

@@ -162,7 +162,7 @@ def _placed(text: str, start: Any, context: str, where: str) -> GivenSpan:
         if not count:
             raise DataError("the answer is not in its context", where=where, found=shown, expected="its very words")
         if count > 1:
-            fix = f"name the column with its first character: {argument('start')}"
+            fix = "name the column with its first character: " + argument("start")
             raise DataError(f"the answer is {count} times in its context", where=where, found=shown, fix=fix)
         return GivenSpan(text, context.index(text))
     whole = not isinstance(start, bool) and str(start).strip().isdecimal()

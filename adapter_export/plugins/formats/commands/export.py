@@ -12,7 +12,7 @@ from adapter_export.address import Address, PathLike, is_remote, locate, reposit
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.comparing import compare_outputs
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import Note, UsageError, argument, moved
+from adapter_export.errors import UsageError, argument, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.plugins.formats.exporting import adapter_in_bundle, adapter_with_base, is_bundle
 from adapter_export.reporting import SILENT, Reporter
@@ -130,7 +130,7 @@ def export(
         if opened is not None and to in _LIBRARIES and written.loads_as is not None:
             loaded = _LIBRARIES[to](opened, request.adapter, written.loads_as, temporary, reporter)
     for note in written.notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     return Exported(target.path, to, written.form, tuple(written.modules), written.tensors, error, loaded)
 
 
@@ -167,7 +167,7 @@ def _request(
     if isinstance(source, str | Path) and is_bundle(source):
         source, view = adapter_in_bundle(Path(source), adapter)
     elif adapter is not None:
-        raise UsageError(f"{argument('adapter')} is for a bundle", where=str(source), found=f"`{adapter}`")
+        raise UsageError(argument("adapter") + " is for a bundle", where=str(source), found=f"`{adapter}`")
     if base is not None:
         found, opened = adapter_with_base(source, base, options, reporter)
         return ExportRequest(found, opened.view), opened
@@ -175,7 +175,9 @@ def _request(
         raise UsageError(
             "other libraries find layers by module path, which only the base records",
             where=str(source),
-            fix=f"name the model that it was trained on with {argument('base', words='MODEL')}, or a bundle with it",
+            fix="name the model that it was trained on with "
+            + argument("base", words="MODEL")
+            + ", or a bundle with it",
         )
     return ExportRequest(source, view, all_layers=False), None
 

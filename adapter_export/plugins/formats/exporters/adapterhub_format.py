@@ -183,7 +183,7 @@ class AdapterHubFormat(ExportFormat):
                 "its models with gated FFNs name different layers `intermediate`",
                 where=f"adapter `{request.adapter.name}`",
                 found="only `ffn.up` or only `ffn.down`",
-                fix=f"train it on both or neither; for a base without gates, pass it as {argument('base')}",
+                fix="train it on both or neither; for a base without gates, pass it as " + argument("base"),
             )
         return True
 

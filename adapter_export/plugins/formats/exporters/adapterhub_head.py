@@ -76,5 +76,5 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None
         "its heads read the first token, or classify every token, through dense layers with one activation",
         where=HEAD,
         found=ops_of(graph),
-        fix=f"train it with `pooling` `first`, or {WITHOUT_HEAD}",
+        fix="train it with `pooling` `first`, or " + WITHOUT_HEAD,
     )

@@ -16,7 +16,7 @@ from adapter_export.graph.ops import ACTIVATIONS, OPS
 from adapter_export.plugins.formats.exporters.recognise import ops_of
 from adapter_export.sites.site import Site
 
-WITHOUT_HEAD = f"pass {argument('without_head', True)} to export the adapter without its head"
+WITHOUT_HEAD = "pass " + argument("without_head", True) + " to export the adapter without its head"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ExportFormat(ABC):
 
     def refusal(self, what: str, *, where: object, found: str, fix: str | None = None) -> AdapterError:
         """Return the error for a feature without counterpart in the library."""
-        others = f"export to another format with {argument('to', words='FORMAT')}, or merge it into the base"
+        others = "export to another format with " + argument("to", words="FORMAT") + ", or merge it into the base"
         return AdapterError(
             f"cannot be exported to {self.library}: {what}", where=where, found=found, fix=fix or others
         )
@@ -138,7 +138,7 @@ def module_path(site: Site, library: str) -> str:
             f"cannot be exported to {library}: the base records no module path there",
             where=f"site `{site.name}`",
             expected="a base exported or captured from torch, which records the path of every module",
-            fix=f"pass the model's folder or archive with {argument('base', words='MODEL')}",
+            fix="pass the model's folder or archive with " + argument("base", words="MODEL"),
         )
     return site.path
 
@@ -170,7 +170,9 @@ def check_places(request: ExportRequest, library: str) -> None:
             "acts at sites that the base does not have",
             where=f"adapter `{adapter.name}`",
             found=quoted(missing),
-            fix=f"pass the base that it was trained on; {command('open_base(MODEL).sites', 'sites MODEL')} lists sites",
+            fix="pass the base that it was trained on; "
+            + command("open_base(MODEL).sites", "sites MODEL")
+            + " lists sites",
         )
     calls: dict[tuple[str, str], list[Site]] = {}
     for site in request.base.sites:

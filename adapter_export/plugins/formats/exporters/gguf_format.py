@@ -47,7 +47,7 @@ class GgufFormat(ExportFormat):
         check_places(request, self.library)
         if request.adapter.head is not None:
             raise self.refusal(
-                "it has no heads", where="head", found="a head", fix=f"give {argument('without_head', True)}"
+                "it has no heads", where="head", found="a head", fix="give " + argument("without_head", True)
             )
         factors = {site.name: self._factor(request, site, graph) for site, graph in request.placed()}
         if not factors:
@@ -144,7 +144,7 @@ class _Base:
         if file is None:
             raise UsageError(
                 "llama.cpp permutes the rows of some weights, which only the base's GGUF file shows",
-                fix=f"pass the base in GGUF with {argument('gguf_base', words='FILE')}",
+                fix="pass the base in GGUF with " + argument("gguf_base", words="FILE"),
             )
         reader = _read(file)
         architecture = str(_value(reader, gguf.Keys.General.ARCHITECTURE))
@@ -170,7 +170,10 @@ class _Base:
                 "a layer cannot be found in both files of the base",
                 where=f"site `{site.name}`",
                 found=missing,
-                fix=f"pass one model with {argument('base', words='MODEL')} and {argument('gguf_base', words='FILE')}",
+                fix="pass one model with "
+                + argument("base", words="MODEL")
+                + " and "
+                + argument("gguf_base", words="FILE"),
             )
         gguf = _gguf()
         with parsing(partial(_no_gguf, self.where)):

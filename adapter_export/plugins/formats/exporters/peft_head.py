@@ -76,7 +76,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
             "the name of the base inside a model with a head is unknown",
             where=HEAD,
             found=f"the architecture `{request.base.model_type}`",
-            fix=f"pass the name as {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
+            fix="pass the name as " + argument("prefix") + ", such as `model`; or " + WITHOUT_HEAD,
         )
     layers = _known_layers(request, target, name, family) if own is None else _own_layers(request, target, own)
     if renaming is None:
@@ -110,7 +110,7 @@ def _own_layers(
             f"the head of `{own.name}` in transformers is `{ops_of(own.graph)}`, and the adapter's head differs",
             where=HEAD,
             found=ops_of(graph),
-            fix=f"train it with that head, or {WITHOUT_HEAD}",
+            fix="train it with that head, or " + WITHOUT_HEAD,
         )
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, (stored, turned) in own.sources.items():
@@ -152,7 +152,7 @@ def _known_layers(
             "the head of its architecture is unknown",
             where=HEAD,
             found=f"a model with a base named `{family}`, and a base without a configuration of transformers",
-            fix=f"pass the model as {argument('base', words='MODEL')}; or {WITHOUT_HEAD}",
+            fix="pass the model as " + argument("base", words="MODEL") + "; or " + WITHOUT_HEAD,
         )
     known = KnownHead(TOKENS, classes=_token_layer(request, name, family))
     if head.output == "logits":
@@ -166,7 +166,7 @@ def _known_layers(
             f"the head of `{family}` in transformers is {formula}, and the adapter's head differs",
             where=HEAD,
             found=ops_of(head.graph),
-            fix=f"train it with that head, or {WITHOUT_HEAD}",
+            fix="train it with that head, or " + WITHOUT_HEAD,
         )
     if known.pooling == "last" and layers[LAST_TOKEN].pop("bias").any():
         raise target.refusal(

@@ -45,7 +45,8 @@ def head_tensors(
             expected=quoted(head.shapes),
             fix="pass the folder of the base that it was trained on, if its weights have them; otherwise they were "
             f"random in training: train it with {quoted(modules)} in `modules_to_save`, too. "
-            f"{argument('without_head', True)} imports it without the head",
+            + argument("without_head", True)
+            + " imports it without the head",
         )
     known = {name: tensor for name, tensor in values.items() if tensor is not None}
     wrong = {name: tensor.shape for name, tensor in known.items() if tensor.shape != head.shapes[name]}

@@ -122,13 +122,13 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
     if numbered and by_number:
         return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
     said = argument("by_number", True)
-    fix = f"if layers with equal numbers correspond, pass {said}; otherwise pass the base that it was trained on"
+    fix = "if layers with equal numbers correspond, pass " + said + "; otherwise pass the base that it was trained on"
     if numbered:
         raise _not_there([target.path for target in targets], known, where, fix)
     # if most modules match by number, report the others
     lost = [path for path, site in _numbered(targets, sites).items() if site is None]
     if 0 < len(lost) < len(targets):
-        fix = f"train without these; the other {len(targets) - len(lost)} match by number with {said}"
+        fix = f"train without these; the other {len(targets) - len(lost)} match by number with " + said
         raise _not_there(lost, known, where, fix)
     raise _not_there([target.path for target in targets], known, where)
 
@@ -171,7 +171,7 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
         where=where,
         found=quoted(paths),
         expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
-        fix=fix or f"list the base's sites with {_SITES}, and pass the base that it was trained on",
+        fix=fix or "list the base's sites with " + _SITES + ", and pass the base that it was trained on",
     )
 
 

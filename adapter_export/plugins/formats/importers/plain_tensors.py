@@ -92,14 +92,18 @@ def _head(
     if (present or task) and labels is None and TASK_TYPES[wanted].has_labels:
         raise UsageError(
             "the head has classes but no labels",
-            fix=f"pass {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
+            fix="pass "
+            + argument("labels")
+            + " in the order of the logits, or the "
+            + argument("task")
+            + " of a head without "
             "classes",
         )
     if labels is not None and (not TASK_TYPES[wanted].has_labels or not present):
         raise UsageError(
             f"labels are given, but {'no tensors belong to a head' if not present else f'`{wanted}` has no classes'}",
             expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
-            fix=f"add the head's tensors, or omit {argument('labels')}",
+            fix="add the head's tensors, or omit " + argument("labels"),
         )
     if not present and task is None:
         return None
@@ -152,7 +156,7 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
         raise TensorError(
             f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
             found="; ".join(faults),
-            fix=f"list the names of the sites with {sites}, and write the tensors again",
+            fix="list the names of the sites with " + sites + ", and write the tensors again",
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import Note, UsageError, argument
+from adapter_export.errors import UsageError, argument
 from adapter_export.option import Option
 from adapter_export.plugins.hub.remote_addresses import require_hub
 from adapter_export.reporting import SILENT, Reporter
@@ -73,9 +73,12 @@ def push(
     has_card = is_card(folder / CARD_FILE)
     if (card is not None or has_card) and (base_model or evaluations):
         given = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
-        fix = f"say in it what there is to say, or take {given} away"
+        fix = "say in it what there is to say, or take " + given + " away"
         raise UsageError(
-            f"{argument('base_model')} and {argument('evaluations', option='evaluation')} are for a card that is made",
+            argument("base_model")
+            + " and "
+            + argument("evaluations", option="evaluation")
+            + " are for a card that is made",
             found=given,
             fix=fix,
         )
@@ -101,7 +104,7 @@ def push(
         folder, reference, card=text, licence=license, private=private, plain_http=plain_http, reporter=reporter
     )
     if license is None and card is None and not has_card:
-        reporter.warn(Note(f"the model card names no license: {argument('license')} gives one"))
+        reporter.warn("the model card names no license: " + argument("license") + " gives one")
     return pushed
 
 

@@ -224,7 +224,7 @@ class Contestants:
                 "at least two contestants are needed",
                 found=f"`{taking[0]}` only" if taking else "no adapter that answers",
                 expected="at least two contestants",
-                fix=f"add a contestant, or measure a single adapter: {alone}",
+                fix="add a contestant, or measure a single adapter: " + alone,
             )
 
     def _of_model(self, at: int, base: Base) -> Iterator[_Place]:
@@ -246,7 +246,7 @@ class Contestants:
             raise UsageError(
                 "an adapter needs its model",
                 found=f"`{name}` without one",
-                fix=f"give its model: {argument('base', words='MODEL')}",
+                fix="give its model: " + argument("base", words="MODEL"),
             )
         from adapter_export.graph.graph import first_free
         from adapter_export.onnx_backend.slots import plan_slots
@@ -276,7 +276,7 @@ class Contestants:
             raise RequestError(
                 "the model has no tokenizer, so a bundle built from it cannot read text",
                 where=base.path,
-                fix=f"build a bundle with a {argument('tokenizer')}, and compare that",
+                fix="build a bundle with a " + argument("tokenizer") + ", and compare that",
             )
         for precision in cast("tuple[PrecisionName, ...]", self.precisions):
             built = sum(1 for _ in self.folder.iterdir())
@@ -311,7 +311,7 @@ def _base_head(base: Base) -> str:
             "has no head with a task, so it cannot be a contestant by itself",
             where=base.path or "a module",
             found="a bare model" if head is None else "a head without a task",
-            fix=f"pass adapters, with this as their model: {argument('base')}",
+            fix="pass adapters, with this as their model: " + argument("base"),
         )
     return head.name
 

@@ -51,7 +51,7 @@ def write_page(report: Output | None, page: Callable[[], str]) -> None:
 def show_scores(report: Evaluation | Comparison, screen: Screen) -> None:
     """Show a result's tables and warn about its notes."""
     for note in report.notes:
-        screen.warn(f"{note}.")
+        screen.warn(note + ".")
     for table in report.tables():
         screen.show(str(table.title), replace(table, title=None), "")
     for remark in report.remarks():

@@ -20,7 +20,7 @@ from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import at_least_1, kind_options, make_kind, swept_options
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.training.train import train
-from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, WriteError, argument
+from adapter_export.errors import AdapterExportError, FileError, TrainingError, WriteError, argument
 from adapter_export.extras import require
 from adapter_export.option import OptionsOf
 from adapter_export.reporting import Reporter
@@ -50,7 +50,7 @@ _NOT_IDENTITY = ("threads", "restart")
 Where = Base | tuple[Path, Path | None, bool]
 """The base, or the arguments another process needs to open it."""
 
-_Outcome = tuple[AdapterExportError | None, list[Note]]
+_Outcome = tuple[AdapterExportError | None, list[str]]
 """Error that stopped a training, and notes about its data."""
 
 
@@ -178,13 +178,13 @@ class _Progress:
         if error is None:
             run, self.metric = _scored(place, seed)
         elif isinstance(error, TrainingError):
-            run = Run(seed, place.name, error=Note(error.message))
+            run = Run(seed, place.name, error=error.message)
             self.failed = self.failed or (place.name, error)
         else:
             raise error
         self.runs.setdefault(setting, {})[seed] = run
         if run.error is not None:
-            reporter.warn(Note(f"{run.adapter}: {run.error}"))
+            reporter.warn(f"{run.adapter}: " + run.error)
         reporter.step(f"{run.adapter}: {'failed' if run.score is None else f'{run.score:.4f}'}")
         reporter.step("sweep", self.done, self.total)
         return run
@@ -224,7 +224,7 @@ def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Report
     ]
     if progress.metric is None or all(trial.mean is None for trial in finished):
         failed = progress.failed
-        why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
+        why = "no score" if failed is None else f"`{failed[0]}`: " + failed[1].message.rstrip(".")
         raise TrainingError("every setting failed", where=plan.folder, found=why)
     return finished, progress.metric
 
@@ -233,11 +233,11 @@ class _Notes(Reporter):
     """Reporter that keeps a training's notes for the parent process."""
 
     def __init__(self) -> None:
-        self.kept: list[Note] = []
+        self.kept: list[str] = []
 
     def warn(self, text: str) -> None:
         """Keep the note."""
-        self.kept.append(Note(text))
+        self.kept.append(text)
 
 
 def _train(where: Where, data: Path, output: Path, options: Mapping[str, Any]) -> _Outcome:
@@ -301,7 +301,7 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
     if died is None:
         return future.result()
     what = "the training process died"
-    fix = f"provide more memory or use fewer {argument('workers')}; the same call retries it"
+    fix = "provide more memory or use fewer " + argument("workers") + "; the same call retries it"
     return TrainingError(what, found=f"{type(died).__name__}: {str(died).splitlines()[0].rstrip('.')}", fix=fix), []
 
 
@@ -316,7 +316,7 @@ def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
     labels = () if adapter.head is None else adapter.head.labels
     metric = deciding(record["task"], labels, record["settings"]["metric"]) or Metric(LOSS, more_is_better=False)
     score, test = record["validation"].get(metric.name), record.get("test", {}).get(metric.name)
-    missing = None if score is not None else Note(f"`{metric.name}` is not defined on its validation rows")
+    missing = None if score is not None else f"`{metric.name}` is not defined on its validation rows"
     return Run(seed, folder.name, score, test, missing), metric
 
 

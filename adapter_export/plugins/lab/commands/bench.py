@@ -15,7 +15,7 @@ from adapter_export.bases.kinds import at_least_1
 from adapter_export.bases.opening import base_for
 from adapter_export.bundle.open_bundle import open_bundle
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, worded
+from adapter_export.errors import UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, known_precisions
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
@@ -178,7 +178,7 @@ def _of_bundles(
 def _show(benchmark: Benchmark | FormBenchmark, screen: Screen) -> None:
     screen.show(benchmark.table())
     for phrase in benchmark.advice():
-        screen.report(worded(phrase, "shell"))
+        screen.report(phrase)
 
 
 COMMAND: Command[Benchmark | FormBenchmark] = Command(

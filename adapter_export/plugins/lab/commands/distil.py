@@ -14,7 +14,7 @@ from adapter_export.bases.forms import ArchiveBase
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import SECTIONS
-from adapter_export.errors import ParityError, UsageError, argument
+from adapter_export.errors import ParityError, UsageError, argument, joined
 from adapter_export.extras import require
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
@@ -94,7 +94,9 @@ def distil(
     rows, head, machine = DataSpec(data, unlabelled, **of_data), HeadSpec(**of_head), Machine(**of_machine)
     _check_teacher(rows, head, has_teacher=adapter is not None)
     if layers is not None and keep is not None:
-        raise UsageError(f"{argument('layers')} and {argument('keep')} exclude each other", fix="remove one of them")
+        raise UsageError(
+            argument("layers") + " and " + argument("keep") + " exclude each other", fix="remove one of them"
+        )
     path = None if output is None else Path(output)
     if path is not None:
         Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
@@ -134,9 +136,9 @@ def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None
     of_texts = [name for name in ("truncation", *PREFIXES, "packing", "end_token") if name in changed(data)]
     if has_teacher and (changed(head) or of_texts):
         what = "the student takes its task and head from the teacher"
-        raise UsageError(what, found=", ".join(map(argument, [*changed(head), *of_texts])), fix="remove it")
+        raise UsageError(what, found=joined(map(argument, [*changed(head), *of_texts])), fix="remove it")
     if not has_teacher and data.unlabelled is not None:
-        fix = f"add {argument('adapter')}, or remove it"
+        fix = "add " + argument("adapter") + ", or remove it"
         raise UsageError("texts without labels need a teacher", where=argument("unlabelled"), fix=fix)
     if not has_teacher:
         head.check(data)
@@ -164,11 +166,11 @@ def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> l
         if at_least_1("layers", count) > len(layers):
             raise UsageError("the model has fewer layers", where=argument("layers"), found=count, expected=len(layers))
         if any(site.role == "cross_attention" for site in sites.sublayers):
-            fix = f"name the layers of the encoder and of the decoder: {argument('keep')}"
+            fix = "name the layers of the encoder and of the decoder: " + argument("keep")
             raise UsageError("the model has encoder and decoder layers", where=argument("layers"), found=count, fix=fix)
         chosen = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, count)]
     if base.given is not None and len(chosen) < len(layers):
-        raise UsageError(f"{argument('site_map')} describes all layers", fix="keep all layers")
+        raise UsageError(argument("site_map") + " describes all layers", fix="keep all layers")
     return chosen
 
 
@@ -243,7 +245,7 @@ def _show(distillation: Distillation, screen: Screen) -> None:
     output = screen.given["output"]
     screen.show(distillation.table())
     for note in distillation.notes:
-        screen.report(f"  {note}")
+        screen.report("  " + note)
     screen.report(f"wrote {output}.")
     screen.report(f"Next: adapter-export build {output / STUDENT} -o bundle")
 

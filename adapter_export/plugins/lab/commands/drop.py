@@ -11,7 +11,7 @@ from adapter_export.address import Address, PathLike
 from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterError, Note, UsageError, argument
+from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.extras import require
 from adapter_export.option import (
     DELIMITER,
@@ -131,7 +131,7 @@ def drop(
     choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
     rows, notes = RowReader.of(opened, columns, HeadSpec(), whole.task, tables).read_all()
     for note in notes:
-        reporter.warn(Note(note))
+        reporter.warn(note)
     judged = _judged(opened, whole, choices, rows, batch_size, reporter)
     lesser = [_without(whole, dropped) for dropped in choices]
     curve, tokens = _curve(opened, whole, lesser, choices, judged, rows, reporter)
@@ -158,10 +158,10 @@ def drop(
 def _check_layers(layers: int | None, leave_out: object, *, writes: bool) -> None:
     """Refuse two choices of layers, or an output without a choice."""
     if layers is not None and leave_out is not None:
-        both = f"{argument('layers')} and {argument('leave_out')}"
-        raise UsageError(f"{both} exclude each other", fix="remove one of them")
+        both = argument("layers") + " and " + argument("leave_out")
+        raise UsageError(both + " exclude each other", fix="remove one of them")
     if writes and layers is None and leave_out is None:
-        fix = f"choose layers with {argument('layers')} or {argument('leave_out')}"
+        fix = "choose layers with " + argument("layers") + " or " + argument("leave_out")
         raise UsageError("no layers were chosen for the adapter to write", fix=fix)
 
 
@@ -253,7 +253,7 @@ def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
 def _show(outcome: Drop, screen: Screen) -> None:
     screen.show(outcome.table())
     for note in outcome.notes:
-        screen.report(f"  {note}")
+        screen.report("  " + note)
     for name in ("output", "plot"):
         if name in screen.given:
             screen.report(f"wrote {screen.given[name]}.")

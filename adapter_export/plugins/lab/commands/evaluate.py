@@ -183,7 +183,7 @@ def _chosen(manifest: Manifest, requested: str | None) -> str | None:
     if chosen is None and writes:
         return None
     if chosen is None:
-        fix = f"name one: {argument('adapter', words='NAME')}"
+        fix: str = "name one: " + argument("adapter", words="NAME")
         raise UsageError("the base has no head that answers", found=f"adapters {quoted(tasks)}", fix=fix)
     if chosen not in tasks:
         where, known = argument("adapter"), f"one of {quoted(tasks)}"

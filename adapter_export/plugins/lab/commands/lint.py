@@ -11,7 +11,7 @@ from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import Note, UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.training.specs import DataSpec
@@ -69,7 +69,7 @@ def lint(
         DataError: the data cannot be read.
     """
     if fresh and base is None:
-        raise UsageError(f"{argument('fresh')} needs the adapter's base", found="no base", fix="add the base")
+        raise UsageError(argument("fresh") + " needs the adapter's base", found="no base", fix="add the base")
     loaded = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
     (of_data,) = _DATA_OPTIONS.split("lint", options)
     spec = DataSpec("" if data is None else data, **of_data)
@@ -79,10 +79,10 @@ def lint(
 
         texts, notes = read_texts(locate(data, "table", reporter).path, spec.columns)
         for note in notes:
-            reporter.warn(Note(note))
+            reporter.warn(note)
     elif changed(spec):
-        about = ", ".join(map(argument, changed(spec)))
-        raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="add it")
+        about = joined(map(argument, changed(spec)))
+        raise UsageError(about + ": these are about data", found="no " + argument("data"), fix="add it")
     from adapter_export.plugins.lab.mistakes import Subject, lint_adapter
 
     recorded = loaded.training.get("data")

@@ -15,7 +15,7 @@ from adapter_export.bases.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import INIT, SECTIONS
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, joined
 from adapter_export.extras import require
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.plugins.lab.commands._plots import writable_plot
@@ -191,12 +191,12 @@ def _values(name: str, values: tuple[Any, ...] | str, number: type, trials: int 
     ranged = isinstance(values, str)
     if any(end <= 0 for end in ends) or (ranged and not (len(ends) == 2 and ends[0] < ends[1])):
         expected = "numbers above 0, or a range such as `4..256`"
-        raise UsageError(f"{argument(name)} must be positive numbers", found=values, expected=expected)
+        raise UsageError(argument(name) + " must be positive numbers", found=values, expected=expected)
     if not ranged:
         check_different(name, ends)
         return ends
     if trials is None:
-        fix = f"set the number of settings to try, {argument('trials', 30)}, or pass a list"
+        fix = "set the number of settings to try, " + argument("trials", 30) + ", or pass a list"
         raise UsageError("a range has infinitely many settings", where=argument(name), found=values, fix=fix)
     return Range(*ends)
 
@@ -205,7 +205,7 @@ def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     """Refuse unknown options and options that a sweep sets itself; return those of rows and heads."""
     refused = sorted(own_arguments().intersection(training))
     if refused:
-        raise UsageError("a sweep sets this itself or does not use it", found=", ".join(map(argument, refused)))
+        raise UsageError("a sweep sets this itself or does not use it", found=joined(map(argument, refused)))
     _, of_data, of_head, *_ = SWEEP_OPTIONS.split("train", training)
     return of_data, of_head
 

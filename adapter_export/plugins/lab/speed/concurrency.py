@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.bundle.latency import sample
-from adapter_export.errors import argument, worded
+from adapter_export.errors import argument
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import Bundle, Session
 from adapter_export.tables import Described, Table, html_of
@@ -93,18 +93,18 @@ class Benchmark(Described):
     def advice(self) -> tuple[str, str]:
         """Return the options for `serve`, in two phrases."""
         best = (self.most_rows, self.fastest)
-        options = [f"{argument('concurrency', way.calls)}, {argument('threads', way.threads)}" for way in best]
-        return f"for the most rows per second: {options[0]}", f"for the shortest calls: {options[1]}"
+        options = [argument("concurrency", way.calls) + ", " + argument("threads", way.threads) for way in best]
+        return "for the most rows per second: " + options[0], "for the shortest calls: " + options[1]
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([str(self.table()), "", *map(worded, self.advice())])
+        return "\n".join([str(self.table()), "", *self.advice()])
 
     def _repr_html_(self) -> str:
-        return html_of(self.table(), *map(worded, self.advice()))
+        return html_of(self.table(), *self.advice())
 
 
 def ways(processors: int) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.latency import Latency, interleaved, ratio, sample
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import FLOAT_TYPES, Array
-from adapter_export.errors import RequestError, UsageError, argument, command, quoted, worded
+from adapter_export.errors import RequestError, UsageError, argument, command, joined, quoted
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import loss_cases, shown_tokens
@@ -153,14 +153,14 @@ class FormBenchmark(Described):
         """Return the scale of the table, and the form to ship with the reason."""
         reference = self.forms[0]
         scale = ", ".join(f"{time.milliseconds:.3g} ms ({time.rows} × {time.tokens})" for time in reference.times)
-        skipped = (f"skipped `{name}`: {reason}" for name, reason in self.skipped.items())
+        skipped = (f"skipped `{name}`: " + reason for name, reason in self.skipped.items())
         measure = command("compare(…)", "compare … --data FILE")
-        options = ", ".join(argument(name, value) for name, value in self.recommended.options.items())
-        build = (f"build it with {options}",) if options else ()
+        options = joined(argument(name, value) for name, value in self.recommended.options.items())
+        build = ("build it with " + options,) if options else ()
         return (
             *skipped,
             f"times are over {reference}, one thread, calls in turns: rows × tokens, {scale}",
-            f"ship {self.recommended}: {self.reason}; {measure} measures the loss on your own rows",
+            f"ship {self.recommended}: {self.reason}; " + measure + " measures the loss on your own rows",
             *build,
         )
 
@@ -169,10 +169,10 @@ class FormBenchmark(Described):
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([str(self.table()), "", *map(worded, self.advice())])
+        return "\n".join([str(self.table()), "", *self.advice()])
 
     def _repr_html_(self) -> str:
-        return html_of(self.table(), *map(worded, self.advice()))
+        return html_of(self.table(), *self.advice())
 
 
 def recommend(forms: Sequence[FormTimes]) -> tuple[FormTimes, str]:

@@ -116,9 +116,9 @@ def run_many(
     from adapter_export.safe_io.regular_files import sha256_of
 
     if adapter is not None and adapter_column is not None:
-        raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} exclude each other")
+        raise UsageError(argument("adapter") + " and " + argument("adapter_column") + " exclude each other")
     if workers is not None and ray is None:
-        raise UsageError(f"{argument('workers')} requires {argument('ray')}")
+        raise UsageError(argument("workers") + " requires " + argument("ray"))
     if ray is not None:
         require("ray", "ray", argument("ray"))
         require("pandas", "ray", argument("ray"))

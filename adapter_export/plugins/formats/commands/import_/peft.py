@@ -21,7 +21,6 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command
-from adapter_export.errors import Note
 from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
@@ -106,7 +105,7 @@ def import_peft(
     with naming_base(source):
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
-        reporter.warn(Note(note))
+        reporter.warn(note)
     return target.saved(finished(imported, opened, facts, reporter, found))
 
 

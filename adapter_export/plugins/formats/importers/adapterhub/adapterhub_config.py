@@ -250,7 +250,7 @@ def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseVi
             "was trained on a base of another width",
             found=f"`hidden_size`: {config.hidden_size}",
             expected=f"{base.sites.width}",
-            fix=f"pass the model that it was trained on as {argument('base')}",
+            fix="pass the model that it was trained on as " + argument("base"),
         )
     check_architecture(config.model_type, base.model_type, by_number=by_number)
     method = next((one for one in config.methods if isinstance(one, BottleneckConfig)), None)

@@ -91,7 +91,7 @@ def choose(path: Path, name: str | None = None) -> Path:
             where=path,
             found=names if name is None else f"`{name}`",
             expected=None if name is None else names,
-            fix=f"pass {argument('member', option='name')} with one of them",
+            fix="pass " + argument("member", option="name") + " with one of them",
         )
     return found[name]
 
@@ -400,8 +400,8 @@ _BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
 
 def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
     names = quoted(adapters_in(path))
-    what, fix = "its composition cannot be imported as a whole", f"pass {argument('member', option='name')} with one of"
-    fix = f"{fix} its adapters: {names}"
+    what = "its composition cannot be imported as a whole"
+    fix = "pass " + argument("member", option="name") + f" with one of its adapters: {names}"
     if kind in _BY_ROW:
         what = "selects an adapter per row of a batch, Aᵢ(h) in row i, which is a choice of each request"
         fix += "; build all of them into one bundle, and select one per row: `session.run(inputs, adapters=[…])`"

@@ -171,7 +171,7 @@ def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
 
 # Prediction heads.
 
-_WITHOUT = f"pass {argument('without_head', True)} to import the adapter without its head"
+_WITHOUT = "pass " + argument("without_head", True) + " to import the adapter without its head"
 
 _TASKS: Mapping[str, ProblemType] = {head: name for name, kind in TASK_TYPES.items() for head in kind.adapterhub_heads}
 _REFUSED = {
@@ -238,7 +238,7 @@ def _config(saved: Saved) -> Mapping[str, Any]:
             "is the head of a single-head model, without its own config",
             found=f"`model_class`: `{saved.document.get('model_class')}`",
             expected="a head that was added to an `AutoAdapterModel`",
-            fix=f"{_WITHOUT}, or convert it with the library's `AutoAdapterModel`",
+            fix=_WITHOUT + ", or convert it with the library's `AutoAdapterModel`",
         )
     kind, layers, dropout = str(config.get("head_type")), config["layers"], config.get("dropout_prob") or 0.0
     if kind not in _TASKS:

@@ -114,7 +114,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
             raise AdapterError(
                 "a union in a composition, whose two methods would be composed differently",
                 found=f"`{name}`",
-                fix=f"pass {argument('member', name, option='name')} to import it separately",
+                fix="pass " + argument("member", name, option="name") + " to import it separately",
             )
         methods[name] = member.config.methods[0]
     low_rank = {name: method for name, method in methods.items() if isinstance(method, LoraConfig)}
@@ -127,7 +127,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
             "LoRA and IA3 are stacked, with bottlenecks among them or not, or averaged among themselves",
             found=f"`{block.kind}` of {quoted(block.names)}, of which `{next(iter(low_rank))}` is LoRA or IA3",
             expected="a `Stack` of single adapters, or an `Average` of single LoRA or IA3",
-            fix=f"pass {argument('member', next(iter(low_rank)), option='name')} to import it separately",
+            fix="pass " + argument("member", next(iter(low_rank)), option="name") + " to import it separately",
         )
     later = list(low_rank)[1:]
     wrong = [name for name in low_rank if low_rank[name].use_dora or (name in later and low_rank[name].use_gating)]
@@ -135,7 +135,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
         raise AdapterError(
             "is a stack or an average with DoRA, or with a gate that reads another value than the matrices beside it",
             found=quoted(wrong),
-            fix=f"give {argument('member', option='name')} with one of its adapters",
+            fix="give " + argument("member", option="name") + " with one of its adapters",
         )
     return methods
 
@@ -162,7 +162,7 @@ def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[st
             "in a stack the second LoRA reads what the first one adds, B₂(A₂ B₁(A₁ u)), which is not as wide as the "
             "layer's input here: AdapterHub's library cannot run it",
             found=f"`{both[0]}`",
-            fix=f"give {argument('member', option='name')} with one of its adapters",
+            fix="give " + argument("member", option="name") + " with one of its adapters",
         )
 
 

@@ -79,11 +79,13 @@ _OF_A_TEXT = tuple(
 
 _UNKNOWN = (
     "the number of labels per text is unknown, so the adapter returns logits without answers: "
-    f"pass {argument('task', 'single_label')} or {argument('task', 'multi_label')}"
+    "pass " + argument("task", "single_label") + " or " + argument("task", "multi_label")
 )
 _UNKNOWN_TOKENS = (
     "the task of the token head is unknown, so the adapter returns logits without answers: pass "
-    f"{argument('task', 'token')} or {argument('task', 'span')}"
+    + argument("task", "token")
+    + " or "
+    + argument("task", "span")
 )
 _DESCRIBED = (
     "the head belongs to a model of another library than transformers: its pooling and activation are those described, "
@@ -91,7 +93,7 @@ _DESCRIBED = (
 )
 _GUESSED = (
     "the number of labels per text is unknown: assuming one (`single_label`), as classes have "
-    f"names; {argument('task', 'multi_label')} overrides it"
+    "names; " + argument("task", "multi_label") + " overrides it"
 )
 
 ChangeAt = Callable[[str, tuple[int, ...]], Change | None]
@@ -219,15 +221,17 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
             where=where,
             found=f"{quoted(options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS`, `TOKEN_CLS` or `QUESTION_ANS`",
-            fix=f"if it is a head, describe its input with {argument('pooling', 'first')}, `mean`, `last` or `tokens`",
+            fix="if it is a head, describe its input with "
+            + argument("pooling", "first")
+            + ", `mean`, `last` or `tokens`",
         )
     of_a_text = {saved, choice.task} <= {*_OF_A_TEXT}
     if choice.task is not None and saved not in (None, choice.task) and not of_a_text:
-        found = f"{argument('task', choice.task)}, and PEFT saved `{named}`"
+        found = argument("task", choice.task) + f", and PEFT saved `{named}`"
         raise UsageError("the task does not match the head", where=where, found=found)
     wanted = choice.task or saved
     if wanted is not None and choice.pooling is not None and TASK_TYPES[wanted].pools == (choice.pooling == TOKENS):
-        found = f"{argument('pooling', choice.pooling)} of a head for `{wanted}`"
+        found = argument("pooling", choice.pooling) + f" of a head for `{wanted}`"
         raise UsageError("the pooling does not match the head", where=where, found=found)
     return wanted
 
@@ -248,7 +252,7 @@ def _recipe(
             found=f"a base without a configuration of transformers, and a model with a base named `{family}`",
             expected=f"a base with a configuration, one of {quoted(RECIPES)}, or a head named `{LAST_TOKEN}`",
             fix="pass the folder of the model that it was trained on, or an archive that `ae.capture` makes of it; or "
-            f"exclude the head with {argument('without_head', True)}",
+            "exclude the head with " + argument("without_head", True),
         )
     if tokens:
         return KnownHead(TOKENS)
@@ -266,7 +270,7 @@ def _check_described(choice: HeadChoice, pooling: str, activation: str | None, n
                 where=where,
                 found=argument(option, wanted),
                 expected="none" if known is None else f"`{known}`",
-                fix=f"remove {argument(option)}: the head is known",
+                fix="remove " + argument(option) + ": the head is known",
             )
 
 
@@ -284,7 +288,7 @@ def _described(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: obje
         else "the head has too many layers",
         where=where,
         found=quoted(found.saved),
-        fix=f"pass {argument('activation')}" if len(found.saved) == 2 else None,
+        fix="pass " + argument("activation") if len(found.saved) == 2 else None,
     )
 
 
@@ -481,7 +485,9 @@ def _task(
         raise AdapterError(f"a head for `{problem}` has a wrong number of outputs", found=count, expected=wanted)
     if kind.has_labels and not named:
         named = _default_labels(count)
-        notes.append(f"PEFT does not save class names: they become {', '.join(named)}; {argument('labels')} sets them")
+        notes.append(
+            f"PEFT does not save class names: they become {', '.join(named)}; " + argument("labels") + " sets them"
+        )
     return Task(problem, named if kind.has_labels else (), input=kind.pair_input), tuple(notes)
 
 

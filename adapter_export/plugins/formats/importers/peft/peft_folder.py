@@ -64,7 +64,7 @@ def _adapter_in(folder: Path, name: str | None) -> Path:
         instead = "a whole model, possibly with a merged adapter, which is a base"
     else:
         instead = f"no `{CONFIG_FILE}`"
-    several = f"select one of them with {argument('member', option='name')}"
+    several = "select one of them with " + argument("member", option="name")
     raise FileError(
         "is not the folder of a PEFT adapter",
         where=folder,

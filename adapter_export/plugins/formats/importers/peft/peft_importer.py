@@ -417,7 +417,7 @@ def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
             where=where,
             found=f"{sum(cost.values()):,} bytes at {len(full)} layers, and a product for each 4 of them in every call",
             expected="changes of low rank",
-            fix=f"allow them with {argument('dense', True)}; if you need only one adapter, merge it into the base "
+            fix="allow them with " + argument("dense", True) + "; if you need only one adapter, merge it into the base "
             "instead",
         )
 
