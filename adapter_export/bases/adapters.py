@@ -56,22 +56,22 @@ def _find(place: str, near: Path) -> Path:
     if Path(place).name == place:
         candidates = list(dict.fromkeys([*candidates, near.parent / place, Path("adapters", place)]))
     adapters = (path for path in candidates if any((path / name).is_file() for name in _FILES))
-    found = list({path.resolve(): path for path in adapters}.values())
-    if len(found) > 1:
+    folders = list({path.resolve(): path for path in adapters}.values())
+    if len(folders) > 1:
         raise AdapterError(
             "matches several adapters",
             where=f"`{place}`",
-            found=quoted(found),
-            fix=f"pass a folder, such as `{found[0].resolve()}`",
+            found=quoted(folders),
+            fix=f"pass a folder, such as `{folders[0].resolve()}`",
         )
-    if found:
-        return found[0]
-    there = [path for path in candidates if path.exists()]
+    if folders:
+        return folders[0]
+    existing = [path for path in candidates if path.exists()]
     looked = quoted(candidates)
     raise FileError(
         "is not an adapter",
         where=f"`{place}`",
-        found=f"`{there[0]}` without `{_FILES[0]}`" if there else "nothing",
+        found=f"`{existing[0]}` without `{_FILES[0]}`" if existing else "nothing",
         expected=f"a folder with {' and '.join(f'`{name}`' for name in _FILES)}; looked at {looked}",
         fix="make one with " + command("train", "train") + " or " + command("pack", "pack"),
     )
@@ -133,15 +133,15 @@ def with_site_map(adapter: Adapter, base: Base) -> Adapter:
 
 def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> None:
     """Reject an adapter made with another site map: its sites may be other places with the same names."""
-    given = None if sites is None else sites.digest
+    digest = None if sites is None else sites.digest
     for adapter in adapters:
         record = _site_map_of(adapter)
-        if record and given not in record.values():
+        if record and digest not in record.values():
             raise AdapterError(
                 "was made with a different site map, or without one",
                 where=f"adapter `{adapter.name}`",
                 found=next(iter(record.values())) or "no site map",
-                expected=given or "no site map",
+                expected=digest or "no site map",
                 fix="pass the site map that it was made with: " + argument("site_map", words="FILE"),
             )
 

@@ -114,12 +114,12 @@ def record_key(model: Path, site_map: Path | None) -> str | None:
 def find_record(key: str, model: Path) -> BaseRecord | None:
     """Return the record stored under a key; `None` if it is missing or damaged, or if external weights have changed."""
     try:
-        kept = record_from_json(_Kept, read_json(_place(key)))
-        files = {name: sha256_of(model.resolve().parent / name) for name in kept.record.external}
+        record = record_from_json(_Kept, read_json(_place(key)))
+        files = {name: sha256_of(model.resolve().parent / name) for name in record.record.external}
     except InputError:
         return None
-    whole = kept.sha256 == _sha256(asdict(kept.record))
-    return kept.record if whole and files == kept.record.external else None
+    whole = record.sha256 == _sha256(asdict(record.record))
+    return record.record if whole and files == record.record.external else None
 
 
 def keep_record(key: str, record: BaseRecord) -> None:

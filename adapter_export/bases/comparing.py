@@ -46,14 +46,14 @@ def compare_outputs(
     error, scale, count = 0.0, 0.0, 0
     for case in input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=_MOST_TOKENS):
         wanted, others = runner.run(case.arrays, adapter), run(case.arrays)
-        found = {name: others[other] for name in wanted if (other := (called or {}).get(name, name)) in others}
-        for name in found:
+        common = {name: others[other] for name in wanted if (other := (called or {}).get(name, name)) in others}
+        for name in common:
             finite = np.isfinite(wanted[name])
-            if not np.array_equal(finite, np.isfinite(found[name])):
+            if not np.array_equal(finite, np.isfinite(common[name])):
                 raise ParityError(
                     f"`{name}`, `{case.name}`", found="NaN or infinity", expected="the outputs of base and adapter"
                 )
-            error = max(error, float(np.abs(wanted[name] - found[name])[finite].max(initial=0)))
+            error = max(error, float(np.abs(wanted[name] - common[name])[finite].max(initial=0)))
             scale = max(scale, float(np.abs(wanted[name][finite]).max(initial=0)))
             count += wanted[name].size
     if not count or error > _ALLOWED * scale:

@@ -39,12 +39,12 @@ def form_of(path: Path) -> Form:
     """Return the form of a path, by its contents and not its name; `BaseModelError` if it is not a base."""
     if path.is_dir():
         others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
-        found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
-        if not found and (path / _GENAI_CONFIG).is_file():  # check last: bundles of such folders contain this file, too
+        clue = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
+        if not clue and (path / _GENAI_CONFIG).is_file():  # check last: bundles of such folders contain this file, too
             return "genai"
         if any((path / name).is_file() for name in ("config.json", "modules.json")):
             return "folder"
-        raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
+        raise _not_a_base(path, clue or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
     if not path.exists():
         raise FileError("does not exist", where=path, expected=_FORMS, fix="check the path for typos")
     with open_regular(path) as file:
@@ -67,10 +67,10 @@ def form_of(path: Path) -> Form:
     return "onnx"
 
 
-def _not_a_base(path: Path, found: str) -> BaseModelError:
+def _not_a_base(path: Path, clue: str) -> BaseModelError:
     capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
     fix = "run " + capture_it + ", or save a torch module with `ae.capture`"
-    if found == _PICKLE:
+    if clue == _PICKLE:
         call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
         trust = command(call, f"capture --trust-pickle {path} -o model.pt")
         once = "run " + trust + ", which runs its code once, and use `model.pt`, which contains no code"
@@ -78,7 +78,7 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
     return BaseModelError(
         "is not a model that can be opened",
         where=path,
-        found=found,
+        found=clue,
         expected=_FORMS,
         fix=fix,
     )

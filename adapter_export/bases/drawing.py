@@ -99,12 +99,12 @@ def _row(name: str) -> SiteRow:
 def _column(name: str, adapter: Adapter) -> Column:
     cells = {}
     for owner, graph, widths in adapter.components():
-        own = {symbol: width for symbol, width in widths.items() if symbol not in _BASE_WIDTHS}
+        own_widths = {symbol: width for symbol, width in widths.items() if symbol not in _BASE_WIDTHS}
         ops = " → ".join(node.op for node in graph.nodes)
-        listed = [", ".join(f"{symbol} {width}" for symbol, width in own.items())] if own else []
+        listed = [", ".join(f"{symbol} {width}" for symbol, width in own_widths.items())] if own_widths else []
         count = f"{cost(graph, widths).parameters:,} parameters"
         detail = "; ".join([f"{name} at {owner}: {ops}", *listed, count])
-        cells[owner] = Cell("·".join(map(str, own.values())), detail)
+        cells[owner] = Cell("·".join(map(str, own_widths.values())), detail)
     return Column(name, adapter.kind, adapter.cost().parameters, cells)
 
 
@@ -270,14 +270,14 @@ def _text(
     weight: str = "400",
     rotated: bool = False,
 ) -> None:
-    found = ET.SubElement(parent, "text", {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}"})
-    found.text = text
+    element = ET.SubElement(parent, "text", {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}"})
+    element.text = text
     usual = {"text-anchor": "start", "font-size": "12", "font-weight": "400"}
     for name, value in zip(usual, (anchor, f"{size:g}", weight), strict=True):
         if value != usual[name]:
-            found.set(name, value)
+            element.set(name, value)
     if rotated:
-        found.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
+        element.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
 
 
 def _rect(parent: ET.Element, x: float, middle: float, width: float, style: str, height: float = _BOX) -> None:

@@ -36,13 +36,13 @@ def _merged(title: str, *, packed: bool) -> type:
     """Make a class with a field for each option of a kind; options with one name accept either type."""
     from adapter_export.graph.kinds import KINDS
 
-    found: dict[str, list[tuple[Any, KindOption, Any]]] = {}
+    by_name: dict[str, list[tuple[Any, KindOption, Any]]] = {}
     for maker in KINDS.values():
         for name, (kind, option) in maker.options().items():
             if option.packed != "no" or not packed:
-                found.setdefault(name, []).append((kind, option, getattr(maker.defaults, name)))
+                by_name.setdefault(name, []).append((kind, option, getattr(maker.defaults, name)))
     merged: list[tuple[str, Any, None]] = []
-    for name, same in found.items():
+    for name, same in by_name.items():
         kinds, options, defaults = zip(*same, strict=True)
         default = _shown_default(defaults)
         sentences = " ".join(dict.fromkeys(option.help for option in options))

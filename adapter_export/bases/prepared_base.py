@@ -45,19 +45,21 @@ def prepared(
 
     with temporary_folder() as folder:
         plain = base.checked_export(folder, reporter)
-        made = plain
+        base_in_precision = plain
         if precision.name != "fp32":
             reporter.step(f"converting the base to {precision.name}")
-            made = _in_precision(plain, precision, folder)
-            _warn_of_far(_deviations(plain, made, reporter), precision, reporter)
-        references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
+            base_in_precision = _in_precision(plain, precision, folder)
+            _warn_of_far(_deviations(plain, base_in_precision, reporter), precision, reporter)
+        references = (
+            base.runner(allow_mismatch=allow_mismatch) if base_in_precision is plain else CutRunner(base_in_precision)
+        )
         if optimize:
-            if made is not plain:  # verify the fusion before quantizing, whose rounding would hide a fault
+            if base_in_precision is not plain:  # verify the fusion before quantizing, whose rounding would hide a fault
                 _fused(plain, folder / "plain", reporter)
-            made = _fused(made, folder / "optimized", reporter)
+            base_in_precision = _fused(base_in_precision, folder / "optimized", reporter)
         if precision.name != "fp32":
-            _warn_of_slow(plain, made, precision, reporter)
-        yield made, references
+            _warn_of_slow(plain, base_in_precision, precision, reporter)
+        yield base_in_precision, references
 
 
 def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
@@ -83,13 +85,13 @@ def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Call
 
     with temporary_folder() as folder:
         if base.precision != wanted.name:
-            made = _in_precision(base.exported(folder), wanted, folder)
-            runner: Runner = CutRunner(made)
+            exported = _in_precision(base.exported(folder), wanted, folder)
+            runner: Runner = CutRunner(exported)
         else:
-            made, runner = None, base.runner(allow_mismatch=True)
+            exported, runner = None, base.runner(allow_mismatch=True)
 
         def again(optimize: bool) -> OnnxBase:
-            unfused = base.exported(folder) if made is None else made
+            unfused = base.exported(folder) if exported is None else exported
             if not optimize:
                 return unfused
             from adapter_export.onnx_backend.quantise.optimize import optimized
@@ -173,35 +175,35 @@ def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
     return with_precision(plain, precision, out)
 
 
-def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
+def _deviations(plain: OnnxBase, rounded: OnnxBase, reporter: Reporter) -> list[Deviation]:
     """Return and report the difference of the quantized or optimized base from the original."""
     from adapter_export.numerics.sample_inputs import loss_cases
     from adapter_export.onnx_backend.quantise.rewritten import deviations
 
-    found = deviations(plain, made, loss_cases(plain.inputs, plain.lengths))
+    found = deviations(plain, rounded, loss_cases(plain.inputs, plain.lengths))
     for each in found:
         reporter.step(str(each))
     return found
 
 
-def _warn_of_slow(plain: OnnxBase, made: OnnxBase, precision: Precision, reporter: Reporter) -> None:
+def _warn_of_slow(plain: OnnxBase, rounded: OnnxBase, precision: Precision, reporter: Reporter) -> None:
     """Time the base in its precision beside the plain one, and warn if it is slower on this machine."""
     from adapter_export.bundle.latency import beside
 
     reporter.step("timing the base beside float32")
-    found = beside(made, plain)
+    found = beside(rounded, plain)
     if found is not None:
         reporter.step(f"takes {found} of the time of float32 on one thread here")
         if (note := slow_note(found, precision)) is not None:
             reporter.warn(note)
 
 
-def slow_note(found: Latency, precision: Precision) -> Words | None:
+def slow_note(latency: Latency, precision: Precision) -> Words | None:
     """Return a warning if a precision takes longer than float32, by the lower quartile of its times over these."""
-    if found.low <= _SLOW:
+    if latency.low <= _SLOW:
         return None
     return (
-        f"{precision.name} is slower than fp32 on this machine: a short text takes {found} times as long on one "
+        f"{precision.name} is slower than fp32 on this machine: a short text takes {latency} times as long on one "
         "thread; measure every precision with " + command("bench(MODEL)", "bench MODEL")
     )
 

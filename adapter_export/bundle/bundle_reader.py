@@ -352,12 +352,12 @@ class OpenedBundle:
         if not self.staged:
             check_release(self.manifest, self.folder)
         if only is not None and not self.manifest.graphs.keys() <= set(only):
-            kept = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
-            if "bank" not in kept:
-                kept.pop("fanout", None)
-            bank = self.manifest.bank if "bank" in kept else None
-            fanout = self.manifest.fanout if "fanout" in kept else None
-            manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
+            files = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
+            if "bank" not in files:
+                files.pop("fanout", None)
+            bank = self.manifest.bank if "bank" in files else None
+            fanout = self.manifest.fanout if "fanout" in files else None
+            manifest = replace(self.manifest, graphs=files, bank=bank, fanout=fanout)
             return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level))))
         # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
@@ -387,24 +387,24 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
     facts += task_facts(adapter.task, record.task)
     if record.mix is not None:  # the order of columns: a mix-up would leave shapes unchanged
         facts.append(("order of members", weighted_members(adapter), record.mix.members))
-    for what, found, expected in facts:
-        if found != expected:
+    for what, stated, expected in facts:
+        if stated != expected:
             raise AdapterError(
                 f"does not match the manifest in its {what}",
                 where=folder / record.source,
-                found=found,
+                found=stated,
                 expected=expected,
                 fix="rebuild the bundle",
             )
     return adapter
 
 
-def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, object, object]]:
+def task_facts(recorded: Task | None, expected: Task | None) -> list[tuple[str, object, object]]:
     """Return the differing facts of two task records by key if both exist; otherwise the records."""
-    if found is None or expected is None:
-        return [("task", found, expected)]
+    if recorded is None or expected is None:
+        return [("task", recorded, expected)]
     names = {field.name: "labels" if field.name == "labels" else f"{field.name} in its task" for field in fields(Task)}
-    return [(said, getattr(found, name), getattr(expected, name)) for name, said in names.items()]
+    return [(said, getattr(recorded, name), getattr(expected, name)) for name, said in names.items()]
 
 
 def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.ndarray]]], list[Arrays]]) -> bool:
@@ -421,13 +421,13 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
         return True
     alike = [{name: array[[row, row]] if name in own else array for name, array in arrays.items()} for row in (0, 1)]
     try:
-        mixed, *found = run([arrays, *alike])
+        mixed, *results = run([arrays, *alike])
     except RequestError:  # the base does not accept this shape
         return True
     outputs = [record.name for record in manifest.base_outputs if record.axes and record.axes[0] in rows]
     return all(
         np.allclose(mixed[name][row], of_row[name][row], 0, _SAME_SHAPE * np.abs(of_row[name]).max(), equal_nan=True)
-        for row, of_row in enumerate(found)
+        for row, of_row in enumerate(results)
         for name in outputs
     )
 

@@ -98,7 +98,7 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
     """
     old, writer = _opened(bundle, reporter)
     records = old.manifest.adapters
-    kept = tuple(record for record in records if record.name not in names)
+    remaining = tuple(record for record in records if record.name not in names)
     known = [record.name for record in records]
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -108,20 +108,20 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
             expected=f"one of {quoted(known)}",
             fix="check the spelling",
         )
-    if not kept:
+    if not remaining:
         raise AdapterError(
             "a bundle needs at least one adapter",
             found=f"only {quoted(names)}",
             fix="add another one first, or delete the bundle",
         )
     sets = _without_removed(old, names)
-    gone = [path for record in records if record not in kept for path in _paths(record)]
+    gone = [path for record in records if record not in remaining for path in _paths(record)]
     _note_unsigned(bundle, reporter)
     with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
         _check_unchanged(old)
         head = None if old.manifest.head in names else old.manifest.head
         writer = replace(writer, folder=folder)
-        after = sets.write(writer, replace(old.manifest, adapters=kept, head=head))
+        after = sets.write(writer, replace(old.manifest, adapters=remaining, head=head))
         return _finish(old, writer, after, [], None, reporter)
 
 
@@ -261,12 +261,12 @@ def _finish(
 def _tried_out(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
     """Return the manifest with the effect of rows and padding measured again: earlier releases measured less."""
     said = bundle.manifest
-    found = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
+    measured = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
     for name in ("batch_invariant", "padding_neutral", "counts_padding"):
-        before, after = getattr(said, name), getattr(found, name)
+        before, after = getattr(said, name), getattr(measured, name)
         if before != after:
             reporter.warn(f"`{name}` is {after} as measured now; the manifest said {before}")
-    return found
+    return measured
 
 
 def _check_unchanged(old: OpenedBundle) -> None:

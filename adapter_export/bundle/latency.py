@@ -123,13 +123,13 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) ->
 
     Turns spread a temporary slowdown of the machine over all calls. The first rounds warm up and are left out.
     """
-    found = np.zeros((_WARM_UP + rounds, len(calls)))
-    for turn, own in enumerate(found):
+    seconds = np.zeros((_WARM_UP + rounds, len(calls)))
+    for turn, own in enumerate(seconds):
         for which in np.roll(np.arange(len(calls)), turn).tolist():
             began = time.perf_counter()
             calls[which]()
             own[which] = time.perf_counter() - began
-    return found[_WARM_UP:]
+    return seconds[_WARM_UP:]
 
 
 def quartiles(values: Array) -> tuple[float, float, float]:

@@ -134,12 +134,12 @@ class Report(Described):
         rows = [
             (
                 *key,
-                len({one.case for one in own}),
-                f"{sum(one.compared for one in own):,}",
-                f"{max(one.ratio for one in own):.2g}",
-                verdict(all(one.passed for one in own)),
+                len({one.case for one in of_adapter}),
+                f"{sum(one.compared for one in of_adapter):,}",
+                f"{max(one.ratio for one in of_adapter):.2g}",
+                verdict(all(one.passed for one in of_adapter)),
             )
-            for key, own in groups.items()
+            for key, of_adapter in groups.items()
         ]
         columns = ("graph", "adapter", "cases", "numbers", "error/budget", "verdict")
         return Table(columns, rows, self.bundle, numbers="llrrr", spare=("numbers", "cases"))
@@ -189,23 +189,28 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
     worst: Measurement | None = None
     levels: dict[str, bool] = {}
     if outputs:
-        smallest = min(outputs, key=lambda one: (math.prod(one.axes.values()), "_padded" in one.case))
+        smallest = min(
+            outputs, key=lambda measurement: (math.prod(measurement.axes.values()), "_padded" in measurement.case)
+        )
 
-        def run(one: Measurement) -> tuple[object, ...]:
-            return one.case, one.variant, one.mixed
+        def run(measurement: Measurement) -> tuple[object, ...]:
+            return measurement.case, measurement.variant, measurement.mixed
 
-        worst = max((one for one in outputs if run(one) == run(smallest)), key=lambda one: one.badness)
-        for one in report.outputs:
-            if run(one) == run(worst) and (one.adapter, one.against, one.name) == (
+        worst = max(
+            (measurement for measurement in outputs if run(measurement) == run(smallest)),
+            key=lambda measurement: measurement.badness,
+        )
+        for measurement in report.outputs:
+            if run(measurement) == run(worst) and (measurement.adapter, measurement.against, measurement.name) == (
                 worst.adapter,
                 worst.against,
                 worst.name,
             ):
-                levels[one.level] = levels.get(one.level, True) and one.passed
+                levels[measurement.level] = levels.get(measurement.level, True) and measurement.passed
     result = worst or sites[0]
     options = {"against": report.against, "only": result.adapter or BASE, "case": result.case}
     options |= {} if result.variant == "slots" else {"variant": result.variant}
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
     return FailureRecord(
         adapter=result.adapter,
         case=result.case,
@@ -217,10 +222,10 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
         levels_passed=tuple(level for level, passed in levels.items() if passed),
         culprit=sites[0] if sites else None,
         location=next((found for found in report.locations if found.adapter == result.adapter), None),
-        command=shlex.join(["adapter-export", "check", report.bundle, *given]),
+        command=shlex.join(["adapter-export", "check", report.bundle, *words]),
         variant=result.variant,
         mixed=result.mixed,
-        variants_failed=tuple(dict.fromkeys(one.variant for one in outputs)),
+        variants_failed=tuple(dict.fromkeys(measurement.variant for measurement in outputs)),
     )
 
 

@@ -127,14 +127,14 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     document = parse_json(data, path)
     by = "key" if key is not None else "certificate"
     with parsing(lambda said: SignatureError("is not a signature", where=path, found=said, fix=_AGAIN)):
-        found = _form(document)
-    if found != by:
+        form = _form(document)
+    if form != by:
         other = (
             argument("key", words="FILE")
             if by == "certificate"
             else argument("certificates", option="certificate", words="FILE")
         )
-        raise SignatureError(f"was signed with a {found}, not with a {by}", where=path, fix="pass " + other)
+        raise SignatureError(f"was signed with a {form}, not with a {by}", where=path, fix="pass " + other)
     config = verifying.Config().set_ignore_unsigned_files(True)
     given = chain if key is None else [key]
     for one in given:
@@ -152,8 +152,8 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     signed = _signed(document)
     needed = {MANIFEST_FILE, REPORT_FILE} if (folder / REPORT_FILE).exists() else {MANIFEST_FILE}
     if missing := sorted(needed - signed.keys()):
-        where, found = folder, quoted(missing)
-        raise SignatureError("has files that its signature does not cover", where=where, found=found, fix=_AGAIN)
+        where, form = folder, quoted(missing)
+        raise SignatureError("has files that its signature does not cover", where=where, found=form, fix=_AGAIN)
     return Signature(_signer(document), signed[MANIFEST_FILE], tuple(sorted(signed)))
 
 
@@ -202,22 +202,22 @@ def _signed(document: Any) -> Mapping[str, str]:
     return {one["name"]: one["digest"] for one in resources if one["algorithm"] == "sha256"}
 
 
-def _fault(folder: Path, document: Any, by: str, said: str) -> SignatureError:
+def _fault(folder: Path, document: Any, by: str, message: str) -> SignatureError:
     """Return the error for a signature that the library rejected."""
     path = folder / SIGNATURE_FILE
-    if said.startswith(_DIFFERS):
+    if message.startswith(_DIFFERS):
         other = [name for name, digest in _signed(document).items() if _sha256(folder / name) != digest]
         more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        found = quoted(other[:_SHOWN]) + more or said
+        found = quoted(other[:_SHOWN]) + more or message
         return SignatureError("does not match its signature", where=folder, found=found, fix=_AGAIN)
-    if said.startswith("Key mismatch"):
+    if message.startswith("Key mismatch"):
         fix = "pass the signer's public key, or get the bundle from the signer"
         return SignatureError("was signed with another key", where=path, found=_signer(document), fix=fix)
-    if by == "certificate" and said != _FORGED:
+    if by == "certificate" and message != _FORGED:
         fix = "pass the signer's certificates, or get the bundle from the signer"
         what = "was signed under a certificate that the chain does not cover"
-        return SignatureError(what, where=path, found=said, fix=fix)
-    return SignatureError("is not a valid signature", where=path, found=said, fix=_AGAIN)
+        return SignatureError(what, where=path, found=message, fix=fix)
+    return SignatureError("is not a valid signature", where=path, found=message, fix=_AGAIN)
 
 
 def _sha256(path: Path) -> str | None:
@@ -227,10 +227,10 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _unusable(where: object, said: str) -> SignatureError:
+def _unusable(where: object, message: str) -> SignatureError:
     """Return the error for a key or a certificate that the library rejects."""
-    if "encrypted" in said or "password" in said:
+    if "encrypted" in message or "password" in message:
         fix = f"pass it {_PASSWORD}; with a certificate, use a key without a password"
-        return SignatureError("the password of the key is missing or wrong", where=where, found=said, fix=fix)
+        return SignatureError("the password of the key is missing or wrong", where=where, found=message, fix=fix)
     expected = "PEM files of elliptic curve keys (P-256, P-384, P-521)"
-    return SignatureError("cannot be used to sign or to verify", where=where, found=said, expected=expected)
+    return SignatureError("cannot be used to sign or to verify", where=where, found=message, expected=expected)

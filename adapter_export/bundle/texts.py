@@ -105,20 +105,20 @@ class TextMaker:
             return GoldenTextSet(adapter.name, None, 0.0, None, tuple(text for text, _ in texts))
         budgets = [golden.budgets[output], self.allowance.budget(*results.values())]
         allowed = max(budgets, key=lambda budget: budget.absolute)
-        found = []
+        rows = []
         for at, (text, row) in enumerate(texts):
             if at in results:
                 text = _with_answer(text, task, results[at], row, allowed.absolute)
-            found.append(text)
-        return GoldenTextSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, tuple(found))
+            rows.append(text)
+        return GoldenTextSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, tuple(rows))
 
     def _texts(self, task: Task | None) -> Iterator[tuple[GoldenText, EncodedText]]:
         """Yield the texts of a task, without those that have no token in this tokenizer."""
         most = self.tokenizer.max_tokens
         limit = most if task is None or task.max_tokens is None else min(task.max_tokens, most)
-        own = {}
+        answered = {}
         if self.own is not None and self.own.digest == self.tokenizer.digest:
-            own = {text.input: text for one in self.own.sets for text in one.texts}
+            answered = {text.input: text for one in self.own.sets for text in one.texts}
         for at, (name, text) in enumerate(sample_texts(limit)):
             if task is not None and isinstance(text, Pair) != (task.input == "pair"):
                 continue
@@ -129,7 +129,7 @@ class TextMaker:
             except RequestError:  # the maximum length has no room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
-            known = own.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
+            known = answered.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
             if known is not None and (not row.cut or (task is None and len(known.ids) == limit)):
                 ids, types = list(known.ids), list(known.token_type_ids)
             if ids:
@@ -149,7 +149,7 @@ class TextMaker:
             groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
         one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
         task, pads = adapter.task, self.pads[adapter.name]
-        found: dict[int, np.ndarray] = {}
+        by_row: dict[int, np.ndarray] = {}
         for group in groups.values():
             for some in [[at] for at in group] if one_by_one else [group]:
                 try:
@@ -159,8 +159,8 @@ class TextMaker:
                     continue
                 tokens = len(rows[some[0]].encoding.ids)
                 own = results if task is None or task.kind.pools else results[:, :tokens]
-                found |= dict(zip(some, own, strict=True))
-        return found
+                by_row |= dict(zip(some, own, strict=True))
+        return by_row
 
 
 def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
@@ -186,16 +186,16 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
     if text is None:
         return []
     sets = {one.adapter: one for one in texts.sets}
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if texts.digest != text.digest:
         detail = f"made with the tokenizer {texts.digest[:12]}…, the bundle's is {text.digest[:12]}…"
-        found.append(Finding.tested(CHECK, "tokenizer", False, detail))
+        findings.append(Finding.tested(CHECK, "tokenizer", False, detail))
     tokenizer, missing = None, ""
     try:
         tokenizer = bundle.tokenizer
         if tokenizer.digest != text.digest:
             detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, expected {text.digest[:12]}…"
-            found.append(Finding.tested(CHECK, "tokenizer", False, detail))
+            findings.append(Finding.tested(CHECK, "tokenizer", False, detail))
     except MissingExtraError:
         missing = "ids not compared: `tokenizers` is not installed"
     session = bundle.runtime_session() if run else None
@@ -204,16 +204,16 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
         if task is not None and task.tokenizer not in (None, text.digest):
             trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
             detail = f"{trained}, the bundle's is {text.digest[:12]}…"
-            found.append(Finding.tested("task", name or BASE, False, detail))
+            findings.append(Finding.tested("task", name or BASE, False, detail))
         most = bundle.manifest.max_tokens or 0
         if task is not None and (task.max_tokens or 0) > most:
             detail = f"was trained on up to {task.max_tokens} tokens, the bundle accepts {most}"
-            found.append(Finding.tested("task", name or BASE, False, detail))
+            findings.append(Finding.tested("task", name or BASE, False, detail))
         if name in sets:
-            found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
+            findings.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
         elif name is None or task is not None:
-            found.append(Finding.tested(CHECK, name or BASE, False, "none for this adapter"))
-    return found
+            findings.append(Finding.tested(CHECK, name or BASE, False, "none for this adapter"))
+    return findings
 
 
 @dataclass(frozen=True)
@@ -265,15 +265,15 @@ def check_contract(
         return
     faults: dict[str, str] = {}
     count = 0
-    for one in texts.sets:
-        if one.adapter not in names:
+    for text_set in texts.sets:
+        if text_set.adapter not in names:
             continue
-        head = None if one.adapter is None else bundle.source(one.adapter).head
-        count += len(one.texts)
-        for golden in one.texts:
+        head = None if text_set.adapter is None else bundle.source(text_set.adapter).head
+        count += len(text_set.texts)
+        for golden in text_set.texts:
             fault = _ids_fault(reference, golden, None if head is None else head.task)
             if fault is not None:
-                faults.setdefault(f"{one.adapter or BASE}, `{golden.name}`", fault)
+                faults.setdefault(f"{text_set.adapter or BASE}, `{golden.name}`", fault)
     if model.texts is not None:
         library = f"ids differ from those of {model.texts.tokenizer}"
         faults |= {f"`{name}`": library for name in different(ours, model.texts)}
@@ -289,7 +289,7 @@ def _facts(task: Task | None) -> str:
 
 
 def _replay(
-    one: GoldenTextSet,
+    text_set: GoldenTextSet,
     task: Task | None,
     tokenizer: Tokenizer | None,
     session: Session | None,
@@ -297,25 +297,25 @@ def _replay(
     missing: str,
 ) -> Finding:
     faults: dict[str, str] = {}
-    for text in one.texts:
+    for text in text_set.texts:
         fault = None if tokenizer is None else _ids_fault(tokenizer, text, task)
         if fault is not None:
             faults.setdefault(text.name, fault)
-    answered = [text for text in one.texts if text.answer is not None]
+    answered = [text for text in text_set.texts if text.answer is not None]
     if session is not None and answered:
-        for name, fault in _answer_faults(session, answered, one, bundle):
+        for name, fault in _answer_faults(session, answered, text_set, bundle):
             faults.setdefault(name, fault)
-    said = f"{len(one.texts)} texts" + (f", {missing}" if missing else ", ids equal")
+    detail = f"{len(text_set.texts)} texts" + (f", {missing}" if missing else ", ids equal")
     if answered and session is not None:
-        said += f", {len(answered)} answers within {one.absolute:.1e}"
+        detail += f", {len(answered)} answers within {text_set.absolute:.1e}"
         undecided = sum(not text.decided for text in answered)
-        said += f", {undecided} of them by their numbers only" if undecided else ""
-    elif one.adapter is not None:
-        said += ", no answers"
+        detail += f", {undecided} of them by their numbers only" if undecided else ""
+    elif text_set.adapter is not None:
+        detail += ", no answers"
     if faults:
         name, fault = next(iter(faults.items()))
-        said = f"{len(faults)} of {len(one.texts)} texts differ; `{name}`: {fault}"
-    return Finding.tested(CHECK, one.adapter or BASE, not faults, said)
+        detail = f"{len(faults)} of {len(text_set.texts)} texts differ; `{name}`: {fault}"
+    return Finding.tested(CHECK, text_set.adapter or BASE, not faults, detail)
 
 
 def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str | None:
@@ -324,25 +324,25 @@ def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str
         (row,) = encoded(tokenizer, [(piece, task) for piece in prepared(text.input, task, None, "text")])
     except RequestError as error:
         return f"is rejected: {error}"
-    for what, found, expected in (
+    for what, actual, expected in (
         ("ids", row.encoding.ids, list(text.ids)),
         ("token types", row.encoding.type_ids, list(text.token_type_ids)),
     ):
-        if found != expected:
-            return f"{what} found {_shown(found, expected)}, expected {_shown(expected, found)}"
+        if actual != expected:
+            return f"{what} found {_shown(actual, expected)}, expected {_shown(expected, actual)}"
     return None
 
 
-def _shown(one: Sequence[int], other: Sequence[int]) -> str:
+def _shown(first: Sequence[int], other: Sequence[int]) -> str:
     """Return the ids around the first that differs, and their number."""
-    same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
-    start = max(0, min(same, len(one)) - _SHOWN // 3)
-    some = " ".join(map(str, one[start : start + _SHOWN]))
-    return f"{'… ' if start else ''}{some}{' …' if len(one) > start + _SHOWN else ''} ({len(one)} tokens)"
+    same = next((at for at, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1]), len(other))
+    start = max(0, min(same, len(first)) - _SHOWN // 3)
+    some = " ".join(map(str, first[start : start + _SHOWN]))
+    return f"{'… ' if start else ''}{some}{' …' if len(first) > start + _SHOWN else ''} ({len(first)} tokens)"
 
 
 def _answer_faults(
-    session: Session, texts: Sequence[GoldenText], one: GoldenTextSet, bundle: OpenedBundle
+    session: Session, texts: Sequence[GoldenText], text_set: GoldenTextSet, bundle: OpenedBundle
 ) -> Iterator[tuple[str, str]]:
     """Yield the names of texts with a wrong answer, and the fault; one length at a time."""
     names = [record.name for record in bundle.manifest.inputs]
@@ -357,15 +357,17 @@ def _answer_faults(
         contexts = [_context(text) for text in group]
         try:
             fit, count = bundle.manifest.fit, ids.shape[1]
-            behind = 0 if fit is None else fit(count, pads=session.may_pad(one.adapter)) - count
+            behind = 0 if fit is None else fit(count, pads=session.may_pad(text_set.adapter)) - count
             arrays = {name: np.pad(known[name], [(0, 0), (0, behind)]) for name in names if name in known}
-            contexts = [None if one is None else np.pad(one, (0, behind)) for one in contexts]
-            found = session.answer(arrays, one.adapter, context=contexts)
+            contexts = [None if text_set is None else np.pad(text_set, (0, behind)) for text_set in contexts]
+            found = session.answer(arrays, text_set.adapter, context=contexts)
         except RequestError as error:
             yield from ((text.name, f"is rejected: {error}") for text in group)
             continue
         for text, said in zip(group, found, strict=True):
-            for fault in answer_faults(said.first(count).document(), text.answer, one.absolute, decided=text.decided):
+            for fault in answer_faults(
+                said.first(count).document(), text.answer, text_set.absolute, decided=text.decided
+            ):
                 yield text.name, fault
 
 
@@ -376,33 +378,33 @@ def _context(text: GoldenText) -> npt.NDArray[np.bool_] | None:
     return (places >= text.context[0]) & (places < text.context[1])
 
 
-def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, where: str = "") -> Iterator[str]:
+def answer_faults(actual: Any, expected: Any, absolute: float, *, decided: bool, where: str = "") -> Iterator[str]:
     """Yield the differences of an answer: a label, a position, a number that exceeds the budget.
 
     Labels and positions are compared if they are `decided`, numbers always.
     """
-    told = f"`{where}` found {_short(found)}, expected {_short(expected)}"
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        if list(found) != list(expected) and set(found) != set(expected):
-            yield f"`{where or 'answer'}` has {', '.join(map(str, found))}, expected {', '.join(map(str, expected))}"
+    told = f"`{where}` found {_short(actual)}, expected {_short(expected)}"
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        if list(actual) != list(expected) and set(actual) != set(expected):
+            yield f"`{where or 'answer'}` has {', '.join(map(str, actual))}, expected {', '.join(map(str, expected))}"
             return
         for key, value in expected.items():
             inner = f"{where}.{key}" if where else key
-            yield from answer_faults(found[key], value, absolute, decided=decided, where=inner)
+            yield from answer_faults(actual[key], value, absolute, decided=decided, where=inner)
     elif (
         isinstance(expected, list)
-        and isinstance(found, list)
-        and not any(isinstance(one, str) for one in (*found, *expected))
+        and isinstance(actual, list)
+        and not any(isinstance(one, str) for one in (*actual, *expected))
     ):
-        if len(found) != len(expected):
-            yield f"`{where}` has {len(found)} values, expected {len(expected)}"
+        if len(actual) != len(expected):
+            yield f"`{where}` has {len(actual)} values, expected {len(expected)}"
             return
-        for at, pair in enumerate(zip(found, expected, strict=True)):
+        for at, pair in enumerate(zip(actual, expected, strict=True)):
             yield from answer_faults(*pair, absolute, decided=decided, where=f"{where}[{at}]")
-    elif isinstance(expected, float) and isinstance(found, float):
-        if not abs(found - expected) <= absolute:
+    elif isinstance(expected, float) and isinstance(actual, float):
+        if not abs(actual - expected) <= absolute:
             yield f"{told}, budget {absolute:.1e}"
-    elif decided and found != expected:
+    elif decided and actual != expected:
         yield told
 
 

@@ -203,22 +203,22 @@ def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
     return digest if isinstance(digest, str) else None, most if isinstance(most, int) else None
 
 
-def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
-    """Reject names of new adapters that collide as file names; `taken` are the names in the bundle.
+def check_names(names: Sequence[str], existing: Sequence[str] = ()) -> None:
+    """Reject names of new adapters that collide as file names; `existing` are the names in the bundle.
 
     Raises:
         AdapterError: a name occurs twice, or is that of the base.
     """
-    counts = Counter(name.casefold() for name in (*taken, *names))
+    counts = Counter(name.casefold() for name in (*existing, *names))
     twice = [name for name in names if counts[name.casefold()] > 1]
     if twice:
         folded = {name.casefold() for name in twice}
         raise AdapterError(
-            "the bundle has an adapter with this name" if taken else "two adapters have the same name",
-            found=quoted(dict.fromkeys([*twice, *(name for name in taken if name.casefold() in folded)])),
+            "the bundle has an adapter with this name" if existing else "two adapters have the same name",
+            found=quoted(dict.fromkeys([*twice, *(name for name in existing if name.casefold() in folded)])),
             expected="names that differ in more than case",
             fix="remove the old one first, or add the new one under another name: `other=FOLDER`"
-            if taken
+            if existing
             else "rename the folder of one of them",
         )
     if BASE in counts:

@@ -167,7 +167,7 @@ class AudioModality(FileModality):
     def samples(self, rate: int | None) -> dict[str, bytes]:
         """Return tones in noise of 0.25 and 0.4 seconds, 16-bit WAV."""
         assert rate is not None
-        drawn, found = np.random.default_rng(0), {}
+        drawn, files = np.random.default_rng(0), {}
         for title, seconds, pitch in (("low", 0.25, 220), ("high", 0.5, 1760)):
             times = np.arange(int(seconds * rate)) / rate
             samples = 0.4 * np.sin(2 * np.pi * pitch * times) + drawn.normal(0, 0.05, len(times))
@@ -177,8 +177,8 @@ class AudioModality(FileModality):
                 writer.setsampwidth(2)
                 writer.setframerate(rate)
                 writer.writeframes((samples * 32767).astype("<i2").tobytes())
-            found[title] = file.getvalue()
-        return found
+            files[title] = file.getvalue()
+        return files
 
     def noise(self, number: int, rate: int | None) -> np.ndarray:
         """Return samples of noise."""
@@ -199,15 +199,15 @@ def _checked(data: bytes, rate: int | None, where: object) -> tuple[Any, bytes]:
     if facts.sampwidth > max(_PCM):
         raise refusal(f"samples of {8 * facts.sampwidth} bits")
     if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
-        found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
+        facts_found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
         expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
         raise DataError(
-            "does not match the audio format of the model", where=where, found=found, expected=expected, fix=fix
+            "does not match the audio format of the model", where=where, found=facts_found, expected=expected, fix=fix
         )
     if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
-        found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
+        facts_found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
         raise DataError(
-            "is an empty or truncated audio file", where=where, found=found, fix="copy the file again as a whole"
+            "is an empty or truncated audio file", where=where, found=facts_found, fix="copy the file again as a whole"
         )
     return facts, frames
 

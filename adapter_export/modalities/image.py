@@ -219,13 +219,13 @@ class ImageModality(FileModality):
 
     def samples(self, rate: int | None) -> dict[str, bytes]:  # noqa: ARG002
         """Return color, grey and transparent images as PNG, which all readers decode identically."""
-        drawn, found = np.random.default_rng(0), {}
+        drawn, files = np.random.default_rng(0), {}
         for title, shape in (("wide", (43, 61, 3)), ("high in grey", (70, 31)), ("clear", (29, 29, 4))):
             smooth = np.cumsum(drawn.normal(0, 9, shape), axis=1) + drawn.normal(128, 40, shape)
             file = io.BytesIO()
             pillow("Image").fromarray(np.clip(smooth, 0, 255).astype(np.uint8)).save(file, "PNG")
-            found[title] = file.getvalue()
-        return found
+            files[title] = file.getvalue()
+        return files
 
     def noise(self, number: int, rate: int | None) -> np.ndarray:  # noqa: ARG002
         """Return an image of noise."""

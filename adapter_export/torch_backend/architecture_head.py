@@ -238,12 +238,12 @@ def _check_same_base(whole: Any, base: TorchBase) -> None:
     if inner is None:
         raise _refusal(type(whole).__name__, "no base inside the model")
     shapes = {name: tuple(value.shape) for name, value in inner.named_parameters()}
-    found = {name: tuple(known[name].shape) for name in shapes if name in known}
-    differing = [name for name, shape in found.items() if shape != shapes[name]]
-    if differing or len(found) * 2 < len(shapes):
+    common = {name: tuple(known[name].shape) for name in shapes if name in known}
+    differing = [name for name, shape in common.items() if shape != shapes[name]]
+    if differing or len(common) * 2 < len(shapes):
         raise AdapterError(
             "the configuration of the base is not that of its program",
-            found=quoted(differing[:3]) or f"{len(found)} of {len(shapes)} tensors",
+            found=quoted(differing[:3]) or f"{len(common)} of {len(shapes)} tensors",
             fix="capture the base again",
         )
 

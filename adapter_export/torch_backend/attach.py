@@ -298,15 +298,15 @@ class AdaptedModel(AttachedAdapter):
         sizes = {record.limit for record in self.base.inputs if record.role == "ids"}
         kept = {record.next for record in self.base.inputs}
         named = [record for record in self.base.outputs if len(record.axes) == 3 and record.name not in kept]
-        found = [record.name for record in named if record.axes[-1] in sizes or record.name == "logits"]
-        if len(found) != 1:
+        candidates = [record.name for record in named if record.axes[-1] in sizes or record.name == "logits"]
+        if len(candidates) != 1:
             raise BaseModelError(
                 "has no output with the logits of the next token",
                 found=", ".join(f"`{record.name}` {list(record.axes)}" for record in self.base.outputs[:5]),
                 expected="one output [batch, tokens, vocabulary]",
                 fix="capture the causal language model with its head: without " + argument("bare", True),
             )
-        return found[0]
+        return candidates[0]
 
     def on(self, device: torch.device) -> Self:
         """Move the model, including devices named in its graph; the base is not moved."""
@@ -328,19 +328,19 @@ class AdaptedModel(AttachedAdapter):
         trial = padding_trial(base.inputs, base.outputs, base.lengths)
         if trial is None or not (base.pads or token_lengths(base.inputs, base.lengths).unbroken):
             return False
-        found: list[dict[str, np.ndarray]] = []
+        outputs: list[dict[str, np.ndarray]] = []
         with self.with_random_weights(), torch.inference_mode():
             for row in trial.runs:
                 inputs = self.placed({name: torch.from_numpy(array) for name, array in row.items()})
                 with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
-                    found.append({name: value.cpu().numpy() for name, value in self(**inputs).items()})
-        return not trial.changes(found, found[0].keys())
+                    outputs.append({name: value.cpu().numpy() for name, value in self(**inputs).items()})
+        return not trial.changes(outputs, outputs[0].keys())
 
     @contextmanager
     def with_random_weights(self) -> Iterator[None]:
         """Use random weights in the adapter and its head, enable all layers and disable dropout in the block."""
         generator, tensors, layers = torch.Generator().manual_seed(0), self.tensors().values(), self._layers.values()
-        kept, idle = [tensor.detach().clone() for tensor in tensors], [layer.idle for layer in layers]
+        before, idle = [tensor.detach().clone() for tensor in tensors], [layer.idle for layer in layers]
         was_training = self.training
         for layer in layers:
             layer.idle = False
@@ -352,7 +352,7 @@ class AdaptedModel(AttachedAdapter):
             yield
         finally:
             with torch.no_grad():
-                for tensor, own in zip(tensors, kept, strict=True):
+                for tensor, own in zip(tensors, before, strict=True):
                     tensor.copy_(own)
             for layer, was_idle in zip(layers, idle, strict=True):
                 layer.idle = was_idle

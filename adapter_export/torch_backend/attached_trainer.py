@@ -134,12 +134,12 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
         """
         if not state.is_world_process_zero:
             return
-        kept = state.global_step
+        step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
             best = Path(state.best_model_checkpoint)
             self._compare(best, "kept")
-            kept = int(best.name.rpartition("-")[2])
-        self._save(self._output, self._record(args, state, kept), force=self._force)
+            step = int(best.name.rpartition("-")[2])
+        self._save(self._output, self._record(args, state, step), force=self._force)
         if self._build is not None:
             self._build(self._output)
 
@@ -164,7 +164,7 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
                 fix="attach an adapter of the same kind and widths, and train in float32; the adapter is in the folder",
             )
 
-    def _record(self, args: Any, state: Any, kept: int) -> dict[str, Any]:
+    def _record(self, args: Any, state: Any, step: int) -> dict[str, Any]:
         """Return the record that `train` writes, from the `Trainer`'s state."""
         adapter = self._adapter.adapter
         task = None if adapter is None or adapter.task is None else adapter.task.type
@@ -184,8 +184,8 @@ class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the 
                 **self._sources,
             },
             "history": history,
-            "kept_step": kept,
-            "validation": next((one.get("validation", {}) for one in history if one["step"] == kept), {}),
+            "kept_step": step,
+            "validation": next((one.get("validation", {}) for one in history if one["step"] == step), {}),
             "steps": state.global_step,
             **({"seconds": runtime[-1]} if runtime else {}),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},

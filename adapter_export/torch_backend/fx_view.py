@@ -99,8 +99,8 @@ def flow_graph(module: GraphModule) -> FlowGraph:
 def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
     """Return in order the nodes whose tensors depend on an input, or on constants that start a stream."""
     nodes = list(nodes)
-    found = _computed_from(nodes, set())
-    constants = {node.name for node in nodes if node not in found and _is_repeated(node)}
+    computed = _computed_from(nodes, set())
+    constants = {node.name for node in nodes if node not in computed and _is_repeated(node)}
     steps = (
         Step(
             tuple(source.name for source in _sources(node)),
@@ -111,18 +111,18 @@ def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
         for node, op in ((node, _op(node)) for node in nodes)
     )
     starts = constant_starts(steps, constants)
-    return _computed_from(nodes, starts) if starts else found
+    return _computed_from(nodes, starts) if starts else computed
 
 
 def _computed_from(nodes: Iterable[Node], starts: Set[str]) -> dict[Node, None]:
     scalars = torch.SymInt | torch.SymFloat | torch.SymBool | int | float  # for example, the length of an axis
-    found: dict[Node, None] = {}
+    reached: dict[Node, None] = {}
     for node in nodes:
-        fed = node.op == "placeholder" or any(source in found for source in _sources(node))
+        fed = node.op == "placeholder" or any(source in reached for source in _sources(node))
         is_scalar = isinstance(node.meta.get("val"), scalars)
         if node.name in starts or (fed and node.op != "output" and not is_scalar and _op(node) not in _SHAPES_ALONE):
-            found[node] = None
-    return found
+            reached[node] = None
+    return reached
 
 
 def _is_repeated(node: Node) -> bool:
@@ -216,13 +216,13 @@ def _norm(node: Node, op: str) -> Norm | None:
         return None
     assert isinstance(node.target, OpOverload)  # in an exported program, norms are always torch operators
     names = [argument.name for argument in node.target._schema.arguments]
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    tensors = [given.get("weight"), given.get("bias")]
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    tensors = [arguments.get("weight"), arguments.get("bias")]
     trained = all(tensor is None or (isinstance(tensor, Node) and tensor.op == "get_attr") for tensor in tensors)
-    if len(given["normalized_shape"]) != 1 or not trained:
+    if len(arguments["normalized_shape"]) != 1 or not trained:
         return Norm("unknown", 0.0, None, None)
     weight, bias = (str(tensor.target) if isinstance(tensor, Node) else None for tensor in tensors)
-    epsilon = given.get("eps")
+    epsilon = arguments.get("eps")
     if epsilon is None:  # torch's defaults
         epsilon = 1e-5 if op in _LAYER else finfo(node.all_input_nodes[0].meta["val"].dtype).eps
     return Norm("layer" if op in _LAYER else "rms", epsilon, weight, bias)

@@ -76,22 +76,22 @@ def attach_to_module(
             where=f"`{type(module).__name__}`",
             fix="detach the existing adapter, or rename the attribute",
         )
-    given = (example_inputs, axes) if example_inputs is not None else obvious_inputs(module)
-    if given is None:
+    inputs_and_axes = (example_inputs, axes) if example_inputs is not None else obvious_inputs(module)
+    if inputs_and_axes is None:
         raise UsageError(
             "the inputs of the module are unclear",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
             fix="pass `example_inputs`, a dict of tensors by the names of `forward`'s arguments",
         )
-    base = base_of(module, *given)
+    base = base_of(module, *inputs_and_axes)
     sites = sites_of(base.flow, "torch", site_map)
     check_complete(sites, site_map)
-    made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
+    fitted = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
-    drawn = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in made.weights.items()}
-    trial = attach(base, replace(made, weights=drawn), sites=sites)  # also checks that it fits
+    drawn = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in fitted.weights.items()}
+    trial = attach(base, replace(fitted, weights=drawn), sites=sites)  # also checks that it fits
     with ExitStack() as undoing:
-        hooked = undoing.enter_context(HookedAdapter(module, base, made, sites, learned))
+        hooked = undoing.enter_context(HookedAdapter(module, base, fitted, sites, learned))
         hooked.compare_with(trial)
         undoing.pop_all()
     return hooked
@@ -332,19 +332,19 @@ class HookedAdapter(AttachedAdapter):
         """
         module = self._module[0]
         tensors, drawn = self.tensors(), trial.tensors()
-        kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        originals = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         with torch.no_grad():
             try:
                 for name, tensor in tensors.items():
                     tensor.copy_(drawn[name])
-                with settled(module), self.observed() as found, trial.observed() as expected:
+                with settled(module), self.observed() as observed, trial.observed() as expected:
                     outputs = [*_run(module, self.base, self._inputs).values()]
                     wanted = [*trial(**self._inputs).values()]
             finally:
                 for name, tensor in tensors.items():
-                    tensor.copy_(kept[name])
-        sites = [name for name, call in expected.items() if name in found and not _alike(call, found[name])]
-        sites += [name for name in expected if name not in found and name != HEAD]
+                    tensor.copy_(originals[name])
+        sites = [name for name, call in expected.items() if name in observed and not _alike(call, observed[name])]
+        sites += [name for name in expected if name not in observed and name != HEAD]
         if sites or not all(_close(one, other) for one, other in zip(wanted, outputs, strict=False)):
             raise _unreachable(quoted(sites) or "the outputs", "the module differs from its captured graph there")
 
@@ -416,21 +416,21 @@ class _Boundaries:
         if it is to be replaced and is also read elsewhere.
         """
         node = self._nodes[name]
-        own = modules_of(node)
+        modules = modules_of(node)
         value = self._values[node]
-        for path in reversed(own.values()):
+        for path in reversed(modules.values()):
             for boundary in self._at(path, "out", value):
                 return boundary
         users = [modules_of(user) for user in node.users]
-        entered = [next(((key, path) for key, path in user.items() if key not in own), None) for user in users]
+        entered = [next(((key, path) for key, path in user.items() if key not in modules), None) for user in users]
         taken = [call[1] for call in entered if call is not None]
         # the first operation of a submodule, such as a cast, may keep the numbers
-        for path in taken if replaced else [*taken, *reversed(own.values())]:
+        for path in taken if replaced else [*taken, *reversed(modules.values())]:
             for boundary in self._at(path, "in", value) if len(set(entered)) == 1 or not replaced else ():
                 return boundary
         raise _unreachable(
             f"site `{site.name}`" if site is not None else "the final hidden state",
-            f"`{name}` inside the `forward` of `{list(own.values())[-1] if own else ''}`",
+            f"`{name}` inside the `forward` of `{list(modules.values())[-1] if modules else ''}`",
         )
 
     def input_of(self, site: Site) -> Boundary:
@@ -457,12 +457,12 @@ def _alike(one: Any, other: Any) -> bool:
     return all(_close(first, second) for first, second in pairs)
 
 
-def _close(one: Tensor, other: Tensor, tolerance: float = _TOLERANCE) -> bool:
+def _close(first: Tensor, other: Tensor, tolerance: float = _TOLERANCE) -> bool:
     """Return whether two tensors differ only by rounding; axes before the last may be merged."""
-    if one.numel() != other.numel():
+    if first.numel() != other.numel():
         return False
-    one, other = one.reshape(-1), other.reshape(-1)
-    return not one.numel() or bool((one - other).abs().max() <= tolerance * one.abs().max())
+    first, other = first.reshape(-1), other.reshape(-1)
+    return not first.numel() or bool((first - other).abs().max() <= tolerance * first.abs().max())
 
 
 def _members(value: Any) -> list[tuple[int | str | None, Any]]:

@@ -82,14 +82,14 @@ class _Work:
             call = self.graph.call_module(target, tuple(read))
         with self.graph.inserting_before(call):
             call.args = (*read, *(self.graph.get_attr(name) for name in layer.borrows))
-        new, own = (call, {call}) if edit.piece is None else self._join(edit.piece, old, call)
+        new, added = (call, {call}) if edit.piece is None else self._join(edit.piece, old, call)
         new.meta = dict(old.meta)
         if edit.replaced == "u":
             self.nodes[edit.result] = new
             for rewiring in edit.rewirings:
                 self._rewire(rewiring)
             return
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in added)
         self.nodes |= {ref: new for ref, node in self.nodes.items() if node is old}
 
     def _join(self, piece: Piece, whole: fx.Node, call: fx.Node) -> tuple[fx.Node, set[fx.Node]]:

@@ -310,24 +310,24 @@ class _Drawn(fx.Interpreter):
 
 def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
     """Compute the values of some nodes of a base's graph, by name; `RequestError` if it rejects the inputs."""
-    found: Arrays = {}
+    values: Arrays = {}
 
     class Keeping(torch.fx.Interpreter):
         def run_node(self, node: torch.fx.Node) -> object:
             value = super().run_node(node)
             if node.name in names:
-                found[node.name] = value.numpy().copy()
+                values[node.name] = value.numpy().copy()
             return value
 
     with _inference():
         Keeping(base.flat).run(*base.ordered(_tensors(inputs)))
-    return found
+    return values
 
 
-def _are_alike(one: Adapter | None, other: Adapter | None) -> bool:
+def _are_alike(first: Adapter | None, other: Adapter | None) -> bool:
     """Return whether two adapters differ only in their weights, but not in the meaning of their results."""
-    if one is None or other is None or one is other:
-        return one is other
-    heads = [None if each.head is None else (each.head.graph, each.head.widths) for each in (one, other)]
-    alike = one.graphs == other.graphs and one.placements == other.placements and heads[0] == heads[1]
-    return alike and one.base == other.base
+    if first is None or other is None or first is other:
+        return first is other
+    heads = [None if each.head is None else (each.head.graph, each.head.widths) for each in (first, other)]
+    alike = first.graphs == other.graphs and first.placements == other.placements and heads[0] == heads[1]
+    return alike and first.base == other.base

@@ -102,17 +102,17 @@ def attach(
     from adapter_export.torch_backend.hooks import attach_to_module
 
     opened = open_base(model, site_map=site_map) if isinstance(model, str | Path | Base) else None
-    given = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
+    given_sites = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
 
     def make(sites: SiteMap, fingerprint: str) -> Adapter:
         if adapter is not None:
             return load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
         new = Initialization(**of_start).adapter(make_kind(kind, of_kind), sites, fingerprint, head)
-        return replace(new, training={SITE_MAP_KEY: None if given is None else given.digest})
+        return replace(new, training={SITE_MAP_KEY: None if given_sites is None else given_sites.digest})
 
     if opened is None:
         return attach_to_module(
-            cast("Module", model), make, example_inputs=example_inputs, axes=axes, site_map=given, learned=learned
+            cast("Module", model), make, example_inputs=example_inputs, axes=axes, site_map=given_sites, learned=learned
         )
     sites = opened.sites.complete
     return bases.attach(opened.torch, make(sites, opened.fingerprint), sites=sites, learned=learned)

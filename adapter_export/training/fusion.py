@@ -58,12 +58,12 @@ class FusionSpec:
         Raises:
             UsageError: an option does not apply.
         """
-        given = list(changed(self))
+        chosen = list(changed(self))
         if not members:
-            if given:
+            if chosen:
                 raise UsageError(
                     "this option applies only to a fusion",
-                    found=joined(map(argument, given)),
+                    found=joined(map(argument, chosen)),
                     fix="pass " + argument("fuse", ["a", "b"]) + ", or remove the option",
                 )
             return
@@ -71,7 +71,7 @@ class FusionSpec:
             raise UsageError(argument("fuse") + " must list two or more adapters", found=f"`{members[0]}`")
         if self.fusion not in _HAS:
             raise UsageError("unknown fusion", found=f"`{self.fusion}`", expected=quoted(_HAS))
-        unknown = [name for name in given if name not in ("fusion", *_HAS[self.fusion])]
+        unknown = [name for name in chosen if name not in ("fusion", *_HAS[self.fusion])]
         if unknown:
             found = joined(map(argument, unknown))
             raise UsageError(f"a `{self.fusion}` fusion does not have this option", found=found)
@@ -105,7 +105,7 @@ class FusionSpec:
         check_site_map(members, base.given)
         if self.fusion == "weighted":
             weights: dict[str, Any] = {} if self.weights is None else {"weights": self.weights}
-            made = weighted_fusion(*members, name=name, residual=self.residual, **weights)
+            fused = weighted_fusion(*members, name=name, residual=self.residual, **weights)
         else:
             attention = FusionOptions(
                 query=not self.no_query,
@@ -118,9 +118,9 @@ class FusionSpec:
                 dropout=self.fusion_dropout,
                 first_value=self.first_value,
             )
-            made = adapter_fusion(*members, name=name, options=attention, seed=seed)
-        whole = with_head(made, head, seed=seed)
-        return whole, [*own_tensors(made), *(tensor for tensor in whole.weights if tensor not in made.weights)]
+            fused = adapter_fusion(*members, name=name, options=attention, seed=seed)
+        whole = with_head(fused, head, seed=seed)
+        return whole, [*own_tensors(fused), *(tensor for tensor in whole.weights if tensor not in fused.weights)]
 
 
 _STATIC = (

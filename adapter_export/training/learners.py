@@ -45,7 +45,7 @@ class NewAdapter:
 
         base, first = job.base, job.first_head(rows)
         sites = base.sites.complete
-        made = init_adapter(
+        fresh = init_adapter(
             self.kind,
             sites,
             name=self.name,
@@ -56,7 +56,7 @@ class NewAdapter:
         )
         scheme = self.scheme or self.kind.scheme
         facts = {"initialisation": scheme, **self.options}
-        return Start(attach(base.torch, first.onto(made), sites=sites), facts, f"init `{scheme}`")
+        return Start(attach(base.torch, first.onto(fresh), sites=sites), facts, f"init `{scheme}`")
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,24 @@ class NewStudent:
         from adapter_export.training.loop.distil_loop import Student, Teacher
         from adapter_export.training.loop.init_adapter import head_alone
 
-        base, sites, own = job.base, job.base.sites.complete, job.base.torch
+        base, sites, torch_base = job.base, job.base.sites.complete, job.base.torch
         if len(self.layers) < len(layers_of(sites)):
-            own = with_layers(own, sites, self.layers)
-        its = ArchiveBase(None, base.options, loaded=own).sites.complete
+            torch_base = with_layers(torch_base, sites, self.layers)
+        its = ArchiveBase(None, base.options, loaded=torch_base).sites.complete
         if self.teacher is None:
             first = job.first_head(rows)
             assert first.head is not None  # students always have a head: they cannot be trained to generate
-            made = first.onto(head_alone(first.head, BASE_HEAD, own.fingerprint, seed=job.loop.seed))
-            model = Student(own, made, its)
+            adapter = first.onto(head_alone(first.head, BASE_HEAD, torch_base.fingerprint, seed=job.loop.seed))
+            model = Student(torch_base, adapter, its)
             return Start(model, self._facts, self._origin, compared=(model,))
         weights = {name: tensor for name, tensor in self.teacher.weights.items() if name.startswith(f"{HEAD}.")}
-        made = AdapterType(BASE_HEAD, "base_head", own.fingerprint, {}, {}, weights, self.teacher.head)
+        adapter = AdapterType(BASE_HEAD, "base_head", torch_base.fingerprint, {}, {}, weights, self.teacher.head)
         seen = [ends_of(its, layer)[0] for layer in layers_of(its)[1:]]
         matched = [ends_of(sites, layer)[0] for layer in self.layers[1:]]
         final = len(base.torch.axes(sites.final))
         if any(len(base.torch.axes(value)) != final for value in matched):  # the base flattens batch and tokens
             seen, matched = [], []
-        model = Student(own, made, its, seen)
+        model = Student(torch_base, adapter, its, seen)
         teacher = Teacher(AdaptedModel(base.torch, self.teacher, sites, seen=matched), self.loss)
         return Start(model, self._facts, self._origin, teacher, compared=(model, teacher.model))
 

@@ -171,12 +171,12 @@ class RowReader:
         known = own.task if task is None and own is not None else task
         prompt = known if known is not None and known.template else None
         if base.media is None or generates:
-            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit, prompt), columns, tables)
+            reader = cls(base, data, head, task, _text_source(base, data.tokenizer, limit, prompt), columns, tables)
         else:
-            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit), columns), tables)
+            reader = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit), columns), tables)
         if task is not None:
-            made._check_task(task)
-        return made
+            reader._check_task(task)
+        return reader
 
     @property
     def generates(self) -> bool:
@@ -346,7 +346,7 @@ def _text_source(base: Base, given: Address | None, max_tokens: int | None, prom
     return TextSource(tokenizer_of(base, given, max_tokens), names, prompt=prompt)
 
 
-def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:
+def tokenizer_of(base: Base, tokenizer: Address | None, max_tokens: int | None) -> Tokenizer:
     """Return the given tokenizer or the base's, with the default limit if none is given.
 
     Raises:
@@ -359,8 +359,8 @@ def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> T
     if known is not None and limit > known:
         what = argument("max_tokens") + " exceeds the model's maximum length"
         raise UsageError(what, found=limit, expected=f"at most {known}")
-    if given is not None:
-        return Tokenizer.from_json(read_tokenizer(locate(given, "tokenizer").path), limit, base.fit)
+    if tokenizer is not None:
+        return Tokenizer.from_json(read_tokenizer(locate(tokenizer, "tokenizer").path), limit, base.fit)
     if base.tokenizer is None:
         fix: str = "pass its `tokenizer.json`, or the folder with it: " + argument("tokenizer")
         if base.inputs[0].dtype == "float32":

@@ -167,8 +167,8 @@ class HeadSpec:
         for option, width in (("head_width", self.head_width), ("vector_width", self.vector_width), *widths):
             if width is not None:
                 at_least_1(option, width)
-        given = changed(self)
-        shaped = [name for name in _SHAPE if name in given and self.head == "base"]
+        chosen = changed(self)
+        shaped = [name for name in _SHAPE if name in chosen and self.head == "base"]
         if shaped:
             raise UsageError(
                 "the base head cannot be changed",
@@ -181,7 +181,7 @@ class HeadSpec:
         unfit += [] if kind.pools else ["pooling"]
         unfit += [] if kind.has_thresholds else ["thresholds"]
         for option in unfit if kind.has_head else ():
-            if option in given:
+            if option in chosen:
                 self._refuse(option)
 
     def _refuse(self, option: str) -> None:
@@ -201,13 +201,13 @@ class HeadSpec:
 
         kind, of_data = TASK_TYPES[self.task], changed(data)
         if not kind.has_head:
-            given = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
+            chosen = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
             names = (*_SHAPE, "head", "thresholds", *PREFIXES, "truncation", *more)
             what = "the base predicts the next token, without a trained head or fusion"
         else:
-            given, names = of_data, ("packing", "end_token")
+            chosen, names = of_data, ("packing", "end_token")
             what = f"this option applies only to `{CAUSAL_LM}`"
-        strange = [name for name in names if name in given]
+        strange = [name for name in names if name in chosen]
         if strange:
             raise UsageError(what, found=joined(map(argument, strange)), fix="remove it")
         for option in PREFIXES:

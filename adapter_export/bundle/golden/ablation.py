@@ -57,13 +57,13 @@ def _output_changes(bundle: OpenedBundle, name: str) -> Iterator[tuple[str, tupl
 
     Float32 rounding is the threshold even for an 8-bit base, because one reference computes both sides.
     """
-    base, own = bundle.golden(None), bundle.golden(name)
+    base, vectors = bundle.golden(None), bundle.golden(name)
     of_base = {case.name: outputs for case, outputs in zip(base.cases, base.outputs, strict=True)}
-    allowance = replace(bundle.allowance(own.cases), stored="float32")
+    allowance = replace(bundle.allowance(vectors.cases), stored="float32")
     for output in bundle.base_outputs:
         pairs = [
             (outputs[output].astype(np.float64), of_base[case.name][output].astype(np.float64))
-            for case, outputs in zip(own.cases, own.outputs, strict=True)
+            for case, outputs in zip(vectors.cases, vectors.outputs, strict=True)
             if output in outputs and case.name in of_base and of_base[case.name][output].dtype.name in FLOAT_TYPES
         ]
         if pairs:

@@ -302,14 +302,14 @@ class BatchMaker:
         inputs = {name: array[0].tolist() for name, array in arrays.items()}
         return GoldenBatchRow(subject.name, inputs, context, _document(subject, outputs, context), absolute, decided)
 
-    def _run(self, subject: _Subject, arrays: Arrays, kept: Mapping[Axis, slice] | None = None) -> Arrays:
+    def _run(self, subject: _Subject, arrays: Arrays, real: Mapping[Axis, slice] | None = None) -> Arrays:
         """Return the reference's results for one row: its head's output, or all outputs if it has no task.
 
-        `kept` are the non-padding tokens along each padded axis.
+        `real` are the non-padding tokens along each padded axis.
         """
         found = run(self.references, arrays, subject.adapter, self._base_outputs(), subject.output)
         return {
-            record.name: found[record.name][0][tuple((kept or {}).get(axis, slice(None)) for axis in record.axes[1:])]
+            record.name: found[record.name][0][tuple((real or {}).get(axis, slice(None)) for axis in record.axes[1:])]
             for record in self._outputs(subject)
         }
 
@@ -382,13 +382,13 @@ def _batched(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | 
     groups: dict[str | None, list[GoldenBatchRow]] = {}
     for row in rows:
         groups.setdefault(row.adapter, []).append(row)
-    kept, numbers = list[list[GoldenBatchRow]](), 0
+    grouped, numbers = list[list[GoldenBatchRow]](), 0
     for group in groups.values():
         numbers += sum(_count(row.answer) for row in group)
         if numbers <= _ALL_NUMBERS:
-            kept.append(group)
+            grouped.append(group)
     # interleave adapters, so that adjacent rows use different ones
-    batches = [_in_turn(kept[at : at + _ADAPTERS]) for at in range(0, len(kept), _ADAPTERS)]
+    batches = [_in_turn(grouped[at : at + _ADAPTERS]) for at in range(0, len(grouped), _ADAPTERS)]
     named = tuple(GoldenBatch(f"batch {at}", tuple(some)) for at, some in enumerate(batches, 1))
     return GoldenBatches(GOLDEN_BATCHES_VERSION, reference, named) if named else None
 

@@ -80,7 +80,7 @@ class GoldenDataMaker:
     def texts(
         self,
         tokenizer: Tokenizer,
-        own: GoldenTexts | None,
+        previous: GoldenTexts | None,
         pairs: Sequence[tuple[Adapter, Golden]],
         pads: Mapping[str, bool],
     ) -> GoldenTexts:
@@ -88,13 +88,13 @@ class GoldenDataMaker:
 
         Args:
             tokenizer: tokenizer of the bundle.
-            own: ids of the texts from the model's own library, if known.
+            previous: ids of the texts from the model's own library, if known.
             pairs: adapters with their golden vectors.
             pads: whether rows of an adapter may be padded, by name.
         """
         self._step("golden texts")
         maker = TextMaker(
-            tokenizer, own, self.inputs, self.vectors.outputs, self.references, self.vectors.allowance, pads
+            tokenizer, previous, self.inputs, self.vectors.outputs, self.references, self.vectors.allowance, pads
         )
         return maker.all(pairs, self.heads)
 

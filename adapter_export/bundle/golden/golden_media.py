@@ -96,24 +96,24 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
     except MissingExtraError as error:
         detail = "files not read (" + error.what + ")"
     yield Finding.tested(CHECK, BASE, not faults, "; ".join(faults[:3]) or detail)
-    sets = {one.adapter: one for one in media.sets}
+    sets = {answers.adapter: answers for answers in media.sets}
     for adapter in bundle.manifest.adapters:
         if adapter.name not in names or adapter.task is None:
             continue
-        one, faults = sets.get(adapter.name), []
-        if one is None:
+        answers, faults = sets.get(adapter.name), []
+        if answers is None:
             yield Finding.tested(CHECK, adapter.name, False, "none for this adapter")
         elif run:
             session = bundle.runtime_session()
             arrays = {sample.name: sample.array[None] for sample in media.samples}
-            for wanted in one.answers:
+            for wanted in answers.answers:
                 try:
                     found = session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0].document()
-                    differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
+                    differ = list(answer_faults(found, wanted.answer, answers.absolute, decided=wanted.decided))
                 except RequestError as error:  # NaN, for example
                     differ = [error.what]
                 faults += [f"`{wanted.sample}`: " + fault for fault in differ]
-            detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
+            detail = f"{len(answers.answers)} answers within {answers.absolute:.1e}"
             yield Finding.tested(CHECK, adapter.name, not faults, "; ".join(faults[:3]) or detail)
 
 

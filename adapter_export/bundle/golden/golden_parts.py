@@ -43,17 +43,17 @@ class GoldenParts:
     parts: Sequence[PartRecord]
     weights: Sequence[Mapping[int, np.ndarray]]
 
-    def values(self, found: Sequence[Arrays]) -> list[float]:
+    def values(self, outputs: Sequence[Arrays]) -> list[float]:
         """Return the value of each part: near 0 for a correct program, near 1 with the fault.
 
         Args:
-            found: the outputs of a program in each case, in the form of golden data. Outputs of a bank may have more
+            outputs: the outputs of a program in each case, in the form of golden data. Outputs of a bank may have more
                 classes.
 
         Returns:
             NaN if an output is missing, has another shape or contains NaN.
         """
-        return part_values(self.parts, found, self.expected, self.weights)
+        return part_values(self.parts, outputs, self.expected, self.weights)
 
 
 def write_parts(parts: GoldenParts, folder: Path, path: str) -> PartsRecord:

@@ -151,13 +151,13 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
     cases = covering_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
-    made = [(one.core, case_of(one.name, one.arrays, manifest.inputs, one.seeds)) for one in cases]
+    checked = [(one.core, case_of(one.name, one.arrays, manifest.inputs, one.seeds)) for one in cases]
     there = {case.name for case in cases}
     for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
         case = case_of(one.name, one.arrays, manifest.inputs, one.seeds)
         if one.name not in there:  # skip duplicates: a long case costs as much as all others
-            made.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
-    return tuple(replace(case, core=core) for core, case in made)
+            checked.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
+    return tuple(replace(case, core=core) for core, case in checked)
 
 
 def named(manifest: Manifest, name: str) -> Case | None:

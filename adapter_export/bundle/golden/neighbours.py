@@ -29,11 +29,11 @@ def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]
     """
     golden = {record.name: bundle.golden(record.name) for record in bundle.manifest.adapters}
     samples = _samples(golden)
-    found: dict[str, list[tuple[str, float]]] = {}
-    for name, own in golden.items():
+    nearest: dict[str, list[tuple[str, float]]] = {}
+    for name, vectors in golden.items():
         apart = dict.fromkeys((other for other in golden if other != name), 0.0)
-        for output, budget in own.budgets.items():
-            names, values = samples[output, own.outputs[0][output].shape[1:]]
+        for output, budget in vectors.budgets.items():
+            names, values = samples[output, vectors.outputs[0][output].shape[1:]]
             most = np.abs(values - values[names.index(name)]).max(1, initial=0.0)
             known = {other: _over(float(each), budget.absolute) for other, each in zip(names, most, strict=True)}
             apart = {other: max(least, known.get(other, np.inf)) for other, least in apart.items()}  # or another head
@@ -41,9 +41,9 @@ def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]
             if _same_tensors(bundle, name, other):
                 del apart[other]
             else:
-                apart[other] = _apart(own, golden[other])
-        found[name] = sorted(apart.items(), key=lambda pair: pair[1])
-    return found
+                apart[other] = _apart(vectors, golden[other])
+        nearest[name] = sorted(apart.items(), key=lambda pair: pair[1])
+    return nearest
 
 
 def _samples(golden: Mapping[str, Golden]) -> dict[tuple[str, tuple[int, ...]], tuple[list[str], Vector]]:
@@ -62,12 +62,12 @@ def _same_tensors(bundle: OpenedBundle, one: str, other: str) -> bool:
     return all(np.array_equal(first[slot], second[slot]) for slot in first)
 
 
-def _apart(one: Golden, other: Golden) -> float:
+def _apart(first: Golden, other: Golden) -> float:
     """Return the largest deviation of another adapter's golden vectors, divided by the budget."""
     return max(
         separation_of(theirs.get(output), own[output], budget.absolute)
-        for own, theirs in zip(one.outputs, other.outputs, strict=True)
-        for output, budget in one.budgets.items()
+        for own, theirs in zip(first.outputs, other.outputs, strict=True)
+        for output, budget in first.budgets.items()
     )
 
 

@@ -111,13 +111,13 @@ def candidates(seen: Sequence[Seen], faults: Sequence[str], budgets: Mapping[str
 
     This is the smallest sufficient part, or else the one that shows the most.
     """
-    found: dict[str, Candidate] = {}
+    best_by_fault: dict[str, Candidate] = {}
     for output, allowed in budgets.items():
         for candidate in _candidates_of(seen, faults, output, allowed):
-            best = found.get(candidate.part.fault)
+            best = best_by_fault.get(candidate.part.fault)
             if best is None or _rank(candidate) > _rank(best):
-                found[candidate.part.fault] = candidate
-    return found
+                best_by_fault[candidate.part.fault] = candidate
+    return best_by_fault
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float]:

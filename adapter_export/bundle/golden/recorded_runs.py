@@ -92,14 +92,14 @@ class RunDigests:
         return digest
 
 
-def _bytes(golden: Golden, at: int, found: Arrays) -> bytes:
+def _bytes(golden: Golden, at: int, outputs: Arrays) -> bytes:
     """Return the outputs in golden vectors as little-endian bytes, sorted by name; missing outputs are skipped.
 
     Outputs of a bank are cut to the adapter's classes: they have as many as its widest head.
     """
     parts = []
-    for name in sorted(golden.budgets.keys() & found.keys()):
-        expected, value = golden.outputs[at][name], found[name]
+    for name in sorted(golden.budgets.keys() & outputs.keys()):
+        expected, value = golden.outputs[at][name], outputs[name]
         is_whole = name not in golden.sketches and expected.ndim and value.ndim
         own = value[..., : expected.shape[-1]] if is_whole else value
         parts.append(own.astype(own.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -163,13 +163,13 @@ class Recording:
 
     def _digests(self, name: str | None, variants: Collection[VariantName]) -> dict[str, str]:
         """Return, by graph, the digest of the runs, if other thread counts gave the same."""
-        found = dict[str, str]()
+        digests = dict[str, str]()
         for variant in variants:
             digest = self.runs.whole(variant, name)
             stable = self.stable.get((VARIANTS[variant].runs_as or variant, name), {})
             if digest is not None and self.runs.by_case(variant, name).items() <= stable.items():
-                found[variant] = digest
-        return found
+                digests[variant] = digest
+        return digests
 
 
 def _candidates(cases: Sequence[Case]) -> list[Case]:
@@ -183,7 +183,7 @@ def _candidates(cases: Sequence[Case]) -> list[Case]:
 
 def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str]) -> dict[_Key, dict[str, str]]:
     """Return, by graph and adapter, the digest of each case on which all thread counts agree."""
-    found = dict[_Key, dict[str, str]]()
+    stable = dict[_Key, dict[str, str]]()
     for graph in graphs:
         adapters = [name for name in bundle.names if name in graph.adapters]
         first, *others = (
@@ -192,12 +192,12 @@ def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str])
         for name in adapters:
             key = graph.variant, name
             digests = [other.by_case(*key) for other in others]
-            found[key] = {
+            stable[key] = {
                 case: digest
                 for case, digest in first.by_case(*key).items()
                 if all(other.get(case) == digest for other in digests)
             }
-    return found
+    return stable
 
 
 def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str]) -> RunDigests:
@@ -255,12 +255,12 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
     for name in known:
         compared = [variant for variant in trusted if _ran(runs, variant, name, golden[name])]
         wrong = [variant for variant in compared if not _is_same(runs, variant, name, golden[name])]
-        said = f"{quoted(wrong)}: bits differ from the build's, although the base's are equal"
+        difference = f"{quoted(wrong)}: bits differ from the build's, although the base's are equal"
         if wrong and other:
-            yield _not_compared(name or BASE, f"{said}; this processor is not {_processor(recorded)}")
+            yield _not_compared(name or BASE, f"{difference}; this processor is not {_processor(recorded)}")
         elif wrong:
             why = "a tensor did not arrive unchanged, or this runtime rounds differently"
-            yield Finding.tested(CHECK, name or BASE, False, f"{said}: {why}")
+            yield Finding.tested(CHECK, name or BASE, False, f"{difference}: {why}")
         elif compared:
             detail = f"{', '.join(compared)}: {len(recorded.cases)} cases match the build, bit-exact"
             yield Finding.tested(CHECK, name or BASE, True, detail)

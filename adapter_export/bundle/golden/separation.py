@@ -83,11 +83,11 @@ def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
     A part is a site, the head, or parameters that sites share. Sites without effect are skipped: neutral tensors give
     the same result.
     """
-    own, neutral = bundle.tensors(name), bundle.tensors(None)
+    tensors, neutral = bundle.tensors(name), bundle.tensors(None)
     idle = {site for effect in effects(bundle, [name]) for site in effect.idle}
     acting: dict[str, list[SlotRecord]] = {}
     for slot in bundle.manifest.slots:
-        if slot.site not in idle and not np.array_equal(own[slot.name], neutral[slot.name]):
+        if slot.site not in idle and not np.array_equal(tensors[slot.name], neutral[slot.name]):
             acting.setdefault(slot.site, []).append(slot)
     layers: dict[int, list[str]] = {}
     for site in bundle.manifest.sites:
@@ -95,7 +95,7 @@ def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
             layers.setdefault(site.layer, []).append(site.name)
 
     def off(sites: Collection[str]) -> Weights:
-        return own | {slot.name: neutral[slot.name] for site in sites for slot in acting[site]}
+        return tensors | {slot.name: neutral[slot.name] for site in sites for slot in acting[site]}
 
     yield from (Fault(f"{site} off", off([site]), is_part=True) for site in acting)
     yield from (Fault(f"layer {layer} off", off(sites)) for layer, sites in layers.items() if len(sites) > 1)
@@ -155,14 +155,14 @@ class SeparationMaker:
         return [open_session(disturbed(model, home, slots, draw), home) for draw in range(_DRAWS)]
 
     def _run(self, name: str, case: Case, expected: Arrays, faults: Sequence[Fault]) -> Seen:
-        own = {**case.arrays, **self.bundle.tensors(name)}
-        faulty = {fault.name: {**own, **fault.tensors} for fault in faults}
+        with_adapter = {**case.arrays, **self.bundle.tensors(name)}
+        faulty = {fault.name: {**with_adapter, **fault.tensors} for fault in faults}
         try:
-            right, *wrong = self.bundle.run_slots([own, *faulty.values()], self.bundle.stored)
+            right, *wrong = self.bundle.run_slots([with_adapter, *faulty.values()], self.bundle.stored)
         except RequestError:  # a fault that the graph rejects is not silent
-            (right,) = self.bundle.run_slots([own], self.bundle.stored)
+            (right,) = self.bundle.run_slots([with_adapter], self.bundle.stored)
             wrong = [self._outputs(feeds) for feeds in faulty.values()]
-        return Seen(case, own, expected, right, dict(zip(faulty, wrong, strict=True)))
+        return Seen(case, with_adapter, expected, right, dict(zip(faulty, wrong, strict=True)))
 
     def _outputs(self, feeds: Arrays) -> Arrays:
         """Return the graph's outputs; empty if it rejects these tensors."""
@@ -171,8 +171,8 @@ class SeparationMaker:
         except RequestError:
             return {}
 
-    def _parts(self, name: str, weak: Sequence[Fault], seen: list[Seen], found: Separations) -> list[Candidate]:
-        """Return golden parts for weak faults; adds their separations to `found` and their cases to `seen`.
+    def _parts(self, name: str, weak: Sequence[Fault], seen: list[Seen], separations: Separations) -> list[Candidate]:
+        """Return golden parts for weak faults; adds their separations to `separations` and their cases to `seen`.
 
         A part for a site usually also shows its layer. There are no parts if other rounding cannot be simulated,
         because their limits would be guesses.
@@ -194,14 +194,18 @@ class SeparationMaker:
                 known = [one.shown(seen, fault.name) for one in clear]
                 shown = max(known, key=lambda pair: pair[1], default=("", 0.0))
                 own = found_parts.get(fault.name)
-                if shown[1] < ENOUGH and own is not None and own.separation > max(shown[1], _best(found[fault.name])):
+                if (
+                    shown[1] < ENOUGH
+                    and own is not None
+                    and own.separation > max(shown[1], _best(separations[fault.name]))
+                ):
                     chosen = [*(one for one in chosen if one.part.fault != fault.name), own]
                     shown = own.part.output, own.separation
                 output, separation = shown
-                if separation > found[fault.name].get(output, 0.0):
-                    found[fault.name][output] = separation
+                if separation > separations[fault.name].get(output, 0.0):
+                    separations[fault.name][output] = separation
             least = ENOUGH * _HOPELESS[min(count, len(_HOPELESS) - 1)]
-            unclear = [fault for fault in unclear if least <= _best(found[fault.name]) < ENOUGH]
+            unclear = [fault for fault in unclear if least <= _best(separations[fault.name]) < ENOUGH]
         return [one for one in chosen if one.separation > 1]
 
     def _elsewhere(self, seen: Seen, faults: Sequence[Fault]) -> Seen:
@@ -278,14 +282,14 @@ def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
 
 def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str]:
     """Yield the faults of an adapter that golden data barely show; similarity to adapters in `alike` is expected."""
-    found = record.golden.separation
-    if found is not None and found.weak:
-        shown, more = quoted(found.weak[:_NAMED]), len(found.weak) - _NAMED
+    separation = record.golden.separation
+    if separation is not None and separation.weak:
+        shown, more = quoted(separation.weak[:_NAMED]), len(separation.weak) - _NAMED
         yield (
             f"golden data of `{record.name}` barely show {shown}{f' and {more} more' if more > 0 else ''}: "
-            f"the weakest fault moves the outputs by {found.least:.2g} times the budget, less than {ENOUGH:g}"
+            f"the weakest fault moves the outputs by {separation.least:.2g} times the budget, less than {ENOUGH:g}"
         )
-    nearest = None if found is None else found.nearest
+    nearest = None if separation is None else separation.nearest
     if nearest is not None and nearest.separation < ENOUGH and nearest.adapter not in alike:
         yield f"golden data of `{record.name}` barely show `{nearest.adapter}` instead ({nearest.separation:.2g})"
 
@@ -328,14 +332,14 @@ def _written(separation: float) -> float:
     return float(f"{min(separation, MOST):.4g}")
 
 
-def _record(found: Separations, nearest: NearestRecord | None) -> SeparationRecord | None:
+def _record(separations: Separations, nearest: NearestRecord | None) -> SeparationRecord | None:
     """Return the record for the manifest, with four digits: more would be noise."""
-    if not found:
+    if not separations:
         return None
-    best = {fault: _written(_best(outputs)) for fault, outputs in found.items()}
+    best = {fault: _written(_best(outputs)) for fault, outputs in separations.items()}
     least = min(best, key=lambda fault: best[fault])
-    outputs = {output for one in found.values() for output in one}
-    sites = [one for fault, one in found.items() if fault != f"{HEAD} off"] or list(found.values())
+    outputs = {output for one in separations.values() for output in one}
+    sites = [one for fault, one in separations.items() if fault != f"{HEAD} off"] or list(separations.values())
     by_output = {output: _written(min(one.get(output, 0.0) for one in sites)) for output in sorted(outputs)}
     weak = sorted((fault for fault in best if best[fault] < ENOUGH), key=lambda fault: best[fault])
     return SeparationRecord(best[least], least, by_output, tuple(weak), nearest)

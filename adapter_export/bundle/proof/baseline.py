@@ -21,21 +21,25 @@ def regressions(baseline: CheckReport, findings: Sequence[Finding], where: str) 
 
     Claims that fail now are skipped, because they are already findings. `where` is the name of the earlier report.
     """
-    now = {found.id: found for found in findings}
+    now = {finding.id: finding for finding in findings}
     for before in baseline.findings:
-        found = now.get(before.id)
-        if before.status not in ("exact", "tested") or (found is not None and not found.passed):
+        finding = now.get(before.id)
+        if before.status not in ("exact", "tested") or (finding is not None and not finding.passed):
             continue
-        if found is None and before.check == _HERE:
+        if finding is None and before.check == _HERE:
             continue
-        if found is None or found.status == "unverified":
-            reason = "not checked" if found is None else "unverified: " + found.detail
+        if finding is None or finding.status == "unverified":
+            reason = "not checked" if finding is None else "unverified: " + finding.detail
             yield _worse(before, f"{before.status} in {where}, now " + reason)
             continue
-        if (before.status, found.status) == ("exact", "tested"):
+        if (before.status, finding.status) == ("exact", "tested"):
             yield _worse(before, f"exact in {where}, now only tested")
-        if before.ratio is not None and found.ratio is not None and found.ratio > max(_WORSE * before.ratio, _NOISE):
-            yield _worse(before, f"error {before.ratio:.2g} of its budget in {where}, now {found.ratio:.2g}")
+        if (
+            before.ratio is not None
+            and finding.ratio is not None
+            and finding.ratio > max(_WORSE * before.ratio, _NOISE)
+        ):
+            yield _worse(before, f"error {before.ratio:.2g} of its budget in {where}, now {finding.ratio:.2g}")
 
 
 def _worse(before: Finding, detail: str) -> Finding:

@@ -57,15 +57,15 @@ def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartVal
 def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
     """Yield one finding per adapter: failed if a golden part exceeds its limit in any graph."""
     for adapter in dict.fromkeys(one.adapter for one in values):
-        own = [one for one in values if one.adapter == adapter]
-        wrong = [one for one in own if not one.ratio <= 1]
+        of_adapter = [one for one in values if one.adapter == adapter]
+        wrong = [one for one in of_adapter if not one.ratio <= 1]
         if wrong:
             wrong.sort(key=lambda one: math.inf if math.isnan(one.value) else abs(one.value - 1))  # likeliest first
             shown = [f"`{one.part.fault}` in `{one.file}` ({one.value:.2g} of ±{one.part.limit:g})" for one in wrong]
             more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             detail = f"outputs move as with {', '.join(shown[:_SHOWN])}{more}"
         else:
-            worst, faults = max(own, key=lambda one: one.ratio), {one.part.fault for one in own}
+            worst, faults = max(of_adapter, key=lambda one: one.ratio), {one.part.fault for one in of_adapter}
             detail = f"{len(faults)} faults ruled out; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
         yield Finding.tested(CHECK, adapter, not wrong, detail)
 
@@ -77,15 +77,15 @@ def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -
     that contains such a fault may pass.
     """
     for record in records:
-        found = record.golden.separation
-        if found is None or record.name not in names:
+        separation = record.golden.separation
+        if separation is None or record.name not in names:
             continue
-        least = f"the weakest fault, `{found.fault}`, moves the outputs by {_times(found.least)} the budget"
-        near = found.nearest
+        least = f"the weakest fault, `{separation.fault}`, moves the outputs by {_times(separation.least)} the budget"
+        near = separation.nearest
         other = "" if near is None else f"; `{near.adapter}` instead: {_times(near.separation)}"
         yield Finding.tested("separation", record.name, True, f"{least}{other}")
-        if found.weak:
-            yield Finding.unverified(WEAK, record.name, f"less than twice the budget: {quoted(found.weak)}")
+        if separation.weak:
+            yield Finding.unverified(WEAK, record.name, f"less than twice the budget: {quoted(separation.weak)}")
 
 
 def _times(separation: float) -> str:

@@ -50,7 +50,7 @@ _NO_EXPONENT = np.int32(-4096)
 
 
 def compare_top_class(
-    found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
+    actual: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
 ) -> TopClassRecord:
     """Compare the argmax over the last axis of logits [..., classes] without NaN; the first class wins a tie.
 
@@ -58,7 +58,7 @@ def compare_top_class(
     """
     rows = expected.reshape(-1, expected.shape[-1])
     top = rows.argmax(axis=1)
-    other = found.reshape(rows.shape).argmax(axis=1)
+    other = actual.reshape(rows.shape).argmax(axis=1)
     seen = np.ones(len(rows), bool) if where is None else np.broadcast_to(where, expected.shape)[..., 0].reshape(-1)
     differ = np.flatnonzero((top != other) & seen)
     margins = rows[differ, top[differ]].astype(np.float64) - rows[differ, other[differ]]
@@ -70,16 +70,16 @@ def compare_top_class(
     return TopClassRecord(count, count - len(flips), flips)
 
 
-def absolute_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64 | np.uint64]:
+def absolute_difference(actual: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64 | np.uint64]:
     """|found − expected| per element; float64 for floats, uint64 for integers so that differences do not wrap.
 
     A float64 difference that overflows is clipped to the largest float64.
     """
     if expected.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return np.minimum(np.abs(found.astype(np.float64) - expected.astype(np.float64)), _LARGEST)
+            return np.minimum(np.abs(actual.astype(np.float64) - expected.astype(np.float64)), _LARGEST)
     kind = np.uint64 if expected.dtype.kind in "ub" else np.int64
-    first, second = (side.astype(kind) for side in (found, expected))
+    first, second = (side.astype(kind) for side in (actual, expected))
     high, low = np.maximum(first, second), np.minimum(first, second)
     return high.view(np.uint64) - low.view(np.uint64)  # modulo 2^64: exact, because every difference is smaller
 
@@ -91,12 +91,12 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[
     return np.divide(difference, size, out=np.zeros_like(size), where=size > 0)
 
 
-def ulp_distance(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.uint64]:
+def ulp_distance(actual: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.uint64]:
     """Return the distance between two floats in units in the last place, per element.
 
     Counted across zero, where +0 and −0 are one number. IEEE 754 numbers of the same sign sort like their bit patterns.
     """
-    (first_negative, first), (second_negative, second) = _sign_and_size(found), _sign_and_size(expected)
+    (first_negative, first), (second_negative, second) = _sign_and_size(actual), _sign_and_size(expected)
     apart = np.maximum(first, second) - np.minimum(first, second)
     return np.where(first_negative == second_negative, apart, first + second)
 
@@ -147,7 +147,7 @@ class _Products:
 
 
 def compare(
-    found: np.ndarray,
+    actual: np.ndarray,
     expected: np.ndarray,
     budget: Budget,
     *,
@@ -162,16 +162,16 @@ def compare(
     exact = expected.dtype.kind in "iub"
     budget = Budget(0.0, "integers are compared exactly") if exact else budget
     structure = []
-    if found.shape != expected.shape:
-        structure.append(f"the shape is {list(found.shape)}, not {list(expected.shape)}")
-    if found.dtype != expected.dtype:
-        structure.append(f"the type is {found.dtype}, not {expected.dtype}")
+    if actual.shape != expected.shape:
+        structure.append(f"the shape is {list(actual.shape)}, not {list(expected.shape)}")
+    if actual.dtype != expected.dtype:
+        structure.append(f"the type is {actual.dtype}, not {expected.dtype}")
     elif not exact and expected.dtype.name not in FLOAT_TYPES:
         structure.append(f"values of type {expected.dtype} cannot be compared")
     if structure:
         return _nothing(budget, *structure, elements=expected.size)
     measures = _Measures(exact=exact)
-    for positions, first, second in _blocks(found, expected, where):
+    for positions, first, second in _blocks(actual, expected, where):
         measures.add(positions, first, second)
     absolute, nan, inf = measures.absolute, MasksRecord(*measures.nan.tolist()), MasksRecord(*measures.inf.tolist())
     has_classes = logits and expected.ndim and expected.size and nan == _NOWHERE
@@ -198,8 +198,8 @@ def compare(
         ratio=_ratio(absolute, budget.absolute),
         nan=nan,
         inf=inf,
-        worst=None if measures.worst is None else _worst(found, expected, measures.worst),
-        top_class=compare_top_class(found, expected, budget.absolute, where) if has_classes else None,
+        worst=None if measures.worst is None else _worst(actual, expected, measures.worst),
+        top_class=compare_top_class(actual, expected, budget.absolute, where) if has_classes else None,
     )
 
 
@@ -353,13 +353,13 @@ def _of_adapter(
     agreement: dict[str, AgreementRecord] = {}
     for case in original.cases:
         expected = run(original.runner, case.arrays, adapter, bundle.base_outputs, output)
-        found = session.run(case.arrays, name, allow_padding=True)
+        outputs = session.run(case.arrays, name, allow_padding=True)
         for each, value in expected.items():
             if value.dtype.kind != "f":
                 continue
-            pair = (found[each], value)
+            pair = (outputs[each], value)
             if case.real is not None and has_rows_per_token(value.shape, case.real):  # outputs at padding are undefined
-                pair = (found[each][case.real], value[case.real])
+                pair = (outputs[each][case.real], value[case.real])
             is_logits = (
                 record is not None and record.task is not None and record.task.kind.picks_largest and each == output
             )
@@ -370,16 +370,16 @@ def _of_adapter(
 
 
 def _agreement(
-    adapter: str | None, name: str, found: np.ndarray, expected: np.ndarray, *, is_logits: bool
+    adapter: str | None, name: str, actual: np.ndarray, expected: np.ndarray, *, is_logits: bool
 ) -> AgreementRecord:
     return AgreementRecord(
         adapter,
         name,
         rows=math.prod(expected.shape[:-1]) if is_logits else len(expected),
-        agree=int((found.argmax(-1) == expected.argmax(-1)).sum()) if is_logits else None,
-        absolute=float(np.abs(found - expected).max(initial=0)),
+        agree=int((actual.argmax(-1) == expected.argmax(-1)).sum()) if is_logits else None,
+        absolute=float(np.abs(actual - expected).max(initial=0)),
         scale=float(np.abs(expected).max(initial=0)),
-        cosine=cosine(found, expected),
+        cosine=cosine(actual, expected),
     )
 
 

@@ -78,7 +78,7 @@ class Context:
     def has(self) -> frozenset[Need]:
         """Requirements of claims that are met."""
         plan, model = self.plan, self.reference
-        there: dict[Need, bool] = {
+        available: dict[Need, bool] = {
             "model": model is not None,
             "source": model is not None and model.source is not None,
             "base": None in plan.names,
@@ -88,7 +88,7 @@ class Context:
             "slots": "slots" in plan.variants,
             "fanout": "fanout" in plan.variants,
         }
-        return frozenset(need for need, here in there.items() if here)
+        return frozenset(need for need, here in available.items() if here)
 
     @property
     def by_pieces(self) -> bool:
@@ -133,14 +133,14 @@ class Context:
         if self.reference is None:
             return []
         maker, twin = self.maker, self._twin
-        found: dict[str | None, Golden] = {}
+        golden: dict[str | None, Golden] = {}
         for name in self.plan.names:
             if name is not None or twin is None:
                 adapter, output = self.bundle.with_output(name)
-                found[name] = maker.compute(adapter, output, name=name, reporter=self.progress)
+                golden[name] = maker.compute(adapter, output, name=name, reporter=self.progress)
         if twin is not None:
-            found[None] = maker.of_base(found[twin])
-        return [found[name] for name in self.plan.names]
+            golden[None] = maker.of_base(golden[twin])
+        return [golden[name] for name in self.plan.names]
 
     @property
     def model_runs(self) -> int:

@@ -98,7 +98,7 @@ class Source:
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     """Return every constant of a graph and its subgraphs: non-input initializers and tensor attributes of nodes."""
     fed = {value.name for value in model.graph.inputs}
-    found = {
+    tensors = {
         name: value.const_value
         for graph in model.graphs()
         for name, value in graph.initializers.items()
@@ -107,8 +107,8 @@ def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR:
-                found[node.outputs[0].name or node.name or ""] = attribute.value
-    return found
+                tensors[node.outputs[0].name or node.name or ""] = attribute.value
+    return tensors
 
 
 def values_of(tensor: ir.TensorProtocol) -> np.ndarray:
@@ -118,13 +118,13 @@ def values_of(tensor: ir.TensorProtocol) -> np.ndarray:
 
 def libraries(names: Sequence[str]) -> dict[str, str]:
     """Return the versions of the installed libraries among `names`."""
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @dataclass(frozen=True)
@@ -302,23 +302,23 @@ def _constant(
     remade: _Remade,
 ) -> Finding:
     """Compare a constant with its recorded derivation and with the graph that is exported again."""
-    made, direct = remade.constants.get(name), record is not None and bool(record.sources)
-    said = "a scalar, shape or tensor folded by the exporter" if record is None or not direct else _words(record)
+    exported, direct = remade.constants.get(name), record is not None and bool(record.sources)
+    origin = "a scalar, shape or tensor folded by the exporter" if record is None or not direct else _words(record)
 
     def result(status: Status, detail: str) -> Finding:
-        return Finding("constant", f"{file}/{name}", said, status, f"{file}: {name}", detail)
+        return Finding("constant", f"{file}/{name}", origin, status, f"{file}: {name}", detail)
 
     if record is not None and direct:
         expected = rebuilt(record, tensors, array)
         if expected is None:
-            return result("failed", f"recorded as {said}; the model has no such tensor")
+            return result("failed", f"recorded as {origin}; the model has no such tensor")
         if not same_bits(expected, array):
-            return result("failed", f"differs from {said} of the model: {_difference(array, expected)}")
-    if made is not None and not same_bits(values := values_of(made), array):
+            return result("failed", f"differs from {origin} of the model: {_difference(array, expected)}")
+    if exported is not None and not same_bits(values := values_of(exported), array):
         return result("failed", f"differs from a new export of the model: {_difference(array, values)}")
     if direct:
-        return result("exact", f"{said}, {array.size:,} elements, bit-exact")
-    if made is not None:
+        return result("exact", f"{origin}, {array.size:,} elements, bit-exact")
+    if exported is not None:
         return result("exact", f"{array.size:,} elements match the export of {remade.by}, bit-exact")
     if record is None:
         reason = remade.why or "a new export has no constant of this name"
@@ -336,34 +336,35 @@ def _words(record: ConstantRecord) -> str:
     return f"{names} {record.how}{where}{start}{turned}"
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> str:
+def _difference(actual: np.ndarray, expected: np.ndarray) -> str:
     """Describe the difference of two arrays in one clause."""
-    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-        return f"{found.dtype.name} {list(found.shape)}, expected {expected.dtype.name} {list(expected.shape)}"
-    step = found.dtype.itemsize
-    one, two = (np.frombuffer(each.tobytes(), np.uint8).reshape(-1, step) for each in (found, expected))
+    if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+        return f"{actual.dtype.name} {list(actual.shape)}, expected {expected.dtype.name} {list(expected.shape)}"
+    step = actual.dtype.itemsize
+    one, two = (np.frombuffer(each.tobytes(), np.uint8).reshape(-1, step) for each in (actual, expected))
     wrong = np.flatnonzero((one != two).any(1))
-    at = np.unravel_index(int(wrong[0]), found.shape)
+    at = np.unravel_index(int(wrong[0]), actual.shape)
     index = ", ".join(map(str, at))
-    numbers = f"[{index}] is {found[at]!s}, expected {expected[at]!s}"
-    return f"{len(wrong):,} of {found.size:,} elements, the first {numbers}"
+    numbers = f"[{index}] is {actual[at]!s}, expected {expected[at]!s}"
+    return f"{len(wrong):,} of {actual.size:,} elements, the first {numbers}"
 
 
-def node_differences(found: ir.Model, expected: ir.Model) -> Iterator[str]:
+def node_differences(actual: ir.Model, expected: ir.Model) -> Iterator[str]:
     """Yield the differences between the nodes of two graphs in order; their constants are compared separately."""
-    pairs = list(zip(found.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
-    for one, two in pairs:
-        first, second = (ir.serde.serialize_node(node) for node in (one, two))
+    pairs = list(zip(actual.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
+    for first_node, two in pairs:
+        first, second = (ir.serde.serialize_node(node) for node in (first_node, two))
         for attribute in (*first.attribute, *second.attribute):
             attribute.ClearField("t")
         if first.SerializeToString(deterministic=True) != second.SerializeToString(deterministic=True):
-            yield f"node `{one.name or one.outputs[0].name}` ({_at(one)}): {_node_difference(first, second)}"
-    counts = [sum(1 for _ in model.graph.all_nodes()) for model in (found, expected)]
+            name = first_node.name or first_node.outputs[0].name
+            yield f"node `{name}` ({_at(first_node)}): {_node_difference(first, second)}"
+    counts = [sum(1 for _ in model.graph.all_nodes()) for model in (actual, expected)]
     if counts[0] != counts[1]:
-        longer = list((found if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
+        longer = list((actual if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
         yield f"{counts[0]} nodes, expected {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
     for what in ("inputs", "outputs"):
-        names = [[value.name for value in getattr(model.graph, what)] for model in (found, expected)]
+        names = [[value.name for value in getattr(model.graph, what)] for model in (actual, expected)]
         if names[0] != names[1]:
             yield f"{what} {names[0]}, expected {names[1]}"
 
@@ -388,8 +389,8 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
     `why` is the reason if nothing was exported again.
     """
     file, own, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
-    there = variant.common(shared)
-    wrong = [f"`{name}`" for name in there if name not in own or not _is_same(own[name], shared[name])]
+    common = variant.common(shared)
+    wrong = [f"`{name}`" for name in common if name not in own or not _is_same(own[name], shared[name])]
     names = ", ".join(wrong[:_SHOWN])
     yield Finding(
         "constants",
@@ -397,8 +398,8 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
         "the constants match the graph with slots",
         "failed" if wrong else "exact",
         f"{file}: {names}" if wrong else file,
-        f"{len(wrong)} differ: {names}" if wrong else f"{len(there)}, bit-exact",
-        (SpanRecord("constants", len(there) - len(wrong), len(there)),),
+        f"{len(wrong)} differ: {names}" if wrong else f"{len(common)}, bit-exact",
+        (SpanRecord("constants", len(common) - len(wrong), len(common)),),
     )
     claim = f"every node matches {again.source}"
     if again.model is None:
@@ -410,30 +411,30 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
 def _as_made_again(bundle: OpenedBundle, again: Remade, expected: ir.Model, check: str, claim: str) -> Finding:
     """Compare every node and constant of a graph with those of the graph exported again."""
     model, made = bundle.model(again.file), constants(expected)
-    own = constants(model)
-    apart = [f"`{name}`" for name in made.keys() | own.keys()
-             if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
+    stored = constants(model)
+    apart = [f"`{name}`" for name in made.keys() | stored.keys()
+             if name not in made or name not in stored or not _is_same(made[name], stored[name])]  # fmt: skip
     differs = next(node_differences(model, expected), None)
     if apart and differs is None:
         differs = f"constants that differ: {', '.join(sorted(apart)[:_SHOWN])}"
     status: Status = "exact" if differs is None else "failed"
-    detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit-exact"
+    detail = differs or f"{len(model.graph)} nodes, {len(stored)} constants, bit-exact"
     return Finding(check, again.file, claim, status, again.file, detail)
 
 
 def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     """Yield findings on whether the graphs below and above the first adapter match a new split of the bank."""
-    said = bundle.manifest.fanout
-    assert said is not None  # a bundle with these graphs has `fanout`
+    fanout = bundle.manifest.fanout
+    assert fanout is not None  # a bundle with these graphs has `fanout`
     values: tuple[OutputRecord, ...] = ()
     for again in VARIANTS["fanout"].remade(bundle, None):
         assert again.model is not None  # it is derived from the bank
         claim = f"every node and constant matches {again.source}"
         yield _as_made_again(bundle, again, again.model, "cut", claim)
-        if again.file == said.prefix:
+        if again.file == fanout.prefix:
             values = crossing_values(again.model)
-    same = said.values == values
-    detail = "matches the graph `bank`" if same else f"is {list(said.values)}, but the bank gives {list(values)}"
+    same = fanout.values == values
+    detail = "matches the graph `bank`" if same else f"is {list(fanout.values)}, but the bank gives {list(values)}"
     yield Finding(
         "manifest",
         "fanout.values",
@@ -444,39 +445,39 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     )
 
 
-def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
+def _is_same(first: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
     """Return whether two tensors are bit-identical; the same range of one file need not be read."""
     places = [
-        (each.path, each.offset, each.dtype, each.shape) for each in (one, two) if isinstance(each, ir.ExternalTensor)
+        (each.path, each.offset, each.dtype, each.shape) for each in (first, two) if isinstance(each, ir.ExternalTensor)
     ]
-    return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(one), values_of(two))
+    return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(first), values_of(two))
 
 
-def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[Finding]:
+def check_slots(bundle: OpenedBundle, names: Sequence[str], adapters: Mapping[str, Adapter]) -> Iterator[Finding]:
     """Yield findings on whether each adapter's files contain its folded weights, from the user or the bundle's copy."""
     plan = bundle.plan
     for name in names:
         record, source = bundle.record(name), bundle.source(name)
-        found, where = bundle.tensors(name), record.safetensors
+        tensors, where = bundle.tensors(name), record.safetensors
         expected = slot_tensors(plan, source)
-        wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
+        wrong = [slot for slot in expected if not same_bits(tensors.get(slot), expected[slot])]
         claim = "every slot contains the folded weights of the bundle's adapter"
-        yield replace(_slots(name, where, found, expected, wrong), claim=claim)
+        yield replace(_slots(name, where, tensors, expected, wrong), claim=claim)
         claim = "the adapter matches the user's"
-        if name not in given:
+        if name not in adapters:
             detail = "compared only with copies inside the bundle; pass your adapters"
             yield Finding.unverified("source", name, detail, claim, record.source)
             continue
-        own, head = given[name], given[name].head
+        adapter, head = adapters[name], adapters[name].head
         facts = task_facts(None if head is None else head.task, record.task)
-        facts += [("kind", own.kind, record.kind), ("base", own.base, record.base)]
+        facts += [("kind", adapter.kind, record.kind), ("base", adapter.base, record.base)]
         other = [what for what, one, said in facts if one != said]
         try:
-            expected = slot_tensors(plan, rounded(own, record.precision))
+            expected = slot_tensors(plan, rounded(adapter, record.precision))
         except AdapterExportError as error:
             expected, other = {}, [error.message]
-        wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
-        yield replace(_slots(name, where, found, expected, [*other, *wrong]), check="source", claim=claim)
+        wrong = [slot for slot in expected if not same_bits(tensors.get(slot), expected[slot])]
+        yield replace(_slots(name, where, tensors, expected, [*other, *wrong]), check="source", claim=claim)
 
 
 def _slots(name: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]) -> Finding:

@@ -79,9 +79,9 @@ def check_files(
 
 def check_outside(manifest: Manifest) -> Iterator[Finding]:
     """Verify, axis by axis, that the runtime rejects the lengths just outside the base's range."""
-    for axis, own in manifest.lengths.items():
-        taken, refused = list[str](), list[str]()
-        for size in own.outside():
+    for axis, lengths in manifest.lengths.items():
+        accepted, refused = list[str](), list[str]()
+        for size in lengths.outside():
             case = outside_case(manifest.inputs, axis, size, manifest.lengths, seed=0)
             if case is None:
                 continue
@@ -90,23 +90,23 @@ def check_outside(manifest: Manifest) -> Iterator[Finding]:
             except RequestError:
                 refused.append(str(size))
             else:
-                taken.append(str(size))
-        capped = own.maximum is None or own.maximum > MOST_AT_EDGES
-        most = f"; tested up to {own.at_most(MOST_AT_EDGES) or own.minimum}" if capped else ""
-        detail = f"accepts {', '.join(taken)}" if taken else f"rejects {', '.join(refused) or 'no length'}"
-        yield Finding.exact("lengths", axis, not taken, f"{own}: {detail}{most}")
+                accepted.append(str(size))
+        capped = lengths.maximum is None or lengths.maximum > MOST_AT_EDGES
+        most = f"; tested up to {lengths.at_most(MOST_AT_EDGES) or lengths.minimum}" if capped else ""
+        detail = f"accepts {', '.join(accepted)}" if accepted else f"rejects {', '.join(refused) or 'no length'}"
+        yield Finding.exact("lengths", axis, not accepted, f"{lengths}: {detail}{most}")
 
 
 def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[Finding]:
     """Verify that the bundle accepts only lengths that its base accepts with these inputs, from the same minimum on."""
     axes = {record.name: record.axes for record in inputs}
     pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
-    for own, its in dict.fromkeys(pairs):
-        known, there = axis_lengths(own, manifest.lengths), axis_lengths(its, lengths)
+    for axis, its in dict.fromkeys(pairs):
+        known, there = axis_lengths(axis, manifest.lengths), axis_lengths(its, lengths)
         if there != Lengths() or known.minimum != there.minimum:
             detail = f"the bundle accepts {known}, the base {there}"
             same = there.covers(known) and (known.fixed or known.minimum == there.minimum)
-            yield Finding.exact("lengths of the base", str(own), same, detail)
+            yield Finding.exact("lengths of the base", str(axis), same, detail)
 
 
 def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:
@@ -149,14 +149,14 @@ def _interface_faults(model: ir.Model, manifest: Manifest, interface: GraphInter
 
 
 def _differences(what: str, values: Sequence[ir.Value], wanted: Interface) -> Iterator[str]:
-    found = {value.name or "": value for value in values}
-    yield from (f"missing {what} `{name}`" for name in wanted if name not in found)
-    yield from (f"unexpected {what} `{name}`" for name in found if name not in wanted)
-    for name in wanted.keys() & found.keys():
+    by_name = {value.name or "": value for value in values}
+    yield from (f"missing {what} `{name}`" for name in wanted if name not in by_name)
+    yield from (f"unexpected {what} `{name}`" for name in by_name if name not in wanted)
+    for name in wanted.keys() & by_name.keys():
         dtype, axes = wanted[name]
-        known = found[name].dtype
+        known = by_name[name].dtype
         shown = "no type" if known is None else known.numpy().name
-        dims = [dim if isinstance(dim, int) else dim.value for dim in found[name].shape or ()]
+        dims = [dim if isinstance(dim, int) else dim.value for dim in by_name[name].shape or ()]
         if shown != dtype or _fixed(dims) != _fixed(axes):
             yield f"{what} `{name}` {shown} {dims}, expected {dtype} {list(axes)}"
 
@@ -317,14 +317,14 @@ def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets
     return Finding.tested("fan-out", subject, bool(compared) and not faults, detail)
 
 
-def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
+def _faults(output: str, actual: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
     """Return the faults of one output; masked classes must be masked on both sides and do not affect the scale."""
     hidden = expected < MASK_BELOW if expected.dtype.kind == "f" else np.zeros(expected.shape, bool)
-    if found.shape == expected.shape and hidden.any():
-        if not (found[hidden] < MASK_BELOW).all():
+    if actual.shape == expected.shape and hidden.any():
+        if not (actual[hidden] < MASK_BELOW).all():
             return [f"{output}: a class outside the adapter's labels is not masked"]
-        found, expected = (np.where(hidden, np.zeros_like(side), side) for side in (found, expected))
-    return [f"{output}: {fault}" for fault in compare(found, expected, budgets(adapter, output, expected)).faults]
+        actual, expected = (np.where(hidden, np.zeros_like(side), side) for side in (actual, expected))
+    return [f"{output}: {fault}" for fault in compare(actual, expected, budgets(adapter, output, expected)).faults]
 
 
 def check_weights_apart(

@@ -106,33 +106,37 @@ def trace(
 
     `cases` contains every case that `outputs` names.
     """
-    found = Trace()
+    trace_so_far = Trace()
     plain = next((graph for graph in graphs if graph.variant == "slots"), None)
     allowance = graphs[0].bundle.allowance(cases) if graphs and cases else None
     if allowance is None:
-        return found
+        return trace_so_far
     for name in names if plain is not None else ():
         assert plain is not None
-        found.add(*_walk(Lockstep(plain, runner, typical(cases), name, allowance)))
+        trace_so_far.add(*_walk(Lockstep(plain, runner, typical(cases), name, allowance)))
         reporter.step(f"{name or BASE}: nodes")
     by_name = {case.name: case for case in cases}
-    for one in _smallest_failures(outputs):
+    for failure in _smallest_failures(outputs):
         graph = next(
-            (graph for graph in graphs if graph.variant == one.variant and one.adapter in graph.adapters), None
+            (graph for graph in graphs if graph.variant == failure.variant and failure.adapter in graph.adapters), None
         )
-        if graph is None or one.case not in by_name or any(at.adapter == one.adapter for at in found.locations):
+        if (
+            graph is None
+            or failure.case not in by_name
+            or any(at.adapter == failure.adapter for at in trace_so_far.locations)
+        ):
             continue
-        if len(found.locations) == _MOST_LOCATED:
+        if len(trace_so_far.locations) == _MOST_LOCATED:
             break
-        walk = Lockstep(graph, runner, by_name[one.case], one.adapter, allowance)
-        place = (one.adapter, one.variant, one.case)
+        walk = Lockstep(graph, runner, by_name[failure.case], failure.adapter, allowance)
+        place = (failure.adapter, failure.variant, failure.case)
         location, records = locate(walk, [each for each in outputs if (each.adapter, each.variant, each.case) == place])
         if location.node is not None:
-            found.add(_failed(walk, location.node, location.guess, records))
+            trace_so_far.add(_failed(walk, location.node, location.guess, records))
             if repro is not None:
                 location = replace(location, repro=str(write_repro(walk, location, repro)))
-        found.locations.append(location)
-    return found
+        trace_so_far.locations.append(location)
+    return trace_so_far
 
 
 def _walk(walk: Lockstep) -> Iterator[Finding]:
@@ -220,9 +224,9 @@ def _failed(walk: Lockstep, record: Measurement, guess: str | None, records: Seq
     assert record.node is not None
     step = walk.step(record.name)
     reads = quoted((*step.weights, *step.inputs))
-    said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {reads}"] if reads else [])]
+    facts = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {reads}"] if reads else [])]
     if len(step.computing) <= _MOST_NODES:
-        said.append(f"its nodes: {quoted(step.computing)}")
+        facts.append(f"its nodes: {quoted(step.computing)}")
     torch = ", ".join(filter(None, (record.path, record.node.line)))
     return Finding(
         "node",
@@ -230,7 +234,7 @@ def _failed(walk: Lockstep, record: Measurement, guess: str | None, records: Seq
         f"`{record.name}` matches the reference's `{record.node.origin}`",
         "failed",
         f"{walk.graph.file}, `{record.name}` ({record.node.operators})" + (f", torch: {torch}" if torch else ""),
-        f"{walk.adapter or BASE}, {walk.case.name}: {'; '.join(said)}",
+        f"{walk.adapter or BASE}, {walk.case.name}: {'; '.join(facts)}",
         ratio=record.ratio,
         measurements=tuple(records),
     )
@@ -325,9 +329,9 @@ def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
     values = {name: value.value for name, value in lockstep.values([*step.reads, record.name]).items()}
     expected = values.pop(record.name)
     feeds = {**lockstep.feeds, **values}
-    found = step.run(feeds)
-    if found.shape != expected.shape:
-        yield f"shape {list(found.shape)}, expected {list(expected.shape)}"
+    actual = step.run(feeds)
+    if actual.shape != expected.shape:
+        yield f"shape {list(actual.shape)}, expected {list(expected.shape)}"
         return
 
     def left(changed: np.ndarray) -> float:
@@ -336,15 +340,15 @@ def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
         differ = float(np.abs(changed.astype(np.float64) - expected).max(initial=0))
         return differ if differ <= max(record.budget.absolute, limit) else math.inf
 
-    error = np.abs(found.astype(np.float64) - expected)
+    error = np.abs(actual.astype(np.float64) - expected)
     limit = _CLOSE * float(error[np.isfinite(error)].max(initial=0))
     yield from _skipped(lockstep, step, feeds, left)
     yield from _of_another(lockstep, step, feeds)
     yield from _other_operators(step, feeds, left)
     yield from _turned(step, feeds, left)
-    yield from _scaled(found, expected, left)
-    yield from _exchanged(found, expected)
-    yield from _offset(found, expected, error, record.budget.absolute)
+    yield from _scaled(actual, expected, left)
+    yield from _exchanged(actual, expected)
+    yield from _offset(actual, expected, error, record.budget.absolute)
 
 
 def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
@@ -364,12 +368,12 @@ def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Itera
 
 def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
     """Compare the fed tensors with those of the other adapters."""
-    bundle, own = lockstep.graph.bundle, lockstep.adapter
+    bundle, adapter = lockstep.graph.bundle, lockstep.adapter
     slots = [name for name in step.weights if name in feeds]
-    if own is None or not slots:
+    if adapter is None or not slots:
         return
     site = next(slot.site for slot in bundle.manifest.slots if slot.name == slots[0])
-    for other in [record.name for record in bundle.manifest.adapters if record.name != own]:
+    for other in [record.name for record in bundle.manifest.adapters if record.name != adapter]:
         theirs = bundle.tensors(other)
         try:
             same_place = site in bundle.source(other).placements
@@ -381,16 +385,16 @@ def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
 
 def _other_operators(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
     """Try another activation, approximation, axis or epsilon."""
-    found = list[tuple[float, str]]()
+    candidates = list[tuple[float, str]]()
     for at, node in enumerate(step.model.graph):
         for words, change in _changes(node):
             model = step.model.clone()
             change(list(model.graph)[at])
             try:
-                found.append((left(step.run(feeds, model)), words))
+                candidates.append((left(step.run(feeds, model)), words))
             except (RequestError, BaseModelError):
                 continue
-    yield from (words for error, words in sorted(found) if error < math.inf)
+    yield from (words for error, words in sorted(candidates) if error < math.inf)
 
 
 def _changes(node: ir.Node) -> Iterator[tuple[str, Change]]:
@@ -444,25 +448,27 @@ def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
                 yield f"`{name}` is transposed"
 
 
-def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str]:
+def _scaled(actual: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str]:
     """Try a multiple of the result."""
-    if expected.dtype.kind == "f" and np.isfinite(found).all() and np.isfinite(expected).all():
-        first, second = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    if expected.dtype.kind == "f" and np.isfinite(actual).all() and np.isfinite(expected).all():
+        first, second = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         size = float(second @ second)
         factor = float(first @ second) / size if size else 0.0
-        if not found.any():
+        if not actual.any():
             yield "all zeros"
-        elif factor and left(found / factor) < math.inf:
+        elif factor and left(actual / factor) < math.inf:
             yield f"scaled: the result is {factor:.6g} times the expected one"
 
 
-def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
+def _exchanged(actual: np.ndarray, expected: np.ndarray) -> Iterator[str]:
     """Search for exchanged positions along an axis."""
     for axis in reversed(range(expected.ndim)):
         count = expected.shape[axis]
         if not 1 < count <= _MOST_COLUMNS:
             continue
-        first, second = (np.moveaxis(side, axis, 0).reshape(count, -1).astype(np.float64) for side in (found, expected))
+        first, second = (
+            np.moveaxis(side, axis, 0).reshape(count, -1).astype(np.float64) for side in (actual, expected)
+        )
         size = float(np.abs(second).max(initial=0)) * 1e-4
         moved = [at for at in range(count) if np.abs(first[at] - second[at]).max(initial=0) > size]
         partners = {

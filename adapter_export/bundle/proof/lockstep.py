@@ -112,8 +112,8 @@ class Lockstep:
         Both sides advance only as far as the other needs, and values that are not read again are dropped to limit
         memory.
         """
-        own = {self.steps.names[name]: name for name in self.known}
-        stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=exactly)
+        by_value = {self.steps.names[name]: name for name in self.known}
+        stream = self.runner.node_values(self.case.arrays, self.source, by_value, exactly=exactly)
         arrived: dict[str, NodeValue] = {}
         compared = set[str]()
         outputs = {value.name for value in self.steps.model.graph.outputs}
@@ -123,7 +123,7 @@ class Lockstep:
                 value = next(stream, None)
                 if value is None:
                     return None
-                arrived[own[value.name]] = value
+                arrived[by_value[value.name]] = value
             return arrived[name]
 
         def read(name: str) -> np.ndarray | None:
@@ -136,7 +136,7 @@ class Lockstep:
             for name, array in found.items():
                 if others is not None and name in outputs:
                     others[name] = array
-                value = fetch(name) if name in own.values() else None
+                value = fetch(name) if name in by_value.values() else None
                 if value is not None:
                     compared.add(name)
                     yield name, array, value
@@ -184,23 +184,23 @@ class Lockstep:
 
 
 def _clipped(
-    found: np.ndarray, expected: np.ndarray, vague: npt.NDArray[np.bool_] | None
+    actual: np.ndarray, expected: np.ndarray, vague: npt.NDArray[np.bool_] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides with infinite numbers clipped, and equal where they are undefined."""
-    if expected.dtype.kind != "f" or found.shape != expected.shape or found.dtype != expected.dtype:
-        return found, expected
+    if expected.dtype.kind != "f" or actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return actual, expected
     limit = min(_HUGE, float(np.finfo(expected.dtype).max))
-    first, second = np.clip(found, -limit, limit), np.clip(expected, -limit, limit)
+    first, second = np.clip(actual, -limit, limit), np.clip(expected, -limit, limit)
     return (first, second) if vague is None else (np.where(vague, second, first), second)
 
 
-def _witness(found: np.ndarray, expected: np.ndarray, value: NodeValue) -> WitnessRecord | None:
+def _witness(actual: np.ndarray, expected: np.ndarray, value: NodeValue) -> WitnessRecord | None:
     """Return the distance of both sides from float64, where all three are finite."""
     exact = value.exact
-    if exact is None or exact.shape != expected.shape or found.shape != expected.shape or expected.dtype.kind != "f":
+    if exact is None or exact.shape != expected.shape or actual.shape != expected.shape or expected.dtype.kind != "f":
         return None
-    finite = np.isfinite(found) & np.isfinite(expected) & (np.abs(exact) < _HUGE)
+    finite = np.isfinite(actual) & np.isfinite(expected) & (np.abs(exact) < _HUGE)
     if value.vague is not None:
         finite &= ~value.vague
-    errors = [float(np.abs(side.astype(np.float64) - exact)[finite].max(initial=0.0)) for side in (found, expected)]
+    errors = [float(np.abs(side.astype(np.float64) - exact)[finite].max(initial=0.0)) for side in (actual, expected)]
     return WitnessRecord(*errors)

@@ -48,29 +48,29 @@ def check_manifest(
     bundle: OpenedBundle, measured: Measured, again: Again | None = None, *, quick: bool
 ) -> Iterator[Finding]:
     """Compare every fact in the manifest that clients rely on; `measured` is empty without a reference."""
-    said, model = bundle.manifest, bundle.slots_model
+    manifest, model = bundle.manifest, bundle.slots_model
     plan = bundle.plan
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
     facts: list[tuple[str, object, object]] = [
-        ("base_precision", said.base_precision, computing.precision.name),
-        ("batch_invariant", said.batch_invariant, bundle.batch_invariant),
-        ("opset", said.opset, model.opset_imports.get("")),
-        ("minimum_onnxruntime", said.minimum_onnxruntime, oldest_runtime(model)),
-        ("slots", said.slots, plan.slots),
-        ("heads", said.heads, head_records(heads)),
+        ("base_precision", manifest.base_precision, computing.precision.name),
+        ("batch_invariant", manifest.batch_invariant, bundle.batch_invariant),
+        ("opset", manifest.opset, model.opset_imports.get("")),
+        ("minimum_onnxruntime", manifest.minimum_onnxruntime, oldest_runtime(model)),
+        ("slots", manifest.slots, plan.slots),
+        ("heads", manifest.heads, head_records(heads)),
     ]
-    if said.bank is not None:
-        names = {record.name for record in said.adapters}
+    if manifest.bank is not None:
+        names = {record.name for record in manifest.adapters}
         facts += [
-            ("bank.tensors", said.bank.tensors, bank_tensors(plan, heads)),
-            ("bank.fillable", said.bank.fillable, is_fillable(plan)),
-            ("bank.rows", sorted(said.bank.rows[1:], key=str), sorted(names & set(said.bank.rows))),
+            ("bank.tensors", manifest.bank.tensors, bank_tensors(plan, heads)),
+            ("bank.fillable", manifest.bank.fillable, is_fillable(plan)),
+            ("bank.rows", sorted(manifest.bank.rows[1:], key=str), sorted(names & set(manifest.bank.rows))),
         ]
     tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
-    for one in said.inputs:  # exactly the vocabulary of the base is accepted
+    for one in manifest.inputs:  # exactly the vocabulary of the base is accepted
         if rows := tables.get(one.name):
             facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
-    for record in said.adapters:
+    for record in manifest.adapters:
         adapter, place = bundle.source(record.name), f"adapters.{record.name}"
         facts += [
             (f"{place}.kind", record.kind, adapter.kind),
@@ -82,7 +82,7 @@ def check_manifest(
     yield _axes(bundle)
     yield _files(bundle)
     yield from _lengths(bundle)
-    yield from _sites(said.sites, model)
+    yield from _sites(manifest.sites, model)
     yield from _golden(bundle, measured, again, quick=quick)
 
 
@@ -209,13 +209,13 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
         if NODE_SITE_KEY in node.metadata_props and NODE_PATH_KEY in node.metadata_props
     }
     wrong = [
-        f"`{site.name}` {what} `{said}`"
+        f"`{site.name}` {what} `{recorded}`"
         for site in sites
-        for what, said, known in (
+        for what, recorded, known in (
             ("at", site.tensor, values.get(site.name)),
             ("path", site.path, {paths.get(site.name)}),
         )
-        if known and known != {None} and said not in known
+        if known and known != {None} and recorded not in known
     ]
     detail = f"differs from the nodes of the graph: {', '.join(wrong)}" if wrong else "matches the nodes of the graph"
     where = f"{MANIFEST_FILE}: sites"
@@ -282,7 +282,7 @@ def _allowance(
     bundle: OpenedBundle, golden: Golden, output: str, measured: float | None, again: Again | None, *, quick: bool
 ) -> Finding:
     """Compare the budget of golden vectors with the formula, or with the measured effect of rounding."""
-    arrays, said = [found[output] for found in golden.outputs], golden.budgets[output].absolute
+    arrays, recorded = [found[output] for found in golden.outputs], golden.budgets[output].absolute
     largest = max(map(scale, arrays))
     most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0
     name = golden.adapter or BASE
@@ -292,21 +292,21 @@ def _allowance(
     def finding(status: Status, detail: str) -> Finding:
         return Finding("golden", f"{name}/allowance/{output}", claim, status, where, detail)
 
-    if quick and said <= most:  # the graph is not analysed
-        return finding("tested", f"{said:.1e}, less than the effect of rounding")
-    own = bundle.allowance(golden.cases).budget(*arrays)
-    if said <= own.absolute * (1 + _ROUNDING):
-        return finding("exact", f"{said:.1e}, recomputed")
+    if quick and recorded <= most:  # the graph is not analysed
+        return finding("tested", f"{recorded:.1e}, less than the effect of rounding")
+    budget = bundle.allowance(golden.cases).budget(*arrays)
+    if recorded <= budget.absolute * (1 + _ROUNDING):
+        return finding("exact", f"{recorded:.1e}, recomputed")
     limit = most if measured is None else min(most, _DRAWN * measured * largest)
-    if limit < said <= most and again is not None:  # other inputs may amplify rounding far less
+    if limit < recorded <= most and again is not None:  # other inputs may amplify rounding far less
         limit = max(limit, min(most, _DRAWN * again(golden)[output]))
-    if said > limit * (1 + _ROUNDING):
-        expected = f"the computation explains {max(own.absolute, limit):.1e}"
-        return finding("failed", f"allows {said:.1e}, but {expected}")
+    if recorded > limit * (1 + _ROUNDING):
+        expected = f"the computation explains {max(budget.absolute, limit):.1e}"
+        return finding("failed", f"allows {recorded:.1e}, but {expected}")
     if measured is None:
-        reason = f"{said:.1e} exceeds the formula's {own.absolute:.1e}: only the model shows whether"
+        reason = f"{recorded:.1e} exceeds the formula's {budget.absolute:.1e}: only the model shows whether"
         return finding("unverified", f"{reason} rounding has this effect")
-    return finding("tested", f"{said:.1e}, the measured effect of rounding on the reference")
+    return finding("tested", f"{recorded:.1e}, the measured effect of rounding on the reference")
 
 
 # The oldest ONNX Runtime that computes a graph correctly; each rule was tested with released versions.

@@ -95,14 +95,14 @@ def live_model(context: Context) -> Iterator[Finding]:
     bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # so that the weights are not in memory twice
 
 
-def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
+def _apart(case: Case, outputs: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
     """Yield the faults of each output; padding that the model leaves undefined is not compared."""
     golden = Golden(None, [case], [live], {}, "", undefined=[vague])
     for name, wanted in live.items():
-        if name not in found:
+        if name not in outputs:
             yield f"missing output `{name}`"
             continue
         for _, elements in golden.parts(0, name):
             if elements is None or elements.any():
-                result = compare(found[name], wanted, tolerance(None, name, wanted), where=elements)
+                result = compare(outputs[name], wanted, tolerance(None, name, wanted), where=elements)
                 yield from (f"`{name}`: {fault}" for fault in result.faults)

@@ -84,7 +84,7 @@ def run_trials(
 
 
 def compare_outputs(
-    found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
+    outputs: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[Measurement]:
     """Compare every output that the graph returned or should return in one case, in the form of golden data.
 
@@ -113,7 +113,7 @@ def compare_outputs(
 
     for name, expected in golden.outputs[at].items():
         allowed = golden.budgets[name]
-        if name not in found:
+        if name not in outputs:
             yield result(name, "all", missing(allowed))
         elif rows is None or expected.shape[:1] == rows.shape:
             for part, elements in golden.parts(at, name):
@@ -123,37 +123,37 @@ def compare_outputs(
                     where = own if elements is None else own & elements
                 if where is None or where.any():
                     own_width = _compare_own if graph.by_row else compare
-                    comparison = own_width(found[name], expected, allowed, where=where, logits=name in logits)
+                    comparison = own_width(outputs[name], expected, allowed, where=where, logits=name in logits)
                     if name == graph.bundle.manifest.checksums and not comparison.passed:
-                        comparison = _naming_slots(comparison, found[name], expected, where, graph.bundle)
+                        comparison = _naming_slots(comparison, outputs[name], expected, where, graph.bundle)
                     yield result(name, part, comparison)
-    for name in sorted(found.keys() - golden.outputs[at].keys()):
-        yield result(name, "all", unexpected(found[name]))
+    for name in sorted(outputs.keys() - golden.outputs[at].keys()):
+        yield result(name, "all", unexpected(outputs[name]))
 
 
 def _naming_slots(
     comparison: ComparisonRecord,
-    found: np.ndarray,
+    actual: np.ndarray,
     expected: np.ndarray,
     where: npt.NDArray[np.bool_] | None,
     bundle: OpenedBundle,
 ) -> ComparisonRecord:
     """Name the slots whose checksums differ: the graph did not receive these tensors unchanged."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return comparison
-    differ = (found != expected) if where is None else (found != expected) & where
+    differ = (actual != expected) if where is None else (actual != expected) & where
     names = [slot.name for slot, wrong in zip(bundle.manifest.slots, differ.any(0), strict=True) if wrong]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return replace(comparison, faults=(f"received different tensors for {quoted(names[:_SHOWN])}{more}",))
 
 
 def _compare_own(
-    found: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
+    actual: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
 ) -> ComparisonRecord:
     """Compare an adapter's part of an output as wide as the bank's widest adapter; the rest is masked."""
-    if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
-        return compare(found, expected, budget, where=where, logits=logits)
-    own, rest = found[..., : expected.shape[-1]], found[..., expected.shape[-1] :]
+    if not expected.ndim or actual.shape[:-1] != expected.shape[:-1]:
+        return compare(actual, expected, budget, where=where, logits=logits)
+    own, rest = actual[..., : expected.shape[-1]], actual[..., expected.shape[-1] :]
     comparison = compare(own, expected, budget, where=where, logits=logits)
     rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
     if (rest[rows] < MASK_BELOW).all():
@@ -220,29 +220,31 @@ def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case)
 def of_outputs(context: Context) -> Iterator[Finding]:
     """Yield a finding for each output of each graph and adapter, with its coverage."""
     groups: dict[str, list[Measurement]] = {}
-    for one in context.outputs:
-        subject = f"{one.against}/{one.variant}/{one.adapter or BASE}/{one.name}{'/mixed' if one.mixed else ''}"
-        groups.setdefault(subject, []).append(one)
-    for subject, found in groups.items():
-        one, tried = found[0], {result.case for result in found}
-        source = "the golden vectors" if one.against == "golden" else "the model"
-        mixed = ", in mixed batches" if one.mixed else ""
-        form = ", as a sketch of each row" if one.name in context.manifest.sketches else ""
-        claim = f"`{one.name}` of `{one.adapter or BASE}` in the graph `{one.variant}` matches {source}{mixed}{form}"
+    for output in context.outputs:
+        name = f"{output.name}{'/mixed' if output.mixed else ''}"
+        subject = f"{output.against}/{output.variant}/{output.adapter or BASE}/{name}"
+        groups.setdefault(subject, []).append(output)
+    for subject, group in groups.items():
+        output, tried = group[0], {result.case for result in group}
+        source = "the golden vectors" if output.against == "golden" else "the model"
+        mixed = ", in mixed batches" if output.mixed else ""
+        form = ", as a sketch of each row" if output.name in context.manifest.sketches else ""
+        place = f"`{output.name}` of `{output.adapter or BASE}` in the graph `{output.variant}`"
+        claim = f"{place} matches {source}{mixed}{form}"
         cases = [case for case in context.plan.cases if case.name in tried]
-        levels = SpanRecord("levels", len({result.level for result in found}), _LEVELS)
+        levels = SpanRecord("levels", len({result.level for result in group}), _LEVELS)
         coverage = (*_spans(cases, len(context.plan.cases), context.manifest), levels)
-        yield Finding.measured("output", subject, claim, found, "worst {ratio} of the budget", coverage)
+        yield Finding.measured("output", subject, claim, group, "worst {ratio} of the budget", coverage)
 
 
 def _spans(cases: Sequence[Case], of: int, manifest: Manifest) -> tuple[SpanRecord, ...]:
     """Return the number of shapes, words and positions in some cases, with the totals."""
-    found = [SpanRecord("shapes", len(cases), of)]
+    spans = [SpanRecord("shapes", len(cases), of)]
     limits = {record.name: record.limit for record in manifest.inputs if record.role == "ids"}
     for name, limit in limits.items() if cases else ():
         words = {int(word) for case in cases for word in case.arrays[name].reshape(-1).tolist()}
-        found.append(SpanRecord("words" if len(limits) == 1 or name == "input_ids" else name, len(words), limit))
+        spans.append(SpanRecord("words" if len(limits) == 1 or name == "input_ids" else name, len(words), limit))
     if limits and cases:
         longest = max(case.arrays[name].shape[-1] for case in cases for name in limits)
-        found.append(SpanRecord("positions", longest, manifest.max_tokens))
-    return tuple(found)
+        spans.append(SpanRecord("positions", longest, manifest.max_tokens))
+    return tuple(spans)

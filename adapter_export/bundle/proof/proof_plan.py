@@ -203,28 +203,28 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     """
     whole = (graph.variant, graph.level) == (plan.variants[0], LEVEL)
     bank = plan.bundle.manifest.bank if graph.by_row else None
-    there: list[Expected] = [
+    unmixed: list[Expected] = [
         (golden, at)
         for golden in expected
         for at in range(len(golden.cases))
         if whole or golden.cases[at].core
         if golden.adapter in graph.adapters
     ]
-    found = [
-        Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there
+    planned = [
+        Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in unmixed
     ]
     if bank is None or not plan.bundle.batch_invariant or len(bank.rows) < 2:
-        return found
+        return planned
     alike: dict[tuple[str, str], list[Expected]] = {}
-    for golden, at in there:
+    for golden, at in unmixed:
         alike.setdefault((golden.against, golden.cases[at].name), []).append((golden, at))
     for group in alike.values():
         case = group[0][0].cases[group[0][1]]
         for chosen in round_robin(bank.rows, case.batch):
             own = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
             if len(chosen) > 1 and own:
-                found.append(Trial(case, chosen, own, mixed=True))
-    return found
+                planned.append(Trial(case, chosen, own, mixed=True))
+    return planned
 
 
 def round_robin(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:

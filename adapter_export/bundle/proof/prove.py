@@ -37,7 +37,7 @@ def prove(
     *,
     original: Original | None = None,
     computed: Sequence[Golden] = (),
-    given: Mapping[str, Adapter] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
     runs: RunDigests | None = None,
     reporter: Reporter = SILENT,
 ) -> Report:
@@ -48,7 +48,7 @@ def prove(
         reference: the model; `None` if golden vectors are the only reference.
         original: the base before its precision changed; the report includes the bundle's distance from it.
         computed: the model's results from an earlier check of the same cases (`Context.expected`).
-        given: the user's adapters, by name.
+        adapters: the user's adapters, by name.
         runs: collects the outputs of golden cases for recording; default: compare with the recorded runs.
         reporter: receives each step.
 
@@ -56,7 +56,7 @@ def prove(
         InputError: the bundle or the reference cannot run.
         NothingComparedError: there are no inputs for `original`, or none that the reference accepts.
     """
-    context = context_of(plan, reference, original, computed, given, runs)
+    context = context_of(plan, reference, original, computed, adapters, runs)
     claims, bundle = agenda(context), plan.bundle
     if reference is not None and bundle.has_many_weights:
         reporter.warn(_duration(context, steps_of(claims, context)))
@@ -99,7 +99,7 @@ def context_of(
     reference: Reference | None,
     original: Original | None = None,
     computed: Sequence[Golden] = (),
-    given: Mapping[str, Adapter] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
     runs: RunDigests | None = None,
 ) -> Context:
     """Return the context of the claims, without the cases that the reference does not accept.
@@ -111,7 +111,7 @@ def context_of(
     if not taken.cases and not any(golden.cases for golden in taken.golden):
         raise NothingComparedError("the model accepts none of these cases", fix="choose other cases")
     digests = runs or RunDigests.of(plan.bundle.manifest)
-    return Context(taken, plan.cases, reference, original, given or {}, computed, digests)
+    return Context(taken, plan.cases, reference, original, adapters or {}, computed, digests)
 
 
 def prove_new(bundle: OpenedBundle, runs: RunDigests | None = None, *, unchanged: Collection[str | None] = ()) -> None:

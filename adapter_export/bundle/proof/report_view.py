@@ -191,30 +191,39 @@ def _of_variants(results: Sequence[Measurement]) -> Table:
     """Return one row per other graph, and one for its mixed batches."""
     rows = []
     for variant, mixed in dict.fromkeys((one.variant, one.mixed) for one in results):
-        own = [one for one in results if (one.variant, one.mixed) == (variant, mixed)]
-        error, ratio, *_, mark = _measures(own)
-        adapters = len({one.adapter for one in own if one.adapter is not None})
-        tops = [one.top_class for one in own if one.top_class is not None]
+        of_variant = [one for one in results if (one.variant, one.mixed) == (variant, mixed)]
+        error, ratio, *_, mark = _measures(of_variant)
+        adapters = len({one.adapter for one in of_variant if one.adapter is not None})
+        tops = [one.top_class for one in of_variant if one.top_class is not None]
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
         rows.append(
-            (variant, "in mixed batches" if mixed else "separately", adapters, len(own), error, ratio, same, mark)
+            (
+                variant,
+                "in mixed batches" if mixed else "separately",
+                adapters,
+                len(of_variant),
+                error,
+                ratio,
+                same,
+                mark,
+            )
         )
     columns = ("variant", "adapters", "count", "outputs", "max error", "error/budget", "top class", "verdict")
     return Table(columns, rows, numbers="llrrrrr", spare=("outputs", "count", "max error"))
 
 
-def _measures(found: Sequence[Measurement]) -> tuple[str, ...]:
-    worst = max(found, key=lambda one: one.badness)
+def _measures(measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    worst = max(measurements, key=lambda one: one.badness)
     ulp = None if worst.worst is None else worst.worst.ulp
-    errors = [one.absolute for one in found if one.compared]
-    cosines = [one.cosine for one in found if one.cosine is not None]
+    errors = [one.absolute for one in measurements if one.compared]
+    cosines = [one.cosine for one in measurements if one.cosine is not None]
     return (
         f"{max(errors):.1e}" if errors else _NONE,
         f"{worst.ratio:.2f}" if worst.compared else _NONE,
         _NONE if ulp is None else f"{ulp:,}",
         f"{min(cosines):.7f}" if cosines else _NONE,
-        _top_class(found),
-        "pass" if all(one.passed for one in found) else "FAIL",
+        _top_class(measurements),
+        "pass" if all(one.passed for one in measurements) else "FAIL",
     )
 
 
@@ -264,18 +273,18 @@ def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
 def _coverage(report: Report) -> Table:
     """Return the coverage of each dimension, the largest of any claim."""
     spans: dict[str, tuple[int, int | None]] = {}
-    every_word = any(one.check == "shape" and one.subject.startswith("words/") for one in report.findings)
-    for one in report.findings:
-        own = one.check == "shape" and one.subject.startswith("words/")
-        for span in one.coverage:
+    every_word = any(finding.check == "shape" and finding.subject.startswith("words/") for finding in report.findings)
+    for finding in report.findings:
+        own = finding.check == "shape" and finding.subject.startswith("words/")
+        for span in finding.coverage:
             # skip words that cases contain by chance, levels (named below), and shapes, which `verify` does not extend
             if span.what == "levels" or span.of == 0 or (every_word and span.what == "words" and not own):
                 continue
-            what = f"{span.what} ({one.where})" if span.what == "words" and every_word else span.what
+            what = f"{span.what} ({finding.where})" if span.what == "words" and every_word else span.what
             if span.done >= spans.get(what, (0, None))[0]:
                 spans[what] = span.done, span.of
-    levels = list(dict.fromkeys(one.level for one in report.outputs if one.variant == "slots"))
-    graphs = list(dict.fromkeys(one.variant for one in report.outputs))
+    levels = list(dict.fromkeys(finding.level for finding in report.outputs if finding.variant == "slots"))
+    graphs = list(dict.fromkeys(finding.variant for finding in report.outputs))
     rows = [(what, f"{done:,}", "unbounded" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
     rows += [("levels", f"{len(levels)}", ", ".join(levels)), ("graphs", f"{len(graphs)}", ", ".join(graphs))]
     return Table(("", "tested", "of"), [*rows, ("runtimes", "1", report.runtime)], numbers="lr")
@@ -293,19 +302,22 @@ def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
     """Yield the worst of all sites, and a heat map of error / budget, the worst of all adapters."""
     if not results:
         return
-    worst, bad = max(results, key=lambda one: one.badness), sum(not one.passed for one in results)
+    worst, bad = (
+        max(results, key=lambda measurement: measurement.badness),
+        sum(not measurement.passed for measurement in results),
+    )
     failed = f", {bad} over their budgets" if bad else ""
     yield Line(
         f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget "
         f"({worst.adapter}, `{worst.name}`){failed}"
     )
     layers: dict[str, dict[str, float]] = {}
-    for one in results:  # layers.3.ffn → a row `ffn`, a column 3
-        parts = one.name.split(".")
+    for measurement in results:  # layers.3.ffn → a row `ffn`, a column 3
+        parts = measurement.name.split(".")
         layer = next((part for part in parts if part.isdecimal()), "")
         kind = ".".join(part for part in parts if not part.isdecimal() and part != "layers")
         cell = layers.setdefault(kind, {})
-        cell[layer] = max(cell.get(layer, 0.0), one.ratio)
+        cell[layer] = max(cell.get(layer, 0.0), measurement.ratio)
     known = {layer for own in layers.values() for layer in own}
     columns = sorted(known, key=lambda layer: (layer == "", layer.zfill(6)))
     rows = [(kind, *(_share(own.get(layer)) for layer in columns)) for kind, own in layers.items()]
@@ -330,13 +342,18 @@ def _effects(report: Report) -> Iterator[Line]:
 def _nodes(results: Sequence[Measurement]) -> Table:
     """Return one row per value: the error of its step, and the cumulative error."""
     rows = []
-    for one in results:
-        assert one.node is not None
-        arrived = one.node.cumulative
-        grown = f"{arrived / one.absolute:.1f}" if arrived and one.absolute else _NONE
-        errors = (f"{one.absolute:.1e}", f"{one.ratio:.2f}", _NONE if arrived is None else f"{arrived:.1e}", grown)
-        place = (one.adapter or BASE, one.name, one.node.operators, one.path or _NONE)
-        rows.append((*place, *errors, "pass" if one.passed else "FAIL"))
+    for measurement in results:
+        assert measurement.node is not None
+        arrived = measurement.node.cumulative
+        grown = f"{arrived / measurement.absolute:.1f}" if arrived and measurement.absolute else _NONE
+        errors = (
+            f"{measurement.absolute:.1e}",
+            f"{measurement.ratio:.2f}",
+            _NONE if arrived is None else f"{arrived:.1e}",
+            grown,
+        )
+        place = (measurement.adapter or BASE, measurement.name, measurement.node.operators, measurement.path or _NONE)
+        rows.append((*place, *errors, "pass" if measurement.passed else "FAIL"))
     columns = ("adapter", "node", "operators", "torch", "error", "error/budget", "cumulative", "grown", "verdict")
     return Table(columns, rows, numbers="llllrrrr", spare=("torch", "grown", "cumulative", "operators", "error"))
 
@@ -353,7 +370,7 @@ def _agreements(found: AgreementsRecord) -> Table:
 
 
 def _failure(failure: FailureRecord) -> Iterator[str]:
-    case, worst, found = f"{failure.case}, mixed" if failure.mixed else failure.case, failure.worst, failure.location
+    case, worst, location = f"{failure.case}, mixed" if failure.mixed else failure.case, failure.worst, failure.location
     index = "" if worst is None or failure.output is None else list(worst.index)
     yield f"FAIL {failure.adapter or BASE}, {case}: {failure.output or 'a site'}{index}"
     yield f"  {'; '.join(failure.faults)}"
@@ -369,11 +386,11 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
     if places:
         yield f"  fails {'; '.join(places)}"
     yield f"  {_culprit(failure)}"
-    if found is not None and found.guess is not None:
-        yield f"  looks like: {found.guess}"
-    if found is not None and found.detail:
-        yield "  " + joined(found.detail, "; ")
-    repro = "" if found is None or found.repro is None else f"; node in isolation: {found.repro}"
+    if location is not None and location.guess is not None:
+        yield f"  looks like: {location.guess}"
+    if location is not None and location.detail:
+        yield "  " + joined(location.detail, "; ")
+    repro = "" if location is None or location.repro is None else f"; node in isolation: {location.repro}"
     yield f"  reproduce: {failure.command}{repro}"
 
 

@@ -135,16 +135,16 @@ def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str
 
 
 def _compared(
-    found: Mapping[str, np.ndarray], golden: Golden, at: int, without: str | None = None
+    outputs: Mapping[str, np.ndarray], golden: Golden, at: int, without: str | None = None
 ) -> Iterator[tuple[str, ComparisonRecord]]:
     for name, expected in golden.outputs[at].items():
         if name == without:
             continue
         place = f"{golden.cases[at].name}, {name}"
-        if name not in found:
+        if name not in outputs:
             yield place, missing(golden.budgets[name])
             continue
-        stored = golden.stored({name: found[name]})[name]
+        stored = golden.stored({name: outputs[name]})[name]
         for _, elements in golden.parts(at, name):
             if elements is None or elements.any():
                 yield place, compare(stored, expected, golden.budgets[name], where=elements)
@@ -158,15 +158,15 @@ def _run(python: str, model: Path, requests: int, folder: Path) -> dict[str, str
         said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
         return said
     except subprocess.CalledProcessError as error:
-        found = (error.stderr.strip().splitlines() or [f"it ends with {error.returncode}"])[-1]
+        reason = (error.stderr.strip().splitlines() or [f"it ends with {error.returncode}"])[-1]
     except subprocess.TimeoutExpired:
-        found = f"no answer within {_SECONDS} seconds"
+        reason = f"no answer within {_SECONDS} seconds"
     except (OSError, ValueError, IndexError) as error:
-        found = str(error)
+        reason = str(error)
     raise UsageError(
         "the other Python cannot run the graph",
         where=argument("runtimes", [python], option="runtime"),
-        found=found,
+        found=reason,
         expected="a Python with numpy and onnxruntime",
         fix="make an environment, and install the release there: `pip install onnxruntime==1.21.1`",
     )

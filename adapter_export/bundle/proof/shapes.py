@@ -112,12 +112,12 @@ def _both(
     bundle = graph.bundle
     source, output = (None, None) if adapter is None else (bundle.source(adapter), bundle.record(adapter).output)
     expected = run(reference.runner, case.arrays, source, bundle.base_outputs, output)
-    found = graph.run(case.arrays, (adapter,) * case.batch)
+    outputs = graph.run(case.arrays, (adapter,) * case.batch)
     golden = Golden(adapter, [case], [expected], {}, "")
     for name, wanted in expected.items():
         for part, elements in golden.parts(0, name):
-            if name in found and part != "padding":  # padding may be undefined
-                yield name, compare(found[name], wanted, tolerance(adapter, name, wanted), where=elements)
+            if name in outputs and part != "padding":  # padding may be undefined
+                yield name, compare(outputs[name], wanted, tolerance(adapter, name, wanted), where=elements)
 
 
 def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance) -> dict[str, list[int]]:
@@ -182,21 +182,24 @@ def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str |
         key = tuple(shape.items()), padding
         if key not in tried:
             made = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED), bounds)
-            one, bad = case_of(made.name, made.arrays, inputs), False
-            if reference.takes(one):
+            smaller, bad = case_of(made.name, made.arrays, inputs), False
+            if reference.takes(smaller):
                 try:
-                    bad = any(not found.passed for _, found in _both(graph, reference, one, adapter, tolerance))
+                    bad = any(
+                        not case_that_fails.passed
+                        for _, case_that_fails in _both(graph, reference, smaller, adapter, tolerance)
+                    )
                 except RequestError:
                     bad = False
-            tried[key] = one if bad else None
+            tried[key] = smaller if bad else None
         return tried[key]
 
     shape, padding = shape_of(inputs, case.axes), padding_of(case.name)
     best = wrong(shape, padding)
     if best is None:
         return case
-    if padding != "none" and (found := wrong(shape, "none")) is not None:
-        best, padding = found, "none"
+    if padding != "none" and (case_that_fails := wrong(shape, "none")) is not None:
+        best, padding = case_that_fails, "none"
     for which, now in (("batch", case.batch), ("tokens", max(shape.values(), default=1))):
 
         def at(size: int, which: str = which, shape: Shape = shape) -> Shape:
@@ -208,6 +211,6 @@ def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str |
         while low < high:  # bisect between the last that passes and the first that fails
             middle = (low + high) // 2
             low, high = (low, middle) if wrong(at(middle), padding) else (middle + 1, high)
-        if (found := wrong(at(high), padding)) is not None:
-            best, shape = found, at(high)
+        if (case_that_fails := wrong(at(high), padding)) is not None:
+            best, shape = case_that_fails, at(high)
     return best

@@ -52,7 +52,7 @@ class SiteProbe:
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
             Measurement(
-                **vars(found),
+                **vars(comparison),
                 kind="site",
                 name=owner,
                 against="float64",
@@ -63,28 +63,28 @@ class SiteProbe:
                 axes=case.axes,
                 path=paths.get(owner),
             )
-            for owner, found in self._comparisons(values, case, adapter, record.output)
+            for owner, comparison in self._comparisons(values, case, adapter, record.output)
         ]
 
     def _comparisons(
         self, values: Arrays, case: Case, adapter: Adapter, output: str | None
     ) -> Iterator[tuple[str, ComparisonRecord]]:
         for site, replaced in self._places(values, adapter):
-            found = values.get(exposed(site, result_of(replaced)))
-            if found is not None and not found.size and 0 in case.axes.values():
+            result = values.get(exposed(site, result_of(replaced)))
+            if result is not None and not result.size and 0 in case.axes.values():
                 continue  # an encoder is skipped if the cache has its tokens
             yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
         if adapter.head is None:
             return
-        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
-        if hidden is None or found is None:
+        hidden, result = values.get(exposed(HEAD, "hidden")), values.get(output or "")
+        if hidden is None or result is None:
             yield HEAD, missing(IDLE)
             return
         masks = [case.arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
         fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
         expected = evaluate_head(adapter, hidden, fitting[0] if fitting else np.ones(hidden.shape[:2]))
-        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
-        yield HEAD, compare(found, expected.astype(found.dtype), allowed)
+        allowed = _budget(adapter, HEAD, result, scale(expected), hidden.shape[1])
+        yield HEAD, compare(result, expected.astype(result.dtype), allowed)
 
     def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
         """Yield each site and the value that an adapter or its idle slots replace, in order of evaluation."""
@@ -104,16 +104,16 @@ def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, no
     acts = graph is not None and graph.replaces == replaced
     needed = (*graph.inputs, replaced) if graph is not None and acts else (replaced,)
     shown = {name: values.get(exposed(site, name)) for name in (*needed, *BORROWED, result_of(replaced))}
-    there = {name: value for name, value in shown.items() if value is not None}
-    if not there.keys() >= {*needed, result_of(replaced)}:
+    held = {name: value for name, value in shown.items() if value is not None}
+    if not held.keys() >= {*needed, result_of(replaced)}:
         return missing(IDLE)
-    found = there.pop(result_of(replaced))
+    result = held.pop(result_of(replaced))
     if not acts:
-        return compare(found, there[replaced], IDLE)
-    expected = evaluate_site(adapter, site, there, norm)
-    tokens = found.shape[-2] if found.ndim > 1 else 1
-    allowed = _budget(adapter, site, found, site_scale(adapter, site, there, norm), tokens)
-    return compare(found, expected.astype(found.dtype), allowed)
+        return compare(result, held[replaced], IDLE)
+    expected = evaluate_site(adapter, site, held, norm)
+    tokens = result.shape[-2] if result.ndim > 1 else 1
+    allowed = _budget(adapter, site, result, site_scale(adapter, site, held, norm), tokens)
+    return compare(result, expected.astype(result.dtype), allowed)
 
 
 def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
@@ -126,10 +126,10 @@ def of_sites(results: Sequence[Measurement]) -> Iterator[Finding]:
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for result in results:
         groups.setdefault((result.adapter or "", result.name), []).append(result)
-    for (adapter, site), found in groups.items():
-        path = "" if found[0].path is None else f" (torch: {found[0].path})"
+    for (adapter, site), comparisons in groups.items():
+        path = "" if comparisons[0].path is None else f" (torch: {comparisons[0].path})"
         claim, detail = f"`{adapter}` computes its formula at `{site}`", "{ratio} of the float64 budget"
-        coverage = (SpanRecord("shapes", len({result.case for result in found}), None),)
+        coverage = (SpanRecord("shapes", len({result.case for result in comparisons}), None),)
         yield replace(
-            Finding.measured("site", f"{adapter}/{site}", claim, found, detail, coverage), where=f"{site}{path}"
+            Finding.measured("site", f"{adapter}/{site}", claim, comparisons, detail, coverage), where=f"{site}{path}"
         )

@@ -163,18 +163,18 @@ def adapter_ids(manifest: Manifest, chosen: Sequence[str | None]) -> Arrays:
     return {} if bank is None else {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
 
 
-def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) -> bool:
+def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, tensors: Weights) -> bool:
     if held is None or row >= len(held):
         return False
-    found = held[row]
+    row_values = held[row]
     if tensor.slot is None:  # a mask: zeros, then very low numbers; their counts are verified when it runs
-        classes = int((found == 0).sum())
-        return classes > 0 and not found[:classes].any() and bool(np.all(found[classes:] < MASK_BELOW))
-    expected = own.get(tensor.slot)
-    if expected is None or found.ndim != expected.ndim:
+        classes = int((row_values == 0).sum())
+        return classes > 0 and not row_values[:classes].any() and bool(np.all(row_values[classes:] < MASK_BELOW))
+    expected = tensors.get(tensor.slot)
+    if expected is None or row_values.ndim != expected.ndim:
         return False
-    padding = [(0, wide - narrow) for wide, narrow in zip(found.shape, expected.shape, strict=True)]
-    return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == found.tobytes()
+    padding = [(0, wide - narrow) for wide, narrow in zip(row_values.shape, expected.shape, strict=True)]
+    return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == row_values.tobytes()
 
 
 VARIANT = BankVariant()

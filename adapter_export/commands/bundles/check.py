@@ -178,7 +178,7 @@ def check(
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
     with reference_sides(plan, model, texts) as (reference, original):
-        found = prove(plan, reference, original=original, given=own, reporter=reporter)
+        found = prove(plan, reference, original=original, adapters=own, reporter=reporter)
     found.require_compared()
     if before is not None and baseline is not None:
         worse = regressions(before, found.findings, Path(baseline).name)

@@ -154,7 +154,7 @@ def _outcome(
     ]
     looks = looks[::-1] if fault.area in _OF_GRAPH else looks
     lines: list[str] = []
-    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, given=sources))))
+    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, adapters=sources))))
     for look in looks:
         lines = [*look(), *lines]
         located = next((line for line in lines if any(_names(line, place) for place in places)), None)

@@ -458,28 +458,28 @@ class _Translator:
 
     def _sum(self, node: fx.Node) -> str:
         """Translate the addition of a bias to a product, or of two values."""
-        one, other = node.args[:2]
-        if node.kwargs or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+        first, other = node.args[:2]
+        if node.kwargs or not isinstance(first, fx.Node) or not isinstance(other, fx.Node):
             raise _unknown(node)
-        product = _through(one)
+        product = _through(first)
         if self._tensor(other) is not None and _op(product) in {"matmul", "mm"} and len(product.users) == 1:
             return self._product(node, product.args[0], self._tensor(product.args[1]), other)
-        return self._add("add", self._value(one), self._value(other))
+        return self._add("add", self._value(first), self._value(other))
 
     def _times(self, node: fx.Node) -> str:
-        one, other = node.args[:2]
-        if not isinstance(one, fx.Node):
-            one, other = other, one
-        assert isinstance(one, fx.Node)
+        first, other = node.args[:2]
+        if not isinstance(first, fx.Node):
+            first, other = other, first
+        assert isinstance(first, fx.Node)
         if isinstance(other, int | float):
-            return self._add("scale", self._value(one), attributes={"factor": float(other)})
+            return self._add("scale", self._value(first), attributes={"factor": float(other)})
         if not isinstance(other, fx.Node):
             raise _unknown(node)
-        for value, weight in ((one, other), (other, one)):
+        for value, weight in ((first, other), (other, first)):
             tensor = self._tensor(weight)
             if tensor is not None and tensor.shape == (_size(value, -1),):
                 return self._add("scale_features", self._value(value), tensors={"weight": tensor})
-        return self._add("multiply", self._value(one), self._value(other))
+        return self._add("multiply", self._value(first), self._value(other))
 
     def _divided(self, node: fx.Node) -> str:
         """Translate a division by a number, of a masked sum by its count, or of a vector by its length."""
@@ -592,13 +592,13 @@ class _Translator:
         tensors = {"weight": np.ones(tuple(shape), np.float32) if weight is None else self._tensor(weight)}
         if bias is not None:
             tensors["bias"] = self._tensor(bias)
-        found = {role: tensor for role, tensor in tensors.items() if tensor is not None and len(shape) == 1}
-        if len(found) != len(tensors) or not isinstance(source, fx.Node):
+        present = {role: tensor for role, tensor in tensors.items() if tensor is not None and len(shape) == 1}
+        if len(present) != len(tensors) or not isinstance(source, fx.Node):
             raise _unknown(node)
         return self._add(
             "layer_norm",
             self._value(source),
-            tensors=found,
+            tensors=present,
             attributes={"epsilon": float(epsilon)},  # type: ignore[arg-type]
         )
 

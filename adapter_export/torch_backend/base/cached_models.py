@@ -166,12 +166,12 @@ class CachedSeq2Seq(_CachedModel):
         batch, tokens, past, new, before = 2, 7, 4, 3, 5
         ids = torch.ones(batch, past, dtype=torch.int64)
         with torch.no_grad():
-            kept = self._model(
+            cache = self._model(
                 input_ids=ids, decoder_input_ids=torch.ones(batch, before, dtype=torch.int64), use_cache=True
             ).past_key_values
-        if not isinstance(kept, EncoderDecoderCache):
-            raise _other_cache(kept)
-        halves = {"decoder": _layers(kept.self_attention_cache), "encoder": _layers(kept.cross_attention_cache)}
+        if not isinstance(cache, EncoderDecoderCache):
+            raise _other_cache(cache)
+        halves = {"decoder": _layers(cache.self_attention_cache), "encoder": _layers(cache.cross_attention_cache)}
         layers = [dict(zip(halves, pair, strict=True)) for pair in zip(*halves.values(), strict=True)]
         inputs = {
             "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
@@ -223,12 +223,12 @@ class CachedSeq2Seq(_CachedModel):
                     for number, layer in enumerate(layer.items() for layer in empty)
                 ]
                 later = {"input_ids": ids[:, :0], "decoder_input_ids": ids[:, 2:3]}
-                found = flat(**{**whole, **later}, past_key_values=past)
+                outputs = flat(**{**whole, **later}, past_key_values=past)
         except (RuntimeError, IndexError) as error:
             raise _no_steps(first_line(error)) from error
         expected["logits"] = expected["logits"][:, -1:]
         for name, value in expected.items():
-            if not torch.allclose(found[name], value, rtol=0, atol=_TOLERANCE * float(value.abs().max())):
+            if not torch.allclose(outputs[name], value, rtol=0, atol=_TOLERANCE * float(value.abs().max())):
                 raise _no_steps(f"`{name}` differs from that of a single step")
 
 

@@ -162,17 +162,17 @@ def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) ->
     return lengths
 
 
-def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
+def _named_inputs(module: nn.Module, example: Inputs) -> dict[str, Any]:
     """Return the inputs by name, in the order of `forward`."""
     parameters = inspect.signature(module.forward).parameters.values()
     known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
-    inputs = given if isinstance(given, Mapping) else dict(zip(known, given, strict=False))
+    inputs = example if isinstance(example, Mapping) else dict(zip(known, example, strict=False))
     unknown = sorted(set(inputs) - set(known))
-    if unknown or not inputs or len(inputs) != len(given):
+    if unknown or not inputs or len(inputs) != len(example):
         raise UsageError(
             "the example inputs do not match the arguments of the model",
             where=f"`{type(module).__name__}.forward`",
-            found=", ".join(unknown) or f"{len(given)} inputs",
+            found=", ".join(unknown) or f"{len(example)} inputs",
             expected=f"some of {', '.join(known) or 'its arguments by name'}",
             fix="pass a dict of tensors by argument name",
         )
@@ -260,14 +260,14 @@ _ROUNDING = 1e-3
 
 
 def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    for name, one in first.items():
+    for name, earlier in first.items():
         other = second[name]
-        if one.shape == other.shape and (torch.equal(one, other) or not one.numel()):
+        if earlier.shape == other.shape and (torch.equal(earlier, other) or not earlier.numel()):
             continue
         distance = scale = 1.0
-        if one.shape == other.shape:
-            one, other = (values.to(torch.float64).nan_to_num() for values in (one, other))
-            distance, scale = float((one - other).abs().max()), float(one.abs().max())
+        if earlier.shape == other.shape:
+            earlier, other = (values.to(torch.float64).nan_to_num() for values in (earlier, other))
+            distance, scale = float((earlier - other).abs().max()), float(earlier.abs().max())
         if distance > _ROUNDING * scale:
             raise BaseModelError(
                 "is random in `eval` mode: two runs on the same inputs differ",
@@ -285,13 +285,13 @@ def _shapes(inputs: Mapping[str, Tensor]) -> str:
 
 def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) -> BaseModelError:
     """Return the error of the shortest and the longest inputs that were tried."""
-    found = [f"{first_line(error)} (for {shapes})" for error, shapes in (failures[0], failures[-1])]
-    taken = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
+    messages = [f"{first_line(error)} (for {shapes})" for error, shapes in (failures[0], failures[-1])]
+    parameters = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
     return BaseModelError(
         "the model cannot run on example inputs",
         where=f"`{type(module).__name__}.forward`",
-        found="; ".join(dict.fromkeys(found)),
-        expected=f"compatible inputs named {', '.join(taken)}",
+        found="; ".join(dict.fromkeys(messages)),
+        expected=f"compatible inputs named {', '.join(parameters)}",
         fix="describe its inputs with "
         + argument("inputs", ["NAME=TYPE[AXIS,…]"], option="input")
         + ", once per input; "

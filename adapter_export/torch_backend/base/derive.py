@@ -38,19 +38,19 @@ def with_merged_weights(
         record: `adapter`, `weights_sha256` and the fingerprint of the original `base`.
     """
     state = base.program.state_dict
-    made = with_weights(
+    merged = with_weights(
         base, {name: torch.from_numpy(array.copy()).to(state[name].dtype) for name, array in tensors.items()}
     )
     kept = base.base_head if head is None else replace(head, name=BASE_HEAD, kind="base_head")
     said = f"`{record['adapter']}` (weights {record['weights_sha256'][:12]}…) was merged into {record['base'][:19]}…"
     return replace(
-        made,
-        base_head=None if kept is None else replace(kept, base=made.fingerprint),
+        merged,
+        base_head=None if kept is None else replace(kept, base=merged.fingerprint),
         notes=(*base.notes, said),
     )
 
 
-def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:
+def with_layers(base: TorchBase, sites: SiteMap, layers: Sequence[int]) -> TorchBase:
     """Return the base with some of its layers, by number: the result of a dropped layer becomes its input.
 
     Unused weights are removed; the result has no base head.
@@ -62,8 +62,8 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
     module = deepcopy(base.program.graph_module)
     nodes = {node.name: node for node in module.graph.nodes}
     unused = {node for node in module.graph.find_nodes(op="placeholder") if not node.users}
-    left_out = [layer for layer in layers_of(sites) if layer not in kept]
-    expected = [(site.role, site.width) for site in sites.sublayers if site.layer in kept]
+    left_out = [layer for layer in layers_of(sites) if layer not in layers]
+    expected = [(site.role, site.width) for site in sites.sublayers if site.layer in layers]
     for layer in left_out:
         start, end = (nodes[value] for value in ends_of(sites, layer))
         if _shape(start) != _shape(end):
@@ -72,14 +72,14 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
         nodes = {name: start if node is end else node for name, node in nodes.items()}
     _erase_dead(module.graph)
     signature, state = _signature(module.graph, base.program, unused)
-    made = _of(base, module, signature, state)
+    cut = _of(base, module, signature, state)
     try:
-        found_there = [(site.role, site.width) for site in discover(made.flow).sublayers]
+        found_there = [(site.role, site.width) for site in discover(cut.flow).sublayers]
     except NoSitesError as error:
         raise _needed(left_out[0], error.what, "the kept layers") from error
     if found_there != expected:
         raise _needed(left_out[0], f"{len(found_there)} sublayers without it", f"{len(expected)}")
-    return made
+    return cut
 
 
 def layers_of(sites: SiteMap) -> list[int]:
@@ -89,13 +89,15 @@ def layers_of(sites: SiteMap) -> list[int]:
 
 def ends_of(sites: SiteMap, layer: int) -> tuple[str, str]:
     """Return the values of the residual stream before and after a layer; the next layer reads the latter."""
-    own = [site for site in sites.sublayers if site.layer == layer]
-    stream = own[0].name.rpartition("layers.")[0]
-    behind = [site for site in sites.sublayers if site.name.startswith(f"{stream}layers.{_number(own[0].name) + 1}.")]
-    end = behind[0].x if behind else own[-1].y
-    assert own[0].x is not None  # every sublayer has one
+    of_layer = [site for site in sites.sublayers if site.layer == layer]
+    stream = of_layer[0].name.rpartition("layers.")[0]
+    behind = [
+        site for site in sites.sublayers if site.name.startswith(f"{stream}layers.{_number(of_layer[0].name) + 1}.")
+    ]
+    end = behind[0].x if behind else of_layer[-1].y
+    assert of_layer[0].x is not None  # every sublayer has one
     assert end is not None
-    return own[0].x, end
+    return of_layer[0].x, end
 
 
 def _number(name: str) -> int:
@@ -169,7 +171,7 @@ def _of(
     base: TorchBase, module: fx.GraphModule, signature: ExportGraphSignature, state: Mapping[str, Tensor]
 ) -> TorchBase:
     program = base.program
-    made = ExportedProgram(
+    exported = ExportedProgram(
         root=module,
         graph=module.graph,
         graph_signature=signature,
@@ -179,4 +181,4 @@ def _of(
         constants=program.constants,
         verifiers=program.verifiers,
     )
-    return replace(base, program=made, fingerprint=fingerprint(made), base_head=None)
+    return replace(base, program=exported, fingerprint=fingerprint(exported), base_head=None)

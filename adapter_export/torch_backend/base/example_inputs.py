@@ -69,16 +69,18 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
         if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     }
     offered = _tokens(module, parameters, prepared.typed)
-    made = {name: value for name, (value, _) in prepared.values.items() if name in parameters and name not in offered}
+    prepared_inputs = {
+        name: value for name, (value, _) in prepared.values.items() if name in parameters and name not in offered
+    }
     seen = not offered or "image" in getattr(module, "input_modalities", ())  # models of text with images list both
-    offered |= made or (_images(module, parameters) or _sound(module, parameters) if seen else {})
+    offered |= prepared_inputs or (_images(module, parameters) or _sound(module, parameters) if seen else {})
     if offered and f"{_DECODER}input_ids" in parameters:
         ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
         decoder = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
         offered |= {name: ids for name in decoder if name in parameters}
     axes: dict[str, dict[int, str]] = {name: {0: _BATCH} for name in offered}
     for name, tensor in offered.items():
-        if name in made:
+        if name in prepared_inputs:
             axes[name] = dict(prepared.values[name][1])
         elif tensor.dim() == 2:
             axes[name][1] = f"{_DECODER}{_SEQUENCE}" if name.startswith(_DECODER) else _SEQUENCE
@@ -92,8 +94,8 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
     return (in_order, axes) if offered and needed <= offered.keys() else None
 
 
-def _tokens(module: nn.Module, taken: Mapping[str, object], typed: bool | None) -> dict[str, Tensor]:
-    if "input_ids" not in taken:
+def _tokens(module: nn.Module, parameters: Mapping[str, object], typed: bool | None) -> dict[str, Tensor]:
+    if "input_ids" not in parameters:
         return {}
     ids = torch.ones(_EXAMPLE_BATCH, _TOKENS, dtype=torch.int64)
     config: Any = getattr(module, "config", None)
@@ -101,7 +103,7 @@ def _tokens(module: nn.Module, taken: Mapping[str, object], typed: bool | None) 
     if config is not None and (getattr(config, "type_vocab_size", 0) or 0) < 2:
         typed = False
     offered = {"input_ids": ids, "attention_mask": ids, **({} if typed is False else {"token_type_ids": ids * 0})}
-    return {name: tensor for name, tensor in offered.items() if name in taken}
+    return {name: tensor for name, tensor in offered.items() if name in parameters}
 
 
 def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:

@@ -143,10 +143,10 @@ def _captured_model(
         return described_inputs(described) if described else obvious_inputs(model, prepared)
 
     # the complete model first, so that two models are never in memory
-    own = _base_head(folder, sentences, media, examples, reranker)
+    base_head = _base_head(folder, sentences, media, examples, reranker)
     model, unused = _open_base(folder)
-    found = examples(model)
-    if found is None:
+    example = examples(model)
+    if example is None:
         raise BaseModelError(
             "has inputs that neither its files nor its documentation describe",
             where=folder,
@@ -154,13 +154,15 @@ def _captured_model(
             expected=argument("inputs", ["NAME=TYPE[AXIS,…]"], option="input") + " for each input",
             fix="describe them, such as " + argument("inputs", ["input_values=float32[batch,samples]"], option="input"),
         )
-    if media is not None and list(found[0]) != [media.record.input]:
-        others = quoted(found[0])
+    if media is not None and list(example[0]) != [media.record.input]:
+        others = quoted(example[0])
         media, media_notes = None, ("the processor is left out: it makes one input, but the model has " + others,)
-    base = _captured(model, found, folder, lengths, most_tokens(model))
-    head, head_notes = own.of(base, model=type(model).__name__, unused=unused)
+    base = _captured(model, example, folder, lengths, most_tokens(model))
+    head, head_notes = base_head.of(base, model=type(model).__name__, unused=unused)
     if tokens and head is None:
-        raise BaseModelError("cannot score with two tokens", where=folder, found=own.reason or joined(head_notes, "; "))
+        raise BaseModelError(
+            "cannot score with two tokens", where=folder, found=base_head.reason or joined(head_notes, "; ")
+        )
     return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
 
 
@@ -227,19 +229,19 @@ def _captured(
 
 def _generation(model: Any, folder: Path) -> Generation:
     """Return the generation settings of a language model, from `generation_config.json` or `config.json`."""
-    said, file = model.generation_config, folder / CONFIG
-    ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
-    start = said.bos_token_id if said.decoder_start_token_id is None else said.decoder_start_token_id
-    last = said.forced_eos_token_id if isinstance(said.forced_eos_token_id, list) else [said.forced_eos_token_id]
-    never = [*(said.suppress_tokens or ()), *(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1)]
+    config, file = model.generation_config, folder / CONFIG
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    last = config.forced_eos_token_id if isinstance(config.forced_eos_token_id, list) else [config.forced_eos_token_id]
+    never = [*(config.suppress_tokens or ()), *(ids[0] for ids in config.bad_words_ids or () if len(ids) == 1)]
     return Generation(
         end=tuple(number for number in ends if number is not None),
-        padding=said.pad_token_id,
+        padding=config.pad_token_id,
         start=start if model.config.is_encoder_decoder else None,
-        first=said.forced_bos_token_id,
+        first=config.forced_bos_token_id,
         suppressed=tuple(sorted(set(never))),
         last=min((number for number in last if number is not None), default=None),  # all have logit 0: the first wins
-        begin=said.bos_token_id,
+        begin=config.bos_token_id,
         tokenizer_config=read_text(file) if file.is_file() else None,
     )
 
@@ -412,12 +414,12 @@ def _with_class(folder: Path, name: str) -> nn.Module:
         raise BaseModelError(
             "its class has no head with a known task", expected=f"a class ending in {', '.join(CLASS_TYPES)}"
         )
-    found = _class(name, _json(folder / "config.json").get("model_type"))
-    if found is None:
+    head_class = _class(name, _json(folder / "config.json").get("model_type"))
+    if head_class is None:
         raise BaseModelError(
             "the installed transformers does not have this class", found=f"transformers {transformers.__version__}"
         )
-    model, missing, _ = _load(folder, found)
+    model, missing, _ = _load(folder, head_class)
     if missing:
         raise BaseModelError("the folder lacks its weights", found=quoted(missing[:3]))
     if class_type(name) == "multiple_choice":
@@ -470,17 +472,19 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
     known: Any = transformers.CONFIG_MAPPING
     words = str(architecture).split("_")  # parts have types, such as `moonshine_streaming_encoder`
     types = ("_".join(words[:end]) for end in range(len(words), 0, -1))
-    found: Any = getattr(transformers, name, None)
-    for one in types if found is None else ():
+    model_class: Any = getattr(transformers, name, None)
+    for one in types if model_class is None else ():
         bare: Any = transformers.MODEL_MAPPING.get(known[one], None) if one in known else None
         bare = bare[0] if isinstance(bare, tuple) else bare
-        found = found or getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        model_class = model_class or getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
+    if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
         return None
-    own: Any = getattr(found, "config_class", None)
+    own: Any = getattr(model_class, "config_class", None)
     fits = getattr(own, "model_type", None) == architecture
     return (
-        found if fits or (own is not None and architecture in known and issubclass(known[architecture], own)) else None
+        model_class
+        if fits or (own is not None and architecture in known and issubclass(known[architecture], own))
+        else None
     )
 
 

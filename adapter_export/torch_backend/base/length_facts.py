@@ -120,19 +120,19 @@ def program_facts(
     Raises:
         BaseModelError: a condition ties several axes to each other, or no length is left.
     """
-    found = {name: Facts() for shape in axes.values() for axis in shape for name in names(axis)}
+    facts_by_axis = {name: Facts() for shape in axes.values() for axis in shape for name in names(axis)}
     for axis, (low, high) in ranges.items():
-        if axis in found:
+        if axis in facts_by_axis:
             own = Lengths.of(1 if low <= _SMALLEST else low, high)
-            found[axis].bounds = _kept(found[axis].bounds, own, f"`{axis}` from {low} to {high}")
+            facts_by_axis[axis].bounds = _kept(facts_by_axis[axis].bounds, own, f"`{axis}` from {low} to {high}")
     # stride guards only ask for contiguous inputs
     trees = {guard: ast.parse(guard, mode="eval").body for guard in guards if ".stride()" not in guard}
     size = max(
         [min(2 * low, _FARTHEST) for low, _ in ranges.values()] + list(map(_farthest, trees.values())), default=0
     )
     for guard, tree in trees.items():
-        _add(guard, tree, size, axes, found)
-    return found
+        _add(guard, tree, size, axes, facts_by_axis)
+    return facts_by_axis
 
 
 def _farthest(tree: ast.expr) -> int:
@@ -161,12 +161,12 @@ def only_some(found: str) -> BaseModelError:
     )
 
 
-def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis]], found: Mapping[str, Facts]) -> None:
+def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis]], facts: Mapping[str, Facts]) -> None:
     """Evaluate one condition, at `size` lengths."""
     measured = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call)]
     sizes = {ast.unparse(node): _axis(node, axes) for node in measured}
     known = list(dict.fromkeys(name for axis in sizes.values() if axis is not None for name in names(axis)))
-    if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and _simple(tree, axes, found):
+    if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and _simple(tree, axes, facts):
         return
     if any(axis is None for axis in sizes.values()):
         raise only_some(f"`{guard}`"[:300])
@@ -190,16 +190,16 @@ def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis
         raise only_some(f"`{guard}`"[:300])
     name, holds = left[0]
     is_not = isinstance(tree, ast.Compare) and all(isinstance(op, ast.NotEq) for op in tree.ops)
-    (found[name].exclusions if is_not else found[name].conditions).append((f"`{guard}`", holds))
+    (facts[name].exclusions if is_not else facts[name].conditions).append((f"`{guard}`", holds))
 
 
-def _simple(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]], found: Mapping[str, Facts]) -> bool:
+def _simple(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]], facts_of: Mapping[str, Facts]) -> bool:
     """Read a condition that compares one length with a possibly large number; false for any other."""
     left, (op,), (right,) = tree.left, tree.ops, tree.comparators
     axis = _axis(left, axes) if isinstance(left, ast.Subscript) else None
     if not isinstance(axis, str) or names(axis) != (axis,) or not isinstance(right, ast.Constant):
         return False
-    number, facts = int(str(right.value)), found[axis]
+    number, facts = int(str(right.value)), facts_of[axis]
     if isinstance(op, ast.NotEq):
         facts.excluded |= {number} - {0, 1}  # torch excludes 0 and 1 in every program
         return True
@@ -349,7 +349,7 @@ def probed_lengths(
     def computes(axis: str, length: int) -> bool:
         return alone(axis, length)[1] is not None
 
-    found = {}
+    probed = {}
     for axis in free:
         also = [point for point in facts[axis].points() if point <= _MOST_TRIED and agree(axis, point)]
         lengths = _record(axis, facts[axis], wanted, also)
@@ -371,8 +371,8 @@ def probed_lengths(
                     fix="restrict the lengths of the axis: "
                     + argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128"),
                 )
-        found[axis] = lengths
-    return found
+        probed[axis] = lengths
+    return probed
 
 
 def shortest_computed(live: Run, inputs: Sequence[InputRecord], lengths: Bounds, axis: str) -> int:
@@ -398,20 +398,20 @@ def _most_probed(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: 
 
 
 def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -> Lengths:
-    own = facts.lengths(also)
-    if own is None:
+    known = facts.lengths(also)
+    if known is None:
         raise only_some(facts.condition or f"on `{axis}`")
-    asked = axis_lengths(axis, wanted)
-    found = own.within(asked)
-    if found is None:
+    requested = axis_lengths(axis, wanted)
+    allowed = known.within(requested)
+    if allowed is None:
         raise BaseModelError(
             "accepts none of the requested lengths",
             where=f"axis `{axis}`",
-            found=str(own),
-            expected=str(asked),
+            found=str(known),
+            expected=str(requested),
             fix="request other lengths",
         )
-    return found
+    return allowed
 
 
 def _tensors(inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> dict[str, Tensor]:

@@ -187,24 +187,26 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
         return None, ()
     try:
         with parsing(BaseModelError):
-            own: Any = transformers.AutoTokenizer.from_pretrained(
+            library_tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, truncation_side=ours.side
             )
-            texts = tuple(_texts(own, ours.max_tokens))
+            texts = tuple(_texts(library_tokenizer, ours.max_tokens))
     except BaseModelError as error:
         note = "transformers cannot use the tokenizer (" + error.what + f"): ids come from `{TOKENIZER_FILE}` only"
         return None, (note,)
-    made_by = f"transformers {transformers.__version__} {type(own).__name__}"
-    found = GoldenTexts(GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),))
-    wrong = different(ours, found)
+    made_by = f"transformers {transformers.__version__} {type(library_tokenizer).__name__}"
+    golden = GoldenTexts(
+        GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),)
+    )
+    wrong = different(ours, golden)
     if not wrong:
-        return found, ()
+        return golden, ()
     named = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
     differs = f"`{TOKENIZER_FILE}` and transformers disagree on the ids of {len(wrong)} of {len(texts)} texts ({named})"
     fix = (
         "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"
     )
-    return found, (f"{differs}; {fix}",)
+    return golden, (f"{differs}; {fix}",)
 
 
 def _names_a_class(config: Path) -> bool:
@@ -217,16 +219,16 @@ def _names_a_class(config: Path) -> bool:
     return isinstance(document, dict) and isinstance(document.get("tokenizer_class"), str)
 
 
-def _texts(own: Any, limit: int) -> Sequence[GoldenText]:
-    found = []
+def _texts(tokenizer: Any, limit: int) -> Sequence[GoldenText]:
+    texts = []
     for name, text in sample_texts(limit):
         first, second = text if isinstance(text, Pair) else (text, None)
         parts = (first,) if second is None else (first, second)
-        made = own(*parts, truncation=True, max_length=limit, return_token_type_ids=True)
+        made = tokenizer(*parts, truncation=True, max_length=limit, return_token_type_ids=True)
         ids, types = made["input_ids"], made["token_type_ids"]
         if ids:
-            found.append(GoldenText(name, first, second, tuple(ids), tuple(types)))
-    return found
+            texts.append(GoldenText(name, first, second, tuple(ids), tuple(types)))
+    return texts
 
 
 def prepared_by(folder: Path) -> Prepared:
@@ -268,7 +270,7 @@ def _made(folder: Path, modality: FileModality) -> dict[str, tuple[Tensor, Mappi
     except BaseModelError:
         return {}
     names: dict[tuple[int, int], str] = {}
-    found: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
+    made_inputs: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
     for name, tensor in first.items():
         other = second.get(name)
         if not isinstance(tensor, Tensor) or not isinstance(other, Tensor) or tensor.dim() != other.dim():
@@ -278,8 +280,8 @@ def _made(folder: Path, modality: FileModality) -> dict[str, tuple[Tensor, Mappi
             lengths = tensor.shape[place], other.shape[place]
             if lengths[0] != lengths[1]:
                 axes[place] = names.setdefault(lengths, _axis(tensor, place))
-        found[name] = tensor, axes
-    return found
+        made_inputs[name] = tensor, axes
+    return made_inputs
 
 
 def _axis(tensor: Tensor, place: int) -> str:

@@ -232,20 +232,20 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         with captured_logs(), parsing(_damaged):
             for pickled in _pickles(data):
                 _check_pickle(pickled)
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if not isinstance(found, dict):
-            _refuse("does not contain a dictionary of tensors", type(found).__name__)
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict):
+            _refuse("does not contain a dictionary of tensors", type(loaded).__name__)
         others = [
             str(name)
-            for name, value in found.items()
+            for name, value in loaded.items()
             if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided)
         ]
         if others:
             _refuse("contains more than tensors by name", quoted(others[:8]))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in loaded.values())
         if size > _MOST_SHARED * len(data):
             _refuse("contains many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
-        return {name: _array(name, tensor) for name, tensor in found.items()}
+        return {name: _array(name, tensor) for name, tensor in loaded.items()}
 
 
 def _damaged(reason: str) -> FormatError:
@@ -260,13 +260,13 @@ def _damaged(reason: str) -> FormatError:
 def _pickles(data: bytes) -> list[bytes]:
     """Return the pickle of an archive; in the older layout, the consecutive pickles at the start."""
     if not data.startswith(b"PK\x03\x04"):
-        stream, found = io.BytesIO(data), list[bytes]()
-        while len(found) < _OLD_PICKLES and stream.tell() < len(data):
+        stream, pickles = io.BytesIO(data), list[bytes]()
+        while len(pickles) < _OLD_PICKLES and stream.tell() < len(data):
             start = stream.tell()
             for _ in pickletools.genops(stream):
                 pass
-            found.append(data[start : stream.tell()])
-        return found
+            pickles.append(data[start : stream.tell()])
+        return pickles
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]

@@ -62,7 +62,7 @@ class Signature:
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
         """Minimum and maximum length of each dynamic axis, from torch's ranges and from position tables."""
-        found: dict[str, tuple[int, int | None]] = {}
+        ranges_by_axis: dict[str, tuple[int, int | None]] = {}
         for symbol, axis in self._symbols.items():
             highest = list(_rows_of_positions(self._program.graph, symbol))
             ranges = self._program.range_constraints
@@ -70,16 +70,16 @@ class Signature:
             if constraint is not None and constraint.upper.is_Integer:
                 highest.append(int(constraint.upper))
             low = int(constraint.lower) if constraint is not None and constraint.lower.is_Integer else 1
-            found[axis] = (low, min(highest, default=None))
-        return found
+            ranges_by_axis[axis] = (low, min(highest, default=None))
+        return ranges_by_axis
 
     def _name_axes(self, name: str, value: Tensor) -> None:
-        given = self._given.get(name, ())
+        axes = self._given.get(name, ())
         sizes: Sequence[Any] = value.shape
         for index, size in enumerate(sizes):
             if not isinstance(size, torch.SymInt):
                 continue
-            label: Axis = given[index] if index < len(given) else 0
+            label: Axis = axes[index] if index < len(axes) else 0
             if isinstance(label, int):
                 label = self._by_place(name, value, index)
             self._symbols.setdefault(str(size.node.expr), label)

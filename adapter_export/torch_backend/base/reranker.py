@@ -104,16 +104,16 @@ class Reranker:
         task = Task("ranking", input="pair", template=self.template)
         ours = Tokenizer.from_json(read_text(folder / TOKENIZER_FILE), sys.maxsize)
         expected = [encoding.ids for encoding in ours.whole([task.filled(*pair) for pair in _SAMPLES])]
-        found, rendered = list[list[int]](), ""
+        tokens, rendered = list[list[int]](), ""
         with parsing(BaseModelError):
             own: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             render = partial(own.apply_chat_template, **settings)
             for flat in (True, False):
                 with suppress(jinja2.TemplateError):
                     messages = [_messages(*pair, flat=flat) for pair in _SAMPLES]
-                    found = [list(render(one, tokenize=True, return_dict=False)) for one in messages]
+                    tokens = [list(render(one, tokenize=True, return_dict=False)) for one in messages]
                     rendered = rendered or render(_messages("{text}", "{pair}", flat=flat), tokenize=False)
-                if found == expected:
+                if tokens == expected:
                     return
         raise UsageError(
             argument("prompt") + " encodes a pair differently from the chat template of the folder",

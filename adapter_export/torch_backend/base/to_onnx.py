@@ -248,13 +248,13 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
             renamed[node.name], node.name = name, name
     for output in program.graph_signature.output_specs:
         output.arg.name = renamed.get(output.arg.name, output.arg.name)
-    made = _core._exported_program_to_onnx_program(program, registry=_registry())
-    version_converter.convert_version(made.model, OPSET, fallback=True)
+    exported = _core._exported_program_to_onnx_program(program, registry=_registry())
+    version_converter.convert_version(exported.model, OPSET, fallback=True)
     _use_fast_matchers()
-    made.optimize()
-    transpose_in_products(made.model.graph)
-    _forget_results(made.model.graph)
-    return made.model
+    exported.optimize()
+    transpose_in_products(exported.model.graph)
+    _forget_results(exported.model.graph)
+    return exported.model
 
 
 def _forget_results(graph: ir.Graph) -> None:
@@ -391,16 +391,16 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
 
 def _sizes_of_inputs(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
     """Add nodes for the sizes of inputs, by their symbols in shapes; unused ones are dead code."""
-    inputs, made = graph.find_nodes(op="placeholder"), dict[str, torch.fx.Node]()
+    inputs, sizes = graph.find_nodes(op="placeholder"), dict[str, torch.fx.Node]()
     for source in inputs:
         value = source.meta.get("val")
         shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
         for axis, size in enumerate(shape):
-            if isinstance(size, torch.SymInt) and str(size) not in made:
+            if isinstance(size, torch.SymInt) and str(size) not in sizes:
                 with graph.inserting_after(inputs[-1]):
-                    made[str(size)] = graph.call_function(_ATEN.sym_size.int, (source, axis))
-                made[str(size)].meta["val"] = size
-    return made
+                    sizes[str(size)] = graph.call_function(_ATEN.sym_size.int, (source, axis))
+                sizes[str(size)].meta["val"] = size
+    return sizes
 
 
 def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:

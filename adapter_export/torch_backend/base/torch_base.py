@@ -448,8 +448,8 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
 
 def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
     """Return the lengths of a base, limited to the model's maximum of tokens; the base's own may be lower."""
-    found = narrowed(base.inputs, base.lengths, tokens)
-    if found is None:
+    narrower = narrowed(base.inputs, base.lengths, tokens)
+    if narrower is None:
         own = token_lengths(base.inputs, base.lengths)
         raise UsageError(
             "accepts more tokens than the model was designed for",
@@ -457,7 +457,7 @@ def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
             found=str(own),
             expected=f"at most {tokens}",
         )
-    return found
+    return narrower
 
 
 def _with_probed_lengths(
@@ -477,23 +477,25 @@ def _with_probed_lengths(
     free, axis = Lengths(), token_axis(base.inputs)
     if isinstance(axis, str):  # a position table may have rows that no token reads (RoBERTa)
         wanted = {**wanted, axis: wanted.get(axis, free).within(Lengths(1, max_tokens)) or free}
-    found = probed_lengths(run, program, base.inputs, facts, wanted)
-    base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
+    probed = probed_lengths(run, program, base.inputs, facts, wanted)
+    base = replace(base, lengths={axis: one for axis, one in probed.items() if one != free})
     base = replace(base, lengths=_at_most(base, max_tokens))
     base = replace(base, pads=may_pad(run, program, base.inputs, base.lengths))
     notes: list[str] = []
-    for axis, own in found.items():
-        asked = wanted.get(axis, free)
+    for axis, lengths in probed.items():
+        requested = wanted.get(axis, free)
         if axis == token_axis(base.inputs):
-            asked = asked.within(Lengths(1, usual if max_tokens is None else max_tokens)) or asked
-        if own.within(asked) != asked:
-            shortest = shortest_computed(run, base.inputs, found, axis)
-            if own == asked.within(Lengths(shortest)):  # the model rejects shorter inputs, too
+            requested = requested.within(Lengths(1, usual if max_tokens is None else max_tokens)) or requested
+        if lengths.within(requested) != requested:
+            shortest = shortest_computed(run, base.inputs, probed, axis)
+            if lengths == requested.within(Lengths(shortest)):  # the model rejects shorter inputs, too
                 continue
-            example = "128" if shortest == own.minimum else f"{shortest}..{own.minimum - 1}"
+            example = "128" if shortest == lengths.minimum else f"{shortest}..{lengths.minimum - 1}"
             other = argument("lengths", [f"{axis}={example}"], option="axis", words=f"{axis}={example}")
             notes.append(
-                f"accepts lengths {own} of `{axis}`, because others are computed differently; " + other + " captures "
+                f"accepts lengths {lengths} of `{axis}`, because others are computed differently; "
+                + other
+                + " captures "
                 "it for other lengths"
             )
     tokens = token_lengths(base.inputs, base.lengths)
@@ -639,13 +641,13 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
         weights = b64decode(extra.get(HEAD_WEIGHTS, ""), validate=True)
         head = parse_adapter(extra[HEAD_GRAPH].encode(), weights, places, "`extra/`")
     except (InputError, ValueError) as error:
-        found = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
-        raise BaseModelError("contains a head that cannot be read", found=found, fix=fix) from error
+        reason = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
+        raise BaseModelError("contains a head that cannot be read", found=reason, fix=fix) from error
     if head.placements or head.base != fingerprint or head.name != BASE_HEAD:
-        found = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
+        reason = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
         expected = f"`{BASE_HEAD}` for {fingerprint}, without sites"
         raise BaseModelError(
-            "contains a head of another base", where=places[0], found=found, expected=expected, fix=fix
+            "contains a head of another base", where=places[0], found=reason, expected=expected, fix=fix
         )
     return head
 
@@ -775,8 +777,8 @@ def _unpickled(path: Path) -> nn.Module:
 
 def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
     """Return the described example inputs, or else the obvious ones; `UsageError` if neither is available."""
-    found = described_inputs(records) if records else obvious_inputs(module)
-    if found is None:
+    examples = described_inputs(records) if records else obvious_inputs(module)
+    if examples is None:
         raise UsageError(
             "the inputs of the model are unclear",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
@@ -786,4 +788,4 @@ def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
             + "; "
             "axes with names are dynamic",
         )
-    return found
+    return examples

@@ -48,23 +48,23 @@ class HiddenCache:
         products = {node.name for node in model.base.flow.nodes if node.multiplies}
         if not products.intersection(node.name for node in below.graph.nodes):
             return None
-        tokens, made = int(examples.lengths.sum()), cls(above, examples.lengths, ())
+        tokens, cache = int(examples.lengths.sum()), cls(above, examples.lengths, ())
         batches = evaluation_batches(examples.lengths, batch_size)
         with torch.no_grad():
             for rows in batches:
                 for call in examples.calls(rows, pads=model.pads):
-                    found = below(*model.base.ordered(model.placed(call.inputs)))
-                    places = made._places(rows[call.places], found[0].device)
-                    if any(value.shape[:2] != places.shape for value in found):
+                    values = below(*model.base.ordered(model.placed(call.inputs)))
+                    places = cache._places(rows[call.places], values[0].device)
+                    if any(value.shape[:2] != places.shape for value in values):
                         return None
-                    if not made._values:
-                        if (tokens + 1) * sum(value[0, 0].nbytes for value in found) > budget:
+                    if not cache._values:
+                        if (tokens + 1) * sum(value[0, 0].nbytes for value in values) > budget:
                             return None
-                        made._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in found]
-                    for value, part in zip(made._values, found, strict=True):
+                        cache._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in values]
+                    for value, part in zip(cache._values, values, strict=True):
                         value[places] = part
                         value[-1] = 0  # the row for padding
-        return made if made._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
+        return cache if cache._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
 
     def _places(self, rows: Rows, device: torch.device) -> Tensor:
         """Return the indices of the tokens of rows, [rows, longest]; padding has the last index."""
@@ -80,13 +80,13 @@ class HiddenCache:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            whole, found = (
+            whole, cached = (
                 examples.matched(results_of(model, examples, rows, cache), rows)[0] for cache in (None, self)
             )
         model.train(was_training)
         close = _CLOSE_IN_HALF if torch.is_autocast_enabled(whole.device.type) else _CLOSE
         largest = float(whole[whole.isfinite()].abs().max())
-        return bool(torch.isclose(found, whole, rtol=0, atol=close * largest).all())
+        return bool(torch.isclose(cached, whole, rtol=0, atol=close * largest).all())
 
     @contextmanager
     def read(self, model: AdaptedModel, rows: Rows) -> Iterator[None]:
@@ -154,12 +154,12 @@ def _below(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
     return _tidy(fx.GraphModule(body, graph))
 
 
-def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
+def _above(body: fx.GraphModule, cut_nodes: Sequence[fx.Node]) -> fx.GraphModule:
     """Return the graph that computes the outputs from the values followed by the inputs."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    given = [graph.placeholder(f"kept_{place}") for place in range(len(kept))]
+    given = [graph.placeholder(f"kept_{place}") for place in range(len(cut_nodes))]
     graph.output(graph.graph_copy(body.graph, copies))
-    for node, value in zip(kept, given, strict=True):
+    for node, value in zip(cut_nodes, given, strict=True):
         copies[node].replace_all_uses_with(value)
     return _tidy(fx.GraphModule(body, graph))
 

@@ -117,7 +117,7 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
         raise damaged(error.message) from error
     with parsing(damaged):
         metadata = metadata_of(data, path)
-        found, expected = json.loads(metadata["run"]), json.loads(json.dumps(identity))
+        recorded, expected = json.loads(metadata["run"]), json.loads(json.dumps(identity))
         numbers = json.loads(metadata["state"])
         history = [
             EpochRecord(**{**record, "validation": Scores(**record["validation"])}) for record in numbers.pop("history")
@@ -127,13 +127,13 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
             group, _, name = key.partition("/")
             groups[group][name] = tensor
         state = RunState(**{**numbers, **groups, "history": history})
-    if not isinstance(found, dict):
+    if not isinstance(recorded, dict):
         raise damaged("its run is not an object")
-    if found != expected:
+    if recorded != expected:
         raise TrainingError(
             "there is an interrupted run with other data, settings or weights",
             where=path,
-            **difference(found, expected),
+            **difference(recorded, expected),
             fix="repeat its original arguments to resume it, or " + anew,
         )
     return state

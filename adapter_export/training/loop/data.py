@@ -218,15 +218,15 @@ class TextExamples:
         """
         lengths, cut, lost, sizes = np.zeros(len(texts), np.int64), dict[int, None](), list[int](), set[int]()
         highest = {"input_ids": 0, "token_type_ids": 0}
-        made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side, prompt=prompt)
+        examples = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side, prompt=prompt)
         check_inputs(names)
         for start in range(0, len(texts), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(texts)))
-            encoded = made._encoded(rows)
+            encoded = examples._encoded(rows)
             counts = np.array([len(row.encoding.ids) for row in encoded])
-            lengths[rows] = np.maximum.reduceat(counts, np.cumsum([0, *made._counts(rows)[:-1]]))
+            lengths[rows] = np.maximum.reduceat(counts, np.cumsum([0, *examples._counts(rows)[:-1]]))
             sizes.update(counts.tolist())
-            places = np.repeat(rows, made._counts(rows)).tolist()
+            places = np.repeat(rows, examples._counts(rows)).tolist()
             cut |= dict.fromkeys(at for row, at in zip(encoded, places, strict=True) if row.cut)
             for row in encoded:
                 highest["input_ids"] = max([highest["input_ids"], *row.encoding.ids])
@@ -238,10 +238,10 @@ class TextExamples:
             raise RequestError(
                 "rows exceed the maximum length, and prompts are not truncated",
                 found=f"{len(cut)} of {len(texts)} rows",
-                expected=f"at most {made.limit}, including the template",
+                expected=f"at most {examples.limit}, including the template",
                 fix="raise " + argument("max_tokens") + ", or shorten the rows",
             )
-        return replace(made, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
+        return replace(examples, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
 
     @property
     def word(self) -> str:

@@ -80,16 +80,16 @@ class LanguageExamples:
         """Return the base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
         ids = self._ids(rows)
         real = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[rows])[:, None]
-        made = {"ids": ids, "mask": real}
-        found = {}
+        by_role = {"ids": ids, "mask": real}
+        inputs = {}
         for record in self.records:
             if record.role == "cache":
                 lengths = (axis if isinstance(axis, int) else 0 for axis in record.axes[1:])
-                found[record.name] = torch.zeros(len(rows), *lengths)
+                inputs[record.name] = torch.zeros(len(rows), *lengths)
             else:
-                value = ids * 0 if record.name == _TYPES else made[record.role]
-                found[record.name] = value.to(getattr(torch, record.dtype))
-        return found
+                value = ids * 0 if record.name == _TYPES else by_role[record.role]
+                inputs[record.name] = value.to(getattr(torch, record.dtype))
+        return inputs
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return for each target token its loss and whether it is the top prediction [tokens, 2], and its id.
@@ -150,15 +150,15 @@ def read_language(
     sources: dict[str, Any] = {
         name: {
             "file": files.paths[name].name,
-            "sha256": found.sha256,
-            "rows": len(found.texts),
-            "repeated_rows_left_out": len(found.repeated),
-            "incomplete_rows_left_out": len(found.incomplete),
+            "sha256": table.sha256,
+            "rows": len(table.texts),
+            "repeated_rows_left_out": len(table.repeated),
+            "incomplete_rows_left_out": len(table.incomplete),
         }
-        for name, found in tables.texts.items()
+        for name, table in tables.texts.items()
     }
-    notes = [note for name, found in tables.texts.items() for note in found.remarks(name)]
-    texts = {name: found.texts for name, found in tables.texts.items()}
+    notes = [note for name, table in tables.texts.items() for note in table.remarks(name)]
+    texts = {name: table.texts for name, table in tables.texts.items()}
     if isinstance(files.validation, float):
         whole = texts["training"]
         kept, held_out = split_groups([first for first, _ in whole], files.validation, seed)
@@ -168,19 +168,19 @@ def read_language(
         notes.append(
             "the end-of-text token is unknown, so the model does not learn to stop; set " + argument("end_token")
         )
-    made = {}
+    parts = {}
     for name, written in texts.items():
         passages, said = _passages(written, endings, tokenizer, name)
         notes += said
-        made[name] = LanguageExamples(passages, records, tokenizer)
+        parts[name] = LanguageExamples(passages, records, tokenizer)
         sources[name]["tokens_to_learn"] = sum(len(row.ids) - row.start for row in passages)
     return TextTask(
         CAUSAL_LM,
         (),
         0,
-        cast("Any", made["training"]),
-        cast("Any", made["validation"]),
-        cast("Any", made.get("test")),
+        cast("Any", parts["training"]),
+        cast("Any", parts["validation"]),
+        cast("Any", parts.get("test")),
         sources,
         tuple(notes),
     )

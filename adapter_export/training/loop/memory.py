@@ -32,7 +32,7 @@ def training_memory(
     model = attach(base, replace(adapter, base=base.fingerprint), sites=sites)
     weights = [tensor for _, tensor in (*base.program.named_parameters(), *base.program.named_buffers())]
     stored = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *model.parameters())}
-    kept = []
+    activations = []
     for inputs in (one_row, two_rows):
         seen: dict[int, int] = {}
 
@@ -44,7 +44,7 @@ def training_memory(
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             result = model.hidden(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        kept.append(sum(seen.values()))
+        activations.append(sum(seen.values()))
         del result  # releases the saved tensors
     held = sum(tensor.numel() * tensor.element_size() for tensor in weights)
-    return held + _COPIES * adapter.cost().bytes + kept[0] + (rows - 1) * (kept[1] - kept[0])
+    return held + _COPIES * adapter.cost().bytes + activations[0] + (rows - 1) * (activations[1] - activations[0])

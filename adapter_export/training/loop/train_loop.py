@@ -77,12 +77,12 @@ def evaluate(
     task = None if examples.problem == CAUSAL_LM else model.task
     objective = OBJECTIVES[examples.problem].of(settings, task)
     total, weight = objective.loss(results, targets, _class_weights(model, examples, settings))
-    found = judged(task, results, targets, examples.only(rows))
-    scores = Scores(float(total / weight) if weight else 0.0, measure(found))
-    if found.decisions is not None:
-        majority = found.decisions.majority
+    judgement = judged(task, results, targets, examples.only(rows))
+    scores = Scores(float(total / weight) if weight else 0.0, measure(judgement))
+    if judgement.decisions is not None:
+        majority = judgement.decisions.majority
         own = {} if majority is None else {"label": majority.label, **majority.scores}
-        scores = replace(scores, majority=own, collapse=found.decisions.collapse)
+        scores = replace(scores, majority=own, collapse=judgement.decisions.collapse)
     decides = deciding(examples.problem, _labels(model), settings.metric)
     return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
 
@@ -104,17 +104,17 @@ def answered(
     was_training = model.training
     model.eval()
     batches = evaluation_batches(examples.lengths, settings.batch_size)
-    found = []
+    parts = []
     with torch.inference_mode():
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
             with _memory(rows, examples, "validation"):
                 with accelerator.autocast():
                     results = results_of(model, examples, rows, cache).float()
-                found.append((rows, *examples.matched(results.cpu(), rows)))
+                parts.append((rows, *examples.matched(results.cpu(), rows)))
     model.train(was_training)
     if accelerator.num_processes > 1:
-        found = gather_object(found)
-    every, answers, targets = zip(*found, strict=True)
+        parts = gather_object(parts)
+    every, answers, targets = zip(*parts, strict=True)
     return np.concatenate(every), torch.cat(answers), torch.cat(targets)
 
 
@@ -258,13 +258,13 @@ class _Run:
         """Raise an error if another process has other rows."""
         if self._accelerator.num_processes == 1:
             return
-        found: list[Any] = gather_object([self._identity])
-        for process, other in enumerate(found):
-            if other != found[0]:
+        identities: list[Any] = gather_object([self._identity])
+        for process, other in enumerate(identities):
+            if other != identities[0]:
                 raise TrainingError(
                     "the processes were not started with the same data and settings",
-                    where=f"process {process} of {len(found)}",
-                    **difference(other, found[0]),
+                    where=f"process {process} of {len(identities)}",
+                    **difference(other, identities[0]),
                     fix="start all with the same arguments and files",
                 )
 
@@ -382,9 +382,11 @@ class _Run:
         """Return the loss of this process's share of some rows; of all rows if the loss compares them."""
         examples, accelerator = self._data.training, self._accelerator
         shares = np.array_split(rows, accelerator.num_processes)
-        own = shares[accelerator.process_index]
-        counts = len(own) > 0 or self._objective.compares
-        read = own if len(own) else rows[:1]  # every process needs a gradient for the sum, even without rows
+        local_rows = shares[accelerator.process_index]
+        counts = len(local_rows) > 0 or self._objective.compares
+        read = (
+            local_rows if len(local_rows) else rows[:1]
+        )  # every process needs a gradient for the sum, even without rows
         with accelerator.autocast():
             if self._teacher is None:
                 results = results_of(self._model, examples, read, self._caches[1]).float()
@@ -396,7 +398,7 @@ class _Run:
             filled = pad(results.detach(), (0, 0) * (results.ndim - 1) + (0, most - len(results)))
             every = accelerator.gather(filled).unflatten(0, (len(shares), most))
             parts = [of_all[: len(share)] for of_all, share in zip(every, shares, strict=True)]
-            parts[accelerator.process_index] = results[: len(own)]
+            parts[accelerator.process_index] = results[: len(local_rows)]
             results, read = torch.cat(parts), rows
         total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
         if self._teacher is not None:
@@ -446,14 +448,14 @@ class _Run:
     def _not_finite(self, name: str, value: float, rows: Rows) -> TrainingError:
         """Return the error for a loss or gradient that is not finite; it names the first layer with such a value."""
         state = self._state
-        kept = f"; the best epoch so far is kept in {self._path}" if state.best_epoch and self._path else ""
+        saved = f"; the best epoch so far is kept in {self._path}" if state.best_epoch and self._path else ""
         return TrainingError(
             f"the {name} is not finite",
             where=f"step {state.step + 1}, epoch {len(state.history) + 1}, {self._first_broken(rows)}",
             found=value,
             fix="lower the learning rate ("
             + argument("learning_rate")
-            + f"), or check the data for malformed rows{kept}",
+            + f"), or check the data for malformed rows{saved}",
         )
 
     def _first_broken(self, rows: Rows) -> str:

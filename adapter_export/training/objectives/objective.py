@@ -94,13 +94,13 @@ class Objective(ABC):
             weights: a weight for each class, if classes are weighted.
         """
 
-    def soft_loss(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    def soft_loss(self, logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """Return the distance from a teacher's results: the mean of T²·KL(softmax(teacher/T) ‖ softmax(student/T)).
 
         Source: Hinton et al. 2015, §2. The softmax is over axis 1: over classes or choices; for a span over the tokens.
         """
-        found, wanted = (one.clamp(min=_LOWEST) / temperature for one in (found, wanted))
-        own, goal = (torch.log_softmax(each, 1) for each in (found, wanted))
+        logits, wanted = (one.clamp(min=_LOWEST) / temperature for one in (logits, wanted))
+        own, goal = (torch.log_softmax(each, 1) for each in (logits, wanted))
         terms = F.kl_div(own, goal, reduction="none", log_target=True)
         return temperature**2 * terms.sum(1).mean()
 
