@@ -89,7 +89,7 @@ class ArchiveBase(Base):
         path = folder / "exported" / "base.onnx"
         path.parent.mkdir()
         export_onnx(self.model, path)
-        return open_onnx(path, given=self.given)
+        return open_onnx(path, given_sites=self.given)
 
     def checked_export(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
         """Return the exported graph, after comparing its sites with those of the program by value."""
@@ -246,7 +246,7 @@ class OnnxFileBase(Base):
         from adapter_export.onnx_backend.base.sandbox import try_graph
 
         try_graph(path, self.options.site_map)
-        return open_onnx(path, given=self.given)
+        return open_onnx(path, given_sites=self.given)
 
     @property
     def torch(self) -> TorchBase:
@@ -323,7 +323,7 @@ class OnnxFileBase(Base):
         from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
         write_merged(self.model, merged.tensors, merged.record, path)
-        return OnnxFileBase(path, self.options, loaded=open_onnx(path, given=self.given))
+        return OnnxFileBase(path, self.options, loaded=open_onnx(path, given_sites=self.given))
 
 
 @dataclass(frozen=True, repr=False)

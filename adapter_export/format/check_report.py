@@ -442,16 +442,16 @@ class Finding:
         check: str,
         subject: str,
         claim: str,
-        found: Sequence[Measurement],
+        measurements: Sequence[Measurement],
         detail: str,
         coverage: tuple[SpanRecord, ...] = (),
     ) -> Finding:
         """Return the outcome of measurements; `{ratio}` in `detail` is the largest error over its budget."""
-        worst = max(found, key=lambda one: one.badness)
-        status: Status = "tested" if any(one.compared for one in found) else "unverified"
+        worst = max(measurements, key=lambda one: one.badness)
+        status: Status = "tested" if any(one.compared for one in measurements) else "unverified"
         status = status if worst.passed else "failed"
         said = "; ".join(worst.faults) or detail.format(ratio=f"{worst.ratio:.2g}")
-        return cls(check, subject, claim, status, worst.place, said, coverage, worst.ratio, tuple(found))
+        return cls(check, subject, claim, status, worst.place, said, coverage, worst.ratio, tuple(measurements))
 
     @property
     def id(self) -> str:

@@ -92,15 +92,15 @@ def parse_golden_batches(data: bytes, where: object) -> GoldenBatches:
     """
     document = parse_json(data, where)
     with version_checked(document, GOLDEN_BATCHES_VERSION, where), within(where):
-        found = record_from_json(GoldenBatches, document)
-        counts = Counter(batch.name for batch in found.batches)
+        batches = record_from_json(GoldenBatches, document)
+        counts = Counter(batch.name for batch in batches.batches)
         twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise FormatError("a name occurs twice", where="`$.batches`", found=f"`{twice}`")
-        for index, batch in enumerate(found.batches):
+        for index, batch in enumerate(batches.batches):
             for at, row in enumerate(batch.rows):
                 _check_inputs(row, f"`$.batches[{index}].rows[{at}].inputs`")
-    return found
+    return batches
 
 
 def read_golden_batches(path: Path) -> GoldenBatches:

@@ -186,13 +186,13 @@ def parse_golden_texts(data: bytes, where: object) -> GoldenTexts:
     """
     document = parse_json(data, where)
     with version_checked(document, GOLDEN_TEXTS_VERSION, where), within(where):
-        found = record_from_json(GoldenTexts, document)
-        for index, one in enumerate(found.sets):
+        golden = record_from_json(GoldenTexts, document)
+        for index, one in enumerate(golden.sets):
             _check_set(one, f"`$.sets[{index}].texts`")
-        names = [one.adapter for one in found.sets]
+        names = [one.adapter for one in golden.sets]
         if len(set(names)) < len(names):
             raise FormatError("an adapter has two sets", where="`$.sets`")
-    return found
+    return golden
 
 
 def read_golden_texts(path: Path) -> GoldenTexts:
@@ -205,12 +205,12 @@ def read_golden_texts(path: Path) -> GoldenTexts:
     return parse_golden_texts(read_bytes(path), path)
 
 
-def _check_set(one: GoldenTextSet, where: str) -> None:
-    counts = Counter(text.name for text in one.texts)
+def _check_set(text_set: GoldenTextSet, where: str) -> None:
+    counts = Counter(text.name for text in text_set.texts)
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise FormatError("a name occurs twice", where=where, found=f"`{twice}`")
-    uneven = next((text.name for text in one.texts if len(text.ids) != len(text.token_type_ids)), None)
+    uneven = next((text.name for text in text_set.texts if len(text.ids) != len(text.token_type_ids)), None)
     if uneven is not None:
         raise FormatError(
             "the number of token types differs from the number of tokens", where=where, found=f"`{uneven}`"
@@ -224,18 +224,18 @@ def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
     """
     own = [text for one in texts.sets if one.adapter is None for text in one.texts]
     limit = max((len(text.ids) for text in own), default=0)
-    found = []
+    names = []
     for text in own:
         if limit != tokenizer.max_tokens and len(text.ids) >= min(limit, tokenizer.max_tokens):
             continue
         try:
             (row,) = tokenizer.rows([text.input])
         except RequestError:  # the limit leaves no room for a pair
-            found.append(text.name)
+            names.append(text.name)
             continue
         if (row.encoding.ids, row.encoding.type_ids) != (list(text.ids), list(text.token_type_ids)):
-            found.append(text.name)
-    return found
+            names.append(text.name)
+    return names
 
 
 def sample_texts(limit: int) -> Iterator[tuple[str, str | Pair]]:

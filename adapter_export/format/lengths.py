@@ -123,15 +123,15 @@ def parse_lengths(text: str) -> Lengths | None:
     Raises:
         ValueError: the text is invalid.
     """
-    found: Lengths | None = Lengths()
+    allowed: Lengths | None = Lengths()
     for part in text.split(","):
         match = _LENGTHS.fullmatch(part.strip())
         if match is None or match[0] == "..":
             raise ValueError(text)
         low, high, step, fixed = (int(match[name] or 0) or None for name in ("low", "high", "step", "fixed"))
         own = Lengths.of(fixed or low or 1, fixed or high, step or 1)
-        found = None if found is None or own is None else found.within(own)
-    return found
+        allowed = None if allowed is None or own is None else allowed.within(own)
+    return allowed
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,16 @@ class Fit:
         Raises:
             RequestError: no such length, or padding would change the result.
         """
-        found = self.lengths.at_least(tokens)
-        if found is None or (found != tokens and not (self.pads and pads)):
+        padded = self.lengths.at_least(tokens)
+        if padded is None or (padded != tokens and not (self.pads and pads)):
             raise RequestError(
                 "the base does not support the number of tokens of a text"
-                + ("" if found is None else ", and padding would change its result"),
+                + ("" if padded is None else ", and padding would change its result"),
                 found=tokens,
                 expected=self.lengths,
                 fix="pass texts of other lengths, or capture the base with " + argument("lengths", option="axis"),
             )
-        return found
+        return padded
 
 
 def axis_lengths(axis: int | str, bounds: Bounds) -> Lengths:

@@ -142,8 +142,8 @@ def _check_names(manifest: Manifest) -> None:
         "heads": [head.graph for head in manifest.heads],
         "bank.tensors": [] if bank is None else [tensor.name for tensor in bank.tensors],
     }
-    for key, found in names.items():
-        _check_unique(key, found)
+    for key, names_in_group in names.items():
+        _check_unique(key, names_in_group)
     # a slot with the name of a data input could replace it
     fanout = manifest.fanout
     fed = {
@@ -153,8 +153,8 @@ def _check_names(manifest: Manifest) -> None:
         "fanout": [] if fanout is None else [fanout.rows, *(value.name for value in fanout.values)],
     }
     _check_unique("fanout", [*fed["fanout"], *fed["bank"], *fed["bank.tensors"]])
-    for key, found in fed.items():
-        taken = sorted(f"`{name}`" for name in set(found) & set(names["inputs"]))
+    for key, names_in_group in fed.items():
+        taken = sorted(f"`{name}`" for name in set(names_in_group) & set(names["inputs"]))
         if taken:
             raise FormatError("has the name of a data input", where=f"`$.{key}`", found=", ".join(taken))
 
@@ -314,13 +314,13 @@ def _check_files(manifest: Manifest) -> None:
         _check_known(place, [adapter.onnx_adapter, adapter.safetensors, *source], listed)
         _check_known(f"{place}.golden.path", adapter.golden.files, listed)
         _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
-    for axis, own in manifest.lengths.items():
-        ends = [end for end in (own.minimum, own.maximum) if end is not None]
-        if not all(end in own for end in ends):
+    for axis, lengths in manifest.lengths.items():
+        ends = [end for end in (lengths.minimum, lengths.maximum) if end is not None]
+        if not all(end in lengths for end in ends):
             raise FormatError(
                 "lengths do not include their own bounds",
                 where=f"`$.lengths.{axis}`",
-                found=str(own),
+                found=str(lengths),
                 expected="a supported `minimum` and `maximum`",
             )
     if manifest.text is not None and manifest.max_tokens is None:

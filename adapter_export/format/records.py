@@ -349,20 +349,20 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
             expected='an object with a `version` such as "1.0.0"',
             fix="check that this is the right file",
         )
-    found, known = ([int(number) for number in text.split(".")] for text in (version, supported))
+    numbers, known = ([int(number) for number in text.split(".")] for text in (version, supported))
     expected = f"{known[0]}.x.x, at most {supported}"
-    if found[0] != known[0]:
+    if numbers[0] != known[0]:
         raise VersionError(
             "has a format version that this release does not support",
             where=where,
             found=f"version {version}",
             expected=expected,
-            fix=UPGRADE if found > known else "write it again with this release",
+            fix=UPGRADE if numbers > known else "write it again with this release",
         )
     try:
         yield
     except (FormatError, GraphError) as error:
-        if found[1] <= known[1]:
+        if numbers[1] <= known[1]:
             raise
         raise VersionError(
             "has a newer format version with parts that this release does not support",

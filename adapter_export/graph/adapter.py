@@ -200,13 +200,13 @@ class Adapter(Described):
 
     def without(self, places: Collection[str]) -> Adapter:
         """Return the adapter without these sites, with its head; AdapterError if nothing is left."""
-        kept = {site: placement for site, placement in self.placements.items() if site not in places}
+        remaining = {site: placement for site, placement in self.placements.items() if site not in places}
         owners = [owner for owner, _, _ in self.components() if owner not in places]
         tensors = {tensor for owner in owners for tensor in self.tensor_names(owner).values()}
-        used = {placement.graph for placement in kept.values()}
+        used = {placement.graph for placement in remaining.values()}
         return replace(
             self,
-            placements=kept,
+            placements=remaining,
             graphs={name: graph for name, graph in self.graphs.items() if name in used},
             weights={name: tensor for name, tensor in self.weights.items() if name in tensors},
         )
@@ -257,15 +257,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Compare tensors with the shapes that they must have.
 
     Raises `TensorError`, listing every tensor that is missing, left over, misshapen, not float32 or not finite.
     """
-    faults = [f"`{name}` is missing" for name in expected if name not in found]
-    faults += [f"`{name}` is left over" for name in found if name not in expected]
+    faults = [f"`{name}` is missing" for name in expected if name not in tensors]
+    faults += [f"`{name}` is left over" for name in tensors if name not in expected]
     for name, shape in expected.items():
-        if (tensor := found.get(name)) is None:
+        if (tensor := tensors.get(name)) is None:
             continue
         if 0 in shape:
             faults.append(f"`{name}` has an empty shape {list(shape)}")

@@ -139,10 +139,10 @@ def _closing(graph: AdapterGraph, value: str) -> list[Node]:
 
 def _gates(graph: AdapterGraph) -> list[Node]:
     """Return the linears whose activation opens a gate."""
-    found = []
+    sources = []
     for gate in graph.nodes:
         opened = producer(graph, gate.inputs[1]) if gate.op == "gate" else None
         source = None if opened is None else producer(graph, opened.inputs[0])
         if source is not None and source.op == "linear":
-            found.append(source)
-    return found
+            sources.append(source)
+    return sources

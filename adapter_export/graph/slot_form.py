@@ -217,15 +217,15 @@ def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str
 
 def _made_by(graph: AdapterGraph, matrices: Collection[str]) -> dict[str, set[str]]:
     """Return the values that are as wide as the results of some matrices, each with those that it comes from."""
-    found: dict[str, set[str]] = {}
+    sources: dict[str, set[str]] = {}
     for node in graph.nodes:
         op = OPS[node.op]
         values = op.scaled_by(node.inputs)
         if node.op == "linear" and node.parameters["weight"] in matrices:
-            found[node.output] = {node.parameters["weight"]}
-        elif (op.factor == "whole" or op.linear_in == "mixed") and found.keys() >= set(values):
-            found[node.output] = set().union(*(found[name] for name in values))
-    return found
+            sources[node.output] = {node.parameters["weight"]}
+        elif (op.factor == "whole" or op.linear_in == "mixed") and sources.keys() >= set(values):
+            sources[node.output] = set().union(*(sources[name] for name in values))
+    return sources
 
 
 def _is_repeated(graph: AdapterGraph, value: str, narrow: Collection[str]) -> bool:
@@ -336,12 +336,12 @@ def _needs_switch(form: AdapterGraph) -> bool:
 
 def _switched(form: AdapterGraph) -> AdapterGraph:
     keep, use = (unused(name, form.parameters) for name in (KEEP, USE))
-    kept, used, result = (unused(name, form.shapes()) for name in ("kept", "used", "switched"))
+    unchanged, used, result = (unused(name, form.shapes()) for name in ("kept", "used", "switched"))
     value = form.replaces
     nodes = (
-        Node("scale_features", (value,), kept, {"weight": keep}),
+        Node("scale_features", (value,), unchanged, {"weight": keep}),
         Node("learned_scale", (form.result,), used, {"weight": use}),
-        Node("add", (kept, used), result),
+        Node("add", (unchanged, used), result),
     )
     return replace(
         form,

@@ -12,16 +12,16 @@ def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
     v is the value that the result replaces. Returns `None` if no parameters satisfy this for every s: the residual is
     lost, the sum is normalised, or one update reads another.
     """
-    found = _steps(graph, graph.result)
-    if found is None:
+    steps = _steps(graph, graph.result)
+    if steps is None:
         return None
-    chosen = frozenset(name for node in found for name in node.parameters.values())
-    own = {id(node) for node in found}
+    chosen = frozenset(name for node in steps for name in node.parameters.values())
+    own = {id(node) for node in steps}
     for node in graph.nodes:  # a parameter is used nowhere else, and no update reads another one
         if id(node) not in own and chosen & set(node.parameters.values()):
             return None
-    made = {node.output for node in found}
-    if any(made & _behind(graph, name) for node in found for name in node.inputs):
+    made = {node.output for node in steps}
+    if any(made & _behind(graph, name) for node in steps for name in node.inputs):
         return None
     return chosen
 
@@ -61,11 +61,11 @@ def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
 
 def _behind(graph: AdapterGraph, value: str) -> set[str]:
     """Return a value and its ancestors."""
-    found, waiting = set[str](), [value]
+    names, waiting = set[str](), [value]
     while waiting:
         name = waiting.pop()
         node = producer(graph, name)
-        if name not in found and node is not None:
+        if name not in names and node is not None:
             waiting.extend(node.inputs)
-        found.add(name)
-    return found
+        names.add(name)
+    return names

@@ -61,19 +61,19 @@ def site_widths(site: Site) -> dict[str, int]:
 
 
 def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterator[str]:
-    for owner, graph, found in adapter.components():
+    for owner, graph, widths in adapter.components():
         site = sites.get(owner)
         if site is None and owner != HEAD:
             yield f"`{adapter.name}` acts at `{owner}`, which the base does not have"
             continue
         fixed = {"d": width} if site is None else site_widths(site)
-        for symbol in sorted(fixed.keys() & found.keys()):
-            if found[symbol] != fixed[symbol]:
-                yield f"`{adapter.name}` has `{symbol}` = {found[symbol]} at `{owner}`, the base {fixed[symbol]}"
+        for symbol in sorted(fixed.keys() & widths.keys()):
+            if widths[symbol] != fixed[symbol]:
+                yield f"`{adapter.name}` has `{symbol}` = {widths[symbol]} at `{owner}`, the base {fixed[symbol]}"
         if site is not None:
             yield from (f"`{adapter.name}` {fault} `{owner}`" for fault in _missing(graph, site))
             try:
-                graph.check_widths({**fixed, **found})
+                graph.check_widths({**fixed, **widths})
             except GraphError as error:
                 yield f"`{adapter.name}` at `{owner}`: {error}"
 

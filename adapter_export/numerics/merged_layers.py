@@ -64,7 +64,7 @@ def merged_layers(
             raise _refusal(adapter, name, "the base has no weight there to add a change to")
         layers[layer.names[0]] = layer
         at.setdefault(layer.names[0], {}).setdefault(site.h if site.role in LAYERS else site.name, []).append(site)
-    found = {}
+    merged = {}
     for weight_name, calls in at.items():
         layer = layers[weight_name]
         results = [_changed(adapter, layer, own) for own in calls.values()]
@@ -76,8 +76,8 @@ def merged_layers(
         weight, bias = first
         if layer.bias is None and bias.any():
             raise _refusal(adapter, next(iter(calls.values()))[0].name, "the layer has no bias to add its own to")
-        found[weight_name] = (layer, weight, None if layer.bias is None else bias)
-    return found
+        merged[weight_name] = (layer, weight, None if layer.bias is None else bias)
+    return merged
 
 
 def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Matrix, Matrix]:

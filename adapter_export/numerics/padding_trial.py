@@ -59,12 +59,12 @@ class PaddingTrial:
         )
 
     def _differ(
-        self, one: Arrays, other: Arrays, outputs: Collection[str], relative: float, cut: Arrays | None = None
+        self, first: Arrays, other: Arrays, outputs: Collection[str], relative: float, cut: Arrays | None = None
     ) -> bool:
         """Return true if outputs differ at the tokens of the row, whose results have the shapes of `cut`."""
         for name in outputs:
-            own = tuple(slice(size) for size in self._tokens((cut or one)[name]).shape)
-            expected, found = self._tokens(one[name])[own], self._tokens(other[name])[own]
+            own = tuple(slice(size) for size in self._tokens((cut or first)[name]).shape)
+            expected, found = self._tokens(first[name])[own], self._tokens(other[name])[own]
             if not np.abs(found - expected).max() <= relative * np.abs(expected).max():
                 return True
         return False

@@ -61,12 +61,12 @@ class SiteWeights:
             layer = layer_of(self.index, node) if node.linear and node.weight is not None else None
             if layer is not None and node.weight is not None:
                 weights[layer.h] = node.weight
-        found = {}
+        rows_by_site = {}
         for site in self.sites.of_roles(LAYERS):
             if site.h in weights and (site.role == "linear" or site.blocks == 1):
                 start, end = next(iter(site.parts.values())) if site.role == "part" else (0, site.width)
-                found[site.name] = _Rows(weights[site.h], start, end)
-        return found
+                rows_by_site[site.name] = _Rows(weights[site.h], start, end)
+        return rows_by_site
 
 
 def pair_sites(
@@ -107,9 +107,9 @@ def pair_sites(
 
 def _made_from(rows: _Rows, counterparts: Sequence[Counterpart]) -> list[_Rows]:
     """Return the trained rows that some stored ones were made from, in one piece each."""
-    found = []
+    rows_made = []
     for each in counterparts:
         if each.weight == rows.weight and each.start <= rows.start and rows.end <= each.start + each.rows:
             shift = each.trained_start - each.start
-            found.append(_Rows(each.trained, rows.start + shift, rows.end + shift))
-    return found
+            rows_made.append(_Rows(each.trained, rows.start + shift, rows.end + shift))
+    return rows_made

@@ -118,17 +118,17 @@ def pairs_covered(inputs: Sequence[InputRecord], lengths: Bounds, cases: Iterabl
 
 def _covering(able: Sequence[Chosen], chosen: Sequence[Chosen], size: int) -> list[Chosen]:
     """Add shapes until every possible group of `size` lengths and paddings occurs."""
-    found = list(chosen)
+    cases = list(chosen)
     missing = {group for choice in able for group in _groups(choice, size)}
-    missing -= {group for choice in found for group in _groups(choice, size)}
+    missing -= {group for choice in cases for group in _groups(choice, size)}
     while missing:
         best = max(
             able,
             key=lambda choice: (len(missing & _groups(choice, size)), -math.prod(filter(None, choice[0].values()))),
         )
-        found.append(best)
+        cases.append(best)
         missing -= _groups(best, size)
-    return found
+    return cases
 
 
 def _groups(chosen: Chosen, size: int) -> set[tuple[tuple[str, int | str], ...]]:

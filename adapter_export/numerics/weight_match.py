@@ -132,26 +132,26 @@ def match_weights(stored: Sequence[WeightUse], trained: Sequence[WeightUse], whe
     Raises:
         BaseModelError: a weight is no rounding of its counterpart, or has none; the message has its name and deviation.
     """
-    found: list[Counterpart] = []
+    counterparts: list[Counterpart] = []
     faults: list[_Fault] = []
     for width in dict.fromkeys(use.width for use in (*stored, *trained)):
         ours, theirs = _Stream(stored, width), _Stream(trained, width)
-        while (one := ours.rest) is not None and (other := theirs.rest) is not None:
-            pair = _compared(one, other)
-            if isinstance(pair, _Fault) and one.use.is_neutral and one.start == 0:
-                ours.advance(one.use.rows)
+        while (rest := ours.rest) is not None and (other := theirs.rest) is not None:
+            pair = _compared(rest, other)
+            if isinstance(pair, _Fault) and rest.use.is_neutral and rest.start == 0:
+                ours.advance(rest.use.rows)
                 continue
             if isinstance(pair, _Fault):
                 faults.append(pair)
-            found.append(pair.at if isinstance(pair, _Fault) else pair)
-            ours.advance(found[-1].rows)
-            theirs.advance(found[-1].rows)
-        while (one := ours.rest) is not None and one.use.is_neutral:
-            ours.advance(one.use.rows)
+            counterparts.append(pair.at if isinstance(pair, _Fault) else pair)
+            ours.advance(counterparts[-1].rows)
+            theirs.advance(counterparts[-1].rows)
+        while (rest := ours.rest) is not None and rest.use.is_neutral:
+            ours.advance(rest.use.rows)
         left = [
-            f"{words} `{one.use.name}`"
-            for words, one in (("the graph's", ours.rest), ("the model's", theirs.rest))
-            if one
+            f"{words} `{rest.use.name}`"
+            for words, rest in (("the graph's", ours.rest), ("the model's", theirs.rest))
+            if rest
         ]
         if left and not faults:
             raise _differs(where, f"{' and '.join(left)} without a counterpart, {_shape(width)}")
@@ -159,7 +159,7 @@ def match_weights(stored: Sequence[WeightUse], trained: Sequence[WeightUse], whe
         more = len(faults) - _SHOWN
         listed = "; ".join(map(str, faults[:_SHOWN])) + (f"; and {more} more" if more > 0 else "")
         raise _differs(where, listed)
-    return tuple(found)
+    return tuple(counterparts)
 
 
 def _shape(width: int | None) -> str:
@@ -205,14 +205,14 @@ class _Stream:
         self.rest = None if use is None else _Rest(use, 0)
 
 
-def _compared(one: _Rest, other: _Rest) -> Counterpart | _Fault:
+def _compared(first: _Rest, other: _Rest) -> Counterpart | _Fault:
     """Compare the rows up to the end of the shorter of two uses."""
-    rows, width = min(one.rows, other.rows), one.use.width or 1
+    rows, width = min(first.rows, other.rows), first.use.width or 1
     deviation = steps = saturated_steps = wrong_deviation = wrong_steps = 0.0
     saturated = wrong = 0
     for start in range(0, rows, step := max(1, _ELEMENTS // width)):
         count = min(step, rows - start)
-        ours = one.use.read(one.start + start, one.start + start + count)
+        ours = first.use.read(first.start + start, first.start + start + count)
         theirs = other.use.read(other.start + start, other.start + start + count).values
         error, beyond = np.abs(ours.values - theirs), ours.saturated(theirs)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -226,19 +226,19 @@ def _compared(one: _Rest, other: _Rest) -> Counterpart | _Fault:
         steps = max(steps, _largest(in_steps[~beyond]))
         saturated += int(np.count_nonzero(beyond))
         saturated_steps = max(saturated_steps, _largest(in_steps[beyond]))
-    found = Counterpart(
-        one.use.name,
-        one.start,
+    counterpart = Counterpart(
+        first.use.name,
+        first.start,
         rows,
         other.use.name,
         other.start,
-        one.use.stored,
+        first.use.stored,
         deviation,
         steps,
         saturated,
         saturated_steps,
     )
-    return _Fault(found, wrong, rows * width, wrong_deviation, wrong_steps) if wrong else found
+    return _Fault(counterpart, wrong, rows * width, wrong_deviation, wrong_steps) if wrong else counterpart
 
 
 def _largest(numbers: npt.NDArray[Any]) -> float:

@@ -92,14 +92,14 @@ class Pieces:
         """Return the values that the pieces after a piece read."""
         return {_name(value) for model in self._models[at + 1 :] for value in model.graph.inputs}
 
-    def stream(self, given: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
-        """Yield the outputs of one piece after the other; `given` returns inputs that no piece computes.
+    def stream(self, fetch: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
+        """Yield the outputs of one piece after the other; `fetch` returns inputs that no piece computes.
 
         An input for which it returns `None` keeps its default. Computed values are dropped after their last use.
         """
         known: Arrays = {}
         for at, model in enumerate(self._models):
-            asked = {name: given(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
+            asked = {name: fetch(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
             feeds = {name: value for name, value in asked.items() if value is not None}
             everything = [{**known, **feeds}]
             self._run_piece(model, everything)
@@ -194,14 +194,14 @@ def _ends(
 def _piece(
     model: ir.Model, nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], needed: Collection[ir.Value]
 ) -> ir.Model:
-    made = {value for node in nodes for value in node.outputs}
-    given = {value for values in reads for value in values if value not in made}
+    produced = {value for node in nodes for value in node.outputs}
+    needed_values = {value for values in reads for value in values if value not in produced}
     overridable = set(model.graph.inputs)
     view = ir.GraphView(
-        [value for value in given if value in overridable or not value.is_initializer()],
-        [value for value in needed if value in made],
+        [value for value in needed_values if value in overridable or not value.is_initializer()],
+        [value for value in needed if value in produced],
         nodes=nodes,
-        initializers=[value for value in given if value.is_initializer()],
+        initializers=[value for value in needed_values if value.is_initializer()],
         opset_imports=model.graph.opset_imports,
         name=model.graph.name,
     )
@@ -349,15 +349,15 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
     for edit in rewrite.edits:
         site, replaced = edit.site, edit.replaced
         values = rewrite.site_values(edit, READABLE[replaced])
-        there = {**values, **rewrite.norm_tensors(site)}
+        shown_values = {**values, **rewrite.norm_tensors(site)}
         fed, like = cut_input(site.name, replaced), values[replaced]
         copy = ir.Node("", "Identity", [rewrite.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
         copy.outputs[0].name = f"{fed}/value"
         rewrite.carry_out(edit, copy.outputs[0], [copy])
         # expose after replacing, which would redirect the new outputs to the replacement
-        for name, value in there.items():
+        for name, value in shown_values.items():
             rewrite.expose(value, exposed(f"{site.name}.{replaced}", name))
-        shown.append(((site, replaced), tuple(there)))
+        shown.append(((site, replaced), tuple(shown_values)))
     rewrite.expose(rewrite.value(base.sites.final), exposed(HEAD, "hidden"))
     outputs = [record.name for record in base.outputs]
     return Cut(base, rewrite.finish(), shown, [*outputs, exposed(HEAD, "hidden")])

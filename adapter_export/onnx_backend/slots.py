@@ -243,18 +243,18 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     """
     graphs = {id(graph): graph for _, graph, _ in adapter.components()}  # sites share graph objects
     keys = {place: topology_key(graph) for place, graph in graphs.items()}
-    own = {(owner, keys[id(graph)]): graph for owner, graph, _ in adapter.components()}
+    graphs_by_place = {(owner, keys[id(graph)]): graph for owner, graph, _ in adapter.components()}
     planned = {(group.owner, group.key) for group in plan.groups}
-    unplanned = {place: graph for place, graph in own.items() if place not in planned}
+    unplanned = {place: graph for place, graph in graphs_by_place.items() if place not in planned}
     if unplanned:
         raise _no_slots(plan, adapter, unplanned)
     tensors: Weights = {}
     for group in plan.groups:
-        graph = own.get((group.owner, group.key))
+        graph = graphs_by_place.get((group.owner, group.key))
         if graph is not None:
             _fill(tensors, group, slot_weights(graph, adapter.parameters(group.owner), group.site_widths), adapter)
     for group in plan.groups:
-        if (group.owner, group.key) not in own:
+        if (group.owner, group.key) not in graphs_by_place:
             shared = {name: tensors[group.slot(name)] for name in group.graph.shared if group.slot(name) in tensors}
             idle = group.neutral() | shared
             _check_idle(group, idle, shared, adapter)
@@ -317,7 +317,7 @@ def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapte
 
 def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, dict[str, AdapterGraph]]:
     """Return the slot forms by owner and topology; equal graphs with different names share one form."""
-    found: dict[str, dict[str, tuple[str, AdapterGraph]]] = {}
+    forms: dict[str, dict[str, tuple[str, AdapterGraph]]] = {}
     known: dict[int, tuple[str, tuple[str, AdapterGraph]]] = {}  # cache for graphs shared by sites
     of_adapters = ((adapter.name, owner, graph) for adapter in adapters for owner, graph, _ in adapter.components())
     for name, owner, graph in (*of_adapters, *((one.graph_name, one.owner, one.graph) for one in reserved)):
@@ -326,9 +326,9 @@ def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[st
                 form = slot_form(graph)
             known[id(graph)] = topology_key(form), (json.dumps(asdict(form)), form)
         key, spelt = known[id(graph)]
-        here = found.setdefault(owner, {})
+        here = forms.setdefault(owner, {})
         here[key] = min(here.get(key, spelt), spelt, key=itemgetter(0))
-    return {owner: {key: form for key, (_, form) in here.items()} for owner, here in found.items()}
+    return {owner: {key: form for key, (_, form) in here.items()} for owner, here in forms.items()}
 
 
 def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, str]:
@@ -435,13 +435,13 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
         digest = plan.digest
         if digest == model.metadata_props.get(TOPOLOGY_KEY):
             return plan
-        found = f"the topology {digest}"
+        reason = f"the topology {digest}"
     except (InputError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        cause, found = error, f"{type(error).__name__}: {error}"
+        cause, reason = error, f"{type(error).__name__}: {error}"
     raise FormatError(
         "does not contain a valid slot plan",
         where=where,
-        found=found,
+        found=reason,
         expected=f"`{PLAN_KEY}` in the metadata of the graph, in the format of this release",
         fix="rebuild the bundle",
     ) from cause

@@ -76,19 +76,19 @@ class Step:
 
     def __init__(self, model: ir.Model, folder: Path, value: ir.Value, known: Collection[str]) -> None:
         self._model, self.folder, self.value = model, folder, value
-        found, todo = set[ir.Node](), [value]
+        nodes_found, todo = set[ir.Node](), [value]
         read: dict[str, ir.Value] = {}
         while todo:
             node = todo.pop().producer()
-            if node is None or node in found:
+            if node is None or node in nodes_found:
                 continue
-            found.add(node)
+            nodes_found.add(node)
             for each in all_read(node):
                 if each.name in known and each is not value:
                     read[each.name or ""] = each
                 else:
                     todo.append(each)
-        self.nodes = [node for node in model.graph if node in found]
+        self.nodes = [node for node in model.graph if node in nodes_found]
         self.reads = read
 
     @property

@@ -64,13 +64,13 @@ def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> ob
         if _SURROGATE.search(data):  # lone surrogate, which Python's parser accepts
             json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        found = str(error)
+        reason = str(error)
         if isinstance(error, json.JSONDecodeError):
-            found = f"{error.msg} at line {error.lineno}, column {error.colno} of {len(data)} bytes"
+            reason = f"{error.msg} at line {error.lineno}, column {error.colno} of {len(data)} bytes"
         raise FormatError(
             "is not valid JSON",
             where=where,
-            found=found,
+            found=reason,
             expected="one JSON document (RFC 8259)",
             fix="get the file from its source again, or correct it",
         ) from error

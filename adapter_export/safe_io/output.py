@@ -109,7 +109,7 @@ class Output:
         target = Path(os.path.abspath(self.path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
         self._check_free(target)
         temporary = beside(target, "tmp")
-        made = [folder for folder in target.parents if not folder.exists()]
+        missing_folders = [folder for folder in target.parents if not folder.exists()]
         finished = False
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class Output:
             raise WriteError(self.path, error.strerror or error) from error
         finally:
             if not finished:
-                for folder in made:
+                for folder in missing_folders:
                     with suppress(OSError):
                         folder.rmdir()
 
@@ -303,12 +303,12 @@ def _recover(target: Path) -> None:
         warnings.warn(f"{path}: {done}", AbandonedFileWarning, stacklevel=2)
 
 
-def exchange(one: Path, other: Path) -> bool:
+def exchange(path: Path, other: Path) -> bool:
     """Swap two paths of one file system atomically.
 
     Returns false if the system or the file system does not support it.
     """
-    first, second = os.fsencode(one), os.fsencode(other)
+    first, second = os.fsencode(path), os.fsencode(other)
     library = None if os.name == "nt" else ctypes.CDLL(None)
     linux, mac = getattr(library, "renameat2", None), getattr(library, "renamex_np", None)
     if linux is not None:

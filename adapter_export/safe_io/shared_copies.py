@@ -214,14 +214,14 @@ class _Seal:
         sha256 = self.copy.name
         if self._verified():
             if rehash or _state_of(path) not in self.sources:
-                found = self._compare(path, lambda file: sha256_of_open(file, path))
-                if found != sha256:
-                    return found
+                digest = self._compare(path, lambda file: sha256_of_open(file, path))
+                if digest != sha256:
+                    return digest
             os.link(self.copy, link)
         else:
-            found = self._renew(path, link, size)
-            if found != sha256:
-                return found
+            digest = self._renew(path, link, size)
+            if digest != sha256:
+                return digest
         self._write()
         return sha256
 
@@ -256,12 +256,12 @@ class _Seal:
         began = time.time()
         with open_regular(path) as file:
             before = _state(os.fstat(file.fileno()))
-            found = digest_of(file)
+            digest = digest_of(file)
             unchanged = _state(os.fstat(file.fileno())) == before
         # a change within the resolution of the file system's clock leaves no trace
-        if found == self.copy.name and unchanged and max(before[3:]) / 1e9 < began - _QUIET_SECONDS:
+        if digest == self.copy.name and unchanged and max(before[3:]) / 1e9 < began - _QUIET_SECONDS:
             self.sources = [*(known for known in self.sources if known != before), before][-_MOST_SOURCES:]
-        return found
+        return digest
 
     def _write(self) -> None:
         self.state = _state_of(self.copy)

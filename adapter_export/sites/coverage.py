@@ -46,26 +46,26 @@ class _Proof:
 
     def _back(self, value: str) -> set[int]:
         """Return positions of the nodes that compute a value, back to values of the streams."""
-        index, found, waiting = self._index, set[int](), [value]
+        index, positions, waiting = self._index, set[int](), [value]
         while waiting:
             name = waiting.pop()
             at = index.position(name)
-            if at >= 0 and at not in found and (name == value or name not in self._ends):
-                found.add(at)
+            if at >= 0 and at not in positions and (name == value or name not in self._ends):
+                positions.add(at)
                 waiting.extend(index.nodes[at].inputs)
-        return found
+        return positions
 
     def _carrying(self, position: int, site: Site) -> set[int]:
         """Return positions of the nodes, such as factors of a gate, that carry `x` into a sum without a product."""
-        index, found = self._index, set[int]()
+        index, positions = self._index, set[int]()
         waiting = [value for value in index.nodes[position].inputs if value != site.h]
         while waiting:
             name = waiting.pop()
             at = index.position(name)
-            if name != site.x and at not in found and index.ancestry.is_straight(site.x or "", name):
-                found.add(at)
+            if name != site.x and at not in positions and index.ancestry.is_straight(site.x or "", name):
+                positions.add(at)
                 waiting.extend(index.nodes[at].inputs)
-        return found - self._sums.keys()
+        return positions - self._sums.keys()
 
     def _outer_sums(self, node: FlowNode, site: Site) -> Iterator[int]:
         """Yield positions of the sums after that of two parallel sublayers, up to the one that adds the stream."""
@@ -110,12 +110,12 @@ class _Proof:
 
     def outside(self) -> list[Unplaced]:
         """Return blocks outside of the sublayers, with their layers."""
-        found: list[_Block] = []
+        blocks: list[_Block] = []
         for block in (*self._joined(), *self._attending()):
-            if not any(block.positions & other.positions for other in found):
-                found.append(block)
-        found.sort(key=lambda block: max(block.positions))
-        return [Unplaced(self._layers(block.positions), block.reason) for block in found]
+            if not any(block.positions & other.positions for other in blocks):
+                blocks.append(block)
+        blocks.sort(key=lambda block: max(block.positions))
+        return [Unplaced(self._layers(block.positions), block.reason) for block in blocks]
 
     def _outer(self, positions: Iterable[int]) -> frozenset[int]:
         return frozenset(at for at in positions if at not in self._inside and at not in self._sums)

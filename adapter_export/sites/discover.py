@@ -46,19 +46,19 @@ def discover(flow: FlowGraph) -> SiteMap:
         first = 1 + max((site.layer for sites in sublayers for site in sites if site.layer is not None), default=-1)
         sublayers.append(list(_stream_sites(index, stream, first)))
     ends = stream_values(site for sites in sublayers for site in sites)
-    found: list[Site] = []
+    sites_found: list[Site] = []
     for stream, sites in zip(streams, sublayers, strict=True):
         start = stream.sums[0].x
         if index.producer(start) is not None:  # a base may read the stream itself
-            found.append(embeddings_site(index, f"{stream.prefix}embeddings", start))
+            sites_found.append(embeddings_site(index, f"{stream.prefix}embeddings", start))
         sources = {residual.x: residual.source for residual in stream.sums}
         for sublayer in sites:
-            found += [*linear_sites(index, sublayer, ends - {sublayer.h}, sources[sublayer.x or ""]), sublayer]
+            sites_found += [*linear_sites(index, sublayer, ends - {sublayer.h}, sources[sublayer.x or ""]), sublayer]
     covered = coverage_of(index, [site for sites in sublayers for site in sites], final)
-    for site in outside_sites(index, found):
-        behind = (at for at, other in enumerate(found) if index.position(other.h) >= index.position(site.h))
-        found.insert(next(behind, len(found)), site)
-    return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final), covered)
+    for site in outside_sites(index, sites_found):
+        behind = (at for at, other in enumerate(sites_found) if index.position(other.h) >= index.position(site.h))
+        sites_found.insert(next(behind, len(sites_found)), site)
+    return SiteMap(tuple(with_calls(index, sites_found)), final, _width(flow, final), covered)
 
 
 def stream_values(sublayers: Iterable[Site]) -> set[str]:
@@ -212,16 +212,18 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
     sites = list(sites)
     products = [node for node in index.nodes if node.linear]
     layers = ((product, layer_of(index, product)) for product in products)
-    found = {layer.h: product for product, layer in layers if layer is not None}
-    layer_sites = [site for site in sites if site.role == "linear" and site.h in found]
-    own = [found[site.h] for site in layer_sites if not (site.is_outside and site.path is None)]
-    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, own))
+    products_by_value = {layer.h: product for product, layer in layers if layer is not None}
+    layer_sites = [site for site in sites if site.role == "linear" and site.h in products_by_value]
+    sites_nodes = [products_by_value[site.h] for site in layer_sites if not (site.is_outside and site.path is None)]
+    calls, known = (
+        Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, sites_nodes)
+    )
     for site in sites:
-        if site.role != "linear" or site.h not in found:
+        if site.role != "linear" or site.h not in products_by_value:
             yield site
             continue
-        names = _names(index, found[site.h])
-        itself = found[site.h] not in own
+        names = _names(index, products_by_value[site.h])
+        itself = products_by_value[site.h] not in sites_nodes
         more = max((calls[name] - known[name] - itself for name in names), default=0)
         of_weights = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
         yield replace(site, other_calls=more + of_weights)

@@ -96,12 +96,12 @@ class _Planner:
 
     def _read_by(self, within: InputConsumers) -> Ref:
         """Return the value that a layer's nodes read as `u`, possibly replaced by an edit of the outer sublayer."""
-        node, found = Ref(within.consumer), Ref("")
+        node, reference = Ref(within.consumer), Ref("")
         for value in within.trail:
-            found = self._read.get((node, value), Ref(value))
+            reference = self._read.get((node, value), Ref(value))
             producer = self._index.producer(value)
-            node = Ref("" if producer is None else producer.name, found.layer)
-        return found
+            node = Ref("" if producer is None else producer.name, reference.layer)
+        return reference
 
     def _rewired(self, old: Ref, new: Ref, within: InputConsumers) -> Iterator[Rewiring]:
         for node in self._index.readers(old.name):

@@ -74,12 +74,12 @@ class Reach:
 
     def since(self, product: FlowNode) -> list[FlowNode]:
         """Return the nodes on paths from one of the products."""
-        derived, found = set(product.outputs), []
+        derived, nodes_since = set(product.outputs), []
         for node in self.nodes:
             if not derived.isdisjoint(node.inputs):
                 derived.update(node.outputs)
-                found.append(node)
-        return found
+                nodes_since.append(node)
+        return nodes_since
 
 
 def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
@@ -300,13 +300,13 @@ def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
     layers = [layer for node in found if (layer := layer_of(index, node)) is not None and layer.h not in placed]
     layers.sort(key=lambda layer: index.position(layer.h))
     times = Counter(layer.product.path for layer in layers)
-    taken = {site.name for site in sites}
+    names_taken = {site.name for site in sites}
     for layer in layers:
         path = layer.product.path
         named = [] if path is None or times[path] > 1 else [path, f"outside.{path}"]
         names = chain(named, (f"outside.linear{number}" for number in count()))
-        name = next(name for name in names if _PATH.fullmatch(name) and name not in taken)
-        taken.add(name)
+        name = next(name for name in names if _PATH.fullmatch(name) and name not in names_taken)
+        names_taken.add(name)
         yield Site(
             name=name,
             role="linear",
@@ -329,14 +329,14 @@ def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Pie
     if len(sources) < 2:
         return {}
     pieces = pieces_of(index, layer.h)
-    found = {role: [pieces[name] for name in pieces if name in values] for role, values in sources.items()}
+    pieces_by_role = {role: [pieces[name] for name in pieces if name in values] for role, values in sources.items()}
     for node in index.readers(layer.h):
         for role, (start, end) in zip(PACKED, node.packed, strict=False):
-            found.setdefault(role, []).append(Piece(start, end))
-    several = any(len(set(places)) != 1 for places in found.values())
-    if several or len({places[0].blocks for places in found.values()}) > 1:
+            pieces_by_role.setdefault(role, []).append(Piece(start, end))
+    several = any(len(set(places)) != 1 for places in pieces_by_role.values())
+    if several or len({places[0].blocks for places in pieces_by_role.values()}) > 1:
         return {}
-    return dict(sorted(((role, places[0]) for role, places in found.items()), key=lambda part: part[1]))
+    return dict(sorted(((role, places[0]) for role, places in pieces_by_role.items()), key=lambda part: part[1]))
 
 
 def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
@@ -348,9 +348,9 @@ def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
     others = [name if _NAME.fullmatch(name) and name not in _KEPT else None for name in modules]
     counts = Counter(other for name, other in zip(names, others, strict=True) if name not in unique)
     numbers = count()
-    found = []
+    names_found = []
     for name, other in zip(names, others, strict=True):
         by_use = name if name in unique else None
         by_module = other if counts[other] == 1 else None
-        found.append(by_use or by_module or f"linear{next(numbers)}")
-    return found
+        names_found.append(by_use or by_module or f"linear{next(numbers)}")
+    return names_found

@@ -63,7 +63,7 @@ class GivenSites:
     final: Mapping[View, str]
 
 
-def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> SiteMap:
+def sites_of(flow: FlowGraph, view: View, given_sites: GivenSites | None = None) -> SiteMap:
     """Return the sites of a base: the detected ones, overridden and completed by the site map.
 
     Linear layers of a user-defined sublayer are detected inside it, and removed with it. Without detected sites, the
@@ -73,27 +73,29 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         NoSitesError: no sites are detected, and the site map is incomplete.
         UsageError: the site map does not fit the graph.
     """
-    if given is None:
+    if given_sites is None:
         return discover(flow)
-    final = given.final.get(view)
+    final = given_sites.final.get(view)
     try:
-        found = discover(flow)
+        detected = discover(flow)
     except NoSitesError:
         if final is None:
             raise
-        found = SiteMap((), final, 0)
-    final = final or found.final
-    streams = tuple(dict.fromkeys(site.x for site in found.sublayers if site.x is not None))
-    check = _Check(given.source, view, FlowIndex(flow), streams)
-    names = {site.name for site in found.sites}
-    for name in given.sites:
-        if given.sites[name] is None and name not in names:
-            known = ", ".join(site.name for site in found.sublayers) or "no site"
+        detected = SiteMap((), final, 0)
+    final = final or detected.final
+    streams = tuple(dict.fromkeys(site.x for site in detected.sublayers if site.x is not None))
+    check = _Check(given_sites.source, view, FlowIndex(flow), streams)
+    names = {site.name for site in detected.sites}
+    for name in given_sites.sites:
+        if given_sites.sites[name] is None and name not in names:
+            known = ", ".join(site.name for site in detected.sublayers) or "no site"
             raise check.unfit(name, "no such detected site", f"one of {known}")
-    named = {name: check.site(name, site) for name, site in given.sites.items() if site is not None}
-    replaced = tuple(f"{name}." for name in given.sites)
-    inside = [site for site in found.sites if not site.is_outside]
-    chosen = {site.name: site for site in inside if site.name not in given.sites and not site.name.startswith(replaced)}
+    named = {name: check.site(name, site) for name, site in given_sites.sites.items() if site is not None}
+    replaced = tuple(f"{name}." for name in given_sites.sites)
+    inside = [site for site in detected.sites if not site.is_outside]
+    chosen = {
+        site.name: site for site in inside if site.name not in given_sites.sites and not site.name.startswith(replaced)
+    }
     ends = stream_values(site for site in (*chosen.values(), *named.values()) if site.role in SUBLAYERS)
     linear = {site.h for site in (*chosen.values(), *named.values()) if site.role == "linear"}
     for site in named.values():
@@ -102,7 +104,7 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         chosen |= {inner.name: inner for inner in layers if inner.h not in linear}
     chosen |= named
     within = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # removed sites are nowhere
-    chosen |= {site.name: site for site in outside_sites(check.index, within) if site.name not in given.sites}
+    chosen |= {site.name: site for site in outside_sites(check.index, within) if site.name not in given_sites.sites}
     check.stream("final", final)
     if flow.rank(final) != 3:
         raise check.unfit("final", check.shape(final), "the shape [batch, tokens, width]")
@@ -111,7 +113,9 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         raise check.unfit("sites", "all sites are removed", "at least one site")
     ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
     sublayers = [site for site in ordered if site.role in SUBLAYERS]
-    left_out = [site for site in found.sublayers if given.sites.get(site.name, site) is None]  # removed by the user
+    left_out = [
+        site for site in detected.sublayers if given_sites.sites.get(site.name, site) is None
+    ]  # removed by the user
     covered = replace(coverage_of(check.index, [*sublayers, *left_out], final), found=len(sublayers))
     return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0, covered)
 
@@ -166,53 +170,55 @@ class _Check:
 
         A sublayer's output may be that of its last linear layer.
         """
-        taken: dict[tuple[str, bool], str] = {}
+        names_by_value: dict[tuple[str, bool], str] = {}
         for site in sites:
             key = site.h, site.role == "linear"
-            if key in taken:
-                raise self.unfit(f"{site.name}.h", f"`{site.h}`, also used by `{taken[key]}`", "a unique value")
-            taken[key] = site.name
+            if key in names_by_value:
+                raise self.unfit(
+                    f"{site.name}.h", f"`{site.h}`, also used by `{names_by_value[key]}`", "a unique value"
+                )
+            names_by_value[key] = site.name
 
-    def site(self, name: str, given: GivenSite) -> Site:
+    def site(self, name: str, given_site: GivenSite) -> Site:
         """Return the site in this graph."""
-        values, index = given.values.get(self.view), self.index
+        values, index = given_site.values.get(self.view), self.index
         if values is None:
             raise self.unfit(name, "no values in this view", f"`{self.view}` with `h` and `x`")
         for key in ("h", "x", "u", "y"):
             if getattr(values, key) is not None:
                 self.stream(f"{name}.{key}", getattr(values, key))
-        start = values.u if given.role == "linear" else values.x
+        start = values.u if given_site.role == "linear" else values.x
         if start is None:
-            if given.role != "embeddings":
+            if given_site.role != "embeddings":
                 raise self.unfit(name, "only `h`", "also its input `u`")
             return embeddings_site(index, name, values.h)
-        source = start if given.role == "linear" else source_of(index, start, values.h) or start
+        source = start if given_site.role == "linear" else source_of(index, start, values.h) or start
         if source != start:  # a stage starts here, and its `x` is a shortcut that the sublayer does not read
             values = replace(values, u=None)
-        self._computed(name, given.role, values, source == start)
+        self._computed(name, given_site.role, values, source == start)
         width, width_in = (index.flow.width(value) or 0 for value in (values.h, values.u or values.h))
-        if given.parts and width % given.blocks:
-            raise self.unfit(f"{name}.blocks", given.blocks, f"a number that divides {width}")
+        if given_site.parts and width % given_site.blocks:
+            raise self.unfit(f"{name}.blocks", given_site.blocks, f"a number that divides {width}")
         before = 0
-        for part, (start_at, end) in sorted(given.parts.items(), key=lambda item: item[1]):
-            if not before <= start_at < end <= width // given.blocks:
-                expected = f"slices of 0–{width // given.blocks}, none within another"
+        for part, (start_at, end) in sorted(given_site.parts.items(), key=lambda item: item[1]):
+            if not before <= start_at < end <= width // given_site.blocks:
+                expected = f"slices of 0–{width // given_site.blocks}, none within another"
                 raise self.unfit(f"{name}.parts.{part}", f"{start_at}–{end}", expected)
             before = end
         site = Site(
             name=name,
-            role=given.role,
-            layer=given.layer,
+            role=given_site.role,
+            layer=given_site.layer,
             width=width,
             width_in=width_in,
             h=values.h,
             u=values.u,
             path=path_of([index.nodes[at] for at in index.between(source, values.h)]),
-            parts=given.parts,
-            sequence_first=given.role == "linear" and is_sequence_first(index, start, self.streams),
-            blocks=given.blocks,
+            parts=given_site.parts,
+            sequence_first=given_site.role == "linear" and is_sequence_first(index, start, self.streams),
+            blocks=given_site.blocks,
         )
-        if given.role == "linear":
+        if given_site.role == "linear":
             return site
         if index.producer(values.h) is None or not index.readers(values.h):
             found = f"`{values.h}`, an input or a last result"

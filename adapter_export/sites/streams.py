@@ -132,7 +132,7 @@ def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
 
 
 def _residuals(index: FlowIndex) -> list[Residual]:
-    found: dict[str, Residual] = {}
+    residuals: dict[str, Residual] = {}
     parts: dict[str, str] = {}  # the complete sum for each sum of two terms
     totals = 0  # the bits of the sums found so far
     ancestry = index.ancestry
@@ -144,25 +144,25 @@ def _residuals(index: FlowIndex) -> list[Residual]:
             if start is None:
                 continue
             (x, source), h, adding = start, term, add
-            inner = found.get(parts.get(term, ""))
+            inner = residuals.get(parts.get(term, ""))
             if inner is not None and ancestry.is_straight(inner.x, side):  # an earlier value of the stream
                 h, adding = inner.h, inner.add
-                del found[inner.total]
+                del residuals[inner.total]
             kinds = {index.nodes[at].kind for at in index.between(source, h)}
             if kinds.isdisjoint({"product", "attention", "layout"}):  # convolutions leave the features on axis 1
                 continue
-            if side in found and found[side].x == x:
-                previous: Residual | None = found[side]
+            if side in residuals and residuals[side].x == x:
+                previous: Residual | None = residuals[side]
             else:
                 before = ancestry.latest(ancestry.of(x).straight & totals)
-                previous = None if before is None else found.get(before)
+                previous = None if before is None else residuals.get(before)
             total = whole_sum(index, x, add.outputs[0])
             length = 1 + (previous.length if previous else 0)
             parts[add.outputs[0]] = total
-            found[total] = Residual(adding, x, h, total, source, previous, length)
+            residuals[total] = Residual(adding, x, h, total, source, previous, length)
             totals |= ancestry.bit(total)
             break
-    return list(found.values())
+    return list(residuals.values())
 
 
 def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
@@ -189,12 +189,12 @@ def source_of(index: FlowIndex, x: str, h: str) -> str | None:
     ancestry, flow = index.ancestry, index.flow
     if ancestry.depends(h, on=x) or ancestry.depends(x, on=h):
         return x if ancestry.depends(h, on=x) else None
-    one, other = ancestry.of(x), ancestry.of(h)
+    first, other = ancestry.of(x), ancestry.of(h)
     sums = [node.inputs for node in index.readers(h) if node.kind == "add"]
     if not flow.alike(x, h) or not any(ancestry.is_straight(x, value) for read in sums for value in read if value != h):
         return None
-    pooled = ancestry.latest(one.straight & other.weighted & ~other.straight)
-    projected = ancestry.latest(one.weighted & ~one.mixed & other.mixed)
+    pooled = ancestry.latest(first.straight & other.weighted & ~other.straight)
+    projected = ancestry.latest(first.weighted & ~first.mixed & other.mixed)
     if pooled is None and projected is not None and flow.width(projected) == flow.width(h):
         return None
     return pooled or projected
@@ -224,14 +224,14 @@ def whole_sum(index: FlowIndex, x: str, total: str) -> str:
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
     """Return the chains of sums, longest first, later ones first among equals; each sum is in one chain."""
     by_length = sorted(residuals, key=lambda residual: residual.length)
-    taken: set[str] = set()
+    totals: set[str] = set()
     chains = []
     while by_length:
         chain: list[Residual] = []
         last: Residual | None = by_length.pop()
-        while last is not None and last.total not in taken:
+        while last is not None and last.total not in totals:
             chain.append(last)
-            taken.add(last.total)
+            totals.add(last.total)
             last = last.previous
         if chain:
             chains.append(chain[::-1])
@@ -251,11 +251,11 @@ def named_streams(index: FlowIndex) -> list[Stream]:
 
     Raises NoSitesError if there are several that are not encoder and decoder.
     """
-    found = residual_streams(index)
-    if len(found) < 2:
-        return [Stream("", tuple(sums)) for sums in found]
-    if len(found) == 2:
-        for encoder, decoder in (found, found[::-1]):
+    streams_found = residual_streams(index)
+    if len(streams_found) < 2:
+        return [Stream("", tuple(sums)) for sums in streams_found]
+    if len(streams_found) == 2:
+        for encoder, decoder in (streams_found, streams_found[::-1]):
             end, depends = encoder[-1].total, index.ancestry.depends
             roles = {role_of(index, sum_.source, sum_.h) for sum_ in decoder if depends(sum_.h, on=end)}
             if "cross_attention" in roles and not depends(end, on=decoder[0].x):
@@ -263,15 +263,15 @@ def named_streams(index: FlowIndex) -> list[Stream]:
     depends = index.ancestry.depends
     nested = any(
         depends(inner[0].source, on=sum_.source) and depends(sum_.h, on=inner[0].total)
-        for outer in found
+        for outer in streams_found
         for sum_ in outer
-        for inner in found
+        for inner in streams_found
         if inner is not outer
     )
     how = "; one runs inside the sublayers of another" if nested else ""
     raise NoSitesError(
         "this base has several residual streams, which site names cannot distinguish",
-        found=f"{len(found)} streams, of {', '.join(str(len(sums)) for sums in found)} sublayers{how}",
+        found=f"{len(streams_found)} streams, of {', '.join(str(len(sums)) for sums in streams_found)} sublayers{how}",
         expected="one stream, or an encoder and a decoder that attends to its end",
         fix="define the sites in a site map"
         if nested

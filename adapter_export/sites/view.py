@@ -108,12 +108,12 @@ class FlowGraph:
         shape = self.shapes.get(value)
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
-    def alike(self, one: str, other: str) -> bool:
+    def alike(self, value: str, other: str) -> bool:
         """Return whether two values have equal ranks and compatible lengths.
 
         A number and a name are incompatible: the mean over the tokens is [batch, 1, d]. Two names may be equal lengths.
         """
-        first, second = self.shapes.get(one), self.shapes.get(other)
+        first, second = self.shapes.get(value), self.shapes.get(other)
         if first is None or second is None or len(first) != len(second):
             return False
         pairs = zip(first, second, strict=True)
@@ -177,7 +177,7 @@ def constant_starts(steps: Iterable[Step], constants: Set[str]) -> set[str]:
     """
     bits = {name: 1 << at for at, name in enumerate(sorted(constants))}
     origins: dict[str, Origins] = {}
-    made = used = 0
+    derived = used = 0
     for step in steps:
         read = [origins.get(name, Origins()) for name in step.inputs]
         everything = reduce(or_, (each.all for each in read), 0)
@@ -190,9 +190,9 @@ def constant_starts(steps: Iterable[Step], constants: Set[str]) -> set[str]:
             multiplied, straight = everything, 0
         for name in step.outputs:
             bit = bits.get(name, 0)
-            made |= bit if everything else 0
+            derived |= bit if everything else 0
             origins[name] = Origins(everything | bit, multiplied=multiplied, straight=straight | bit)
-    return {name for name, bit in bits.items() if bit & used & ~made}
+    return {name for name, bit in bits.items() if bit & used & ~derived}
 
 
 class Ancestry:
@@ -301,14 +301,14 @@ class FlowIndex:
 
     def between(self, x: str, h: str) -> list[int]:
         """Return the positions of the nodes on all paths from `x` to `h`, in order of evaluation."""
-        found: set[int] = set()
+        positions: set[int] = set()
         waiting = [h]
         while waiting:
             value = waiting.pop()
-            if value != x and self.ancestry.depends(value, on=x) and self._producers[value] not in found:
-                found.add(self._producers[value])
+            if value != x and self.ancestry.depends(value, on=x) and self._producers[value] not in positions:
+                positions.add(self._producers[value])
                 waiting.extend(self.nodes[self._producers[value]].inputs)
-        return sorted(found)
+        return sorted(positions)
 
     def computed_from(self, start: str) -> Iterator[int]:
         """Yield the positions of the nodes that follow `start`, up to the first that also reads another value."""
@@ -380,7 +380,7 @@ def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
         splits = len(after) > len(shape) and len(inner) == len(after) - outer and prod(inner) == shape[-1]
         if splits and node.kind == "layout" and not node.cuts:
             views.append(_View(node.outputs[0], inner, (*[None] * outer, *range(len(inner)))))
-    found = {}
+    pieces = {}
     for view in views:  # which grow on the way
         for node in index.readers(view.value):
             if node.order and not node.cuts:
@@ -393,5 +393,5 @@ def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
                     place = view.places[cut.axis]
                     if place is not None:
                         size = prod(view.inner[place + 1 :])
-                        found[name] = Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
-    return found
+                        pieces[name] = Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
+    return pieces

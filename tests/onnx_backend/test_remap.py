@@ -37,7 +37,7 @@ def _given(h: str = "down1") -> GivenSites:
 
 @pytest.fixture
 def base(tmp_path: Path) -> OnnxBase:
-    return open_onnx(save_tiny(tmp_path), given=_given())
+    return open_onnx(save_tiny(tmp_path), given_sites=_given())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -56,7 +56,7 @@ def test_given_sites_are_the_same_places_in_a_fused_graph(base: OnnxBase, tmp_pa
 
 
 def test_a_value_that_is_gone_is_named(tmp_path: Path) -> None:
-    base = open_onnx(save_tiny(tmp_path), given=_given())
+    base = open_onnx(save_tiny(tmp_path), given_sites=_given())
     (tmp_path / "made").mkdir()
     for node in list(base.model.graph):
         for value in node.outputs:

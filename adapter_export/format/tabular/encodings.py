@@ -64,8 +64,8 @@ def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1
 def known_encoding(name: str) -> str:
     """Return the name of a text encoding, for UTF-8 the variant without byte order mark; UsageError if unknown."""
     try:
-        found = codecs.lookup(name)
-        "".encode(found.name)  # `base64` and others are not text encodings
+        codec = codecs.lookup(name)
+        "".encode(codec.name)  # `base64` and others are not text encodings
     except LookupError as error:
         raise UsageError(
             "unknown encoding",
@@ -73,7 +73,7 @@ def known_encoding(name: str) -> str:
             found=f"`{name}`",
             expected="a name such as `utf-8`, `cp1252`, `utf-16`, `shift_jis` or `gb18030`",
         ) from error
-    return "utf-8-sig" if found.name == "utf-8" else found.name
+    return "utf-8-sig" if codec.name == "utf-8" else codec.name
 
 
 def _strict(data: bytes, path: Path, encoding: str, first: int) -> str:

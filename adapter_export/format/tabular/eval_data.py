@@ -69,12 +69,12 @@ class EvalData:
 
     def unknown_labels(self, task: Task) -> dict[str, int]:
         """Return labels that a task lacks, each with the line of its first row."""
-        found: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for row in self.rows if task.kind.has_labels else ():
             for label in task.kind.labels_of(row.answer):
                 if label not in task.labels:
-                    found.setdefault(label, row.line)
-        return found
+                    lines.setdefault(label, row.line)
+        return lines
 
     def check_labels(self, task: Task) -> None:
         """Raise DataError for labels that the adapter's task lacks."""
@@ -138,14 +138,14 @@ class DataOptions:
             raise UsageError("only a ranking has a " + argument("group"), found=f"the task `{task.type}`")
         of_rows = [str(row.text if self.group is None else row.cells[self.group]) for row in rows]
         chosen = self._sampled(of_rows if task.kind.ranks else [str(at) for at in range(len(rows))])
-        kept = tuple(rows[at] for at in chosen)
+        drawn = tuple(rows[at] for at in chosen)
         groups = tuple(of_rows[at] for at in chosen) if task.kind.ranks else ()
-        digest, is_part = data_digest(path, rows), len(kept) < len(rows)
-        notes = (*table.notes, *self._left_out(table.incomplete, len(kept), len(rows)))
+        digest, is_part = data_digest(path, rows), len(drawn) < len(rows)
+        notes = (*table.notes, *self._left_out(table.incomplete, len(drawn), len(rows)))
         return EvalData(
             path,
             digest,
-            kept,
+            drawn,
             is_part,
             columns.names,
             groups,
@@ -169,38 +169,38 @@ class DataOptions:
             fix = "omit it; " + argument("pair") + " is the column of answers"
             raise UsageError("does not go with the texts of a language model", where=argument(option), fix=fix)
         opened = LanguageLines.of(path, self.columns)
-        found, incomplete = list[LabelledRow](), list[int]()
+        labelled_rows, incomplete = list[LabelledRow](), list[int]()
         for line, text, cells in opened.lines:
             if text is None:
                 incomplete.append(line)
             else:
-                found.append(LabelledRow(line, text[0], text[1], text[1], cells))
+                labelled_rows.append(LabelledRow(line, text[0], text[1], text[1], cells))
         if incomplete and not self.skip_incomplete:
             opened.faults.add(incomplete_rows(path, incomplete))
-        elif not found and not opened.faults.found:
+        elif not labelled_rows and not opened.faults.found:
             opened.faults.add(DataError("contains no texts", where=path, expected="a text in each line, or a table"))
         raise_faults([opened.faults])
-        _check_columns(found[0], slices=self.slices)
-        rows = tuple(found[at] for at in self._sampled([str(at) for at in range(len(found))]))
-        notes = (*opened.notes, *self._left_out(incomplete, len(rows), len(found)))
+        _check_columns(labelled_rows[0], slices=self.slices)
+        rows = tuple(labelled_rows[at] for at in self._sampled([str(at) for at in range(len(labelled_rows))]))
+        notes = (*opened.notes, *self._left_out(incomplete, len(rows), len(labelled_rows)))
         names = {**self.columns.names, "text": opened.text or None, "pair": opened.answer}
         return EvalData(
             path,
             data_digest(path, rows),
             rows,
-            len(rows) < len(found),
+            len(rows) < len(labelled_rows),
             names,
             slices=self.slices,
             notes=notes,
             problem=CAUSAL_LM,
         )
 
-    def _left_out(self, incomplete: Sequence[int], kept: int, total: int) -> Iterator[str]:
+    def _left_out(self, incomplete: Sequence[int], drawn: int, total: int) -> Iterator[str]:
         """Yield clauses on rows that are not answered."""
         if incomplete:
             yield f"{len(incomplete):,} rows without a text or a label were skipped ({lines_of(incomplete)})"
-        if kept < total:
-            yield f"{kept:,} of {total:,} rows were drawn at random"
+        if drawn < total:
+            yield f"{drawn:,} of {total:,} rows were drawn at random"
 
     def _sampled(self, units: Sequence[str]) -> list[int]:
         """Return the indices of a random sample in file order, deterministic for equal rows.

@@ -205,14 +205,14 @@ def find_labelled_rows(
     incomplete: list[int] = []
     for line, cells in table.rows(columns.needed):
         with table.faults.of_line(line):
-            for found in kind.rows(columns.cells(cells, table.where(line))):
-                if found is None:
+            for row in kind.rows(columns.cells(cells, table.where(line))):
+                if row is None:
                     incomplete.append(line)
                 elif medium is None:
-                    rows.append(LabelledRow(line, *found, cells))
+                    rows.append(LabelledRow(line, *row, cells))
                 else:
-                    file = labelled_file(path.parent / found[0], table.where(line))
-                    rows.append(LabelledRow(line, file, *found[1:], cells))
+                    file = labelled_file(path.parent / row[0], table.where(line))
+                    rows.append(LabelledRow(line, file, *row[1:], cells))
     if incomplete and not skip_incomplete:
         table.faults.add(_incomplete(path, columns, incomplete))
     elif not rows and not table.faults.found:
@@ -248,15 +248,15 @@ def labelled_file(path: Path, where: object) -> LabelledFile:
 def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str | None) -> list[LabelledRow]:
     """Read a folder with a subfolder for each label, ignoring hidden names."""
     if medium is None or not TASK_TYPES[problem].stratified:
-        found = "a folder" if medium is None else f"a folder, and the task `{problem}`"
-        raise DataError("is not a table", where=path, found=found, expected="a csv, tsv, jsonl or Parquet file")
+        entry = "a folder" if medium is None else f"a folder, and the task `{problem}`"
+        raise DataError("is not a table", where=path, found=entry, expected="a csv, tsv, jsonl or Parquet file")
     inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
     strays = [one for one in inside if not one.is_dir()]
     expected = "a folder of files for each label, and nothing else"
     if strays or not inside:
-        found = f"the file `{strays[0].name}`" if strays else "nothing"
+        entry = f"the file `{strays[0].name}`" if strays else "nothing"
         fix = "move it into the folder of its label, or pass a table of paths and labels"
-        raise DataError("is not a folder of labelled files", where=path, found=found, expected=expected, fix=fix)
+        raise DataError("is not a folder of labelled files", where=path, found=entry, expected=expected, fix=fix)
     rows: list[LabelledRow] = []
     for folder in inside:
         files = sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))
@@ -355,14 +355,14 @@ def read_texts(path: Path, columns: Columns) -> tuple[list[tuple[str, str | None
         FileError: the file cannot be read.
         DataError: lines are invalid, a column is missing, or no row has a text.
     """
-    wanted, found = [name for name in (columns.text, columns.pair) if name is not None], []
+    wanted, pairs = [name for name in (columns.text, columns.pair) if name is not None], []
     table = open_table(path, columns.form)
     for _, cells in table.rows(wanted):
         text = text_cell(cells[columns.text])
         pair = None if columns.pair is None else text_cell(cells[columns.pair])
         if text is not None and (columns.pair is None or pair is not None):
-            found.append((text, pair))
-    if not found and not table.faults.found:
+            pairs.append((text, pair))
+    if not pairs and not table.faults.found:
         table.faults.add(DataError("no row has a text", where=path, expected=f"texts in {some(wanted)}"))
     table.faults.check()
-    return found, table.notes
+    return pairs, table.notes

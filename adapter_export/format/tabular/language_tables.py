@@ -139,28 +139,28 @@ def incomplete_rows(path: Path, lines: Sequence[int]) -> DataError:
 
 
 def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
-    found: dict[WrittenText, None] = {}
+    texts_found: dict[WrittenText, None] = {}
     repeated, incomplete = list[int](), list[int]()
     opened = LanguageLines.of(path, files.columns)
     faults = opened.faults
     for line, text, _ in opened.lines:
         if text is None:
             incomplete.append(line)
-        elif text in found:
+        elif text in texts_found:
             repeated.append(line)
         else:
-            found[text] = None
+            texts_found[text] = None
     if incomplete and not files.skip_incomplete:
         faults.add(incomplete_rows(path, incomplete))
-    elif not found and not faults.found:
+    elif not texts_found and not faults.found:
         expected = "a text in each line of a .txt file, or a table"
         faults.add(DataError("contains no texts", where=path, expected=expected))
-    elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in found}) < 2:
+    elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in texts_found}) < 2:
         faults.add(
             DataError("a single text cannot be both trained on and validated", where=path, expected="at least two")
         )
-    digest = sha256_of(path) if found else ""
-    return LanguageTexts(list(found), repeated, incomplete, digest, opened.notes), faults
+    digest = sha256_of(path) if texts_found else ""
+    return LanguageTexts(list(texts_found), repeated, incomplete, digest, opened.notes), faults
 
 
 def _complete(text: object, answer: object, second: str | None) -> WrittenText | None:

@@ -45,7 +45,7 @@ def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]
     """
     with _opened(path) as file:
         end = file.metadata.num_rows if end is None else end
-        there = [name for name in columns if name in file.schema_arrow.names]
+        present = [name for name in columns if name in file.schema_arrow.names]
         groups, before, skipped = list[int](), 0, 0
         for group in range(file.metadata.num_row_groups):
             after = before + file.metadata.row_group(group).num_rows
@@ -56,7 +56,7 @@ def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]
             before = after
         left, classes = end - start, _class_names(file.schema_arrow.metadata, path)
         skip = start - skipped
-        for batch in file.iter_batches(row_groups=groups, columns=there) if there else ():
+        for batch in file.iter_batches(row_groups=groups, columns=present) if present else ():
             rows = batch.slice(skip, left).to_pylist()
             skip = max(0, skip - batch.num_rows)
             left -= len(rows)
@@ -64,7 +64,7 @@ def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]
                 yield {name: _class(value, classes.get(name)) for name, value in row.items()}
             if not left:
                 return
-        yield from ({} for _ in range(0 if there else left))
+        yield from ({} for _ in range(0 if present else left))
 
 
 @contextmanager

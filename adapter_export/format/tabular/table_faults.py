@@ -77,16 +77,16 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
         DataError: there are faults.
     """
     faulty = [table for table in tables if table.found]
-    found = [error for table in faulty for _, error in table.found]
-    if not found:
+    errors = [error for table in faulty for _, error in table.found]
+    if not errors:
         return
-    if len(found) == 1:
-        raise found[0]
+    if len(errors) == 1:
+        raise errors[0]
     kinds = [sentence for table in faulty for sentence in table.worded(named=len(faulty) > 1)]
     more = len(kinds) - _MOST_KINDS
     listed = [*kinds[:_MOST_KINDS], *([f"{more} more kinds of faults."] if more > 0 else [])]
     where = ", ".join(str(table.path) for table in faulty)
-    raise DataError(joined([f"{len(found):,} faults:", *listed], "\n  ").rstrip("."), where=where)
+    raise DataError(joined([f"{len(errors):,} faults:", *listed], "\n  ").rstrip("."), where=where)
 
 
 def _sentence(file: str, found: Sequence[tuple[int | None, AdapterExportError]]) -> str:

@@ -96,14 +96,14 @@ class TextTable:
             with self.faults.of_line(self.header) if self.header else self.faults.of_table():
                 check_columns(self.columns, needed, self.where(self.header), fix)
         for line, read in self._rows:
-            found = None
+            last = None
             with self.faults.of_line(line):
                 cells = read()
                 if self.header is None:
                     check_columns(list(cells), needed, self.where(line), fix)
-                found = cells
-            if found is not None and not lacking:
-                yield line, found
+                last = cells
+            if last is not None and not lacking:
+                yield line, last
 
 
 def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = True) -> TextTable:
@@ -202,16 +202,16 @@ def _delimiter(lines: Sequence[str], suffix: str | None) -> str:
     """Return the delimiter that splits the header and the first rows into the same number of cells, at least two."""
     candidates = _DELIMITERS[suffix]
     csv.field_size_limit(_LONGEST_CELL)
-    for one in candidates:
+    for candidate in candidates:
         try:
-            rows = [row for row in islice(csv.reader(lines, delimiter=one), _ROWS_COMPARED) if row]
+            rows = [row for row in islice(csv.reader(lines, delimiter=candidate), _ROWS_COMPARED) if row]
         except csv.Error:
             continue
         if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
-            return one
+            return candidate
     header = next((line for line in lines if line.strip()), "")
     # rows with other numbers of cells are faults: use only the header
-    return next((one for one in candidates if one in header), candidates[0] if suffix else ",")
+    return next((candidate for candidate in candidates if candidate in header), candidates[0] if suffix else ",")
 
 
 def _csv_cells(lines: list[str], path: Path, delimiter: str, faults: TableFaults) -> Iterator[tuple[int, list[str]]]:

@@ -61,14 +61,14 @@ class Columns:
         if not isinstance(text, str):
             raise _no_text("has no text", text, self.text_column, where)
         adapter = None if self.adapter_column is None else _adapter_of(cells[self.adapter_column], where)
-        asked: Any = text
+        question: Any = text
         if self.pair_column is not None:
             second = cells[self.pair_column]
             seconds = choices(second, where) if isinstance(second, list) else second
             if not isinstance(seconds, str | tuple):
                 raise _no_text("has no second text", second, self.pair_column, where)
-            asked = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
-        return Row(asked, adapter, where=where)
+            question = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
+        return Row(question, adapter, where=where)
 
 
 def _adapter_of(cell: object, where: str) -> str | None:

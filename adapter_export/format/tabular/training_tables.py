@@ -172,20 +172,20 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
         DataError: files are invalid; the message lists all faulty rows.
     """
     options: dict[str, Any] = {"skip_incomplete": files.skip_incomplete, "medium": medium}
-    found = {
+    files_by_part = {
         part: find_labelled_rows(path, files.columns, files.problem, **options) for part, path in files.paths.items()
     }
     kind = HEAD_TYPES[files.problem]
-    tables = {part: LabelledTexts.of(one, kind, files.prefixes) for part, one in found.items()}
-    labels, answers = _labels(kind, files, tables["training"], found["training"].faults), dict[str, Any]()
+    tables = {part: LabelledTexts.of(one, kind, files.prefixes) for part, one in files_by_part.items()}
+    labels, answers = _labels(kind, files, tables["training"], files_by_part["training"].faults), dict[str, Any]()
     for part, table in tables.items() if labels is not None else ():
-        faults = found[part].faults
+        faults = files_by_part[part].faults
         if table.texts and not _unknown_labels(kind, table, labels or (), faults):
             with faults.of_table():
                 answers[part] = kind.encode(table.labels, labels or (), str(files.paths[part]))
                 if not isinstance(files.validation, float):
                     kind.check_rows(table.texts, answers[part], part)
-    raise_faults([one.faults for one in found.values()])
+    raise_faults([one.faults for one in files_by_part.values()])
     counts = {part: kind.numbers(table.labels) for part, table in tables.items()}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")

@@ -85,7 +85,7 @@ def adapter_fusion(
         return chain.graph(target, chain.shared)
 
     def drawn(_: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-        found = {}
+        projections = {}
         for name, shape in shapes.items():
             first: Array
             if name.endswith(".bias"):
@@ -94,8 +94,8 @@ def adapter_fusion(
                 first = np.eye(shape[0]) + _OFF_DIAGONAL * (1 - np.eye(shape[0]))
             else:
                 first = normal(rng, shape)
-            found[name] = first.astype(np.float32)
-        return found
+            projections[name] = first.astype(np.float32)
+        return projections
 
     record = {"type": "adapter_fusion", **asdict(options)}
     return compose(members_of(adapters), Composition(name, "fusion", record, drawn), merged, head)

@@ -66,19 +66,19 @@ class Merged(Chain):
         """Add a member's nodes, with `values` instead of its site values; return the name of its result."""
         return self._taken_in(one, values, one.graph.nodes)[one.graph.result]
 
-    def delta(self, one: Here, values: Mapping[str, str]) -> str:
+    def delta(self, branch: Here, values: Mapping[str, str]) -> str:
         """Add a member's graph without its residual; return the name of its addition to the replaced value.
 
         If the graph is not such a sum, the addition is the difference of its result and the replaced value.
         """
-        graph = one.graph
+        graph = branch.graph
         last = producer(graph, graph.result)
         if last is not None and last is graph.nodes[-1] and last.op == "add" and graph.replaces in last.inputs:
             first, second = last.inputs
             added = second if first == graph.replaces else first
-            return self._taken_in(one, values, graph.nodes[:-1])[added]
+            return self._taken_in(branch, values, graph.nodes[:-1])[added]
         replaced = values.get(graph.replaces, graph.replaces)
-        return self.difference(self.result(one, values), replaced, f"{one.member.label}_delta")
+        return self.difference(self.result(branch, values), replaced, f"{branch.member.label}_delta")
 
     def normed_sum(self, value: str) -> str:
         """Return the base's own norm of `h + x`, for another `h`."""
@@ -104,8 +104,8 @@ class Merged(Chain):
         """Return the name, followed by the first number that makes it unique if it is taken."""
         return first_free(name, {node.output for node in self.nodes})
 
-    def _taken_in(self, one: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
-        graph, label = one.graph, one.member.label
+    def _taken_in(self, branch: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
+        graph, label = branch.graph, branch.member.label
         names = {name: values.get(name, name) for name in graph.inputs}
         for node in nodes:
             roles = {role: f"{label}.{name}" for role, name in node.parameters.items()}
@@ -113,7 +113,7 @@ class Merged(Chain):
             taken = replace(node, inputs=inputs, output=f"{label}_{node.output}", parameters=roles)
             names[node.output] = self.once(taken)
         for name, shape in graph.parameters.items():
-            self.parameters[f"{label}.{name}"] = tuple(numbered(dim, one.member.number) for dim in shape)
+            self.parameters[f"{label}.{name}"] = tuple(numbered(dim, branch.member.number) for dim in shape)
         self.shared += tuple(f"{label}.{name}" for name in graph.shared)
         return names
 
@@ -170,15 +170,15 @@ def replaced_by(here: Sequence[Here | None], site: str) -> str:
 
     Raises `AdapterError` if one member replaces the input of a layer, and another one its output.
     """
-    found = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
-    if "u" in found and len(found) > 1:
+    names = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
+    if "u" in names and len(names) > 1:
         raise AdapterError(
             "members replace both the input and the output of a layer, and a graph at a site replaces only one of them",
             where=f"`{site}`",
-            found=", ".join(f"`{name}` replaces `{value}`" for value, name in found.items()),
+            found=", ".join(f"`{name}` replaces `{value}`" for value, name in names.items()),
             fix="compose adapters that act on the same values there",
         )
-    return max(found, key=tuple(READABLE).index)
+    return max(names, key=tuple(READABLE).index)
 
 
 def compose(
@@ -255,18 +255,18 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
 
 def _widths(graph: AdapterGraph, acting: Sequence[Member], composition: Composition, site: str) -> dict[str, int]:
     """Return the widths of a graph at a site; widths of the site are common to all members."""
-    found: dict[str, int] = {}
-    for one in acting:
-        for name, width in one.adapter.placements[site].widths.items():
-            symbol = str(numbered(name, one.number))
-            if found.setdefault(symbol, width) != width:
+    widths: dict[str, int] = {}
+    for branch in acting:
+        for name, width in branch.adapter.placements[site].widths.items():
+            symbol = str(numbered(name, branch.number))
+            if widths.setdefault(symbol, width) != width:
                 raise AdapterError(
                     "the members of a composition say different widths of one site",
                     where=f"`{site}`",
-                    found=f"`{symbol}` = {width} in `{one.adapter.name}`, {found[symbol]} before it",
+                    found=f"`{symbol}` = {width} in `{branch.adapter.name}`, {widths[symbol]} before it",
                     expected="adapters of one base",
                 )
-    known = {**composition.widths, **found}
+    known = {**composition.widths, **widths}
     missing = [symbol for symbol in graph.symbols() if symbol not in known]
     if missing:
         raise AdapterError("no member says how wide its site is", where=f"`{site}`", found=f"no `{missing[0]}`")
@@ -277,12 +277,12 @@ def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Wei
     """Return a member's head and its tensors."""
     if head is None:
         return None, {}
-    found = next((one.adapter for one in members if one.adapter.name == head), None)
-    if found is None or found.head is None:
+    owner = next((one.adapter for one in members if one.adapter.name == head), None)
+    if owner is None or owner.head is None:
         heads = [one.adapter.name for one in members if one.adapter.head is not None]
         raise UsageError(
             "no member of this name has a head",
             found=f"`{head}`",
             expected=quoted(heads) or "none of them has one: leave the head out",
         )
-    return found.head, {f"{HEAD}.{name}": tensor for name, tensor in found.parameters(HEAD).items()}
+    return owner.head, {f"{HEAD}.{name}": tensor for name, tensor in owner.parameters(HEAD).items()}

@@ -152,16 +152,16 @@ def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
 
 def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
     """Return the value that each member adds to the replaced one; `None` for members that do not act."""
-    found: list[str | None] = []
-    for one in here:
-        if one is None:
-            found.append(None)
-        elif one.graph.replaces == target:
-            found.append(chain.delta(one, {}))
+    deltas_found: list[str | None] = []
+    for branch in here:
+        if branch is None:
+            deltas_found.append(None)
+        elif branch.graph.replaces == target:
+            deltas_found.append(chain.delta(branch, {}))
         else:
-            whole = chain.normed_sum(chain.result(one, {}))
-            found.append(chain.difference(whole, target, f"{one.member.label}_delta"))
-    return found
+            whole = chain.normed_sum(chain.result(branch, {}))
+            deltas_found.append(chain.difference(whole, target, f"{branch.member.label}_delta"))
+    return deltas_found
 
 
 def _stacked(here: Sequence[Here | None], site: str) -> AdapterGraph:

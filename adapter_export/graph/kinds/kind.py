@@ -152,13 +152,13 @@ class Component:
 
     def widths_at(self, site: Site) -> dict[str, int]:
         """Return a number for each symbol; `UsageError` if one is unknown, too small, or does not divide."""
-        found = {"d": site.width, "d_in": site.width_in}
+        widths = {"d": site.width, "d_in": site.width_in}
         for symbol, width in self.widths.items():
-            found[symbol] = width if isinstance(width, int) else width.at(site.layer, found)
-        unknown = [symbol for symbol in self.graph.symbols() if symbol not in found]
+            widths[symbol] = width if isinstance(width, int) else width.at(site.layer, widths)
+        unknown = [symbol for symbol in self.graph.symbols() if symbol not in widths]
         if unknown:
             raise UsageError(f"graph `{self.graph_name}` has a width that is not given", found=", ".join(unknown))
-        return {symbol: found[symbol] for symbol in self.graph.symbols()}
+        return {symbol: widths[symbol] for symbol in self.graph.symbols()}
 
     def tensor_names(self, site: str) -> dict[str, str]:
         """Return the tensor name of each parameter of the graph at a site; shared tensors have one name."""
@@ -363,7 +363,7 @@ class Maker(Generic[Options]):
                 expected=joined(map(argument, self.options())),
             )
 
-    def fitting(self, tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> Kind:
+    def fitting(self, tensors: Mapping[str, np.ndarray], stated: Mapping[str, Any]) -> Kind:
         """Return the kind with the options that tensors show and those given, which take precedence.
 
         Raises:
@@ -371,6 +371,6 @@ class Maker(Generic[Options]):
             AdapterError: the tensors are not of this kind.
         """
         for name, (_, option) in self.options().items():
-            if option.packed == "required" and name not in given:
+            if option.packed == "required" and name not in stated:
                 raise not_shown(self.name, name)
-        return self.changed(**{**self.shown(tensors, given), **given})
+        return self.changed(**{**self.shown(tensors, stated), **stated})

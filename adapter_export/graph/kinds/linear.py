@@ -96,13 +96,13 @@ def _lora_kind(options: LoraOptions) -> Kind:
 _LORA_A = ".lora_A.weight"
 
 
-def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(tensors: Mapping[str, np.ndarray], stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the linear layers, their ranks, biases and gates.
 
     Raises `AdapterError` if the tensors contain no LoRA, or ranks differ where one is required; `UsageError` if an
     alpha is missing.
     """
-    called = given.get("modules")
+    called = stated.get("modules")
     ranks: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         site = SiteName.parse(name.removesuffix(_LORA_A))
@@ -125,7 +125,7 @@ def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[
             expected="one rank for each name of a linear layer",
             fix="pad the smaller ones with zeros, and scale `lora_B` to the factor of the larger rank",
         )
-    modules, alpha = tuple(called or ranks), given["alpha"]
+    modules, alpha = tuple(called or ranks), stated["alpha"]
     if isinstance(alpha, Mapping) and "default" not in alpha and not set(modules) <= set(alpha):
         raise not_shown("lora", "alpha")
     return {

@@ -109,12 +109,12 @@ def text_cell(cell: object) -> str | None:
 
 def words(cell: object, where: str) -> tuple[str, ...] | None:
     """Return the words of a text: a list, or one string with spaces between them."""
-    found = cell.split() if isinstance(cell, str) else cell
-    if found is None or found == []:
+    words_found = cell.split() if isinstance(cell, str) else cell
+    if words_found is None or words_found == []:
         return None
-    if not isinstance(found, list) or not all(isinstance(word, str) and word for word in found):
+    if not isinstance(words_found, list) or not all(isinstance(word, str) and word for word in words_found):
         raise DataError("holds no words", where=where, found=f"`{short(cell)}`", expected="a list of words")
-    return None if all(map(is_blank, found)) else tuple(found)
+    return None if all(map(is_blank, words_found)) else tuple(words_found)
 
 
 def label(cell: object, where: str) -> str | None:
@@ -129,12 +129,12 @@ def label(cell: object, where: str) -> str | None:
 
 def labels(cell: object, where: str) -> tuple[str, ...] | None:
     """Return the labels of words: a list, or one string with spaces between them."""
-    found = cell.split() if isinstance(cell, str) else cell
-    if found is None or found == [] or found != found:
+    names = cell.split() if isinstance(cell, str) else cell
+    if names is None or names == [] or names != names:
         return None
-    if not isinstance(found, list):
+    if not isinstance(names, list):
         raise DataError("holds no labels of words", where=where, found=f"`{short(cell)}`", expected="a list of labels")
-    named = [label(one, where) for one in found]
+    named = [label(one, where) for one in names]
     if None in named:
         raise DataError("a word has no label", where=where, found=f"`{short(cell)}`", expected="a label for each word")
     return tuple(str(one) for one in named)
@@ -166,21 +166,21 @@ def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
         return None
     wanted = "a number, or a list"
     try:
-        found = tuple(float(part) for part in parts if not isinstance(part, bool))
+        values = tuple(float(part) for part in parts if not isinstance(part, bool))
     except (TypeError, ValueError) as error:
         raise DataError("holds no numbers", where=where, found=f"`{short(cell)}`", expected=wanted) from error
-    if len(found) != len(parts) or any(math.isinf(number) for number in found):
+    if len(values) != len(parts) or any(math.isinf(number) for number in values):
         raise DataError("holds no finite numbers", where=where, found=f"`{short(cell)}`", expected=wanted)
-    return None if any(math.isnan(number) for number in found) else found
+    return None if any(math.isnan(number) for number in values) else values
 
 
 def choices(cell: object, where: str) -> tuple[str, ...] | None:
     """Return the choices of a question: a list, or one string with `|` between them."""
     if cell is None or (isinstance(cell, str) and is_blank(cell)):
         return None
-    found = [trimmed(part) for part in cell.split(SEPARATOR)] if isinstance(cell, str) else cell
-    texts = isinstance(found, list) and all(map(text_cell, found))
-    if not isinstance(found, list) or not texts or len(found) < 2 or len(set(found)) < len(found):
+    options = [trimmed(part) for part in cell.split(SEPARATOR)] if isinstance(cell, str) else cell
+    texts = isinstance(options, list) and all(map(text_cell, options))
+    if not isinstance(options, list) or not texts or len(options) < 2 or len(set(options)) < len(options):
         expected = f"two or more different texts: a list, or one string with `{SEPARATOR}` between them"
         raise DataError("holds no choices", where=where, found=f"`{short(cell)}`", expected=expected)
-    return tuple(found)
+    return tuple(options)

@@ -381,12 +381,12 @@ def judge_numbers(answered: Floats, right: Floats) -> Judged:
     """Judge numbers [rows, numbers]; the metrics are means over the columns."""
 
     def measure(units: Indices) -> Sequence[float]:
-        found, wanted = answered[units], right[units]
-        columns = list(zip(found.T, wanted.T, strict=True))
+        predicted, wanted = answered[units], right[units]
+        columns = list(zip(predicted.T, wanted.T, strict=True))
         pearson, spearman = (np.mean([correlation(how, *pair) for pair in columns]) for how in ("pearson", "spearman"))
         varies = len(units) > 1 and all(np.ptp(one) > 0 for one in wanted.T)
-        r2 = sk.r2_score(wanted, found) if varies else math.nan
-        return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, found)
+        r2 = sk.r2_score(wanted, predicted) if varies else math.nan
+        return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, predicted)
 
     given = tuple(answered.tolist()), tuple(right.tolist())
     errors = np.abs(answered - right).mean(-1)
@@ -486,30 +486,34 @@ def judge_retrieval(vectors: Floats, texts: Sequence[Sequence[Hashable]]) -> Jud
     documents: dict[Hashable, int] = {}
     anchors: dict[Hashable, int] = {}
     relevant: list[dict[int, None]] = []
-    pool, asked = list[Floats](), list[Floats]()
-    for own, (anchor, *others) in zip(unit, texts, strict=True):
-        for document, vector in zip(others, own[1:], strict=True):
+    pool, queries = list[Floats](), list[Floats]()
+    for row_vectors, (anchor, *others) in zip(unit, texts, strict=True):
+        for document, vector in zip(others, row_vectors[1:], strict=True):
             if documents.setdefault(document, len(documents)) == len(pool):
                 pool.append(vector)
-        if anchors.setdefault(anchor, len(anchors)) == len(asked):
-            asked.append(own[0])
+        if anchors.setdefault(anchor, len(anchors)) == len(queries):
+            queries.append(row_vectors[0])
             relevant.append({})
         relevant[anchors[anchor]][documents[others[0]]] = None
     if len(pool) < 2:
         raise DataError("nothing can be ranked", found=f"{len(pool)} document", expected="at least two")
     candidates, each, nearest = np.stack(pool), list[list[float]](), list[int]()
     size = max(1, _SCORES // len(pool))
-    for start in range(0, len(asked), size):
-        scores = np.stack(asked[start : start + size]) @ candidates.T
-        for place, (anchor, own) in enumerate(zip(list(anchors)[start : start + size], scores, strict=True), start):
+    for start in range(0, len(queries), size):
+        scores = np.stack(queries[start : start + size]) @ candidates.T
+        for place, (anchor, row_vectors) in enumerate(
+            zip(list(anchors)[start : start + size], scores, strict=True), start
+        ):
             right = list(relevant[place])
             same = documents.get(anchor)
             if same is not None and same not in right:
-                own[same] = -np.inf
-            nearest.append(int(own.argmax()))
-            hits = np.sort(own[right])[::-1]
-            own[right] = -np.inf
-            ranks = np.array([np.count_nonzero(own >= hit - _SAME) for hit in hits]) + np.arange(1, len(hits) + 1)
+                row_vectors[same] = -np.inf
+            nearest.append(int(row_vectors.argmax()))
+            hits = np.sort(row_vectors[right])[::-1]
+            row_vectors[right] = -np.inf
+            ranks = np.array([np.count_nonzero(row_vectors >= hit - _SAME) for hit in hits]) + np.arange(
+                1, len(hits) + 1
+            )
             each.append(_of_ranks(ranks))
     values, names = np.array(each), list(documents)
     rows = np.array([anchors[anchor] for anchor, *_ in texts], np.int64)

@@ -302,13 +302,13 @@ class Task:
 
     def document(self) -> dict[str, Any]:
         """Return the record as JSON; what has its default is left out."""
-        found: dict[str, Any] = {}
+        document_of_task: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             own = field.name == "activation" and value == self.kind.activations[0]
             if field.name == "type" or (value != field.default and not own):
-                found[field.name] = list(value) if isinstance(value, tuple) else value
-        return found
+                document_of_task[field.name] = list(value) if isinstance(value, tuple) else value
+        return document_of_task
 
 
 def head_result(shape: Shape) -> HeadOutput | None:

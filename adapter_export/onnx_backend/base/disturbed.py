@@ -20,20 +20,20 @@ _UNITS = {ir.DataType.FLOAT: 4.0, ir.DataType.DOUBLE: 4.0, ir.DataType.FLOAT16: 
 float16 kernels sum in float32 and round once."""
 
 
-def disturbed(model: ir.Model, folder: Path, kept: Collection[str], seed: int) -> ir.Model:
+def disturbed(model: ir.Model, folder: Path, unchanged: Collection[str], seed: int) -> ir.Model:
     """Return a copy of a graph with errors of random sign in its constant float vectors.
 
     Args:
         model: the graph; it is not changed.
         folder: the folder with its external tensors.
-        kept: initializers that keep their values.
+        unchanged: initializers that keep their values.
         seed: seed of the signs.
     """
     copy, rng = model.clone(), np.random.default_rng(seed)
     for graph in copy.graphs():
         for name, value in graph.initializers.items():
             tensor = value.const_value
-            if name not in kept and tensor is not None and _is_vector(tensor):
+            if name not in unchanged and tensor is not None and _is_vector(tensor):
                 array = _values(tensor, folder)
                 step = _UNITS[tensor.dtype] * float(np.finfo(array.dtype).eps) * rng.choice((-1.0, 1.0), array.shape)
                 value.const_value = ir.Tensor((array * (1 + step)).astype(array.dtype), name=name)

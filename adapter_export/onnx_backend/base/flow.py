@@ -162,15 +162,15 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
 
 def activations_of(graph: ir.Graph) -> set[str]:
     """Return the values that depend on an input, or on constants that start a stream."""
-    found = _computed_from(graph, set())
+    computed = _computed_from(graph, set())
     constants = {
         value.name
         for node in graph
         for value in node.outputs
-        if value.name and value.name not in found and _is_repeated(value)
+        if value.name and value.name not in computed and _is_repeated(value)
     }
     starts = constant_starts(map(_step, graph), constants) if constants else set()
-    return _computed_from(graph, starts) if starts else found
+    return _computed_from(graph, starts) if starts else computed
 
 
 def _computed_from(graph: ir.Graph, starts: Set[str]) -> set[str]:
@@ -347,7 +347,7 @@ def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
     Counted in this graph and, according to the metadata, in the graph it was exported from; see
     `FlowGraph.other_calls`.
     """
-    found = Counter(
+    counts = Counter(
         name
         for node in model.graph
         if operators.trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
@@ -367,4 +367,4 @@ def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
             expected="a JSON object of numbers",
             fix="export the graph again",
         )
-    return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}
+    return {name: max(counts[name], noted.get(name, 0)) for name in {*counts, *noted}}

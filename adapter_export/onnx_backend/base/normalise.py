@@ -62,7 +62,7 @@ _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 
 def check_operators(model: ir.Model, path: Path) -> None:
     """Reject random operators, and operators that ONNX Runtime does not have."""
-    own = {(domain, name) for domain, name, *_ in model.functions}
+    functions = {(domain, name) for domain, name, *_ in model.functions}
     bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
     nodes = [node for body in bodies for node in body]
     drawing = next((node for node in nodes if _is_random(node)), None)
@@ -75,7 +75,7 @@ def check_operators(model: ir.Model, path: Path) -> None:
             fix="export the model in `eval` mode, without dropout or noise",
         )
     counts = Counter((node.domain, node.op_type) for node in nodes)
-    missing = {key: count for key, count in counts.items() if key not in own and not _is_there(*key)}
+    missing = {key: count for key, count in counts.items() if key not in functions and not _is_there(*key)}
     if missing:
         raise BaseModelError(
             "has operators that ONNX Runtime does not have",
@@ -207,13 +207,13 @@ def open_sums(graph: ir.Graph) -> None:
         total = _written_out(node, activations, tape) if node.domain in ("", "ai.onnx") else None
         if total is None:
             continue
-        for at, made in enumerate(tape.nodes):
-            value = made.outputs[0]
-            made.name = value.name = f"{result.name}/{at}"
-            if made.op_type == "Constant":
+        for at, step in enumerate(tape.nodes):
+            value = step.outputs[0]
+            step.name = value.name = f"{result.name}/{at}"
+            if step.op_type == "Constant":
                 continue
             value.shape, value.type = result.shape, result.type
-            made.metadata_props.update(node.metadata_props)
+            step.metadata_props.update(node.metadata_props)
         total.name, tape.nodes[-1].name = result.name, node.name
         ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, [result], [total])
 
@@ -286,30 +286,30 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
             node.domain = _MEANWHILE
     proto.opset_import.append(helper.make_opsetid(_MEANWHILE, 1))
     try:
-        made = ir.from_proto(version_converter.convert_version(proto, MINIMUM_OPSET))
+        converted = ir.from_proto(version_converter.convert_version(proto, MINIMUM_OPSET))
     except (RuntimeError, ValueError, ConvertError, onnx.onnx_cpp2py_export.shape_inference.InferenceError) as error:
         # the message has the location in ONNX's code before the text of the failed assertion
         raise _not_converted(str(error).strip().partition("\n")[0].rpartition(" failed: ")[2]) from error
-    for node in made.graph:
+    for node in converted.graph:
         node.domain = "" if node.domain == _MEANWHILE else node.domain
-    del made.opset_imports[_MEANWHILE]
-    made.metadata_props.update(model.metadata_props)
-    made.ir_version = _IR_VERSION
-    ir.external_data.set_base_dir(made.graph, folder)
-    return made
+    del converted.opset_imports[_MEANWHILE]
+    converted.metadata_props.update(model.metadata_props)
+    converted.ir_version = _IR_VERSION
+    ir.external_data.set_base_dir(converted.graph, folder)
+    return converted
 
 
 def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
     """Run a model and its converted version on the same inputs, and compare the outputs."""
     sessions = [open_session(model, folder, optimize=False) for model in (before, after)]
     for case in small_cases(inputs):
-        expected, found = (try_session(session, case.arrays) for session in sessions)
+        expected, outputs = (try_session(session, case.arrays) for session in sessions)
         for name, value in expected.items():
             if value.dtype.kind != "f":
                 continue
             scale = float(np.abs(value[np.isfinite(value)]).max(initial=0))
-            if not np.allclose(found[name], value, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
-                worst = np.abs(found[name].astype(np.float64) - value).max()
+            if not np.allclose(outputs[name], value, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
+                worst = np.abs(outputs[name].astype(np.float64) - value).max()
                 raise _not_converted(f"output `{name}` differs by {worst:.1e}")
 
 
@@ -389,9 +389,9 @@ def _observed(
             yield value, one, other
 
 
-def _common_shape(value: ir.Value, one: np.ndarray, other: np.ndarray) -> ir.Shape | None:
+def _common_shape(value: ir.Value, first: np.ndarray, other: np.ndarray) -> ir.Shape | None:
     """Return the shape that two runs have in common; an axis that varies keeps its name."""
-    if one.ndim != other.ndim:
+    if first.ndim != other.ndim:
         return value.shape
-    known = value.shape if value.shape is not None and len(value.shape) == one.ndim else [None] * one.ndim
-    return ir.Shape([a if a == b else before for a, b, before in zip(one.shape, other.shape, known, strict=True)])
+    known = value.shape if value.shape is not None and len(value.shape) == first.ndim else [None] * first.ndim
+    return ir.Shape([a if a == b else before for a, b, before in zip(first.shape, other.shape, known, strict=True)])

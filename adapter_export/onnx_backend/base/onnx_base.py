@@ -215,20 +215,20 @@ class OnnxBase:
 
 def _layouts(matrix: ir.Value) -> set[bool | None]:
     """Return for each use of a matrix whether it is read as [in, out]; `None` if that is unknown."""
-    found = set[bool | None]()
+    layouts = set[bool | None]()
     for node, index in matrix.uses():
         if node.op_type in ("MatMul", "Gemm") and index == 1:
-            found.add(not node.attributes.get_int("transB", 0))
+            layouts.add(not node.attributes.get_int("transB", 0))
         elif node.op_type == "Transpose":  # a product may transpose once more
             turned = tuple(node.attributes.get_ints("perm", (1, 0))) == (1, 0)
-            found |= {None if layout is None else layout != turned for layout in _layouts(node.outputs[0])}
+            layouts |= {None if layout is None else layout != turned for layout in _layouts(node.outputs[0])}
         else:
-            found.add(None)
-    return found
+            layouts.add(None)
+    return layouts
 
 
-def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
-    """Open a base; `given` sites override or complete the detected ones.
+def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
+    """Open a base; `given_sites` sites override or complete the detected ones.
 
     Raises:
         FileError: the file cannot be read.
@@ -255,9 +255,9 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
     flow = flow_graph(model)
-    sites = known = sites_of(flow, "onnx", given)
+    sites = known = sites_of(flow, "onnx", given_sites)
     with suppress(NoSitesError):  # biases belong to detected sites even if the site map omits them
-        known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
+        known = sites if given_sites is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)
     notes += tuple(f"axis `{axis}` always equals `{other}`, found by test runs" for axis, other in same.items())
     opset, known_lengths = model.opset_imports[""], _lengths(model, path, (*inputs, *outputs))
@@ -272,7 +272,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         flow,
         sites,
         notes,
-        given,
+        given_sites,
         known_lengths.lengths,
         known_lengths.pads,
     )

@@ -91,15 +91,15 @@ def cuts_of(node: ir.Node) -> dict[str, Cut]:
         return {}
     axis = axes[0] % len(source.shape)
     if node.op_type == "Split":
-        found, start = {}, 0
+        cuts, start = {}, 0
         for output in node.outputs:
             length = output.shape[axis] if output.shape is not None and axis < len(output.shape) else None
             if not isinstance(length, int):
                 return {}
             if output.name:
-                found[output.name] = Cut(axis, start, start + length)
+                cuts[output.name] = Cut(axis, start, start + length)
             start += length
-        return found
+        return cuts
     size, picked, ends, steps = source.shape[axis], _numbers(node, 1), _numbers(node, 2), _numbers(node, 4)
     result = node.outputs[0].name
     if not result or not isinstance(size, int) or size < 1 or not picked:

@@ -59,7 +59,7 @@ def open_and_run(path: str, site_map: str | None = None) -> None:
     Raises:
         BaseModelError, NoSitesError, FileError, UsageError: as for `open_onnx` and `try_session`.
     """
-    base = open_onnx(Path(path), given=None if site_map is None else read_site_map(Path(site_map)))
+    base = open_onnx(Path(path), given_sites=None if site_map is None else read_site_map(Path(site_map)))
     session = open_session(base.model, base.folder)
     for case in small_cases(base.inputs):
         with suppress(RequestError):

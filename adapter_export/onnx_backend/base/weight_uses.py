@@ -80,11 +80,11 @@ class _Source:
 
 def _source(value: ir.Value, reader: ir.Node) -> _Source | None:
     """Follow an operand back to its weight; `None` if it has no floats except scalars."""
-    transposed, dequantized, one = False, None, value
-    while (tensor := ir.convenience.get_const_tensor(one)) is None:
-        node = one.producer()
+    transposed, dequantized, source = False, None, value
+    while (tensor := ir.convenience.get_const_tensor(source)) is None:
+        node = source.producer()
         if node is None or node.op_type not in ("Transpose", "Cast", "Identity", "DequantizeLinear"):
-            if _holds_floats(one):
+            if _holds_floats(source):
                 raise _unreadable(value.name, f"`{node.op_type if node else 'an input'}` before `{reader.op_type}`")
             return None
         if node.op_type == "Transpose":
@@ -93,9 +93,9 @@ def _source(value: ir.Value, reader: ir.Node) -> _Source | None:
             dequantized = node
         before = node.inputs[0]
         assert before is not None  # a required input of these operators
-        one = before
+        source = before
     is_weight = tensor.size > 1 and (dequantized is not None or tensor.dtype.is_floating_point())
-    return _Source(one, tensor, transposed, dequantized) if is_weight else None
+    return _Source(source, tensor, transposed, dequantized) if is_weight else None
 
 
 def _holds_floats(value: ir.Value) -> bool:

@@ -85,17 +85,17 @@ def _with_sums_apart(model: ir.Model) -> ir.Model:
     Separate operators are faster on the CPU; elsewhere ONNX Runtime fuses them when loading.
     """
     for node in [node for node in model.graph.all_nodes() if is_skip_norm(node) or fused_bias(node) is not None]:
-        summands, own = node.inputs[:SUMMANDS], [0]
+        summands, places = node.inputs[:SUMMANDS], [0]
         if is_skip_norm(node):
-            own = [at for at, value in enumerate(summands) if value is not None and len(value.uses()) == 1]
-        if fused_bias(node) is not None and len(own) != 1:
+            places = [at for at, value in enumerate(summands) if value is not None and len(value.uses()) == 1]
+        if fused_bias(node) is not None and len(places) != 1:
             continue
         bias = take_bias(node)
         if bias is not None:
-            biased = ir.node("Add", [summands[own[0]], bias])
+            biased = ir.node("Add", [summands[places[0]], bias])
             biased.outputs[0].shape, biased.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
             model.graph.insert_before(node, biased)
-            node.replace_input_with(own[0], biased.outputs[0])
+            node.replace_input_with(places[0], biased.outputs[0])
         if is_skip_norm(node):
             open_sum(node)
     return model
@@ -158,13 +158,13 @@ def _input(node: ir.Node, at: int) -> ir.Value | None:
     return node.inputs[at] if at < len(node.inputs) else None
 
 
-def check_deviation(found: Deviation) -> None:
+def check_deviation(deviation: Deviation) -> None:
     """Raise an error if an optimized base differs from the original by more than rounding."""
-    if not found.largest <= found.allowed:  # NaN fails
+    if not deviation.largest <= deviation.allowed:  # NaN fails
         raise BaseModelError(
             "the optimized base does not match the original",
-            where=f"output `{found.output}`",
-            found=f"a difference of {found.largest:.2e}",
-            expected=f"at most {found.allowed:.2e}",
+            where=f"output `{deviation.output}`",
+            found=f"a difference of {deviation.largest:.2e}",
+            expected=f"at most {deviation.allowed:.2e}",
             fix="build it without " + argument("optimize") + ", and report this with the base",
         )

@@ -32,12 +32,12 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
     """
     if precision.name == "fp32":
         return base
-    found = numerics(base.model).precision.name
-    if found != "fp32":
+    precision_found = numerics(base.model).precision.name
+    if precision_found != "fp32":
         raise BaseModelError(
             "is not in float32",
             where=base.path,
-            found=found,
+            found=precision_found,
             expected="a base in float32 for " + argument("base_precision", precision.name),
             fix="remove " + argument("base_precision") + " to keep its precision, or use the original float32 base",
         )
@@ -45,8 +45,8 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
     def convert(model: ir.Model, weights: WeightFile) -> ir.Model:
         return RECIPES[precision.name](with_inferred_shapes(model), precision, weights)
 
-    made = rewrite_base(base, folder, f"in {precision.name}", convert)
-    if numerics(made.model).precision.name != precision.name:
+    rewritten = rewrite_base(base, folder, f"in {precision.name}", convert)
+    if numerics(rewritten.model).precision.name != precision.name:
         raise BaseModelError(
             "has no products that can be quantized",
             where=base.path,
@@ -54,4 +54,4 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
             expected="`MatMul` or `Gemm` with an initializer",
             fix="keep the base in float32, or in float16",
         )
-    return made
+    return rewritten

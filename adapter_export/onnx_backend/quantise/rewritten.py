@@ -65,33 +65,34 @@ def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> O
     written = external.read_model(path, partial(BaseModelError, "is not an ONNX model", where=path))
     if correct_shapes(written, folder, base.inputs):
         ir.save(written, path)
-    made = _opened(path, base, done)
+    rewritten = _opened(path, base, done)
     facts = {
-        "inputs": (made.inputs, base.inputs),
-        "outputs": (made.outputs, base.outputs),
+        "inputs": (rewritten.inputs, base.inputs),
+        "outputs": (rewritten.outputs, base.outputs),
         "sites": tuple(
-            tuple((site.name, site.role, site.width) for site in sites.sublayers) for sites in (made.sites, base.sites)
+            tuple((site.name, site.role, site.width) for site in sites.sublayers)
+            for sites in (rewritten.sites, base.sites)
         ),
     }
-    for what, (found, expected) in facts.items():
-        if found != expected:
+    for what, (actual, expected) in facts.items():
+        if actual != expected:
             raise BaseModelError(
                 f"has different {what} when it is {done}",
                 where=base.path,
-                found=", ".join(map(str, found)) or "none",
+                found=", ".join(map(str, actual)) or "none",
                 expected=", ".join(map(str, expected)),
                 fix="build without this step, and report this with the base",
             )
     paths = {site.name: site.path for site in base.sites}
     # a layer outside all sublayers is named by its path; if the path is lost, its value identifies it
     outside = {(site.h, site.width_in): site for site in base.sites.sites if site.is_outside}
-    again = [outside.get((site.h, site.width_in)) if site.is_outside else site for site in made.sites.sites]
+    again = [outside.get((site.h, site.width_in)) if site.is_outside else site for site in rewritten.sites.sites]
     sites = tuple(
         replace(site, name=known.name, path=paths.get(known.name, site.path))
-        for site, known in zip(made.sites.sites, again, strict=True)
+        for site, known in zip(rewritten.sites.sites, again, strict=True)
         if known is not None
     )
-    return replace(made, sites=replace(made.sites, sites=sites), lengths=base.lengths)
+    return replace(rewritten, sites=replace(rewritten.sites, sites=sites), lengths=base.lengths)
 
 
 def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
@@ -103,7 +104,7 @@ def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
     except NoSitesError:
         found = None
     try:
-        return open_onnx(path, given=_remapped(base, base.given, found))
+        return open_onnx(path, given_sites=_remapped(base, base.given, found))
     except UsageError as error:
         raise BaseModelError(
             f"has lost a value of the site map when it is {done}",
@@ -114,7 +115,7 @@ def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
         ) from error
 
 
-def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> GivenSites:
+def _remapped(base: OnnxBase, given_sites: GivenSites, rewritten: SiteMap | None) -> GivenSites:
     """Return the site map of a base, adapted to its rewritten graph.
 
     Quantizers and fusions keep the names of values that they do not fuse away. If a site is detected in both graphs
@@ -122,10 +123,10 @@ def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> G
     are reported when the sites are looked up.
     """
     try:
-        found = discover(base.flow)
+        sites_before = discover(base.flow)
     except NoSitesError:
-        found = None
-    before = {site.name: site for site in found or ()}
+        sites_before = None
+    before = {site.name: site for site in sites_before or ()}
     after = {site.name: site for site in rewritten or ()}
     names: dict[str | None, str] = {
         getattr(before[name], key): new
@@ -133,17 +134,17 @@ def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> G
         for key in ("h", "x", "u", "y")
         if (new := getattr(after[name], key)) is not None
     }
-    if found and rewritten:
-        names[found.final] = rewritten.final
+    if sites_before and rewritten:
+        names[sites_before.final] = rewritten.final
     sites: dict[str, GivenSite | None] = {}
-    for name, site in given.sites.items():
+    for name, site in given_sites.sites.items():
         if site is None and name in after:
             sites[name] = None
         if site is not None:
             old = site.values["onnx"]
             x, u, y = (names.get(value, value) for value in (old.x, old.u, old.y))
             sites[name] = replace(site, values={"onnx": SiteValues(names.get(old.h, old.h), x, u, y)})
-    return replace(given, sites=sites, final={"onnx": names.get(base.sites.final, base.sites.final)})
+    return replace(given_sites, sites=sites, final={"onnx": names.get(base.sites.final, base.sites.final)})
 
 
 @dataclass(frozen=True)
@@ -185,22 +186,22 @@ class Deviation:
         )
 
 
-def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> list[Deviation]:
+def deviations(base: OnnxBase, rewritten: OnnxBase, cases: Sequence[InputCase]) -> list[Deviation]:
     """Run a base and its rewritten version on the same inputs, and compare each float output."""
     if not cases:
         raise NothingComparedError("the rewritten base was not compared with the original: there are no inputs")
     feeds = [case.arrays for case in cases]
-    pairs = list(zip(*(Pieces(one.model, one.folder).run_all(feeds) for one in (base, made)), strict=True))
+    pairs = list(zip(*(Pieces(one.model, one.folder).run_all(feeds) for one in (base, rewritten)), strict=True))
     masks = [shown_tokens(base.inputs, case.arrays) for case in cases]
     size, stored = extent(base.flow), numerics(base.model).precision.activations
     inner = max(size.inner, *(length for case in cases for array in case.arrays.values() for length in array.shape))
-    found = []
+    deviations_found = []
     for name in (record.name for record in base.outputs if record.dtype in FLOAT_TYPES):
         sides = [(old[name], new[name]) for old, new in pairs]
         whole = float(np.max([_largest(old) for old, _ in sides]))
         allowed = budget(sides[0][0].dtype.name, inner=inner, depth=size.depth, scale=whole, rounded_to=stored)
         split = [_without_padding(*side, real) for side, real in zip(sides, masks, strict=True)]
-        found.append(
+        deviations_found.append(
             Deviation(
                 name,
                 absolute=float(np.max([_largest(new - old) for (old, new), _ in split])),  # `max` would drop a NaN
@@ -210,7 +211,7 @@ def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> li
                 allowed=allowed.absolute,
             )
         )
-    return found
+    return deviations_found
 
 
 _Sides = tuple[np.ndarray, np.ndarray]

@@ -67,15 +67,15 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     stacked = layout.stacked(rows)
     for adapter, (tensors, _) in zip(adapters, rows, strict=True):
         for group in plan.groups:
-            own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
-            shapes = {name: stacked[bank_name(group.slot(name))].shape[1:] for name in own}
-            if not _takes_zeros(group, own, shapes):
-                apart = [name for name in own if own[name].shape != shapes[name]]
+            weights = {name: tensors[group.slot(name)] for name in group.graph.parameters}
+            shapes = {name: stacked[bank_name(group.slot(name))].shape[1:] for name in weights}
+            if not _takes_zeros(group, weights, shapes):
+                apart = [name for name in weights if weights[name].shape != shapes[name]]
                 raise AdapterError(
                     "an adapter cannot share a bank with a wider one: zero-padding its tensors changes what it "
                     "computes",
                     where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
-                    found=", ".join(f"`{name}` {list(own[name].shape)}" for name in apart),
+                    found=", ".join(f"`{name}` {list(weights[name].shape)}" for name in apart),
                     expected=", ".join(str(list(shapes[name])) for name in apart),
                     fix="use adapters of equal width, or build with " + _WITHOUT_BANK,
                 )
@@ -99,15 +99,16 @@ def is_fillable(plan: SlotPlan) -> bool:
     return True
 
 
-def _takes_zeros(group: SlotGroup, own: Weights, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _takes_zeros(group: SlotGroup, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether zero-padding a group's tensors to other shapes leaves its result on random values unchanged."""
-    if all(own[name].shape == shapes[name] for name in own):
+    if all(weights[name].shape == shapes[name] for name in weights):
         return True
     padding = {
-        name: [(0, size - found) for size, found in zip(shapes[name], own[name].shape, strict=True)] for name in own
+        name: [(0, size - found) for size, found in zip(shapes[name], weights[name].shape, strict=True)]
+        for name in weights
     }
-    _, expected = group.try_out(own)
-    _, found = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in own.items()})
+    _, expected = group.try_out(weights)
+    _, found = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in weights.items()})
     width = expected.shape[-1]
     return np.allclose(found[..., :width], expected, rtol=1e-9, atol=1e-9) and not found[..., width:].any()
 

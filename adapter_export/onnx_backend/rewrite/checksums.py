@@ -216,13 +216,15 @@ class _Summing:
         length = axes(source)[at]
         name = f"positions/{length}"
         if name not in self._known:
-            one = self._number("one", np.int64(1))
+            unit = self._number("one", np.int64(1))
             if isinstance(length, int):
                 end = self.writer.integers(f"{name}/end", length + 1)
             else:
                 shape = self.writer.op(f"{name}/length", "Shape", (source,), {"start": at, "end": at + 1}, _INTEGER)
-                end = self.writer.op(f"{name}/end", "Add", (self.writer.op(f"{name}/scalar", "Squeeze", (shape,)), one))
-            self._known[name] = self.writer.op(name, "Range", (one, end, one), type=_INTEGER)
+                end = self.writer.op(
+                    f"{name}/end", "Add", (self.writer.op(f"{name}/scalar", "Squeeze", (shape,)), unit)
+                )
+            self._known[name] = self.writer.op(name, "Range", (unit, end, unit), type=_INTEGER)
         if type is _INTEGER:
             return self._known[name]
         wide = f"{name}/wide"

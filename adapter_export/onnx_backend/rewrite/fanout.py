@@ -56,16 +56,16 @@ def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
     whole = bank if has_shapes(bank.graph) else with_inferred_shapes(bank)
     for inferred, said in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
         inferred.shape = said.shape  # recorded shapes, which the manifest repeats
-    own = {tensor.name for tensor in record.tensors} | {record.ids}
+    bank_inputs = {tensor.name for tensor in record.tensors} | {record.ids}
     batch = next(str(axes(value)[0]) for value in whole.graph.inputs if value.name == record.ids)
-    crossing = _crossing(whole.graph, own, batch)
+    crossing = _crossing(whole.graph, bank_inputs, batch)
     if not crossing:
         raise BaseModelError(
             "has no trained layer below the first adapter, so nothing can be shared",
             fix=_WITHOUT + ", or use adapters that act in upper layers only",
         )
-    prefix = _prefix(whole, own, crossing)
-    return Fanout(prefix, _upper(whole, own, crossing, batch), crossing_values(prefix))
+    prefix = _prefix(whole, bank_inputs, crossing)
+    return Fanout(prefix, _upper(whole, bank_inputs, crossing, batch), crossing_values(prefix))
 
 
 def crossing_values(prefix: ir.Model) -> tuple[OutputRecord, ...]:
@@ -76,28 +76,28 @@ def crossing_values(prefix: ir.Model) -> tuple[OutputRecord, ...]:
     )
 
 
-def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, int]:
+def _crossing(graph: ir.Graph, bank_inputs: Collection[str], batch: str) -> dict[str, int]:
     """Return the values to compute below, in order of evaluation, and the batch axis of each.
 
-    `own` are the inputs of the bank, on which everything above depends.
+    `bank_inputs` are the inputs of the bank, on which everything above depends.
     """
-    above = _depending(graph, {value for value in graph.inputs if value.name in own})
+    above = _depending(graph, {value for value in graph.inputs if value.name in bank_inputs})
     trained = _depending(graph, {value for value in _matrices(graph) if value not in above})
     computed = activations_of(graph)
     costly = {value for value in trained - above if value.name in computed and value.producer() is not None}
-    asked = [value for node in graph if not above.isdisjoint(node.outputs) for value in all_read(node)]
-    asked.extend(graph.outputs)
+    waiting = [value for node in graph if not above.isdisjoint(node.outputs) for value in all_read(node)]
+    waiting.extend(graph.outputs)
     seen: set[ir.Value] = set()
-    found: dict[ir.Value, int] = {}
-    while asked:
-        value = asked.pop()
+    axes: dict[ir.Value, int] = {}
+    while waiting:
+        value = waiting.pop()
         node = value.producer()
         if value in seen or value in above or node is None:
             continue
         seen.add(value)
         axis = _batch_axis(value, batch) if value in costly else None
         if axis is not None:
-            found[value] = axis
+            axes[value] = axis
         elif value in costly and _multiplies(node):
             raise BaseModelError(
                 "does not record the batch axis of a value below the first adapter",
@@ -107,8 +107,8 @@ def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, in
                 fix=_WITHOUT + ", or export the base again with shapes that have a separate batch axis",
             )
         else:
-            asked.extend(all_read(node))
-    return {value.name or "": found[value] for node in graph for value in node.outputs if value in found}
+            waiting.extend(all_read(node))
+    return {value.name or "": axes[value] for node in graph for value in node.outputs if value in axes}
 
 
 def _depending(graph: ir.Graph, starts: Collection[ir.Value]) -> set[ir.Value]:
@@ -144,37 +144,37 @@ def _crossed(name: str) -> str:
     return f"prefix.{name}"
 
 
-def _prefix(whole: ir.Model, own: Collection[str], crossing: Collection[str]) -> ir.Model:
+def _prefix(whole: ir.Model, bank_inputs: Collection[str], crossing: Collection[str]) -> ir.Model:
     model = whole.clone()
     graph = model.graph
     made = {value.name: value for node in graph for value in node.outputs}
     graph.outputs[:] = [made[name] for name in crossing]
-    graph.inputs[:] = [value for value in graph.inputs if value.name not in own]
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in bank_inputs]
     for value in graph.outputs:
         value.name = _crossed(value.name or "")
     RemoveUnusedNodesPass()(model)
     return model
 
 
-def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], batch: str) -> ir.Model:
+def _upper(whole: ir.Model, bank_inputs: Collection[str], crossing: Mapping[str, int], batch: str) -> ir.Model:
     """Return the nodes above, on rows copied from the data inputs and from crossing values."""
     rewrite = GraphRewrite(whole)
     graph = rewrite.model.graph
-    data = [value for value in graph.inputs if value.name not in own]
-    made = {value.name: value for node in graph for value in node.outputs}
+    data = [value for value in graph.inputs if value.name not in bank_inputs]
+    by_name = {value.name: value for node in graph for value in node.outputs}
     rows = rewrite.add_input(ROWS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([_ROWS_AXIS]))
-    taken = [(value, value, 0) for value in data]
+    replacements = [(value, value, 0) for value in data]
     for name, axis in crossing.items():
-        below = made[name]
-        taken.append((below, rewrite.add_input(_crossed(name), below.type, below.shape), axis))
-    for value in (*made.values(), *(value for value in graph.inputs if value.name in own)):
+        below = by_name[name]
+        replacements.append((below, rewrite.add_input(_crossed(name), below.type, below.shape), axis))
+    for value in (*by_name.values(), *(value for value in graph.inputs if value.name in bank_inputs)):
         _count_rows(value, batch)
     writer = Writer(ir.tape.Tape(), ROWS_INPUT, whole.opset_imports[""])
     # a negative row would count from the end; ONNX Runtime rejects an index beyond the last row
     none, zero = writer.integers("none", int(np.iinfo(np.int64).max)), writer.integers("zero", 0)
     negative = writer.op("negative", "Less", (rows, zero), type=ir.TensorType(ir.DataType.BOOL))
     checked = writer.op("checked", "Where", (negative, none, rows), type=rows.type)
-    for below, source, axis in taken:
+    for below, source, axis in replacements:
         uses, name = list(below.uses()), below.name or ""
         copied = writer.op(name, "Gather", (source, checked), {"axis": axis}, type=source.type)
         for node, at in uses:

@@ -161,17 +161,17 @@ class SiteRewrite(GraphRewrite):
         First extracts a bias of `h` that is fused into a later operator, and the sum `y` from a fused norm. The output
         of a fused layer is sliced to the features of this site.
         """
-        there = [name for name in names if name in edit.values]
-        if "h" in there or "y" in there:
+        available = [name for name in names if name in edit.values]
+        if "h" in available or "y" in available:
             self._take_out_bias(edit.site)
-        if "y" in there:
+        if "y" in available:
             self._open_sum(edit.values["y"])
-        found = {name: self.values[edit.values[name]] for name in there}
+        values_of_site = {name: self.values[edit.values[name]] for name in available}
         if edit.piece is not None:
             writer = self._writer(edit.site)
-            found["h"] = _cut(found["h"], edit.piece, self._base.flow.shapes[edit.site.h], writer)
+            values_of_site["h"] = _cut(values_of_site["h"], edit.piece, self._base.flow.shapes[edit.site.h], writer)
             self._cuts[edit.site.name] = list(writer.tape.nodes)
-        return found
+        return values_of_site
 
     def norm_tensors(self, site: Site) -> dict[str, ir.Value]:
         """Return the trained tensors [d] of the norm before `y`, by their names in bound graphs."""
@@ -202,8 +202,8 @@ class SiteRewrite(GraphRewrite):
 
     def _rewire(self, rewiring: Rewiring, site: Site) -> None:
         old, new, node = self.values[rewiring.old], self.values[rewiring.new], self.nodes.get(rewiring.node)
-        made = [] if node is None else [value for value in node.outputs if value.name]
-        is_whole = len(rewiring.outputs) in (0, len(made))  # a sum fused with its norm is two nodes in the view
+        results = [] if node is None else [value for value in node.outputs if value.name]
+        is_whole = len(rewiring.outputs) in (0, len(results))  # a sum fused with its norm is two nodes in the view
         if node is None or old not in node.inputs or not is_whole:
             raise NoSitesError(
                 "the input of a layer cannot be replaced separately",
@@ -224,7 +224,7 @@ class SiteRewrite(GraphRewrite):
         copy.metadata_props.update(node.metadata_props)
         self.model.graph.insert_after(node, copy)
         self.nodes[rewiring.node._replace(layer=rewiring.new.layer)] = copy
-        copied = (outputs[node.outputs.index(value)] for value in made)
+        copied = (outputs[node.outputs.index(value)] for value in results)
         for name, value in zip(rewiring.outputs, copied, strict=True):
             self._bind(Ref(name, rewiring.new.layer), value)
 

@@ -41,19 +41,19 @@ class MultipleChoice(TaskType):
     def read(self, cells: Cells) -> Found:
         """Return a question, its choices, and the number of the right one."""
         question, right = text_cell(cells.text), cells.label
-        found = choices(cells.pair, cells.where)
-        if question is None or found is None or right is None or right != right or right == "":
+        options = choices(cells.pair, cells.where)
+        if question is None or options is None or right is None or right != right or right == "":
             return None
-        if isinstance(right, str) and right.strip() in found:
-            right = found.index(right.strip())
-        if isinstance(right, bool | str) or right not in range(len(found)):
+        if isinstance(right, str) and right.strip() in options:
+            right = options.index(right.strip())
+        if isinstance(right, bool | str) or right not in range(len(options)):
             raise DataError(
                 "the answer is none of the choices",
                 where=cells.where,
-                found=f"`{short(right)}`; the choices are {some(found)}",
-                expected=f"the text of one of them, or a JSON number from 0 to {len(found) - 1}",
+                found=f"`{short(right)}`; the choices are {some(options)}",
+                expected=f"the text of one of them, or a JSON number from 0 to {len(options) - 1}",
             )
-        return question, found, int(right)
+        return question, options, int(right)
 
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:  # noqa: ARG002
         """Return the numbers of the right choices [rows]."""

@@ -81,12 +81,12 @@ class SpanType(TaskType):
 
     def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
         """Return the span of highest logits of all windows: probabilities of one window say nothing of another."""
-        found: list[tuple[float, int, Span]] = []
+        spans: list[tuple[float, int, Span]] = []
         for at, (row, result) in enumerate(zip(read.rows, results, strict=True)):
             one = task.answer(result, None, self.context(row, task))
             assert isinstance(one, Span)
-            found.append((float(result[one.first_token, 0] + result[one.last_token, 1]), -at, one))
-        _, at, span = max(found, key=lambda each: each[:2])
+            spans.append((float(result[one.first_token, 0] + result[one.last_token, 1]), -at, one))
+        _, at, span = max(spans, key=lambda each: each[:2])
         row = read.rows[-at]
         second = read.text.second if isinstance(read.text, Pair) else read.text
         start, end = row.encoding.offsets[span.first_token][0], row.encoding.offsets[span.last_token][1]
@@ -136,22 +136,22 @@ class SpanType(TaskType):
 
 def _spans(cell: Any, start: Any, where: str) -> list[tuple[Any, Any]]:
     """Return answers with their start (may be unknown), from SQuAD's layouts or two columns."""
-    found: list[tuple[Any, Any]]
+    pairs: list[tuple[Any, Any]]
     if isinstance(cell, Mapping):
         texts, starts = cell.get("text"), cell.get("answer_start")
         if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
-            found = list(zip(texts, starts, strict=True))
+            pairs = list(zip(texts, starts, strict=True))
         else:
-            found = [(texts, starts)]
+            pairs = [(texts, starts)]
     elif isinstance(cell, list) and all(isinstance(one, Mapping) for one in cell):
-        found = [(one.get("text"), one.get("answer_start")) for one in cell]
+        pairs = [(one.get("text"), one.get("answer_start")) for one in cell]
     else:
         answer = text_cell(cell)
-        found = [] if answer is None else [(answer, start)]
-    if not all(isinstance(text, str) and text.strip() for text, _ in found):
+        pairs = [] if answer is None else [(answer, start)]
+    if not all(isinstance(text, str) and text.strip() for text, _ in pairs):
         expected = 'a text, or `{"text": […], "answer_start": […]}` as in SQuAD'
         raise DataError("contains no answer", where=where, found=f"`{short(cell)}`", expected=expected)
-    return found
+    return pairs
 
 
 def _placed(text: str, start: Any, context: str, where: str) -> GivenSpan:
@@ -167,12 +167,12 @@ def _placed(text: str, start: Any, context: str, where: str) -> GivenSpan:
         return GivenSpan(text, context.index(text))
     whole = not isinstance(start, bool) and str(start).strip().isdecimal()
     at = int(start) if whole else -1
-    there = context[max(at, 0) :][: len(text)]
-    if at < 0 or there != text:
+    excerpt = context[max(at, 0) :][: len(text)]
+    if at < 0 or excerpt != text:
         raise DataError(
             "the answer is not in its context at its start",
             where=where,
-            found=f"{shown} at `{short(start)}`" + ("" if at < 0 else f", where there is `{short(there)}`"),
+            found=f"{shown} at `{short(start)}`" + ("" if at < 0 else f", where there is `{short(excerpt)}`"),
             expected="the number of its first character, counted from 0",
         )
     return GivenSpan(text, at)

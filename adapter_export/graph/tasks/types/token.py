@@ -44,15 +44,15 @@ class TokenType(TaskType):
 
     def read(self, cells: Cells) -> Found:
         """Return the words of a row and a label for each."""
-        found, learnt = words(cells.text, cells.where), labels(cells.label, cells.where)
-        if found is not None and learnt is not None and len(found) != len(learnt):
+        words_found, learnt = words(cells.text, cells.where), labels(cells.label, cells.where)
+        if words_found is not None and learnt is not None and len(words_found) != len(learnt):
             raise DataError(
                 "words and labels differ in number",
                 where=cells.where,
-                found=f"{len(found)} words and {len(learnt)} labels",
+                found=f"{len(words_found)} words and {len(learnt)} labels",
                 expected="a label for each word",
             )
-        return cells.complete(found, None, learnt)
+        return cells.complete(words_found, None, learnt)
 
     def labels_of(self, answer: Any) -> Iterable[str]:
         """Return the labels of the words."""
@@ -94,17 +94,17 @@ class TokenType(TaskType):
 
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:
         """Return the logits [words, classes] of the first token of each word; a word that was cut is left out."""
-        kept, answers = [], []
-        for one, own, row in zip(read, results, right, strict=True):
+        means, answers = [], []
+        for one, logits_of_row, row in zip(read, results, right, strict=True):
             of_word: dict[int, np.ndarray] = {}
-            for token, logits in zip(*_tokens(one, own), strict=True):
+            for token, logits in zip(*_tokens(one, logits_of_row), strict=True):
                 if token.word is not None:
                     of_word.setdefault(token.word, logits)
-            kept.append(np.array([*of_word.values()]).reshape(-1, own[0].shape[-1]))
+            means.append(np.array([*of_word.values()]).reshape(-1, logits_of_row[0].shape[-1]))
             answers.append(np.asarray(row)[[*of_word]])
         lost = sum(map(len, right)) - sum(map(len, answers))
         notes = (f"{lost:,} truncated words were skipped",) if lost else ()
-        return Measured(kept, answers, notes=notes)
+        return Measured(means, answers, notes=notes)
 
     def judge(self, task: Task, rows: Measured) -> Judged:
         """Judge logits [words, classes] of each row by the classes of its words."""

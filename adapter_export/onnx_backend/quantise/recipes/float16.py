@@ -75,7 +75,7 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
     On the CPU, ONNX Runtime inserts a cast between the two if they are float16, and then its MatmulTransposeFusion
     crashes the process (seen with 1.32). torch's `nn.TransformerEncoder` has them.
     """
-    transposes, kept = {}, []
+    transposes, float32_nodes = {}, []
     for index, node in enumerate(graph.node):
         node.name = node.name or f"node_{index}"
         perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
@@ -84,8 +84,8 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
     for node in graph.node:
         read = [transposes[name] for name in node.input if name in transposes]
         if read and node.op_type in ("MatMul", "Gemm"):
-            kept += [node.name, *read]
-    return kept
+            float32_nodes += [node.name, *read]
+    return float32_nodes
 
 
 RECIPES: Mapping[PrecisionName, Recipe] = {"fp16": _float16}
