@@ -115,21 +115,21 @@ def locate(address: str | Path, contents: Contents, reporter: Reporter = SILENT)
 def _check_is_no_path(text: str, owner: Path, name: str) -> None:
     suffix = Path(name).suffix.lower()
     if owner.is_dir():
-        found = f"a folder `{owner}` without `{name}`"
+        actual = f"a folder `{owner}` without `{name}`"
     elif suffix in _SUFFIXES:
-        found = f"the suffix `{suffix}` of a file"
+        actual = f"the suffix `{suffix}` of a file"
     else:
         return
     fix = f"check the path for typos; a repository of the Hub with this name is `hf://{text}`"
-    raise FileError("does not exist", where=text, found=found, fix=fix)
+    raise FileError("does not exist", where=text, found=actual, fix=fix)
 
 
-def _fetched(asked: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
+def _fetched(address: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
     """Return the local files of a reference, fetched by the plug-in that reads addresses with its scheme."""
     scheme = reference.partition("://")[0]
     for module in part_modules("addresses"):
         if scheme in module.SCHEMES:
             fetch_located: FetchLocated = module.fetch_located
-            return fetch_located(asked, reference, contents, reporter)
+            return fetch_located(address, reference, contents, reporter)
     expected = "a local path, or an address such as `hf://owner/name`"
-    raise UsageError("has a scheme that no plug-in reads", where=asked, found=f"`{scheme}://`", expected=expected)
+    raise UsageError("has a scheme that no plug-in reads", where=address, found=f"`{scheme}://`", expected=expected)

@@ -58,25 +58,25 @@ def narrowed(tensors: Mapping[str, np.ndarray], precision: AdapterPrecision) -> 
     """
     if precision == "float32":
         return dict(tensors)
-    found: dict[str, np.ndarray] = {}
+    narrow: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         if precision == "float16":
             with np.errstate(over="ignore"):
-                found[name] = tensor.astype(np.float16)
-            if not np.isfinite(found[name]).all():
+                narrow[name] = tensor.astype(np.float16)
+            if not np.isfinite(narrow[name]).all():
                 largest = f"{np.abs(tensor).max():.3g}"
                 raise TensorError(f"`{name}` exceeds the range of float16", found=largest, expected="at most 65504")
         elif tensor.ndim < 2:
-            found[name] = tensor
+            narrow[name] = tensor
         else:
             if name + SCALE in tensors:
                 raise TensorError("two tensors would have the same name", found=f"`{name}{SCALE}`")
             scale = _scale(tensor)
             with np.errstate(divide="ignore", invalid="ignore"):
                 steps = np.where(scale > 0, np.rint(tensor / scale), 0)
-            found[name] = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8)
-            found[name + SCALE] = scale.astype(np.float32)
-    return found
+            narrow[name] = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8)
+            narrow[name + SCALE] = scale.astype(np.float32)
+    return narrow
 
 
 def _scale(tensor: np.ndarray) -> npt.NDArray[np.float64]:
@@ -93,7 +93,7 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
         TensorError: an int8 tensor has no scale, or a scale of a wrong type or shape.
     """
     scales = {name + SCALE for name, tensor in tensors.items() if tensor.dtype == np.int8}
-    found: Weights = {}
+    wide: Weights = {}
     for name, tensor in tensors.items():
         if name in scales:
             continue
@@ -107,10 +107,10 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
                     expected=f"`{name}{SCALE}`, float32 {list(shape)}",
                 )
             with np.errstate(over="ignore", invalid="ignore"):  # callers check for NaN and infinity
-                found[name] = tensor.astype(np.float32) * scale
+                wide[name] = tensor.astype(np.float32) * scale
         else:
-            found[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
-    return found
+            wide[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+    return wide
 
 
 def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:

@@ -74,17 +74,17 @@ class OptionsOf:
         """Return the default of each option."""
         return {name: default for name, _, default in self.declared()}
 
-    def split(self, call: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def split(self, call: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the passed options (not `None`) of each class.
 
         Raises:
             UsageError: an option is unknown.
         """
         known = self.defaults()
-        unknown = [name for name in given if name not in known]
+        unknown = [name for name in options if name not in known]
         if unknown:
             raise UsageError(f"`{call}` has no such argument", found=joined(map(argument, unknown)))
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in options.items() if value is not None}
         return [{name: value for name, value in chosen.items() if name in _declared(spec)} for spec in self._specs]
 
 

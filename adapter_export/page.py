@@ -89,9 +89,9 @@ def items(values: Iterable[object], style: str = "") -> Markup:
     return Markup(f"<ul>{made}</ul>" if made else "")
 
 
-def table(found: Table) -> Markup:
+def table(shown: Table) -> Markup:
     """Render a table that scrolls on narrow pages, with its title as the heading of a section."""
-    right = [found.numbers[at : at + 1] == "r" for at in range(len(found.columns))]
+    right = [shown.numbers[at : at + 1] == "r" for at in range(len(shown.columns))]
 
     def line(tag: str, cells: Sequence[object]) -> str:
         styles = (
@@ -101,9 +101,9 @@ def table(found: Table) -> Markup:
         made = (element(tag, cell, style) for cell, style in zip(cells, styles, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
-    rows = "".join(line("td", row) for row in found.rows)
-    heading = "" if found.title is None else head(found.title)
-    columns = f"<thead>{line('th', found.columns)}</thead>"
+    rows = "".join(line("td", row) for row in shown.rows)
+    heading = "" if shown.title is None else head(shown.title)
+    columns = f"<thead>{line('th', shown.columns)}</thead>"
     return Markup(f'{heading}<div class="scroll"><table>{columns}<tbody>{rows}</tbody></table></div>')
 
 
@@ -115,12 +115,12 @@ def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Seque
     names = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
     lines = []
     for (name, *cells), own in zip(rows, shares, strict=True):
-        made = "".join(
+        cells_of_row = "".join(
             f'<td class="right" style="background:rgb(47 95 208 / {share:.3f})'
             f'{";color:#fff" if share > _DARK else ""}">{escaped(cell)}</td>'
             for cell, share in zip(cells, own, strict=True)
         )
-        lines.append(f"<tr>{element('th', name)}{made}</tr>")
+        lines.append(f"<tr>{element('th', name)}{cells_of_row}</tr>")
     table = f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return Markup(f'<div class="scroll">{table}</div>')
 

@@ -354,13 +354,13 @@ class Tokenizer:
         """
         _check_texts([text], [place])
         (whole,) = self._encode([text])
-        limit, found = self._limit(limit, text, place), len(whole.ids)
+        limit, count = self._limit(limit, text, place), len(whole.ids)
         places = [place for place, part in enumerate(whole.sequence_ids) if part == int(isinstance(text, Pair))]
-        room = limit - (found - len(places))
-        if found <= limit:
-            return [EncodedText(whole, found, range(found))]
+        room = limit - (count - len(places))
+        if count <= limit:
+            return [EncodedText(whole, count, range(count))]
         if room < 1:
-            raise _no_room(place, f"{found - len(places)} tokens besides the second text", f"fewer than {limit}")
+            raise _no_room(place, f"{count - len(places)} tokens besides the second text", f"fewer than {limit}")
         stride = room // 4 if stride is None else stride
         if not 0 <= stride < room:
             raise RequestError(
@@ -596,13 +596,13 @@ def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Seq
     count = len(window.ids) - (len(whole.ids) - len(places))
     held = places[start : start + count]
     before = places[0]
-    found = [*range(before), *held, *range(places[-1] + 1, len(whole.ids))]
-    if not held or [whole.ids[place] for place in found] != window.ids:
+    held_places = [*range(before), *held, *range(places[-1] + 1, len(whole.ids))]
+    if not held or [whole.ids[place] for place in held_places] != window.ids:
         raise _no_tokenizer("windows that are not parts of their text")
     left = [len(places) if start == 0 else number for number in range(count)]
     right = [len(places) if held[-1] == places[-1] else count - 1 - number for number in range(count)]
     margins = [*[0] * before, *map(min, left, right), *[0] * (len(whole.ids) - 1 - places[-1])]
-    return EncodedText(window, len(whole.ids), found, margins)
+    return EncodedText(window, len(whole.ids), held_places, margins)
 
 
 def _no_room(place: str, found: str, expected: str) -> RequestError:

@@ -29,7 +29,7 @@ def made(command: Command[Found], name: str) -> click.Command:
     command = replace(command, instead={**command.instead, **_flags_of_plugins(name)})
     params = list(parameters(command.call))
     options = [param for param in params if isinstance(param, click.Option)]
-    own = [
+    extra_options = [
         *(option(flag, Annotated[bool, other.option], False) for flag, other in command.instead.items()),
         *([click.Option(["--verbose"], is_flag=True, help=command.verbose)] if command.verbose else []),
         click.Option(["as_json", "--json"], is_flag=True, help="Write one JSON document to stdout."),
@@ -40,7 +40,7 @@ def made(command: Command[Found], name: str) -> click.Command:
         params=[
             *(param for param in params if isinstance(param, click.Argument)),
             *sorted(options, key=lambda option: not option.required),
-            *own,
+            *extra_options,
         ],
         callback=partial(_run, command, name),
         help=_page(command),
@@ -70,13 +70,13 @@ def _page(command: Command[Any]) -> str:
     return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
 
 
-def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool = False, **given: Any) -> None:
+def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool = False, **arguments: Any) -> None:
     """Run the call and render its result."""
     for flag, other in command.instead.items():
-        if given.pop(flag):
-            _run(other.command, title, as_json=as_json, verbose=verbose, **_taken(other, flag, given))
+        if arguments.pop(flag):
+            _run(other.command, title, as_json=as_json, verbose=verbose, **_taken(other, flag, arguments))
             return
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in arguments.items() if value is not None}
     known = inspect.signature(command.call).parameters
     with TerminalReporter(title) as reporter:
         screen = TerminalScreen(chosen, reporter.notes, verbose)
@@ -86,23 +86,23 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool
         keywords |= {"reporter": reporter} if "reporter" in known else {}
         if command.live is not None:
             keywords[command.live] = lambda *event: _present(command, event, screen, as_json)
-        found = command.call(*chain(*repeated), **keywords)
+        outcome = command.call(*chain(*repeated), **keywords)
         reporter.end()
-        if found is not None and os.environ.get("RANK", "0") == "0":  # one of several training processes
-            _present(command, found, screen, as_json)
-    if found is not None and not command.passed(found):
-        raise click.exceptions.Exit(command.exit_code(found))
+        if outcome is not None and os.environ.get("RANK", "0") == "0":  # one of several training processes
+            _present(command, outcome, screen, as_json)
+    if outcome is not None and not command.passed(outcome):
+        raise click.exceptions.Exit(command.exit_code(outcome))
 
 
-def _taken(other: Instead, flag: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
     known = inspect.signature(other.command.call).parameters
     typed = {str(one.name): flag_of(one) for one in context.command.params if isinstance(one, click.Option)}
-    extra = [typed[name] for name in given if name not in known and is_given(context, name)]
+    extra = [typed[name] for name in arguments if name not in known and is_given(context, name)]
     if extra:
         raise UsageError(other.refusal, found=", ".join(extra), fix=f"remove them, or remove {typed[flag]}")
-    return {name: value for name, value in given.items() if name in known}
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _present(command: Command[Any], found: Any, screen: TerminalScreen, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def _table(path: Path, names: list[str], group: click.Command, options: Mapping[
         UsageError: a table names no command, or a key names no option.
     """
     try:
-        found: Any = tomllib.loads(read_text(path))
+        keys: Any = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise FormatError("is not TOML", where=path, found=error) from error
     except RecursionError as error:
@@ -67,13 +67,13 @@ def _table(path: Path, names: list[str], group: click.Command, options: Mapping[
     at = list[str]()
     for name in names:
         assert isinstance(group, LazyGroup)
-        _check_keys(found, group.table, f"{path}, `[{'.'.join(at)}]`" if at else str(path), "command")
+        _check_keys(keys, group.table, f"{path}, `[{'.'.join(at)}]`" if at else str(path), "command")
         at.append(name)
-        group, found = group.table[name].make(), found.get(name, {})
-        if not isinstance(found, dict):
-            raise UsageError("must be a table", where=f"{path}, `{'.'.join(at)}`", found=f"`{found}`")
-    _check_keys(found, options, f"{path}, `[{'.'.join(at)}]`", "option")
-    table: Mapping[str, Any] = found
+        group, keys = group.table[name].make(), keys.get(name, {})
+        if not isinstance(keys, dict):
+            raise UsageError("must be a table", where=f"{path}, `{'.'.join(at)}`", found=f"`{keys}`")
+    _check_keys(keys, options, f"{path}, `[{'.'.join(at)}]`", "option")
+    table: Mapping[str, Any] = keys
     return table
 
 

@@ -24,17 +24,17 @@ _LEAST_TEXT = 12
 _VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
 
 
-def fitted(found: Table, width: int) -> rich.table.Table:
+def fitted(shown: Table, width: int) -> rich.table.Table:
     """Return a rich table for a console of `width` characters.
 
     Markup is not interpreted, and verdicts are coloured. Columns are dropped until numbers and words fit: first those
     that the table marks as optional, then from the last one on.
     """
-    cells = [[visible(worded(cell, "shell")) for cell in row] for row in found.rows]
-    kept = _kept(found, cells, width)
-    left_out = [column for at, column in enumerate(found.columns) if at not in kept]
-    made = rich.table.Table(
-        title=None if found.title is None else Text(found.title, style="bold"),
+    cells = [[visible(worded(cell, "shell")) for cell in row] for row in shown.rows]
+    columns_shown = _kept(shown, cells, width)
+    left_out = [column for at, column in enumerate(shown.columns) if at not in columns_shown]
+    rich_table = rich.table.Table(
+        title=None if shown.title is None else Text(shown.title, style="bold"),
         title_justify="left",
         caption=Text(f"not shown: {', '.join(left_out)}; `--json` has them", "dim") if left_out else None,
         caption_justify="left",
@@ -42,24 +42,24 @@ def fitted(found: Table, width: int) -> rich.table.Table:
         box=SIMPLE_HEAD,
         show_edge=False,
     )
-    for at, wide in zip(kept, _widths(found, cells, kept, width), strict=True):
-        made.add_column(
-            Text(found.columns[at]), justify="right" if found.is_right(at) else "left", overflow="fold", width=wide
+    for at, wide in zip(columns_shown, _widths(shown, cells, columns_shown, width), strict=True):
+        rich_table.add_column(
+            Text(shown.columns[at]), justify="right" if shown.is_right(at) else "left", overflow="fold", width=wide
         )
-    for row, given in zip(cells, found.rows, strict=True):
-        made.add_row(*(Text(row[at], _VERDICTS.get(str(given[at]), "")) for at in kept))
-    return made
+    for row, given in zip(cells, shown.rows, strict=True):
+        rich_table.add_row(*(Text(row[at], _VERDICTS.get(str(given[at]), "")) for at in columns_shown))
+    return rich_table
 
 
 def _kept(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the indices of the columns that fit."""
-    kept = list(range(len(found.columns)))
-    least = [_least(found, cells, at) for at in kept]
+    columns_shown = list(range(len(found.columns)))
+    least = [_least(found, cells, at) for at in columns_shown]
     for at in _order(found):
-        if _room(len(kept), width) >= sum(least[one] for one in kept):
+        if _room(len(columns_shown), width) >= sum(least[one] for one in columns_shown):
             break
-        kept.remove(at)
-    return kept
+        columns_shown.remove(at)
+    return columns_shown
 
 
 def _order(found: Table) -> list[int]:
@@ -86,25 +86,25 @@ def _natural(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
     return max([_longest_word(found.columns[at]), *map(cell_len, lines)])
 
 
-def _least(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
+def _least(shown: Table, cells: Sequence[Sequence[str]], at: int) -> int:
     """Return the width at which no number and no word breaks, except very long words."""
-    natural = _natural(found, cells, at)
-    if found.is_right(at):
+    natural = _natural(shown, cells, at)
+    if shown.is_right(at):
         return natural
     words = [_longest_word(row[at]) for row in cells]
     longest = max((word for word in words if word <= _LONGEST_WORD), default=0)
     folded = _LEAST_TEXT if any(word > _LONGEST_WORD for word in words) else 0
-    return min(natural, max(longest, folded, _longest_word(found.columns[at]), min(_LEAST_TEXT, natural)))
+    return min(natural, max(longest, folded, _longest_word(shown.columns[at]), min(_LEAST_TEXT, natural)))
 
 
-def _widths(found: Table, cells: Sequence[Sequence[str]], kept: Sequence[int], width: int) -> list[int]:
+def _widths(found: Table, cells: Sequence[Sequence[str]], columns_shown: Sequence[int], width: int) -> list[int]:
     """Return each column's width: its minimum, plus remaining room for text, narrowest first."""
-    natural = [_natural(found, cells, at) for at in kept]
-    widths = [_least(found, cells, at) for at in kept]
-    left = _room(len(kept), width) - sum(widths)
+    natural = [_natural(found, cells, at) for at in columns_shown]
+    widths = [_least(found, cells, at) for at in columns_shown]
+    left = _room(len(columns_shown), width) - sum(widths)
     if left < 0:  # one or two columns that exceed the console by themselves
         widths[0] = max(1, widths[0] + left)
-    waiting = sorted((at for at in range(len(kept)) if widths[at] < natural[at]), key=lambda at: natural[at])
+    waiting = sorted((at for at in range(len(columns_shown)) if widths[at] < natural[at]), key=lambda at: natural[at])
     for count, at in enumerate(waiting):
         given = min(natural[at] - widths[at], max(left, 0) // (len(waiting) - count))
         widths[at], left = widths[at] + given, left - given

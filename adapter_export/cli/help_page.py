@@ -80,16 +80,16 @@ class HelpPage(click.Command):
             _write_options(ctx, page, "options", [one for one in self.get_params(ctx) if one.name not in hidden])
             if named:
                 indent, names = max(map(len, self.sections)) + 2, dict[str, str]()
-                for title, own in self.sections.items():
-                    flags = " ".join(flag_of(one) for one in own if one.name in hidden)
+                for title, params in self.sections.items():
+                    flags = " ".join(flag_of(one) for one in params if one.name in hidden)
                     room = page.width - indent - 4
                     lines = textwrap.wrap(flags, room, break_on_hyphens=False, max_lines=most, placeholder=" …")
                     names[title] = "\n".join(["\b", *lines])
                 with page.section(f"More, explained by `{ctx.command_path} --help SECTION`"):
                     page.write_dl([*names.items()])
             else:
-                for title, own in self.sections.items():
-                    _write_options(ctx, page, title, own)
+                for title, params in self.sections.items():
+                    _write_options(ctx, page, title, params)
             self.format_epilog(ctx, page)
             if page.getvalue().count("\n") <= LONGEST_PAGE:
                 break

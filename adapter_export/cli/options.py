@@ -31,22 +31,22 @@ from adapter_export.option import Option
 def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
     """Yield the arguments and options of a call's command."""
     packed: Iterator[tuple[str, object, object]] = iter(())
-    for one, hint in _hinted(call):
-        if one.kind is one.VAR_KEYWORD:
+    for parameter, hint in _hinted(call):
+        if parameter.kind is parameter.VAR_KEYWORD:
             packed = get_args(hint)[1].declared()
             continue
-        kind, said = types_of(hint)
-        if said.variable:
+        kind, settings = types_of(hint)
+        if settings.variable:
             continue
-        if one.kind is one.KEYWORD_ONLY or said.flags:
+        if parameter.kind is parameter.KEYWORD_ONLY or settings.flags:
             if get_origin(hint) is Annotated:  # other parameters, such as callbacks, exist in Python only
-                yield option(one.name, hint, one.default)
+                yield option(parameter.name, hint, parameter.default)
         else:
-            many = one.kind is one.VAR_POSITIONAL or (_is_list(kind) and not said.commas)
-            words: dict[str, Any] = {"type": converter(kind, said), "metavar": _metavar(said)}
-            words |= {"shell_complete": completed} if one.name == "adapters" else {}
-            yield click.Argument([one.name], nargs=-1 if many else 1, required=True, **words)
-    yield from (option(*one) for one in packed)
+            many = parameter.kind is parameter.VAR_POSITIONAL or (_is_list(kind) and not settings.commas)
+            words: dict[str, Any] = {"type": converter(kind, settings), "metavar": _metavar(settings)}
+            words |= {"shell_complete": completed} if parameter.name == "adapters" else {}
+            yield click.Argument([parameter.name], nargs=-1 if many else 1, required=True, **words)
+    yield from (option(*parameter) for parameter in packed)
 
 
 def from_environment(call: Callable[..., object]) -> dict[str, str]:
@@ -84,21 +84,21 @@ def hint_of(call: Callable[..., object], name: str) -> object:
 
 def option(name: str, hint: object, default: object) -> click.Option:
     """Return an annotated parameter's option."""
-    kind, said = types_of(hint)
-    flags = said.flags.split()
+    kind, described = types_of(hint)
+    flags = described.flags.split()
     if not any(flag.startswith("--") for flag in flags):
         flags.append(f"--{name.replace('_', '-')}")
-    required = default is inspect.Parameter.empty if said.required is None else said.required
+    required = default is inspect.Parameter.empty if described.required is None else described.required
     if default is inspect.Parameter.empty and not required:
         default = ()  # a list that may be omitted on the command line
-    settings: dict[str, Any] = {"help": said.help, "required": required}
+    settings: dict[str, Any] = {"help": described.help, "required": required}
     if name in WORDS:
         settings["shell_complete"] = completed
     if kind == {bool}:
         settings |= {"is_flag": True, "default": None if default is None else False}
     else:
-        settings |= {"type": converter(kind, said), "metavar": _metavar(said)}
-        settings["multiple"] = _is_list(kind) and not said.commas
+        settings |= {"type": converter(kind, described), "metavar": _metavar(described)}
+        settings["multiple"] = _is_list(kind) and not described.commas
         if not required and default is not None:
             settings |= {"default": default, "show_default": default != ()}
     return click.Option([name, *flags], **settings)

@@ -35,14 +35,14 @@ def _members(hint: object) -> Iterator[object]:
         yield hint
 
 
-def converter(kind: frozenset[Any], said: Option) -> Any:
+def converter(kind: frozenset[Any], described: Option) -> Any:
     """Return the click type that parses a value."""
-    if said.commas:
+    if described.commas:
         return _NAMES
-    if said.choices:
-        return click.Choice(said.choices() if callable(said.choices) else said.choices)
-    if kind == {int} and said.least is not None:
-        return click.IntRange(min=said.least)
+    if described.choices:
+        return click.Choice(described.choices() if callable(described.choices) else described.choices)
+    if kind == {int} and described.least is not None:
+        return click.IntRange(min=described.least)
     if kind in _CONVERTERS:
         return _CONVERTERS[kind]
     if REMOTE in kind:

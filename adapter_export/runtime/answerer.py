@@ -167,14 +167,14 @@ class Reader(ABC):
     ) -> list[str | None]:
         """Return the adapter of each row; RequestError unless `rows` is a list with one adapter, or one per row."""
         if isinstance(rows, str | bytes | Path | Pair):
-            what, found = f"a list of {self.word}s is required", type(rows).__name__
-            raise RequestError(what, found=found, fix="put it into a list: `[…]`")
+            what, actual = f"a list of {self.word}s is required", type(rows).__name__
+            raise RequestError(what, found=actual, fix="put it into a list: `[…]`")
         names = [adapter] * len(rows) if adapters is None else list(adapters)
         if not len(rows) or len(names) != len(rows):
             what = f"`adapters` must have one entry per {self.word}" if len(rows) else f"no {self.word}s"
-            found = f"{len(names)} adapters for {len(rows)} {self.word}s"
+            actual = f"{len(names)} adapters for {len(rows)} {self.word}s"
             raise RequestError(
-                what, found=found, expected=f"a list of {self.word}s, and one adapter or one per {self.word}"
+                what, found=actual, expected=f"a list of {self.word}s, and one adapter or one per {self.word}"
             )
         return names
 
@@ -192,17 +192,17 @@ class ReadRow:
 
     def answered(self, outputs: Sequence[Arrays]) -> AnsweredRow:
         """Return the row with the outputs of its requests."""
-        own: list[Arrays] = [{name: array[0] for name, array in one.items()} for one in outputs]
+        arrays: list[Arrays] = [{name: array[0] for name, array in one.items()} for one in outputs]
         if self.read is not None and self.reader is not None:
-            pairs = zip(own, self.read.rows, strict=True)
-            own = [self.reader.without_padding(one, row) for one, row in pairs]
+            pairs = zip(arrays, self.read.rows, strict=True)
+            arrays = [self.reader.without_padding(one, row) for one, row in pairs]
         output = self.head.output
         if output is not None:
-            own = [{**one, output: own_classes(one[output])} for one in own]
+            arrays = [{**one, output: own_classes(one[output])} for one in arrays]
         real = None
         if self.read is None and output is not None:
-            (real,) = self.session.real_tokens(self.row.asked, [own[0][output]])
-        return AnsweredRow(self.row, self.head, own, self.read, real)
+            (real,) = self.session.real_tokens(self.row.asked, [arrays[0][output]])
+        return AnsweredRow(self.row, self.head, arrays, self.read, real)
 
 
 @dataclass(frozen=True, repr=False)
@@ -262,12 +262,15 @@ class AnsweredRow(Described):
             RequestError: as `answer`; or an output is NaN or infinite.
         """
         task = self.head.task
-        found = {"adapter": self.head.adapter, "task": None if task is None or self.head.output is None else task.type}
-        if found["task"] is None:
+        document_of_row = {
+            "adapter": self.head.adapter,
+            "task": None if task is None or self.head.output is None else task.type,
+        }
+        if document_of_row["task"] is None:
             windows = 1 if self.read is None else self.read.windows
             cut = {**({"cut": self.cut} if self.cut else {}), **({"windows": windows} if windows > 1 else {})}
-            return {**found, "outputs": self.listed_outputs(), **cut}
-        return {**found, **self.answer.document()}
+            return {**document_of_row, "outputs": self.listed_outputs(), **cut}
+        return {**document_of_row, **self.answer.document()}
 
     def json_line(self) -> str:
         """Return the texts and the answer as a line of JSON; errors as of `document`."""

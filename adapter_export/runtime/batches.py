@@ -212,17 +212,17 @@ def by_request(items: Sequence[Item], outputs: Sequence[Arrays], manifest: Manif
     Tokens are at the positions of the request; outputs are 0 at removed padding.
     """
     axes = {record.name: record.axes for record in manifest.outputs}
-    found: list[list[Arrays]] = []
-    for item, own in zip(items, outputs, strict=True):
-        if item.index == len(found):
-            found.append([])
+    by_index: list[list[Arrays]] = []
+    for item, pieces in zip(items, outputs, strict=True):
+        if item.index == len(by_index):
+            by_index.append([])
         origin = item.origin
-        found[-1].append(
-            own if origin is None else {name: origin.put_back(one, axes[name]) for name, one in own.items()}
+        by_index[-1].append(
+            pieces if origin is None else {name: origin.put_back(one, axes[name]) for name, one in pieces.items()}
         )
     return [
-        own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
-        for own in found
+        pieces[0] if len(pieces) == 1 else {name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
+        for pieces in by_index
     ]
 
 

@@ -108,13 +108,13 @@ def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bou
         )
 
 
-def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
+def _expected(axis: Axis, size: int, sizes: dict[str, int]) -> int:
     """Return the length that an axis must have; the found one if its name is new."""
     if isinstance(axis, int):
         return axis
     if names(axis) == (axis,):
-        return sizes.setdefault(axis, found)
-    return length(axis, sizes) if _is_known(axis, sizes) else found
+        return sizes.setdefault(axis, size)
+    return length(axis, sizes) if _is_known(axis, sizes) else size
 
 
 def _is_known(axis: Axis, sizes: Mapping[str, int]) -> bool:
@@ -186,15 +186,15 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
             expected="a weighted fusion of the bundle",
             fix="make one with " + fuse + ", and `build` or `add` it",
         )
-    given = [weights] if isinstance(weights, Mapping) else list(weights)
-    for row, one in enumerate(given):
+    of_rows = [weights] if isinstance(weights, Mapping) else list(weights)
+    for row, of_row in enumerate(of_rows):
         # no default for a missing member; comparisons with NaN are false
-        if set(one) != set(record.members) or not all(_is_weight(weight) for weight in one.values()):
+        if set(of_row) != set(record.members) or not all(_is_weight(weight) for weight in of_row.values()):
             raise RequestError(
                 "a fusion needs a finite weight for each of its members",
                 where=None if isinstance(weights, Mapping) else f"row {row}",
-                found=", ".join(f"`{name}`: {weight}" for name, weight in one.items()) or "none",
+                found=", ".join(f"`{name}`: {weight}" for name, weight in of_row.items()) or "none",
                 expected=quoted(record.members),
             )
-    array = np.array([[one[name] for name in record.members] for one in given], np.float32)
+    array = np.array([[of_row[name] for name in record.members] for of_row in of_rows], np.float32)
     return dict.fromkeys(record.slots, array)

@@ -124,27 +124,27 @@ def _devices(provider: ProviderName) -> Sequence[ort.OrtEpDevice]:
     row, available = PROVIDERS[provider], ort.get_available_providers()
     if row.runtime == "onnxruntime" and row.device in available:
         return ()
-    found = f"onnxruntime {ort.__version__} with {', '.join(available)}"
+    installed = f"onnxruntime {ort.__version__} with {', '.join(available)}"
     if row.plugin is None:
-        raise unavailable(provider, found)
+        raise unavailable(provider, installed)
     try:
         plugin = import_module(row.plugin)
         if row.device not in {device.ep_name for device in ort.get_ep_devices()}:
             ort.register_execution_provider_library(row.device, plugin.get_library_path())
     except _NO_PLUGIN as error:
-        raise unavailable(provider, f"{found}; {error}") from error
+        raise unavailable(provider, f"{installed}; {error}") from error
     devices = [device for device in ort.get_ep_devices() if device.ep_name == row.device]
     if not devices:
         raise unavailable(provider, f"`{row.plugin}` finds no device")
     return devices[:1]  # these plugins take one
 
 
-def unavailable(provider: ProviderName, found: str) -> UsageError:
+def unavailable(provider: ProviderName, reason: str) -> UsageError:
     """Return the error of a provider that is not installed or does not start here."""
     row = PROVIDERS[provider]
     return UsageError(
         f"`{provider}` is not available here",
-        found=found,
+        found=reason,
         expected=row.device if row.runtime == "onnxruntime" else row.runtime,
         fix=f"install {row.install}, or run with `cpu`",
     )

@@ -31,13 +31,13 @@ def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None
     `filled` is the output of each row's head, `None` without a head. In other outputs of heads the row is NaN, and
     classes that its adapter lacks are −inf. The base's outputs are unchanged.
     """
-    found = dict(outputs)
+    results = dict(outputs)
     for name in {head.output for head in manifest.heads} & set(outputs):
         own = np.array([name == output for output in filled])
         result = np.where(outputs[name] < MASK_BELOW, -np.inf, outputs[name]).astype(outputs[name].dtype)
         result[~own] = np.nan
-        found[name] = np.ascontiguousarray(result[..., : _width(result[own])])
-    return found
+        results[name] = np.ascontiguousarray(result[..., : _width(result[own])])
+    return results
 
 
 def own_classes(row: np.ndarray) -> np.ndarray:
@@ -56,19 +56,19 @@ def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple
     Raises:
         RequestError: there is no adapter, or its head has no task or another task type.
     """
-    asked = "answer" if problem is None else f"do `{problem}`"
+    action = "answer" if problem is None else f"do `{problem}`"
     if entry is None:
-        raise RequestError(f"the base by itself cannot {asked}", fix="pass an adapter for every row, or call `run`")
+        raise RequestError(f"the base by itself cannot {action}", fix="pass an adapter for every row, or call `run`")
     if entry.task is None or entry.output is None:
         raise RequestError(
-            f"an adapter without a known task cannot {asked}",
+            f"an adapter without a known task cannot {action}",
             where=f"adapter `{entry.name}`",
             found="no head" if entry.output is None else "a head without a task",
             fix="call `run`, which returns raw results, or pass `labels` or `task` to `load`",
         )
     if problem is not None and entry.task.type != problem:
         raise RequestError(
-            f"an adapter with another task cannot {asked}",
+            f"an adapter with another task cannot {action}",
             where=f"adapter `{entry.name}`",
             found=f"the problem type `{entry.task.type}`",
             fix=f"call `{entry.task.kind.method}`",

@@ -314,21 +314,21 @@ class Adapters:
             return entry.read()
         with self._lock:
             self._uses.add(entry)
-            found = self._kept.get(entry)
-            if found is not None:
+            file = self._kept.get(entry)
+            if file is not None:
                 self._kept.move_to_end(entry)
                 self._counts["hits"] += 1
-                return found
-        found = entry.read()  # without the lock, so that other calls continue
+                return file
+        file = entry.read()  # without the lock, so that other calls continue
         with self._lock:
             self._counts["loads"] += 1
             if self._entries.get(entry.name) is entry:
-                self._kept[entry] = found
+                self._kept[entry] = file
                 self._kept.move_to_end(entry)
             while len(self._kept) > self._limit:
                 del self._kept[self._uses.rarest(list(self._kept)[:-1] or self._kept)]
                 self._counts["evictions"] += 1
-        return found
+        return file
 
     def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
         """Return whether an adapter has tensors that are not neutral in the slots of these graphs."""
@@ -433,23 +433,23 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
     """Return the claimed task of a head as a record."""
     if claim.type is not None and claim.type not in PROBLEM_TYPES:
         raise AdapterError("unknown problem type", found=f"`{claim.type}`", expected=", ".join(PROBLEM_TYPES))
-    said = claim.type
-    if said is None and claim.labels is not None:
+    problem = claim.type
+    if problem is None and claim.labels is not None:
         implied = [name for name, kind in TASK_TYPES.items() if kind.implied and head and kind.output == head.result]
-        said = (*implied, DEFAULT_TYPE)[0]
-    if said is None:
+        problem = (*implied, DEFAULT_TYPE)[0]
+    if problem is None:
         return None
-    output = TASK_TYPES[said].output
+    output = TASK_TYPES[problem].output
     if head is None or head.result != output:
         raise AdapterError(
-            f"has no head for `{said}`",
+            f"has no head for `{problem}`",
             found="no head" if head is None else f"a head that gives `{head.result}`",
             expected=f"a head that gives `{output}`",
             fix="pass another task, or the file of another adapter",
         )
     if isinstance(claim.task, Task):
         return claim.task if claim.labels is None else replace(claim.task, labels=_names(claim.labels))
-    return Task(said, _names(claim.labels or ()))
+    return Task(problem, _names(claim.labels or ()))
 
 
 def _names(labels: Sequence[str]) -> tuple[str, ...]:

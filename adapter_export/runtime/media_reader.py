@@ -120,15 +120,15 @@ class MediaReader(Reader):
             RequestError: audio files of different lengths cannot share a call.
         """
         modality = self.record.modality
-        found = [modality.apply(self.record.read(row.file, row.where), self._steps) for row in rows]
-        if len({one.shape for one in found}) > 1:
-            lengths = sorted(one.shape[-1] for one in found)
+        samples = [modality.apply(self.record.read(row.file, row.where), self._steps) for row in rows]
+        if len({one.shape for one in samples}) > 1:
+            lengths = sorted(one.shape[-1] for one in samples)
             raise RequestError(
                 "audio files of different lengths cannot share a call, since the base has no mask",
                 found=f"{lengths[0]:,} to {lengths[-1]:,} values",
                 fix="run them one by one",
             )
-        return {self.record.input: np.stack(found)}
+        return {self.record.input: np.stack(samples)}
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
         """Return a row with its number of truncated samples, which is reported before the answer."""
@@ -141,15 +141,15 @@ class MediaReader(Reader):
 def media_record(manifest: Manifest, medium: str, where: object) -> MediaRecord:
     """Return the preprocessing record of a bundle; RequestError if it has none for this modality."""
     if medium not in FILE_MODALITIES:
-        found, expected = f"`{medium}`", quoted(FILE_MODALITIES)
-        raise RequestError("unknown modality of files", found=found, expected=expected)
+        actual, expected = f"`{medium}`", quoted(FILE_MODALITIES)
+        raise RequestError("unknown modality of files", found=actual, expected=expected)
     record, word = manifest.media, FILE_MODALITIES[medium].word
     if record is None or record.medium != medium:
-        found = "no processor" if record is None else f"a processor of {record.modality.word}s"
+        actual = "no processor" if record is None else f"a processor of {record.modality.word}s"
         raise RequestError(
             f"the bundle has no preprocessing record for {word}s",
             where=where,
-            found=found,
+            found=actual,
             fix="pass arrays, or capture the base again from a folder with `preprocessor_config.json`, and build again",
         )
     return record

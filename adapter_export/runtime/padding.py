@@ -67,7 +67,7 @@ def without_padding(arrays: Arrays, inputs: Sequence[InputRecord], *, may_pad: b
             expected=f"{fixed[0]} tokens",
             fix="pass rows of this length, or build the bundle from a base with variable lengths",
         )
-    found: Arrays = {}
+    moved_inputs: Arrays = {}
     for record in inputs:
         array = arrays[record.name]
         for place, axis in enumerate(record.axes[1:], 1):
@@ -75,8 +75,8 @@ def without_padding(arrays: Arrays, inputs: Sequence[InputRecord], *, may_pad: b
                 first, end, _ = moved[axis]
                 array = np.roll(array, -first, place)
                 array = array if may_pad else array[(slice(None),) * place + (slice(end - first),)]
-        found[record.name] = np.ascontiguousarray(array)
-    return found, Origin(moved)
+        moved_inputs[record.name] = np.ascontiguousarray(array)
+    return moved_inputs, Origin(moved)
 
 
 def _masks(inputs: Sequence[InputRecord]) -> list[InputRecord]:
@@ -87,10 +87,10 @@ def _masks(inputs: Sequence[InputRecord]) -> list[InputRecord]:
 
 
 def _spans(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], row: int) -> Spans:
-    found: dict[Axis, tuple[int, int, int]] = {}
+    spans: dict[Axis, tuple[int, int, int]] = {}
     for record in _masks(inputs):
         axis = record.axes[1]
         places = np.flatnonzero(arrays[record.name][row])
         if len(places) and (isinstance(axis, int) or names(axis) == (axis,)):
-            found[axis] = (int(places[0]), int(places[-1]) + 1, arrays[record.name].shape[1])
-    return found
+            spans[axis] = (int(places[0]), int(places[-1]) + 1, arrays[record.name].shape[1])
+    return spans

@@ -97,20 +97,20 @@ class Prefixes:
         batch = self._graphs.manifest.inputs[0].axes[0]
         axes = {value.name: value.axes.index(batch) for value in fanout.values}
         with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-            for key in found:
+            cached = {key: self._kept[key] for key in keys if key in self._kept}
+            for key in cached:
                 self._kept.move_to_end(key)
-            self._counts["hits"] += len(found)
-        missing = [at for at, key in enumerate(keys) if key not in found]
+            self._counts["hits"] += len(cached)
+        missing = [at for at, key in enumerate(keys) if key not in cached]
         if missing:
             computed = self._computed({name: array[missing] for name, array in arrays.items()}, fanout)
             fresh = {
                 keys[text]: {name: computed[name].take([at], axis) for name, axis in axes.items()}
                 for at, text in enumerate(missing)
             }
-            found |= fresh
+            cached |= fresh
             self._keep(fresh)
-        return {name: np.concatenate([found[key][name] for key in keys], axis) for name, axis in axes.items()}
+        return {name: np.concatenate([cached[key][name] for key in keys], axis) for name, axis in axes.items()}
 
     def _keep(self, fresh: Mapping[bytes, Arrays]) -> None:
         with self._lock:

@@ -31,12 +31,12 @@ _LENGTH = 8
 """Number of bytes before the header of a safetensors file, which contain its length."""
 
 
-def projection(found: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
+def projection(actual: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
     """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
 
-    `found` may be longer along the last axis, as outputs of a bank are; the rest is ignored.
+    `actual` may be longer along the last axis, as outputs of a bank are; the rest is ignored.
     """
-    own = None if found is None or found.ndim == 0 else found[..., : expected.shape[-1]]
+    own = None if actual is None or actual.ndim == 0 else actual[..., : expected.shape[-1]]
     if own is None or own.shape != expected.shape or weight.shape != expected.shape:
         return math.nan
     return float(np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected))
@@ -219,12 +219,12 @@ class _Check:
         return _error(self._bundle, self._session, self._adapter, what, found, expected)
 
 
-def _error(bundle: Bundle, session: Session, adapter: str | None, what: str, found: str, expected: str) -> FormatError:
+def _error(bundle: Bundle, session: Session, adapter: str | None, what: str, actual: str, expected: str) -> FormatError:
     where = f"{bundle.folder}" if adapter is None else f"{bundle.folder}, adapter `{adapter}`"
     if session.provider != "cpu":
         where = f"{where}, provider `{session.provider}`"
     fix = "run `adapter-export verify` on the bundle; take it from its source again, or use another ONNX Runtime"
-    return FormatError(what, where=where, found=found, expected=expected, fix=fix)
+    return FormatError(what, where=where, found=actual, expected=expected, fix=fix)
 
 
 def read_golden(bundle: Bundle, path: str) -> Arrays:

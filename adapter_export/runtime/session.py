@@ -402,19 +402,19 @@ class Session(Described):
         Raises:
             UsageError, RequestError: as `run_many`; or an adapter's problem type is not `single_label`.
         """
-        asked, tasks = list(requests), list[tuple[str, Task]]()
-        for index, request in enumerate(asked):
+        all_requests, tasks = list(requests), list[tuple[str, Task]]()
+        for index, request in enumerate(all_requests):
             with within(f"request {index}"):
                 entry, task = check_type(self._entry(request.adapter), "single_label")
                 tasks.append((str(entry.output), task))
-        found = self.run_many(
-            [replace(request, head_only=True) for request in asked],
+        outputs_of_all = self.run_many(
+            [replace(request, head_only=True) for request in all_requests],
             token_budget=token_budget,
             allow_mixed_rows=allow_mixed_rows,
             reporter=reporter,
         )
         answers = []
-        for (output, task), outputs in zip(tasks, found, strict=True):
+        for (output, task), outputs in zip(tasks, outputs_of_all, strict=True):
             rows = [task.answer(result) for result in outputs[output]]
             answers.append([one for one in rows if isinstance(one, Prediction)])
         return answers
@@ -763,7 +763,7 @@ class Session(Described):
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
         # on a GPU, launches outweigh padding
         call_tokens = CALL_TOKENS if self._graphs.row.processor == "cpu" else token_budget
-        found: list[Arrays | None] = [None] * len(items)
+        results: list[Arrays | None] = [None] * len(items)
         parts = [0] * count  # pending items of each request
         for item in items:
             parts[item.index] += 1
@@ -771,11 +771,11 @@ class Session(Described):
         done = 0
         for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows, call_tokens):
             for item, own in self._run_batch(batch):
-                found[places[id(item)]] = own
+                results[places[id(item)]] = own
                 parts[item.index] -= 1
                 done += not parts[item.index]
             reporter.step("running requests", done, count)
-        return batches.by_request(items, [one for one in found if one is not None], self._manifest)
+        return batches.by_request(items, [one for one in results if one is not None], self._manifest)
 
     def _run_batch(self, batch: Sequence[Item]) -> Iterable[tuple[Item, Arrays]]:
         """Return each item of a call with its outputs."""

@@ -87,10 +87,10 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
         RequestError: the adapter cannot be scaled: it replaces values instead of adding updates, or its updates read
             each other.
     """
-    found = dict(tensors)
+    scaled_tensors = dict(tensors)
     for slot in slots:
-        own = tensors[slot.name]
-        if slot.site == HEAD or (own.shape == slot.neutral and (own == slot.neutral_value).all()):
+        trained = tensors[slot.name]
+        if slot.site == HEAD or (trained.shape == slot.neutral and (trained == slot.neutral_value).all()):
             continue
         names = parameters[slot.graph]
         if names is None:
@@ -101,9 +101,9 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
                 fix="leave the strength out for this adapter",
             )
         if slot.parameter in names:
-            wide = slot.neutral_value + strength * (own.astype(np.float64) - slot.neutral_value)
-            found[slot.name] = wide.astype(np.float32)
-    return found
+            wide = slot.neutral_value + strength * (trained.astype(np.float64) - slot.neutral_value)
+            scaled_tensors[slot.name] = wide.astype(np.float32)
+    return scaled_tensors
 
 
 class Strengths:
@@ -135,12 +135,12 @@ class Strengths:
         loaded = self._adapters.loaded(entry)
         tensors = scaled(loaded.tensors, self._graphs.manifest.slots, self._parameters, strength, entry.name)
         changed = replace(loaded, tensors=tensors)
-        made = replace(entry, read=lambda: changed, on_demand=False, row=None)
+        changed_entry = replace(entry, read=lambda: changed, on_demand=False, row=None)
         with self._lock:
-            made = self._kept.setdefault(key, made)
+            changed_entry = self._kept.setdefault(key, changed_entry)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        return made
+        return changed_entry
 
     @cached_property
     def _parameters(self) -> Scaled:

@@ -65,22 +65,22 @@ class TextReader(Reader):
         places = places or [f"text {at}" for at in range(len(texts))]
         names = [self._base_head if name is None else name for name in names]
         tasks = {name: self._task(name) for name in dict.fromkeys(names)}
-        asked = [
+        pieces_of_texts = [
             prepared(text, tasks[name], name, place) for text, name, place in zip(texts, names, places, strict=True)
         ]
         check_inputs(self._inputs)
         named = [
             (piece, tasks[name], place)
-            for name, pieces, place in zip(names, asked, places, strict=True)
+            for name, pieces, place in zip(names, pieces_of_texts, places, strict=True)
             for piece in pieces
         ]
         found_rows = iter(
             encoded(self.tokenizer, [(piece, task) for piece, task, _ in named], [place for *_, place in named])
         )
         read: list[ReadText] = []
-        for text, name, pieces, place in zip(texts, names, asked, places, strict=True):
-            own = tuple(next(found_rows) for _ in pieces)
-            cut = [row for row in own if row.cut]
+        for text, name, pieces, place in zip(texts, names, pieces_of_texts, places, strict=True):
+            rows = tuple(next(found_rows) for _ in pieces)
+            cut = [row for row in rows if row.cut]
             if cut and long == "refuse":
                 limit = max(len(row.encoding.ids) for row in cut)
                 raise RequestError(
@@ -91,9 +91,9 @@ class TextReader(Reader):
                     fix="shorten it, or pass " + argument("long", "windows", option="long_texts") + " or `cut`",
                 )
             if cut and long == "windows":
-                own = self._windows(text, pieces, tasks[name], stride, place)
+                rows = self._windows(text, pieces, tasks[name], stride, place)
             plain = text.text if isinstance(text, SidedText) else text
-            read.append(ReadText(plain, own, name, tasks[name]))
+            read.append(ReadText(plain, rows, name, tasks[name]))
         return read
 
     def arrays(self, rows: Iterable[EncodedText], adapter: str | None = None) -> Tokens:

@@ -63,18 +63,18 @@ def compose(
 
     target = AdapterOutput(output, force, adapters)
 
-    given = {key: value for key, value in (("weights", weights), ("residual", residual)) if value is not None}
+    arguments = {key: value for key, value in (("weights", weights), ("residual", residual)) if value is not None}
     ways: Mapping[str, tuple[Callable[..., Adapter], tuple[str, ...]]] = {
         "stack": (stack, ()),
         "average": (average, ("weights",)),
         "fuse": (weighted_fusion, ("weights", "residual")),
     }
     make, own = ways[how]
-    unknown = [key for key in given if key not in own]
+    unknown = [key for key in arguments if key not in own]
     if unknown:
         raise UsageError(f"`{how}` has no such option", found=joined(map(argument, unknown)))
     members = load_members(adapters)
-    made = make(*members, name=target.required_name(name), head=head, **given)
+    made = make(*members, name=target.required_name(name), head=head, **arguments)
     return target.saved(replace(made, training=composition_record(made.training, members)))
 
 

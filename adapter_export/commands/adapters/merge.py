@@ -98,14 +98,14 @@ def merge(
     tensors = {name: tensor for change in found.values() for name, tensor in stored(*change).items()}
     record = {"adapter": chosen.name, "weights_sha256": _sha256(chosen), "base": opened.fingerprint}
     with Output(path, force).file() as temporary, moved(temporary, path):
-        made = opened.write_merged(MergedWeights(tensors, record, head), temporary)
+        merged_base = opened.write_merged(MergedWeights(tensors, record, head), temporary)
         reporter.step("comparing with base and adapter")
-        after = made.runner()
+        after = merged_base.runner()
         compared = compare_outputs(opened, chosen.without_head(), partial(after.run, adapter=None), "the merged base")
     if head is not None:
         instead = "" if opened.base_head is None else "; it replaces the previous one"
         reporter.warn(f"the adapter's head becomes the merged base's head{instead}")
-    return Merged(path, made.fingerprint, tuple(tensors), *compared)
+    return Merged(path, merged_base.fingerprint, tuple(tensors), *compared)
 
 
 def _sha256(adapter: Adapter) -> str:

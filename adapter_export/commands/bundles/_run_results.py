@@ -71,14 +71,14 @@ class Summary:
 _MEASURES = ("min", "mean", "max")
 
 
-def show_results(found: Sequence[Result], screen: Screen) -> None:
+def show_results(results: Sequence[Result], screen: Screen) -> None:
     """Render the results of all rows as tables."""
-    heads = {result.head for result in found}
-    if len(heads) == 1 and found[0].said is None:
-        screen.show(_summaries(found))
+    heads = {result.head for result in results}
+    if len(heads) == 1 and results[0].said is None:
+        screen.show(_summaries(results))
         return
-    screen.show(*tables(found))
-    if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in found):
+    screen.show(*tables(results))
+    if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in results):
         screen.report("Add `--out FILE.npz` or `--json` for whole vectors.")
 
 
@@ -100,18 +100,18 @@ def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifes
     Rows are padded with zeros after their tokens. Classes that a row's adapter does not have
     are −inf, and outputs of other adapters' heads are NaN.
     """
-    heads, found = {head.output for head in manifest.heads}, dict[str, np.ndarray]()
+    heads, arrays = {head.output for head in manifest.heads}, dict[str, np.ndarray]()
     for name in dict.fromkeys(name for _, outputs in rows for name in outputs):
         own = [(at, outputs[name]) for at, (_, outputs) in enumerate(rows) if name in outputs]
         shape = tuple(max(sizes) for sizes in zip(*(array.shape for _, array in own), strict=True))
-        found[name] = np.full((len(rows), *shape), np.nan if len(own) < len(rows) else 0, own[0][1].dtype)
+        arrays[name] = np.full((len(rows), *shape), np.nan if len(own) < len(rows) else 0, own[0][1].dtype)
         for at, array in own:
-            target = found[name][at]
+            target = arrays[name][at]
             target[...] = 0
             if name in heads:
                 target[tuple(slice(size) for size in array.shape[:-1])] = -np.inf
             target[tuple(slice(size) for size in array.shape)] = array
-    return found
+    return arrays
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:

@@ -42,13 +42,13 @@ _MOST_UNPACKED = 4 * 2**30
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 
-def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | None = None) -> FileRows:
+def text_rows(texts: Sequence[str], pairs: Sequence[str] = (), encoding: str | None = None) -> FileRows:
     """Return the texts of the command line, or else each line of stdin, including empty lines.
 
     With one text and several `pairs`, the pairs are its choices.
     """
-    if given or pairs:
-        return FileRows(iter(_typed_rows(given, pairs)))
+    if texts or pairs:
+        return FileRows(iter(_typed_rows(texts, pairs)))
     if sys.stdin.isatty():
         raise UsageError("there is nothing to run on", fix="give one of " + _CHOICES + ", or lines on stdin")
     lines, note = text_lines(sys.stdin.buffer.read(), Path("stdin"), encoding)
@@ -58,17 +58,17 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | N
     return FileRows(iter(found), () if note is None else (note,))
 
 
-def _typed_rows(given: Sequence[str], pairs: Sequence[str]) -> list[Row]:
-    if len(given) == 1 and len(pairs) > 1:
-        return [Row([Pair(given[0], second) for second in pairs], where="text 0")]
-    if pairs and len(pairs) != len(given):
+def _typed_rows(texts: Sequence[str], pairs: Sequence[str]) -> list[Row]:
+    if len(texts) == 1 and len(pairs) > 1:
+        return [Row([Pair(texts[0], second) for second in pairs], where="text 0")]
+    if pairs and len(pairs) != len(texts):
         raise UsageError(
             "the number of pairs does not match the number of texts",
             where=argument("pairs", option="pair"),
-            found=f"{len(pairs)} for {len(given)} texts",
+            found=f"{len(pairs)} for {len(texts)} texts",
             fix="give one per text, in the same order; for a single text, several are its choices",
         )
-    asked = list(map(Pair, given, pairs)) if pairs else given
+    asked = list(map(Pair, texts, pairs)) if pairs else texts
     return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
 
 

@@ -145,10 +145,10 @@ def build(
 
     reporter.step(f"opening {base}" if isinstance(base, str | Path) else "opening the base")
     opened = base_for(base, options, reporter)
-    own = None if without_base_head else opened.base_head
-    if own is not None:
-        _check_apart(own, chosen)
-        chosen = (*chosen, own)
+    base_head = None if without_base_head else opened.base_head
+    if base_head is not None:
+        _check_apart(base_head, chosen)
+        chosen = (*chosen, base_head)
     check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # before the export, which takes long
     if max_tokens is None:
         opened = opened.with_probed_lengths(reporter)
@@ -167,8 +167,8 @@ def build(
             golden_cases(graph, longest, references),
             GraphOptions(wanted, bake, reserved_by(reserve, graph.sites), checksums, copy_weights),
             ModelFacts(
-                base_head=own.name
-                if own and own.head and own.head.task
+                base_head=base_head.name
+                if base_head and base_head.head and base_head.head.task
                 else None,  # an adapter without a task cannot answer
                 tokenizer=text,
                 max_tokens=longest,
@@ -178,7 +178,7 @@ def build(
                 generation=opened.generation,
                 origin=origin_of(opened, base_precision, optimized=optimize),
             ),
-            precisions={one.name: adapter_precision for one in chosen if one is not own},
+            precisions={one.name: adapter_precision for one in chosen if one is not base_head},
             allow_base_mismatch=allow_base_mismatch,
         )
         manifest = plan.run(out, reporter)
@@ -210,14 +210,14 @@ def _kinds_and_heads(names: Sequence[str]) -> tuple[list[Kind], list[AdapterGrap
     return kinds, heads
 
 
-def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
+def _check_apart(base_head: Adapter, others: Sequence[Adapter]) -> None:
     """Refuse an adapter named like the base head."""
-    if own.name in [adapter.name.casefold() for adapter in others]:
-        rename = argument("adapters", {"other": own.name}, words=f"other={own.name}")
+    if base_head.name in [adapter.name.casefold() for adapter in others]:
+        rename = argument("adapters", {"other": base_head.name}, words=f"other={base_head.name}")
         raise AdapterError(
             "an adapter has the base head's name",
             where=argument("adapters"),
-            found=f"`{own.name}`",
+            found=f"`{base_head.name}`",
             fix="rename it: " + rename + "; or omit the base head with " + argument("without_base_head", True),
         )
 
@@ -251,13 +251,13 @@ def _check_variants(given: Sequence[str] | None) -> set[str]:
     return names
 
 
-def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
+def _variants(names_given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
     """Return the chosen variants, or the defaults for this form of base."""
     from adapter_export.bundle.variants import VARIANTS
 
-    if given is None:
+    if names_given is None:
         return base.default_variants
-    names = _check_variants(given)
+    names = _check_variants(names_given)
     chosen = [variant for variant in VARIANTS.values() if variant.name in names]
     for variant in chosen:
         if variant.needs not in (None, *names):

@@ -178,45 +178,49 @@ def check(
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
     with reference_sides(plan, model, texts) as (reference, original):
-        found = prove(plan, reference, original=original, adapters=own, reporter=reporter)
-    found.require_compared()
+        report_of_check = prove(plan, reference, original=original, adapters=own, reporter=reporter)
+    report_of_check.require_compared()
     if before is not None and baseline is not None:
-        worse = regressions(before, found.findings, Path(baseline).name)
-        found = replace(found, findings=(*found.findings, *worse))
+        worse = regressions(before, report_of_check.findings, Path(baseline).name)
+        report_of_check = replace(report_of_check, findings=(*report_of_check.findings, *worse))
     if report is not None:
-        options: list[tuple[str, object]] = [("against", found.against), ("baseline", baseline), ("data", data)]
+        options: list[tuple[str, object]] = [
+            ("against", report_of_check.against),
+            ("baseline", baseline),
+            ("data", data),
+        ]
         options += [("text", text), ("adapters", _listed(adapters) or None), ("repro", repro)]
         many = {"only": only, "variant": variants, "case": cases, "runtime": runtimes}
         options += [("providers", ",".join(providers) or None)]
         options += [(name, value) for name, values in many.items() for value in values]
         options += [(name, True) for name, on in (("quick", quick), ("nodes", nodes)) if on]
-        _write_page(found, Path(report), options, force=force)
-    return found
+        _write_page(report_of_check, Path(report), options, force=force)
+    return report_of_check
 
 
-def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]], *, force: bool) -> None:
+def _write_page(checked: Report, path: Path, options: Sequence[tuple[str, object]], *, force: bool) -> None:
     """Write the HTML page of a report, with the command that produced it."""
     from adapter_export.bundle.proof.report_view import page
 
     given = [(name, value) for name, value in options if value is not None]
     words = [word for name, value in given for word in (f"--{name}", *([] if value is True else [str(value)]))]
-    called = shlex.join(["adapter-export", "check", found.bundle, *words])
+    called = shlex.join(["adapter-export", "check", checked.bundle, *words])
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     with Output(path, force).file() as temporary:
-        temporary.write_text(page(found, date=date, command=called), "utf-8")
+        temporary.write_text(page(checked, date=date, command=called), "utf-8")
 
 
 def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
     """Read the user's own adapters; raise `UsageError` for one that the bundle lacks."""
-    given = [] if adapters is None else load_members(adapters, None if base is None else base.path)
-    unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
+    compared = [] if adapters is None else load_members(adapters, None if base is None else base.path)
+    unknown = [f"`{adapter.name}`" for adapter in compared if adapter.name not in plan.bundle.names]
     if unknown:
         known = quoted(name for name in plan.bundle.names if name is not None)
         where, found = argument("adapters"), ", ".join(unknown)
         raise UsageError(
             "the bundle has no adapter with this name", where=where, found=found, expected=f"one of {known}"
         )
-    return given
+    return compared
 
 
 def _listed(adapters: Adapters | None) -> str:

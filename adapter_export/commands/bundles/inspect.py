@@ -120,8 +120,8 @@ def _inspected(
 ) -> Inspection:
     from adapter_export.graph.adapter import Adapter
 
-    found = None if isinstance(path, Adapter | Base) else locate(path, "any", reporter)
-    place = None if found is None else found.path
+    located = None if isinstance(path, Adapter | Base) else locate(path, "any", reporter)
+    place = None if located is None else located.path
     if place is not None and (place / "manifest.json").is_file():
         return _bundle(place, key)
     if key is not None:
@@ -130,7 +130,7 @@ def _inspected(
         return _adapter(path, None)
     if isinstance(path, Base):
         return _model(path)
-    assert found is not None
+    assert located is not None
     assert place is not None
     if not place.exists():
         expected, fix = "a bundle, an adapter folder or a model", "check the path for typos"
@@ -139,7 +139,7 @@ def _inspected(
         from adapter_export.format.adapter_files import read_adapter
 
         return _adapter(read_adapter(place), place)
-    return _model(replace(recorded_base(place, options), fetched=found.source))
+    return _model(replace(recorded_base(place, options), fetched=located.source))
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
@@ -240,18 +240,18 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
 def _separation(manifest: Manifest) -> Iterator[Table]:
     """Yield a table of each adapter's weakest fault and nearest neighbour, if they were measured."""
-    found = [(one.name, one.golden.separation) for one in manifest.adapters]
+    separations = [(one.name, one.golden.separation) for one in manifest.adapters]
     rows = [
         (
             name,
-            f"{own.least:.3g}",
-            own.fault,
-            "" if own.nearest is None else f"{own.nearest.separation:.3g}",
-            "" if own.nearest is None else own.nearest.adapter,
-            ", ".join(own.weak),
+            f"{separation.least:.3g}",
+            separation.fault,
+            "" if separation.nearest is None else f"{separation.nearest.separation:.3g}",
+            "" if separation.nearest is None else separation.nearest.adapter,
+            ", ".join(separation.weak),
         )
-        for name, own in found
-        if own is not None
+        for name, separation in separations
+        if separation is not None
     ]
     if rows:
         columns = ("adapter", "separation", "weakest fault", "apart", "nearest adapter", "faults below 2")
@@ -386,12 +386,14 @@ def _model(base: Base) -> Inspection:
         "source": base.source,
         "notes": list(base.notes),
     }
-    own = base.base_head_facts()
+    head_facts = base.base_head_facts()
     path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
     facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see " + see)]
     facts += (
-        [("base head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
+        [("base head", _task_name(None if head_facts["task"] is None else head_facts["task"]["type"], has_head=True))]
+        if head_facts
+        else []
     )
     facts += [] if base.source is None else [("source", base.source)]
     facts += [("note", note) for note in base.notes]

@@ -285,7 +285,7 @@ def run(
     return Answers(_finished(answered, opened.manifest, medium, output, reporter), many)
 
 
-def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
+def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> None:
     """Refuse arguments that exclude each other or lack the argument that they need."""
     apart = (
         ("adapter", "adapters", "adapter_column"),
@@ -301,7 +301,7 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
         ("arrays", "side"),
         ("arrays", "pairs"),
     )
-    named = {name for name, value in given.items() if value not in (None, (), False)}
+    named = {name for name, value in arguments.items() if value not in (None, (), False)}
     for names in apart:
         both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
         if len(both) > 1:
@@ -393,34 +393,34 @@ def _check_adapters(rows: Sequence[Row], session: Session) -> None:
                 session.task(row.adapter)
 
 
-def _show(found: Answers | Texts, screen: Screen) -> None:
+def _show(answers: Answers | Texts, screen: Screen) -> None:
     from adapter_export.commands.bundles._run_results import Result, show_results
 
-    if isinstance(found, Texts):
-        _show_texts(found, screen)
-    elif found.many:
-        for row in found.rows:
+    if isinstance(answers, Texts):
+        _show_texts(answers, screen)
+    elif answers.many:
+        for row in answers.rows:
             screen.write(row.json_line())
     else:
-        show_results([Result.of(row) for row in found.rows], screen)
+        show_results([Result.of(row) for row in answers.rows], screen)
 
 
 def _show_texts(found: Texts, screen: Screen) -> None:
     """Print a single text while it is generated; print several one after another, under their prompts."""
     limited = 0
     if found.many:
-        for one in found.whole:
-            screen.write(f"{json.dumps(one.document(), ensure_ascii=False)}\n")
+        for text in found.whole:
+            screen.write(f"{json.dumps(text.document(), ensure_ascii=False)}\n")
     elif found.count == 1:
         for piece in found.pieces:
             screen.write(piece.text)
             limited += piece.done is not None and piece.done.finish == "length"
         screen.write("\n")
     else:
-        for one in found.whole:
-            limited += one.finish == "length"
-            screen.line((f"{one.prompt} ", "bold"), (f"[{one.adapter or 'base'}]", "dim"))
-            screen.write(f"{one.text}\n\n")
+        for text in found.whole:
+            limited += text.finish == "length"
+            screen.line((f"{text.prompt} ", "bold"), (f"[{text.adapter or 'base'}]", "dim"))
+            screen.write(f"{text.text}\n\n")
     if limited:
         texts = "the text" if found.count == 1 else f"{limited:,} of {found.count:,} texts"
         screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")

@@ -209,9 +209,9 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
 
     where, records = argument("inputs", option="input"), []
     for text in texts:
-        found = _INPUT.fullmatch(text)
-        axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
-        if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
+        match = _INPUT.fullmatch(text)
+        axes = [] if match is None else [axis.strip() for axis in match["axes"].split(",") if match["axes"].strip()]
+        if match is None or match["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
             raise UsageError(
                 "invalid input description",
                 where=where,
@@ -220,7 +220,7 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
                 fix="write it as `input_ids=int64[batch,sequence]`; an axis is a number, or has a name and is dynamic",
             )
         sizes = tuple(int(axis) if axis.isdecimal() else axis for axis in axes)
-        records.append(InputRecord(found["name"], found["dtype"], sizes, "values"))
+        records.append(InputRecord(match["name"], match["dtype"], sizes, "values"))
     names = [record.name for record in records]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -230,27 +230,27 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
 
 def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
     """Read lengths such as `sequence=64..512`, grouped by axis."""
-    given: dict[str, list[str]] = {}
+    by_axis: dict[str, list[str]] = {}
     for text in texts:
-        axis, _, said = text.partition("=")
-        given.setdefault(axis.strip(), []).append(said)
-    found = {}
-    for axis, parts in given.items():
-        said = ",".join(parts)
+        axis, _, values = text.partition("=")
+        by_axis.setdefault(axis.strip(), []).append(values)
+    bounds = {}
+    for axis, parts in by_axis.items():
+        values = ",".join(parts)
         try:
-            lengths = parse_lengths(said)
+            lengths = parse_lengths(values)
         except ValueError:
             lengths = None
         if lengths is None or not _AXIS.fullmatch(axis):
             raise UsageError(
                 "invalid or empty lengths",
                 where=argument("lengths", option="axis"),
-                found=f"`{axis}={said}`",
+                found=f"`{axis}={values}`",
                 expected="`AXIS=LENGTHS`",
                 fix="write them as `sequence=128`, `sequence=64..512`, `sequence=64..` or `sequence=multiple-of-8`",
             )
-        found[axis] = lengths
-    return found
+        bounds[axis] = lengths
+    return bounds
 
 
 def _show(base: Base, screen: Screen) -> None:

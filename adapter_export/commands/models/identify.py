@@ -134,15 +134,17 @@ def identify(
     source.check_trainable()
     trained = source.torch
     reporter.step("comparing the weights")
-    found = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
+    counterparts = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
     stored_sites = SiteWeights(graph.index, graph.sites)
-    pairs = pair_sites(stored_sites, SiteWeights(trained.index, sites_of(trained.flow, "torch")), found, base.path)
+    pairs = pair_sites(
+        stored_sites, SiteWeights(trained.index, sites_of(trained.flow, "torch")), counterparts, base.path
+    )
     identity = BaseIdentity(
         IDENTITY_VERSION,
         graph.fingerprint,
         trained.fingerprint,
         trained.model_type,
-        found,
+        counterparts,
         pairs.renamed,
         pairs.paths,
     )

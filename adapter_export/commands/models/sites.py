@@ -59,15 +59,15 @@ def sites(
     return found
 
 
-def _show(found: Sites, screen: Screen) -> None:
-    base, covered = found.base, found.map.coverage
-    screen.show(found.table(), found.inner_table(), "")
-    screen.line((f"{screen.given['model']}  {base.form_name}, {covered}, width {found.map.width}", "bold"))
-    for text in found.drawing().splitlines():
+def _show(sites: Sites, screen: Screen) -> None:
+    base, covered = sites.base, sites.map.coverage
+    screen.show(sites.table(), sites.inner_table(), "")
+    screen.line((f"{screen.given['model']}  {base.form_name}, {covered}, width {sites.map.width}", "bold"))
+    for text in sites.drawing().splitlines():
         before, mark, after = text.partition("▣")
         screen.line(before, (f"{mark}{after[:5]}", "green"), after[5:])
-    if found.not_placed:
-        screen.line(f"without a site: {', '.join(found.not_placed)}")
+    if sites.not_placed:
+        screen.line(f"without a site: {', '.join(sites.not_placed)}")
     for missing in covered.unplaced:
         screen.line(f"not placed: {', '.join(missing.layers)}: {missing.reason}")
     if "write_site_map" in screen.given:

@@ -67,7 +67,7 @@ def trainer_callback(
 
     output = Path(output)
     Output(output, force).ensure_writable(folder=True)
-    own = adapter.adapter
+    hooked = adapter.adapter
     title = name or output.resolve().name
     model: Base | None = None
     if bundle is not None:
@@ -75,7 +75,7 @@ def trainer_callback(
         model = ArchiveBase(None, loaded=adapter.base) if base is None else open_base(base)
         if model.fingerprint != adapter.base.fingerprint:
             raise BaseMismatchError(title, found=adapter.base.fingerprint, expected=model.fingerprint)
-        if base is None and own is not None and own.training.get(SITE_MAP_KEY) is not None:
+        if base is None and hooked is not None and hooked.training.get(SITE_MAP_KEY) is not None:
             raise UsageError(
                 "the adapter was attached with a site map, and the bundle needs it, too",
                 fix="give the base that was opened with it: " + argument("base"),

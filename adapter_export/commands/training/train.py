@@ -150,10 +150,10 @@ def _kind(kind: str | Kind | None, options: Mapping[str, Any]) -> Kind:
     return kind
 
 
-def _show(made: Adapter, screen: Screen) -> None:
+def _show(adapter: Adapter, screen: Screen) -> None:
     from adapter_export.graph.tasks.metrics import Metric
 
-    record = made.training
+    record = adapter.training
     majority = record.get("majority", {}).get("test", {})
     test = [
         f"{Metric(name).words} {value:.3f}" + (f" (majority {majority[name]:.3f})" if name in majority else "")
@@ -163,7 +163,7 @@ def _show(made: Adapter, screen: Screen) -> None:
     screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
     if (curve := _curve(screen)) is not None:
         screen.report(f"wrote the learning curve to {curve}")
-    show_adapter(made, screen)
+    show_adapter(adapter, screen)
 
 
 def _document(made: Adapter, screen: Screen) -> Mapping[str, object]:

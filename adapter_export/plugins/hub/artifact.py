@@ -101,13 +101,13 @@ def digest_of(folder: Path, kind: Kind) -> str:
 
 def check_expected(folder: Path, kind: Kind, expect: str | None) -> str:
     """Return the digest of an artifact; HashError if it differs from the expected one."""
-    found = digest_of(folder, kind)
-    if expect is not None and found != expect:
+    actual = digest_of(folder, kind)
+    if expect is not None and actual != expect:
         fix = "use the approved version, or approve this one"
         raise HashError(
-            folder / HEADS[kind], "does not match the expected digest", found=found, expected=expect, fix=fix
+            folder / HEADS[kind], "does not match the expected digest", found=actual, expected=expect, fix=fix
         )
-    return found
+    return actual
 
 
 def read_whole(folder: Path, kind: Kind) -> None:

@@ -202,19 +202,19 @@ def _pipeline(entry: _Entry) -> str | None:
 
 
 def _results(measured: Iterable[Measured], entries: Mapping[str, _Entry]) -> Iterator[EvalResult]:
-    for one in measured:
-        entry = entries.get(one.adapter)
-        for metric, found in one.scores.items():
-            if found.value is not None:
-                interval = None if found.low is None else {"interval_95": [found.low, found.high]}
+    for evaluation in measured:
+        entry = entries.get(evaluation.adapter)
+        for metric, score in evaluation.scores.items():
+            if score.value is not None:
+                interval = None if score.low is None else {"interval_95": [score.low, score.high]}
                 yield EvalResult(
-                    task_type=(None if entry is None else _pipeline(entry)) or one.task,
-                    task_name=one.adapter,
-                    dataset_type=one.data,
-                    dataset_name=one.data,
-                    dataset_args={"sha256": one.sha256, "rows": one.rows},
+                    task_type=(None if entry is None else _pipeline(entry)) or evaluation.task,
+                    task_name=evaluation.adapter,
+                    dataset_type=evaluation.data,
+                    dataset_name=evaluation.data,
+                    dataset_args={"sha256": evaluation.sha256, "rows": evaluation.rows},
                     metric_type=metric,
-                    metric_value=found.value,
+                    metric_value=score.value,
                     metric_args=interval,
                 )
 
@@ -280,16 +280,16 @@ def _data(entries: Sequence[_Entry]) -> Iterator[str]:
     rows = []
     for entry in entries:
         sources = entry.training.get("data")
-        for part, one in sources.items() if isinstance(sources, Mapping) else ():
-            if isinstance(one, Mapping):
-                count = one.get("rows")
+        for part, source in sources.items() if isinstance(sources, Mapping) else ():
+            if isinstance(source, Mapping):
+                count = source.get("rows")
                 rows.append(
                     (
                         escaped(entry.name),
                         escaped(part),
-                        escaped(one["file"]) if "file" in one else "",
+                        escaped(source["file"]) if "file" in source else "",
                         f"{count:,}" if isinstance(count, int) else "",
-                        escaped(str(one.get("sha256", ""))[:12]),
+                        escaped(str(source.get("sha256", ""))[:12]),
                     )
                 )
     yield from _section("Training data", ("adapter", "part", "file", "rows", "sha256"), rows)
@@ -298,17 +298,17 @@ def _data(entries: Sequence[_Entry]) -> Iterator[str]:
 def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator[str]:
     rows = [
         (
-            escaped(one.adapter),
+            escaped(evaluation.adapter),
             escaped(metric),
-            f"{found.value:.4f}",
-            "" if found.low is None or found.high is None else f"{found.low:.4f} to {found.high:.4f}",
-            escaped(one.data),
-            f"{one.rows:,}",
-            escaped(one.runtime),
+            f"{score.value:.4f}",
+            "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}",
+            escaped(evaluation.data),
+            f"{evaluation.rows:,}",
+            escaped(evaluation.runtime),
         )
-        for one in measured
-        for metric, found in one.scores.items()
-        if found.value is not None
+        for evaluation in measured
+        for metric, score in evaluation.scores.items()
+        if score.value is not None
     ]
     for entry in entries:
         for part in ("test", "validation"):

@@ -184,9 +184,9 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
     wanted, cache = order.reference, _cache()
     known = wanted.pin or _known(cache, wanted)
     if known is not None and (wanted.pin is not None or is_offline()):
-        found = _cached(cache, known, order)
-        if found is not None:
-            return known, found
+        contents = _cached(cache, known, order)
+        if contents is not None:
+            return known, contents
     with opened() as source:
         try:
             remote = source.resolve()
@@ -197,16 +197,16 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
             raise
         if known is not None and known != remote.pin:
             order.reporter.warn(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
-        found = _cached(cache, remote.pin, order)
-        if found is None:
+        contents = _cached(cache, remote.pin, order)
+        if contents is None:
             _take(source, remote, _place(cache, order, remote.pin), order)
-            found = _cached(cache, remote.pin, order)
-    if found is None:
+            contents = _cached(cache, remote.pin, order)
+    if contents is None:
         raise FileError("was removed during the download", where=_place(cache, order, remote.pin), fix="run again")
     if known != remote.pin:
         with Output(_record(cache, wanted), force=True).file() as temporary:
             temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
-    return remote.pin, found
+    return remote.pin, contents
 
 
 @contextmanager
@@ -347,12 +347,12 @@ class _Artifact:
         check_expected(folder, kind, self.expect)
         needed = needed_files(folder, kind)
         for path, size in needed.items():
-            found = remote.files.get(path)
-            if found is None or size not in (None, found.size):
+            file_found = remote.files.get(path)
+            if file_found is None or size not in (None, file_found.size):
                 raise FormatError(
                     f"lacks files listed in its `{head}`",
                     where=where,
-                    found=f"no `{path}`" if found is None else f"`{path}` of {found.size:,} bytes",
+                    found=f"no `{path}`" if file_found is None else f"`{path}` of {file_found.size:,} bytes",
                     expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
                     fix="push it again",
                 )

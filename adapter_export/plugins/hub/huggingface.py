@@ -123,7 +123,7 @@ class Hub:
                     local_dir=beside,
                 )
             got = Path(beside, "got")
-            found, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
+            actual, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
             if size != file.size:
                 expected = f"{file.size:,} bytes"
                 raise FormatError(
@@ -132,8 +132,10 @@ class Hub:
                     found=f"{size:,} bytes",
                     expected=expected,
                 )
-            if file.digest is not None and found != file.digest:
-                raise HashError(where, "the download does not match the listed hash", found=found, expected=file.digest)
+            if file.digest is not None and actual != file.digest:
+                raise HashError(
+                    where, "the download does not match the listed hash", found=actual, expected=file.digest
+                )
             got.replace(place)
 
     def _cached_snapshot(self) -> Path:
@@ -171,15 +173,15 @@ class Hub:
 
     def _own_before(self) -> set[str]:
         """Return the files of the bundle or adapter in the repository; other files are kept."""
-        own: set[str] = set()
+        names: set[str] = set()
         with suppress(FormatError, NotFoundError), temporary_folder() as folder:
             remote = self.resolve()
             for kind, head in HEADS.items():
                 if head in remote.files:
-                    own |= {head, *(UNLISTED if kind == "bundle" else ())}
+                    names |= {head, *(UNLISTED if kind == "bundle" else ())}
                     self.download(remote.files[head], folder)
-                    own |= needed_files(folder, kind).keys()
-        return own & remote.files.keys()
+                    names |= needed_files(folder, kind).keys()
+        return names & remote.files.keys()
 
     @contextmanager
     def _asked(self) -> Iterator[None]:

@@ -211,13 +211,13 @@ class Registry:
         self, method: str, url: str | httpx2.URL, *, missing: bool = False, **request: Any
     ) -> Iterator[httpx2.Response]:
         """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
-        where, asked = self.reference, self._origin.join(self._client.base_url).join(url)
-        is_own = asked.netloc == self._origin.netloc and asked.scheme == self._origin.scheme
+        where, url_asked = self.reference, self._origin.join(self._client.base_url).join(url)
+        is_own = url_asked.netloc == self._origin.netloc and url_asked.scheme == self._origin.scheme
         headers = request.pop("headers", {})
         try:
             for is_last in (False, True):
                 sent = {**headers, **(self._authorization if is_own else {})}
-                with self._client.stream(method, asked, headers=sent, **request) as response:
+                with self._client.stream(method, url_asked, headers=sent, **request) as response:
                     is_closed = response.status_code == httpx2.codes.UNAUTHORIZED and is_own and not is_last
                     if is_closed and self._log_in(response.headers.get("WWW-Authenticate", "")):
                         continue
@@ -308,17 +308,17 @@ def _refusal(response: httpx2.Response, where: RegistryReference) -> RemoteError
     errors = _document(response).get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
         said = visible(str(errors[0].get("message", ""))[:200])
-    found = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
+    answer = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
     if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
-        return DeniedError("the registry denies access", where=where, found=found, fix=fix)
+        return DeniedError("the registry denies access", where=where, found=answer, fix=fix)
     if status == httpx2.codes.NOT_FOUND:
-        return NotFoundError("does not exist", where=where, found=found, fix="check its name, and its tag or digest")
+        return NotFoundError("does not exist", where=where, found=answer, fix="check its name, and its tag or digest")
     if status == httpx2.codes.TOO_MANY_REQUESTS or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
         return UnreachableError(
-            "the registry is temporarily unavailable", where=where, found=found, fix="run again later"
+            "the registry is temporarily unavailable", where=where, found=answer, fix="run again later"
         )
-    return RemoteError("the registry rejects the request", where=where, found=found)
+    return RemoteError("the registry rejects the request", where=where, found=answer)
 
 
 def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
@@ -329,12 +329,12 @@ def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
     """
     document = parse_json(data, where)
     known = dict(document) if isinstance(document, dict) else {}
-    found, layers = known.get("artifactType"), known.get("layers")
-    if found not in ARTIFACT_TYPES.values() or not isinstance(layers, list):
+    kind, layers = known.get("artifactType"), known.get("layers")
+    if kind not in ARTIFACT_TYPES.values() or not isinstance(layers, list):
         raise FormatError(
             "is neither an adapter nor a bundle",
             where=where,
-            found=f"a manifest of the type {visible(str(found or known.get('mediaType')))}",
+            found=f"a manifest of the type {visible(str(kind or known.get('mediaType')))}",
             expected=" or ".join(ARTIFACT_TYPES.values()),
             fix="pass a reference created by `push`",
         )

@@ -14,11 +14,11 @@ SCHEMES = ("hf", "oci", "http", "https")
 """Schemes of references, and those of web pages, which are refused with the reference to pass instead."""
 
 
-def fetch_located(asked: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
+def fetch_located(address: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
     """Return the local files of a reference.
 
     Args:
-        asked: the address as passed.
+        address: the address as passed.
         reference: the reference, with its scheme.
         contents: the expected contents.
         reporter: receives the steps of a download.
@@ -34,7 +34,7 @@ def fetch_located(asked: str, reference: str, contents: Contents, reporter: Repo
         with _required("data", "a dataset of the Hub"):
             from adapter_export.plugins.hub.dataset_rows import fetch_table  # noqa: PLC0415 - an extra
         pin, path = fetch_table(dataset, reporter)
-        return Located(asked, path, str(dataset.pinned(pin)))
+        return Located(address, path, str(dataset.pinned(pin)))
     require_hub()
     from adapter_export.plugins.hub.fetch import fetch_all  # noqa: PLC0415 - an extra
 
@@ -44,8 +44,8 @@ def fetch_located(asked: str, reference: str, contents: Contents, reporter: Repo
         except NoArtifactError:
             if contents == "artifact":
                 raise
-            return fetch_located(asked, reference, "model", reporter)
-        return Located(asked, fetched.path, fetched.pinned)
+            return fetch_located(address, reference, "model", reporter)
+        return Located(address, fetched.path, fetched.pinned)
     repository = parse_reference(reference)
     if not isinstance(repository, HubReference):
         fix = "pass a Hub id or a path"
@@ -53,7 +53,7 @@ def fetch_located(asked: str, reference: str, contents: Contents, reporter: Repo
     from adapter_export.plugins.hub.repository_files import fetch_files  # noqa: PLC0415 - an extra
 
     pin, path = fetch_files(repository, contents, reporter)
-    return Located(asked, path, str(repository.pinned(pin)))
+    return Located(address, path, str(repository.pinned(pin)))
 
 
 def require_hub() -> None:

@@ -236,22 +236,22 @@ class _Repository:
                 fix="pass another revision",
             ) from error
 
-    def _no_model(self, found: str) -> InputError:
+    def _no_model(self, actual: str) -> InputError:
         """Return the error for a repository without a model; its fix is the command for its actual contents."""
         names = self.remote.files
         what, fix = "is not a transformers or sentence-transformers model", "check the name of the repository"
         for kind, head in HEADS.items():
             if head in names:
-                found, fix = f"{kind} of this package", f"run `adapter-export pull {self.reference}`"
+                actual, fix = f"{kind} of this package", f"run `adapter-export pull {self.reference}`"
         if ADAPTER_CONFIG in names:
             self.source.download(names[ADAPTER_CONFIG], self.place)
             base = named_base(self.place)
             importing = command(
                 f'import_peft("{self.reference}", "model.pt")', f"import peft {self.reference} --base model.pt"
             )
-            found = "an adapter" if base is None else f"an adapter of the model `{base}`"
+            actual = "an adapter" if base is None else f"an adapter of the model `{base}`"
             fix = f"capture {'its base' if base is None else f'`{base}`'} to `model.pt`, then run " + importing
-        return BaseModelError(what, where=self.reference, found=found, expected="`config.json`", fix=fix)
+        return BaseModelError(what, where=self.reference, found=actual, expected="`config.json`", fix=fix)
 
     def _only_pickles(self, kind: type[InputError], fix: str, then: str) -> InputError:
         pickles = sorted(path for path in self.remote.files if _PICKLES.fullmatch(path))

@@ -78,16 +78,16 @@ class _Answers:
 
     def _only(self) -> str:
         session = self._reader.session
-        found = [name for name in session.adapters if (task := session.task(name)) and task.type == self.problem]
-        if len(found) == 1:
-            return found[0]
+        candidates = [name for name in session.adapters if (task := session.task(name)) and task.type == self.problem]
+        if len(candidates) == 1:
+            return candidates[0]
         raise UsageError(
             f"several adapters answer `{self.problem}`, and none is named"
-            if found
+            if candidates
             else f"no adapter answers `{self.problem}`",
             where=self._folder,
-            found=quoted(found or session.adapters),
-            fix="name one as `adapter`" if found else "build the bundle with an adapter of that task type",
+            found=quoted(candidates or session.adapters),
+            fix="name one as `adapter`" if candidates else "build the bundle with an adapter of that task type",
         )
 
     def _task(self, adapter: str) -> Task:

@@ -21,12 +21,12 @@ Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
-def _decoded(given: object) -> bytes:
+def _decoded(text: object) -> bytes:
     """Decode base64; RequestError for foreign characters, which pydantic's `Base64Bytes` skips."""
-    if not isinstance(given, str):
-        raise RequestError("a file must be a base64 string", found=type(given).__name__)
+    if not isinstance(text, str):
+        raise RequestError("a file must be a base64 string", found=type(text).__name__)
     try:
-        return base64.b64decode(given, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise RequestError("a file is not valid base64", found=error, fix="in a shell: `base64 -w0 FILE`") from error
 
@@ -136,10 +136,10 @@ class Call(Strict):
         Raises:
             RequestError: the call has no rows, or more than one kind of them.
         """
-        given, one_of = [name for name in _ROWS if getattr(self, name) is not None], f"one of {quoted(_ROWS)}"
-        if len(given) > 1:
-            raise RequestError("the call has more than one kind of rows", found=quoted(given), expected=one_of)
-        if not given:
+        present, one_of = [name for name in _ROWS if getattr(self, name) is not None], f"one of {quoted(_ROWS)}"
+        if len(present) > 1:
+            raise RequestError("the call has more than one kind of rows", found=quoted(present), expected=one_of)
+        if not present:
             raise RequestError("the call has no rows", expected=one_of)
         beside = [name for name in ("pair", "choices", "side") if getattr(self, name) is not None]
         if beside and (self.text is None or len(beside) > 1):
@@ -155,7 +155,7 @@ class Call(Strict):
         files = self.files if self.file is None else [self.file]
         rows: list[Asked | bytes] = list(map(_asked, self.texts or ())) if files is None else [*files]
         if not rows:
-            raise RequestError(f"there is no {given[0].rstrip('s')}", expected="at least one")
+            raise RequestError(f"there is no {present[0].rstrip('s')}", expected="at least one")
         return rows
 
     def names(self, rows: int) -> list[str | None]:

@@ -132,17 +132,17 @@ class Collector:
         self._begin()
 
     async def _run(self, some: Sequence[_Waiting]) -> None:
-        running = self._loop.run_in_executor(self._threads, self._run_many, [one.request for one in some])
-        (found,) = await asyncio.gather(running, return_exceptions=True)  # an error must not stop the queue
-        if isinstance(found, InputError) and len(some) > 1:
-            for one in some:  # one is invalid: run each separately, so that the others succeed
-                await self._run([one])
+        running = self._loop.run_in_executor(self._threads, self._run_many, [waiting.request for waiting in some])
+        (outcome,) = await asyncio.gather(running, return_exceptions=True)  # an error must not stop the queue
+        if isinstance(outcome, InputError) and len(some) > 1:
+            for waiting in some:  # one is invalid: run each separately, so that the others succeed
+                await self._run([waiting])
             return
-        answers = [found] * len(some) if isinstance(found, BaseException) else found
-        for one, answer in zip(some, answers, strict=True):
-            if one.future.done():  # the client disconnected
+        answers = [outcome] * len(some) if isinstance(outcome, BaseException) else outcome
+        for waiting, answer in zip(some, answers, strict=True):
+            if waiting.future.done():  # the client disconnected
                 continue
             if isinstance(answer, BaseException):
-                one.future.set_exception(answer)
+                waiting.future.set_exception(answer)
             else:
-                one.future.set_result(answer)
+                waiting.future.set_result(answer)

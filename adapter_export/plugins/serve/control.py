@@ -71,19 +71,19 @@ class Control:
         """Stop accepting calls."""
         self.ready = False
 
-    async def do(self, change: str, **given: Any) -> dict[str, Any]:
+    async def do(self, change: str, **arguments: Any) -> dict[str, Any]:
         """Make a change in all processes, and return a JSON description.
 
         Args:
             change: `load`, `fetch`, `unload`, `reload`, `route`, `unroute` or `rollback`.
-            given: the arguments of the change.
+            arguments: the arguments of the change.
 
         Raises:
             InputError, UsageError, RefusedError: the change is refused, and nothing has changed.
         """
         if self._relay is not None:
-            return await self._relay.ask(change, given)
-        return await self.apply(change, given)
+            return await self._relay.ask(change, arguments)
+        return await self.apply(change, arguments)
 
     async def apply(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
         """Make a change in this process; arguments and errors as in `do`."""

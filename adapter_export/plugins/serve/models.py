@@ -303,13 +303,13 @@ class Models:
 
     def names(self) -> dict[str, Target]:
         """Return all models by their shortest names."""
-        found = {}
+        targets = {}
         for served in self._served.values():
-            found[served.name] = Target(served, None)
+            targets[served.name] = Target(served, None)
             for adapter in filter(served.has, list(served.digests)):
                 name = f"{served.name}/{adapter}" if self._qualify else adapter
-                found[name] = Target(served, adapter)
-        return found
+                targets[name] = Target(served, adapter)
+        return targets
 
     def find(self, name: str) -> Target | None:
         """Return a model by name; RefusedError (404) if its digest differs from the pinned one."""
@@ -382,12 +382,12 @@ class Models:
 
         New requests cannot name it meanwhile, so it becomes idle under any load.
         """
-        found = [
+        replaceable = [
             Target(one, extra.name) for one in self._served.values() for extra in one.extras.values() if extra.found
         ]
-        others = [target for target in found if target not in keep]
+        others = [target for target in replaceable if target not in keep]
         if not others:
-            words = "one request names more adapters than can be loaded" if found else "unload one first"
+            words = "one request names more adapters than can be loaded" if replaceable else "unload one first"
             raise RefusedError(409, f"{self._limits.max_adapters} adapters are loaded; {words}")
         free = [target for target in others if target.served.has(str(target.adapter))]
         if free:
@@ -508,14 +508,14 @@ def named_bundles(places: Sequence[str]) -> dict[str, Bundle]:
         UsageError: two bundles have the same name.
         InputError: a bundle cannot be opened, or its name is invalid.
     """
-    found: dict[str, Bundle] = {}
+    by_name: dict[str, Bundle] = {}
     for place in places:
         name, sign, path = place.partition("=")
         if not sign or "/" in name:
             path, is_remote = place, "://" in place
             name = re.split("[@:]", place.rpartition("/")[2])[0] if is_remote else Path(place).resolve().name
         check_name(name)
-        if name in found:
+        if name in by_name:
             raise UsageError("two bundles have the same name", found=f"`{name}`", fix=f"rename one: OTHER={path}")
-        found[name] = Bundle.open(locate(path, "artifact").path)
-    return found
+        by_name[name] = Bundle.open(locate(path, "artifact").path)
+    return by_name

@@ -80,13 +80,13 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
         run_server(make_server(bundles, settings), settings, listening, on_ready)
 
 
-def run_server(made: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
+def run_server(server: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
     """Run the application until this process is terminated."""
     log_to_stderr(quiet=settings.quiet)
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn raises the signal again at its end, which would skip the cleanup
-    _Server(made, settings, on_ready).run(sockets=[listening])
+    _Server(server, settings, on_ready).run(sockets=[listening])
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -112,10 +112,10 @@ def address_of(listening: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """A uvicorn server that reports readiness, drains on SIGTERM and reloads its bundles on SIGHUP."""
 
-    def __init__(self, made: Made, settings: ServerSettings, on_ready: OnReady) -> None:
+    def __init__(self, server: Made, settings: ServerSettings, on_ready: OnReady) -> None:
         super().__init__(
             uvicorn.Config(
-                made.app,
+                server.app,
                 http=impatient(settings.limits.read_timeout),
                 timeout_keep_alive=_KEEP_ALIVE,
                 limit_concurrency=settings.limits.max_connections,
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
                 ws="none",
             )
         )
-        self._made, self._drain, self._on_ready = made, settings.drain, on_ready
+        self._made, self._drain, self._on_ready = server, settings.drain, on_ready
         self._tasks = set[asyncio.Task[None]]()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -54,14 +54,14 @@ class Resolver:
             return None
         file, whole = self.folder / f"{name}.onnx_adapter", self.folder / name / "adapter_graph.json"
         if file.is_file():
-            found = _of_file(name, file, self.most)
+            loaded = _of_file(name, file, self.most)
         elif whole.is_file():
-            found = _of_adapter(name, whole.parent, bundles)
+            loaded = _of_adapter(name, whole.parent, bundles)
         else:
             return None
-        if pin and found.digest != digest:
-            raise RefusedError(404, f"adapter `{name}` has the digest sha256:{found.digest}, not {digest}")
-        return found
+        if pin and loaded.digest != digest:
+            raise RefusedError(404, f"adapter `{name}` has the digest sha256:{loaded.digest}, not {digest}")
+        return loaded
 
     def fetched(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
         """Fetch an adapter by reference, and give it a name.

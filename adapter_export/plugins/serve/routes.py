@@ -47,12 +47,12 @@ class Route:
         """
         digest = hashlib.sha256(f"{name}\0{request}".encode()).digest()
         place, end = int.from_bytes(digest[:7]) / 2**56, 0.0
-        given = [(model, share) for model, share in sorted(self.shares.items()) if share]
-        for model, share in given:
+        shares = [(model, share) for model, share in sorted(self.shares.items()) if share]
+        for model, share in shares:
             end += share
             if place < end:
                 return model
-        return given[-1][0]  # rounding: the sum may be slightly below 1
+        return shares[-1][0]  # rounding: the sum may be slightly below 1
 
 
 Table = Mapping[str, Route]

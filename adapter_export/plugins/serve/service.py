@@ -89,10 +89,10 @@ class Service:
             RefusedError: 404, unknown model; 409, 503, it cannot be loaded, as in `Models.load`.
         """
         chosen, shadow = self.routes.choose(name, key)
-        found = self.models.find(chosen)
-        if found is None:
-            found = await (self.resolved(chosen) if keep is None else self._resolved(chosen, keep))
-        if found is None:
+        target = self.models.find(chosen)
+        if target is None:
+            target = await (self.resolved(chosen) if keep is None else self._resolved(chosen, keep))
+        if target is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
                 f"there is no model `{name}`"
@@ -101,10 +101,10 @@ class Service:
             )
             raise RefusedError(404, f"{what}; expected one of {known}")
         if state is not None:
-            state.model, state.adapter = name, found.name
+            state.model, state.adapter = name, target.name
             if shadow is not None:
-                state.shadows = {**getattr(state, "shadows", {}), found: (name, shadow)}
-        return found
+                state.shadows = {**getattr(state, "shadows", {}), target: (name, shadow)}
+        return target
 
     async def resolved(self, name: str) -> Target | None:
         """Load the adapter that a resolver finds by name; errors as in `Resolver.find` and `Models.load`."""
@@ -121,12 +121,12 @@ class Service:
 
     def adapters(self) -> dict[str, Any]:
         """Return the adapters with their tasks as JSON, by model name."""
-        found = {}
+        tasks = {}
         for name, target in self.models.names().items():
             if target.adapter is not None:
                 task = target.served.session.task(target.adapter)
-                found[name] = {"task": None if task is None else task.document()}
-        return found
+                tasks[name] = {"task": None if task is None else task.document()}
+        return tasks
 
     async def answer(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return an answer to each row of a call, according to the task of its adapter or of the base head.
@@ -167,12 +167,12 @@ class Service:
         state.rows = len(rows)
         computed = await self._computed(rows, reading)
         for target, (route, shadow) in getattr(state, "shadows", {}).items():
-            own = [at for at, row in enumerate(rows) if row.target == target]
-            if len(self._shadows) >= _MOST_SHADOWS or not own:
-                self._metrics.shadow(route, "dropped", len(own))
+            places = [at for at, row in enumerate(rows) if row.target == target]
+            if len(self._shadows) >= _MOST_SHADOWS or not places:
+                self._metrics.shadow(route, "dropped", len(places))
                 continue
             task = asyncio.create_task(
-                self._shadow(route, shadow, [rows[at] for at in own], [computed[at] for at in own])
+                self._shadow(route, shadow, [rows[at] for at in places], [computed[at] for at in places])
             )
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
@@ -247,15 +247,15 @@ class Service:
     async def _compute(self, served: LoadedBundle, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, reading)
-        asked = [row.row for row in rows]
-        read_here = [row.asked for row in asked if not row.is_arrays]
+        plain_rows = [row.row for row in rows]
+        read_here = [row.asked for row in plain_rows if not row.is_arrays]
         for asked_row in read_here:
             served.check_read(asked_row)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
         if sum(map(_characters, read_here)) < _SHORT:
-            read = answerer.read(asked)
+            read = answerer.read(plain_rows)
         else:
-            read = await self._read_slowly(served, answerer, asked)
+            read = await self._read_slowly(served, answerer, plain_rows)
         values, most = sum(_output_values(served.bundle.manifest, row) for row in read), self._limits.max_outputs
         if values > most:
             expected = f"expected at most {most:,} (`max_outputs` of the server)"
@@ -294,32 +294,32 @@ class Service:
         return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
-        asked: Sequence[Any] | None = call.asked()
-        count = len(next(iter((call.inputs or {}).values()), ())) if asked is None else len(asked)
+        values: Sequence[Any] | None = call.asked()
+        count = len(next(iter((call.inputs or {}).values()), ())) if values is None else len(values)
         names = call.names(count)
         targets = await self._targets(call, names, key, state, held)
-        if asked is None:
+        if values is None:
             inputs = [record for target in targets.values() for record in target.served.bundle.manifest.inputs]
-            asked = call.arrays({record.name: record.dtype for record in inputs})
+            values = call.arrays({record.name: record.dtype for record in inputs})
         choices = zip(call.strengths(count), call.weights_of(count), call.contexts(count), strict=True)
         return [
             TargetRow(target, Row(row, target.adapter, *choice))
-            for target, row, choice in zip([targets[name] for name in names], asked, choices, strict=True)
+            for target, row, choice in zip([targets[name] for name in names], values, choices, strict=True)
         ]
 
     async def _targets(
         self, call: Call, names: Sequence[str | None], key: str, state: State, held: ExitStack
     ) -> dict[str | None, Target]:
         """Return the model of each name, and hold it until `held` closes."""
-        found: dict[str | None, Target] = {}
+        targets: dict[str | None, Target] = {}
         distinct = dict.fromkeys(names)
         # otherwise two requests could hold models that each other waits for
         gathers = len(distinct) > 1 and not all(self._is_loaded(name, key) for name in distinct)
         async with self._resolving if gathers else nullcontext():
             for name in distinct:
-                found[name] = await self._called(call, name, key, state, found.values() if gathers else None)
-                held.enter_context(found[name].held())
-        return found
+                targets[name] = await self._called(call, name, key, state, targets.values() if gathers else None)
+                held.enter_context(targets[name].held())
+        return targets
 
     def _is_loaded(self, name: str | None, key: str) -> bool:
         return name is None or self.models.find(self.routes.choose(name, key)[0]) is not None
@@ -360,15 +360,15 @@ def _length(axis: Axis, sizes: Mapping[str, int]) -> int:
     return length(axis, sizes) if is_known else 1
 
 
-def _characters(asked: object) -> int:
+def _characters(value: object) -> int:
     """Return the characters of a row; those of a short text for a file."""
-    if isinstance(asked, str):
-        return len(asked)
-    if isinstance(asked, Pair):
-        return len(asked.first) + len(asked.second)
-    if isinstance(asked, SidedText):
-        return len(asked.text)
-    return sum(map(_characters, asked)) if isinstance(asked, list) else _SHORT
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Pair):
+        return len(value.first) + len(value.second)
+    if isinstance(value, SidedText):
+        return len(value.text)
+    return sum(map(_characters, value)) if isinstance(value, list) else _SHORT
 
 
 _UNCOMPARED = ("adapter", "probability", "probabilities")

@@ -121,15 +121,15 @@ class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         facts = record.args if isinstance(record.args, Mapping) else {}
-        said = {
+        line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.msg if facts else record.getMessage(),
             **facts,
         }
         if record.exc_info:
-            said["trace"] = self.formatException(record.exc_info)
-        return json.dumps(said, default=str)
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 def log_to_stderr(*, quiet: bool) -> None:

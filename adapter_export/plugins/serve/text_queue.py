@@ -211,7 +211,7 @@ def _step(
 ) -> list[tuple[TextJob, Event]]:
     """Compute the next token of each row; return the new pieces of text and the errors."""
     rows.join(new)
-    found: list[tuple[TextJob, Event]] = []
+    events: list[tuple[TextJob, Event]] = []
     for row in rows.step():
         job, text = texts[row]
         event: Event | None
@@ -220,5 +220,5 @@ def _step(
         except InputError as error:
             event = row.error = error
         if event is not None:
-            found.append((job, event))
-    return found
+            events.append((job, event))
+    return events

@@ -84,19 +84,19 @@ class Relay:
         """Send a message."""
         self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def ask(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make a change in all workers, and return its JSON description.
 
         Raises:
             RefusedError: the change is refused.
         """
-        if "data" in given:  # other workers, including later ones, read the file
+        if "data" in arguments:  # other workers, including later ones, read the file
             with tempfile.NamedTemporaryFile(dir=self._task.folder, delete=False) as file:
-                file.write(given.pop("data"))
-            given["path"] = file.name
+                file.write(arguments.pop("data"))
+            arguments["path"] = file.name
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
-        self.send(ask=number, change=change, given=given)
+        self.send(ask=number, change=change, given=arguments)
         try:
             return await self._asked[number]
         finally:
@@ -142,12 +142,14 @@ def main(connection: int, listening: int) -> None:
     log_to_stderr(quiet=task.settings.quiet)
     try:
         bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
-        made = make_server(bundles, task.settings, relay)
+        server = make_server(bundles, task.settings, relay)
     except AdapterExportError as error:
         log("worker", level=logging.ERROR, error=str(error))
         sys.exit(error.exit_code)
     with suppress(KeyboardInterrupt):  # the supervisor reports the interrupt
-        run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.send(ready=list(names)))
+        run_server(
+            server, task.settings, socket.socket(fileno=listening), lambda _, names: relay.send(ready=list(names))
+        )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class _Watch:
     async def _start(self, index: int) -> None:
         """Start a worker and wait until it is ready; changes wait meanwhile."""
         async with self._changing:
-            own, others = socket.socketpair()
+            ours, others = socket.socketpair()
             words = [sys.executable, "-m", "adapter_export.plugins.serve.worker", str(others.fileno())]
             words.append(str(self._listening.fileno()))
             fds = (others.fileno(), self._listening.fileno())
@@ -118,7 +118,7 @@ class _Watch:
                 *words, pass_fds=fds, env=around, stdin=asyncio.subprocess.DEVNULL
             )
             others.close()
-            worker = _Worker(process, *await asyncio.open_connection(sock=own, limit=MOST_LINE))
+            worker = _Worker(process, *await asyncio.open_connection(sock=ours, limit=MOST_LINE))
             settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
             keeps = self._settings.state is not None  # the state file contains the routes
             worker.send(
@@ -174,27 +174,27 @@ class _Watch:
         else:
             worker.send(answer=message["ask"], done=done)
 
-    async def _change(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def _change(self, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Apply a change in the first worker, which may refuse it, then in the others."""
         async with self._changing:
             fresh = None
-            if change == "reload" and given["name"] in self._bundles:
-                old = self._bundles[given["name"]]
+            if change == "reload" and arguments["name"] in self._bundles:
+                old = self._bundles[arguments["name"]]
                 fresh = await asyncio.to_thread(old.reload)
                 if fresh is old:
-                    return {"bundle": given["name"], "changed": False, "dropped": []}
+                    return {"bundle": arguments["name"], "changed": False, "dropped": []}
                 await asyncio.to_thread(_check, fresh, self._settings)
-                given = {**given, "home": str(fresh.home)}
+                arguments = {**arguments, "home": str(fresh.home)}
             if not self._workers:
                 raise RefusedError(503, "no worker is running; try again", again=1)
             first, *others = self._workers
-            done = await self._apply(first, change, given)
-            await asyncio.gather(*(self._apply(worker, change, given) for worker in others))
+            done = await self._apply(first, change, arguments)
+            await asyncio.gather(*(self._apply(worker, change, arguments) for worker in others))
             if fresh is not None:
-                self._old = [*self._old, self._bundles[given["name"]]][-2 * len(self._bundles) :]
-                self._bundles[given["name"]] = fresh
+                self._old = [*self._old, self._bundles[arguments["name"]]][-2 * len(self._bundles) :]
+                self._bundles[arguments["name"]] = fresh
             else:
-                self._made = [*self._made, (change, given)][-_MOST_MADE:]
+                self._made = [*self._made, (change, arguments)][-_MOST_MADE:]
             return done
 
     async def _apply(self, worker: _Worker, change: str, given: dict[str, Any]) -> dict[str, Any]:

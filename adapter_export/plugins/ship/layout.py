@@ -202,19 +202,19 @@ def model_config(manifest: Manifest, variant: Literal["slots", "bank"], name: st
     The model runs on the CPU, where the bundle's golden vectors were compared. `scaled` is the graph's metadata of
     strengths, which clients cannot read from the model.
     """
-    given = [_tensor(one.name, one.dtype, one.axes) for one in manifest.inputs]
+    tensors = [_tensor(one.name, one.dtype, one.axes) for one in manifest.inputs]
     if variant == "bank":
         assert manifest.bank is not None
-        given.append(_tensor(manifest.bank.ids, "int64", ("batch",)))
+        tensors.append(_tensor(manifest.bank.ids, "int64", ("batch",)))
     else:
-        given.append(_tensor(ADAPTER_INPUT, "float32", ("numbers",), optional=True))
+        tensors.append(_tensor(ADAPTER_INPUT, "float32", ("numbers",), optional=True))
     results = [_tensor(one.name, one.dtype, one.axes) for one in manifest.outputs]
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "onnxruntime"',
         f"default_model_filename: {json.dumps(manifest.graphs[variant])}",
         "max_batch_size: 0",
-        *(f"input {one}" for one in given),
+        *(f"input {one}" for one in tensors),
         *(f"output {one}" for one in results),
         "instance_group { kind: KIND_CPU }",
     ]
@@ -258,7 +258,7 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
     graph, slots = model.graph, manifest.slots
     neutral = {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in slots}
     default = in_one(manifest, neutral, "the base")
-    given = ir.Value(
+    packed = ir.Value(
         name=ADAPTER_INPUT,
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape([f"{ADAPTER_INPUT}.numbers"]),
@@ -274,10 +274,10 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
 
     chosen = [(slot.name, place) for slot in slots for place in _chosen_together(slot)]
     last = len(slots) + len(chosen)
-    header = op("Cast", op("Slice", given, integers(0), integers(last)), to=ir.DataType.INT64)
+    header = op("Cast", op("Slice", packed, integers(0), integers(last)), to=ir.DataType.INT64)
     sizes = op("Concat", integers(last), op("Slice", header, integers(0), integers(len(slots))), axis=0)
     parts = [ir.Value(name=f"{ADAPTER_INPUT}/header"), *(ir.Value(name=f"{slot.name}/numbers") for slot in slots)]
-    tape.op_multi_out("Split", [given, sizes], {"axis": 0}, outputs=parts)
+    tape.op_multi_out("Split", [packed, sizes], {"axis": 0}, outputs=parts)
     for slot, part in zip(slots, parts[1:], strict=True):
         shape = integers(*(axis if isinstance(axis, int) else -1 for axis in slot.graph_axes))
         for place in _chosen_together(slot):
@@ -288,8 +288,8 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
         new = ir.Value(name=slot.name, type=old.type, shape=old.shape)
         old.replace_all_uses_with(new)
         tape.op("Reshape", [part, shape], output=new)
-    graph.inputs.append(given)
-    graph.initializers[ADAPTER_INPUT] = given
+    graph.inputs.append(packed)
+    graph.initializers[ADAPTER_INPUT] = packed
     graph.insert_before(graph[0], tape.nodes)
 
 

@@ -110,7 +110,7 @@ def _config(manifest: Manifest, *, has_weights: bool) -> Mapping[str, object]:
 def _adapters(manifest: Manifest) -> Mapping[str, Mapping[str, object]]:
     """Return each adapter's row in the bank, its task and its preprocessing, by name."""
     assert manifest.bank is not None
-    found: dict[str, Mapping[str, object]] = {}
+    by_name: dict[str, Mapping[str, object]] = {}
     most = token_lengths(manifest.inputs, manifest.lengths).maximum
     for record in manifest.adapters:
         facts: dict[str, object] = {"row": manifest.bank.rows.index(record.name), "output": record.output, "task": None}
@@ -119,8 +119,8 @@ def _adapters(manifest: Manifest) -> Mapping[str, Mapping[str, object]]:
             facts |= {"task": task.type, "max_tokens": min(limits, default=None)}
             facts |= {name: getattr(task, name) for name in _TASK_FIELDS}
             facts["thresholds"] = [task.threshold(at) for at, _ in enumerate(task.labels)]
-        found[record.name] = facts
-    return found
+        by_name[record.name] = facts
+    return by_name
 
 
 def _may_pad(manifest: Manifest) -> bool:

@@ -166,18 +166,18 @@ class Decoder:
             groups.setdefault((None if mixes else row.adapter, length, apart), []).append(row)
         return list(groups.values())
 
-    def may_share(self, one: DecodingBatch, other: DecodingBatch) -> bool:
+    def may_share(self, first: DecodingBatch, other: DecodingBatch) -> bool:
         """Return whether each row of two batches has the logits in one call that it has in two.
 
         Batches whose caches would mostly be padding do not share calls, either.
         """
-        adapters = one.adapters | other.adapters
+        adapters = first.adapters | other.adapters
         if not self._may_mix(adapters):
             return False
-        if one.lengths == other.lengths:
+        if first.lengths == other.lengths:
             return True
-        padded = (len(one.rows) + len(other.rows)) * max(one.lengths[1], other.lengths[1])
-        if padded > max(_SHARED_TOKENS, 2 * (one.tokens + other.tokens)):
+        padded = (len(first.rows) + len(other.rows)) * max(first.lengths[1], other.lengths[1])
+        if padded > max(_SHARED_TOKENS, 2 * (first.tokens + other.tokens)):
             return False
         return all(map(self._pads_left, adapters))
 

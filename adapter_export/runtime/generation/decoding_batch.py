@@ -258,20 +258,22 @@ class DecodingBatch:
 
     def merged(self, other: DecodingBatch) -> DecodingBatch:
         """Return a batch of the rows of both, after a step of each; the caches of the shorter one get padding."""
-        found = DecodingBatch(self._inputs, self._session, [])
-        found.rows, found.is_new = [*self.rows, *other.rows], False
-        found._new = np.concatenate([self._new, other._new])
-        found._source = np.concatenate([self._source, other._source])
-        found._source_mask = np.concatenate([self._source_mask, other._source_mask])
+        merged_batch = DecodingBatch(self._inputs, self._session, [])
+        merged_batch.rows, merged_batch.is_new = [*self.rows, *other.rows], False
+        merged_batch._new = np.concatenate([self._new, other._new])
+        merged_batch._source = np.concatenate([self._source, other._source])
+        merged_batch._source_mask = np.concatenate([self._source_mask, other._source_mask])
         width = max(self._mask.shape[1], other._mask.shape[1])
-        found._mask = np.concatenate([_padded(one._mask, 1, width - one._mask.shape[1]) for one in (self, other)])
-        found._caches = {
+        merged_batch._mask = np.concatenate(
+            [_padded(one._mask, 1, width - one._mask.shape[1]) for one in (self, other)]
+        )
+        merged_batch._caches = {
             record.name: np.concatenate(
                 [_padded(one._caches[record.name], axis, width - one._mask.shape[1]) for one in (self, other)]
             )
             for record, axis in self._inputs.caches.items()
         }
-        return found
+        return merged_batch
 
 
 def _empty(record: InputRecord, rows: int) -> list[int]:

@@ -64,17 +64,17 @@ class RunningRows:
 
     def _shared(self) -> list[DecodingBatch]:
         """Return the batches that have rows, those that can share calls as one."""
-        found: list[DecodingBatch] = []
+        batches_now: list[DecodingBatch] = []
         for batch in self._batches:
             if not batch.rows:
                 continue
-            for at, other in enumerate(found):
+            for at, other in enumerate(batches_now):
                 if not (batch.is_new or other.is_new) and self._decoder.may_share(other, batch):
-                    found[at] = other.merged(batch)
+                    batches_now[at] = other.merged(batch)
                     break
             else:
-                found.append(batch)
-        return found
+                batches_now.append(batch)
+        return batches_now
 
     def _stepped(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
         try:

@@ -166,12 +166,12 @@ class TextWriter:
     ) -> Iterator[Piece]:
         """Yield pieces of texts as they are generated; arguments and errors as of `write`."""
         _check_prompts(prompts)
-        own: Sequence[str | None]
+        of_prompts: Sequence[str | None]
         if adapters is None:
-            own = [self.named(adapter)] * len(prompts)
+            of_prompts = [self.named(adapter)] * len(prompts)
         else:  # the decoder refuses a string
-            own = adapters if isinstance(adapters, str) else [name and self.named(name) for name in adapters]
-        texts = self.opened(prompts, own, decoding or Decoding())
+            of_prompts = adapters if isinstance(adapters, str) else [name and self.named(name) for name in adapters]
+        texts = self.opened(prompts, of_prompts, decoding or Decoding())
         for row in self._decoder.write_rows([text.row for text in texts]):
             piece = texts[row.place].piece()
             if piece is not None:

@@ -72,14 +72,14 @@ def push(
     folder = own_folder(path)
     has_card = is_card(folder / CARD_FILE)
     if (card is not None or has_card) and (base_model or evaluations):
-        given = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
-        fix = "say in it what there is to say, or take " + given + " away"
+        source = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
+        fix = "say in it what there is to say, or take " + source + " away"
         raise UsageError(
             argument("base_model")
             + " and "
             + argument("evaluations", option="evaluation")
             + " are for a card that is made",
-            found=given,
+            found=source,
             fix=fix,
         )
     if card is not None and has_card and (folder / SIGNATURE_FILE).is_file():

@@ -147,12 +147,12 @@ class CompletionsApi:
 
     async def completions(self, request: HttpRequest) -> Response:
         """Generate a text for each prompt."""
-        asked = parse(Completions, await self._context.body(request))
-        prompts, decoding = asked.prompts(), asked.decoding(self._context.limits.max_new_tokens)
-        written = self._service.written(asked.model, prompts, decoding, request.state.key, request.state)
+        call = parse(Completions, await self._context.body(request))
+        prompts, decoding = call.prompts(), call.decoding(self._context.limits.max_new_tokens)
+        written = self._service.written(call.model, prompts, decoding, request.state.key, request.state)
         job = await self._context.in_time(written)
-        answer = _Answer(asked, job, request.state.key)
-        if asked.stream:
+        answer = _Answer(call, job, request.state.key)
+        if call.stream:
             return _Events(answer.events(self._context), job)
         try:
             done = await self._context.while_connected(request, _all(job))
@@ -170,13 +170,13 @@ class _Answer:
         key: the id of the request.
     """
 
-    def __init__(self, asked: Completions, job: TextJob, key: str) -> None:
-        self._asked, self._job = asked, job
+    def __init__(self, call: Completions, job: TextJob, key: str) -> None:
+        self._asked, self._job = call, job
         self._head = {
             "id": f"cmpl-{key}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": call.model,
         }
 
     def whole(self, done: Sequence[Generated]) -> dict[str, Any]:

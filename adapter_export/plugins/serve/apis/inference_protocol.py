@@ -134,13 +134,13 @@ class InferenceProtocol:
 
     async def infer(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Compute rows with a model."""
-        asked, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
-        key = asked.id or request.state.key
+        body, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
+        key = body.id or request.state.key
         target = await self._found(name, version, key, request.state)
-        rows = _rows(target, tensors, asked.parameters)
+        rows = _rows(target, tensors, body.parameters)
         computed = await self._context.in_time(self._service.compute(rows, request.state, Reading(outputs=True)))
-        outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
-        return _written(name, target, asked, outputs)
+        outputs = dict(_outputs(computed, None if body.outputs is None else [o.name for o in body.outputs]))
+        return _written(name, target, body, outputs)
 
     async def metadata(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Return the inputs and outputs of a model."""
@@ -229,9 +229,9 @@ def _read(data: bytes, header: str | None) -> tuple[_Infer, dict[str, np.ndarray
         if not header.isdecimal() or int(header) > len(data):
             raise RequestError(f"`{_HEADER_LENGTH}` is not the length of the JSON header", found=header)
         end = int(header)
-    asked, place = parse(_Infer, data[:end]), end
+    body, place = parse(_Infer, data[:end]), end
     tensors: dict[str, np.ndarray] = {}
-    for tensor in asked.inputs:
+    for tensor in body.inputs:
         size = tensor.parameters.get("binary_data_size")
         if (size is None) == (tensor.data is None):
             raise RequestError("needs either `data` or binary data", where=f"input `{tensor.name}`")
@@ -247,7 +247,7 @@ def _read(data: bytes, header: str | None) -> tuple[_Infer, dict[str, np.ndarray
         raise RequestError(
             "the request has more binary data than its inputs declare", found=f"{len(data) - place} bytes"
         )
-    return asked, tensors
+    return body, tensors
 
 
 def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
@@ -308,7 +308,7 @@ def _strings(raw: bytes, where: str) -> Iterator[str]:
 def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parameters) -> list[TargetRow]:
     """Return the rows of a request: texts, or inputs of the base."""
     if TEXT not in tensors:
-        asked: Sequence[Any] = split_rows(tensors)
+        texts: Sequence[Any] = split_rows(tensors)
     else:
         others = set(tensors) - {TEXT, PAIR}
         if others:
@@ -316,12 +316,12 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parame
         firsts, seconds = tensors[TEXT], tensors.get(PAIR)
         if firsts.dtype != object or (seconds is not None and (seconds.dtype != object or len(seconds) != len(firsts))):
             raise RequestError("`text` and `pair` must be BYTES of the same length")
-        asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
-    if not 0 < len(asked) <= MOST_ROWS:
-        raise RequestError("has too few or too many rows", found=len(asked), expected=f"1 to {MOST_ROWS}")
+        texts = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
+    if not 0 < len(texts) <= MOST_ROWS:
+        raise RequestError("has too few or too many rows", found=len(texts), expected=f"1 to {MOST_ROWS}")
     if parameters.side is not None and TEXT not in tensors:
         raise RequestError("`side` needs texts", where="`side`", found="inputs of the base")
-    rows = [Row(one, target.adapter, parameters.strength, parameters.weights) for one in asked]
+    rows = [Row(one, target.adapter, parameters.strength, parameters.weights) for one in texts]
     return [TargetRow(target, row.on_side(parameters.side)) for row in rows]
 
 
@@ -368,10 +368,10 @@ def tensors_differ(computed: Sequence[AnsweredRow], name: str) -> bool:
     return len({one.outputs[0][name].shape for one in computed}) > 1
 
 
-def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
+def _written(name: str, target: Target, body: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
     """Return the response, with tensors as JSON or, if requested, as binary data after it."""
-    by_default = asked.parameters.binary_data_output
-    wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in asked.outputs or ()}
+    by_default = body.parameters.binary_data_output
+    wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in body.outputs or ()}
     described, blobs = [], list[bytes]()
     for output, array in outputs.items():
         is_text = array.dtype == object
@@ -392,7 +392,7 @@ def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.
     document = {
         "model_name": name,
         "model_version": version_of(target),
-        **({} if asked.id is None else {"id": asked.id}),
+        **({} if body.id is None else {"id": body.id}),
         "parameters": {"model": target.name},
         "outputs": described,
     }

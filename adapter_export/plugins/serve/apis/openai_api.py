@@ -31,13 +31,13 @@ PREFIXES = ("/v1", "/openai/v1")
 def text_or_texts(fix: str) -> BeforeValidator:
     """Refuse token ids, and lists with too few or too many texts; `fix` tells clients how to send texts."""
 
-    def check(given: object, info: ValidationInfo) -> object:
+    def check(value: object, info: ValidationInfo) -> object:
         name = f"`{info.field_name}`"
-        if isinstance(given, list) and any(isinstance(one, int | list) for one in given):
+        if isinstance(value, list) and any(isinstance(one, int | list) for one in value):
             raise RequestError(f"{name} contains token ids of another tokenizer", expected="texts", fix=fix)
-        if isinstance(given, list) and not 1 <= len(given) <= MOST_ROWS:
-            raise RequestError(f"{name} has too few or too many texts", found=len(given), expected=f"1 to {MOST_ROWS}")
-        return given
+        if isinstance(value, list) and not 1 <= len(value) <= MOST_ROWS:
+            raise RequestError(f"{name} has too few or too many texts", found=len(value), expected=f"1 to {MOST_ROWS}")
+        return value
 
     return BeforeValidator(check)
 
@@ -101,28 +101,28 @@ class OpenAiApi:
 
     async def embeddings(self, request: HttpRequest) -> Response:
         """Return the vectors of texts."""
-        asked = parse(Embeddings, await self._context.body(request))
-        call = self._service.answered(asked.call(), request.state.key, request.state, Reading(long="refuse"))
+        body = parse(Embeddings, await self._context.body(request))
+        call = self._service.answered(body.call(), request.state.key, request.state, Reading(long="refuse"))
         rows = await self._context.in_time(call)
         data = [
-            {"object": "embedding", "index": at, "embedding": _encoded(_vector(row, asked.dimensions), asked)}
+            {"object": "embedding", "index": at, "embedding": _encoded(_vector(row, body.dimensions), body)}
             for at, row in enumerate(rows)
         ]
         usage = {"prompt_tokens": tokens_of(rows), "total_tokens": tokens_of(rows)}
-        return JSONResponse({"object": "list", "data": data, "model": asked.model, "usage": usage})
+        return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
     def _models(self) -> dict[str, dict[str, Any]]:
         shown = {"object": "model", "created": self._began, "owned_by": "adapter-export"}
-        found: dict[str, dict[str, Any]] = {}
+        cards: dict[str, dict[str, Any]] = {}
         for name, target in self._service.models.names().items():
             parent = None if target.adapter is None else target.served.name
             generates = target.served.texts is not None
-            found[name] = {"id": name, **shown, "root": target.name, "parent": parent, "generates": generates}
+            cards[name] = {"id": name, **shown, "root": target.name, "parent": parent, "generates": generates}
         for name, route in self._service.routes.table.items():
             leads = next(iter(route.shares))
-            generates = found.get(leads, {}).get("generates", False)
-            found.setdefault(name, {"id": name, **shown, "root": leads, "parent": None, "generates": generates})
-        return found
+            generates = cards.get(leads, {}).get("generates", False)
+            cards.setdefault(name, {"id": name, **shown, "root": leads, "parent": None, "generates": generates})
+        return cards
 
 
 def is_openai(path: str) -> bool:

@@ -104,33 +104,33 @@ class RerankApi:
 
     async def rerank(self, request: HttpRequest) -> Response:
         """Return texts by their relevance to a query, the most relevant first."""
-        asked = parse(Rerank, await self._context.body(request))
-        texts = asked.candidates()
-        call = Call(model=asked.model, texts=[TextPair(text=asked.query, pair=text) for text in texts])
-        rows = await self._answered(call, request, asked.long)
-        scores = [_score(row, raw=asked.raw_scores) for row in rows]
-        best = sorted(range(len(texts)), key=lambda at: -scores[at])[: asked.top_n]
-        if asked.texts is not None:
-            shown = [{"text": text} if asked.return_text else {} for text in texts]
+        body = parse(Rerank, await self._context.body(request))
+        texts = body.candidates()
+        call = Call(model=body.model, texts=[TextPair(text=body.query, pair=text) for text in texts])
+        rows = await self._answered(call, request, body.long)
+        scores = [_score(row, raw=body.raw_scores) for row in rows]
+        best = sorted(range(len(texts)), key=lambda at: -scores[at])[: body.top_n]
+        if body.texts is not None:
+            shown = [{"text": text} if body.return_text else {} for text in texts]
             return JSONResponse([{"index": at, "score": scores[at], **shown[at]} for at in best])
         documents: list[Mapping[str, Any]] = [
-            {"document": {"text": text}} if asked.return_documents else {} for text in texts
+            {"document": {"text": text}} if body.return_documents else {} for text in texts
         ]
         results = [{"index": at, "relevance_score": scores[at], **documents[at]} for at in best]
-        return JSONResponse({"id": request.state.key, "model": asked.model, "results": results, "meta": _META})
+        return JSONResponse({"id": request.state.key, "model": body.model, "results": results, "meta": _META})
 
     async def classify(self, request: HttpRequest) -> Response:
         """Return the most probable label of each text, and the probability of each label."""
-        asked = parse(Classify, await self._context.body(request))
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        rows = await self._answered(Call(model=asked.model, texts=list(texts)), request, "refuse")
+        body = parse(Classify, await self._context.body(request))
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        rows = await self._answered(Call(model=body.model, texts=list(texts)), request, "refuse")
         tokens = tokens_of(rows)
         return JSONResponse(
             {
                 "id": request.state.key,
                 "object": "list",
                 "created": int(time.time()),
-                "model": asked.model,
+                "model": body.model,
                 "data": [{"index": at, **_classified(row)} for at, row in enumerate(rows)],
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }

@@ -80,14 +80,14 @@ class AdapterModel(kserve.Model):
         parameters = to_http_parameters(request.parameters or {})
         _check_known(parameters, _PARAMETERS, "parameters.")
         try:
-            given = {one.name: one.as_numpy() for one in request.inputs}
-            is_text = "text" in given
-            columns = [_strings(given.pop(name)) for name in ("text", "pair") if is_text and name in given]
-            rows = list(zip(*columns, strict=True)) if is_text else _apart(given)
+            arrays = {one.name: one.as_numpy() for one in request.inputs}
+            is_text = "text" in arrays
+            columns = [_strings(arrays.pop(name)) for name in ("text", "pair") if is_text and name in arrays]
+            rows = list(zip(*columns, strict=True)) if is_text else _apart(arrays)
         except ValueError as error:  # wrong number of values for the shape, another encoding, columns of two lengths
             raise InvalidInput(str(error)) from error
-        if is_text and given:
-            raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(given))}")
+        if is_text and arrays:
+            raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(arrays))}")
         asked = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
         if "side" in parameters:
             asked = [asked_of({"text": one, "side": parameters["side"]}) for one in asked]

@@ -112,14 +112,14 @@ class TritonSession:
         if len(next(iter(arrays.values()))) != 1:
             raise RequestError("a request has one row", where=request.where or None)
         arrays, origin = without_padding(arrays, manifest.inputs, may_pad=self.may_pad(request.adapter))
-        own = self.head(request.adapter).output
-        base = () if request.head_only and own is not None else [record.name for record in manifest.base_outputs]
-        axes = {record.name: record.axes for record in manifest.outputs if record.name in (*base, own)}
+        output = self.head(request.adapter).output
+        base = () if request.head_only and output is not None else [record.name for record in manifest.base_outputs]
+        axes = {record.name: record.axes for record in manifest.outputs if record.name in (*base, output)}
         fed, wanted = {**arrays, **self._fed(request)}, [triton.InferRequestedOutput(name) for name in axes]
         found = self._client.infer(self._model, [_input(*each) for each in fed.items()], outputs=wanted)
         results = {name: found.as_numpy(name) for name in axes}
-        if self._by == "bank" and own is not None:
-            results[own] = np.where(results[own] < ABSENT, -np.inf, results[own])
+        if self._by == "bank" and output is not None:
+            results[output] = np.where(results[output] < ABSENT, -np.inf, results[output])
         return results if origin is None else {name: origin.put_back(one, axes[name]) for name, one in results.items()}
 
     def _fed(self, request: Request) -> Mapping[str, np.ndarray]:
@@ -196,12 +196,12 @@ def main() -> None:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="scale the updates of the adapter")
     parser.add_argument("--weights", type=json.loads, help="JSON object: override the member weights of a fusion")
-    given = parser.parse_args()
-    bundle = Bundle.open(given.bundle)
-    session = TritonSession(triton.InferenceServerClient(given.url), given.model, bundle, given.by)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    session = TritonSession(triton.InferenceServerClient(options.url), options.model, bundle, options.by)
     rows = [
-        Row(text, given.adapter, given.strength, given.weights, where=f"text {n}").on_side(given.side)
-        for n, text in enumerate(given.text)
+        Row(text, options.adapter, options.strength, options.weights, where=f"text {n}").on_side(options.side)
+        for n, text in enumerate(options.text)
     ]
     for answered in Answerer(session, bundle.texts(session)).answer(rows):
         sys.stdout.write(json.dumps(answered.document(), ensure_ascii=False) + "\n")
