@@ -32,7 +32,7 @@ class BaseForm:
     precision: Precision
     optimize: bool
 
-    def made(self, plain: OnnxBase, folder: Path) -> OnnxBase:
+    def write(self, plain: OnnxBase, folder: Path) -> OnnxBase:
         """Write a base in float32 in this form.
 
         Raises:
@@ -78,7 +78,7 @@ def made_forms(
     for form in forms:
         with temporary_folder() as folder:
             try:
-                made = form.made(plain, folder)
+                made = form.write(plain, folder)
             except BaseModelError as error:
                 skipped[form.name] = error.problem(", ")
                 continue

@@ -24,7 +24,7 @@ from adapter_export.option import OptionsOf
 from adapter_export.plugin import part_modules
 
 
-def made(command: Command[Found], name: str) -> click.Command:
+def make_command(command: Command[Found], name: str) -> click.Command:
     """Make a click command, with help from the call's docstring and parameters from its signature."""
     command = replace(command, instead={**command.instead, **_flags_of_plugins(name)})
     params = list(parameters(command.call))
@@ -74,7 +74,7 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool
     """Run the call and render its result."""
     for flag, other in command.instead.items():
         if arguments.pop(flag):
-            _run(other.command, title, as_json=as_json, verbose=verbose, **_taken(other, flag, arguments))
+            _run(other.command, title, as_json=as_json, verbose=verbose, **_accepted(other, flag, arguments))
             return
     chosen = {name: value for name, value in arguments.items() if value is not None}
     known = inspect.signature(command.call).parameters
@@ -94,7 +94,7 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool
         raise click.exceptions.Exit(command.exit_code(outcome))
 
 
-def _taken(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
     known = inspect.signature(other.command.call).parameters

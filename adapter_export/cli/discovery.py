@@ -13,7 +13,7 @@ from types import ModuleType
 import click
 
 from adapter_export import commands
-from adapter_export.cli.click_command import made
+from adapter_export.cli.click_command import make_command
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import examples
 from adapter_export.plugin import part_modules, plugins
@@ -76,7 +76,7 @@ def _public_modules(package: ModuleType) -> Iterator[ModuleType]:
 def _entry(module: ModuleType, section: str) -> Entry:
     """Return the entry of a command's module; a package is a group of commands."""
     name = _name(module)
-    make = partial(_group, module) if hasattr(module, "__path__") else partial(made, module.COMMAND, name)
+    make = partial(_group, module) if hasattr(module, "__path__") else partial(make_command, module.COMMAND, name)
     return Entry(str(module.__doc__).partition("\n")[0], make, section)
 
 

@@ -31,7 +31,7 @@ def fitted(shown: Table, width: int) -> rich.table.Table:
     that the table marks as optional, then from the last one on.
     """
     cells = [[visible(worded(cell, "shell")) for cell in row] for row in shown.rows]
-    columns_shown = _kept(shown, cells, width)
+    columns_shown = _columns_that_fit(shown, cells, width)
     left_out = [column for at, column in enumerate(shown.columns) if at not in columns_shown]
     rich_table = rich.table.Table(
         title=None if shown.title is None else Text(shown.title, style="bold"),
@@ -51,7 +51,7 @@ def fitted(shown: Table, width: int) -> rich.table.Table:
     return rich_table
 
 
-def _kept(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
+def _columns_that_fit(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the indices of the columns that fit."""
     columns_shown = list(range(len(found.columns)))
     least = [_least(found, cells, at) for at in columns_shown]

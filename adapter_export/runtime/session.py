@@ -271,17 +271,17 @@ class Session(Described):
         self._check_padding(tiled, entries)
         outputs = self._compute_rows(tiled, entries)
         axes = {record.name: record.axes.index(batch) for record in self._manifest.outputs if batch in record.axes}
-        found: dict[str | None, Arrays] = {}
+        by_adapter: dict[str | None, Arrays] = {}
         for at, (name, entry) in enumerate(chosen.items()):
             rows = np.arange(at * count, (at + 1) * count)
             own = [output for output in self._outputs([entry]) if output in outputs]
-            found[name] = {
+            by_adapter[name] = {
                 output: outputs[output].take(rows, axes[output]) if output in axes else outputs[output]
                 for output in own
             }
             if entry is not None and entry.output is not None:
-                found[name][entry.output] = np.ascontiguousarray(own_classes(found[name][entry.output]))
-        return found
+                by_adapter[name][entry.output] = np.ascontiguousarray(own_classes(by_adapter[name][entry.output]))
+        return by_adapter
 
     def run_on_device(
         self, inputs: Inputs, adapter: str | None = None, *, weights: Weighting | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from click.testing import CliRunner, Result
 
-from adapter_export.cli.click_command import made
+from adapter_export.cli.click_command import make_command
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import Force, Option
@@ -55,8 +55,8 @@ COMMAND = Command(
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a group with one command and a group in a group, on a configuration."""
     monkeypatch.chdir(tmp_path)
-    entry = Entry("Serve.", lambda: made(COMMAND, "serve"))
-    inner = LazyGroup("import", table={"peft": Entry("Import.", lambda: made(COMMAND, "peft"))})
+    entry = Entry("Serve.", lambda: make_command(COMMAND, "serve"))
+    inner = LazyGroup("import", table={"peft": Entry("Import.", lambda: make_command(COMMAND, "peft"))})
     group = LazyGroup("tool", table={"serve": entry, "import": Entry("Import.", lambda: inner)})
 
     def run(config: str, *words: str) -> Result:
@@ -145,5 +145,5 @@ def test_a_required_option_may_come_from_the_file_and_must_come_from_somewhere(t
 
 def test_a_file_that_is_not_there_is_an_error(tool) -> None:
     Path("c.toml").write_text("")
-    found = CliRunner().invoke(made(COMMAND, "serve"), ["b", "-o", "out", "--config", "nowhere.toml"])
+    found = CliRunner().invoke(make_command(COMMAND, "serve"), ["b", "-o", "out", "--config", "nowhere.toml"])
     assert found.exit_code != 0

@@ -83,7 +83,7 @@ COMMAND = Command(
 @pytest.fixture
 def made() -> click.Command:
     GIVEN.clear()
-    return click_command.made(COMMAND, "try")
+    return click_command.make_command(COMMAND, "try")
 
 
 def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:

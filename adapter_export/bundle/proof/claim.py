@@ -11,7 +11,7 @@ from adapter_export.format.check_report import Finding
 from adapter_export.reporting import SILENT, Reporter
 
 
-def _one(*_: object) -> int:
+def _single(*_: object) -> int:
     return 1
 
 
@@ -29,7 +29,7 @@ class Claim:
     name: str
     run: Callable[[Context], Iterable[Finding]]
     needs: frozenset[Need] = frozenset()
-    cost: Callable[[Context], int] = _one
+    cost: Callable[[Context], int] = _single
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GraphClaim:
     name: str
     run: Callable[[Context, Graph], Iterable[Finding]]
     needs: frozenset[Need] = frozenset()
-    cost: Callable[[Context, Graph], int] = _one
+    cost: Callable[[Context, Graph], int] = _single
     applies: Callable[[Graph], bool] = lambda _: True
 
     def of(self, graph: Graph) -> Claim:

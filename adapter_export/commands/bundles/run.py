@@ -405,24 +405,24 @@ def _show(answers: Answers | Texts, screen: Screen) -> None:
         show_results([Result.of(row) for row in answers.rows], screen)
 
 
-def _show_texts(found: Texts, screen: Screen) -> None:
+def _show_texts(texts_written: Texts, screen: Screen) -> None:
     """Print a single text while it is generated; print several one after another, under their prompts."""
     limited = 0
-    if found.many:
-        for text in found.whole:
+    if texts_written.many:
+        for text in texts_written.whole:
             screen.write(f"{json.dumps(text.document(), ensure_ascii=False)}\n")
-    elif found.count == 1:
-        for piece in found.pieces:
+    elif texts_written.count == 1:
+        for piece in texts_written.pieces:
             screen.write(piece.text)
             limited += piece.done is not None and piece.done.finish == "length"
         screen.write("\n")
     else:
-        for text in found.whole:
+        for text in texts_written.whole:
             limited += text.finish == "length"
             screen.line((f"{text.prompt} ", "bold"), (f"[{text.adapter or 'base'}]", "dim"))
             screen.write(f"{text.text}\n\n")
     if limited:
-        texts = "the text" if found.count == 1 else f"{limited:,} of {found.count:,} texts"
+        texts = "the text" if texts_written.count == 1 else f"{limited:,} of {texts_written.count:,} texts"
         screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
 
 

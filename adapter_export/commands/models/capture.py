@@ -136,7 +136,7 @@ def capture(
         raise UsageError(given + " applies to Hugging Face folders only", fix="remove it")
     template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
-    asked = model
+    model_opened = model
     if isinstance(model, str | os.PathLike):
         found = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
         model, source = found.path, found.source
@@ -146,7 +146,7 @@ def capture(
     from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
 
     text = None if tokenizer is None else read_tokenizer(locate(tokenizer, "tokenizer", reporter).path)
-    reporter.step(f"opening and capturing {asked}" if isinstance(model, Path) else "capturing the module")
+    reporter.step(f"opening and capturing {model_opened}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
         if example_inputs is None:
             example_inputs, axes = described_inputs(described)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.plugins.formats.importers.tensor_map import Imported, Tensors
 
 
-def base_of_import(base: Base | Address | None, found: Located) -> Base | Address:
+def base_of_import(base: Base | Address | None, located: Located) -> Base | Address:
     """Return the base that an adapter of another library is imported for.
 
     Raises:
@@ -33,10 +33,10 @@ def base_of_import(base: Base | Address | None, found: Located) -> Base | Addres
         return base
     from adapter_export.format.model_config import named_base
 
-    named = named_base(found.path)
+    named = named_base(located.path)
     raise UsageError(
         "importing an adapter requires the model it was trained on",
-        where=found.asked,
+        where=located.asked,
         found="no " + argument("base"),
         fix="pass the model: " + argument("base", words="MODEL")
         if named is None
@@ -110,7 +110,7 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
 
 
 def finished(
-    imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, found: Located | None = None
+    imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, located: Located | None = None
 ) -> Adapter:
     """Report the notes, and return the adapter with the facts of its task, its base's site map and its source.
 
@@ -121,8 +121,8 @@ def finished(
     for note in imported.notes:
         reporter.warn(note)
     adapter = with_facts(imported.adapter, facts)
-    if found is not None and found.source is not None:
-        record = {**adapter.training.get("imported_from", {}), "source": found.source}
+    if located is not None and located.source is not None:
+        record = {**adapter.training.get("imported_from", {}), "source": located.source}
         adapter = replace(adapter, training={**adapter.training, "imported_from": record})
     return with_site_map(adapter, base)
 

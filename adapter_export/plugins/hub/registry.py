@@ -249,15 +249,15 @@ class Registry:
     def _log_in(self, challenge: str) -> bool:
         """Answer the registry's challenge with the saved login, or a token obtained with it."""
         scheme, _, rest = challenge.partition(" ")
-        asked = dict(_CHALLENGE.findall(rest))
+        parameters = dict(_CHALLENGE.findall(rest))
         if scheme.lower() == "basic" and self._login is not None:
             self._authorization = {"Authorization": f"Basic {self._login}"}
             return True
-        if scheme.lower() != "bearer" or "realm" not in asked:
+        if scheme.lower() != "bearer" or "realm" not in parameters:
             return False
-        wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
+        wanted = {name: parameters[name] for name in ("service", "scope") if name in parameters}
         given = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
-        url = httpx2.URL(asked["realm"]).copy_merge_params(wanted)
+        url = httpx2.URL(parameters["realm"]).copy_merge_params(wanted)
         with self._client.stream("GET", url, headers=given) as response:
             document = _document(response) if response.is_success else {}
         token = document.get("token", document.get("access_token"))

@@ -88,15 +88,15 @@ def pack(
     from adapter_export.plugins.formats.importers import plain_tensors as plain
 
     target = AdapterOutput(output, force, [weights, base])
-    given = {key: value for key, value in options.items() if value is not None}
-    facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
-    kind_named(kind).check_known(given)
+    arguments = {key: value for key, value in options.items() if value is not None}
+    facts = {key: arguments.pop(key) for key in TaskFacts.__annotations__ if key in arguments}
+    kind_named(kind).check_known(arguments)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
     view = opened.view  # an incomplete base is refused before tensors are matched
     packed = plain.pack(
         tensors,
-        plain.fitting_kind(tensors, kind, **given),
+        plain.fitting_kind(tensors, kind, **arguments),
         view,
         name=target.name(name) or (kind if isinstance(weights, Mapping) else Path(weights).stem),
         labels=labels,

@@ -140,8 +140,8 @@ class AdapterHubFormat(ExportFormat):
     def _bottleneck(self, request: ExportRequest, acting: set[str]) -> _Part:
         """Return the config whose graphs match those at the sublayers; AdapterError if there is none."""
         for config in (*_recorded(request, BottleneckConfig), *_bottleneck_configs(request, acting)):
-            found = _bottleneck_tensors(config, request, acting)
-            if found is None:
+            tensors = _bottleneck_tensors(config, request, acting)
+            if tensors is None:
                 continue
             factor = config.reduction_factor
             if not isinstance(factor, Mapping):
@@ -153,7 +153,7 @@ class AdapterHubFormat(ExportFormat):
                     found=f"a factor of {factor}",
                     fix="train it with another width",
                 )
-            return _Part(config, "adapters", found)
+            return _Part(config, "adapters", tensors)
         site, graph = next((site, graph) for site, graph in request.placed() if site.name in acting)
         raise self.refusal(
             "no config of its bottlenecks computes this with one activation, one wiring and one width in each layer",
@@ -325,7 +325,7 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
         kind = as_kind(config, "bottleneck")
     except AdapterError:
         return None
-    found: Found = {}
+    tensors_by_site: Found = {}
     inverted = next(iter(request.base.sites.of_roles((EMBEDDINGS,))), None)
     for site in request.base.sites:
         component = kind.component_at(site)
@@ -350,8 +350,8 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
         tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, widths, exact=exact)
         if tensors is None:
             return None
-        found[site.name] = tensors
-    return found
+        tensors_by_site[site.name] = tensors
+    return tensors_by_site
 
 
 # LoRA and IA3.
@@ -407,7 +407,7 @@ def _whole(number: float) -> float:
 
 def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[str]) -> Found | None:
     """Return the tensors of a config at all layers; `None` if its graphs do not match the adapter's."""
-    found: Found = {}
+    tensors_by_site: Found = {}
     for site, graph in request.placed():
         if site.name not in acting:
             continue
@@ -422,8 +422,8 @@ def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[st
         tensors = library_tensors(form.recipes, {name: owned[own] for name, own in names.items()}, form.widths)
         if tensors is None:
             return None
-        found[site.name] = tensors
-    return found
+        tensors_by_site[site.name] = tensors
+    return tensors_by_site
 
 
 # Names of tensors.

@@ -77,20 +77,20 @@ class GgufFormat(ExportFormat):
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
         """Read the file like llama.cpp: the factor is `adapter.lora.alpha` over the rank of `lora_b`."""
-        base, given = _Base.of(request, self), request.adapter
-        found, alpha = _tensors(path), float(_value(_read(path), _gguf().Keys.Adapter.LORA_ALPHA))
+        base, adapter = _Base.of(request, self), request.adapter
+        stored, alpha = _tensors(path), float(_value(_read(path), _gguf().Keys.Adapter.LORA_ALPHA))
         graphs, placements = dict[str, AdapterGraph](), dict[str, Placement]()
         weights: dict[str, np.ndarray] = {}
         for site, _ in request.placed():
             place = base.place(request, site, self)
-            down, up = found[f"{place.tensor}{_LORA_A}"], np.empty_like(found[f"{place.tensor}{_LORA_B}"])
-            up[place.order] = found[f"{place.tensor}{_LORA_B}"]
+            down, up = stored[f"{place.tensor}{_LORA_A}"], np.empty_like(stored[f"{place.tensor}{_LORA_B}"])
+            up[place.order] = stored[f"{place.tensor}{_LORA_B}"]
             factor = alpha / len(down)
             graphs[f"lora_{factor}"] = lora_graph(factor)
             widths = {"d": len(up), "d_in": down.shape[1], "r": len(down)}
             placements[site.name] = Placement(f"lora_{factor}", widths)
             weights |= {f"{site.name}.lora_A.weight": down.T, f"{site.name}.lora_B.weight": up.T}
-        return Adapter(given.name, "lora", given.base, graphs, placements, weights)
+        return Adapter(adapter.name, "lora", adapter.base, graphs, placements, weights)
 
     def _factor(self, request: ExportRequest, site: Site, graph: AdapterGraph) -> float:
         """Return the factor of LoRA at a layer; AdapterError unless the graph is a LoRA without bias."""

@@ -97,14 +97,14 @@ class PeftFormat(ExportFormat):
 
     def _modules(self, request: ExportRequest, head: SavedHead) -> Sequence[_Module]:
         biased = any("lora_B.bias" in graph.parameters for _, graph in request.placed())
-        found = []
+        modules_saved = []
         for site, graph in request.placed():
             module = self._module(request.adapter, site, graph)
             if biased and module.peft_type == "LORA" and "lora_B.bias" not in module.tensors:
                 tensors = {**module.tensors, "lora_B.bias": np.zeros(site.width, np.float32)}
                 module = replace(module, tensors=tensors)
-            found.append(replace(module, path=head.path(module.path)))
-        return found
+            modules_saved.append(replace(module, path=head.path(module.path)))
+        return modules_saved
 
     def _module(self, adapter: Adapter, site: Site, graph: AdapterGraph) -> _Module:
         """Return the module of a site; AdapterError if PEFT lacks the graph's formula."""
@@ -170,13 +170,13 @@ def _targets(paths: Sequence[str], linears: Sequence[str] | None) -> list[str]:
     if linears is None:
         return list(paths)
     others = [f".{path}" for path in set(linears) - set(paths)]
-    found = dict[str, None]()
+    fitting_paths = dict[str, None]()
     for path in paths:
         names = path.split(".")
         ends = (".".join(names[-count:]) for count in range(1, len(names)) if not names[-count].isdecimal())
         fits = (end for end in ends if not any(other.endswith(f".{end}") for other in others))
-        found[next(fits, path)] = None
-    return list(found)
+        fitting_paths[next(fits, path)] = None
+    return list(fitting_paths)
 
 
 def _lora_config(modules: Sequence[_Module], linears: Sequence[str] | None) -> dict[str, Any]:

@@ -57,20 +57,20 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
     """
     head, renaming = request.adapter.head, _renaming(request)
     if head is None:
-        kept = request.imported.get("config", {}).get("task_type")
-        causal = kept if kept == _CAUSAL else None
+        head_layers = request.imported.get("config", {}).get("task_type")
+        causal = head_layers if head_layers == _CAUSAL else None
         bare = renaming is None or renaming == Renaming()
         return SavedHead(renaming or Renaming(), causal, loads_as=LoadsAs() if bare else None)
     name, family = _task_type(head), _family(request, renaming)
     if name is None:
         found = "no task" if head.task is None else f"the task `{head.task.type}`"
         raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
-    own = request.base.head_of(_classes(name), None, {})
-    if own is not None:
-        if request.prefix not in (None, own.prefix):
-            expected = f"`{own.prefix}`, as in `{own.name}`"
+    architecture = request.base.head_of(_classes(name), None, {})
+    if architecture is not None:
+        if request.prefix not in (None, architecture.prefix):
+            expected = f"`{architecture.prefix}`, as in `{architecture.name}`"
             raise UsageError("the prefix does not match the model", found=f"`{request.prefix}`", expected=expected)
-        family = own.prefix
+        family = architecture.prefix
     if family is None:
         raise target.refusal(
             "the name of the base inside a model with a head is unknown",
@@ -78,23 +78,29 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
             found=f"the architecture `{request.base.model_type}`",
             fix="pass the name as " + argument("prefix") + ", such as `model`; or " + WITHOUT_HEAD,
         )
-    layers = _known_layers(request, target, name, family) if own is None else _own_layers(request, target, own)
+    layers = (
+        _known_layers(request, target, name, family)
+        if architecture is None
+        else _own_layers(request, target, architecture)
+    )
     if renaming is None:
         inside = any((site.path or "").startswith(f"{family}.") for site in request.base.sites)
         renaming = Renaming() if inside else Renaming(drop=family)
-    kept = {path: tensors for path, tensors in layers.items() if not _is_of_base(request, renaming(path), tensors)}
+    head_layers = {
+        path: tensors for path, tensors in layers.items() if not _is_of_base(request, renaming(path), tensors)
+    }
     return SavedHead(
         renaming,
         name,
-        tuple(dict.fromkeys(_saved_name(path, family) for path in kept)),
-        {f"{path}.{role}": tensor for path, tensors in kept.items() for role, tensor in tensors.items()},
+        tuple(dict.fromkeys(_saved_name(path, family) for path in head_layers)),
+        {f"{path}.{role}": tensor for path, tensors in head_layers.items() for role, tensor in tensors.items()},
         HeadChoice(labels=head.labels or None, task=None if head.task is None else head.task.type),
         LoadsAs(_classes(name), len(next(reversed(layers.values()))["weight"])),
     )
 
 
 def _own_layers(
-    request: ExportRequest, target: ExportFormat, own: ArchitectureHead
+    request: ExportRequest, target: ExportFormat, architecture: ArchitectureHead
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the tensors of each module of the head of the base's architecture, by path.
 
@@ -102,39 +108,40 @@ def _own_layers(
     """
     head, owned = request.adapter.head, request.adapter.parameters(HEAD)
     assert head is not None, "only heads are exported"
-    graph = _without_zero_biases(head.graph, own.graph, owned)
-    names = parameters_alike(graph, own.graph)
-    constants = [name for name in own.graph.parameters if name not in own.sources]
+    graph = _without_zero_biases(head.graph, architecture.graph, owned)
+    names = parameters_alike(graph, architecture.graph)
+    constants = [name for name in architecture.graph.parameters if name not in architecture.sources]
     if names is None or constants:
         raise target.refusal(
-            f"the head of `{own.name}` in transformers is `{ops_of(own.graph)}`, and the adapter's head differs",
+            f"the head of `{architecture.name}` in transformers is `{ops_of(architecture.graph)}`, and the adapter's "
+            "head differs",
             where=HEAD,
             found=ops_of(graph),
             fix="train it with that head, or " + WITHOUT_HEAD,
         )
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, (stored, turned) in own.sources.items():
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, (stored, turned) in architecture.sources.items():
         path, _, role = stored.rpartition(".")
         tensor = owned[names[name]]
-        found.setdefault(path, {})[role] = tensor.T if turned else tensor
-    return found
+        layers.setdefault(path, {})[role] = tensor.T if turned else tensor
+    return layers
 
 
 def _without_zero_biases(graph: AdapterGraph, wanted: AdapterGraph, owned: Mapping[str, np.ndarray]) -> AdapterGraph:
     """Return the graph without biases of zeros that linear layers of the wanted graph lack."""
-    given, expected = (at_inference(each) for each in (graph, wanted))
+    simplified, expected = (at_inference(each) for each in (graph, wanted))
     lacking = {
         node.parameters["bias"]
-        for node, other in zip(given.nodes, expected.nodes, strict=False)
+        for node, other in zip(simplified.nodes, expected.nodes, strict=False)
         if node.op == other.op == "linear" and "bias" in node.parameters and "bias" not in other.parameters
     }
     dropped = {name for name in lacking if not owned[name].any()}
     nodes = tuple(
         replace(node, parameters={role: name for role, name in node.parameters.items() if name not in dropped})
-        for node in given.nodes
+        for node in simplified.nodes
     )
-    parameters = {name: shape for name, shape in given.parameters.items() if name not in dropped}
-    return replace(given, nodes=nodes, parameters=parameters)
+    parameters = {name: shape for name, shape in simplified.parameters.items() if name not in dropped}
+    return replace(simplified, nodes=nodes, parameters=parameters)
 
 
 def _known_layers(

@@ -29,21 +29,21 @@ def compare_with_export(request: ExportRequest, exported: Adapter, allowed: floa
         different = sorted(adapter.placements.keys() ^ exported.placements.keys())
         raise ParityError("the exported adapter", found=quoted(different) or "no head", expected="the same places")
     random = np.random.default_rng(0)
-    found = {
+    errors_by_site = {
         name: _difference(name, adapter, exported, _values(sites[name], adapter, random)) for name in adapter.placements
     }
     if adapter.head is not None:
         hidden = random.standard_normal((_TEXTS, _TOKENS, request.base.sites.width))
         mask = np.ones((_TEXTS, _TOKENS))
-        found[HEAD] = _relative(evaluate_head(adapter, hidden, mask), evaluate_head(exported, hidden, mask))
-    worst = max(found, key=lambda name: found[name])
-    if not found[worst] <= allowed:
+        errors_by_site[HEAD] = _relative(evaluate_head(adapter, hidden, mask), evaluate_head(exported, hidden, mask))
+    worst = max(errors_by_site, key=lambda name: errors_by_site[name])
+    if not errors_by_site[worst] <= allowed:
         raise ParityError(
             f"the exported adapter at `{worst}`",
-            found=f"a relative difference of {found[worst]:.1e}",
+            found=f"a relative difference of {errors_by_site[worst]:.1e}",
             expected=f"at most {allowed:.0e}, in float64",
         )
-    return found[worst]
+    return errors_by_site[worst]
 
 
 def _difference(site: str, adapter: Adapter, exported: Adapter, values: Mapping[str, np.ndarray]) -> float:

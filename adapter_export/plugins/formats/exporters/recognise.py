@@ -18,21 +18,21 @@ def parameters_alike(
     Training-only ops, such as dropout, are ignored. `same_inputs` maps inputs of `graph` to those of `wanted` with the
     same value. Shapes are not compared.
     """
-    given, wanted = at_inference(graph), at_inference(wanted)
-    if len(given.nodes) != len(wanted.nodes) or given.replaces != wanted.replaces:
+    actual, wanted = at_inference(graph), at_inference(wanted)
+    if len(actual.nodes) != len(wanted.nodes) or actual.replaces != wanted.replaces:
         return None
-    values = {name: (same_inputs or {}).get(name, name) for name in given.inputs}
+    values = {name: (same_inputs or {}).get(name, name) for name in actual.inputs}
     parameters: dict[str, str] = {}
-    for one, other in zip(given.nodes, wanted.nodes, strict=True):
-        if not _same_node(one, other, values):
+    for node, other in zip(actual.nodes, wanted.nodes, strict=True):
+        if not _same_node(node, other, values):
             return None
-        values[one.output] = other.output
+        values[node.output] = other.output
         for role, name in other.parameters.items():
-            if parameters.setdefault(name, one.parameters[role]) != one.parameters[role]:
+            if parameters.setdefault(name, node.parameters[role]) != node.parameters[role]:
                 return None
-    same_shared = {parameters[name] for name in wanted.shared} == set(given.shared)
+    same_shared = {parameters[name] for name in wanted.shared} == set(actual.shared)
     different = len(set(parameters.values())) == len(parameters)
-    return parameters if values[given.result] == wanted.result and same_shared and different else None
+    return parameters if values[actual.result] == wanted.result and same_shared and different else None
 
 
 def _same_node(one: Node, other: Node, values: Mapping[str, str]) -> bool:

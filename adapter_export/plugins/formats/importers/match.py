@@ -81,17 +81,17 @@ class Match:
 
     def modules(self) -> dict[str, str]:
         """Return the path of the module at each site, by site name; AdapterError for two modules at one site."""
-        found: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for path, sites in self.sites.items():
             for site in sites:
-                if found.setdefault(site.name, path) != path:
+                if paths.setdefault(site.name, path) != path:
                     raise AdapterError(
                         "two modules of the adapter act at one site",
                         where=f"`{site.name}`",
-                        found=f"`{found[site.name]}` and `{path}`",
+                        found=f"`{paths[site.name]}` and `{path}`",
                         expected="one module at each site",
                     )
-        return found
+        return paths
 
     def notes(self) -> tuple[str, ...]:
         """Notes on the match."""
@@ -121,14 +121,14 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
     numbered = sites_by_number(targets, sites)
     if numbered and by_number:
         return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
-    said = argument("by_number", True)
-    fix = "if layers with equal numbers correspond, pass " + said + "; otherwise pass the base that it was trained on"
+    option = argument("by_number", True)
+    fix = "if layers with equal numbers correspond, pass " + option + "; otherwise pass the base that it was trained on"
     if numbered:
         raise _not_there([target.path for target in targets], known, where, fix)
     # if most modules match by number, report the others
     lost = [path for path, site in _numbered(targets, sites).items() if site is None]
     if 0 < len(lost) < len(targets):
-        fix = f"train without these; the other {len(targets) - len(lost)} match by number with " + said
+        fix = f"train without these; the other {len(targets) - len(lost)} match by number with " + option
         raise _not_there(lost, known, where, fix)
     raise _not_there([target.path for target in targets], known, where)
 
@@ -147,14 +147,14 @@ def check_architecture(adapter: str | None, base: str | None, *, by_number: bool
 
 def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
     """Index sites by role and path: linear layers by their path, sublayers by every parent of their last layer."""
-    found: dict[tuple[Role, str], list[Site]] = {}
+    sites_by_path: dict[tuple[Role, str], list[Site]] = {}
     for site in sites:
         names = [] if site.path is None else site.path.split(".")
         ends = range(1, len(names)) if site.role in SUBLAYERS else [len(names)] if names else []
         role: Role = "linear" if site.role == "part" else site.role
         for end in ends:
-            found.setdefault((role, ".".join(names[:end])), []).append(site)
-    return found
+            sites_by_path.setdefault((role, ".".join(names[:end])), []).append(site)
+    return sites_by_path
 
 
 def _fits(target: Target) -> bool:
@@ -249,7 +249,7 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
 def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | None]:
     """Return the site of each module by number and name, or `None`."""
     known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
-    found: dict[str, Site | None] = {}
+    sites_by_path: dict[str, Site | None] = {}
     for target in targets:
         numbers = [part for part in target.path.split(".") if part.isdecimal()]
         names: list[str] = [target.role]
@@ -257,8 +257,8 @@ def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | N
             path = f".{target.path}"
             names = [name for name, ends in _NAMES.items() if path.endswith(tuple(f".{end}" for end in ends))]
         clear = len(numbers) == 1 and names and not any(word in target.path for word in _OTHER_STREAMS)
-        found[target.path] = known.get(f"layers.{int(numbers[0])}.{names[0]}") if clear else None
-    return found
+        sites_by_path[target.path] = known.get(f"layers.{int(numbers[0])}.{names[0]}") if clear else None
+    return sites_by_path
 
 
 def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:

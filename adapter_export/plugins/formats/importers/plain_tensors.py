@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, TASK_TYPES, Proble
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Tensors, conversions, unfit
 
 
-def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
+def fitting_kind(tensors: Tensors, name: str, **stated: Any) -> Kind:
     """Return a kind with options inferred from tensors such as `<site>.down.weight` [d, b], and the passed options.
 
     Raises:
@@ -29,7 +29,7 @@ def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
         AdapterError: the tensors do not match the kind.
     """
     own = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{HEAD}.")}
-    return kind_named(name).fitting(own, given)
+    return kind_named(name).fitting(own, stated)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def library_tensors(
     `None` if a recipe cannot be undone, or no library tensors make these parameters; without `exact`, elements without
     effect may differ.
     """
-    found: dict[Source, np.ndarray] = {}
+    by_source: dict[Source, np.ndarray] = {}
     for name, parameter in parameters.items():
         recipe = recipes[name]
         if recipe.undo is None:
@@ -107,17 +107,17 @@ def library_tensors(
             shape = tuple(resolve(dim, widths) for dim in source.shape)
             if tensor.size != math.prod(shape):
                 return None
-            if not np.array_equal(found.setdefault(source, tensor.reshape(shape)), tensor.reshape(shape)):
+            if not np.array_equal(by_source.setdefault(source, tensor.reshape(shape)), tensor.reshape(shape)):
                 return None
     for name, parameter in parameters.items():
         recipe = recipes[name]
-        if not found.keys() >= set(recipe.sources):
+        if not by_source.keys() >= set(recipe.sources):
             return None
-        tensors = [found[source] for source in recipe.sources]
+        tensors = [by_source[source] for source in recipe.sources]
         made = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
         if exact and not np.array_equal(made, parameter):
             return None
-    return found
+    return by_source
 
 
 def unfit(tensor: np.ndarray) -> str | None:

@@ -71,13 +71,13 @@ def import_adapterhub(
     from adapter_export.plugins.formats.importers import adapterhub
 
     target = AdapterOutput(output, force, [folder, base])
-    found = locate(folder, "adapter", reporter)
-    base, source = base_of_import(base, found), found.path
+    located = locate(folder, "adapter", reporter)
+    base, source = base_of_import(base, located), located.path
     opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
     request = import_request(source, target.name(name), member or name, by_number)
     with naming_base(source):
         imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
-    return target.saved(finished(imported, opened, facts, reporter, found))
+    return target.saved(finished(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(

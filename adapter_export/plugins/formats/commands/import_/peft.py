@@ -95,8 +95,8 @@ def import_peft(
     from adapter_export.plugins.formats.importers.peft.head import HeadChoice
 
     target = AdapterOutput(output, force, [folder, base])
-    found = locate(folder, "adapter", reporter)
-    base, source = base_of_import(base, found), found.path
+    located = locate(folder, "adapter", reporter)
+    base, source = base_of_import(base, located), located.path
     opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
     head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
     if opened.config is not None:
@@ -106,7 +106,7 @@ def import_peft(
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
         reporter.warn(note)
-    return target.saved(finished(imported, opened, facts, reporter, found))
+    return target.saved(finished(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(

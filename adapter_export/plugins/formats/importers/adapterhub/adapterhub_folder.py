@@ -65,8 +65,8 @@ def choose(path: Path, name: str | None = None) -> Path:
 
     A setup folder is returned as a whole if `name` is `None`, or no adapter in it has that name.
     """
-    found = adapters_in(path)
-    if is_setup(path) and name not in found:
+    names_there = adapters_in(path)
+    if is_setup(path) and name not in names_there:
         return path
     if not is_setup(path) and (path / ADAPTER_CONFIG).is_file():
         return path
@@ -76,7 +76,7 @@ def choose(path: Path, name: str | None = None) -> Path:
             where=path,
             fix="save the whole setup with `model.save_adapter_setup(folder, Fuse(…))`, and import it",
         )
-    if not found:
+    if not names_there:
         raise FileError(
             "is not an AdapterHub folder",
             where=path,
@@ -84,8 +84,8 @@ def choose(path: Path, name: str | None = None) -> Path:
             expected=f"`{ADAPTER_CONFIG}` and `{'` or `'.join(_WEIGHTS[ADAPTER_CONFIG])}`, or folders with them",
             fix="pass the folder written by `model.save_adapter(folder, name)`",
         )
-    if name is None or name not in found:
-        names = quoted(found)
+    if name is None or name not in names_there:
+        names = quoted(names_there)
         raise UsageError(
             "contains several adapters" if name is None else "contains no adapter with this name",
             where=path,
@@ -93,7 +93,7 @@ def choose(path: Path, name: str | None = None) -> Path:
             expected=None if name is None else names,
             fix="pass " + argument("member", option="name") + " with one of them",
         )
-    return found[name]
+    return names_there[name]
 
 
 def is_setup(path: Path) -> bool:
@@ -398,7 +398,7 @@ def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
 _BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
 
 
-def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
+def _not_whole(path: Path, content: str, kind: str = "") -> UsageError:
     names = quoted(adapters_in(path))
     what = "its composition cannot be imported as a whole"
     fix = "pass " + argument("member", option="name") + f" with one of its adapters: {names}"
@@ -410,7 +410,7 @@ def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
     return UsageError(
         what,
         where=path,
-        found=found,
+        found=content,
         expected="`Stack`, `Average` and `Fuse`, nested as the library allows it",
         fix=fix,
     )

@@ -112,13 +112,13 @@ def _import_setup(path: Path, base: BaseView, request: ImportRequest, *, with_he
         with within(one.folder.adapter.path):
             check_base(one.config, one.folder.interface, base, by_number=request.by_number)
     with within(path):
-        made, notes = compile_setup(setup, base, request)
+        compiled, notes = compile_setup(setup, base, request)
     saved = _setup_head(setup, request.read_pickle) if with_head else None
     members = {name: one.folder for name, one in setup.members.items()}
     others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
     left_out = (f"the heads of {quoted(others)} were left out",) if others else ()
     configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
-    return _Body(made, saved, notes, left_out, {"setup": dict(setup.document), "members": configs})
+    return _Body(compiled, saved, notes, left_out, {"setup": dict(setup.document), "members": configs})
 
 
 def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
@@ -141,14 +141,14 @@ def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head
                 notes += import_bottleneck(method, names, mapped, base.sites, kind, by_number=request.by_number) + more
         kind = kind if len(config.methods) == 1 else "union"
         mapped.check()
-    made = Adapter(request.name, kind, base.fingerprint, mapped.graphs, mapped.placements, mapped.weights)
+    adapter = Adapter(request.name, kind, base.fingerprint, mapped.graphs, mapped.placements, mapped.weights)
     saved = read.head if with_head else None
     left_out = () if read.head is saved else ("its head was left out",)
     kept = ("model_name", "model_class", "model_type", "version")
     modules = {container: list(paths) for container, paths in names.modules.items()}
     record = {"name": config.name, "config": dict(document["config"]), "modules": modules}
     record |= {key: document[key] for key in kept if document.get(key)}
-    return _Body(made, saved, (*notes, *mapped.notes()), left_out, record)
+    return _Body(adapter, saved, (*notes, *mapped.notes()), left_out, record)
 
 
 def _kind_of(method: BottleneckConfig) -> str:

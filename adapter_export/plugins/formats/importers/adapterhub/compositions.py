@@ -192,11 +192,11 @@ def _check_block(block: Block, acting: Collection[str]) -> None:
 
 def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
     """Return each member's config for its position, acting on `h`, in name order."""
-    found: dict[str, Method] = {}
+    methods_in_place: dict[str, Method] = {}
     for child in block.children:
-        found |= {child: methods[child]} if isinstance(child, str) else _in_place(child, methods)
+        methods_in_place |= {child: methods[child]} if isinstance(child, str) else _in_place(child, methods)
         name = child if isinstance(child, str) else child.names[-1]
-        config, first = found[name], methods[block.names[0]]
+        config, first = methods_in_place[name], methods[block.names[0]]
         if isinstance(config, LoraConfig):
             continue
         if block.kind == "Average" and isinstance(child, str) and isinstance(first, BottleneckConfig):
@@ -208,8 +208,8 @@ def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
             config = replace(config, residual_before_ln=True, use_gating=False, ln_after=False, dropout=0.0)
             if isinstance(child, str):
                 config = replace(config, original_ln_before=False)
-        found[name] = replace(config, original_ln_after=True)
-    return found
+        methods_in_place[name] = replace(config, original_ln_after=True)
+    return methods_in_place
 
 
 def _import_member(
@@ -401,15 +401,15 @@ class _Composer:
         return method.composition_mode == "add" if isinstance(method, LoraConfig) else method.is_parallel
 
 
-def _reading(one: Here, value: str) -> Here:
+def _reading(branch: Here, value: str) -> Here:
     """Return a LoRA that reads a value of its layer's output width instead of `u`."""
-    graph = one.graph
+    graph = branch.graph
     nodes = tuple(
         replace(node, inputs=tuple(value if name == "u" else name for name in node.inputs)) for node in graph.nodes
     )
     shapes = {name: tuple("d" if dim == "d_in" else dim for dim in shape) for name, shape in graph.parameters.items()}
     inputs = tuple(value if name == "u" else name for name in graph.inputs)
-    return Here(one.member, replace(graph, inputs=inputs, nodes=nodes, parameters=shapes))
+    return Here(branch.member, replace(graph, inputs=inputs, nodes=nodes, parameters=shapes))
 
 
 def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusion]) -> Iterator[str]:

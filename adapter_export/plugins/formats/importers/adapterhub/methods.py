@@ -50,7 +50,7 @@ def import_bottleneck(
             fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
             "`AutoAdapterModel` in which it was trained",
         )
-    made = as_kind(config, kind)
+    kind_of_config = as_kind(config, kind)
     keys, told = keys_at_sites(
         names.of("adapters"), lambda path: sublayer_target(path, sites), sites, by_number=by_number
     )
@@ -63,7 +63,7 @@ def import_bottleneck(
             )
         keys[inverted.name] = names.inverse
     for site in sites:
-        component = made.component_at(site)
+        component = kind_of_config.component_at(site)
         if component is None or (site.role == EMBEDDINGS and site is not inverted):
             continue
         if site.name not in keys:
@@ -134,19 +134,19 @@ def without_unused_inverse(
 def bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
     """Return the recipes for the parameters of a bottleneck's graph."""
     first = f"adapter_down.{1 if config.ln_before else 0}"
-    found: dict[str, Recipe] = {
+    recipes: dict[str, Recipe] = {
         "scaling.weight": as_it_is("scaling", ("d",) if config.scaling == "channel" else (1,)),
         **_gate("d"),
     }
     for role in ("weight", "bias"):
-        found[f"norm_before.{role}"] = _twice(f"adapter_norm_before.{role}", f"adapter_down.0.{role}")
-        found[f"norm_after.{role}"] = as_it_is(f"adapter_norm_after.{role}", ("d",))
+        recipes[f"norm_before.{role}"] = _twice(f"adapter_norm_before.{role}", f"adapter_down.0.{role}")
+        recipes[f"norm_after.{role}"] = as_it_is(f"adapter_norm_after.{role}", ("d",))
     if config.phm_layer:
-        return found | _phm(config, first)
+        return recipes | _phm(config, first)
     for name, library, shape in (("down", first, ("d", "b")), ("up", "adapter_up", ("b", "d"))):
-        found[f"{name}.weight"] = transposed(f"{library}.weight", shape)
-        found[f"{name}.bias"] = as_it_is(f"{library}.bias", shape[1:])
-    return found
+        recipes[f"{name}.weight"] = transposed(f"{library}.weight", shape)
+        recipes[f"{name}.bias"] = as_it_is(f"{library}.bias", shape[1:])
+    return recipes
 
 
 def _gate(width: str) -> dict[str, Recipe]:
@@ -156,26 +156,26 @@ def _gate(width: str) -> dict[str, Recipe]:
 def _twice(name: str, again: str) -> Recipe:
     """Read a norm stored under two names: as a member of the module, and in its `adapter_down`."""
 
-    def the_same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        if not np.array_equal(one, other):
+    def the_same(first: np.ndarray, other: np.ndarray) -> np.ndarray:
+        if not np.array_equal(first, other):
             raise TensorError(
                 "the file contains a tensor under two names with different values",
                 found=f"`…{name}` and `…{again}`",
                 fix="save the adapter again with AdapterHub's library",
             )
-        return one
+        return first
 
-    return Recipe((Source(name, ("d",)), Source(again, ("d",))), the_same, undo=lambda one: (one, one))
+    return Recipe((Source(name, ("d",)), Source(again, ("d",))), the_same, undo=lambda first: (first, first))
 
 
 def _phm(config: BottleneckConfig, first: str) -> dict[str, Recipe]:
     """Return recipes for Kronecker products (`PHMLayer`): rule [n, n, n], factors [n, in/n, k] and [n, k, out/n]."""
-    found = {"rule": _rule(config, "")}
+    recipes = {"rule": _rule(config, "")}
     for name, library, part_in, part_out in (("down", first, "p", "q"), ("up", "adapter_up", "q", "p")):
         width, shared = "b" if name == "down" else "d", config.shared_W_phm
         factors = f"W_{name}" if shared else f"{library}.W"
-        found[f"{name}.rule"] = _rule(config, f"{library}.")
-        found[f"{name}.bias"] = as_it_is(f"{library}.b", (width,)) if config.phm_bias else zeros(width)
+        recipes[f"{name}.rule"] = _rule(config, f"{library}.")
+        recipes[f"{name}.bias"] = as_it_is(f"{library}.b", (width,)) if config.phm_bias else zeros(width)
         if config.factorized_phm_W:
             left = as_it_is(f"{factors}_left", ("n", part_in, "k"), shared=shared)
             right = as_it_is(f"{factors}_right", ("n", "k", part_out), shared=shared)
@@ -183,8 +183,8 @@ def _phm(config: BottleneckConfig, first: str) -> dict[str, Recipe]:
             whole = Source(factors, ("n", part_in, part_out), shared)
             itself = Recipe((whole,), np.asarray)
             left, right = (itself, _identities(whole, 2)) if name == "down" else (_identities(whole, 1), itself)
-        found |= {f"{name}.left": left, f"{name}.right": right}
-    return found
+        recipes |= {f"{name}.left": left, f"{name}.right": right}
+    return recipes
 
 
 def _rule(config: BottleneckConfig, prefix: str) -> Recipe:
@@ -294,16 +294,16 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
 
     The library treats cross-attention like attention.
     """
-    there: dict[int, set[str]] = {}
-    found: dict[int, set[str]] = {}
+    possible: dict[int, set[str]] = {}
+    names_by_layer: dict[int, set[str]] = {}
     for site in sites.of_roles(LAYERS):
         if site.layer is not None and site.layer not in config.leave_out:
-            there.setdefault(site.layer, set()).add(inside(site))
-            found.setdefault(site.layer, set()).update([inside(site)] if site.name in placed else [])
-    everywhere = set().union(*found.values())
+            possible.setdefault(site.layer, set()).add(inside(site))
+            names_by_layer.setdefault(site.layer, set()).update([inside(site)] if site.name in placed else [])
+    everywhere = set().union(*names_by_layer.values())
     crossing = {f"cross_{name}" for name in everywhere if name.startswith("attention.")}
-    for layer, names in found.items():
-        for name in sorted(((everywhere | crossing) & there[layer]) - names):
+    for layer, names in names_by_layer.items():
+        for name in sorted(((everywhere | crossing) & possible[layer]) - names):
             mapped.fault(f"every tensor of `{name}` in layer {layer} is missing")
     fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
     attention = 1 if fused else len(_FUSED.keys() & set(config.attn_matrices))

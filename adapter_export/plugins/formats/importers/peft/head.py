@@ -159,7 +159,7 @@ class HeadBase:
 
 
 def take_head(
-    found: Sorted, mapped: TensorMap, base: HeadBase, options: Options, choice: HeadChoice, where: object
+    sorted_tensors: Sorted, mapped: TensorMap, base: HeadBase, options: Options, choice: HeadChoice, where: object
 ) -> MadeHead:
     """Import the saved modules as a head, if any.
 
@@ -169,20 +169,20 @@ def take_head(
         UsageError: a head is described but missing, or differs from the description.
         TensorError: tensor shapes are inconsistent.
     """
-    in_base = [path for path in found.saved if base.tensor(f"{path}.weight") is not None]
-    if choice.leave_out or not found.saved:
+    in_base = [path for path in sorted_tensors.saved if base.tensor(f"{path}.weight") is not None]
+    if choice.leave_out or not sorted_tensors.saved:
         if choice.labels or choice.pooling or choice.activation or choice.task:
             raise UsageError("a head is described, but the adapter has none, or it is excluded", where=where)
         _refuse(in_base, where)
-        if not found.saved:
+        if not sorted_tensors.saved:
             return MadeHead(notes=_no_head(options))
         # modules missing in the base belong to the head, and so do base layers that it reads
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
-        names = quoted(found.saved)
-        return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was ignored: {names}",))
+        names = quoted(sorted_tensors.saved)
+        return MadeHead(used=frozenset([*sorted_tensors.saved, *read]), notes=(f"the head was ignored: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
-    maker = _Maker(found, mapped, base, options, where)
+    maker = _Maker(sorted_tensors, mapped, base, options, where)
     is_foreign = options.is_of_another_library
     if not is_foreign or options.model_class is None:
         kind: ProblemType = saved or ("token" if tokens else "single_label")
@@ -192,7 +192,7 @@ def take_head(
         if own is not None:
             return maker.make_of(own, saved, choice, tokens=tokens)
     described = is_foreign and choice.pooling is not None
-    recipe = _recipe(found, mapped, choice, where, tokens=tokens, described=described)
+    recipe = _recipe(sorted_tensors, mapped, choice, where, tokens=tokens, described=described)
     made = maker.make(saved, recipe, choice)
     return replace(made, notes=(*made.notes, _DESCRIBED)) if described else made
 
@@ -227,23 +227,23 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
         )
     of_a_text = {saved, choice.task} <= {*_OF_A_TEXT}
     if choice.task is not None and saved not in (None, choice.task) and not of_a_text:
-        found = argument("task", choice.task) + f", and PEFT saved `{named}`"
-        raise UsageError("the task does not match the head", where=where, found=found)
+        conflict = argument("task", choice.task) + f", and PEFT saved `{named}`"
+        raise UsageError("the task does not match the head", where=where, found=conflict)
     wanted = choice.task or saved
     if wanted is not None and choice.pooling is not None and TASK_TYPES[wanted].pools == (choice.pooling == TOKENS):
-        found = argument("pooling", choice.pooling) + f" of a head for `{wanted}`"
-        raise UsageError("the pooling does not match the head", where=where, found=found)
+        conflict = argument("pooling", choice.pooling) + f" of a head for `{wanted}`"
+        raise UsageError("the pooling does not match the head", where=where, found=conflict)
     return wanted
 
 
 def _recipe(
-    found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object, *, tokens: bool, described: bool
+    sorted_tensors: Sorted, mapped: TensorMap, choice: HeadChoice, where: object, *, tokens: bool, described: bool
 ) -> KnownHead:
     """Return the head of a base without a configuration: that of the table, or the one described by the user."""
     if described:
-        return KnownHead(TOKENS) if tokens else _described(found, mapped, choice, where)
-    family = next(iter(found.adapted)).split(".")[0]
-    generic = [*found.saved] == [LAST_TOKEN]
+        return KnownHead(TOKENS) if tokens else _described(sorted_tensors, mapped, choice, where)
+    family = next(iter(sorted_tensors.adapted)).split(".")[0]
+    generic = [*sorted_tensors.saved] == [LAST_TOKEN]
     known = RECIPES.get(family) or (KnownHead("last") if generic else None)
     if known is None:
         raise AdapterError(
@@ -274,33 +274,37 @@ def _check_described(choice: HeadChoice, pooling: str, activation: str | None, n
             )
 
 
-def _described(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
+def _described(sorted_tensors: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
     """Return the head of another model than those of transformers, as described by the user."""
     assert choice.pooling is not None, "the head is described"
-    if len(found.saved) == 1:
+    if len(sorted_tensors.saved) == 1:
         return KnownHead(choice.pooling)
-    if len(found.saved) == 2 and choice.activation is not None:
-        first, last = _in_order(found.saved, mapped, where)
+    if len(sorted_tensors.saved) == 2 and choice.activation is not None:
+        first, last = _in_order(sorted_tensors.saved, mapped, where)
         return KnownHead(choice.pooling, first, choice.activation, last)
     raise UsageError(
         "the activation after the head's dense layer is unknown"
-        if len(found.saved) == 2
+        if len(sorted_tensors.saved) == 2
         else "the head has too many layers",
         where=where,
-        found=quoted(found.saved),
-        fix="pass " + argument("activation") if len(found.saved) == 2 else None,
+        found=quoted(sorted_tensors.saved),
+        fix="pass " + argument("activation") if len(sorted_tensors.saved) == 2 else None,
     )
 
 
 def _in_order(saved: Mapping[str, Mapping[str, str]], mapped: TensorMap, where: object) -> tuple[str, str]:
     """Return the dense layer and the last one, determined by shapes unless they are square."""
-    one, other = saved
+    first_path, other = saved
     shapes = {path: mapped.tensors[keys["weight"]].shape if "weight" in keys else () for path, keys in saved.items()}
     fits = [
-        (first, last) for first, last in ((one, other), (other, one)) if shapes[first][:1] == shapes[last][-1:] != ()
+        (first, last)
+        for first, last in ((first_path, other), (other, first_path))
+        if shapes[first][:1] == shapes[last][-1:] != ()
     ]
     if len(fits) != 1:
-        raise UsageError("the order of the head's layers is ambiguous", where=where, found=f"`{one}` and `{other}`")
+        raise UsageError(
+            "the order of the head's layers is ambiguous", where=where, found=f"`{first_path}` and `{other}`"
+        )
     return fits[0]
 
 
@@ -325,48 +329,50 @@ class _Maker:
         return {name: tensor.shape for name, tensor in self._saved().items()}
 
     def make_of(
-        self, own: ArchitectureHead, saved: ProblemType | None, choice: HeadChoice, *, tokens: bool
+        self, architecture: ArchitectureHead, saved: ProblemType | None, choice: HeadChoice, *, tokens: bool
     ) -> MadeHead:
         """Make the head of the base's architecture with the adapter's tensors."""
-        ops = [node.op for node in own.graph.nodes]
+        ops = [node.op for node in architecture.graph.nodes]
         pooling = next((name for name, row in POOLINGS.items() if row.name in ops), TOKENS)
         activations = [op for op in ops if op in ACTIVATIONS]
         activation = choice.activation if choice.activation in activations else next(iter(activations), None)
-        _check_described(choice, pooling, activation, f"`{own.name}`", self._where)
-        tensors = head_tensors(own, self._saved(), partial(self._value, own), self._where)
+        _check_described(choice, pooling, activation, f"`{architecture.name}`", self._where)
+        tensors = head_tensors(architecture, self._saved(), partial(self._value, architecture), self._where)
         self._used |= {name.rpartition(".")[0] for name in tensors}
         tensors |= self._changed(tensors)
         with within(self._where):
-            weights = own.weights(tensors)
-        count = int(own.widths.get(CLASSES) or 0)
+            weights = architecture.weights(tensors)
+        count = int(architecture.widths.get(CLASSES) or 0)
         _check_labels(choice, count, self._where)
         task, notes = _task(saved, count, choice, tokens=tokens)
-        head = Head(own.graph, own.widths, task)
-        self._mapped.take_head(head, {name: Recipe((), weights[name].copy) for name in own.graph.parameters}, {})
+        head = Head(architecture.graph, architecture.widths, task)
+        self._mapped.take_head(
+            head, {name: Recipe((), weights[name].copy) for name in architecture.graph.parameters}, {}
+        )
         return MadeHead(head, frozenset(self._used), notes)
 
-    def _value(self, own: ArchitectureHead, name: str) -> np.ndarray | None:
+    def _value(self, architecture: ArchitectureHead, name: str) -> np.ndarray | None:
         """Return a tensor of the head that was not fully trained."""
         path, _, role = name.rpartition(".")
         if role == "bias" and path in self._found.biases:
             return self._mapped.tensors[self._found.biases[path]]
-        return self._base.tensor(name) if name.startswith(f"{own.prefix}.") else own.stored.get(name)
+        return self._base.tensor(name) if name.startswith(f"{architecture.prefix}.") else architecture.stored.get(name)
 
     def _changed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the tensors of layers of the head that the adapter changes, after the change."""
-        found = dict[str, np.ndarray]()
+        changed = dict[str, np.ndarray]()
         for path in self._found.adapted:
             weight, bias = (tensors.get(f"{path}.{role}") for role in ("weight", "bias"))
             if weight is None or path in self._found.saved:  # PEFT targets no module that it saves
                 continue
             none = np.zeros(len(weight))
             layer = self._after(path, weight.astype(np.float64), none if bias is None else bias.astype(np.float64))
-            found[f"{path}.weight"] = layer.weight
+            changed[f"{path}.weight"] = layer.weight
             if bias is not None:
-                found[f"{path}.bias"] = layer.bias
+                changed[f"{path}.bias"] = layer.bias
             elif layer.bias.any():
                 raise AdapterError("adds a bias to a layer of the head without one", where=f"`{path}`")
-        return found
+        return changed
 
     def make(self, saved: ProblemType | None, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)

@@ -119,24 +119,24 @@ def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
     """
     if options.method is None:
         _check_expressible(mapped.tensors, where)
-    found = Sorted()
+    sorted_keys = Sorted()
     for key in mapped.tensors:
         if ".original_module." in key:
             mapped.forget([key])
-        elif _put(key, options, found) and options.method is None:
+        elif _put(key, options, sorted_keys) and options.method is None:
             mapped.tensor(key)
-    saved = (key for roles in found.saved.values() for key in roles.values())
-    for key in [*saved, *found.biases.values(), *found.kept.values()]:
+    saved = (key for roles in sorted_keys.saved.values() for key in roles.values())
+    for key in [*saved, *sorted_keys.biases.values(), *sorted_keys.kept.values()]:
         mapped.tensor(key)
-    for path, roles in found.adapted.items():
+    for path, roles in sorted_keys.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")
-    if not found.adapted:
+    if not sorted_keys.adapted:
         what = "the file contains only shared tensors and none of a layer: save it again with its indices"
-        mapped.fault(what if found.own else f"there is no {options.kind} tensor")
-    if options.method is None or not found.adapted:
+        mapped.fault(what if sorted_keys.own else f"there is no {options.kind} tensor")
+    if options.method is None or not sorted_keys.adapted:
         mapped.check()
-    return found
+    return sorted_keys
 
 
 def _check_expressible(tensors: Tensors, where: object) -> None:
@@ -157,7 +157,7 @@ def _check_expressible(tensors: Tensors, where: object) -> None:
         )
 
 
-def _put(key: str, options: Options, found: Sorted) -> bool:
+def _put(key: str, options: Options, sorted_keys: Sorted) -> bool:
     """Sort one key; return whether it is known."""
     name = key.removeprefix(_PREFIX)
     for wrapper in _WRAPPED:
@@ -167,7 +167,7 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
         own = key.removeprefix(_ROOT)
         if options.method is None or own == key or not re.match(prefix, own):
             return False
-        found.own[own] = key
+        sorted_keys.own[own] = key
         return True
     parsed = re.fullmatch(rf"(?P<path>.+?)\.(?P<role>(?:{prefix})\w*(?:\.\w+)*|weight|bias)", name)
     if parsed is None:
@@ -175,13 +175,13 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
     path, role = parsed["path"], parsed["role"]
     allowed = _NEEDED.get(options.kind, frozenset()) | _OPTIONAL.get(options.kind, frozenset())
     if role in allowed or (options.method is not None and role not in ("weight", "bias")):
-        found.adapted.setdefault(path, {})[role] = key
+        sorted_keys.adapted.setdefault(path, {})[role] = key
     elif role in ("weight", "bias") and _is_saved(path, options):
-        found.saved.setdefault(path, {})[role] = key
+        sorted_keys.saved.setdefault(path, {})[role] = key
     elif key.endswith(".base_layer.weight"):
-        found.kept[path] = key
+        sorted_keys.kept[path] = key
     elif role == "bias" and options.bias != "none":
-        found.biases[path] = key
+        sorted_keys.biases[path] = key
     else:
         return False
     return True

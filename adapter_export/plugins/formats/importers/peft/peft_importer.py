@@ -55,36 +55,38 @@ def import_peft(
     """
     read = read_folder(folder, request.member, request.read_pickle)
     options, where, mapped = read.options, read.path, TensorMap(read.tensors, read.path)
-    found = sort_tensors(mapped, options, where)
+    sorted_keys = sort_tensors(mapped, options, where)
     with within(where):
         check_architecture(options.architecture, base.model_type, by_number=request.by_number)
-    in_base = _Base(base, _matched(found, base.sites, options, where, by_number=request.by_number))
-    changes = _Changes(found, mapped, options, in_base)
-    _check_kept(found, mapped, in_base, where)
+    in_base = _Base(base, _matched(sorted_keys, base.sites, options, where, by_number=request.by_number))
+    changes = _Changes(sorted_keys, mapped, options, in_base)
+    _check_kept(sorted_keys, mapped, in_base, where)
     of_head = HeadBase(in_base.tensor, changes.at, base.head_of, base.sites.width)
-    made = take_head(found, mapped, of_head, options, head or HeadChoice(), where)
+    head_made = take_head(sorted_keys, mapped, of_head, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
-        updates = _norm_updates(found, in_base, where)
+        updates = _norm_updates(sorted_keys, in_base, where)
     else:
-        updates = _updates(found, mapped, in_base, made, where)
-    _check_lost(in_base.lost(found, options), where)
+        updates = _updates(sorted_keys, mapped, in_base, head_made, where)
+    _check_lost(in_base.lost(sorted_keys, options), where)
     if options.kind == "lora":
         _check_patterns(updates, options, where)
     cost = _place(updates, mapped, options, changes, in_base)
     mapped.check()
     _check_cost(cost, dense, where)
     renaming = in_base.matched.renaming
-    modules = {"drop": renaming.drop, "add": renaming.add, "saved": list(found.saved)}
+    modules = {"drop": renaming.drop, "add": renaming.add, "saved": list(sorted_keys.saved)}
     record = {"imported": {"from": "peft", "config": dict(read.config), "modules": modules}}
     graphs, placements = mapped.graphs, mapped.placements
     adapter = Adapter(
-        request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made.head, record
+        request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, head_made.head, record
     )
     untouched = [
         f"`{path}` of the base matches the config, but the adapter does not change it"
-        for path in in_base.untouched(found, options)
+        for path in in_base.untouched(sorted_keys, options)
     ]
-    return Imported(adapter, (*_notes(in_base.matched, found, options), *untouched, *mapped.notes(), *made.notes))
+    return Imported(
+        adapter, (*_notes(in_base.matched, sorted_keys, options), *untouched, *mapped.notes(), *head_made.notes)
+    )
 
 
 def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
@@ -237,24 +239,24 @@ class _Base:
             tensor = None if layer is None else layer.weight if name == "weight" else layer.bias
         return None if tensor is None else tensor.astype(np.float64)
 
-    def lost(self, found: Sorted, options: Options) -> list[str]:
+    def lost(self, sorted_keys: Sorted, options: Options) -> list[str]:
         """Return modules selected by the config without tensors in the file, a sign of lost tensors."""
         if options.kind == "ln_tuning":
             return []
         if not self.matched.by_number:
-            return [path for path in self._targeted(options, outside=False) if path not in found.adapted]
+            return [path for path in self._targeted(options, outside=False) if path not in sorted_keys.adapted]
         few = options.layers or options.excluded or isinstance(options.targets, str)
         numbered = [site for sites in self.matched.sites.values() for site in sites]
         return [] if few else [site.name for site in alike(numbered, self.map)]
 
-    def untouched(self, found: Sorted, options: Options) -> list[str]:
+    def untouched(self, sorted_keys: Sorted, options: Options) -> list[str]:
         """Return layers outside of sublayers that are selected by the config without tensors.
 
         The model of training may lack them, as token classifiers lack a pooler.
         """
         if options.kind == "ln_tuning" or self.matched.by_number:
             return []
-        return [path for path in self._targeted(options, outside=True) if path not in found.adapted]
+        return [path for path in self._targeted(options, outside=True) if path not in sorted_keys.adapted]
 
     def _targeted(self, options: Options, *, outside: bool) -> Iterator[str]:
         """Yield paths, in the adapter's model, of layers selected by the config, inside or outside of sublayers."""
@@ -262,21 +264,21 @@ class _Base:
         return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
 
 
-def _updates(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> list[_Update]:
-    shifts = _shifts(found, mapped, base, head, where)
-    base.matched.require([path for path in found.adapted if base.sites(path) or path not in head.used])
+def _updates(sorted_keys: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> list[_Update]:
+    shifts = _shifts(sorted_keys, mapped, base, head, where)
+    base.matched.require([path for path in sorted_keys.adapted if base.sites(path) or path not in head.used])
     updates = [
-        _Update(path, site, found.adapted.get(path, {}), shifts.get(path))
-        for path in dict.fromkeys([*found.adapted, *shifts])
+        _Update(path, site, sorted_keys.adapted.get(path, {}), shifts.get(path))
+        for path in dict.fromkeys([*sorted_keys.adapted, *shifts])
         for site in base.sites(path)
     ]
     norms = {path: base.norm(path) for path in shifts if not base.sites(path)}
     return updates + [_Update(path, norm[0], {}, shifts[path], norm[1]) for path, norm in norms.items() if norm]
 
 
-def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
+def _norm_updates(sorted_keys: Sorted, base: _Base, where: object) -> list[_Update]:
     """Return updates of trained norms; AdapterError lists norms without sites."""
-    norms = {path: base.norm(path) for path in found.adapted}
+    norms = {path: base.norm(path) for path in sorted_keys.adapted}
     missing = [path for path, norm in norms.items() if norm is None]
     if missing:
         raise AdapterError(
@@ -286,7 +288,7 @@ def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
             expected="norms after a sum or the embeddings, not before a sublayer or after the last layer",
             fix="merge it with PEFT (`merge_and_unload`) and use the result as a base",
         )
-    return [_Update(path, norm[0], found.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
+    return [_Update(path, norm[0], sorted_keys.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
 
 
 def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
@@ -358,9 +360,9 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
     """
     factor, shift, own_bias = options.factor_at(update.path), update.shift, "lora_B.bias" in update.keys
     recipes = dict(LORA)
-    kept, bias = factor, own_bias
+    scale, bias = factor, own_bias
     if shift is not None:
-        summand, kept, bias = shift, 1.0, True
+        summand, scale, bias = shift, 1.0, True
         biases = (Source("lora_B.bias", ("d",)),) if own_bias else ()
         recipes["lora_B.weight"] = Recipe(
             (Source("lora_B.weight", ("d", "r")),), lambda matrix: matrix.T.astype(np.float64) * factor
@@ -368,21 +370,21 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
         recipes["lora_B.bias"] = Recipe(
             biases, lambda *own: sum((one.astype(np.float64) * factor for one in own), summand)
         )
-    if (kept, bias) not in names:
+    if (scale, bias) not in names:
         number = sum(other == bias for _, other in names) + 1
-        names[kept, bias] = ("lora_bias" if bias else "lora") + (f"_{number}" if number > 1 else "")
-    graph = lora_graph(kept, bias=bias, dropout=options.dropout)
+        names[scale, bias] = ("lora_bias" if bias else "lora") + (f"_{number}" if number > 1 else "")
+    graph = lora_graph(scale, bias=bias, dropout=options.dropout)
     widths = {"d": update.site.width, "d_in": update.site.width_in, "r": options.rank_at(update.path)}
-    mapped.place(update.site, names[kept, bias], graph, recipes, widths, update.keys)
+    mapped.place(update.site, names[scale, bias], graph, recipes, widths, update.keys)
 
 
-def _place_change(mapped: TensorMap, update: _Update, change: Change, own: np.ndarray | None) -> int:
+def _place_change(mapped: TensorMap, update: _Update, change: Change, base_bias: np.ndarray | None) -> int:
     """Place a change of a layer's weight and bias; return the bytes of a dense matrix.
 
-    The layer's output contains its `own` bias, which is scaled with it: the difference is added.
+    The layer's output contains its `base_bias` bias, which is scaled with it: the difference is added.
     """
-    site, bias, own = update.site, change.bias, np.zeros(update.site.width) if own is None else own
-    shift = (own if bias is None else bias) - (own if change.scale is None else change.scale * own)
+    site, bias, base_bias = update.site, change.bias, np.zeros(update.site.width) if base_bias is None else base_bias
+    shift = (base_bias if bias is None else bias) - (base_bias if change.scale is None else change.scale * base_bias)
     dense, scaled, shifted = change.dense is not None, change.scale is not None, bool(shift.any())
     parts: dict[str, Matrix] = {}
     if change.dense is not None:
@@ -426,18 +428,18 @@ def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
     """Place a trained norm after the base's norm: `w'/w ⊙ v + (b' − b·w'/w)`."""
     site, path = update.site, update.path
     trained = {role.rpartition(".")[2]: mapped.tensors[key].astype(np.float64) for role, key in update.keys.items()}
-    own = {role: base.tensor(f"{path}.{role}") for role in trained}
-    if any(one is None or one.shape != trained[role].shape for role, one in own.items()):
+    of_base = {role: base.tensor(f"{path}.{role}") for role in trained}
+    if any(one is None or one.shape != trained[role].shape for role, one in of_base.items()):
         mapped.fault(f"`{path}` does not match the norm in the base")
         return
-    weight = np.asarray(own["weight"], np.float64)
+    weight = np.asarray(of_base["weight"], np.float64)
     if (weight == 0).any():
         mapped.fault(f"`{path}` has factors of zero in the base, which cannot be rescaled")
         return
     scale = trained["weight"] / weight
     recipes = {"scaling.weight": Recipe((), lambda: scale)}
     if "bias" in trained:
-        shift = trained["bias"] - np.asarray(own["bias"], np.float64) * scale
+        shift = trained["bias"] - np.asarray(of_base["bias"], np.float64) * scale
         recipes |= _bias_alone(site.width, shift)
     name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
     graph = _behind_value(update.value, scale=True, bias="bias" in trained)
@@ -494,7 +496,7 @@ def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
     mapped.place(update.site, name, ia3_graph(value), IA3[value], widths, update.keys)
 
 
-def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
+def _notes(matched: Match, sorted_keys: Sorted, options: Options) -> Iterator[str]:
     """Yield notes on renamed modules, and on ambiguous patterns."""
     if matched.renaming.drop:
         yield f"the adapter's modules `{matched.renaming.drop}.…` match the base's without this prefix"
@@ -505,9 +507,9 @@ def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
     if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
         version = f"version {options.version}" if options.versioned else "an unknown version"
         yield f"PEFT saved it in {version}; the formula was checked with {CHECKED_WITH}: compare a few outputs"
-    for pattern in options.idle_patterns(found.adapted):
+    for pattern in options.idle_patterns(sorted_keys.adapted):
         yield f"the pattern `{pattern}` matches no module of the adapter, neither here nor in PEFT"
-    for path in found.adapted:
+    for path in sorted_keys.adapted:
         if rivals := options.rivals(path):
             names = quoted(rivals)
             yield (

@@ -98,12 +98,12 @@ class Config:
         name = mapping.get(key) if isinstance(mapping, dict) else None
         return name if isinstance(name, str) else None
 
-    def wrong(self, key: str, found: object, expected: str) -> FormatError:
+    def wrong(self, key: str, actual: object, expected: str) -> FormatError:
         """Return the error for a value that PEFT does not write."""
         return FormatError(
             f"`{key}` has a value that PEFT does not write",
             where=self.where,
-            found=found,
+            found=actual,
             expected=expected,
             fix="get the file from its source again, or correct it",
         )

@@ -214,13 +214,13 @@ def first_of_permutation(length: int, count: int, seed: int) -> npt.NDArray[np.i
         raise AdapterError("has a layer too large to reproduce its random positions", found=f"{length} elements")
     draws = np.random.RandomState(seed)
     moved: dict[int, int] = {}
-    found = np.empty(count, np.int64)
+    firsts = np.empty(count, np.int64)
     raw = draws.randint(0, 2**32, size=count, dtype=np.uint32).astype(np.int64)
     for place in range(count):
         other = place + int(raw[place]) % (length - place) if place < length - 1 else place
-        found[place] = moved.get(other, other)
+        firsts[place] = moved.get(other, other)
         moved[other] = moved.get(place, place)
-    return found
+    return firsts
 
 
 def shira(layer: Layer) -> Change:

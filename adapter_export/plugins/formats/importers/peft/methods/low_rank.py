@@ -29,14 +29,14 @@ def lora(layer: Layer) -> Change:
     down, up, rank = layer["lora_A.weight"], layer["lora_B.weight"], len(layer["lora_A.weight"])
     alpha = layer.config.number_at(layer.path, "lora_alpha", "alpha_pattern", 8)
     factor = alpha / (math.sqrt(rank) if layer.config.flag("use_rslora") else rank)
-    up, own, start = factor * up, layer.get("lora_B.bias"), layer.config.values.get("init_lora_weights")
+    up, own_bias, start = factor * up, layer.get("lora_B.bias"), layer.config.values.get("init_lora_weights")
     if start == "pissa":
         left, sizes, right = np.linalg.svd(layer.weight, full_matrices=False)
         up, down = np.hstack([up, -left[:, :rank] * sizes[:rank]]), np.vstack([down, right[:rank]])
     elif start == "olora":
         left, right = np.linalg.qr(layer.weight)
         up, down = np.hstack([up, -factor * left[:, :rank]]), np.vstack([down, right[:rank]])
-    bias = None if own is None else factor * own + (0 if layer.bias is None else layer.bias)
+    bias = None if own_bias is None else factor * own_bias + (0 if layer.bias is None else layer.bias)
     if "lora_magnitude_vector" not in layer.keys:
         return Change(up=up, down=down, bias=bias)
     scale = layer["lora_magnitude_vector"] / np.linalg.norm(layer.weight + up @ down, axis=1)

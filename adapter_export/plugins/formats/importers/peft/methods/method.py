@@ -133,16 +133,16 @@ class Layer:
     @cached_property
     def weight(self) -> Matrix:
         """Weight of the base, [out, in]."""
-        found, shape = self.base("weight"), (self.width, self.width_in)
-        if found is None or found.shape != shape:
+        stored, shape = self.base("weight"), (self.width, self.width_in)
+        if stored is None or stored.shape != shape:
             raise AdapterError(
                 "depends on the base's weights, which this base does not expose",
                 where=f"`{self.path}`",
-                found="no such weight" if found is None else f"a weight {list(found.shape)}",
+                found="no such weight" if stored is None else f"a weight {list(stored.shape)}",
                 expected=f"a weight {list(shape)}",
                 fix="pass the model that it was trained on as a torch archive or a Hugging Face folder",
             )
-        return found.astype(np.float64)
+        return stored.astype(np.float64)
 
     @cached_property
     def bias(self) -> Matrix | None:
