@@ -201,15 +201,15 @@ class Golden:
     def of_base(self, outputs: Collection[str]) -> Golden:
         """Return the vectors of the base, from those of an adapter that leaves the base's `outputs` unchanged."""
 
-        def own(found: Mapping[str, _Value]) -> dict[str, _Value]:
-            return {name: value for name, value in found.items() if name in outputs}
+        def of_outputs(values: Mapping[str, _Value]) -> dict[str, _Value]:
+            return {name: value for name, value in values.items() if name in outputs}
 
         return replace(
             self,
             adapter=None,
-            outputs=list(map(own, self.outputs)),
-            budgets=own(self.budgets),
-            undefined=list(map(own, self.undefined)),
+            outputs=list(map(of_outputs, self.outputs)),
+            budgets=of_outputs(self.budgets),
+            undefined=list(map(of_outputs, self.undefined)),
         )
 
     def parts(self, at: int, output: str) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:

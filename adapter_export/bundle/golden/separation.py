@@ -193,14 +193,14 @@ class SeparationMaker:
                 clear = [] if fault.is_part else [one for one in chosen if one.separation >= ENOUGH]
                 known = [one.shown(seen, fault.name) for one in clear]
                 shown = max(known, key=lambda pair: pair[1], default=("", 0.0))
-                own = found_parts.get(fault.name)
+                candidate = found_parts.get(fault.name)
                 if (
                     shown[1] < ENOUGH
-                    and own is not None
-                    and own.separation > max(shown[1], _best(separations[fault.name]))
+                    and candidate is not None
+                    and candidate.separation > max(shown[1], _best(separations[fault.name]))
                 ):
-                    chosen = [*(one for one in chosen if one.part.fault != fault.name), own]
-                    shown = own.part.output, own.separation
+                    chosen = [*(one for one in chosen if one.part.fault != fault.name), candidate]
+                    shown = candidate.part.output, candidate.separation
                 output, separation = shown
                 if separation > separations[fault.name].get(output, 0.0):
                     separations[fault.name][output] = separation

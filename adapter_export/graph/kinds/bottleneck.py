@@ -211,20 +211,20 @@ def bottleneck_maker(
 def _shown(tensors: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> dict[str, Any]:
     """Biases, norms, gates, Kronecker products and a learned scaling."""
 
-    def there(*ends: str) -> bool:
+    def has(*ends: str) -> bool:
         return any(name.endswith(ends) for name in tensors)
 
     shown: dict[str, Any] = {
-        "no_bias": not there(".down.bias", ".up.bias"),
-        "norm_before": there(".norm_before.weight"),
-        "norm_after": there(".norm_after.weight"),
-        "gate": there(".gate.weight"),
+        "no_bias": not has(".down.bias", ".up.bias"),
+        "norm_before": has(".norm_before.weight"),
+        "norm_after": has(".norm_after.weight"),
+        "gate": has(".gate.weight"),
     }
-    if there(".left", ".right"):
+    if has(".left", ".right"):
         shown["phm_dim"] = 4  # only its being there counts: `pack` takes all widths from the shapes
-        shown["phm_shared_rule"] = not there(".down.rule", ".up.rule")
+        shown["phm_shared_rule"] = not has(".down.rule", ".up.rule")
         shown["phm_shared_weights"] = any(re.fullmatch(r"shared\..+\.(left|right)", name) for name in tensors)
-    elif there(".down.weight"):
+    elif has(".down.weight"):
         shown["phm_dim"] = shown["phm_rank"] = None
     shapes = {tensor.shape for name, tensor in tensors.items() if name.endswith(".scaling.weight")}
     if shapes:

@@ -230,21 +230,21 @@ def _coupling(name: str, library: str, read: _Half, written: _Half, halves: tupl
     down, up = Source(f"{library}.0.weight", (name, reads)), Source(f"{library}.2.weight", (writes, name))
     bias = Source(f"{library}.2.bias", (writes,))
 
-    def kept(whole: np.ndarray, half: str) -> np.ndarray:
+    def half_of(whole: np.ndarray, half: str) -> np.ndarray:
         return whole[: len(whole) // 2] if half == "d1" else whole[len(whole) // 2 :]
 
     return {
         f"{name}_down.weight": Recipe(
-            (down, up), lambda weight, other: read(weight.T, len(other)), undo=lambda whole: (kept(whole, reads).T,)
+            (down, up), lambda weight, other: read(weight.T, len(other)), undo=lambda whole: (half_of(whole, reads).T,)
         ),
         f"{name}_down.bias": as_it_is(f"{library}.0.bias", (name,)),
         f"{name}_up.weight": Recipe(
             (up, down),
             lambda weight, other: written(weight, other.shape[1]).T,
-            undo=lambda whole: (kept(whole.T, writes),),
+            undo=lambda whole: (half_of(whole.T, writes),),
         ),
         f"{name}_up.bias": Recipe(
-            (bias, down), lambda one, other: written(one, other.shape[1]), undo=lambda whole: (kept(whole, writes),)
+            (bias, down), lambda one, other: written(one, other.shape[1]), undo=lambda whole: (half_of(whole, writes),)
         ),
     }
 
