@@ -1,4 +1,4 @@
-"""Names say what they hold: pronouns and bare participles are left to a few lines, and their number can only fall."""
+"""Names are telling: pronouns and bare participles are left to a few lines, and their number can only fall."""
 
 from __future__ import annotations
 
