@@ -33,7 +33,7 @@ _SLOW = 1.05
 
 
 @contextmanager
-def prepared(
+def open_prepared_base(
     base: Base, precision: Precision, optimize: bool, allow_mismatch: bool, reporter: Reporter
 ) -> Iterator[tuple[OnnxBase, Runner]]:
     """Yield the base to store in a bundle, and the runner that computes its golden vectors.

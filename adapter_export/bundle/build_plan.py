@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.golden_batches import padding_by_name
-from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
+from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, add_generated_texts, prove_and_record
 from adapter_export.bundle.golden.golden_media import check_media
 from adapter_export.bundle.golden.golden_vectors import Allowance, Golden, GoldenMaker, case_of, choose_sketches
 from adapter_export.bundle.proof.exact_tensors import Origin
@@ -160,7 +160,7 @@ class BuildPlan:
             base, pairs = build.golden_vectors()
             bundle = build.open(base, pairs)
             build.write_golden_sets(bundle, base, pairs)
-            manifest = verified(bundle, build.writer, self.references, build.adapters, reporter)
+            manifest = prove_and_record(bundle, build.writer, self.references, build.adapters, reporter)
             return build.writer.manifest(manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
 
     @cached_property
@@ -359,7 +359,7 @@ class _Build:
             media = data.media(facts.media.record, facts.media.golden, pairs)
         batches = data.batch_maker(manifest, pads, bundle).make(base, pairs, self.writer.heads)
         manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
-        bundle.manifest = with_written(manifest, self.plan.references, self.adapters, base=True)
+        bundle.manifest = add_generated_texts(manifest, self.plan.references, self.adapters, base=True)
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:

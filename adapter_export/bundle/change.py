@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.golden_batches import padding_by_name, without
-from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
+from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, add_generated_texts, prove_and_record
 from adapter_export.bundle.golden.golden_media import check_media
 from adapter_export.bundle.golden.golden_vectors import Golden, GoldenMaker
 from adapter_export.bundle.proof.invariants import with_padding
@@ -83,7 +83,7 @@ def add_adapters(
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, golden, precision=precision) for adapter, golden in pairs]
         after = sets.write(writer, replace(manifest, adapters=(*manifest.adapters, *records)))
-        after = with_written(after, references, adapters, base=False)
+        after = add_generated_texts(after, references, adapters, base=False)
         return _finish(old, writer, after, adapters, references, reporter)
 
 
@@ -253,7 +253,7 @@ def _finish(
     opened = OpenedBundle.being_made(writer.folder, manifest)
     opened.manifest = _tried_out(opened, reporter)
     unchanged = {None, *(record.name for record in manifest.adapters)} - {adapter.name for adapter in added}
-    after = writer.manifest(verified(opened, writer, references, added, reporter, unchanged=unchanged), hashed)
+    after = writer.manifest(prove_and_record(opened, writer, references, added, reporter, unchanged=unchanged), hashed)
     _check_unchanged(old)
     return after
 

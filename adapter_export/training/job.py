@@ -269,16 +269,16 @@ class TrainingJob:
         """Score each compared model; warn if vectors are nearly identical."""
         from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.training.loop.measure import cosine_apart, judged
-        from adapter_export.training.loop.train_loop import answered
+        from adapter_export.training.loop.train_loop import answer_examples
         from adapter_export.training.objectives import OBJECTIVES
 
         if TASK_TYPES[done.rows.problem].is_vector:
-            _, results, targets = answered(done.model, done.rows.validation, loop, accelerator)
+            _, results, targets = answer_examples(done.model, done.rows.validation, loop, accelerator)
             vectors = OBJECTIVES[done.rows.problem].vectors(results, targets)
             _note(reporter, () if vectors is None else _collapsed(cosine_apart(*vectors)))
         (_, measured), found = done.measured, []
         for model in start.compared:
-            order, results, targets = answered(model, measured, loop, accelerator)
+            order, results, targets = answer_examples(model, measured, loop, accelerator)
             found.append(judged(model.task, results, targets, measured.only(order)))
         return found
 

@@ -18,7 +18,7 @@ import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, BaseMismatchError, DataError, TrainingError, UsageError
 from adapter_export.plugins.lab.scores import Score
-from adapter_export.plugins.lab.student import Distillation, Side, timed
+from adapter_export.plugins.lab.student import Distillation, Side, time_student
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}
 
@@ -136,6 +136,6 @@ def test_it_says_when_a_student_saves_too_little(taught: Path, monkeypatch: pyte
     sides = [Side(name, 2, 10, 40, {"accuracy": Score(0.9)}) for name in ("student", "teacher")]
     report = Distillation(*sides, "test", 30, 1.0, None, None, None, {})
     base = ae.open_base(taught / "model.pt").exported(tmp_path)
-    found = timed(report, base, ae.load_adapter(taught / "teacher"), base.path, 8)
+    found = time_student(report, base, ae.load_adapter(taught / "teacher"), base.path, 8)
     assert found.overhead.ratio > 0
     assert ("distillation does not pay" in " ".join(found.notes)) == (found.overhead.ratio < 1.1)

@@ -148,7 +148,7 @@ class _Reference:
         return outputs
 
 
-def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool) -> Manifest:
+def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool) -> Manifest:
     """Return a manifest with generated golden texts of adapters and the `base`, if the base generates text."""
     if manifest.generation is None:
         return manifest
@@ -189,7 +189,7 @@ def _written(
     return tuple(tokens)
 
 
-def verified(
+def prove_and_record(
     bundle: OpenedBundle,
     writer: BundleWriter,
     references: Runner | None,

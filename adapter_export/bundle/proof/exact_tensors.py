@@ -242,7 +242,7 @@ def check_tensors(
         yield _constant(file, name, array, known, tensors, remade)
     for kind in variants:
         variant = VARIANTS[kind]
-        for again in variant.remade(bundle, remade.base) if kind != "slots" and not variant.by_text else ():
+        for again in variant.rebuild(bundle, remade.base) if kind != "slots" and not variant.by_text else ():
             yield from _as_in_slots(bundle, variant, again, remade.why)
 
 
@@ -427,7 +427,7 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     fanout = bundle.manifest.fanout
     assert fanout is not None  # a bundle with these graphs has `fanout`
     values: tuple[OutputRecord, ...] = ()
-    for again in VARIANTS["fanout"].remade(bundle, None):
+    for again in VARIANTS["fanout"].rebuild(bundle, None):
         assert again.model is not None  # it is derived from the bank
         claim = f"every node and constant matches {again.source}"
         yield _as_made_again(bundle, again, again.model, "cut", claim)

@@ -75,7 +75,7 @@ class BakedVariant(Variant):
         """Return the data inputs."""
         return dict(arrays)
 
-    def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
         """Yield the graph with slots with each adapter inserted."""
         for record in bundle.manifest.adapters:
             if record.baked is not None:

@@ -113,7 +113,7 @@ class BankVariant(Variant):
         """Return the data inputs, and the bank row for each batch row."""
         return {**arrays, **adapter_ids(graph.bundle.manifest, chosen)}
 
-    def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
         """Yield the base with the bank inserted again, with its current rows."""
         for file in self.files(bundle.manifest):
             yield Remade(file, None if base is None else self._again(bundle, base, file), "a new export")

@@ -87,7 +87,7 @@ class FanoutVariant(BankVariant):
         below = graph.compute(fanout.prefix, texts)
         return {**texts, **below, **adapter_ids(graph.bundle.manifest, chosen), fanout.rows: rows}
 
-    def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
         """Yield both parts of a new split of the bank."""
         manifest = bundle.manifest
         if manifest.fanout is not None and manifest.bank is not None:

@@ -48,7 +48,7 @@ class InputsVariant(Variant):
         """Return the data inputs, and a tensor for every slot."""
         return {**arrays, **graph.bundle.tensors(chosen[0])}
 
-    def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
         """Yield the graph with slots without its defaults."""
         for file in self.files(bundle.manifest):
             model = _without_defaults(bundle.model(bundle.manifest.graphs["slots"]), bundle.plan)

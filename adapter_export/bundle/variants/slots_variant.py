@@ -59,7 +59,7 @@ class SlotsVariant(Variant):
         """Return the data inputs, and the tensors of the adapter."""
         return {**arrays, **graph.bundle.tensors(chosen[0])}
 
-    def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
         """Yield the base with the slots inserted again."""
         manifest = bundle.manifest
         for file in self.files(manifest):

@@ -226,7 +226,7 @@ class Variant(ABC):
         """
 
     @abstractmethod
-    def remade(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
         """Yield each of its graphs, derived again from the graph with slots or from the base.
 
         Args:

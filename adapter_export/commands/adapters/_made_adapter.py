@@ -50,7 +50,7 @@ class AdapterOutput:
             raise UsageError("the adapter has no name", fix="give " + argument("name") + " or " + argument("output"))
         return name
 
-    def saved(self, adapter: Adapter) -> Adapter:
+    def save(self, adapter: Adapter) -> Adapter:
         """Save an adapter and return it. Raises the errors of `save`."""
         if self._output is not None:
             save(adapter, self._output.path, force=self._output.force)

@@ -75,7 +75,7 @@ def compose(
         raise UsageError(f"`{how}` has no such option", found=joined(map(argument, unknown)))
     members = load_members(adapters)
     made = make(*members, name=target.required_name(name), head=head, **arguments)
-    return target.saved(replace(made, training=composition_record(made.training, members)))
+    return target.save(replace(made, training=composition_record(made.training, members)))
 
 
 def _document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

@@ -11,7 +11,7 @@ from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.adapters import adapters_of
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for, unopened
-from adapter_export.bases.prepared_base import golden_cases, origin_of, prepared
+from adapter_export.bases.prepared_base import golden_cases, open_prepared_base, origin_of
 from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
@@ -158,7 +158,7 @@ def build(
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("exceeds the base's maximum length", where=where, found=longest, expected=most)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
-    preparing = prepared(opened, precision, optimize, allow_base_mismatch, reporter)
+    preparing = open_prepared_base(opened, precision, optimize, allow_base_mismatch, reporter)
     with preparing as (graph, references):
         plan = BuildPlan(
             graph,

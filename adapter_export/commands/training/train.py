@@ -125,7 +125,7 @@ def train(
         record = composition_record({**record, **begun}, members)
     adapter = done.model.to_adapter(training=record)
     if path is not None and done.writes:
-        target.saved(adapter)
+        target.save(adapter)
         job.finish(done, path, f"{adapter.name} ({adapter.kind})", reporter)
     return adapter
 

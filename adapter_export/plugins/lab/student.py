@@ -131,7 +131,7 @@ def _agreement(student: Judged, teacher: Judged) -> float:
     return float(np.mean([mine == theirs for mine, theirs in zip(student.answers, teacher.answers, strict=True)]))
 
 
-def timed(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, tokens: int) -> Distillation:
+def time_student(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, tokens: int) -> Distillation:
     """Time the student's graph, the teacher's base and its graph with slots in ONNX Runtime: one row, calls in turns.
 
     Raises:

@@ -115,7 +115,7 @@ class Control:
             extra = await asyncio.to_thread(self._resolver.fetched, name, source, models.served)
             served = await models.load(extra)
             return {"bundle": served.name, "digest": extra.digest}
-        target = models.find(name) or await self._service.resolved(name)
+        target = models.find(name) or await self._service.resolve(name)
         if target is None:
             raise RefusedError(404, f"there is no model `{name}`, and no adapter with that name in the adapters folder")
         return {"bundle": target.served.name, "digest": target.digest}
@@ -142,7 +142,7 @@ class Control:
         wanted = route_of(route)
         known = set[str]()
         for model in (*wanted.shares, *filter(None, [wanted.shadow])):
-            if self._service.models.find(model) or await self._service.resolved(model):
+            if self._service.models.find(model) or await self._service.resolve(model):
                 known.add(model)
         await self._keep(self._service.routes.having(name, wanted, known.__contains__))
         return {}
@@ -157,7 +157,7 @@ class Control:
         back = self._service.routes.back()
         for name, route in back.table.items():
             for model in route.shares:
-                if not (self._service.models.find(model) or await self._service.resolved(model)):
+                if not (self._service.models.find(model) or await self._service.resolve(model)):
                     raise RequestError("uses a model that is gone", where=f"route `{name}`", found=f"`{model}`")
         await self._keep(back)
         return {}

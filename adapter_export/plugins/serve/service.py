@@ -91,7 +91,7 @@ class Service:
         chosen, shadow = self.routes.choose(name, key)
         target = self.models.find(chosen)
         if target is None:
-            target = await (self.resolved(chosen) if keep is None else self._resolved(chosen, keep))
+            target = await (self.resolve(chosen) if keep is None else self._resolved(chosen, keep))
         if target is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
@@ -106,7 +106,7 @@ class Service:
                 state.shadows = {**getattr(state, "shadows", {}), target: (name, shadow)}
         return target
 
-    async def resolved(self, name: str) -> Target | None:
+    async def resolve(self, name: str) -> Target | None:
         """Load the adapter that a resolver finds by name; errors as in `Resolver.find` and `Models.load`."""
         async with self._resolving:
             return await self._resolved(name)
@@ -135,14 +135,14 @@ class Service:
             UsageError: the call names no adapter, and adapters have tasks.
             RequestError, RefusedError: the call is refused.
         """
-        return [answer.document() for answer in await self.answered(call, key, state)]
+        return [answer.document() for answer in await self.answer_rows(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return the outputs of each row of a call; errors as in `answer`."""
         computed = await self._rows_of(call, key, state, Reading(outputs=True))
         return [{"adapter": row.head.adapter, "task": None, "outputs": row.listed_outputs()} for row in computed]
 
-    async def answered(self, call: Call, key: str, state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
+    async def answer_rows(self, call: Call, key: str, state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
         """Return the rows of a call with their answers; errors as in `answer`."""
         if not call.is_named:
             self.models.only().session.named(None)
@@ -178,7 +178,9 @@ class Service:
             task.add_done_callback(self._shadows.discard)
         return computed
 
-    async def written(self, name: str, prompts: Sequence[str], decoding: Decoding, key: str, state: State) -> TextJob:
+    async def write_texts(
+        self, name: str, prompts: Sequence[str], decoding: Decoding, key: str, state: State
+    ) -> TextJob:
         """Start to generate a text for each prompt. The caller closes the job.
 
         Args:
@@ -214,7 +216,7 @@ class Service:
         try:
             while any(served.waiting for served in self.models.served):
                 await asyncio.sleep(0.01)  # requests of clients come first
-            target = self.models.find(model) or await self.resolved(model)
+            target = self.models.find(model) or await self.resolve(model)
             if target is None:
                 raise RequestError("the shadow no longer exists", found=f"`{model}`")
             found = await self._computed([row.by(target) for row in rows], _USUAL)

@@ -73,7 +73,7 @@ def evaluate(
         AdapterError: it has no head, and the base has no logits of the next token.
         TrainingError: memory is exhausted.
     """
-    rows, results, targets = answered(model, examples, settings, accelerator, cache)
+    rows, results, targets = answer_examples(model, examples, settings, accelerator, cache)
     task = None if examples.problem == CAUSAL_LM else model.task
     objective = OBJECTIVES[examples.problem].of(settings, task)
     total, weight = objective.loss(results, targets, _class_weights(model, examples, settings))
@@ -87,7 +87,7 @@ def evaluate(
     return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
 
 
-def answered(
+def answer_examples(
     model: AdaptedModel,
     examples: Examples,
     settings: LoopSpec,
@@ -100,7 +100,7 @@ def answered(
     """
     if accelerator is None:
         with _engine(model, settings).open() as own:
-            return answered(model, examples, settings, own, cache)
+            return answer_examples(model, examples, settings, own, cache)
     was_training = model.training
     model.eval()
     batches = evaluation_batches(examples.lengths, settings.batch_size)

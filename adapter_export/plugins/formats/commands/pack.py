@@ -103,7 +103,7 @@ def pack(
         task=task,
         look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
     )
-    return target.saved(finished(packed, opened, facts, reporter))
+    return target.save(finished(packed, opened, facts, reporter))
 
 
 COMMAND = Command(

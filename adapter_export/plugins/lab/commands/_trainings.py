@@ -190,7 +190,7 @@ class _Progress:
         return run
 
 
-def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Reporter) -> tuple[list[Trial], Metric]:
+def run_trials(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Reporter) -> tuple[list[Trial], Metric]:
     """Train every setting, or those chosen by a search, and return the trials with their metric.
 
     Raises:

@@ -187,11 +187,11 @@ def _timed(report: Distillation, base: Base, teacher: Adapter, graph: Path, done
     """Return the report with the latency of both graphs for a row of median length."""
     import numpy as np
 
-    from adapter_export.plugins.lab.student import timed
+    from adapter_export.plugins.lab.student import time_student
 
     tokens = round(float(np.median(done.measured[1].lengths)))
     with temporary_folder() as folder:
-        return timed(report, base.exported(folder), teacher, graph, tokens)
+        return time_student(report, base.exported(folder), teacher, graph, tokens)
 
 
 def _costs(base: Base, adapter: Adapter | None) -> tuple[int, int]:

@@ -172,7 +172,7 @@ def _judged(
     from adapter_export.torch_backend.attach import attach
     from adapter_export.training.loop.measure import judged
     from adapter_export.training.loop.settings import LoopSpec
-    from adapter_export.training.loop.train_loop import answered
+    from adapter_export.training.loop.train_loop import answer_examples
 
     settings, model, judgements = (
         LoopSpec(batch_size=batch_size),
@@ -183,7 +183,7 @@ def _judged(
         label = f"answering {len(rows.lengths):,} rows without the adapters of {len(dropped)} layers"
         reporter.step(label, done, len(choices))
         model.leave_out([place for sites in dropped.values() for place in sites])
-        order, results, targets = answered(model, rows, settings)
+        order, results, targets = answer_examples(model, rows, settings)
         judgements.append(judged(whole.task, results, targets, rows.only(order)))
     return judgements
 

@@ -27,7 +27,7 @@ from adapter_export.plugins.lab.commands._trainings import (
     claimed,
     ensure_sweepable,
     own_arguments,
-    trained,
+    run_trials,
     workers_for,
 )
 from adapter_export.reporting import SILENT, Reporter
@@ -141,7 +141,7 @@ def sweep(
         require("optuna", "sweep", argument("trials"))
     with claimed(plan.folder, plan.identity()):
         with workers_for(workers, ray, training) as pool:
-            finished, metric = trained(plan, pool, trials, reporter)
+            finished, metric = run_trials(plan, pool, trials, reporter)
         if measure:
             finished = _timed(plan, finished, at_least_1("tokens", tokens), reporter)
         outcome = Sweep.of(plan.data.name, metric, seeds, finished)

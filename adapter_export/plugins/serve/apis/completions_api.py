@@ -149,7 +149,7 @@ class CompletionsApi:
         """Generate a text for each prompt."""
         call = parse(Completions, await self._context.body(request))
         prompts, decoding = call.prompts(), call.decoding(self._context.limits.max_new_tokens)
-        written = self._service.written(call.model, prompts, decoding, request.state.key, request.state)
+        written = self._service.write_texts(call.model, prompts, decoding, request.state.key, request.state)
         job = await self._context.in_time(written)
         answer = _Answer(call, job, request.state.key)
         if call.stream:

@@ -102,7 +102,7 @@ class OpenAiApi:
     async def embeddings(self, request: HttpRequest) -> Response:
         """Return the vectors of texts."""
         body = parse(Embeddings, await self._context.body(request))
-        call = self._service.answered(body.call(), request.state.key, request.state, Reading(long="refuse"))
+        call = self._service.answer_rows(body.call(), request.state.key, request.state, Reading(long="refuse"))
         rows = await self._context.in_time(call)
         data = [
             {"object": "embedding", "index": at, "embedding": _encoded(_vector(row, body.dimensions), body)}

@@ -137,7 +137,7 @@ class RerankApi:
         )
 
     async def _answered(self, call: Call, request: HttpRequest, long: LongTexts) -> list[AnsweredRow]:
-        answered = self._context.service.answered(call, request.state.key, request.state, Reading(long=long))
+        answered = self._context.service.answer_rows(call, request.state.key, request.state, Reading(long=long))
         return await self._context.in_time(answered)
 
 

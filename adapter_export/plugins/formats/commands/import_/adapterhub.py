@@ -77,7 +77,7 @@ def import_adapterhub(
     request = import_request(source, target.name(name), member or name, by_number)
     with naming_base(source):
         imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
-    return target.saved(finished(imported, opened, facts, reporter, located))
+    return target.save(finished(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(

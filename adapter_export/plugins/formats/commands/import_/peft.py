@@ -106,7 +106,7 @@ def import_peft(
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
         reporter.warn(note)
-    return target.saved(finished(imported, opened, facts, reporter, located))
+    return target.save(finished(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(
