@@ -59,6 +59,9 @@ _REQUIRED = onnx.defs.OpSchema.FormalParameterOption.Single
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
+_SHAPE = "/observed shape"
+"""Ending of the name of a value's shape, as an output of a model that is run to observe it."""
+
 
 def check_operators(model: ir.Model, path: Path) -> None:
     """Reject random operators, and operators that ONNX Runtime does not have."""
@@ -333,9 +336,8 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
             value.type = value.type or inferred[value.name].type
     if not has_shapes(model.graph):
         unknown = [value for value in _values(model) if not is_known(value.shape)]
-        for value, one, other in _observed(model, unknown, folder, inputs):
-            value.shape = _common_shape(value, one, other)
-            value.type = value.type or ir.TensorType(ir.DataType.from_numpy(one.dtype))
+        for value, first, other in _observed(model, unknown, folder, inputs):
+            value.shape = _common_shape(value, first, other)
 
 
 def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> bool:
@@ -345,12 +347,12 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
     """
     recorded = [value for value in _values(model) if value.shape is not None]
     wrong = [
-        (value, one, other)
-        for value, one, other in _observed(model, recorded, folder, inputs)
-        if len(value.shape or ()) != one.ndim == other.ndim
+        (value, first, other)
+        for value, first, other in _observed(model, recorded, folder, inputs)
+        if len(value.shape or ()) != len(first) == len(other)
     ]
-    for value, one, other in wrong:
-        value.shape = _common_shape(value, one, other)
+    for value, first, other in wrong:
+        value.shape = _common_shape(value, first, other)
     return bool(wrong)
 
 
@@ -368,13 +370,23 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 def _observed(
     model: ir.Model, values: Sequence[ir.Value], folder: Path, inputs: Sequence[InputRecord]
-) -> Iterator[tuple[ir.Value, np.ndarray, np.ndarray]]:
-    """Yield some values of a model with their arrays in two runs; nothing if the model cannot run."""
+) -> Iterator[tuple[ir.Value, tuple[int, ...], tuple[int, ...]]]:
+    """Yield some values of a model with their shapes in two runs; nothing if the model cannot run.
+
+    Values without a type get that of their arrays. Of the others only shapes leave the graph: all arrays together may
+    be a hundred times the weights.
+    """
     shown = model.clone()
     wanted = {value.name for value in values} - {value.name for value in shown.graph.outputs}
     for value in [value for value in _values(shown) if value.name in wanted]:
         value.shape = None  # ONNX Runtime fails if a recorded shape is wrong
-        shown.graph.outputs.append(value)
+        output = value
+        if isinstance(value.type, ir.TensorType):
+            shape = ir.node("Shape", [value])
+            output = shape.outputs[0]
+            output.name = f"{value.name}{_SHAPE}"
+            shown.graph.append(shape)
+        shown.graph.outputs.append(output)
     try:
         session = open_session(shown, folder, optimize=False)
     except BaseModelError:  # a later check reports missing shapes
@@ -384,14 +396,18 @@ def _observed(
     except RequestError:  # reported by a later check, too
         return
     for value in values:
-        one, other = (run.get(value.name or "") for run in runs)
-        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):  # sequences and optional values have no shape
-            yield value, one, other
+        shapes = [tuple(run[f"{value.name}{_SHAPE}"].tolist()) for run in runs if f"{value.name}{_SHAPE}" in run]
+        for array in [run.get(value.name or "") for run in runs]:
+            if isinstance(array, np.ndarray):  # sequences and optional values have no shape
+                shapes.append(array.shape)
+                value.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        if len(shapes) == len(runs):
+            yield value, shapes[0], shapes[1]
 
 
-def _common_shape(value: ir.Value, first: np.ndarray, other: np.ndarray) -> ir.Shape | None:
+def _common_shape(value: ir.Value, first: tuple[int, ...], other: tuple[int, ...]) -> ir.Shape | None:
     """Return the shape that two runs have in common; an axis that varies keeps its name."""
-    if first.ndim != other.ndim:
+    if len(first) != len(other):
         return value.shape
-    known = value.shape if value.shape is not None and len(value.shape) == first.ndim else [None] * first.ndim
-    return ir.Shape([a if a == b else before for a, b, before in zip(first.shape, other.shape, known, strict=True)])
+    known = value.shape if value.shape is not None and len(value.shape) == len(first) else [None] * len(first)
+    return ir.Shape([a if a == b else before for a, b, before in zip(first, other, known, strict=True)])
