@@ -76,8 +76,16 @@ def check_terminal(capsys: pytest.CaptureFixture[str]) -> str:
     output, error = capsys.readouterr()
     shown = output + error
     check_visible(shown)
-    assert "--force" in shown or "force" not in shown, "the wording of the command line"
+    check_wording(shown, "shell")
     return shown
+
+
+def check_wording(text: str, face: errors.Face) -> None:
+    """Only the wording of one face, where the text names an argument or a call."""
+    words = {"python": ("`force=True`", "`f()`"), "shell": ("`--force`", "`adapter-export f`")}
+    (other,) = words.keys() - {face}
+    assert not any(word in text for word in words[other]), (face, text)
+    assert all(word in text for word in words[face]) or "give `" not in text, (face, text)
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(classes()), ids=lambda kind: kind.__name__)
@@ -93,8 +101,11 @@ def test_errors_are_visible_text_everywhere(kind: type[AdapterExportError], caps
     assert facts["error"] == kind.__name__
     for fact in errors.FACTS:
         check_visible(facts[fact])
-    check_html(prose(str(error)))
-    check_html(element("p", error.message))
+        check_wording(facts[fact], "shell")
+    check_wording(str(error), "python")
+    for page in (prose(str(error)), element("p", error.message)):
+        check_html(page)
+        check_wording(re.sub("</?code>", "`", page), "python")
 
 
 @pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
@@ -109,13 +120,15 @@ def test_notes_are_visible_text_everywhere(note: str, capsys: pytest.CaptureFixt
         emit_json({"notes": [text]})
         output = capsys.readouterr().out
         check_visible(output)
-        assert json.loads(output)["notes"]
-        check_html(items([text]))
-        check_html(table(Table(["column"], [[text]])))
+        check_wording(json.loads(output)["notes"][0], "shell")
+        for page in (items([text]), table(Table(["column"], [[text]]))):
+            check_html(page)
+            check_wording(re.sub("</?code>", "`", page), "python")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             SILENT.warn(text)
         check_visible(str(caught[0].message))
+        check_wording(str(caught[0].message), "python")
 
 
 def test_a_page_has_no_markup_of_its_texts() -> None:

@@ -99,5 +99,5 @@ def base_for(
             _ = base.model
     if base is not model and base.form != "archive":  # `capture` has already reported those of an archive
         for note in base.notes:
-            reporter.step(f"{Path(str(model)).name}: {note}")
+            reporter.step(f"{Path(str(model)).name}: " + note)
     return base

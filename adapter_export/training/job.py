@@ -355,11 +355,11 @@ def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
 
     known, wanted = base.base_head, new.task
     if known is None or known.head is None or known.head.task is None or wanted is None:
-        found = f"; {base.notes[0]}" if base.notes else ""
+        found = "; " + base.notes[0] if base.notes else ""
         raise UsageError(
             "the base has no head to start from",
             where=argument("head", "base"),
-            found=f"no head with a task{found}",
+            found="no head with a task" + found,
             fix="remove the option to start from a random head",
         )
     head, task = known.head, known.head.task

@@ -89,7 +89,7 @@ def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[
 def test_notes_are_warnings_in_the_words_of_the_shell_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalReporter("build") as reporter:
         for _ in range(2):
-            reporter.warn(f"no bank: give {argument('variants')}")
+            reporter.warn("no bank: give " + argument("variants"))
     assert capsys.readouterr().err == "warning: no bank: give `--variants`.\n"
     assert reporter.notes == ["no bank: give `--variants`"]
 

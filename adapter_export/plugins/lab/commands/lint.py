@@ -157,7 +157,7 @@ def _show(report: Lint, screen: Screen) -> None:
     for rule, reason in report.skipped.items():
         reasons.setdefault(reason, []).append(rule)
     for reason, rules in reasons.items():
-        screen.report(f"skipped: {', '.join(rules)}: {reason}")
+        screen.report(f"skipped: {', '.join(rules)}: " + reason)
 
 
 COMMAND = Command(

@@ -111,7 +111,7 @@ def _show(planned: Plan, screen: Screen) -> None:
     screen.report("")
     screen.report(f"recommended: {planned.recommended}")
     for reason in planned.reasons:
-        screen.report(f"  {reason}")
+        screen.report("  " + reason)
     if "plot" in screen.given:
         screen.report(f"wrote {screen.given['plot']}")
 
