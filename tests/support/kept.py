@@ -72,7 +72,7 @@ def kept(
             folder.parent.mkdir(exist_ok=True)
             _make_room(folder.parent)
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-            with making():
+            with making(name):
                 make(unfinished, *arguments)
             unfinished.rename(folder)
         os.utime(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,26 +28,33 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             unfinished = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
-            with making():
+            with making(name):
                 make(unfinished)
             unfinished.rename(folder)
     return folder
 
 
-_made_s = 0.0
+_made_s: defaultdict[str, float] = defaultdict(float)
 
 
 def processor_seconds() -> float:
     """Return the seconds of this process and its children, without the shared results."""
-    return sum(os.times()[:4]) - _made_s
+    return sum(os.times()[:4]) - sum(_made_s.values())
+
+
+def shared_seconds() -> dict[str, float]:
+    """Return the processor seconds that this process has spent on shared results, by their names."""
+    return dict(_made_s)
 
 
 @contextmanager
-def making() -> Iterator[None]:
-    """Leave the seconds of a block out of `processor_seconds`: the test that happens to come first pays for others."""
-    global _made_s
+def making(name: str) -> Iterator[None]:
+    """Count the seconds of a block for a shared result: else the test that happens to come first would pay for others.
+
+    Results made within the block count by themselves.
+    """
     before = processor_seconds()
     try:
         yield
     finally:
-        _made_s += processor_seconds() - before
+        _made_s[name] += processor_seconds() - before

@@ -7,21 +7,22 @@ program ends at once. Tests that the command line selects by path, `-k`, `-m` or
 A test is nightly if a line of `tests/nightly.txt` is its name or begins it: it takes long, and a quicker test of the
 same module covers its subject.
 
-`pytest --nightly --store-durations` measures the tests and their fixtures, and writes the list.
+`pytest --nightly --store-durations` measures the tests, their fixtures and the results that they share, and writes the
+list. Only the lines of tests decide on tiers; the others show where the rest of the time goes.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
-from once import processor_seconds
+from once import processor_seconds, shared_seconds
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
@@ -32,8 +33,11 @@ _LONG_S = 0.2
 """Processor seconds from which on a test is long, and listed."""
 
 _EVERYTHING, _NIGHTLY = pytest.StashKey[bool](), pytest.StashKey[bool]()
-_SETUP = "set-up of "
-"""Prefix of the lines that state the seconds of a test's fixtures, without those that tests share."""
+_FIXTURE, _SHARED, _END = "fixture ", "shared ", "end of "
+"""Prefixes of the lines of fixtures (all their set-ups, in all workers), of results of `once()` and `kept()`, and of
+files: what ended with their tests, such as a server, whose seconds the system counts then.
+"""
+_PROPERTY = "spent_seconds"
 
 _EXAMPLES = 100
 """Examples of a property in `pytest --all`, by default."""
@@ -42,6 +46,9 @@ _OF_LIBRARIES = {"fc-list", "gcc", "cc", "ld", "ldconfig", "objdump", "uname", "
 """Programs that libraries start to find fonts and shared objects."""
 
 _started: list[str] = []
+_spent: dict[str, float] = {}
+_shared_before: dict[str, float] = {}
+"""Processor seconds that the current test has taken, by the names of their lines; those of shared results before it."""
 
 
 def extended(fixture: _Fixture) -> _Fixture:
@@ -117,27 +124,27 @@ def _uses_extended(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    _started.clear()
-    before = processor_seconds()
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[Any]:
+    """Count the seconds of a fixture, without those of fixtures that it asks for."""
+    before, of_others = processor_seconds(), sum(_spent.values())
     try:
         return (yield)
     finally:
-        if item.config.getoption("store_durations"):
-            item.user_properties.append(("setup_seconds", processor_seconds() - before))
+        name = f"{_FIXTURE}{fixturedef.baseid}::{fixturedef.argname}"
+        alone = processor_seconds() - before - (sum(_spent.values()) - of_others)
+        _spent[name] = _spent.get(name, 0) + alone
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """Fail a quick test that started a program, in its fixtures or itself."""
-    found = yield
-    if _started and not any(map(item.get_closest_marker, ("extended", "starts_program"))):
-        pytest.fail(
-            f"starts `{_started[0]}`: mark the test `extended`, or the fixture with `@extended`; "
-            "if the program ends within a second, mark the test `starts_program`",
-            pytrace=False,
-        )
-    return found
+def pytest_runtest_protocol() -> Iterator[bool | None]:
+    _spent.clear()
+    _shared_before.clear()
+    _shared_before.update(shared_seconds())
+    return (yield)
+
+
+def pytest_runtest_setup() -> None:
+    _started.clear()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -146,8 +153,26 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        if item.config.getoption("store_durations"):
-            item.user_properties.append(("seconds", processor_seconds() - before))
+        _spent[item.nodeid] = processor_seconds() - before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail a quick test that started a program, in its fixtures or itself."""
+    before = processor_seconds()
+    found = yield
+    _spent[f"{_END}{_file(item.nodeid)}"] = processor_seconds() - before
+    if item.config.getoption("store_durations"):
+        for name, seconds in shared_seconds().items():
+            _spent[f"{_SHARED}{name}"] = seconds - _shared_before.get(name, 0)
+        item.user_properties.append((_PROPERTY, dict(_spent)))
+    if _started and not any(map(item.get_closest_marker, ("extended", "starts_program"))):
+        pytest.fail(
+            f"starts `{_started[0]}`: mark the test `extended`, or the fixture with `@extended`; "
+            "if the program ends within a second, mark the test `starts_program`",
+            pytrace=False,
+        )
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -158,10 +183,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if config.getoption("tiers"):
         _show(terminalreporter, found)
     if config.getoption("store_durations"):
-        called = [(report.nodeid, dict(report.user_properties)) for report in found if report.when == "call"]
-        seconds = {name: taken["seconds"] for name, taken in called}
-        setups = {f"{_SETUP}{name}": taken["setup_seconds"] for name, taken in called}
-        _store(config.rootpath, {**seconds, **setups})
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for report in found:
+            spent: Any = dict(report.user_properties).get(_PROPERTY, {}) if report.when == "teardown" else {}
+            for name, time in spent.items():
+                seconds[name] += time
+        _store(config, seconds)
 
 
 def _show(reporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport]) -> None:
@@ -202,13 +229,17 @@ def _read_nightly(root: Path) -> tuple[str, ...]:
 
 
 def _file(name: str) -> str:
-    return name.removeprefix(_SETUP).partition("::")[0]
+    return name.removeprefix(_FIXTURE).removeprefix(_END).partition("::")[0]
 
 
-def _store(root: Path, measured: Mapping[str, float]) -> None:
-    """Write the tests that take long, those of files that did not run as they were."""
-    files = {_file(name) for name in measured}
-    stored = {name: time for name, time in _read_durations(root).items() if _file(name) not in files}
+def _store(config: pytest.Config, measured: Mapping[str, float]) -> None:
+    """Write what takes long: in place of the list after a run of all tests, else in place of the same names."""
+    is_whole = config.option.nightly and config.args_source is not pytest.Config.ArgsSource.ARGS
+    stored = {} if is_whole else _read_durations(config.rootpath)
+    # the tests of a file that ran as a whole are known anew: one that has become quick leaves the list
+    files = {_file(name) for name in measured if not name.startswith((_FIXTURE, _SHARED, _END))}
+    stored = {name: time for name, time in stored.items() if name not in measured and _file(name) not in files}
     stored |= {name: time for name, time in measured.items() if time >= _LONG_S}
-    lines = [f"{time:.1f} {name}\n" for name, time in sorted(stored.items()) if (root / _file(name)).exists()]
-    _durations(root).write_text("".join(lines), "utf-8")
+    root = config.rootpath
+    present = {name for name in stored if name.startswith(_SHARED) or (root / _file(name)).exists()}
+    _durations(root).write_text("".join(f"{stored[name]:.1f} {name}\n" for name in sorted(present)), "utf-8")

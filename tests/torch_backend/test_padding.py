@@ -24,7 +24,7 @@ from adapter_export.training.loop.cache import HiddenCache, results_of
 from adapter_export.training.loop.data import TextExamples, TrainingData
 from adapter_export.training.loop.distil_loop import Teacher
 from adapter_export.training.loop.settings import DistillationLoss, LoopSpec
-from adapter_export.training.loop.train_loop import answered, train
+from adapter_export.training.loop.train_loop import answer_examples, train
 
 QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 GATED = BottleneckOptions("gelu", gate=True)
@@ -125,7 +125,7 @@ class TestRows:
     def test_each_is_measured_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
         examples: Any = data.validation
         assert len(set(examples.lengths.tolist())) > 2
-        rows, results, targets = answered(model, examples, QUICK)
+        rows, results, targets = answer_examples(model, examples, QUICK)
         expected = torch.stack([alone(model, examples, row) for row in rows])
         torch.testing.assert_close(results, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert targets.tolist() == examples.answers[rows].tolist()
