@@ -47,12 +47,12 @@ class Located:
     """Local files of an address.
 
     Attributes:
-        asked: the address as passed.
+        address: the address as passed.
         path: the local file or folder.
         source: the immutable reference, with commit or digest; `None` for a local path.
     """
 
-    asked: str
+    address: str
     path: Path
     source: str | None = None
 
@@ -100,13 +100,13 @@ def locate(address: str | Path, contents: Contents, reporter: Reporter = SILENT)
     """
     text = as_written(address)
     if "://" in text:
-        return _fetched(text, text, contents, reporter)
-    found = None if contents not in _BY_ID or os.path.lexists(text) else _ID.fullmatch(text)
-    if found is None:
+        return _fetch(text, text, contents, reporter)
+    parsed = None if contents not in _BY_ID or os.path.lexists(text) else _ID.fullmatch(text)
+    if parsed is None:
         return Located(text, Path(address))
-    _check_is_no_path(text, Path(found["owner"]), found["name"])
+    _check_is_no_path(text, Path(parsed["owner"]), parsed["name"])
     try:
-        return _fetched(text, f"hf://{text}", contents, reporter)
+        return _fetch(text, f"hf://{text}", contents, reporter)
     except RemoteError as error:
         here = error.what + f"; there is no local path `{text}`"
         raise type(error)(here, where=error.where, found=error.found, expected=error.expected, fix=error.fix) from error
@@ -124,7 +124,7 @@ def _check_is_no_path(text: str, owner: Path, name: str) -> None:
     raise FileError("does not exist", where=text, found=actual, fix=fix)
 
 
-def _fetched(address: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
+def _fetch(address: str, reference: str, contents: Contents, reporter: Reporter) -> Located:
     """Return the local files of a reference, fetched by the plug-in that reads addresses with its scheme."""
     scheme = reference.partition("://")[0]
     for module in part_modules("addresses"):

@@ -39,11 +39,11 @@ class Decoding:
             raise UsageError("`temperature` must be 0 or more", found=self.temperature)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError("`top_p` must be more than 0 and at most 1", found=self.top_p)
-        given = [argument(name) for name in ("top_k", "top_p") if getattr(self, name) is not None]
-        if given and not self.temperature:
+        sampling = [argument(name) for name in ("top_k", "top_p") if getattr(self, name) is not None]
+        if sampling and not self.temperature:
             raise UsageError(
                 "sampling options need a temperature greater than 0",
-                found=joined(given, " and "),
+                found=joined(sampling, " and "),
                 fix="pass " + argument("temperature", 1.0) + " as well",
             )
         if isinstance(self.stop, str) or "" in self.stop:

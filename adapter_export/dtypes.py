@@ -117,6 +117,8 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     """Return whether two arrays are equal in type, shape and all bits; false if one is `None`."""
     if first is None or second is None or (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    one, other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second))
-    blocks = range(0, one.size, _BLOCK_BYTES)  # a mapped weight need not be in memory as a whole
-    return all(np.array_equal(one[at : at + _BLOCK_BYTES], other[at : at + _BLOCK_BYTES]) for at in blocks)
+    first_bytes, second_bytes = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second))
+    blocks = range(0, first_bytes.size, _BLOCK_BYTES)  # a mapped weight need not be in memory as a whole
+    return all(
+        np.array_equal(first_bytes[at : at + _BLOCK_BYTES], second_bytes[at : at + _BLOCK_BYTES]) for at in blocks
+    )

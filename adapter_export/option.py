@@ -68,7 +68,7 @@ class OptionsOf:
         """Yield the name, the annotated type and the default of each option; `None` where there is no default."""
         without = self._without() if callable(self._without) else self._without
         for spec in self._specs:
-            yield from ((name, *one) for name, one in _declared(spec).items() if name not in without)
+            yield from ((name, *declaration) for name, declaration in _declared(spec).items() if name not in without)
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of each option."""
@@ -90,13 +90,13 @@ class OptionsOf:
 
 def changed(spec: object) -> dict[str, Any]:
     """Return the options of a dataclass whose values differ from their defaults."""
-    found = {name: (getattr(spec, name), default) for name, (_, default) in _declared(type(spec)).items()}
-    return {name: value for name, (value, default) in found.items() if value != default}
+    options = {name: (getattr(spec, name), default) for name, (_, default) in _declared(type(spec)).items()}
+    return {name: value for name, (value, default) in options.items() if value != default}
 
 
 def _declared(spec: type) -> dict[str, tuple[object, object]]:
     """Return the annotated type and the default of each option that a class declares."""
-    defaults = {one.name: one.default for one in fields(spec)} if is_dataclass(spec) else {}
+    defaults = {entry.name: entry.default for entry in fields(spec)} if is_dataclass(spec) else {}
     hints = get_type_hints(spec, include_extras=True).items()
     options = {name: (hint, defaults.get(name)) for name, hint in hints if get_origin(hint) is Annotated}
     return {name: (hint, None if default is MISSING else default) for name, (hint, default) in options.items()}

@@ -85,8 +85,8 @@ def head(title: str) -> Markup:
 
 def items(values: Iterable[object], style: str = "") -> Markup:
     """Render a list of sentences; empty without values."""
-    made = "".join(element("li", prose(value), style) for value in values)
-    return Markup(f"<ul>{made}</ul>" if made else "")
+    entries = "".join(element("li", prose(value), style) for value in values)
+    return Markup(f"<ul>{entries}</ul>" if entries else "")
 
 
 def table(shown: Table) -> Markup:
@@ -98,8 +98,8 @@ def table(shown: Table) -> Markup:
             " ".join([*(["right"] if side else []), *(_VERDICTS.get(str(cell), ()) if tag == "td" else ())])
             for cell, side in zip(cells, right, strict=True)
         )
-        made = (element(tag, cell, style) for cell, style in zip(cells, styles, strict=True))
-        return f"<tr>{''.join(made)}</tr>"
+        elements = (element(tag, cell, style) for cell, style in zip(cells, styles, strict=True))
+        return f"<tr>{''.join(elements)}</tr>"
 
     rows = "".join(line("td", row) for row in shown.rows)
     heading = "" if shown.title is None else head(shown.title)
@@ -114,11 +114,11 @@ def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Seque
     """
     names = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
     lines = []
-    for (name, *cells), own in zip(rows, shares, strict=True):
+    for (name, *cells), row_shares in zip(rows, shares, strict=True):
         cells_of_row = "".join(
             f'<td class="right" style="background:rgb(47 95 208 / {share:.3f})'
             f'{";color:#fff" if share > _DARK else ""}">{escaped(cell)}</td>'
-            for cell, share in zip(cells, own, strict=True)
+            for cell, share in zip(cells, row_shares, strict=True)
         )
         lines.append(f"<tr>{element('th', name)}{cells_of_row}</tr>")
     table = f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

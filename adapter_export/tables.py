@@ -53,8 +53,10 @@ class Table:
 
         def line(tag: str, cells: Sequence[object]) -> str:
             texts = (html.escape(str(cell)) for cell in cells)
-            made = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True))
-            return f"<tr>{''.join(made)}</tr>"
+            elements = (
+                f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True)
+            )
+            return f"<tr>{''.join(elements)}</tr>"
 
         title = "" if self.title is None else f"<caption>{html.escape(self.title)}</caption>"
         rows = "".join(line("td", row) for row in self.rows)
@@ -89,7 +91,7 @@ def _fact(value: object) -> str:
     if isinstance(value, str | PurePath):
         return f"'{one_line(value, _LONGEST_FACT)}'"
     if isinstance(value, list | tuple):
-        shown = [_fact(one) for one in value[:_NUMBERS_SHOWN]]
+        shown = [_fact(entry) for entry in value[:_NUMBERS_SHOWN]]
         return f"[{', '.join([*shown, *(['…'] if len(value) > len(shown) else [])])}]"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

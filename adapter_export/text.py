@@ -181,8 +181,8 @@ def tokenizer_digest(text: str) -> str:
     """
     with parsing(_no_tokenizer):
         document = json.loads(text)
-        kept = {key: value for key, value in document.items() if key not in _OVERRIDDEN}
-        data = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        effective = {key: value for key, value in document.items() if key not in _OVERRIDDEN}
+        data = json.dumps(effective, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -198,21 +198,21 @@ class EncodedText:
 
     Attributes:
         encoding: the library's encoding of the text, possibly truncated.
-        found: number of tokens of the whole text, including special tokens.
+        total: number of tokens of the whole text, including special tokens.
         places: index of each remaining token in the whole text.
         margins: for each token, the number of tokens to the nearest edge of its window beyond which the text continues;
             `None` if the text is not split into windows.
     """
 
     encoding: tokenizers.Encoding
-    found: int
+    total: int
     places: Sequence[int] = ()
     margins: Sequence[int] = ()
 
     @property
     def cut(self) -> int:
         """Number of truncated tokens."""
-        return self.found - len(self.encoding.ids)
+        return self.total - len(self.encoding.ids)
 
 
 class Tokenizer:
@@ -242,10 +242,10 @@ class Tokenizer:
                 expected=f"more than the {special} special tokens",
             )
         self.max_tokens, self.digest, self._fit = max_tokens, digest, fit
-        cutting, kept = tokenizer.truncation or {}, tokenizer.padding or _padding_token(tokenizer)
+        cutting, padding = tokenizer.truncation or {}, tokenizer.padding or _padding_token(tokenizer)
         self.side: Side = cutting.get("direction", "right")
         self._strategy: str = cutting.get("strategy", "longest_first")
-        self._padding = {name: kept[name] for name in ("pad_id", "pad_type_id", "pad_token") if name in kept}
+        self._padding = {name: padding[name] for name in ("pad_id", "pad_type_id", "pad_token") if name in padding}
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._whole, self._lock = tokenizer, Lock()
@@ -330,7 +330,7 @@ class Tokenizer:
             for index, encoding in zip(part, self._encode([texts[at] for at in part]), strict=True):
                 row = EncodedText(encoding, len(encoding.ids), range(len(encoding.ids)))
                 limit = self._limit(limits[index] if limits else None, texts[index], places[index])
-                if row.found > limit:
+                if row.total > limit:
                     row = self._cut(texts[index], row, limit, sides[index] if sides else self.side, places[index])
                 rows.append(row)
         return rows
@@ -383,8 +383,8 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or `None` if it is unknown."""
-        found: int | None = self._whole.token_to_id(token)
-        return found
+        token_id: int | None = self._whole.token_to_id(token)
+        return token_id
 
     def decoding(self) -> Callable[[int], str]:
         """Return a streaming decoder, a function from each token of a text to the characters that it completes.
@@ -455,17 +455,17 @@ class Tokenizer:
         return limit
 
     def _cut(self, text: Text, row: EncodedText, limit: int, side: Side, place: str) -> EncodedText:
-        strategy, excess = "longest_first", row.found - limit
+        strategy, excess = "longest_first", row.total - limit
         if isinstance(text, Pair):
             strategy = self._strategy
             part = {"only_first": 0, "only_second": 1}.get(strategy)
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
-                found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
-                raise _no_room(place, found, f"at most {limit} with `{strategy}`")
+                actual = f"{row.total} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
+                raise _no_room(place, actual, f"at most {limit} with `{strategy}`")
         encoding = None
         if side == "right" and not _is_words(text) and excess > _LONG_REST:
             encoding = self._beginning(text if isinstance(text, Pair) else str(text), row.encoding, limit, strategy)
-        return EncodedText(encoding or self._truncated(text, limit, side, strategy), row.found)
+        return EncodedText(encoding or self._truncated(text, limit, side, strategy), row.total)
 
     def _beginning(
         self, text: str | Pair, whole: tokenizers.Encoding, limit: int, strategy: str
@@ -487,7 +487,7 @@ class Tokenizer:
                 beginning = _shortened(text, ends)
         encoding = self._truncated(beginning, limit, "right", strategy)
         contents = [list(_content(encoding, at)) for at in range(len(pieces))]
-        same = all(own == first[: len(own)] for own, first in zip(contents, firsts, strict=True))
+        same = all(content == first[: len(content)] for content, first in zip(contents, firsts, strict=True))
         return encoding if same and len(encoding.ids) == limit else None
 
     def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
@@ -605,8 +605,8 @@ def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Seq
     return EncodedText(window, len(whole.ids), held_places, margins)
 
 
-def _no_room(place: str, found: str, expected: str) -> RequestError:
-    return RequestError("the limit leaves no room for the text", where=place, found=found, expected=expected)
+def _no_room(place: str, actual: str, expected: str) -> RequestError:
+    return RequestError("the limit leaves no room for the text", where=place, found=actual, expected=expected)
 
 
 def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:

@@ -18,13 +18,13 @@ from adapter_export.cli.help_page import HelpPage, examples, flag_of
 from adapter_export.cli.options import from_environment, is_given, option, parameters
 from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.cli.terminal import TerminalScreen, emit_json
-from adapter_export.commands.command import Command, Found, Instead
+from adapter_export.commands.command import Command, Instead, Outcome
 from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
 from adapter_export.plugin import part_modules
 
 
-def make_command(command: Command[Found], name: str) -> click.Command:
+def make_command(command: Command[Outcome], name: str) -> click.Command:
     """Make a click command, with help from the call's docstring and parameters from its signature."""
     command = replace(command, instead={**command.instead, **_flags_of_plugins(name)})
     params = list(parameters(command.call))
@@ -70,7 +70,7 @@ def _page(command: Command[Any]) -> str:
     return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
 
 
-def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool = False, **arguments: Any) -> None:
+def _run(command: Command[Outcome], title: str, /, *, as_json: bool, verbose: bool = False, **arguments: Any) -> None:
     """Run the call and render its result."""
     for flag, other in command.instead.items():
         if arguments.pop(flag):
@@ -81,7 +81,9 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, verbose: bool
     with TerminalReporter(title) as reporter:
         screen = TerminalScreen(chosen, reporter.notes, verbose)
         keywords = dict(chosen)
-        repeated = [keywords.pop(one.name) for one in known.values() if one.kind is one.VAR_POSITIONAL]
+        repeated = [
+            keywords.pop(parameter.name) for parameter in known.values() if parameter.kind is parameter.VAR_POSITIONAL
+        ]
         keywords |= from_environment(command.call)
         keywords |= {"reporter": reporter} if "reporter" in known else {}
         if command.live is not None:
@@ -98,15 +100,19 @@ def _accepted(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[s
     """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
     known = inspect.signature(other.command.call).parameters
-    typed = {str(one.name): flag_of(one) for one in context.command.params if isinstance(one, click.Option)}
+    typed = {
+        str(parameter.name): flag_of(parameter)
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+    }
     extra = [typed[name] for name in arguments if name not in known and is_given(context, name)]
     if extra:
         raise UsageError(other.refusal, found=", ".join(extra), fix=f"remove them, or remove {typed[flag]}")
     return {name: value for name, value in arguments.items() if name in known}
 
 
-def _present(command: Command[Any], found: Any, screen: TerminalScreen, as_json: bool) -> None:
+def _present(command: Command[Any], outcome: Any, screen: TerminalScreen, as_json: bool) -> None:
     if as_json:
-        emit_json(command.document(found, screen))
+        emit_json(command.document(outcome, screen))
     else:
-        command.show(found, screen)
+        command.show(outcome, screen)

@@ -77,8 +77,8 @@ def _table(path: Path, names: list[str], group: click.Command, options: Mapping[
     return table
 
 
-def _check_keys(found: Mapping[str, Any], known: Mapping[str, Any], where: str, what: str) -> None:
-    for key in found:
+def _check_keys(keys: Mapping[str, Any], known: Mapping[str, Any], where: str, what: str) -> None:
+    for key in keys:
         if key not in known:
             near = nearest(key, known)
             fix = None if near is None else f"did you mean `{near}`?"
@@ -103,10 +103,10 @@ def _text(option: click.Option, value: object) -> object:
         return value
     match value:
         case list():
-            items = [str(one) for one in value]
+            items = [str(entry) for entry in value]
             return items if option.multiple else ",".join(items)
         case dict():
-            return ",".join(f"{name}={one}" for name, one in value.items())
+            return ",".join(f"{name}={entry}" for name, entry in value.items())
         case int() | float() | str():
             return [str(value)] if option.multiple else str(value)
         case _:

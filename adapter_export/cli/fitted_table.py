@@ -24,17 +24,17 @@ _LEAST_TEXT = 12
 _VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
 
 
-def fitted(shown: Table, width: int) -> rich.table.Table:
+def fitted(table: Table, width: int) -> rich.table.Table:
     """Return a rich table for a console of `width` characters.
 
     Markup is not interpreted, and verdicts are coloured. Columns are dropped until numbers and words fit: first those
     that the table marks as optional, then from the last one on.
     """
-    cells = [[visible(worded(cell, "shell")) for cell in row] for row in shown.rows]
-    columns_shown = _columns_that_fit(shown, cells, width)
-    left_out = [column for at, column in enumerate(shown.columns) if at not in columns_shown]
+    cells = [[visible(worded(cell, "shell")) for cell in row] for row in table.rows]
+    columns_shown = _columns_that_fit(table, cells, width)
+    left_out = [column for at, column in enumerate(table.columns) if at not in columns_shown]
     rich_table = rich.table.Table(
-        title=None if shown.title is None else Text(shown.title, style="bold"),
+        title=None if table.title is None else Text(table.title, style="bold"),
         title_justify="left",
         caption=Text(f"not shown: {', '.join(left_out)}; `--json` has them", "dim") if left_out else None,
         caption_justify="left",
@@ -42,31 +42,31 @@ def fitted(shown: Table, width: int) -> rich.table.Table:
         box=SIMPLE_HEAD,
         show_edge=False,
     )
-    for at, wide in zip(columns_shown, _widths(shown, cells, columns_shown, width), strict=True):
+    for at, wide in zip(columns_shown, _widths(table, cells, columns_shown, width), strict=True):
         rich_table.add_column(
-            Text(shown.columns[at]), justify="right" if shown.is_right(at) else "left", overflow="fold", width=wide
+            Text(table.columns[at]), justify="right" if table.is_right(at) else "left", overflow="fold", width=wide
         )
-    for row, given in zip(cells, shown.rows, strict=True):
-        rich_table.add_row(*(Text(row[at], _VERDICTS.get(str(given[at]), "")) for at in columns_shown))
+    for row, values in zip(cells, table.rows, strict=True):
+        rich_table.add_row(*(Text(row[at], _VERDICTS.get(str(values[at]), "")) for at in columns_shown))
     return rich_table
 
 
-def _columns_that_fit(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
+def _columns_that_fit(table: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the indices of the columns that fit."""
-    columns_shown = list(range(len(found.columns)))
-    least = [_least(found, cells, at) for at in columns_shown]
-    for at in _order(found):
-        if _room(len(columns_shown), width) >= sum(least[one] for one in columns_shown):
+    columns_shown = list(range(len(table.columns)))
+    least = [_least(table, cells, at) for at in columns_shown]
+    for at in _order(table):
+        if _room(len(columns_shown), width) >= sum(least[column] for column in columns_shown):
             break
         columns_shown.remove(at)
     return columns_shown
 
 
-def _order(found: Table) -> list[int]:
+def _order(table: Table) -> list[int]:
     """Return the indices of droppable columns: optional ones first, then from the last one on."""
-    places = list(range(1, len(found.columns)))
-    spare = [at for name in found.spare for at in reversed(places) if found.columns[at] == name]
-    verdicts = [at for at in places if any(str(row[at]) in _VERDICTS for row in found.rows)]
+    places = list(range(1, len(table.columns)))
+    spare = [at for name in table.spare for at in reversed(places) if table.columns[at] == name]
+    verdicts = [at for at in places if any(str(row[at]) in _VERDICTS for row in table.rows)]
     rest = [at for at in reversed(places) if at not in (*spare, *verdicts)]
     return [*spare, *rest, *reversed(verdicts)]
 
@@ -80,32 +80,32 @@ def _longest_word(text: str) -> int:
     return max((cell_len(word) for word in text.split()), default=0)
 
 
-def _natural(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
+def _natural(table: Table, cells: Sequence[Sequence[str]], at: int) -> int:
     """Return the width at which only the heading wraps."""
     lines = (line for row in cells for line in row[at].splitlines())
-    return max([_longest_word(found.columns[at]), *map(cell_len, lines)])
+    return max([_longest_word(table.columns[at]), *map(cell_len, lines)])
 
 
-def _least(shown: Table, cells: Sequence[Sequence[str]], at: int) -> int:
+def _least(table: Table, cells: Sequence[Sequence[str]], at: int) -> int:
     """Return the width at which no number and no word breaks, except very long words."""
-    natural = _natural(shown, cells, at)
-    if shown.is_right(at):
+    natural = _natural(table, cells, at)
+    if table.is_right(at):
         return natural
     words = [_longest_word(row[at]) for row in cells]
     longest = max((word for word in words if word <= _LONGEST_WORD), default=0)
     folded = _LEAST_TEXT if any(word > _LONGEST_WORD for word in words) else 0
-    return min(natural, max(longest, folded, _longest_word(shown.columns[at]), min(_LEAST_TEXT, natural)))
+    return min(natural, max(longest, folded, _longest_word(table.columns[at]), min(_LEAST_TEXT, natural)))
 
 
-def _widths(found: Table, cells: Sequence[Sequence[str]], columns_shown: Sequence[int], width: int) -> list[int]:
+def _widths(table: Table, cells: Sequence[Sequence[str]], columns_shown: Sequence[int], width: int) -> list[int]:
     """Return each column's width: its minimum, plus remaining room for text, narrowest first."""
-    natural = [_natural(found, cells, at) for at in columns_shown]
-    widths = [_least(found, cells, at) for at in columns_shown]
+    natural = [_natural(table, cells, at) for at in columns_shown]
+    widths = [_least(table, cells, at) for at in columns_shown]
     left = _room(len(columns_shown), width) - sum(widths)
     if left < 0:  # one or two columns that exceed the console by themselves
         widths[0] = max(1, widths[0] + left)
     waiting = sorted((at for at in range(len(columns_shown)) if widths[at] < natural[at]), key=lambda at: natural[at])
     for count, at in enumerate(waiting):
-        given = min(natural[at] - widths[at], max(left, 0) // (len(waiting) - count))
-        widths[at], left = widths[at] + given, left - given
+        extra = min(natural[at] - widths[at], max(left, 0) // (len(waiting) - count))
+        widths[at], left = widths[at] + extra, left - extra
     return widths

@@ -81,8 +81,8 @@ class LazyGroup(click.Group):
         """Write the list of commands."""
         for section in dict.fromkeys(entry.section for entry in self.table.values()):
             with formatter.section(section):
-                own = [(name, entry.help) for name, entry in self.table.items() if entry.section == section]
-                formatter.write_dl(own)
+                rows = [(name, entry.help) for name, entry in self.table.items() if entry.section == section]
+                formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return completions for a command name."""

@@ -32,8 +32,8 @@ class HelpPage(click.Command):
         self, *args: Any, sections: Mapping[str, Sequence[str]], common: Collection[str] = (), **rest: Any
     ) -> None:
         super().__init__(*args, **rest)
-        own = {str(param.name): param for param in self.params}
-        named = {title: [own[name] for name in names if name in own] for title, names in sections.items()}
+        by_name = {str(param.name): param for param in self.params}
+        named = {title: [by_name[name] for name in names if name in by_name] for title, names in sections.items()}
         self.sections = {title: params for title, params in named.items() if params}
         self._sectioned = {param.name for params in self.sections.values() for param in params}
         self._common = common
@@ -53,7 +53,7 @@ class HelpPage(click.Command):
                 is_eager=True,
                 help="Show this page, or explain the options of a section.",
                 callback=self._show_help,
-                shell_complete=lambda *given: [title for title in self.sections if title.startswith(given[2])],
+                shell_complete=lambda *arguments: [title for title in self.sections if title.startswith(arguments[2])],
             )
         return self._help
 
@@ -77,11 +77,11 @@ class HelpPage(click.Command):
             page = ctx.make_formatter()
             self.format_usage(ctx, page)
             self.format_help_text(ctx, page)
-            _write_options(ctx, page, "options", [one for one in self.get_params(ctx) if one.name not in hidden])
+            _write_options(ctx, page, "options", [param for param in self.get_params(ctx) if param.name not in hidden])
             if named:
                 indent, names = max(map(len, self.sections)) + 2, dict[str, str]()
                 for title, params in self.sections.items():
-                    flags = " ".join(flag_of(one) for one in params if one.name in hidden)
+                    flags = " ".join(flag_of(param) for param in params if param.name in hidden)
                     room = page.width - indent - 4
                     lines = textwrap.wrap(flags, room, break_on_hyphens=False, max_lines=most, placeholder=" …")
                     names[title] = "\n".join(["\b", *lines])

@@ -46,12 +46,12 @@ def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
             words: dict[str, Any] = {"type": converter(kind, settings), "metavar": _metavar(settings)}
             words |= {"shell_complete": completed} if parameter.name == "adapters" else {}
             yield click.Argument([parameter.name], nargs=-1 if many else 1, required=True, **words)
-    yield from (option(*parameter) for parameter in packed)
+    yield from (option(*declaration) for declaration in packed)
 
 
 def from_environment(call: Callable[..., object]) -> dict[str, str]:
     """Return the parameters that environment variables set, such as passwords."""
-    variables = {one.name: types_of(hint)[1].variable for one, hint in _hinted(call)}
+    variables = {parameter.name: types_of(hint)[1].variable for parameter, hint in _hinted(call)}
     return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
 
 
@@ -61,12 +61,12 @@ def is_given(context: click.Context, name: str) -> bool:
 
 
 def _hinted(call: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, object]]:
-    return ((one, hint_of(call, one.name)) for one in inspect.signature(call).parameters.values())
+    return ((parameter, hint_of(call, parameter.name)) for parameter in inspect.signature(call).parameters.values())
 
 
 def _is_list(kind: frozenset[Any]) -> bool:
     """Return True if a value may be a list, given by repeating the option."""
-    return any(get_origin(one) is Sequence for one in kind)
+    return any(get_origin(member) is Sequence for member in kind)
 
 
 def hint_of(call: Callable[..., object], name: str) -> object:
@@ -104,5 +104,5 @@ def option(name: str, hint: object, default: object) -> click.Option:
     return click.Option([name, *flags], **settings)
 
 
-def _metavar(said: Option) -> str | None:
-    return said.metavar() if callable(said.metavar) else said.metavar
+def _metavar(described: Option) -> str | None:
+    return described.metavar() if callable(described.metavar) else described.metavar

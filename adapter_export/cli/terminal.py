@@ -28,8 +28,8 @@ class _Console(Console):
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console on stdout for results, or on stderr for everything else."""
-    found = _Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+    terminal = _Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return terminal if terminal.is_terminal else _Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
 def emit_json(document: Mapping[str, object]) -> None:
@@ -89,8 +89,8 @@ class TerminalScreen:
         verbose: True with `--verbose`.
     """
 
-    def __init__(self, given: Mapping[str, Any], notes: Sequence[str], verbose: bool) -> None:
-        self.given, self.notes, self.verbose = given, notes, verbose
+    def __init__(self, arguments: Mapping[str, Any], notes: Sequence[str], verbose: bool) -> None:
+        self.given, self.notes, self.verbose = arguments, notes, verbose
 
     def show(self, *parts: Table | str) -> None:
         """Write tables and titles to stdout, with an empty line after each table."""

@@ -18,8 +18,10 @@ def types_of(hint: object) -> tuple[frozenset[Any], Option]:
     A path that may also be on a hub has the mark `REMOTE` among its types.
     """
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    said = next((note for note in notes if note is not REMOTE), Option())
-    return frozenset(_members(hint)) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
+    described = next((note for note in notes if note is not REMOTE), Option())
+    return frozenset(_members(hint)) - {NoneType}, described if isinstance(described, Option) else Option(
+        str(described)
+    )
 
 
 def _members(hint: object) -> Iterator[object]:
@@ -29,8 +31,8 @@ def _members(hint: object) -> Iterator[object]:
         yield from _members(inner)
         yield from (note for note in notes if note is REMOTE)
     elif get_origin(hint) in (Union, UnionType):
-        for one in get_args(hint):
-            yield from _members(one)
+        for member in get_args(hint):
+            yield from _members(member)
     else:
         yield hint
 
@@ -47,10 +49,10 @@ def converter(kind: frozenset[Any], described: Option) -> Any:
         return _CONVERTERS[kind]
     if REMOTE in kind:
         return ADDRESS
-    literals = [word for one in kind if get_origin(one) is Literal for word in get_args(one)]
+    literals = [word for member in kind if get_origin(member) is Literal for word in get_args(member)]
     if literals:
         return click.Choice(literals)
-    return next((found for one, found in _PLAIN.items() if one in kind), click.STRING)
+    return next((parser for value_type, parser in _PLAIN.items() if value_type in kind), click.STRING)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
@@ -86,10 +88,10 @@ def _number(text: str) -> float:
 
 def _by_name(text: str, twice: str) -> dict[str, float]:
     pairs = [item.rsplit("=", 1) for item in text.split(",")]
-    found = {name.strip(): _number(number) for name, number in pairs}
-    if len(found) < len(pairs):
+    numbers = {name.strip(): _number(number) for name, number in pairs}
+    if len(numbers) < len(pairs):
         raise click.BadParameter(f"`{text}` gives {twice}")
-    return found
+    return numbers
 
 
 def _numbers(text: str) -> float | dict[str, float]:

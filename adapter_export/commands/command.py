@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from adapter_export.option import Option, OptionsOf
 from adapter_export.tables import Table
 
-Found = TypeVar("Found")
+Outcome = TypeVar("Outcome")
 
 Styled = tuple[str, str]
 """Text and its terminal style, such as `bold` or `red`."""
@@ -49,9 +49,9 @@ class Screen(Protocol):
         """Write a failure to stderr."""
 
 
-def result_document(found: Any, _: Screen) -> Mapping[str, object]:
+def result_document(result: Any, _: Screen) -> Mapping[str, object]:
     """Return the `to_json()` of a result."""
-    document: Mapping[str, object] = found.to_json()
+    document: Mapping[str, object] = result.to_json()
     return document
 
 
@@ -66,7 +66,7 @@ def exit_1(_: object) -> int:
 
 
 @dataclass(frozen=True)
-class Command(Generic[Found]):
+class Command(Generic[Outcome]):
     """A public call exposed as a command of `adapter-export`.
 
     Positional parameters of the call are arguments of the command; those annotated with an `Option` that has flags, and
@@ -89,12 +89,12 @@ class Command(Generic[Found]):
         verbose: help of `--verbose`, for a command that shows less by default; empty for no such flag.
     """
 
-    call: Callable[..., Found | None]
-    show: Callable[[Found, Screen], None]
+    call: Callable[..., Outcome | None]
+    show: Callable[[Outcome, Screen], None]
     examples: Sequence[str]
-    document: Callable[[Found, Screen], Mapping[str, object]] = result_document
-    passed: Callable[[Found], bool] = always
-    exit_code: Callable[[Found], int] = exit_1
+    document: Callable[[Outcome, Screen], Mapping[str, object]] = result_document
+    passed: Callable[[Outcome], bool] = always
+    exit_code: Callable[[Outcome], int] = exit_1
     exit_codes: str = ""
     sections: Mapping[str, Sequence[str | OptionsOf]] = field(default_factory=dict)
     common: Collection[str] = ()

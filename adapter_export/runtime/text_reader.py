@@ -86,7 +86,7 @@ class TextReader(Reader):
                 raise RequestError(
                     "has more tokens than are taken",
                     where=place if name is None else f"{place}, adapter `{name}`",
-                    found=f"{max(row.found for row in cut):,} tokens",
+                    found=f"{max(row.total for row in cut):,} tokens",
                     expected=f"at most {limit:,}, special tokens included",
                     fix="shorten it, or pass " + argument("long", "windows", option="long_texts") + " or `cut`",
                 )
@@ -157,7 +157,7 @@ def encoded(
             raise RequestError(
                 "has more tokens than are taken, and a prompt is not truncated",
                 where=places[at] if places else None,
-                found=f"{row.found:,} tokens",
+                found=f"{row.total:,} tokens",
                 expected=f"at most {len(row.encoding.ids):,}, including the template",
                 fix="shorten it",
             )

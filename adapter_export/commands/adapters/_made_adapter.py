@@ -39,13 +39,13 @@ class AdapterOutput:
         if self._output is not None:
             self._output.ensure_writable(folder=True, sources=sources)
 
-    def name(self, given: str | None) -> str | None:
+    def name(self, requested: str | None) -> str | None:
         """Return the given name, or the folder's name."""
-        return given or (None if self._output is None else self._output.path.resolve().name)
+        return requested or (None if self._output is None else self._output.path.resolve().name)
 
-    def required_name(self, given: str | None) -> str:
+    def required_name(self, requested: str | None) -> str:
         """Return `name`; raise `UsageError` if it is missing."""
-        name = self.name(given)
+        name = self.name(requested)
         if name is None:
             raise UsageError("the adapter has no name", fix="give " + argument("name") + " or " + argument("output"))
         return name

@@ -69,13 +69,13 @@ def compose(
         "average": (average, ("weights",)),
         "fuse": (weighted_fusion, ("weights", "residual")),
     }
-    make, own = ways[how]
-    unknown = [key for key in arguments if key not in own]
+    make, accepted = ways[how]
+    unknown = [key for key in arguments if key not in accepted]
     if unknown:
         raise UsageError(f"`{how}` has no such option", found=joined(map(argument, unknown)))
     members = load_members(adapters)
-    made = make(*members, name=target.required_name(name), head=head, **arguments)
-    return target.save(replace(made, training=composition_record(made.training, members)))
+    composed = make(*members, name=target.required_name(name), head=head, **arguments)
+    return target.save(replace(composed, training=composition_record(composed.training, members)))
 
 
 def _document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

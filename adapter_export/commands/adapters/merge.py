@@ -94,8 +94,8 @@ def merge(
         opened.check_takes_head(chosen)
         head = chosen.without(list(chosen.placements))
     reporter.step("computing the weights")
-    found = merged_layers(chosen, opened.sites.complete, opened.layer_at)
-    tensors = {name: tensor for change in found.values() for name, tensor in stored(*change).items()}
+    changes = merged_layers(chosen, opened.sites.complete, opened.layer_at)
+    tensors = {name: tensor for change in changes.values() for name, tensor in stored(*change).items()}
     record = {"adapter": chosen.name, "weights_sha256": _sha256(chosen), "base": opened.fingerprint}
     with Output(path, force).file() as temporary, moved(temporary, path):
         merged_base = opened.write_merged(MergedWeights(tensors, record, head), temporary)

@@ -23,15 +23,19 @@ class Result:
 
     texts: Mapping[str, Any]
     head: Head
-    said: TextAnswer | None
+    answer: TextAnswer | None
     outputs: Sequence[Summary]
 
     @classmethod
-    def of(cls, found: AnsweredRow) -> Result:
+    def of(cls, answered: AnsweredRow) -> Result:
         """Summarize an answered row, so that its outputs can be freed."""
-        has_task = found.head.task is not None and found.head.output is not None
-        outputs = [] if has_task else [Summary.of(name, array) for one in found.outputs for name, array in one.items()]
-        return cls(found.row.texts, found.head, found.answer if has_task else None, outputs)
+        has_task = answered.head.task is not None and answered.head.output is not None
+        outputs = (
+            []
+            if has_task
+            else [Summary.of(name, array) for arrays in answered.outputs for name, array in arrays.items()]
+        )
+        return cls(answered.row.texts, answered.head, answered.answer if has_task else None, outputs)
 
     @property
     def name(self) -> str:
@@ -47,8 +51,8 @@ class Result:
     @property
     def shown(self) -> ShownRow:
         """The row with its answer."""
-        assert self.said is not None
-        return ShownRow(self.name, self.said, self.texts.get("choices", ()))
+        assert self.answer is not None
+        return ShownRow(self.name, self.answer, self.texts.get("choices", ()))
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ _MEASURES = ("min", "mean", "max")
 def show_results(results: Sequence[Result], screen: Screen) -> None:
     """Render the results of all rows as tables."""
     heads = {result.head for result in results}
-    if len(heads) == 1 and results[0].said is None:
+    if len(heads) == 1 and results[0].answer is None:
         screen.show(_summaries(results))
         return
     screen.show(*tables(results))
@@ -86,9 +90,15 @@ def _summaries(results: Sequence[Result]) -> Table:
     """List every output of every row."""
     adapter = results[0].head.adapter
     rows = [
-        (result.name, one.name, one.dtype, list(one.shape), *("–" if n is None else f"{n:.4g}" for n in one.numbers))
+        (
+            result.name,
+            output.name,
+            output.dtype,
+            list(output.shape),
+            *("–" if n is None else f"{n:.4g}" for n in output.numbers),
+        )
         for result in results
-        for one in result.outputs
+        for output in result.outputs
     ]
     title = "base" if adapter is None else f"adapter `{adapter}`"
     return Table(("text", "output", "type", "shape", *_MEASURES), rows, title, "llllrrr")
@@ -102,10 +112,10 @@ def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifes
     """
     heads, arrays = {head.output for head in manifest.heads}, dict[str, np.ndarray]()
     for name in dict.fromkeys(name for _, outputs in rows for name in outputs):
-        own = [(at, outputs[name]) for at, (_, outputs) in enumerate(rows) if name in outputs]
-        shape = tuple(max(sizes) for sizes in zip(*(array.shape for _, array in own), strict=True))
-        arrays[name] = np.full((len(rows), *shape), np.nan if len(own) < len(rows) else 0, own[0][1].dtype)
-        for at, array in own:
+        numbered = [(at, outputs[name]) for at, (_, outputs) in enumerate(rows) if name in outputs]
+        shape = tuple(max(sizes) for sizes in zip(*(array.shape for _, array in numbered), strict=True))
+        arrays[name] = np.full((len(rows), *shape), np.nan if len(numbered) < len(rows) else 0, numbered[0][1].dtype)
+        for at, array in numbered:
             target = arrays[name][at]
             target[...] = 0
             if name in heads:
@@ -127,6 +137,6 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
 
 def _cells(result: Result) -> tuple[str, str, str]:
     """Return the answer in one line, with the probability of a class."""
-    if result.said is None or result.type is None:
-        return ", ".join(f"{one.name} {list(one.shape)}" for one in result.outputs), "", ""
+    if result.answer is None or result.type is None:
+        return ", ".join(f"{output.name} {list(output.shape)}" for output in result.outputs), "", ""
     return HEAD_TYPES[result.type].cells(result.shown)

@@ -52,10 +52,10 @@ def text_rows(texts: Sequence[str], pairs: Sequence[str] = (), encoding: str | N
     if sys.stdin.isatty():
         raise UsageError("there is nothing to run on", fix="give one of " + _CHOICES + ", or lines on stdin")
     lines, note = text_lines(sys.stdin.buffer.read(), Path("stdin"), encoding)
-    found = list(lines_as_rows(lines, "stdin"))
-    if all(is_blank(row.asked) for row in found):
+    rows = list(lines_as_rows(lines, "stdin"))
+    if all(is_blank(row.asked) for row in rows):
         raise UsageError("there is nothing to run on", found="no lines on stdin", fix="give one of " + _CHOICES)
-    return FileRows(iter(found), () if note is None else (note,))
+    return FileRows(iter(rows), () if note is None else (note,))
 
 
 def _typed_rows(texts: Sequence[str], pairs: Sequence[str]) -> list[Row]:
@@ -68,18 +68,18 @@ def _typed_rows(texts: Sequence[str], pairs: Sequence[str]) -> list[Row]:
             found=f"{len(pairs)} for {len(texts)} texts",
             fix="give one per text, in the same order; for a single text, several are its choices",
         )
-    asked = list(map(Pair, texts, pairs)) if pairs else texts
-    return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
+    contents = list(map(Pair, texts, pairs)) if pairs else texts
+    return [Row(content, where=f"text {at}") for at, content in enumerate(contents)]
 
 
 def read_file(path: Path, columns: Columns) -> FileRows:
     """Read all rows of a table or of a text file. Raises the errors of `file_rows`."""
     opened = file_rows(path, columns)
-    found = list(opened.rows)
-    blank = all(isinstance(row.asked, str) and is_blank(row.asked) for row in found)
-    if not found or (blank and path.suffix.lower() in LINES):  # a cell of a table may be an empty text
+    rows = list(opened.rows)
+    blank = all(isinstance(row.asked, str) and is_blank(row.asked) for row in rows)
+    if not rows or (blank and path.suffix.lower() in LINES):  # a cell of a table may be an empty text
         raise DataError("contains no texts", where=path, expected="one text per line, or a table with rows")
-    return FileRows(iter(found), opened.notes)
+    return FileRows(iter(rows), opened.notes)
 
 
 def media_rows(paths: Sequence[str]) -> list[Row]:
@@ -101,11 +101,14 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
     checked = check_inputs(arrays, inputs, bundle.manifest.lengths)
     count = len(next(iter(checked.values())))
     if contexts is not None and len(contexts) != count:
-        found = f"{len(contexts)} for {count} rows"
-        raise FormatError("has the wrong number of rows", where="`context`", found=found)
+        mismatch = f"{len(contexts)} for {count} rows"
+        raise FormatError("has the wrong number of rows", where="`context`", found=mismatch)
     each = [{name: array[row : row + 1] for name, array in checked.items()} for row in range(count)]
-    own = [None] * count if contexts is None else [row != 0 for row in contexts]
-    return [Row(arrays, context=of, where=f"row {row}") for row, (arrays, of) in enumerate(zip(each, own, strict=True))]
+    with_context = [None] * count if contexts is None else [row != 0 for row in contexts]
+    return [
+        Row(arrays, context=of, where=f"row {row}")
+        for row, (arrays, of) in enumerate(zip(each, with_context, strict=True))
+    ]
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -122,8 +125,8 @@ def read_arrays(path: Path) -> Arrays:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > _MOST_UNPACKED:
             raise refusal(f"{size:,} bytes when unpacked")
-        found = np.load(io.BytesIO(data), allow_pickle=False)
-        return {name: found[name] for name in found.files}
+        arrays = np.load(io.BytesIO(data), allow_pickle=False)
+        return {name: arrays[name] for name in arrays.files}
 
 
 def check_suffix(path: Path) -> None:

@@ -94,8 +94,8 @@ def _names(bundle: Bundle, screen: Screen) -> list[str]:
 
 
 def _show(bundle: Bundle, screen: Screen) -> None:
-    there = quoted(record.name for record in bundle.manifest.adapters)
-    screen.report(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {there}")
+    names = quoted(record.name for record in bundle.manifest.adapters)
+    screen.report(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {names}")
     screen.report(f"Next: adapter-export verify {bundle.folder}")
 
 

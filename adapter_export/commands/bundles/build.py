@@ -178,7 +178,7 @@ def build(
                 generation=opened.generation,
                 origin=origin_of(opened, base_precision, optimized=optimize),
             ),
-            precisions={one.name: adapter_precision for one in chosen if one is not base_head},
+            precisions={adapter.name: adapter_precision for adapter in chosen if adapter is not base_head},
             allow_base_mismatch=allow_base_mismatch,
         )
         manifest = plan.run(out, reporter)
@@ -201,7 +201,9 @@ def _kinds_and_heads(names: Sequence[str]) -> tuple[list[Kind], list[AdapterGrap
     from adapter_export.graph.kinds import KINDS, kind_named
 
     kinds, heads = [], []
-    for name in dict.fromkeys(one for given in names for one in (KINDS if given == "all" else (given,))):
+    for name in dict.fromkeys(
+        expanded for requested in names for expanded in (KINDS if requested == "all" else (requested,))
+    ):
         kind, _, choice = name.partition(":")
         if kind == HEAD:
             heads.append(classification_head(choice or "mean"))
@@ -222,10 +224,10 @@ def _check_apart(base_head: Adapter, others: Sequence[Adapter]) -> None:
         )
 
 
-def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str | None:
+def _tokenizer(base: Base, address: Address | None, max_tokens: int | None) -> str | None:
     from adapter_export.text import Tokenizer, read_tokenizer
 
-    text = base.tokenizer if given is None else read_tokenizer(locate(given, "tokenizer").path)
+    text = base.tokenizer if address is None else read_tokenizer(locate(address, "tokenizer").path)
     if text is None:
         return None
     if max_tokens is None:
@@ -239,11 +241,11 @@ def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str
     return text
 
 
-def _check_variants(given: Sequence[str] | None) -> set[str]:
+def _check_variants(requested: Sequence[str] | None) -> set[str]:
     """Check variant names; raise `UsageError` for an unknown one."""
     from adapter_export.format.manifest import GRAPH_VARIANTS
 
-    names = set[str](GRAPH_VARIANTS if given is not None and tuple(given) == ("all",) else given or ())
+    names = set[str](GRAPH_VARIANTS if requested is not None and tuple(requested) == ("all",) else requested or ())
     unknown = ", ".join(sorted(names - set(GRAPH_VARIANTS)))
     if unknown:
         expected = f"`all`, or some of {', '.join(GRAPH_VARIANTS)}"
@@ -275,7 +277,7 @@ def _show(bundle: Bundle, screen: Screen) -> None:
 
     manifest = bundle.manifest
     sizes = {file.path: file.bytes for file in manifest.files}
-    what = {file: f"the graph: {one.summary}" for one in VARIANTS.values() for file in one.files(manifest)}
+    what = {file: f"the graph: {variant.summary}" for variant in VARIANTS.values() for file in variant.files(manifest)}
     what |= {
         each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters
     }
@@ -290,7 +292,7 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     screen.report(f"Next: {check}, or adapter-export verify {bundle.folder} (golden vectors, seconds)")
     precision = screen.given.get("base_precision", "fp32")
     if precision != "fp32":
-        adapters = [str(one).rpartition("=")[2] for one in screen.given.get("adapters", ())]
+        adapters = [str(address).rpartition("=")[2] for address in screen.given.get("adapters", ())]
         compared = f"{' '.join(adapters)} --base {base}" if adapters else str(base)
         screen.report(f"On your own rows: adapter-export compare {compared} --precisions fp32,{precision} --data FILE")
 

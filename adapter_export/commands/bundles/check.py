@@ -146,8 +146,8 @@ def check(
     if (data is None) != (text is None) or (data is not None and against is None):
         together = argument("data") + ", " + argument("text") + " and " + argument("against") + " belong together"
         raise UsageError(together, fix="give all three, or only " + argument("against"))
-    for name, asked in (("nodes", nodes), ("repro", repro is not None)):
-        if asked and against is None:
+    for name, requested in (("nodes", nodes), ("repro", repro is not None)):
+        if requested and against is None:
             needed = argument(name) + " needs " + argument("against")
             raise UsageError(needed, fix="give the model that the bundle was built from")
     if nodes and quick:
@@ -159,7 +159,7 @@ def check(
     if data is not None and text is not None:
         file, columns = locate(data, "table", reporter).path, Columns(text, form=TableFormat(delimiter, encoding))
         read, notes = read_texts(file, columns)
-        texts = [one for one, _ in read]
+        texts = [row_text for row_text, _ in read]
         for note in notes:
             reporter.warn(note)
     from adapter_export.bundle.proof.baseline import regressions
@@ -176,9 +176,9 @@ def check(
         providers=chosen,
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
-    own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
+    by_name = {adapter.name: adapter for adapter in _read_adapters(plan, adapters, model)}
     with reference_sides(plan, model, texts) as (reference, original):
-        report_of_check = prove(plan, reference, original=original, adapters=own, reporter=reporter)
+        report_of_check = prove(plan, reference, original=original, adapters=by_name, reporter=reporter)
     report_of_check.require_compared()
     if before is not None and baseline is not None:
         worse = regressions(before, report_of_check.findings, Path(baseline).name)
@@ -202,31 +202,31 @@ def _write_page(checked: Report, path: Path, options: Sequence[tuple[str, object
     """Write the HTML page of a report, with the command that produced it."""
     from adapter_export.bundle.proof.report_view import page
 
-    given = [(name, value) for name, value in options if value is not None]
-    words = [word for name, value in given for word in (f"--{name}", *([] if value is True else [str(value)]))]
+    present = [(name, value) for name, value in options if value is not None]
+    words = [word for name, value in present for word in (f"--{name}", *([] if value is True else [str(value)]))]
     called = shlex.join(["adapter-export", "check", checked.bundle, *words])
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     with Output(path, force).file() as temporary:
         temporary.write_text(page(checked, date=date, command=called), "utf-8")
 
 
-def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
+def _read_adapters(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
     """Read the user's own adapters; raise `UsageError` for one that the bundle lacks."""
     compared = [] if adapters is None else load_members(adapters, None if base is None else base.path)
     unknown = [f"`{adapter.name}`" for adapter in compared if adapter.name not in plan.bundle.names]
     if unknown:
         known = quoted(name for name in plan.bundle.names if name is not None)
-        where, found = argument("adapters"), ", ".join(unknown)
+        where, names = argument("adapters"), ", ".join(unknown)
         raise UsageError(
-            "the bundle has no adapter with this name", where=where, found=found, expected=f"one of {known}"
+            "the bundle has no adapter with this name", where=where, found=names, expected=f"one of {known}"
         )
     return compared
 
 
 def _listed(adapters: Adapters | None) -> str:
     """Return adapters as the option lists them; an adapter object by its name."""
-    given = adapters.items() if isinstance(adapters, Mapping) else (("", each) for each in adapters or ())
-    places = ((name, each if isinstance(each, str | Path) else each.name) for name, each in given)
+    named = adapters.items() if isinstance(adapters, Mapping) else (("", each) for each in adapters or ())
+    places = ((name, each if isinstance(each, str | Path) else each.name) for name, each in named)
     return ",".join(f"{name}={place}" if name else f"{place}" for name, place in places)
 
 
@@ -243,7 +243,7 @@ def reference_sides(
     from adapter_export.bundle.proof.proof_plan import Reference
     from adapter_export.bundle.texts import Contract
 
-    base = _as_recorded(model_of(plan.bundle.manifest, model), plan.bundle.manifest)
+    base = _recapture_if_changed(model_of(plan.bundle.manifest, model), plan.bundle.manifest)
     processor = None if base.media is None else base.media.record.digest
     path, contract = (
         str(base.path),
@@ -265,12 +265,12 @@ def reference_sides(
         yield reference, Original(base.runner(allow_mismatch=True), cases, inputs)
 
 
-def _as_recorded(base: Base, manifest: Manifest) -> Base:
+def _recapture_if_changed(base: Base, manifest: Manifest) -> Base:
     """Return the base, captured again if its inputs or lengths differ from the manifest."""
     from adapter_export.bundle.proof.invariants import check_record
 
     alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
-    if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
+    if alike and all(finding.passed for finding in check_record(manifest, base.inputs, base.lengths)):
         return base
     return base.captured_as(manifest)
 

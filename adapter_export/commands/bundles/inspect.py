@@ -67,7 +67,7 @@ class Inspection(Described):
         return "\n\n".join([self.title, *map(str, self.tables)])
 
     def _repr_html_(self) -> str:
-        return f"{Table((self.title,), ())._repr_html_()}{''.join(one._repr_html_() for one in self.tables)}"
+        return f"{Table((self.title,), ())._repr_html_()}{''.join(table._repr_html_() for table in self.tables)}"
 
 
 def inspect(
@@ -108,16 +108,14 @@ def inspect(
     output = None if svg is None else Output(Path(svg), force)
     if output is not None:
         output.ensure_writable()
-    found = _inspected(path, None if key is None else Path(key), OpenOptions(trust_pickle=trust_pickle), reporter)
+    inspection = _inspect(path, None if key is None else Path(key), OpenOptions(trust_pickle=trust_pickle), reporter)
     if output is not None:
         with output.file() as temporary:
-            temporary.write_text(found.drawing(), encoding="utf-8")
-    return found
+            temporary.write_text(inspection.drawing(), encoding="utf-8")
+    return inspection
 
 
-def _inspected(
-    path: Address | Base | Adapter, key: Path | None, options: OpenOptions, reporter: Reporter
-) -> Inspection:
+def _inspect(path: Address | Base | Adapter, key: Path | None, options: OpenOptions, reporter: Reporter) -> Inspection:
     from adapter_export.graph.adapter import Adapter
 
     located = None if isinstance(path, Adapter | Base) else locate(path, "any", reporter)
@@ -205,17 +203,22 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
     graphs = [(name, file, size(sizes[file]), TENSORS_OF_ADAPTERS[name]) for name, file in manifest.graphs.items()]
     graphs += [
-        (BAKED, one.baked, size(sizes[one.baked]), f"{TENSORS_OF_ADAPTERS[BAKED]}: `{one.name}` only")
-        for one in manifest.adapters
-        if one.baked is not None
+        (BAKED, adapter.baked, size(sizes[adapter.baked]), f"{TENSORS_OF_ADAPTERS[BAKED]}: `{adapter.name}` only")
+        for adapter in manifest.adapters
+        if adapter.baked is not None
     ]
     yield Table(("variant", "file", "size", "adapter tensors are"), graphs, "graphs", "llr")
     yield _signature(manifest.inputs, manifest.outputs)
     yield _slots(manifest)
 
     golden = [("base", manifest.golden), *((adapter.name, adapter.golden) for adapter in manifest.adapters)]
-    allowed = [", ".join(f"{output} ± {number:.2g}" for output, number in one.absolute.items()) for _, one in golden]
-    rows = [(name, len(one.cases), said, one.reference) for (name, one), said in zip(golden, allowed, strict=True)]
+    allowed = [
+        ", ".join(f"{output} ± {number:.2g}" for output, number in vectors.absolute.items()) for _, vectors in golden
+    ]
+    rows = [
+        (name, len(vectors.cases), tolerance, vectors.reference)
+        for (name, vectors), tolerance in zip(golden, allowed, strict=True)
+    ]
     yield Table(("adapter", "cases", "allowed", "computed by"), rows, "golden vectors", "lr")
     yield from _separation(manifest)
     yield _files(manifest)
@@ -240,7 +243,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
 def _separation(manifest: Manifest) -> Iterator[Table]:
     """Yield a table of each adapter's weakest fault and nearest neighbour, if they were measured."""
-    separations = [(one.name, one.golden.separation) for one in manifest.adapters]
+    separations = [(adapter.name, adapter.golden.separation) for adapter in manifest.adapters]
     rows = [
         (
             name,
@@ -284,8 +287,8 @@ def _range(sites: list[str]) -> str:
     if len(layers) < len(sites) or len(sites) == 1:
         return ", ".join(sites)
     runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
-    said = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
-    return f"{first.stream}layers.{said}.{first.part}"
+    ranges = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return f"{first.stream}layers.{ranges}.{first.part}"
 
 
 def _files(manifest: Manifest) -> Table:
@@ -299,7 +302,7 @@ def _files(manifest: Manifest) -> Table:
         path = PurePosixPath(file.path)
         in_folder = f"{path.parts[0]}/*{path.suffix}" if len(path.parts) == 2 else f"{path.parts[0]}/*/{path.name}"
         alike.setdefault(file.path if len(path.parts) == 1 else in_folder, []).append(file.bytes)
-    shared = [(pattern, str(len(found)), f"{sum(found):,}") for pattern, found in alike.items()]
+    shared = [(pattern, str(len(sizes)), f"{sum(sizes):,}") for pattern, sizes in alike.items()]
     return Table(("path", "files", "bytes"), shared, title, "lrr")
 
 
@@ -353,8 +356,8 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
         yield Table(_FACTS, list(_flat(adapter.training)), "training record")
 
 
-def _cost_cells(found: Cost) -> tuple[str, str, str]:
-    return f"{found.parameters:,}", f"{found.bytes:,}", f"{found.multiply_accumulates:,}"
+def _cost_cells(cost: Cost) -> tuple[str, str, str]:
+    return f"{cost.parameters:,}", f"{cost.bytes:,}", f"{cost.multiply_accumulates:,}"
 
 
 def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -405,10 +408,10 @@ def _model(base: Base) -> Inspection:
 
 def _signature(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> Table:
     rows = []
-    for one in inputs:
-        meaning = f"ids below {one.limit}" if one.role == "ids" and one.limit else one.role
-        rows.append(("in", one.name, one.dtype, _axes(one.axes), meaning))
-    rows += [("out", one.name, one.dtype, _axes(one.axes), "") for one in outputs]
+    for record in inputs:
+        meaning = f"ids below {record.limit}" if record.role == "ids" and record.limit else record.role
+        rows.append(("in", record.name, record.dtype, _axes(record.axes), meaning))
+    rows += [("out", record.name, record.dtype, _axes(record.axes), "") for record in outputs]
     return Table(("", "name", "type", "shape", "meaning"), rows, "inputs and outputs")
 
 
@@ -435,8 +438,8 @@ def _short(fingerprint: str) -> str:
     return f"{fingerprint[: len('sha256:') + 12]}…"
 
 
-def _show(found: Inspection, screen: Screen) -> None:
-    screen.show(found.title, *found.tables)
+def _show(inspection: Inspection, screen: Screen) -> None:
+    screen.show(inspection.title, *inspection.tables)
     if "svg" in screen.given:
         screen.report(f"wrote {screen.given['svg']}")
 

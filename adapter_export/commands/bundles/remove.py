@@ -41,9 +41,9 @@ def remove(
 
 
 def _show(bundle: Bundle, screen: Screen) -> None:
-    there = quoted(record.name for record in bundle.manifest.adapters)
+    names = quoted(record.name for record in bundle.manifest.adapters)
     screen.report(
-        f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {there}"
+        f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {names}"
     )
     screen.report(f"Next: adapter-export verify {bundle.folder}")
 

@@ -37,7 +37,8 @@ def _files() -> type:
     from adapter_export.modalities import FILE_MODALITIES
 
     options = [
-        (name, Annotated[Sequence[str], Option(one.option, "FILE")], ()) for name, one in FILE_MODALITIES.items()
+        (name, Annotated[Sequence[str], Option(modality.option, "FILE")], ())
+        for name, modality in FILE_MODALITIES.items()
     ]
     return make_dataclass("_Files", options)
 
@@ -233,8 +234,8 @@ def run(
         run_rows.check_suffix(output.path)
         output.ensure_writable()
     if stride is not None and long_texts != "windows":
-        found, fix = argument("long_texts", long_texts), "give " + argument("long_texts", "windows")
-        raise UsageError("a stride needs windows", found=found, fix=fix)
+        actual, fix = argument("long_texts", long_texts), "give " + argument("long_texts", "windows")
+        raise UsageError("a stride needs windows", found=actual, fix=fix)
     if output is not None and long_texts == "windows":
         what = argument("out") + " has one row per text, but windows make several"
         raise UsageError(what, fix="remove one of them")
@@ -282,7 +283,7 @@ def run(
     reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
     shown = reporter if many or len(rows) > _QUICK else SILENT
     answered = Answerer(session, reader, reading).answer(rows, shown)
-    return Answers(_finished(answered, opened.manifest, medium, output, reporter), many)
+    return Answers(_write_at_end(answered, opened.manifest, medium, output, reporter), many)
 
 
 def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> None:
@@ -308,7 +309,7 @@ def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> No
             raise UsageError(joined(both, " and ") + " exclude each other", fix="remove " + both[0] + " or " + both[1])
     for name, other in _NEEDS.items():
         if name in named and other not in named:
-            first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
+            first, second = (argument(key, option=_OPTIONS.get(key)) for key in (name, other))
             raise UsageError(first + " needs " + second, fix="add " + second + ", or remove " + first)
 
 
@@ -320,7 +321,7 @@ def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: Pr
     return name
 
 
-def _finished(
+def _write_at_end(
     rows: Iterable[AnsweredRow], manifest: Manifest, medium: str | None, output: Output | None, reporter: Reporter
 ) -> Iterator[AnsweredRow]:
     """Yield rows; after the last one, write their outputs and report truncation."""
@@ -426,10 +427,10 @@ def _show_texts(texts_written: Texts, screen: Screen) -> None:
         screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
 
 
-def _document(found: Answers | Texts, _: Screen) -> Mapping[str, object]:
-    if isinstance(found, Texts):
-        return {"rows": [one.document() for one in found.whole]}
-    return {"rows": [{**row.row.texts, **row.document()} for row in found.rows]}
+def _document(answers: Answers | Texts, _: Screen) -> Mapping[str, object]:
+    if isinstance(answers, Texts):
+        return {"rows": [text.document() for text in answers.whole]}
+    return {"rows": [{**row.row.texts, **row.document()} for row in answers.rows]}
 
 
 COMMAND: Command[Answers | Texts] = Command(

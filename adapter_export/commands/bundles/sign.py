@@ -69,7 +69,7 @@ def sign(
         own_folder(bundle),
         Path(key),
         certificate=None if certificate is None else Path(certificate),
-        chain=[Path(one) for one in certificate_chain],
+        chain=[Path(path) for path in certificate_chain],
         password=password,
         report=None if report is None else Path(report),
         force=force,

@@ -132,14 +132,14 @@ def capture(
     is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
     for_folders = {"bare": bare, "reranker_tokens": reranker_tokens, "prompt": prompt}
     if not is_folder and any(for_folders.values()):
-        given = joined(argument(name) for name, value in for_folders.items() if value)
-        raise UsageError(given + " applies to Hugging Face folders only", fix="remove it")
+        names = joined(argument(name) for name, value in for_folders.items() if value)
+        raise UsageError(names + " applies to Hugging Face folders only", fix="remove it")
     template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
     model_opened = model
     if isinstance(model, str | os.PathLike):
-        found = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
-        model, source = found.path, found.source
+        located = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
+        model, source = located.path, located.source
     from adapter_export.bases.base_record import record_key
     from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs
@@ -281,7 +281,7 @@ def _document(base: Base, screen: Screen) -> Mapping[str, object]:
         "bytes": output.stat().st_size,
         "inputs": [record.name for record in base.inputs],
         "outputs": [record.name for record in base.outputs],
-        "lengths": {axis: asdict(one) for axis, one in base.lengths.items()},
+        "lengths": {axis: asdict(lengths) for axis, lengths in base.lengths.items()},
         "max_tokens": base.max_tokens,
         "tokenizer": base.tokenizer is not None,
         "base_head": base.base_head_facts(),

@@ -153,15 +153,15 @@ def identify(
     return Identified(output.path, identity)
 
 
-def _show(found: Identified, screen: Screen) -> None:
-    screen.show(found.table(), "")
-    numbers = f"{len(found.weights)} weights match within their rounding; all are accounted for"
-    screen.report(f"wrote {found.path}: fingerprint {found.fingerprint[:19]}…, {numbers}.")
+def _show(identified: Identified, screen: Screen) -> None:
+    screen.show(identified.table(), "")
+    numbers = f"{len(identified.weights)} weights match within their rounding; all are accounted for"
+    screen.report(f"wrote {identified.path}: fingerprint {identified.fingerprint[:19]}…, {numbers}.")
     screen.report(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
 
 
-def _document(found: Identified, screen: Screen) -> Mapping[str, object]:
-    return {"path": str(found.path), **asdict(found.identity), "notes": list(screen.notes)}
+def _document(identified: Identified, screen: Screen) -> Mapping[str, object]:
+    return {"path": str(identified.path), **asdict(identified.identity), "notes": list(screen.notes)}
 
 
 COMMAND = Command(

@@ -53,10 +53,10 @@ def sites(
     output = None if write_site_map is None else Output(Path(write_site_map), force)
     if output is not None:
         output.ensure_writable()
-    found = base_for(model, OpenOptions(site_map, trust_pickle), reporter, recorded=True).sites
+    model_sites = base_for(model, OpenOptions(site_map, trust_pickle), reporter, recorded=True).sites
     if output is not None:
-        found.write_site_map(output.path, force=output.force)
-    return found
+        model_sites.write_site_map(output.path, force=output.force)
+    return model_sites
 
 
 def _show(sites: Sites, screen: Screen) -> None:

@@ -130,13 +130,13 @@ def train(
     return adapter
 
 
-def _check_no_kind(given: Mapping[str, Any]) -> None:
+def _check_no_kind(options: Mapping[str, Any]) -> None:
     """Refuse a kind and its options for a fusion."""
-    found = [name for name, value in given.items() if value is not None]
-    if found:
+    passed = [name for name, value in options.items() if value is not None]
+    if passed:
         raise UsageError(
             "a fusion consists of its adapters and has no kind",
-            found=joined(map(argument, found)),
+            found=joined(map(argument, passed)),
             fix="remove it, or remove " + argument("fuse"),
         )
 
@@ -166,10 +166,10 @@ def _show(adapter: Adapter, screen: Screen) -> None:
     show_adapter(adapter, screen)
 
 
-def _document(made: Adapter, screen: Screen) -> Mapping[str, object]:
+def _document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:
     curve = _curve(screen)
-    facts = {"bytes": made.cost().bytes, "curve": None if curve is None else str(curve), **made.training}
-    return {**facts, **adapter_document(made, screen)}
+    facts = {"bytes": adapter.cost().bytes, "curve": None if curve is None else str(curve), **adapter.training}
+    return {**facts, **adapter_document(adapter, screen)}
 
 
 def _curve(screen: Screen) -> Path | None:

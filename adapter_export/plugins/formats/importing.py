@@ -36,7 +36,7 @@ def base_of_import(base: Base | Address | None, located: Located) -> Base | Addr
     named = named_base(located.path)
     raise UsageError(
         "importing an adapter requires the model it was trained on",
-        where=located.asked,
+        where=located.address,
         found="no " + argument("base"),
         fix="pass the model: " + argument("base", words="MODEL")
         if named is None
@@ -109,7 +109,7 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
     )
 
 
-def finished(
+def complete_import(
     imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, located: Located | None = None
 ) -> Adapter:
     """Report the notes, and return the adapter with the facts of its task, its base's site map and its source.

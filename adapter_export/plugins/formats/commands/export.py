@@ -169,8 +169,8 @@ def _request(
     elif adapter is not None:
         raise UsageError(argument("adapter") + " is for a bundle", where=str(source), found=f"`{adapter}`")
     if base is not None:
-        found, opened = adapter_with_base(source, base, options, reporter)
-        return ExportRequest(found, opened.view), opened
+        loaded, opened = adapter_with_base(source, base, options, reporter)
+        return ExportRequest(loaded, opened.view), opened
     if view is None or isinstance(source, str | Path):
         raise UsageError(
             "other libraries find layers by module path, which only the base records",
@@ -188,8 +188,8 @@ def _model_class(model_type: str | None) -> str | None:
         return None
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    found = MODEL_MAPPING_NAMES.get(model_type)
-    return found if isinstance(found, str) else None
+    name = MODEL_MAPPING_NAMES.get(model_type)
+    return name if isinstance(name, str) else None
 
 
 def _show(exported: Exported, screen: Screen) -> None:

@@ -24,7 +24,7 @@ from adapter_export.commands.command import Command
 from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import DEFAULT_TYPE, ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
-from adapter_export.plugins.formats.importing import finished
+from adapter_export.plugins.formats.importing import complete_import
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def pack(
         task=task,
         look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
     )
-    return target.save(finished(packed, opened, facts, reporter))
+    return target.save(complete_import(packed, opened, facts, reporter))
 
 
 COMMAND = Command(

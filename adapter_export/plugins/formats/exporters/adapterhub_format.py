@@ -59,7 +59,7 @@ VERSION = "adapters.1.3.0"
 
 _LETTERS = {"query": "q", "key": "k", "value": "v"}
 
-Found = dict[str, dict[Source, np.ndarray]]
+TensorsBySite = dict[str, dict[Source, np.ndarray]]
 """Tensors of the library by site name."""
 
 
@@ -69,7 +69,7 @@ class _Part:
 
     config: Method
     container: str
-    tensors: Found
+    tensors: TensorsBySite
 
 
 class AdapterHubFormat(ExportFormat):
@@ -120,10 +120,10 @@ class AdapterHubFormat(ExportFormat):
         write_tensors(path / "adapter.safetensors", tensors)
         (path / "adapter_config.json").write_bytes(canonical_json({"config": config, **facts}))
         if head is not None:
-            own = {f"heads.{name}.{source.tensor}": tensor for source, tensor in head.tensors.items()}
-            write_tensors(path / "model_head.safetensors", own)
+            head_tensors = {f"heads.{name}.{source.tensor}": tensor for source, tensor in head.tensors.items()}
+            write_tensors(path / "model_head.safetensors", head_tensors)
             (path / "head_config.json").write_bytes(canonical_json({"config": head.config, **facts}))
-            tensors |= own
+            tensors |= head_tensors
         form = " and ".join(
             "bottleneck" if isinstance(part.config, BottleneckConfig) else part.config.kind for part in parts
         )
@@ -134,8 +134,8 @@ class AdapterHubFormat(ExportFormat):
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
         """Import the folder."""
-        asked = ImportRequest(request.adapter.name, by_number=_Names(request).by_number)
-        return import_adapterhub(path, request.base, asked).adapter
+        import_request = ImportRequest(request.adapter.name, by_number=_Names(request).by_number)
+        return import_adapterhub(path, request.base, import_request).adapter
 
     def _bottleneck(self, request: ExportRequest, acting: set[str]) -> _Part:
         """Return the config whose graphs match those at the sublayers; AdapterError if there is none."""
@@ -164,9 +164,9 @@ class AdapterHubFormat(ExportFormat):
     def _low_rank(self, request: ExportRequest, acting: set[str]) -> _Part:
         """Return the config of LoRA or IA3 whose graphs match those at the layers; AdapterError if there is none."""
         for config in (*_recorded(request, LoraConfig), *_low_rank_configs(request, acting)):
-            found = _low_rank_tensors(config, request, acting)
-            if found is not None and self._is_clear(config, request):
-                return _Part(config, "loras", found)
+            tensors = _low_rank_tensors(config, request, acting)
+            if tensors is not None and self._is_clear(config, request):
+                return _Part(config, "loras", tensors)
         site, graph = next((site, graph) for site, graph in request.placed() if site.name in acting)
         raise self.refusal(
             "its LoRA and IA3 act on query, key and value, on `ffn.up` and on `ffn.down`, on the same of them in each "
@@ -212,7 +212,7 @@ def _recorded(request: ExportRequest, sort: type[Method]) -> list[Any]:
         return []
     document = {**record, "hidden_size": request.base.sites.width}
     try:
-        return [one for one in read_config(document).methods if isinstance(one, sort)]
+        return [method for method in read_config(document).methods if isinstance(method, sort)]
     except (FormatError, AdapterError):
         return []
 
@@ -238,7 +238,7 @@ def _bottleneck_configs(request: ExportRequest, acting: set[str]) -> Iterator[Bo
     site, graph = sublayers[0]
     roles = {site.role for site, _ in sublayers}
     layers = {site.layer for site, _ in sublayers}
-    others = {one.layer for one in request.base.sites if one.role in roles and one.layer is not None} - layers
+    others = {site.layer for site in request.base.sites if site.role in roles and site.layer is not None} - layers
     ops = Counter(node.op for node in graph.nodes)
     owned = request.adapter.parameters(site.name)
     fixed |= {
@@ -319,13 +319,13 @@ def _factor(width: int, narrow: int) -> float:
     return factor
 
 
-def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting: set[str]) -> Found | None:
+def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting: set[str]) -> TensorsBySite | None:
     """Return the tensors of a config at all sites; `None` if its graphs do not match the adapter's."""
     try:
         kind = as_kind(config, "bottleneck")
     except AdapterError:
         return None
-    tensors_by_site: Found = {}
+    tensors_by_site: TensorsBySite = {}
     inverted = next(iter(request.base.sites.of_roles((EMBEDDINGS,))), None)
     for site in request.base.sites:
         component = kind.component_at(site)
@@ -347,7 +347,9 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
             return None
         # half of the features of an invertible adapter have no effect: their weights may differ
         exact = site.role != EMBEDDINGS
-        tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, widths, exact=exact)
+        tensors = library_tensors(
+            recipes, {name: owned[parameter] for name, parameter in names.items()}, widths, exact=exact
+        )
         if tensors is None:
             return None
         tensors_by_site[site.name] = tensors
@@ -363,8 +365,8 @@ def _low_rank_configs(request: ExportRequest, acting: set[str]) -> Iterator[Lora
     site, graph = placed[0]
     owned = request.adapter.parameters(site.name)
     by_layer: dict[int | None, set[str]] = {}
-    for one, _ in placed:
-        by_layer.setdefault(one.layer, set()).add(inside(one).removeprefix("cross_"))
+    for site, _ in placed:
+        by_layer.setdefault(site.layer, set()).add(inside(site).removeprefix("cross_"))
     ends = set().union(*by_layer.values())
     known = {
         "ffn.up",
@@ -372,13 +374,13 @@ def _low_rank_configs(request: ExportRequest, acting: set[str]) -> Iterator[Lora
         *(f"attention.{name}" for name in _LETTERS),
         *(inside(s) for s, _ in placed if s.parts),
     }
-    if not ends <= known or any(own != ends for own in by_layer.values()):
+    if not ends <= known or any(layer_ends != ends for layer_ends in by_layer.values()):
         return
     attention = {end.removeprefix("attention.") for end in ends if end.startswith("attention.")}
     fused = any(site.parts for site, _ in placed)
     letters = "".join(_LETTERS[name] for name in _LETTERS if name in attention)
     layers = {site.layer for site, _ in placed}
-    others = {one.layer for one in request.base.sites if one.role in SUBLAYERS and one.layer is not None} - layers
+    others = {site.layer for site in request.base.sites if site.role in SUBLAYERS and site.layer is not None} - layers
     gated = any(node.op == "gate" for node in graph.nodes)
     names = parameters_alike(graph, lora_graph(factor_of(graph), gate=gated))
     rank = 1 if names is None else owned[names["lora_A.weight"]].shape[1]
@@ -405,9 +407,9 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[str]) -> Found | None:
+def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[str]) -> TensorsBySite | None:
     """Return the tensors of a config at all layers; `None` if its graphs do not match the adapter's."""
-    tensors_by_site: Found = {}
+    tensors_by_site: TensorsBySite = {}
     for site, graph in request.placed():
         if site.name not in acting:
             continue
@@ -419,7 +421,9 @@ def _low_rank_tensors(config: LoraConfig, request: ExportRequest, acting: set[st
         if names is None:
             return None
         owned = request.adapter.parameters(site.name)
-        tensors = library_tensors(form.recipes, {name: owned[own] for name, own in names.items()}, form.widths)
+        tensors = library_tensors(
+            form.recipes, {name: owned[parameter] for name, parameter in names.items()}, form.widths
+        )
         if tensors is None:
             return None
         tensors_by_site[site.name] = tensors
@@ -451,9 +455,9 @@ class _Names:
         for container, role in (("adapters", "sublayers"), ("loras", "layers")):
             paths = [str(path) for path in self._recorded.get(container, ())]
             targets = [sublayer_target(path, sites) if role == "sublayers" else Target(path, path) for path in paths]
-            found = match(targets, sites, "the imported adapter", by_number=True)
-            self.by_number |= found.by_number
-            self._at_sites |= {(container, site): path for site, path in found.modules().items()}
+            matched = match(targets, sites, "the imported adapter", by_number=True)
+            self.by_number |= matched.by_number
+            self._at_sites |= {(container, site): path for site, path in matched.modules().items()}
 
     def tensor(self, site: Site, container: str, name: str, source: Source) -> str:
         """Return the name of a tensor in the file."""
@@ -492,5 +496,5 @@ def _module_behind(role: str, path: str) -> str:
             break
     names = path.split(".")
     last = max((at for at, name in enumerate(names) if name.isdecimal()), default=len(names) - 1)
-    own = next(container for container, acts in CONTAINERS_BEHIND.items() if acts == role)
-    return ".".join([*names[: last + 1], own])
+    module = next(container for container, acts in CONTAINERS_BEHIND.items() if acts == role)
+    return ".".join([*names[: last + 1], module])

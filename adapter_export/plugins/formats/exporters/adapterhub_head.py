@@ -49,8 +49,8 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None
     scores = kind is None or (kind.output == "logits" and not (kind.has_labels or kind.has_choices or kind.ranks))
     kinds = (_SCORES,) if kind is None or scores else kind.adapterhub_heads
     if not kinds or (kind is not None and kind.has_choices):
-        found = "no task" if head.task is None else f"the task `{head.task.type}`"
-        raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
+        described = "no task" if head.task is None else f"the task `{head.task.type}`"
+        raise target.refusal("it has no such head", where=HEAD, found=described, fix=WITHOUT_HEAD)
     owned, graph = request.adapter.parameters(HEAD), head.graph
     check_activation(target, graph, HEAD)
     activation = transformers_activation(graph)
@@ -69,7 +69,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead | None
     wanted, recipes = head_form(config, request.base.sites.width)
     names = parameters_alike(graph, wanted.graph)
     if names is not None:
-        tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, head.widths)
+        tensors = library_tensors(recipes, {name: owned[parameter] for name, parameter in names.items()}, head.widths)
         if tensors is not None:
             return SavedHead(config, tensors)
     raise target.refusal(

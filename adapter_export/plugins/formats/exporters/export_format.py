@@ -44,14 +44,14 @@ class ExportRequest:
     @property
     def imported(self) -> Mapping[str, Any]:
         """Record of an import from PEFT; empty for other adapters."""
-        found = self.adapter.training.get("imported")
-        return found if isinstance(found, Mapping) else {}
+        record = self.adapter.training.get("imported")
+        return record if isinstance(record, Mapping) else {}
 
     @property
     def imported_from(self) -> Mapping[str, Any]:
         """Record of an import from AdapterHub; empty for other adapters."""
-        found = self.adapter.training.get("imported_from")
-        return found if isinstance(found, Mapping) else {}
+        record = self.adapter.training.get("imported_from")
+        return record if isinstance(record, Mapping) else {}
 
     def placed(self) -> Iterator[tuple[Site, AdapterGraph]]:
         """Yield each site of the adapter with its graph, in the order of the base."""
@@ -193,7 +193,7 @@ def check_places(request: ExportRequest, library: str) -> None:
 def _same(adapter: Adapter, site: Site, other: Site) -> bool:
     if other.name not in adapter.placements:
         return False
-    one, two = adapter.placements[site.name], adapter.placements[other.name]
+    first, second = adapter.placements[site.name], adapter.placements[other.name]
     mine, its = adapter.parameters(site.name), adapter.parameters(other.name)
-    same = one.graph == two.graph and dict(one.widths) == dict(two.widths)
+    same = first.graph == second.graph and dict(first.widths) == dict(second.widths)
     return same and all((mine[name] == its[name]).all() for name in mine)

@@ -92,19 +92,19 @@ class PeftFormat(ExportFormat):
 
     def read_back(self, request: ExportRequest, path: Path) -> Adapter:
         """Import the folder."""
-        asked = ImportRequest(request.adapter.name)
-        return import_peft(path, request.base, asked, head=saved_head(request, self).choice).adapter
+        import_request = ImportRequest(request.adapter.name)
+        return import_peft(path, request.base, import_request, head=saved_head(request, self).choice).adapter
 
     def _modules(self, request: ExportRequest, head: SavedHead) -> Sequence[_Module]:
         biased = any("lora_B.bias" in graph.parameters for _, graph in request.placed())
-        modules_saved = []
+        modules = []
         for site, graph in request.placed():
             module = self._module(request.adapter, site, graph)
             if biased and module.peft_type == "LORA" and "lora_B.bias" not in module.tensors:
                 tensors = {**module.tensors, "lora_B.bias": np.zeros(site.width, np.float32)}
                 module = replace(module, tensors=tensors)
-            modules_saved.append(replace(module, path=head.path(module.path)))
-        return modules_saved
+            modules.append(replace(module, path=head.path(module.path)))
+        return modules
 
     def _module(self, adapter: Adapter, site: Site, graph: AdapterGraph) -> _Module:
         """Return the module of a site; AdapterError if PEFT lacks the graph's formula."""
@@ -145,10 +145,10 @@ def _tensors(
     names = parameters_alike(graph, wanted)
     if names is None:
         return None
-    parameters = {name: owned[own] for name, own in names.items()}
+    parameters = {name: owned[parameter] for name, parameter in names.items()}
     widths = {"d": site.width, "d_in": site.width_in, "r": len(parameters.get("lora_B.weight", ()))}
-    found = library_tensors(recipes, parameters, widths)
-    return None if found is None else {source.tensor: tensor for source, tensor in found.items()}
+    tensors = library_tensors(recipes, parameters, widths)
+    return None if tensors is None else {source.tensor: tensor for source, tensor in tensors.items()}
 
 
 def _reason(site: Site, graph: AdapterGraph) -> str:

@@ -57,14 +57,14 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
     """
     head, renaming = request.adapter.head, _renaming(request)
     if head is None:
-        head_layers = request.imported.get("config", {}).get("task_type")
-        causal = head_layers if head_layers == _CAUSAL else None
+        task_type = request.imported.get("config", {}).get("task_type")
+        causal = task_type if task_type == _CAUSAL else None
         bare = renaming is None or renaming == Renaming()
         return SavedHead(renaming or Renaming(), causal, loads_as=LoadsAs() if bare else None)
     name, family = _task_type(head), _family(request, renaming)
     if name is None:
-        found = "no task" if head.task is None else f"the task `{head.task.type}`"
-        raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
+        described = "no task" if head.task is None else f"the task `{head.task.type}`"
+        raise target.refusal("it has no such head", where=HEAD, found=described, fix=WITHOUT_HEAD)
     architecture = request.base.head_of(_classes(name), None, {})
     if architecture is not None:
         if request.prefix not in (None, architecture.prefix):
@@ -81,25 +81,23 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
     layers = (
         _known_layers(request, target, name, family)
         if architecture is None
-        else _own_layers(request, target, architecture)
+        else _architecture_layers(request, target, architecture)
     )
     if renaming is None:
         inside = any((site.path or "").startswith(f"{family}.") for site in request.base.sites)
         renaming = Renaming() if inside else Renaming(drop=family)
-    head_layers = {
-        path: tensors for path, tensors in layers.items() if not _is_of_base(request, renaming(path), tensors)
-    }
+    trained = {path: tensors for path, tensors in layers.items() if not _is_of_base(request, renaming(path), tensors)}
     return SavedHead(
         renaming,
         name,
-        tuple(dict.fromkeys(_saved_name(path, family) for path in head_layers)),
-        {f"{path}.{role}": tensor for path, tensors in head_layers.items() for role, tensor in tensors.items()},
+        tuple(dict.fromkeys(_saved_name(path, family) for path in trained)),
+        {f"{path}.{role}": tensor for path, tensors in trained.items() for role, tensor in tensors.items()},
         HeadChoice(labels=head.labels or None, task=None if head.task is None else head.task.type),
         LoadsAs(_classes(name), len(next(reversed(layers.values()))["weight"])),
     )
 
 
-def _own_layers(
+def _architecture_layers(
     request: ExportRequest, target: ExportFormat, architecture: ArchitectureHead
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the tensors of each module of the head of the base's architecture, by path.
@@ -248,8 +246,8 @@ def _layers(head: Head, known: KnownHead, owned: Mapping[str, np.ndarray]) -> di
 
 def _is_of_base(request: ExportRequest, path: str | None, tensors: Mapping[str, np.ndarray]) -> bool:
     """Return whether a layer of the head is an unchanged layer of the base."""
-    own = {role: None if path is None else request.base.tensor(f"{path}.{role}") for role in tensors}
-    return all(one is not None and np.array_equal(one, tensors[role]) for role, one in own.items())
+    base_tensors = {role: None if path is None else request.base.tensor(f"{path}.{role}") for role in tensors}
+    return all(tensor is not None and np.array_equal(tensor, tensors[role]) for role, tensor in base_tensors.items())
 
 
 def _saved_name(path: str, family: str) -> str:

@@ -47,15 +47,15 @@ def compare_with_export(request: ExportRequest, exported: Adapter, allowed: floa
 
 
 def _difference(site: str, adapter: Adapter, exported: Adapter, values: Mapping[str, np.ndarray]) -> float:
-    wanted, found = (evaluate_site(one, site, values, _ANY_NORM) for one in (adapter, exported))
-    replaced = {one.graphs[one.placements[site].graph].replaces for one in (adapter, exported)}
-    return _relative(wanted, found) if len(replaced) == 1 else float("inf")
+    wanted, actual = (evaluate_site(side, site, values, _ANY_NORM) for side in (adapter, exported))
+    replaced = {side.graphs[side.placements[site].graph].replaces for side in (adapter, exported)}
+    return _relative(wanted, actual) if len(replaced) == 1 else float("inf")
 
 
-def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
-    if wanted.shape != found.shape:
+def _relative(wanted: np.ndarray, actual: np.ndarray) -> float:
+    if wanted.shape != actual.shape:
         return float("inf")
-    return float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), np.finfo(np.float64).tiny))
+    return float(np.abs(wanted - actual).max() / max(np.abs(wanted).max(), np.finfo(np.float64).tiny))
 
 
 def _values(site: Site, adapter: Adapter, random: np.random.Generator) -> dict[str, np.ndarray]:

@@ -35,11 +35,11 @@ def parameters_alike(
     return parameters if values[actual.result] == wanted.result and same_shared and different else None
 
 
-def _same_node(one: Node, other: Node, values: Mapping[str, str]) -> bool:
-    read = tuple(values[name] for name in one.inputs)
-    same = read == other.inputs or (one.op == _COMMUTATIVE and sorted(read) == sorted(other.inputs))
-    kept = one.parameters.keys() == other.parameters.keys() and dict(one.attributes) == dict(other.attributes)
-    return one.op == other.op and same and kept
+def _same_node(node: Node, other: Node, values: Mapping[str, str]) -> bool:
+    read = tuple(values[name] for name in node.inputs)
+    same = read == other.inputs or (node.op == _COMMUTATIVE and sorted(read) == sorted(other.inputs))
+    same_facts = node.parameters.keys() == other.parameters.keys() and dict(node.attributes) == dict(other.attributes)
+    return node.op == other.op and same and same_facts
 
 
 def at_inference(graph: AdapterGraph) -> AdapterGraph:

@@ -113,11 +113,11 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
     renaming = find_renaming({target.stem for target in targets if _fits(target)}, {stem for _, stem in index}, where)
     if renaming is not None or not targets:
         renaming = renaming or Renaming()
-        found = {
+        by_path = {
             target.path: index.get((target.role, renaming(target.stem) or ""), []) if _fits(target) else []
             for target in targets
         }
-        return Match(found, renaming, False, known, where)
+        return Match(by_path, renaming, False, known, where)
     numbered = sites_by_number(targets, sites)
     if numbered and by_number:
         return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
@@ -182,7 +182,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
     dropped: layer 5 never matches the only layer of a small base. Raises AdapterError if two renamings fit equally
     well.
     """
-    candidates = {_difference(one, other) for one in adapter for other in base}
+    candidates = {_difference(path, other) for path in adapter for other in base}
     hits = {
         renaming: sum(renaming(path) in base for path in adapter)
         for renaming in candidates
@@ -197,7 +197,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
         "its modules match the base ambiguously",
         where=where,
         found=quoted(sorted(adapter)),
-        expected=f"one prefix, not {' and '.join(sorted(f'`{one.drop or one.add}`' for one in best))}",
+        expected=f"one prefix, not {' and '.join(sorted(f'`{renaming.drop or renaming.add}`' for renaming in best))}",
         fix="pass the base that it was trained on, captured with the same names of modules",
     )
 
@@ -240,8 +240,8 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
 
     Empty if a module has no unique number, an unknown name or a layer missing in the base, or if two share a site.
     """
-    found = _numbered(targets, sites)
-    complete = {path: site for path, site in found.items() if site is not None}
+    numbered = _numbered(targets, sites)
+    complete = {path: site for path, site in numbered.items() if site is not None}
     apart = len({site.name for site in complete.values()}) == len(targets)
     return complete if apart and len(complete) == len(targets) else {}
 
@@ -261,11 +261,11 @@ def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | N
     return sites_by_path
 
 
-def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:
+def alike(matched: Iterable[Site], sites: SiteMap) -> list[Site]:
     """Return unmatched sites with the name of a matched one, in any layer or stream."""
-    taken = {site.name: inside(site) for site in found}
-    names = set(taken.values())
-    return [site for site in sites.of_roles(LAYERS) if inside(site) in names and site.name not in taken]
+    inner_names = {site.name: inside(site) for site in matched}
+    names = set(inner_names.values())
+    return [site for site in sites.of_roles(LAYERS) if inside(site) in names and site.name not in inner_names]
 
 
 def inside(site: Site) -> str:

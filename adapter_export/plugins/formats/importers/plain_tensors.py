@@ -28,8 +28,8 @@ def fitting_kind(tensors: Tensors, name: str, **stated: Any) -> Kind:
         UsageError: the kind or an option is unknown, or a required option cannot be inferred.
         AdapterError: the tensors do not match the kind.
     """
-    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{HEAD}.")}
-    return kind_named(name).fitting(own, stated)
+    site_tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{HEAD}.")}
+    return kind_named(name).fitting(site_tensors, stated)
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
 
 def _missing(tensors: Tensors, owners: list[_Owner]) -> Iterator[str]:
     for owner in owners:
-        own = [name for name, tensor in owner.names.items() if tensor.startswith(f"{owner.name}.")]
+        unshared = [name for name, tensor in owner.names.items() if tensor.startswith(f"{owner.name}.")]
         absent = [(name, tensor) for name, tensor in owner.names.items() if tensor not in tensors]
-        if len(own) > 1 and {name for name, _ in absent} >= set(own):
-            yield f"every tensor of `{owner.name}` is missing ({', '.join(own)})"
-            absent = [(name, tensor) for name, tensor in absent if name not in own]
+        if len(unshared) > 1 and {name for name, _ in absent} >= set(unshared):
+            yield f"every tensor of `{owner.name}` is missing ({', '.join(unshared)})"
+            absent = [(name, tensor) for name, tensor in absent if name not in unshared]
         yield from (f"`{tensor}` is missing" for _, tensor in absent)
 
 

@@ -114,8 +114,8 @@ def library_tensors(
         if not by_source.keys() >= set(recipe.sources):
             return None
         tensors = [by_source[source] for source in recipe.sources]
-        made = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
-        if exact and not np.array_equal(made, parameter):
+        rebuilt = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
+        if exact and not np.array_equal(rebuilt, parameter):
             return None
     return by_source
 
@@ -189,9 +189,11 @@ class TensorMap:
             if recipe.width is not None:
                 self._keep(name, recipe.make(widths[recipe.width]))
                 continue
-            found = [self._find(source, widths, (shared or {}) if source.shared else keys) for source in recipe.sources]
-            present = [tensor for tensor in found if tensor is not None]
-            if len(present) == len(found):
+            tensors = [
+                self._find(source, widths, (shared or {}) if source.shared else keys) for source in recipe.sources
+            ]
+            present = [tensor for tensor in tensors if tensor is not None]
+            if len(present) == len(tensors):
                 self._keep(name, recipe.make(*present))
 
     def tensor(self, full: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from adapter_export.commands.adapters._made_adapter import (
 )
 from adapter_export.commands.command import Command
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, OptionsOf
-from adapter_export.plugins.formats.importing import base_of_import, finished, import_request, naming_base
+from adapter_export.plugins.formats.importing import base_of_import, complete_import, import_request, naming_base
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def import_adapterhub(
     request = import_request(source, target.name(name), member or name, by_number)
     with naming_base(source):
         imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
-    return target.save(finished(imported, opened, facts, reporter, located))
+    return target.save(complete_import(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(

@@ -26,7 +26,7 @@ from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.plugins.formats.importing import (
     base_of_import,
-    finished,
+    complete_import,
     import_request,
     last_token_notes,
     naming_base,
@@ -106,7 +106,7 @@ def import_peft(
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
         reporter.warn(note)
-    return target.save(finished(imported, opened, facts, reporter, located))
+    return target.save(complete_import(imported, opened, facts, reporter, located))
 
 
 COMMAND = Command(

@@ -117,8 +117,8 @@ def read_config(document: Mapping[str, Any]) -> Config:
         )
     with within("`config`"):
         read = [_method(each, version) for each in _joined(method)]
-    methods, notes = tuple(one for one, _ in read), tuple(note for _, told in read for note in told)
-    if len({type(one) for one in methods}) < len(methods):
+    methods, notes = tuple(parsed for parsed, _ in read), tuple(note for _, told in read for note in told)
+    if len({type(parsed) for parsed in methods}) < len(methods):
         raise AdapterError(
             "is a union of two methods of one kind; a site can have only one of them",
             found=f"{len(methods)} members",
@@ -132,7 +132,7 @@ def read_config(document: Mapping[str, Any]) -> Config:
 def _joined(method: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the members of a union, or the method itself."""
     members = method.get("configs") if method.get("architecture") == "union" else [method]
-    if not isinstance(members, list) or not members or not all(isinstance(one, dict) for one in members):
+    if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
         raise FormatError("a union without members", found=f"`configs`: {members}")
     return members
 
@@ -170,8 +170,8 @@ def _version(document: Mapping[str, Any]) -> str | None:
 
 def _numbers(version: str) -> tuple[int, int] | None:
     """Return the first two numbers of `adapters.1.3.0`, `1.0.0.dev0` or `3.2`."""
-    found = re.match(r"(\d{1,6})\.(\d{1,6})", version.removeprefix(_PREFIX))
-    return (int(found[1]), int(found[2])) if found else None
+    parsed = re.match(r"(\d{1,6})\.(\d{1,6})", version.removeprefix(_PREFIX))
+    return (int(parsed[1]), int(parsed[2])) if parsed else None
 
 
 def _bottleneck(config: Mapping[str, Any], version: str | None) -> tuple[BottleneckConfig, tuple[str, ...]]:
@@ -253,7 +253,7 @@ def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseVi
             fix="pass the model that it was trained on as " + argument("base"),
         )
     check_architecture(config.model_type, base.model_type, by_number=by_number)
-    method = next((one for one in config.methods if isinstance(one, BottleneckConfig)), None)
+    method = next((candidate for candidate in config.methods if isinstance(candidate, BottleneckConfig)), None)
     if method is None:
         return
     if config.model_type == "albert" and method.mh_adapter:

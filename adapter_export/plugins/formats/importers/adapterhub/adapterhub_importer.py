@@ -108,16 +108,16 @@ class _Body:
 def _import_setup(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
     """Import a composition; the caller imports the head."""
     setup = read_setup(path, request.read_pickle)
-    for one in setup.members.values():
-        with within(one.folder.adapter.path):
-            check_base(one.config, one.folder.interface, base, by_number=request.by_number)
+    for member in setup.members.values():
+        with within(member.folder.adapter.path):
+            check_base(member.config, member.folder.interface, base, by_number=request.by_number)
     with within(path):
         compiled, notes = compile_setup(setup, base, request)
     saved = _setup_head(setup, request.read_pickle) if with_head else None
-    members = {name: one.folder for name, one in setup.members.items()}
-    others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
+    members = {name: member.folder for name, member in setup.members.items()}
+    others = [name for name, member in members.items() if member.head is not None and member.head is not saved]
     left_out = (f"the heads of {quoted(others)} were left out",) if others else ()
-    configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
+    configs = {name: dict(member.adapter.document["config"]) for name, member in members.items()}
     return _Body(compiled, saved, notes, left_out, {"setup": dict(setup.document), "members": configs})
 
 
@@ -144,10 +144,10 @@ def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head
     adapter = Adapter(request.name, kind, base.fingerprint, mapped.graphs, mapped.placements, mapped.weights)
     saved = read.head if with_head else None
     left_out = () if read.head is saved else ("its head was left out",)
-    kept = ("model_name", "model_class", "model_type", "version")
+    recorded = ("model_name", "model_class", "model_type", "version")
     modules = {container: list(paths) for container, paths in names.modules.items()}
     record = {"name": config.name, "config": dict(document["config"]), "modules": modules}
-    record |= {key: document[key] for key in kept if document.get(key)}
+    record |= {key: document[key] for key in recorded if document.get(key)}
     return _Body(adapter, saved, (*notes, *mapped.notes()), left_out, record)
 
 

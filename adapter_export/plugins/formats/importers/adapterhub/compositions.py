@@ -80,8 +80,8 @@ def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple
     methods, sites = _methods(setup), base.sites
     acting = _acting(setup.block, methods, sites)
     members, notes = [], dict[str, None]()
-    for number, (one, method) in enumerate(_in_place(setup.block, methods).items(), 1):
-        adapter, told = _import_member(setup, one, method, base, by_number=request.by_number)
+    for number, (name, method) in enumerate(_in_place(setup.block, methods).items(), 1):
+        adapter, told = _import_member(setup, name, method, base, by_number=request.by_number)
         members.append(Member(adapter.name, number, adapter))
         notes |= dict.fromkeys(told)
     _check_low_rank(members, setup.block, methods, sites)
@@ -90,20 +90,20 @@ def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple
     embeddings = {site.name for site in sites.of_roles((EMBEDDINGS,))}
 
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
-        present = {one: each for one, each in zip(methods, here, strict=True) if each is not None}
+        present = {name: each for name, each in zip(methods, here, strict=True) if each is not None}
         if site in embeddings:  # the first member's invertible adapter
             chain = Merged("h")
             chain.value = chain.result(next(iter(present.values())), {})
             return chain.graph("h", chain.shared)
         return _Composer(present, methods, fusions).graph(setup.block)
 
-    def own(site: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    def parameters_at(site: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         return {parameter: weights[f"{site}.{parameter}"] for parameter in shapes}
 
     kind = {"Stack": "stack", "Average": "average", "Fuse": "fusion"}[setup.block.kind]
-    made = compose(members, Composition(request.name, kind, {}, own), merged, None)
-    placements = {site.name: made.placements[site.name] for site in sites if site.name in made.placements}
-    return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
+    composed = compose(members, Composition(request.name, kind, {}, parameters_at), merged, None)
+    placements = {site.name: composed.placements[site.name] for site in sites if site.name in composed.placements}
+    return replace(composed, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
 
 
 def _methods(setup: Setup) -> dict[str, Method]:
@@ -142,21 +142,23 @@ def _methods(setup: Setup) -> dict[str, Method]:
 
 def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[str, Method], sites: SiteMap) -> None:
     low_rank = [isinstance(method, LoraConfig) for method in methods.values()]
-    adapters = [one.adapter for one, low in zip(members, low_rank, strict=True) if low]
+    adapters = [member.adapter for member, low in zip(members, low_rank, strict=True) if low]
     if not adapters:
         return
-    places = {tuple(one.placements) for one in adapters}
-    if len({one.kind for one in adapters}) > 1 or (block.kind == "Average" and len(places) > 1):
+    places = {tuple(adapter.placements) for adapter in adapters}
+    if len({adapter.kind for adapter in adapters}) > 1 or (block.kind == "Average" and len(places) > 1):
         raise AdapterError(
             "its members act in different places or ways, and AdapterHub's library cannot run them together",
-            found=", ".join(f"`{one.name}`: {one.kind} at {len(one.placements)} layers" for one in adapters),
+            found=", ".join(
+                f"`{adapter.name}`: {adapter.kind} at {len(adapter.placements)} layers" for adapter in adapters
+            ),
             expected="the same method at the same layers in all of them",
         )
-    fused = [site.name for site in sites if any(site.name in one for one in places) and site.parts]
+    fused = [site.name for site in sites if any(site.name in placed for placed in places) and site.parts]
     if fused and len(members) > 1:
         raise AdapterError("AdapterHub's library cannot compose LoRA or IA3 at fused layers", found=f"`{fused[0]}`")
     narrow = [site for site in sites if site.role == "linear" and site.width != site.width_in]
-    both = [site.name for site in narrow if sum(site.name in one.placements for one in adapters) > 1]
+    both = [site.name for site in narrow if sum(site.name in adapter.placements for adapter in adapters) > 1]
     if both and block.kind == "Stack" and adapters[0].kind == "lora":
         raise AdapterError(
             "in a stack the second LoRA reads what the first one adds, B₂(A₂ B₁(A₁ u)), which is not as wide as the "
@@ -168,7 +170,7 @@ def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[st
 
 def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict[str, list[str]]:
     """Return the bottlenecks at each sublayer, after checking that the library supports them."""
-    kinds = {one: as_kind(config, one) for one, config in methods.items() if isinstance(config, BottleneckConfig)}
+    kinds = {name: as_kind(config, name) for name, config in methods.items() if isinstance(config, BottleneckConfig)}
     acting = {}
     for site in sites.sublayers:
         here = [name for name, kind in kinds.items() if kind.component_at(site) is not None]
@@ -232,8 +234,8 @@ def _import_member(
                 method = replace(method, inv_adapter=None, inv_adapter_reduction_factor=None)
                 mapped.forget((names.inverse or {}).values())
                 names = replace(names, modules={**names.modules, "invertible_adapters": {}})
-                own = member.config.name
-                notes += (f"AdapterHub uses only the first invertible adapter: that of `{own}` has no effect",)
+                library_name = member.config.name
+                notes += (f"AdapterHub uses only the first invertible adapter: that of `{library_name}` has no effect",)
             notes += import_bottleneck(method, names, mapped, base.sites, kind, by_number=by_number)
             if name in _fused(setup.block):
                 modules = names.of("adapters").values()
@@ -267,15 +269,15 @@ def _fusions(
         names = names_of(saved.tensors, name)
         others = {full for full in names.others if f"adapter_fusion_layer.{name}" in full}
         owner = "fusion" if number == 1 else f"fusion_{number}"
-        own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
-        mapped = TensorMap(own, f"{saved.weights.parent.name}/{saved.weights.name}")
+        tensors = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
+        mapped = TensorMap(tensors, f"{saved.weights.parent.name}/{saved.weights.name}")
         layers = names.of("adapter_fusion_layer")
         keys, _ = keys_at_sites(layers, lambda path: sublayer_target(path, sites), sites, by_number=request.by_number)
         recipes: dict[str, Recipe] = {}
-        for part, there in (("query", config.query), ("key", config.key), ("value", config.value)):
-            if there:
+        for part, present in (("query", config.query), ("key", config.key), ("value", config.value)):
+            if present:
                 recipes[f"{part}.weight"] = transposed(f"{part}.weight", ("d", "d"))
-            if there and part != "value":
+            if present and part != "value":
                 recipes[f"{part}.bias"] = as_it_is(f"{part}.bias", ("d",))
         for site in sites.sublayers:
             if not set(block.names) <= set(acting[site.name]):
@@ -356,8 +358,8 @@ class _Composer:
         for child in block.children:
             *before, name = (child,) if isinstance(child, str) else child.names
             reads = read
-            for one in before:
-                reads = self._single(one, reads)
+            for previous in before:
+                reads = self._single(previous, reads)
             if isinstance(child, Block) and self._is_parallel(name):
                 reads = "x"
             added.append(self._chain.delta(self._here[name], {"x" if self._is_parallel(name) else "h": reads}))
@@ -390,10 +392,10 @@ class _Composer:
         return isinstance(method, BottleneckConfig) and method.is_parallel
 
     def _single(self, name: str, value: str) -> str:
-        one = self._here[name]
+        here = self._here[name]
         if isinstance(self._methods[name], LoraConfig) and value != "h" and self._only_adds(name):
-            return self._chain.delta(_reading(one, "x"), {"x": value})  # in a stack, the previous update
-        return (self._chain.delta if self._only_adds(name) else self._chain.result)(one, {"h": value})
+            return self._chain.delta(_reading(here, "x"), {"x": value})  # in a stack, the previous update
+        return (self._chain.delta if self._only_adds(name) else self._chain.result)(here, {"h": value})
 
     def _only_adds(self, name: str) -> bool:
         """Return whether the library adds the residual once, after the whole composition."""

@@ -105,9 +105,9 @@ def keys_at_sites(
 
     Raises AdapterError, listing modules that the base lacks.
     """
-    found = match([target(path) for path in modules], sites, where, by_number=by_number)
-    found.require(list(modules))
-    return {site: modules[path] for site, path in found.modules().items()}, found.notes()
+    matched = match([target(path) for path in modules], sites, where, by_number=by_number)
+    matched.require(list(modules))
+    return {site: modules[path] for site, path in matched.modules().items()}, matched.notes()
 
 
 def as_kind(config: BottleneckConfig, name: str) -> Kind:
@@ -193,7 +193,7 @@ def _rule(config: BottleneckConfig, prefix: str) -> Recipe:
         return as_it_is(f"{prefix}phm_rule", ("n", "n", "n"), shared=shared)
     left = Source(f"{prefix}phm_rule_left", ("n", "n", 1), shared)
     right = Source(f"{prefix}phm_rule_right", ("n", 1, "n"), shared)
-    return Recipe((left, right), lambda one, other: one.astype(np.float64) @ other.astype(np.float64))
+    return Recipe((left, right), lambda first, other: first.astype(np.float64) @ other.astype(np.float64))
 
 
 def _identities(whole: Source, axis: int) -> Recipe:
@@ -244,7 +244,9 @@ def _coupling(name: str, library: str, read: _Half, written: _Half, halves: tupl
             undo=lambda whole: (half_of(whole.T, writes),),
         ),
         f"{name}_up.bias": Recipe(
-            (bias, down), lambda one, other: written(one, other.shape[1]), undo=lambda whole: (half_of(whole, writes),)
+            (bias, down),
+            lambda tensor, other: written(tensor, other.shape[1]),
+            undo=lambda whole: (half_of(whole, writes),),
         ),
     }
 
@@ -308,9 +310,9 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
     fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
     attention = 1 if fused else len(_FUSED.keys() & set(config.attn_matrices))
     wanted = attention * config.selfattn_lora + config.intermediate_lora + config.output_lora
-    own = [name for name in everywhere if not name.startswith("cross_")]
-    if len(own) != wanted:
-        mapped.fault(f"each layer has {len(own)} adapted linear layers, and the config requires {wanted}")
+    layer_names = [name for name in everywhere if not name.startswith("cross_")]
+    if len(layer_names) != wanted:
+        mapped.fault(f"each layer has {len(layer_names)} adapted linear layers, and the config requires {wanted}")
 
 
 def low_rank_form(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
@@ -355,7 +357,7 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm
     factor = 1.0 if config.use_gating else config.alpha / config.r
     graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
     down, up = _matrices(config)
-    recipes = {"lora_A.weight": down, "lora_B.weight": Recipe(up.sources, lambda *found: up.make(*found).T)}
+    recipes = {"lora_A.weight": down, "lora_B.weight": Recipe(up.sources, lambda *tensors: up.make(*tensors).T)}
     if len(up.sources) == 1:
         recipes["lora_B.weight"] = transposed("lora_B", ("r", "d"))
     widths = {"d": site.width, "d_in": site.width_in, "r": config.r * (len(fused) or 1), "r1": config.r}
@@ -439,17 +441,17 @@ def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
     down, up = _matrices(config)
     count, magnitude = len(up.sources), Source("m.weight", ("d", 1))
 
-    def parts(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def parts(tensors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The factor of each output, and B."""
-        b = _wide(up.make(*found[:count]))
-        norms = np.linalg.norm(weight + b @ _wide(down.make(*found[count:-1])).T, axis=1)
-        return _wide(found[-1])[:, 0] / norms, b
+        b = _wide(up.make(*tensors[:count]))
+        norms = np.linalg.norm(weight + b @ _wide(down.make(*tensors[count:-1])).T, axis=1)
+        return _wide(tensors[-1])[:, 0] / norms, b
 
-    def factors(*found: np.ndarray) -> np.ndarray:
-        return parts(found)[0]
+    def factors(*tensors: np.ndarray) -> np.ndarray:
+        return parts(tensors)[0]
 
-    def scaled(*found: np.ndarray) -> np.ndarray:
-        scale, b = parts(found)
+    def scaled(*tensors: np.ndarray) -> np.ndarray:
+        scale, b = parts(tensors)
         return np.asarray((scale[:, None] * b * (config.alpha / config.r)).T)
 
     sources = (*up.sources, *down.sources, magnitude)
@@ -465,7 +467,7 @@ def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
 def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarray:
     """Return the `at`-th of stacked matrices [n·d/3, r] as [r, d]: the `part`-th third of the columns, else zeros."""
     block = stacked[third * at : third * (at + 1)].T
-    return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
+    return np.concatenate([block if column == part else np.zeros_like(block) for column in range(len(_FUSED))], axis=1)
 
 
 def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:

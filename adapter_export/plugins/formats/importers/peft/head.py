@@ -159,7 +159,7 @@ class HeadBase:
 
 
 def take_head(
-    sorted_tensors: Sorted, mapped: TensorMap, base: HeadBase, options: Options, choice: HeadChoice, where: object
+    sorted_keys: Sorted, mapped: TensorMap, base: HeadBase, options: Options, choice: HeadChoice, where: object
 ) -> MadeHead:
     """Import the saved modules as a head, if any.
 
@@ -169,32 +169,32 @@ def take_head(
         UsageError: a head is described but missing, or differs from the description.
         TensorError: tensor shapes are inconsistent.
     """
-    in_base = [path for path in sorted_tensors.saved if base.tensor(f"{path}.weight") is not None]
-    if choice.leave_out or not sorted_tensors.saved:
+    in_base = [path for path in sorted_keys.saved if base.tensor(f"{path}.weight") is not None]
+    if choice.leave_out or not sorted_keys.saved:
         if choice.labels or choice.pooling or choice.activation or choice.task:
             raise UsageError("a head is described, but the adapter has none, or it is excluded", where=where)
         _refuse(in_base, where)
-        if not sorted_tensors.saved:
+        if not sorted_keys.saved:
             return MadeHead(notes=_no_head(options))
         # modules missing in the base belong to the head, and so do base layers that it reads
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
-        names = quoted(sorted_tensors.saved)
-        return MadeHead(used=frozenset([*sorted_tensors.saved, *read]), notes=(f"the head was ignored: {names}",))
+        names = quoted(sorted_keys.saved)
+        return MadeHead(used=frozenset([*sorted_keys.saved, *read]), notes=(f"the head was ignored: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
-    maker = _Maker(sorted_tensors, mapped, base, options, where)
+    maker = _Maker(sorted_keys, mapped, base, options, where)
     is_foreign = options.is_of_another_library
     if not is_foreign or options.model_class is None:
         kind: ProblemType = saved or ("token" if tokens else "single_label")
         endings = TASK_TYPES[kind].model_classes or TASK_TYPES["single_label"].model_classes
         with within(where):
-            own = base.head_of(endings, options.model_class, maker.saved_shapes())
-        if own is not None:
-            return maker.make_of(own, saved, choice, tokens=tokens)
+            architecture = base.head_of(endings, options.model_class, maker.saved_shapes())
+        if architecture is not None:
+            return maker.make_of(architecture, saved, choice, tokens=tokens)
     described = is_foreign and choice.pooling is not None
-    recipe = _recipe(sorted_tensors, mapped, choice, where, tokens=tokens, described=described)
-    made = maker.make(saved, recipe, choice)
-    return replace(made, notes=(*made.notes, _DESCRIBED)) if described else made
+    recipe = _recipe(sorted_keys, mapped, choice, where, tokens=tokens, described=described)
+    made_head = maker.make(saved, recipe, choice)
+    return replace(made_head, notes=(*made_head.notes, _DESCRIBED)) if described else made_head
 
 
 def _no_head(options: Options) -> tuple[str, ...]:
@@ -237,13 +237,13 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
 
 
 def _recipe(
-    sorted_tensors: Sorted, mapped: TensorMap, choice: HeadChoice, where: object, *, tokens: bool, described: bool
+    sorted_keys: Sorted, mapped: TensorMap, choice: HeadChoice, where: object, *, tokens: bool, described: bool
 ) -> KnownHead:
     """Return the head of a base without a configuration: that of the table, or the one described by the user."""
     if described:
-        return KnownHead(TOKENS) if tokens else _described(sorted_tensors, mapped, choice, where)
-    family = next(iter(sorted_tensors.adapted)).split(".")[0]
-    generic = [*sorted_tensors.saved] == [LAST_TOKEN]
+        return KnownHead(TOKENS) if tokens else _described(sorted_keys, mapped, choice, where)
+    family = next(iter(sorted_keys.adapted)).split(".")[0]
+    generic = [*sorted_keys.saved] == [LAST_TOKEN]
     known = RECIPES.get(family) or (KnownHead("last") if generic else None)
     if known is None:
         raise AdapterError(
@@ -274,21 +274,21 @@ def _check_described(choice: HeadChoice, pooling: str, activation: str | None, n
             )
 
 
-def _described(sorted_tensors: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
+def _described(sorted_keys: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
     """Return the head of another model than those of transformers, as described by the user."""
     assert choice.pooling is not None, "the head is described"
-    if len(sorted_tensors.saved) == 1:
+    if len(sorted_keys.saved) == 1:
         return KnownHead(choice.pooling)
-    if len(sorted_tensors.saved) == 2 and choice.activation is not None:
-        first, last = _in_order(sorted_tensors.saved, mapped, where)
+    if len(sorted_keys.saved) == 2 and choice.activation is not None:
+        first, last = _in_order(sorted_keys.saved, mapped, where)
         return KnownHead(choice.pooling, first, choice.activation, last)
     raise UsageError(
         "the activation after the head's dense layer is unknown"
-        if len(sorted_tensors.saved) == 2
+        if len(sorted_keys.saved) == 2
         else "the head has too many layers",
         where=where,
-        found=quoted(sorted_tensors.saved),
-        fix="pass " + argument("activation") if len(sorted_tensors.saved) == 2 else None,
+        found=quoted(sorted_keys.saved),
+        fix="pass " + argument("activation") if len(sorted_keys.saved) == 2 else None,
     )
 
 
@@ -311,8 +311,8 @@ def _in_order(saved: Mapping[str, Mapping[str, str]], mapped: TensorMap, where: 
 class _Maker:
     """Builds a head from a recipe."""
 
-    def __init__(self, found: Sorted, mapped: TensorMap, base: HeadBase, options: Options, where: object) -> None:
-        self._found, self._mapped, self._base = found, mapped, base
+    def __init__(self, sorted_keys: Sorted, mapped: TensorMap, base: HeadBase, options: Options, where: object) -> None:
+        self._sorted_keys, self._mapped, self._base = sorted_keys, mapped, base
         self._options, self._where = options, where
         self._used: set[str] = set()
 
@@ -320,7 +320,7 @@ class _Maker:
         """Return the fully trained tensors by name in the adapter's model."""
         return {
             f"{path}.{role}": self._mapped.tensors[key]
-            for path, roles in self._found.saved.items()
+            for path, roles in self._sorted_keys.saved.items()
             for role, key in roles.items()
         }
 
@@ -354,16 +354,16 @@ class _Maker:
     def _value(self, architecture: ArchitectureHead, name: str) -> np.ndarray | None:
         """Return a tensor of the head that was not fully trained."""
         path, _, role = name.rpartition(".")
-        if role == "bias" and path in self._found.biases:
-            return self._mapped.tensors[self._found.biases[path]]
+        if role == "bias" and path in self._sorted_keys.biases:
+            return self._mapped.tensors[self._sorted_keys.biases[path]]
         return self._base.tensor(name) if name.startswith(f"{architecture.prefix}.") else architecture.stored.get(name)
 
     def _changed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the tensors of layers of the head that the adapter changes, after the change."""
         changed = dict[str, np.ndarray]()
-        for path in self._found.adapted:
+        for path in self._sorted_keys.adapted:
             weight, bias = (tensors.get(f"{path}.{role}") for role in ("weight", "bias"))
-            if weight is None or path in self._found.saved:  # PEFT targets no module that it saves
+            if weight is None or path in self._sorted_keys.saved:  # PEFT targets no module that it saves
                 continue
             none = np.zeros(len(weight))
             layer = self._after(path, weight.astype(np.float64), none if bias is None else bias.astype(np.float64))
@@ -376,8 +376,8 @@ class _Maker:
 
     def make(self, saved: ProblemType | None, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
-        classes = self._layer(recipe.classes or next(iter(self._found.saved)))
-        _refuse([path for path in self._found.saved if path not in self._used], self._where)
+        classes = self._layer(recipe.classes or next(iter(self._sorted_keys.saved)))
+        _refuse([path for path in self._sorted_keys.saved if path not in self._used], self._where)
         layers = {"dense_1": dense, "classifier": classes} if dense else {"classifier": classes}
         read = self._base.width
         for layer in layers.values():
@@ -416,9 +416,9 @@ class _Maker:
     def _layer(self, path: str) -> Layer:
         """Return a layer of the head, or a base layer that the head reads, with the adapter's change."""
         self._used.add(path)
-        if path not in self._found.saved:
+        if path not in self._sorted_keys.saved:
             return self._of_base(path)
-        saved = self._read(self._found.saved[path])
+        saved = self._read(self._sorted_keys.saved[path])
         weight = saved.get("weight", np.zeros(0))
         if weight.ndim != 2:
             _refuse([path], self._where)
@@ -437,14 +437,14 @@ class _Maker:
                 found=f"no `{path}.weight`",
                 fix="capture the base with that layer, or save it with the adapter (`modules_to_save` in PEFT)",
             )
-        if path in self._found.biases:
-            bias = self._mapped.tensors[self._found.biases[path]]
+        if path in self._sorted_keys.biases:
+            bias = self._mapped.tensors[self._sorted_keys.biases[path]]
         weight, bias = weight.astype(np.float64), np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
         return self._after(path, weight, bias)
 
     def _after(self, path: str, weight: np.ndarray, bias: np.ndarray) -> Layer:
         """Return a layer after the adapter's change."""
-        adapted = self._found.adapted.get(path, {})
+        adapted = self._sorted_keys.adapted.get(path, {})
         if "ia3_l" in adapted:
             vector = self._mapped.tensors[adapted["ia3_l"]].astype(np.float64)
             scales_input = self._options.scales_input(path)

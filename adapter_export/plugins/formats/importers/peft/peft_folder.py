@@ -100,15 +100,15 @@ class Sorted:
 
     `adapted` are tensors of adapted modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and optional
     `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are `weight` and `bias` of fully trained modules,
-    `biases` trained biases of the base. `kept` are base weights that PEFT saves with a change of the language head.
-    `own` belong to the whole adapter.
+    `biases` trained biases of the base. `base_weights` are weights of the base that PEFT saves with a change of the
+    language head. `shared` belong to the whole adapter.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
     saved: dict[str, dict[str, str]] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
+    base_weights: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
 
 
 def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
@@ -126,14 +126,14 @@ def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
         elif _put(key, options, sorted_keys) and options.method is None:
             mapped.tensor(key)
     saved = (key for roles in sorted_keys.saved.values() for key in roles.values())
-    for key in [*saved, *sorted_keys.biases.values(), *sorted_keys.kept.values()]:
+    for key in [*saved, *sorted_keys.biases.values(), *sorted_keys.base_weights.values()]:
         mapped.tensor(key)
     for path, roles in sorted_keys.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")
     if not sorted_keys.adapted:
         what = "the file contains only shared tensors and none of a layer: save it again with its indices"
-        mapped.fault(what if sorted_keys.own else f"there is no {options.kind} tensor")
+        mapped.fault(what if sorted_keys.shared else f"there is no {options.kind} tensor")
     if options.method is None or not sorted_keys.adapted:
         mapped.check()
     return sorted_keys
@@ -164,10 +164,10 @@ def _put(key: str, options: Options, sorted_keys: Sorted) -> bool:
         name = name.replace(wrapper, ".")
     prefix = _PREFIXES[options.kind] if options.method is None else options.method.prefix
     if not key.startswith(_PREFIX):
-        own = key.removeprefix(_ROOT)
-        if options.method is None or own == key or not re.match(prefix, own):
+        root_name = key.removeprefix(_ROOT)
+        if options.method is None or root_name == key or not re.match(prefix, root_name):
             return False
-        sorted_keys.own[own] = key
+        sorted_keys.shared[root_name] = key
         return True
     parsed = re.fullmatch(rf"(?P<path>.+?)\.(?P<role>(?:{prefix})\w*(?:\.\w+)*|weight|bias)", name)
     if parsed is None:
@@ -179,7 +179,7 @@ def _put(key: str, options: Options, sorted_keys: Sorted) -> bool:
     elif role in ("weight", "bias") and _is_saved(path, options):
         sorted_keys.saved.setdefault(path, {})[role] = key
     elif key.endswith(".base_layer.weight"):
-        sorted_keys.kept[path] = key
+        sorted_keys.base_weights[path] = key
     elif role == "bias" and options.bias != "none":
         sorted_keys.biases[path] = key
     else:

@@ -60,13 +60,13 @@ def import_peft(
         check_architecture(options.architecture, base.model_type, by_number=request.by_number)
     in_base = _Base(base, _matched(sorted_keys, base.sites, options, where, by_number=request.by_number))
     changes = _Changes(sorted_keys, mapped, options, in_base)
-    _check_kept(sorted_keys, mapped, in_base, where)
+    _check_base_weights(sorted_keys, mapped, in_base, where)
     of_head = HeadBase(in_base.tensor, changes.at, base.head_of, base.sites.width)
-    head_made = take_head(sorted_keys, mapped, of_head, options, head or HeadChoice(), where)
+    made_head = take_head(sorted_keys, mapped, of_head, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(sorted_keys, in_base, where)
     else:
-        updates = _updates(sorted_keys, mapped, in_base, head_made, where)
+        updates = _updates(sorted_keys, mapped, in_base, made_head, where)
     _check_lost(in_base.lost(sorted_keys, options), where)
     if options.kind == "lora":
         _check_patterns(updates, options, where)
@@ -78,22 +78,22 @@ def import_peft(
     record = {"imported": {"from": "peft", "config": dict(read.config), "modules": modules}}
     graphs, placements = mapped.graphs, mapped.placements
     adapter = Adapter(
-        request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, head_made.head, record
+        request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made_head.head, record
     )
     untouched = [
         f"`{path}` of the base matches the config, but the adapter does not change it"
         for path in in_base.untouched(sorted_keys, options)
     ]
     return Imported(
-        adapter, (*_notes(in_base.matched, sorted_keys, options), *untouched, *mapped.notes(), *head_made.notes)
+        adapter, (*_notes(in_base.matched, sorted_keys, options), *untouched, *mapped.notes(), *made_head.notes)
     )
 
 
-def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
+def _matched(sorted_keys: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
     """Match the modules of the adapter with those of the base; norms by path."""
     if options.kind != "ln_tuning":
-        return match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
-    renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
+        return match([Target(path, path) for path in sorted_keys.adapted], sites, where, by_number=by_number)
+    renaming = find_renaming(sorted_keys.adapted, _norms(sites), where) or Renaming()
     return Match({}, renaming, False, (), where)
 
 
@@ -148,19 +148,19 @@ class _Update:
 
 def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
     """Return the site of each norm after a sum or the embeddings by path, and the site value of its result."""
-    found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
+    norms = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
     for site in sites.sublayers:
         if site.norm is not None and site.norm.weight is not None:
-            found[site.norm.weight.removesuffix(".weight")] = (site, "y")
-    return found
+            norms[site.norm.weight.removesuffix(".weight")] = (site, "y")
+    return norms
 
 
 class _Changes:
     """Changes of linear layers by their paths, computed from the adapter's tensors and the base's weights."""
 
-    def __init__(self, found: Sorted, mapped: TensorMap, options: Options, base: _Base) -> None:
-        self._found, self._mapped, self._options, self._base = found, mapped, options, base
-        self._shared = Shared(options.config, mapped, found.own)
+    def __init__(self, sorted_keys: Sorted, mapped: TensorMap, options: Options, base: _Base) -> None:
+        self._sorted_keys, self._mapped, self._options, self._base = sorted_keys, mapped, options, base
+        self._shared = Shared(options.config, mapped, sorted_keys.shared)
         self._known: dict[str, Change | None] = {}
 
     def at(self, path: str, widths: tuple[int, ...] | None = None) -> Change | None:
@@ -169,10 +169,10 @@ class _Changes:
         `widths` (out, in) of a layer without a site; defaults to those of its site.
         """
         if path not in self._known:
-            self._known[path] = self._made(path, widths)
+            self._known[path] = self._compute(path, widths)
         return self._known[path]
 
-    def _made(self, path: str, widths: tuple[int, ...] | None) -> Change | None:
+    def _compute(self, path: str, widths: tuple[int, ...] | None) -> Change | None:
         formula = lora_of_weights if self._options.method is None else self._options.method.formula
         if widths is None:
             site = self._base.sites(path)[0]
@@ -180,10 +180,10 @@ class _Changes:
         width, width_in = widths
 
         def of_base(name: str) -> np.ndarray | None:
-            trained = self._found.biases.get(path) if name == "bias" else None
+            trained = self._sorted_keys.biases.get(path) if name == "bias" else None
             return self._base.layer(path, name) if trained is None else self._mapped.tensors[trained]
 
-        layer = Layer(path, width, width_in, self._found.adapted[path], self._shared, of_base)
+        layer = Layer(path, width, width_in, self._sorted_keys.adapted[path], self._shared, of_base)
         try:
             change = formula(layer).smaller()
         except IncompleteError:
@@ -291,14 +291,16 @@ def _norm_updates(sorted_keys: Sorted, base: _Base, where: object) -> list[_Upda
     return [_Update(path, norm[0], sorted_keys.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
 
 
-def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
+def _shifts(
+    sorted_keys: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object
+) -> dict[str, np.ndarray]:
     """Return the difference of each trained bias to the base's; equal biases are omitted."""
     shifts, faults = {}, []
-    for path, key in found.biases.items():
-        bias, own = mapped.tensors[key], base.tensor(f"{path}.bias")
-        if own is None or own.shape != bias.shape:
+    for path, key in sorted_keys.biases.items():
+        bias, base_bias = mapped.tensors[key], base.tensor(f"{path}.bias")
+        if base_bias is None or base_bias.shape != bias.shape:
             faults.append(f"the base has no `{path}.bias` {list(bias.shape)} to compare with")
-        elif (shift := bias.astype(np.float64) - own).any():
+        elif (shift := bias.astype(np.float64) - base_bias).any():
             shifts[path] = shift
     faults += [
         f"`{path}.bias` belongs to no linear layer and no norm after a sum"
@@ -316,14 +318,18 @@ def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where
     return shifts
 
 
-def _check_kept(found: Sorted, mapped: TensorMap, base: _Base, where: object) -> None:
+def _check_base_weights(sorted_keys: Sorted, mapped: TensorMap, base: _Base, where: object) -> None:
     """Reject saved base weights, as for language heads, that differ from the base."""
     faults = []
-    for path, key in found.kept.items():
-        kept, own = mapped.tensors[key], base.layer(path, "weight")
-        if own is None or own.shape != kept.shape or not np.array_equal(own.astype(kept.dtype), kept):
-            shape = "none" if own is None else f"another one, {list(own.shape)}"
-            faults.append(f"`{key}` {list(kept.shape)}, of which the base has {shape}")
+    for path, key in sorted_keys.base_weights.items():
+        saved, base_weight = mapped.tensors[key], base.layer(path, "weight")
+        if (
+            base_weight is None
+            or base_weight.shape != saved.shape
+            or not np.array_equal(base_weight.astype(saved.dtype), saved)
+        ):
+            shape = "none" if base_weight is None else f"another one, {list(base_weight.shape)}"
+            faults.append(f"`{key}` {list(saved.shape)}, of which the base has {shape}")
     if faults:
         raise AdapterError(
             "contains base weights that differ from this base",
@@ -368,7 +374,7 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
             (Source("lora_B.weight", ("d", "r")),), lambda matrix: matrix.T.astype(np.float64) * factor
         )
         recipes["lora_B.bias"] = Recipe(
-            biases, lambda *own: sum((one.astype(np.float64) * factor for one in own), summand)
+            biases, lambda *stored: sum((tensor.astype(np.float64) * factor for tensor in stored), summand)
         )
     if (scale, bias) not in names:
         number = sum(other == bias for _, other in names) + 1
@@ -402,8 +408,10 @@ def _place_change(mapped: TensorMap, update: _Update, change: Change, base_bias:
     widths = {"d": site.width, "d_in": site.width_in, "r": 0 if dense else parts["lora_A.weight"].shape[1]}
     fits = all(parts[name].shape == shape for name, shape in graph.parameter_shapes(widths).items())
     if not fits:
-        found = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
-        mapped.fault(f"the tensors of `{update.path}` make {found}, which does not fit {site.width_in} to {site.width}")
+        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
+        mapped.fault(
+            f"the tensors of `{update.path}` make {shapes}, which does not fit {site.width_in} to {site.width}"
+        )
         return 0
     recipes = {name: Recipe((), partial(np.asarray, part)) for name, part in parts.items()}
     mapped.place(site, name, graph, recipes, widths, {})
@@ -429,7 +437,7 @@ def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
     site, path = update.site, update.path
     trained = {role.rpartition(".")[2]: mapped.tensors[key].astype(np.float64) for role, key in update.keys.items()}
     of_base = {role: base.tensor(f"{path}.{role}") for role in trained}
-    if any(one is None or one.shape != trained[role].shape for role, one in of_base.items()):
+    if any(tensor is None or tensor.shape != trained[role].shape for role, tensor in of_base.items()):
         mapped.fault(f"`{path}` does not match the norm in the base")
         return
     weight = np.asarray(of_base["weight"], np.float64)

@@ -211,8 +211,8 @@ class Options:
 
         PEFT uses the first one and saves patterns sorted: the first may differ between training and loading.
         """
-        found = tuple(pattern for pattern in self.alphas if matches_pattern(pattern, path))
-        return found if len({self.alphas[pattern] for pattern in found}) > 1 else ()
+        matching = tuple(pattern for pattern in self.alphas if matches_pattern(pattern, path))
+        return matching if len({self.alphas[pattern] for pattern in matching}) > 1 else ()
 
     def older_factor_at(self, path: str) -> float:
         """Return the factor with the patterns interpreted as by PEFT before 0.15.
@@ -368,5 +368,5 @@ def _in_layers(options: Options, path: str) -> bool:
     if not options.layers:
         return True
     patterns = [rf"(?:^|.*?\.){name}\.(?P<index>\d+)\." for name in options.layer_lists]
-    found = (re.match(pattern, path) for pattern in patterns or [r".*?\.[^.]*\.(?P<index>\d+)\."])
-    return any(match is not None and int(match["index"]) in options.layers for match in found)
+    matches = (re.match(pattern, path) for pattern in patterns or [r".*?\.[^.]*\.(?P<index>\d+)\."])
+    return any(match is not None and int(match["index"]) in options.layers for match in matches)

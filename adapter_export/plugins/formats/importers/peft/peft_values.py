@@ -74,7 +74,7 @@ class Config:
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object of numbers by pattern")
         self._check_patterns(key, value)
-        return {name: self._checked(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
+        return {name: self._checked(f"{key}.{name}", number, at_least, whole) for name, number in value.items()}
 
     def names(self, key: str) -> Names:
         """Return modules."""
@@ -88,7 +88,7 @@ class Config:
         """Return a list of texts or integers; a single value is a list of one."""
         value = self.values.get(key)
         values = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(one, sort) and not isinstance(one, bool) for one in values):
+        if not all(isinstance(entry, sort) and not isinstance(entry, bool) for entry in values):
             raise self.wrong(key, value, f"a list of {'texts' if sort is str else 'whole numbers'}")
         return tuple(values)
 
@@ -129,5 +129,5 @@ class Config:
             except UnboundedPatternError as error:
                 raise self.wrong(key, f"{pattern[:80]} ({error})", "a regular expression") from error
         if len(patterns) > _MOST_PATTERNS or states > _MOST_STATES:
-            found = f"{len(patterns):,} patterns of {states:,} states"
-            raise self.wrong(key, found, f"at most {_MOST_PATTERNS:,} patterns of {_MOST_STATES:,} states in all")
+            counted = f"{len(patterns):,} patterns of {states:,} states"
+            raise self.wrong(key, counted, f"at most {_MOST_PATTERNS:,} patterns of {_MOST_STATES:,} states in all")

@@ -91,7 +91,9 @@ def road(layer: Layer) -> Change:
     variant, size = layer.config.text("variant") or "road_1", layer.config.count("group_size", 64)
     angles, factors = layer["road_theta"], layer["road_alpha"]
     if variant == "road_1":
-        angles, factors = (np.repeat(one.reshape(-1, size // 2), 2, axis=0).ravel() for one in (angles, factors))
+        angles, factors = (
+            np.repeat(numbers.reshape(-1, size // 2), 2, axis=0).ravel() for numbers in (angles, factors)
+        )
     elif variant not in ("road_2", "road_4"):
         raise layer.config.wrong("variant", variant, "road_1, road_2 or road_4")
     cosines, sines = angles, angles
@@ -117,8 +119,8 @@ def glora(layer: Layer) -> Change:
     def part(name: str) -> Matrix | float:
         if f"glora_{name}.Xd" in layer.keys:
             return layer[f"glora_{name}.Xd"] @ layer[f"glora_{name}.Xu"]
-        found = layer.get(f"glora_{name}.X")
-        return 0.0 if found is None else found
+        tensor = layer.get(f"glora_{name}.X")
+        return 0.0 if tensor is None else tensor
 
     layer.ignore(*(f"glora_{name}.zeros" for name in "ABCDE"))
     dense = layer.weight * part("A") + part("B")
@@ -132,10 +134,10 @@ def osf(layer: Layer) -> Change:
     """`W − U S V + U' S' V'`, the smallest singular vectors of W after training and before."""
     left, sizes, right = np.linalg.svd(layer.weight, full_matrices=False)
     trained = layer["osf_svd_params.S_low"]
-    kept = len(sizes) - len(trained)
+    frozen = len(sizes) - len(trained)
     return Change(
-        up=np.hstack([layer["osf_svd_params.U_low"] * trained, -left[:, kept:] * sizes[kept:]]),
-        down=np.vstack([layer["osf_svd_params.V_low"], right[kept:]]),
+        up=np.hstack([layer["osf_svd_params.U_low"] * trained, -left[:, frozen:] * sizes[frozen:]]),
+        down=np.vstack([layer["osf_svd_params.V_low"], right[frozen:]]),
     )
 
 
@@ -190,18 +192,18 @@ def waveft(layer: Layer) -> Change:
     spectrum[: layer.width, : layer.width_in] = _scattered(layer, numbers)
     (low, across), (along, both) = (np.split(half, 2, axis=1) for half in np.split(spectrum, 2))
     tiles = np.empty((rows // 2, 2, columns // 2, 2))
-    for row, one in enumerate((1, -1)):
-        for column, other in enumerate((1, -1)):
-            tiles[:, row, :, column] = low + other * along + one * across + one * other * both
+    for row, row_sign in enumerate((1, -1)):
+        for column, column_sign in enumerate((1, -1)):
+            tiles[:, row, :, column] = low + column_sign * along + row_sign * across + row_sign * column_sign * both
     return Change(dense=factor / 2 * tiles.reshape(rows, columns)[: layer.width, : layer.width_in])
 
 
 def _scattered(layer: Layer, numbers: Matrix) -> Matrix:
     """Return a matrix [out, in] with these numbers at positions drawn like `torch.randperm`."""
     seed = int(layer.config.number("random_loc_seed", 777, at_least=0, whole=True))
-    found = np.zeros(layer.width * layer.width_in)
-    found[first_of_permutation(found.size, len(numbers), seed)] = numbers
-    return found.reshape(layer.width, layer.width_in)
+    flat = np.zeros(layer.width * layer.width_in)
+    flat[first_of_permutation(flat.size, len(numbers), seed)] = numbers
+    return flat.reshape(layer.width, layer.width_in)
 
 
 def first_of_permutation(length: int, count: int, seed: int) -> npt.NDArray[np.int64]:

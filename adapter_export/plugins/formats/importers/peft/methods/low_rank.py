@@ -135,12 +135,12 @@ def delora(layer: Layer) -> Change:
 
 def loha(layer: Layer) -> Change:
     """`W + alpha/r·(B₁ A₁) ⊙ (B₂ A₂)` (Hyeon-Woo et al. 2022, §2.1): a product of rank r²."""
-    one, other = (layer[f"hada_w{number}_a"] for number in "12")
-    first, second = (layer[f"hada_w{number}_b"] for number in "12")
-    factor = layer.config.number_at(layer.path, "alpha", "alpha_pattern", 8) / len(first)
+    up_1, up_2 = (layer[f"hada_w{number}_a"] for number in "12")
+    down_1, down_2 = (layer[f"hada_w{number}_b"] for number in "12")
+    factor = layer.config.number_at(layer.path, "alpha", "alpha_pattern", 8) / len(down_1)
     return Change(
-        up=factor * (one[:, :, None] * other[:, None, :]).reshape(len(one), -1),
-        down=(first[:, None, :] * second[None, :, :]).reshape(-1, first.shape[1]),
+        up=factor * (up_1[:, :, None] * up_2[:, None, :]).reshape(len(up_1), -1),
+        down=(down_1[:, None, :] * down_2[None, :, :]).reshape(-1, down_1.shape[1]),
     )
 
 
@@ -194,7 +194,7 @@ def miss(layer: Layer) -> Change:
 
 def tinylora(layer: Layer) -> Change:
     """`W + B (Σ v_i P_i) A`, A and B the r largest singular vectors of W, P random (arXiv 2602.04118)."""
-    if len([name for name in layer.shared.own if name.startswith("tinylora_v.")]) > 1:
+    if len([name for name in layer.shared.keys if name.startswith("tinylora_v.")]) > 1:
         raise AdapterError(
             "has trained vectors for several groups of layers without recording the groups",
             where=f"`{layer.path}`",

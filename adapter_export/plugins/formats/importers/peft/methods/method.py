@@ -60,19 +60,19 @@ class IncompleteError(Exception):
 class Shared:
     """Parts shared by all layers of an adapter: config, tensors, and tensors outside of modules.
 
-    `own` maps names of the latter, such as `vera_A`, to their keys.
+    `keys` maps names of the latter, such as `vera_A`, to their keys.
     """
 
     config: Config
     mapped: TensorMap
-    own: Mapping[str, str]
+    keys: Mapping[str, str]
 
     def tensor(self, key: str) -> Matrix:
         """Return a floating-point tensor by its key in the file."""
-        found = self.mapped.tensor(key)
-        if found is None:
+        tensor = self.mapped.tensor(key)
+        if tensor is None:
             raise IncompleteError
-        return found.astype(np.float64)
+        return tensor.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -100,30 +100,35 @@ class Layer:
 
     def whole(self, name: str, most: int) -> npt.NDArray[np.int64]:
         """Return a tensor of positions below `most`, of the layer or the whole adapter."""
-        key = self.keys.get(name) or self.shared.own.get(name) or self._missing(name)
-        found = self.shared.mapped.tensors[key]
+        key = self.keys.get(name) or self.shared.keys.get(name) or self._missing(name)
+        tensor = self.shared.mapped.tensors[key]
         self.shared.mapped.forget([key])
-        numbers = found.astype(np.int64)
-        if found.dtype.kind not in "iuf" or (numbers != found).any() or (numbers < 0).any() or (numbers >= most).any():
+        numbers = tensor.astype(np.int64)
+        if (
+            tensor.dtype.kind not in "iuf"
+            or (numbers != tensor).any()
+            or (numbers < 0).any()
+            or (numbers >= most).any()
+        ):
             self.shared.mapped.fault(f"`{key}` contains values other than positions below {most}")
             raise IncompleteError
         return numbers
 
     def ignore(self, *names: str) -> None:
         """Mark redundant tensors as used."""
-        keys = (self.keys.get(name) or self.shared.own.get(name) for name in names)
+        keys = (self.keys.get(name) or self.shared.keys.get(name) for name in names)
         self.shared.mapped.forget(key for key in keys if key is not None)
 
     def common(self, name: str, fix: str) -> Matrix:
         """Return a tensor of the whole adapter; AdapterError with `fix` if it was not saved."""
-        if name not in self.shared.own:
+        if name not in self.shared.keys:
             raise AdapterError(
                 "was saved without a tensor that its layers depend on",
                 where=f"`{self.path}`",
                 found=f"no `base_model.{name}`",
                 fix=fix,
             )
-        return self.shared.tensor(self.shared.own[name])
+        return self.shared.tensor(self.shared.keys[name])
 
     @property
     def config(self) -> Config:
@@ -147,8 +152,8 @@ class Layer:
     @cached_property
     def bias(self) -> Matrix | None:
         """Bias [out] of the layer, if any."""
-        found = self.base("bias")
-        return None if found is None else found.astype(np.float64)
+        bias = self.base("bias")
+        return None if bias is None else bias.astype(np.float64)
 
     def _missing(self, name: str) -> str:
         key, role = next(((key, role) for role, key in self.keys.items()), ("", ""))
