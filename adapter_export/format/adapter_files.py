@@ -292,9 +292,9 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
         placements = _placements(record.sites)
     check_checksum(data, record.checksum, path)
     weights = widened(parse_tensors(tensors, weights_path), weights_path)
-    found = hashlib.sha256(tensors).hexdigest()
-    if found != record.weights.sha256:
-        raise HashError(weights_path, found=found, expected=record.weights.sha256)
+    digest = hashlib.sha256(tensors).hexdigest()
+    if digest != record.weights.sha256:
+        raise HashError(weights_path, found=digest, expected=record.weights.sha256)
     with within(where):
         return Adapter(
             record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training

@@ -33,10 +33,10 @@ def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None)
     if tokens is None or not isinstance(axis, str):
         short = tokens is not None and isinstance(axis, int) and tokens < axis
         return None if short else dict(lengths)
-    sums = {one for record in inputs for one in record.axes if isinstance(one, str) and axis in names(one)}
-    found = {one: axis_lengths(one, lengths).within(Lengths(0, tokens)) for one in sorted(sums)}
-    known = {one: each for one, each in found.items() if each is not None}
-    return {**lengths, **known} if len(known) == len(found) else None
+    sums = {total for record in inputs for total in record.axes if isinstance(total, str) and axis in names(total)}
+    within_limit = {total: axis_lengths(total, lengths).within(Lengths(0, tokens)) for total in sorted(sums)}
+    known = {total: each for total, each in within_limit.items() if each is not None}
+    return {**lengths, **known} if len(known) == len(within_limit) else None
 
 
 def with_caches(
@@ -102,7 +102,7 @@ def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
     """Return the output's axis in place of `past`, or "" if the shapes differ elsewhere."""
     if record.dtype != output.dtype or len(record.axes) != len(output.axes):
         return ""
-    apart = [(one, other) for one, other in zip(record.axes, output.axes, strict=True) if one != other]
+    apart = [(before, after) for before, after in zip(record.axes, output.axes, strict=True) if before != after]
     return str(apart[0][1]) if len(apart) == 1 and apart[0][0] == past and isinstance(apart[0][1], str) else ""
 
 

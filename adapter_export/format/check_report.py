@@ -447,11 +447,11 @@ class Finding:
         coverage: tuple[SpanRecord, ...] = (),
     ) -> Finding:
         """Return the outcome of measurements; `{ratio}` in `detail` is the largest error over its budget."""
-        worst = max(measurements, key=lambda one: one.badness)
-        status: Status = "tested" if any(one.compared for one in measurements) else "unverified"
+        worst = max(measurements, key=lambda measurement: measurement.badness)
+        status: Status = "tested" if any(measurement.compared for measurement in measurements) else "unverified"
         status = status if worst.passed else "failed"
-        said = "; ".join(worst.faults) or detail.format(ratio=f"{worst.ratio:.2g}")
-        return cls(check, subject, claim, status, worst.place, said, coverage, worst.ratio, tuple(measurements))
+        text = "; ".join(worst.faults) or detail.format(ratio=f"{worst.ratio:.2g}")
+        return cls(check, subject, claim, status, worst.place, text, coverage, worst.ratio, tuple(measurements))
 
     @property
     def id(self) -> str:

@@ -19,9 +19,9 @@ IDENTITY_FILE = "base_identity.json"
 
 def cache_folder() -> Path | None:
     """Return the cache folder, which may be deleted at any time, or `None` if caching is off."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given is not None:
-        return Path(given) if given else None
+    setting = os.environ.get(CACHE_VARIABLE)
+    if setting is not None:
+        return Path(setting) if setting else None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "adapter-export"
 
@@ -63,10 +63,10 @@ def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
     """
     if checksum is None:
         return
-    found = hashlib.sha256(data.replace(checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
-    if found != checksum:
+    digest = hashlib.sha256(data.replace(checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
+    if digest != checksum:
         fix = "get the file from its source again; after an intentional change, delete its key `checksum`"
-        raise HashError(where, found=found, expected=checksum, fix=fix)
+        raise HashError(where, found=digest, expected=checksum, fix=fix)
 
 
 def printable_json(document: object, *, indent: int | None = None) -> str:
@@ -77,7 +77,7 @@ def printable_json(document: object, *, indent: int | None = None) -> str:
     """
     text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
     if not text.replace("\n", "").isprintable():
-        text = "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+        text = "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
     return text
 
 

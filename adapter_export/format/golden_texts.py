@@ -187,9 +187,9 @@ def parse_golden_texts(data: bytes, where: object) -> GoldenTexts:
     document = parse_json(data, where)
     with version_checked(document, GOLDEN_TEXTS_VERSION, where), within(where):
         golden = record_from_json(GoldenTexts, document)
-        for index, one in enumerate(golden.sets):
-            _check_set(one, f"`$.sets[{index}].texts`")
-        names = [one.adapter for one in golden.sets]
+        for index, text_set in enumerate(golden.sets):
+            _check_set(text_set, f"`$.sets[{index}].texts`")
+        names = [text_set.adapter for text_set in golden.sets]
         if len(set(names)) < len(names):
             raise FormatError("an adapter has two sets", where="`$.sets`")
     return golden
@@ -222,10 +222,10 @@ def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
 
     Truncated texts are compared only if the limits are equal.
     """
-    own = [text for one in texts.sets if one.adapter is None for text in one.texts]
-    limit = max((len(text.ids) for text in own), default=0)
+    of_base = [text for text_set in texts.sets if text_set.adapter is None for text in text_set.texts]
+    limit = max((len(text.ids) for text in of_base), default=0)
     names = []
-    for text in own:
+    for text in of_base:
         if limit != tokenizer.max_tokens and len(text.ids) >= min(limit, tokenizer.max_tokens):
             continue
         try:

@@ -67,19 +67,19 @@ class Lengths:
 
     def at_least(self, length: int) -> int | None:
         """Return the smallest supported length of at least `length`, or `None` if all are smaller."""
-        found = Lengths.of(max(length, self.minimum), self.maximum, self.multiple_of, self.exceptions)
-        return None if found is None else found.minimum
+        valid = Lengths.of(max(length, self.minimum), self.maximum, self.multiple_of, self.exceptions)
+        return None if valid is None else valid.minimum
 
     def at_most(self, length: int) -> int | None:
         """Return the largest supported length of at most `length`, or `None` if all are larger."""
         upper = length if self.maximum is None else min(length, self.maximum)
-        found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper >= self.minimum else None
-        return None if found is None else found.maximum
+        valid = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper >= self.minimum else None
+        return None if valid is None else valid.maximum
 
     def near(self, length: int) -> int:
         """Return the smallest supported length of at least `length`, or else the largest."""
-        found = self.at_least(length)
-        return found if found is not None else self.maximum or self.minimum
+        next_length = self.at_least(length)
+        return next_length if next_length is not None else self.maximum or self.minimum
 
     def within(self, other: Lengths) -> Lengths | None:
         """Return the intersection with other lengths, or `None` if it is empty."""
@@ -99,7 +99,9 @@ class Lengths:
     def edges(self, most: int) -> list[int]:
         """Return the smallest length, the largest up to `most`, and the neighbours of exceptions up to `most`."""
         last = self.at_most(most) or self.minimum
-        around = [end for one in self.exceptions for end in (self.at_most(one - 1), self.at_least(one + 1))]
+        around = [
+            end for exception in self.exceptions for end in (self.at_most(exception - 1), self.at_least(exception + 1))
+        ]
         return sorted({self.minimum, last, *(end for end in around if end is not None and end <= last)})
 
     def outside(self) -> list[int]:
@@ -129,8 +131,8 @@ def parse_lengths(text: str) -> Lengths | None:
         if match is None or match[0] == "..":
             raise ValueError(text)
         low, high, step, fixed = (int(match[name] or 0) or None for name in ("low", "high", "step", "fixed"))
-        own = Lengths.of(fixed or low or 1, fixed or high, step or 1)
-        allowed = None if allowed is None or own is None else allowed.within(own)
+        of_part = Lengths.of(fixed or low or 1, fixed or high, step or 1)
+        allowed = None if allowed is None or of_part is None else allowed.within(of_part)
     return allowed
 
 

@@ -68,10 +68,10 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
             "is not a bundle", where=folder, expected=f"a folder with `{MANIFEST_FILE}`", fix="check the path"
         )
     data = read_bytes(path)
-    found = hashlib.sha256(data).hexdigest()
-    if expect is not None and found != expect.removeprefix("sha256:").lower():
+    digest = hashlib.sha256(data).hexdigest()
+    if expect is not None and digest != expect.removeprefix("sha256:").lower():
         fix = "deploy the bundle that was approved, or approve this one"
-        raise HashError(path, "does not match the expected bundle", found=found, expected=expect, fix=fix)
+        raise HashError(path, "does not match the expected bundle", found=digest, expected=expect, fix=fix)
     manifest = _from_json(parse_json(data, path), path)
     check_checksum(data, manifest.checksum, path)
     return manifest
@@ -154,9 +154,9 @@ def _check_names(manifest: Manifest) -> None:
     }
     _check_unique("fanout", [*fed["fanout"], *fed["bank"], *fed["bank.tensors"]])
     for key, names_in_group in fed.items():
-        taken = sorted(f"`{name}`" for name in set(names_in_group) & set(names["inputs"]))
-        if taken:
-            raise FormatError("has the name of a data input", where=f"`$.{key}`", found=", ".join(taken))
+        shared = sorted(f"`{name}`" for name in set(names_in_group) & set(names["inputs"]))
+        if shared:
+            raise FormatError("has the name of a data input", where=f"`$.{key}`", found=", ".join(shared))
 
 
 def _check_references(manifest: Manifest) -> None:
@@ -168,7 +168,7 @@ def _check_references(manifest: Manifest) -> None:
         if (record.role == "cache") != (record.next is not None):
             what = "only a cache, and each one, has an output that the next call takes"
             raise FormatError(what, where=f"`$.inputs`, `{record.name}`", found=f"role `{record.role}`")
-    if manifest.generation is None and any(one.written for one in _golden_of(manifest)):
+    if manifest.generation is None and any(golden.written for golden in _golden_of(manifest)):
         expected = "`generation`, by which they were written"
         raise FormatError("has generated golden texts", where="`$.generation`", found="null", expected=expected)
     shapes = [record.axes for record in manifest.inputs] + [record.axes for record in manifest.outputs]
@@ -192,7 +192,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_fanout(manifest)
     _check_known("counts_padding", manifest.counts_padding, {slot.graph for slot in manifest.slots})
     heads = {head.output: head.result for head in manifest.heads}
-    _check_known("head", {manifest.head} - {None}, {one.name for one in manifest.adapters if one.task is not None})
+    _check_known("head", {manifest.head} - {None}, {each.name for each in manifest.adapters if each.task is not None})
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"
         _check_golden(adapter.golden, outputs, manifest, f"{place}.golden")
@@ -258,8 +258,8 @@ def _check_bank(manifest: Manifest) -> None:
     slots = {slot.name for slot in manifest.slots}
     _check_known("bank.tensors", {tensor.slot for tensor in bank.tensors} - {None}, slots)
     if bank.rows[0] is not None or len(set(bank.rows)) != len(bank.rows):
-        found = ", ".join(map(str, bank.rows))
-        raise FormatError("wrong rows", where="`$.bank.rows`", found=found, expected="null, then adapters, each once")
+        shown = ", ".join(map(str, bank.rows))
+        raise FormatError("wrong rows", where="`$.bank.rows`", found=shown, expected="null, then adapters, each once")
 
 
 def _check_fanout(manifest: Manifest) -> None:
@@ -360,8 +360,8 @@ def _check_unique(key: str, names: Iterable[str]) -> None:
         raise FormatError("a name occurs twice", where=f"`$.{key}`", found=quoted(twice))
 
 
-def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None:
-    unknown = sorted(f"`{name}`" for name in found if name not in known)
+def _check_known(key: str, references: Iterable[str | None], known: set[str]) -> None:
+    unknown = sorted(f"`{name}`" for name in references if name not in known)
     if unknown:
         raise FormatError(
             "an undefined name",
@@ -423,10 +423,10 @@ def verify_files(
     _check_inside(folder / MANIFEST_FILE, folder)
     listed = {*UNLISTED, *(file.path for file in manifest.files)}
     try:  # the folder may disappear while the bundle is replaced
-        found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]  # a link is a file
+        paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]  # a link is a file
     except OSError as error:
         raise unreadable(folder, error) from error
-    files = {path.relative_to(folder).as_posix() for path in found}
+    files = {path.relative_to(folder).as_posix() for path in paths}
     extra = sorted(name for name in files - listed if not is_hidden(name))
     if extra:
         more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""

@@ -208,9 +208,9 @@ def read_golden_media(path: Path) -> GoldenMedia:
     """
     document = parse_json(read_bytes(path), path)
     with version_checked(document, MEDIA_VERSION, path), within(path):
-        found = record_from_json(GoldenMedia, document)
-        _check_samples(found)
-    return found
+        golden = record_from_json(GoldenMedia, document)
+        _check_samples(golden)
+    return golden
 
 
 def _check_samples(media: GoldenMedia) -> None:
@@ -222,7 +222,7 @@ def _check_samples(media: GoldenMedia) -> None:
             sample.data, sample.array  # noqa: B018 - which decode
         except ValueError as error:
             raise FormatError("the file or its values cannot be decoded", where=f"`$.samples[{index}]`") from error
-    unknown = [one.sample for each in media.sets for one in each.answers if one.sample not in names]
+    unknown = [answer.sample for each in media.sets for answer in each.answers if answer.sample not in names]
     if unknown:
         raise FormatError("an answer to an unknown sample", where="`$.sets`", found=f"`{unknown[0]}`")
 
@@ -248,10 +248,10 @@ def parse_captured_media(text: str, where: str) -> CapturedMedia:
         FormatError: the record violates the format.
     """
     with within(where):
-        found = record_from_json(CapturedMedia, parse_json(text.encode(), where))
-        if found.golden is not None:
-            _check_samples(found.golden)
-    return found
+        captured = record_from_json(CapturedMedia, parse_json(text.encode(), where))
+        if captured.golden is not None:
+            _check_samples(captured.golden)
+    return captured
 
 
 def archived_medium(path: Path) -> Medium | None:
@@ -278,8 +278,8 @@ def archived_medium(path: Path) -> Medium | None:
 
 def processor_digest(steps: Sequence[Step] | None, sampling_rate: int | None, file: str) -> str:
     """Compute `MediaRecord.digest`; `file` is the text of the processor file."""
-    said = {"sampling_rate": sampling_rate, "steps": None if steps is None else [asdict(step) for step in steps]}
-    return hashlib.sha256(canonical_json({"file": file} if steps is None else said)).hexdigest()
+    facts = {"sampling_rate": sampling_rate, "steps": None if steps is None else [asdict(step) for step in steps]}
+    return hashlib.sha256(canonical_json({"file": file} if steps is None else facts)).hexdigest()
 
 
 def said(steps: tuple[Step, ...]) -> str:

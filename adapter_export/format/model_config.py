@@ -65,8 +65,8 @@ def known_problem(config: Path) -> ProblemType | None:
 def padding_id(config: Path) -> int | None:
     """Return the `pad_token_id` of a `config.json`, or `None` if absent."""
     document = read_json(config) if config.is_file() else {}
-    found = document.get("pad_token_id") if isinstance(document, dict) else None
-    return found if isinstance(found, int) else None
+    padding = document.get("pad_token_id") if isinstance(document, dict) else None
+    return padding if isinstance(padding, int) else None
 
 
 def labels_of(config: object) -> tuple[str, ...]:
@@ -104,8 +104,8 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     if kind == "regression":
         return Task("regression"), ()
     if kind is None:
-        said = f"its problem type is `{str(problem)[:60]}`, which is unknown"
-        return None, (f"{said}: it returns logits without answers",)
+        reason = f"its problem type is `{str(problem)[:60]}`, which is unknown"
+        return None, (f"{reason}: it returns logits without answers",)
     if len(labels) != width:
         return None, (f"`config.json` does not name its {width} classes: it returns logits without answers",)
     if kind == "single_label" and problem is None:
@@ -127,8 +127,8 @@ def score_activation(config: Mapping[str, Any]) -> Literal["sigmoid", "identity"
 def _cross_encoder(config: Mapping[str, Any]) -> str | None:
     """Return the activation of a sentence-transformers cross-encoder, or `None` for other models."""
     record = config.get("sentence_transformers")
-    found = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
-    return found if isinstance(found, str) else None
+    activation = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
+    return activation if isinstance(activation, str) else None
 
 
 def named_base(folder: Path) -> str | None:

@@ -66,8 +66,10 @@ class Precision:
         """
         choices = _CHOICES[name]
         if int8_embeddings and "int8" not in choices.embeddings:
-            raise _refusal("int8_embeddings", name, [one for one, its in _CHOICES.items() if len(its.embeddings) > 1])
-        exact = [one for one, its in _CHOICES.items() if "float32" in its.activations[1:]]
+            raise _refusal(
+                "int8_embeddings", name, [other for other, its in _CHOICES.items() if len(its.embeddings) > 1]
+            )
+        exact = [other for other, its in _CHOICES.items() if "float32" in its.activations[1:]]
         if float32_activations and name not in exact:
             raise _refusal("float32_activations", name, exact)
         return cls(
@@ -84,7 +86,7 @@ class Precision:
 
 def known_precisions(names: Sequence[str]) -> tuple[PrecisionName, ...]:
     """Return names of precisions; UsageError if one is unknown or given twice, or there are none."""
-    known = tuple(one for one in PRECISION_NAMES if one in names)
+    known = tuple(name for name in PRECISION_NAMES if name in names)
     if len(known) < len(names) or not known:
         raise UsageError(
             "precisions must be distinct and known",

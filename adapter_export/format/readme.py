@@ -61,19 +61,22 @@ def _cells(record: AdapterRecord) -> tuple[str, str, str, str]:
 
 def _usage(manifest: Manifest) -> Iterator[str]:
     """Yield shell commands, and if an adapter answers texts, the same in Python and HTTP."""
-    answering = next((one.name for one in manifest.adapters if one.task is not None and one.task.input == "text"), None)
+    answering = next(
+        (adapter.name for adapter in manifest.adapters if adapter.task is not None and adapter.task.input == "text"),
+        None,
+    )
     yield "```sh"
     yield "adapter-export verify .  # files and results on this machine"
     if answering is None or manifest.text is None:
         yield "adapter-export inspect .       # inputs, outputs, adapters"
         yield "```"
         return
-    task = next(one.task for one in manifest.adapters if one.name == answering)
+    task = next(adapter.task for adapter in manifest.adapters if adapter.name == answering)
     has_sides = task is not None and task.has_sides
     yield f"adapter-export run . --adapter {answering} --text '{_EXAMPLE}'" + (" --side query" if has_sides else "")
     yield "adapter-export serve .         # then, elsewhere:"
-    asked = {"model": answering, "text": _EXAMPLE, **({"side": "query"} if has_sides else {})}
-    yield f"curl localhost:8080/answer -d '{json.dumps(asked)}'"
+    request = {"model": answering, "text": _EXAMPLE, **({"side": "query"} if has_sides else {})}
+    yield f"curl localhost:8080/answer -d '{json.dumps(request)}'"
     yield "```"
     yield ""
     yield "```python"

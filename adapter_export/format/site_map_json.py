@@ -198,8 +198,8 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
         WriteError: the operating system refused a write.
     """
     sites: dict[str, dict[str, object]] = {}
-    for view, found in views.items():
-        for site in found.sites:
+    for view, site_map in views.items():
+        for site in site_map.sites:
             values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
             described = {
                 "role": site.role,
@@ -209,7 +209,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
             }
             entry = sites.setdefault(site.name, {key: value for key, value in described.items() if value is not None})
             entry[view] = {key: value for key, value in values.items() if value is not None}
-    final = {view: found.final for view, found in views.items()}
+    final = {view: site_map.final for view, site_map in views.items()}
     with Output(path, force).file() as temporary:
         temporary.write_bytes(canonical_json({"version": SITE_MAP_VERSION, "sites": sites, "final": final}))
 

@@ -98,9 +98,9 @@ def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[st
     _check_types(_header(data, where), where, {*_DTYPES, _BFLOAT16} if widen else {*_DTYPES})
 
     def refusal(reason: str) -> FormatError:
-        found = f"{len(data)} bytes; {reason}"
+        shown = f"{len(data)} bytes; {reason}"
         fix = "get the file from its source again"
-        return FormatError("is not a valid safetensors file", where=where, found=found, fix=fix)
+        return FormatError("is not a valid safetensors file", where=where, found=shown, fix=fix)
 
     with parsing(refusal):
         tensors = {name: _array(**record) for name, record in deserialize(data)}  # type: ignore[no-untyped-call]
@@ -114,8 +114,8 @@ def metadata_of(data: bytes, where: object) -> Mapping[str, str]:
         FormatError: the file is not a safetensors file, or is truncated.
     """
     header = _header(data, where)
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else {}
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:

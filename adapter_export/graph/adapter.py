@@ -59,9 +59,9 @@ class Head:
     @property
     def output(self) -> HeadOutput:
         """The output that the head fills."""
-        found = head_result(self.graph.shapes()[self.graph.result])
-        assert found is not None  # as the adapter has checked
-        return found
+        output = head_result(self.graph.shapes()[self.graph.result])
+        assert output is not None  # as the adapter has checked
+        return output
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -131,8 +131,8 @@ class Adapter(Described):
             values = HEAD_VALUES if owner == HEAD else SITE_VALUES
             with within(f"`{owner}`"):
                 if not set(graph.inputs) <= set(values):
-                    found, expected = ", ".join(graph.inputs), ", ".join(values)
-                    raise AdapterError("a graph reads values that are not there", found=found, expected=expected)
+                    read, expected = ", ".join(graph.inputs), ", ".join(values)
+                    raise AdapterError("a graph reads values that are not there", found=read, expected=expected)
                 result, wanted = graph.shapes()[graph.result], SITE_VALUES[graph.replaces]
                 if owner != HEAD and result != wanted:
                     raise AdapterError("a graph returns a wrong shape", found=list(result), expected=list(wanted))
@@ -192,11 +192,11 @@ class Adapter(Described):
 
     def layers(self, sites: Iterable[Site]) -> dict[int, list[str]]:
         """Return its sites by layer of the base, lowest first; embeddings are in no layer."""
-        found: dict[int, list[str]] = {}
+        layers: dict[int, list[str]] = {}
         for site in sites:
             if site.name in self.placements and site.layer is not None:
-                found.setdefault(site.layer, []).append(site.name)
-        return dict(sorted(found.items()))
+                layers.setdefault(site.layer, []).append(site.name)
+        return dict(sorted(layers.items()))
 
     def without(self, places: Collection[str]) -> Adapter:
         """Return the adapter without these sites, with its head; AdapterError if nothing is left."""

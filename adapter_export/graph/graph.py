@@ -187,17 +187,17 @@ def users(graph: AdapterGraph, parameter: str) -> int:
     return sum(list(node.parameters.values()).count(parameter) for node in graph.nodes)
 
 
-def unused(name: str, taken: Collection[str]) -> str:
+def unused(name: str, names: Collection[str]) -> str:
     """Return the name, followed by underscores that make it unique."""
-    while name in taken:
+    while name in names:
         name += "_"
     return name
 
 
-def first_free(name: str, taken: Collection[str]) -> str:
+def first_free(name: str, names: Collection[str]) -> str:
     """Return the name, followed by the first number that makes it unique if it is taken."""
     numbered = (f"{name}_{number}" for number in count(2))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
+    return name if name not in names else next(other for other in numbered if other not in names)
 
 
 def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
@@ -332,10 +332,10 @@ def bind_base_norm(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
     roles = {"weight": BORROWED_WEIGHT}
     if norm.bias is not None and norm.kind == "layer":
         roles["bias"] = BORROWED_BIAS
-    taken = sorted(set(roles.values()) & set(graph.parameters))
-    if taken:
+    reserved = sorted(set(roles.values()) & set(graph.parameters))
+    if reserved:
         fault = "a parameter has a name that is kept for the base's norm"
-        raise GraphError(fault, found=", ".join(taken), fix="rename it")
+        raise GraphError(fault, found=", ".join(reserved), fix="rename it")
     changes: dict[str, Any] = {"op": _OPS[norm.kind], "parameters": roles, "attributes": {"epsilon": norm.epsilon}}
     nodes = tuple(replace(node, **changes) if node.op == BASE_NORM else node for node in graph.nodes)
     return replace(graph, nodes=nodes, parameters={**graph.parameters, **dict.fromkeys(roles.values(), ("d",))})

@@ -134,7 +134,7 @@ def _closing(graph: AdapterGraph, value: str) -> list[Node]:
         return [] if node is None else [node]
     op = OPS[node.op]
     sources = node.inputs if op.trained_norm else op.scaled_by(node.inputs)  # neither scores nor gates are among them
-    return [found for source in sources for found in _closing(graph, source)]
+    return [projection for source in sources for projection in _closing(graph, source)]
 
 
 def _gates(graph: AdapterGraph) -> list[Node]:

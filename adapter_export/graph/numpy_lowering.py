@@ -420,21 +420,21 @@ def _last_kept(mask: Array) -> npt.NDArray[np.int64]:
 
 
 def _max_pool(_: Node, values: Values, __: Owned) -> Array:
-    kept = values[1] != 0
-    return np.where(kept.any(1)[:, None], _hidden_by(kept, values[0]).max(1), 0).astype(values[0].dtype)
+    shown = values[1] != 0
+    return np.where(shown.any(1)[:, None], _hidden_by(shown, values[0]).max(1), 0).astype(values[0].dtype)
 
 
 def _max_pool_gradients(_: Node, values: Values, __: Owned, gradient: Array) -> Gradients:
     """Return the gradient, which goes to the first of equal maxima."""
     x, mask = values
-    of_x, kept = np.zeros_like(x), mask != 0
-    first = _hidden_by(kept, x).argmax(1)[:, None]
-    np.put_along_axis(of_x, first, (gradient * kept.any(1)[:, None])[:, None], 1)
+    of_x, shown = np.zeros_like(x), mask != 0
+    first = _hidden_by(shown, x).argmax(1)[:, None]
+    np.put_along_axis(of_x, first, (gradient * shown.any(1)[:, None])[:, None], 1)
     return (of_x, np.zeros_like(mask)), {}
 
 
-def _hidden_by(kept: npt.NDArray[np.bool_], x: Array) -> Array:
-    return np.where(kept[:, :, None], x, -np.inf)
+def _hidden_by(shown: npt.NDArray[np.bool_], x: Array) -> Array:
+    return np.where(shown[:, :, None], x, -np.inf)
 
 
 def _weighted_mean_pool(_: Node, values: Values, __: Owned) -> Array:

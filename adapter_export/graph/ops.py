@@ -77,8 +77,8 @@ def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
     """Return the common shape of all inputs."""
     if len(set(inputs)) != 1:
-        found = " and ".join(map(str, inputs))
-        raise GraphError("values of different shapes meet", found=found, expected="equal shapes")
+        shapes = " and ".join(map(str, inputs))
+        raise GraphError("values of different shapes meet", found=shapes, expected="equal shapes")
     return inputs[0]
 
 
@@ -626,8 +626,8 @@ def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
             yield f"{formula} is {numbers[name]}, not {product}"
 
 
-def _check_names(what: str, found: set[str], needed: set[str], optional: set[str], where: str) -> None:
-    if not needed <= found <= needed | optional:
+def _check_names(what: str, actual: set[str], needed: set[str], optional: set[str], where: str) -> None:
+    if not needed <= actual <= needed | optional:
         names = ", ".join(sorted(needed)) or "none"
         more = f" (and perhaps {', '.join(sorted(optional))})" if optional else ""
-        raise GraphError(f"wrong {what}", where=where, found=", ".join(sorted(found)) or "none", expected=names + more)
+        raise GraphError(f"wrong {what}", where=where, found=", ".join(sorted(actual)) or "none", expected=names + more)

@@ -206,7 +206,7 @@ def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str
     }
     while True:
         narrow = _made_by(graph, matrices)
-        wide = set[str]().union(*(made for value, made in narrow.items() if not _is_repeated(graph, value, narrow)))
+        wide = set[str]().union(*(names for value, names in narrow.items() if not _is_repeated(graph, value, narrow)))
         if not wide:
             break
         matrices -= wide
@@ -371,8 +371,8 @@ def rounded(adapter: Adapter, precision: AdapterPrecision) -> Adapter:
             weights[f"{common if name in shared else owner}.{name}"] = tensor
     graphs = {name: inference_form(graph) for name, graph in adapter.graphs.items()}
     placements = {
-        site: Placement(one.graph, {symbol: one.widths[symbol] for symbol in graphs[one.graph].symbols()})
-        for site, one in adapter.placements.items()
+        site: Placement(place.graph, {symbol: place.widths[symbol] for symbol in graphs[place.graph].symbols()})
+        for site, place in adapter.placements.items()
     }
     head = adapter.head
     if head is not None:

@@ -16,12 +16,12 @@ def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
     if steps is None:
         return None
     chosen = frozenset(name for node in steps for name in node.parameters.values())
-    own = {id(node) for node in steps}
+    step_ids = {id(node) for node in steps}
     for node in graph.nodes:  # a parameter is used nowhere else, and no update reads another one
-        if id(node) not in own and chosen & set(node.parameters.values()):
+        if id(node) not in step_ids and chosen & set(node.parameters.values()):
             return None
-    made = {node.output for node in steps}
-    if any(made & _behind(graph, name) for node in steps for name in node.inputs):
+    outputs = {node.output for node in steps}
+    if any(outputs & _behind(graph, name) for node in steps for name in node.inputs):
         return None
     return chosen
 
@@ -34,8 +34,8 @@ def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
     if node is None:
         return None
     if node.op == "add":
-        for kept, added in (node.inputs, node.inputs[::-1]):
-            straight, update = _steps(graph, kept), _factors(graph, added)
+        for straight_input, added in (node.inputs, node.inputs[::-1]):
+            straight, update = _steps(graph, straight_input), _factors(graph, added)
             if straight is not None and update is not None:
                 return [*straight, *update]
         return None
@@ -54,9 +54,9 @@ def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
     if op.linear_in_parameters is not None:
         return [node]
     if op.linear_in == "each":
-        return next((one for one in (_factors(graph, name) for name in node.inputs) if one), None)
-    found = [_factors(graph, part) for part in op.scaled_by(node.inputs)]
-    return None if not found or None in found else [one for each in found if each for one in each]
+        return next((steps for steps in (_factors(graph, name) for name in node.inputs) if steps), None)
+    factors = [_factors(graph, part) for part in op.scaled_by(node.inputs)]
+    return None if not factors or None in factors else [node for each in factors if each for node in each]
 
 
 def _behind(graph: AdapterGraph, value: str) -> set[str]:

@@ -112,8 +112,8 @@ def budget(
     Raises `UsageError` for another type, or a number out of range.
     """
     if inner < 1 or depth < 1 or not 0 <= scale < math.inf:
-        found = f"inner {inner}, depth {depth}, scale {scale}"
-        raise UsageError("no budget for these numbers", found=found, expected="inner and depth ≥ 1, scale ≥ 0, finite")
+        shown = f"inner {inner}, depth {depth}, scale {scale}"
+        raise UsageError("no budget for these numbers", found=shown, expected="inner and depth ≥ 1, scale ≥ 0, finite")
     per_product = product_error(dtype, inner=inner, rounded_to=rounded_to)
     _, name = max((FLOAT_TYPES[dtype], dtype), (ROUNDING_STEPS[rounded_to], rounded_to))
     absolute = scale * math.sqrt(depth) * per_product

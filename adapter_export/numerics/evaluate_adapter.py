@@ -80,9 +80,9 @@ def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterato
 
 def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
     """Yield the needs of a graph that a site does not meet."""
-    there = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
+    values = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
-        if there[name] is None:
+        if values[name] is None:
             yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which does not exist at"
     if site.role == "part" and graph.replaces == "u":
         yield "replaces `u`, which the parts of a fused layer read in common, at"

@@ -67,9 +67,11 @@ def merged_layers(
     merged = {}
     for weight_name, calls in at.items():
         layer = layers[weight_name]
-        results = [_changed(adapter, layer, own) for own in calls.values()]
+        results = [_changed(adapter, layer, called_sites) for called_sites in calls.values()]
         first = results[0]
-        alike = all(np.array_equal(one, other) for result in results for one, other in zip(first, result, strict=True))
+        alike = all(
+            np.array_equal(array, other) for result in results for array, other in zip(first, result, strict=True)
+        )
         if len(calls) < layer.calls or not alike:
             what = f"the base uses its weight {layer.calls} times, and the adapter does not change all of them alike"
             raise _refusal(adapter, next(iter(calls.values()))[0].name, what)
@@ -104,11 +106,11 @@ def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Mat
         else:
             value = value.copy()
             value[:, places] = result
-    made = value[0], value[1 : width_in + 1] - value[0]
-    seems = random @ made[1] + made[0]
+    change = value[0], value[1 : width_in + 1] - value[0]
+    seems = random @ change[1] + change[0]
     if np.abs(seems - value[width_in + 1 :]).max() > _TOLERANCE * np.abs(value).max():
         raise _refusal(adapter, sites[0].name, "its result is not linear in its input")
-    return made[1].T, made[0]
+    return change[1].T, change[0]
 
 
 def _changed_norm(adapter: Adapter, layer: Layer, site: Site) -> tuple[Matrix, Matrix]:
@@ -134,11 +136,11 @@ def _features(site: Site, width: int) -> slice | list[int]:
     return [number * block + place for number in range(site.blocks) for place in range(start, end)]
 
 
-def _refusal(adapter: Adapter, site: str, found: str) -> AdapterError:
+def _refusal(adapter: Adapter, site: str, reason: str) -> AdapterError:
     return AdapterError(
         "cannot be merged into the base",
         where=f"adapter `{adapter.name}`, `{site}`",
-        found=found,
+        found=reason,
         expected="a fixed change of the weights and biases of linear layers, or of norms after a sum",
         fix=_OTHER_WAY,
     )

@@ -63,9 +63,9 @@ class PaddingTrial:
     ) -> bool:
         """Return true if outputs differ at the tokens of the row, whose results have the shapes of `cut`."""
         for name in outputs:
-            own = tuple(slice(size) for size in self._tokens((cut or first)[name]).shape)
-            expected, found = self._tokens(first[name])[own], self._tokens(other[name])[own]
-            if not np.abs(found - expected).max() <= relative * np.abs(expected).max():
+            region = tuple(slice(size) for size in self._tokens((cut or first)[name]).shape)
+            expected, actual = self._tokens(first[name])[region], self._tokens(other[name])[region]
+            if not np.abs(actual - expected).max() <= relative * np.abs(expected).max():
                 return True
         return False
 
@@ -83,7 +83,7 @@ def padding_trial(
     that no input has.
     """
     axis, padded = token_axis(inputs), padded_axes(inputs, outputs)
-    fixed = isinstance(axis, int) and any(one.role == "mask" and one.axes[1:] == (axis,) for one in inputs)
+    fixed = isinstance(axis, int) and any(record.role == "mask" and record.axes[1:] == (axis,) for record in inputs)
     if not (padded or fixed) or any(record.role == "cache" for record in inputs):
         return None
     first = {record.axes[0] for record in inputs if record.axes}
@@ -96,11 +96,11 @@ def padding_trial(
     whole = input_cases(inputs, seed=1, shapes=[{**sizes, **more}])[0].arrays
     longer, hidden = {}, {}
     for record in inputs:
-        own = tuple(slice(size) for size in alone[record.name].shape)
+        region = tuple(slice(size) for size in alone[record.name].shape)
         longer[record.name] = np.zeros_like(whole[record.name])
-        longer[record.name][own] = alone[record.name]
+        longer[record.name][region] = alone[record.name]
         hidden[record.name] = (whole if record.role == "ids" else longer)[record.name].copy()
-        hidden[record.name][own] = alone[record.name]
+        hidden[record.name][region] = alone[record.name]
     return PaddingTrial(alone, longer, hidden)
 
 

@@ -132,8 +132,8 @@ def exact(
     output: str | None,
 ) -> Arrays | None:
     """Return the outputs of `runner.exact`, by the names that `run` gives them."""
-    found = runner.exact(inputs, adapter)
-    return None if found is None else _renamed(found, adapter, base_outputs, output)
+    outputs = runner.exact(inputs, adapter)
+    return None if outputs is None else _renamed(outputs, adapter, base_outputs, output)
 
 
 def undefined(
@@ -150,8 +150,8 @@ def undefined(
 def _renamed(outputs: Arrays, adapter: Adapter | None, base_outputs: Collection[str], output: str | None) -> Arrays:
     if adapter is None or adapter.head is None or output is None:
         return outputs
-    own = head_output(base_outputs, adapter.head.output)
-    return {output if name == own else name: value for name, value in outputs.items()}
+    of_head = head_output(base_outputs, adapter.head.output)
+    return {output if name == of_head else name: value for name, value in outputs.items()}
 
 
 DRAWS = 4
@@ -223,4 +223,4 @@ def _disturbed(weights: Weights, step: float, rng: np.random.Generator) -> Weigh
 def _apart(values: Sequence[npt.NDArray[np.floating]]) -> float:
     finite = np.logical_and.reduce([np.isfinite(value) for value in values])
     wide = [value[finite].astype(np.float64) for value in values]
-    return max(float(np.abs(one - other).max(initial=0.0)) for one, other in combinations(wide, 2)) / math.sqrt(2)
+    return max(float(np.abs(first - second).max(initial=0.0)) for first, second in combinations(wide, 2)) / math.sqrt(2)

@@ -94,16 +94,16 @@ def covering_cases(
     paddings: Sequence[Padding] = list(_SUFFIXES) if _padded_mask(inputs) else ["none"]
     shapes = _shape_matrix(inputs, bounds, max_tokens, MORE_BATCHES, MORE_LENGTHS)
     able = [choice for choice in product(shapes, paddings) if _can_have(inputs, choice)]
-    there = {case.name for case in known}
-    first = [choice for choice in able if _chosen_name(choice) in there]
+    known_names = {case.name for case in known}
+    first = [choice for choice in able if _chosen_name(choice) in known_names]
     chosen = _covering(able, first, 2)
     core = {_chosen_name(choice) for choice in _covering(chosen, first, 1)}
-    more = [choice for choice in chosen if _chosen_name(choice) not in there]
-    made = [
+    more = [choice for choice in chosen if _chosen_name(choice) not in known_names]
+    cases = [
         shaped_case(inputs, choice, np.random.default_rng([seed, 1, index]), bounds)
         for index, choice in enumerate(more)
     ]
-    return [*known, *(replace(case, core=case.name in core) for case in made)]
+    return [*known, *(replace(case, core=case.name in core) for case in cases)]
 
 
 def pairs_covered(inputs: Sequence[InputRecord], lengths: Bounds, cases: Iterable[str]) -> tuple[int, int]:
@@ -188,8 +188,8 @@ def word_cases(
     shape, done = _sized(inputs, lengths or {}, rows, WORDS_IN_ROW, 0), 0
     while done < max(map(len, words.values())):
         arrays = dict(_drawn_case(inputs, shape, rng).arrays)
-        for name, own in words.items():
-            arrays[name] = np.resize(np.roll(own, -done), arrays[name].shape).astype(arrays[name].dtype)
+        for name, vocabulary in words.items():
+            arrays[name] = np.resize(np.roll(vocabulary, -done), arrays[name].shape).astype(arrays[name].dtype)
         yield InputCase(f"words{done}", arrays, core=False)
         done += min(arrays[name].size for name in words)
 
@@ -200,9 +200,9 @@ def alone_case(
     """Make inputs with a row for each of some ids of one input, full of that id, as short as the base takes them."""
     shape = _sized(inputs, lengths, len(ids), 1, 0)
     arrays = _drawn_case(inputs, shape, np.random.default_rng(seed)).arrays
-    own = arrays[name]
-    rows = np.resize(ids, own.shape[:1]).reshape(-1, *[1] * (own.ndim - 1))
-    return InputCase("alone", {**arrays, name: np.broadcast_to(rows, own.shape).astype(own.dtype)})
+    array = arrays[name]
+    rows = np.resize(ids, array.shape[:1]).reshape(-1, *[1] * (array.ndim - 1))
+    return InputCase("alone", {**arrays, name: np.broadcast_to(rows, array.shape).astype(array.dtype)})
 
 
 STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 32, 33, 64, 65, 66, 128, 129, 256, 257)
@@ -224,8 +224,8 @@ def padding_of(case: str) -> Padding:
 def resized(inputs: Sequence[InputRecord], lengths: Bounds, shape: Shape, which: str, size: int) -> Shape:
     """Return a shape with another number of rows (`batch`) or of tokens, as near to it as the base takes one."""
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
-    own = batch_axes if which == "batch" else set(shape) - batch_axes - past
-    return {axis: axis_lengths(axis, lengths).near(size) if axis in own else now for axis, now in shape.items()}
+    axes = batch_axes if which == "batch" else set(shape) - batch_axes - past
+    return {axis: axis_lengths(axis, lengths).near(size) if axis in axes else now for axis, now in shape.items()}
 
 
 def sized_cases(
@@ -269,7 +269,9 @@ def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> 
     after a past. Without lengths the list is empty.
     """
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
-    ends = {size for axis, own in lengths.items() if axis not in batch_axes for size in own.edges(MOST_AT_EDGES)} - {0}
+    ends = {
+        size for axis, valid in lengths.items() if axis not in batch_axes for size in valid.edges(MOST_AT_EDGES)
+    } - {0}
     steps = [(0, size) for size in sorted(ends)] + [(size - 1, 1) for size in sorted(ends) if past and size > 1]
     shapes = _fitting([_sized(inputs, lengths, 1, size, behind) for behind, size in steps], lengths)
     return input_cases(inputs, seed=seed, lengths=lengths, shapes=shapes)[: len(shapes)]
@@ -309,7 +311,7 @@ def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     sizes = dict.fromkeys(axis_names(inputs), size) | dict.fromkeys(batch_axes, batch)
     if behind:
-        sizes |= dict.fromkeys((axis for axis, own in lengths.items() if 0 in own), 0)
+        sizes |= dict.fromkeys((axis for axis, valid in lengths.items() if 0 in valid), 0)
     return {
         axis: behind if axis in past else axis_lengths(axis, lengths).near(sizes[axis]) for axis in axis_names(inputs)
     }
@@ -345,8 +347,8 @@ def _too_short(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> 
 def _check(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> None:
     axis = _too_short(inputs, shape, lengths)
     if axis is not None:
-        found = shape.get(axis, "no length" if len(names(axis)) == 1 else 0)
-        raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
+        length = shape.get(axis, "no length" if len(names(axis)) == 1 else 0)
+        raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=length, expected="at least 1")
 
 
 def _drawn_case(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> InputCase:
@@ -444,8 +446,8 @@ def _real_tokens(batch: int, tokens: int, padding: Padding = "right") -> npt.NDA
     """
     places = np.arange(tokens)
     if padding == "holes":
-        own = places + np.arange(batch)[:, None]
-        return np.asarray((own % 3 != 1) | (places == 0) | (places == tokens - 1), bool)
+        shifted = places + np.arange(batch)[:, None]
+        return np.asarray((shifted % 3 != 1) | (places == 0) | (places == tokens - 1), bool)
     lengths = np.linspace(tokens, 1, batch).round() if batch > 1 else np.array([(tokens + 1) // 2])
     return (places if padding == "right" else places[::-1]) < lengths[:, None]
 

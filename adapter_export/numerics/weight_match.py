@@ -166,11 +166,11 @@ def _shape(width: int | None) -> str:
     return "a vector" if width is None else f"with rows of {width}"
 
 
-def _differs(where: object, found: str) -> BaseModelError:
+def _differs(where: object, difference: str) -> BaseModelError:
     return BaseModelError(
         "does not contain the weights of the trained model",
         where=where,
-        found=found,
+        found=difference,
         expected="each weight within half a rounding step of the trained one",
         fix="pass the model that the graph was built from, captured with its language head",
     )

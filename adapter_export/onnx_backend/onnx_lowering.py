@@ -213,9 +213,9 @@ def _last_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Valu
     """Gather one token per row by its index, [batch, 1], counted from the left for either padding side."""
     (x, mask), name = values, node.output
     # onnxruntime's ArgMax supports neither booleans nor, on the CPU, float16
-    kept = writer.op(f"{name}/kept", "Cast", (writer.kept(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32)
+    shown = writer.op(f"{name}/kept", "Cast", (writer.kept(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32)
     last = {"axis": -1, "keepdims": int(not writer.stacked), "select_last_index": 1}
-    place = writer.op(f"{name}/place", "ArgMax", (kept,), last, type=_INT64)
+    place = writer.op(f"{name}/place", "ArgMax", (shown,), last, type=_INT64)
     token = writer.op(f"{name}/token", "GatherND", (x, place), {"batch_dims": 1})
     if writer.stacked:
         token = writer.op(f"{name}/row", "Unsqueeze", (token, writer.integers(f"{name}/axis", [1])))
@@ -289,9 +289,9 @@ def _keep_half(*, first: bool) -> Write:
         half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
         start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)
         index = writer.op(f"{name}/index", "Range", (start, width, step))
-        kept = writer.op(f"{name}/kept", "Less", (index, half), type=_BOOL)
+        in_first = writer.op(f"{name}/kept", "Less", (index, half), type=_BOOL)
         zero = writer.number(f"{name}/zero", 0, x)
-        return writer.op(name, "Where", (kept, x, zero) if first else (kept, zero, x), type=x.type)
+        return writer.op(name, "Where", (in_first, x, zero) if first else (in_first, zero, x), type=x.type)
 
     return write
 

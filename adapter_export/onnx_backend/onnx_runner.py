@@ -99,14 +99,14 @@ class Pieces:
         """
         known: Arrays = {}
         for at, model in enumerate(self._models):
-            asked = {name: fetch(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
-            feeds = {name: value for name, value in asked.items() if value is not None}
+            fetched = {name: fetch(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
+            feeds = {name: value for name, value in fetched.items() if value is not None}
             everything = [{**known, **feeds}]
             self._run_piece(model, everything)
-            found = {name: value for name, value in everything[0].items() if name not in feeds}
-            yield {name: value for name, value in found.items() if name not in known and name in self._outputs}
+            computed = {name: value for name, value in everything[0].items() if name not in feeds}
+            yield {name: value for name, value in computed.items() if name not in known and name in self._outputs}
             later = self.reads_after(at)
-            known = {name: value for name, value in found.items() if name in later}
+            known = {name: value for name, value in computed.items() if name in later}
 
     def _run_piece(
         self, model: ir.Model, known: Sequence[Arrays], settle: Callable[[int, Arrays], None] | None = None
@@ -137,8 +137,8 @@ class Pieces:
 def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
     """Return a copy of a graph whose outputs are its values with these names and known types."""
     copy = model.clone()
-    made = [value for node in copy.graph for value in node.outputs]
-    copy.graph.outputs[:] = [value for value in made if value.name in names and value.type is not None]
+    values = [value for node in copy.graph for value in node.outputs]
+    copy.graph.outputs[:] = [value for value in values if value.name in names and value.type is not None]
     return copy
 
 
@@ -323,9 +323,9 @@ def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
                 node.attributes.add(ir.AttrInt64(name, int(ir.DataType.DOUBLE)))
     evaluator = ReferenceEvaluator(ir.to_proto(wide), new_ops=[Erf])
     inputs = {_name(value) for value in wide.graph.inputs}
-    given = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
-    found = evaluator.run(None, {name: array for name, array in given.items() if name in inputs})
-    outputs = dict(zip(map(_name, wide.graph.outputs), map(np.asarray, found), strict=True))
+    wide_feeds = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+    results = evaluator.run(None, {name: array for name, array in wide_feeds.items() if name in inputs})
+    outputs = dict(zip(map(_name, wide.graph.outputs), map(np.asarray, results), strict=True))
     narrow = [name for name, array in outputs.items() if array.dtype.kind == "f" and array.dtype != np.float64]
     if narrow:
         raise TypeError(f"an operator does not support float64: {', '.join(narrow)}")
@@ -466,8 +466,8 @@ class CutRunner:
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
         """Return the NumPy type of each value that `node_values` can yield, by name."""
-        made = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
-        known = {_name(value): value.dtype.numpy().name for value in made if value.name and value.dtype is not None}
+        typed = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
+        known = {_name(value): value.dtype.numpy().name for value in typed if value.name and value.dtype is not None}
         places = {} if adapter is None else adapter.placements
         graphs = {} if adapter is None else adapter.graphs
         return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}

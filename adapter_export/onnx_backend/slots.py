@@ -107,10 +107,10 @@ class SlotGroup:
         if self.owner == HEAD and not self.gives_zeros_idle:
             shapes = self.graph.parameter_shapes(widths)
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        found = neutral_parameters(self.graph, widths)
+        neutral = neutral_parameters(self.graph, widths)
         return {
             name: tensor[..., :1] if name in self.shortened and not tensor.any() else tensor
-            for name, tensor in found.items()
+            for name, tensor in neutral.items()
         }
 
     def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
@@ -160,10 +160,10 @@ class SlotPlan:
 
     @cached_property
     def _by_owner(self) -> Mapping[str, list[SlotGroup]]:
-        found: dict[str, list[SlotGroup]] = {}
+        groups: dict[str, list[SlotGroup]] = {}
         for group in self.groups:
-            found.setdefault(group.owner, []).append(group)
-        return found
+            groups.setdefault(group.owner, []).append(group)
+        return groups
 
 
 def topology_key(graph: AdapterGraph) -> str:
@@ -320,7 +320,7 @@ def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[st
     forms: dict[str, dict[str, tuple[str, AdapterGraph]]] = {}
     known: dict[int, tuple[str, tuple[str, AdapterGraph]]] = {}  # cache for graphs shared by sites
     of_adapters = ((adapter.name, owner, graph) for adapter in adapters for owner, graph, _ in adapter.components())
-    for name, owner, graph in (*of_adapters, *((one.graph_name, one.owner, one.graph) for one in reserved)):
+    for name, owner, graph in (*of_adapters, *((slot.graph_name, slot.owner, slot.graph) for slot in reserved)):
         if id(graph) not in known:
             with within(f"adapter `{name}`, `{owner}`"):
                 form = slot_form(graph)
@@ -334,8 +334,8 @@ def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[st
 def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, str]:
     """Return one name for each topology; a later topology with the same name gets a number."""
     wanted: dict[str, str] = {}
-    for one in reserved:
-        wanted.setdefault(topology_key(one.graph), one.graph_name)
+    for slot in reserved:
+        wanted.setdefault(topology_key(slot.graph), slot.graph_name)
     for adapter in adapters:
         graphs = list(adapter.graphs.items())
         if adapter.head is not None:
@@ -377,18 +377,18 @@ def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, .
         width = group.site_widths.get(shape[-1], shape[-1]) if isinstance(shape[-1], str) else shape[-1]
         apart = "" if group.gives_zeros_idle else group.graph_name
         groups.setdefault((result, width, apart), []).append(group)
-    taken = set(base_outputs)
+    used = set(base_outputs)
     sums = []
     for (result, width, _), heads in groups.items():
-        name = first_free(head_output(base_outputs, result), taken)
-        taken.add(name)
+        name = first_free(head_output(base_outputs, result), used)
+        used.add(name)
         sums.append(HeadSum(name, result, width, tuple(heads)))
     return tuple(sums)
 
 
 def head_records(sums: Iterable[HeadSum]) -> tuple[HeadRecord, ...]:
     """Return every topology of head, as listed in the manifest."""
-    return tuple(HeadRecord(group.graph_name, found.output, found.result) for found in sums for group in found.groups)
+    return tuple(HeadRecord(group.graph_name, total.output, total.result) for total in sums for group in total.groups)
 
 
 def adapter_head(sums: Iterable[HeadSum], adapter: Adapter | None) -> HeadRecord | None:
@@ -396,8 +396,8 @@ def adapter_head(sums: Iterable[HeadSum], adapter: Adapter | None) -> HeadRecord
     if adapter is None or adapter.head is None:
         return None
     key = topology_key(adapter.head.graph)
-    groups = ((found, group) for found in sums for group in found.groups)
-    return next(HeadRecord(group.graph_name, found.output, found.result) for found, group in groups if group.key == key)
+    groups = ((total, group) for total in sums for group in total.groups)
+    return next(HeadRecord(group.graph_name, total.output, total.result) for total, group in groups if group.key == key)
 
 
 def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | None:
@@ -420,7 +420,7 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
     model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "groups": groups})
     scaled = {group.graph_name: strength_parameters(group.graph) for group in plan.groups if group.owner != HEAD}
     model.metadata_props[STRENGTH_KEY] = json.dumps(
-        {name: None if found is None else sorted(found) for name, found in scaled.items()}
+        {name: None if parameters is None else sorted(parameters) for name, parameters in scaled.items()}
     )
 
 

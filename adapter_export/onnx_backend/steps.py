@@ -44,7 +44,7 @@ class Steps:
 
     def known(self, dtypes: Mapping[str, str]) -> list[str]:
         """Return the values, by their names in the graph, that a reference has with the same types."""
-        return [own for own, name in self.names.items() if dtypes.get(name) == self._dtype(own)]
+        return [in_graph for in_graph, name in self.names.items() if dtypes.get(name) == self._dtype(in_graph)]
 
     def _dtype(self, name: str) -> str | None:
         dtype = self._values[name].dtype
@@ -94,14 +94,14 @@ class Step:
     @property
     def operators(self) -> str:
         """Operators of its nodes that compute numbers, for example `Gemm`."""
-        own = [node.op_type for node in self.nodes if node.op_type not in _OF_SHAPES]
-        return ", ".join(dict.fromkeys(own or [node.op_type for node in self.nodes]))
+        operators = [node.op_type for node in self.nodes if node.op_type not in _OF_SHAPES]
+        return ", ".join(dict.fromkeys(operators or [node.op_type for node in self.nodes]))
 
     @property
     def computing(self) -> list[str]:
         """Names of these nodes, or of their results."""
-        own = [node for node in self.nodes if node.op_type not in _OF_SHAPES] or self.nodes
-        return [node.name or node.outputs[0].name or "" for node in own]
+        nodes = [node for node in self.nodes if node.op_type not in _OF_SHAPES] or self.nodes
+        return [node.name or node.outputs[0].name or "" for node in nodes]
 
     @property
     def inputs(self) -> list[str]:
@@ -119,8 +119,8 @@ class Step:
     @cached_property
     def model(self) -> ir.Model:
         """The step as a separate graph whose inputs are the known values, by name."""
-        made = {value for node in self.nodes for value in node.outputs}
-        read = {value for node in self.nodes for value in all_read(node) if value not in made}
+        outputs = {value for node in self.nodes for value in node.outputs}
+        read = {value for node in self.nodes for value in all_read(node) if value not in outputs}
         overridable = set(self._model.graph.inputs)
         view = ir.GraphView(
             [value for value in read if value in overridable or not value.is_initializer()],
@@ -142,8 +142,8 @@ class Step:
         model = self.model if model is None else model
         session = open_session(model, self.folder, optimize=False, pack=False)
         inputs = {value.name for value in model.graph.inputs}
-        found: Arrays = run_session(session, {name: value for name, value in feeds.items() if name in inputs})
-        return next(iter(found.values()))
+        outputs: Arrays = run_session(session, {name: value for name, value in feeds.items() if name in inputs})
+        return next(iter(outputs.values()))
 
 
 def given(name: str) -> str:
@@ -176,10 +176,12 @@ def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
             elif value.name and stamp in (None, value.name) and NODE_SITE_KEY not in node.metadata_props:
                 yield value, value.name
     for stamp, nodes in groups.items():
-        made = [value for node in nodes for value in node.outputs]
-        if all(value.name != stamp for value in made):
+        outputs = [value for node in nodes for value in node.outputs]
+        if all(value.name != stamp for value in outputs):
             read = [
-                value for value in made if value.is_graph_output() or any(use.node not in nodes for use in value.uses())
+                value
+                for value in outputs
+                if value.is_graph_output() or any(use.node not in nodes for use in value.uses())
             ]
             # the input of a fusion or slot may lack the last step of the FX node, such as adding the bias
             others = [use.node for value in read for use in value.uses() if use.node not in nodes]

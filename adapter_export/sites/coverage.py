@@ -95,8 +95,8 @@ class _Proof:
         for site in self._sublayers:
             assert site.x is not None  # as chosen
             held = {at for at in self._index.between(site.x, site.h) if self._sums.get(at, site) is not site}
-            own = {at for at in held if self._sums[at].x == site.x}  # of the other sublayer in a parallel block
-            inner = [f"`{self._sums[at].name}`" for at in sorted(held - own)]
+            siblings = {at for at in held if self._sums[at].x == site.x}  # of the other sublayer in a parallel block
+            inner = [f"`{self._sums[at].name}`" for at in sorted(held - siblings)]
             inner += [
                 f"an inner residual sum, `{node.outputs[0]}`"
                 for node, x, h in self._joins(self._back(site.h))
@@ -153,8 +153,8 @@ class _Proof:
         weighted = origins.weighted & ~origins.straight  # others only mix values of the stream
         if node.kind == "product" and node.weighted:
             weighted = origins.all
-        own = index.ancestry.of(side)
-        x = index.ancestry.latest((own.straight if node.kind == "add" else own.unmultiplied) & weighted)
+        of_side = index.ancestry.of(side)
+        x = index.ancestry.latest((of_side.straight if node.kind == "add" else of_side.unmultiplied) & weighted)
         # a sum of unknown width may be one of the stream
         widths = () if x is None else (None, index.flow.width(x))
         return x if index.flow.width(node.outputs[0]) in widths else None

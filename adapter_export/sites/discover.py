@@ -84,10 +84,10 @@ def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site
         groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
     sums = {residual.x: residual for residual in stream.sums}
     continued = {residual.previous.total for residual in stream.sums if residual.previous is not None}
-    found = [
-        (x, sublayer) for x, group in groups.items() for sublayer in sorted(group, key=lambda one: one.role == "ffn")
+    pairs = [
+        (x, sublayer) for x, group in groups.items() for sublayer in sorted(group, key=lambda each: each.role == "ffn")
     ]
-    for (x, sublayer), layer in zip(found, layers_of(sublayer.role for _, sublayer in found), strict=True):
+    for (x, sublayer), layer in zip(pairs, layers_of(sublayer.role for _, sublayer in pairs), strict=True):
         h, total, source = sublayer.h, sums[x].total, sums[x].source
         positions = index.between(source, h)
         u = index.last_before_product(x, positions, readers=set(positions)) if source == x else None
@@ -126,9 +126,9 @@ def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
     """Return whether a node adds two sublayers of `x`: of different roles, neither computed from the other."""
     if add.kind != "add" or not all(index.ancestry.is_weighted(x, value) for value in add.inputs):
         return False
-    one, other = add.inputs
-    nested = index.ancestry.depends(one, on=other) or index.ancestry.depends(other, on=one)
-    return not nested and role_of(index, x, one) != role_of(index, x, other)
+    first, other = add.inputs
+    nested = index.ancestry.depends(first, on=other) or index.ancestry.depends(other, on=first)
+    return not nested and role_of(index, x, first) != role_of(index, x, other)
 
 
 def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:

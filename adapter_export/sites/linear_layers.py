@@ -151,8 +151,8 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
     before, after = source.inputs[0], readers[0].outputs[0]
     if (flow.rank(before), flow.rank(after)) != (3, 3):
         return None
-    kept = flow.width(before) == flow.width(u) and flow.width(after) == flow.width(h)
-    return (before, after) if kept else None
+    same_widths = flow.width(before) == flow.width(u) and flow.width(after) == flow.width(h)
+    return (before, after) if same_widths else None
 
 
 class Use(NamedTuple):
@@ -170,8 +170,8 @@ def attention_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Se
     """Find queries, keys, values and the output projection among the `nodes` that compute the sublayer's output `h`."""
     mixing = {node.name: node for node in nodes if node.mixes_tokens}
     for role, value in _operands(index, mixing, ends):
-        found = reach(index, value, ends)
-        yield from (Use(role, product, found.values) for product in found.products.values() if product.linear)
+        reached = reach(index, value, ends)
+        yield from (Use(role, product, reached.values) for product in reached.products.values() if product.linear)
     ways = [(node, reach(index, node.operands[0], ends)) for node in _last(index, nodes, h)]
     last = [node for node, way in ways if way.products.keys() & mixing.keys()]
     if len(last) == 1:
@@ -188,13 +188,13 @@ def _operands(index: FlowIndex, mixing: dict[str, FlowNode], ends: Set[str]) -> 
             yield from _pair(node, [reach(index, value, ends) for value in node.operands], mixing)
 
 
-def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode]) -> Iterator[tuple[str, str]]:
+def _pair(second: FlowNode, reaches: Sequence[Reach], mixing: dict[str, FlowNode]) -> Iterator[tuple[str, str]]:
     """Yield the operands of two successive products."""
-    (one, other), (behind_one, behind_other) = second.operands, found
-    first_of_one, first_of_other = (each.products.keys() & mixing.keys() for each in found)
+    (first_operand, second_operand), (behind_one, behind_other) = second.operands, reaches
+    first_of_one, first_of_other = (each.products.keys() & mixing.keys() for each in reaches)
     if bool(first_of_one) == bool(first_of_other):
         return
-    mixed, alone = (behind_one, other) if first_of_one else (behind_other, one)
+    mixed, alone = (behind_one, second_operand) if first_of_one else (behind_other, first_operand)
     for first in (mixing[name] for name in first_of_one or first_of_other):
         way = mixed.since(first)
         has_softmax = any(node.kind == "activation" for node in way)
@@ -265,8 +265,8 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source
     nodes = [index.nodes[at] for at in index.between(source, sublayer.h)]
     find = ffn_uses if sublayer.role == "ffn" else attention_uses
     uses = list(find(index, nodes, sublayer.h, frozenset(ends)))
-    found = (*(node for node in nodes if node.linear), *(use.product for use in uses))
-    products = {node.name: node for node in found if not _routes(index, node)}
+    candidates = (*(node for node in nodes if node.linear), *(use.product for use in uses))
+    products = {node.name: node for node in candidates if not _routes(index, node)}
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
     layers.sort(key=lambda layer: index.position(layer.h))
     for layer, name in zip(layers, _names(layers, uses), strict=True):
@@ -296,8 +296,8 @@ def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
     for h, x in starts.items():
         inside = index.between(source_of(index, x, h) or x, h)
         placed |= {value for at in inside for value in index.nodes[at].outputs}
-    found = [node for node in index.nodes if node.linear and not _routes(index, node)]
-    layers = [layer for node in found if (layer := layer_of(index, node)) is not None and layer.h not in placed]
+    candidates = [node for node in index.nodes if node.linear and not _routes(index, node)]
+    layers = [layer for node in candidates if (layer := layer_of(index, node)) is not None and layer.h not in placed]
     layers.sort(key=lambda layer: index.position(layer.h))
     times = Counter(layer.product.path for layer in layers)
     names_taken = {site.name for site in sites}

@@ -34,8 +34,8 @@ class SiteName:
     @classmethod
     def parse(cls, name: str) -> SiteName:
         """Split a name."""
-        found = _IN_A_LAYER.fullmatch(name)
-        return cls("", None, name) if found is None else cls(found["stream"], int(found["layer"]), found["part"])
+        match = _IN_A_LAYER.fullmatch(name)
+        return cls("", None, name) if match is None else cls(match["stream"], int(match["layer"]), match["part"])
 
     @property
     def block(self) -> str:

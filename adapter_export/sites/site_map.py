@@ -120,9 +120,9 @@ def sites_of(flow: FlowGraph, view: View, given_sites: GivenSites | None = None)
     return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0, covered)
 
 
-def check_complete(sites: SiteMap, given: GivenSites | None) -> None:
+def check_complete(sites: SiteMap, site_map: GivenSites | None) -> None:
     """Reject incomplete coverage of a base, unless there is a site map, which states the user's intent."""
-    if given is not None or sites.coverage.is_complete:
+    if site_map is not None or sites.coverage.is_complete:
         return
     unplaced = "; ".join(f"{', '.join(each.layers[:4])}: {each.reason}" for each in sites.coverage.unplaced[:3])
     raise NoSitesError(
@@ -145,11 +145,11 @@ class _Check:
     index: FlowIndex
     streams: tuple[str, ...]
 
-    def unfit(self, place: str, found: object, expected: str) -> UsageError:
+    def unfit(self, place: str, value: object, expected: str) -> UsageError:
         return UsageError(
             "the site map does not fit the base",
             where=f"{self.source}, `{place}`, view `{self.view}`",
-            found=found,
+            found=value,
             expected=expected,
             fix="list the names with " + command("open_base(MODEL).sites", "sites MODEL --json"),
         )
@@ -221,8 +221,8 @@ class _Check:
         if given_site.role == "linear":
             return site
         if index.producer(values.h) is None or not index.readers(values.h):
-            found = f"`{values.h}`, an input or a last result"
-            raise self.unfit(f"{name}.h", found, "a value that is computed and read")
+            shown = f"`{values.h}`, an input or a last result"
+            raise self.unfit(f"{name}.h", shown, "a value that is computed and read")
         add = index.readers(values.h)[0]
         total = whole_sum(index, start, add.outputs[0])
         y, norm = block_output(index, total, ends=values.u != values.x)
@@ -236,8 +236,8 @@ class _Check:
         depends, alike = self.index.ancestry.depends, self.index.flow.alike
         pairs = [("h", "u")] if role == "linear" else [("h", "x"), ("h", "u"), ("u", "x")] if from_x else []
         for late, early in [*pairs, ("y", "h")] if values.y is not None else pairs:
-            one, other = getattr(values, late), getattr(values, early)
-            if not depends(one, on=other) or (late in ("h", "y") and one == other):
-                raise self.unfit(f"{name}.{late}", f"`{one}`", f"a value that is computed from `{early}`, `{other}`")
-            if role != "linear" and not alike(one, other):
-                raise self.unfit(f"{name}.{late}", self.shape(one), f"the shape of `{early}`, {self.shape(other)}")
+            after, before = getattr(values, late), getattr(values, early)
+            if not depends(after, on=before) or (late in ("h", "y") and after == before):
+                raise self.unfit(f"{name}.{late}", f"`{after}`", f"a value that is computed from `{early}`, `{before}`")
+            if role != "linear" and not alike(after, before):
+                raise self.unfit(f"{name}.{late}", self.shape(after), f"the shape of `{early}`, {self.shape(before)}")

@@ -36,11 +36,11 @@ def layers_of(roles: Iterable[Role]) -> Iterator[int]:
 
     A new layer starts at any other attention, and at a second ffn.
     """
-    layer, taken = 0, set[Role]()
+    layer, seen = 0, set[Role]()
     for role in roles:
-        if taken and ("ffn" in taken or role in taken or (role in _ATTENTIONS and not taken <= _ATTENTIONS)):
-            layer, taken = layer + 1, set()
-        taken.add(role)
+        if seen and ("ffn" in seen or role in seen or (role in _ATTENTIONS and not seen <= _ATTENTIONS)):
+            layer, seen = layer + 1, set()
+        seen.add(role)
         yield layer
 
 
@@ -76,7 +76,7 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
         first, last = chain[0], chain[-1]
         # chains within a sublayer of another chain are built-in adapters
         inside = any(
-            depends(first.source, on=sum_.source) and depends(sum_.h, on=last.total) for one in chains for sum_ in one
+            depends(first.source, on=sum_.source) and depends(sum_.h, on=last.total) for sums in chains for sum_ in sums
         )
         if not chains or (len(chain) > 1 and not inside):
             chains.append(chain)

@@ -56,7 +56,7 @@ def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1
         if not _is_western(data):
             raise _not_decoded(error, path, "utf-8", first) from error
     text = data.decode("cp1252")
-    word = next(found for found in _WORD.finditer(text) if found[0])
+    word = next(match for match in _WORD.finditer(text) if match[0])
     line = text.count("\n", 0, word.start()) + first
     return text, _note(path, "cp1252", f"as it is not UTF-8; `{word[0]}` is in line {line}")
 

@@ -131,8 +131,8 @@ class DataOptions:
         table = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)
         rows = table.rows
         if self.dimensions is not None and not task.kind.is_vector:
-            where, found = argument("dimensions"), f"the task `{task.type}`"
-            raise UsageError("only vectors can be truncated", where=where, found=found, fix="omit it")
+            where, shown = argument("dimensions"), f"the task `{task.type}`"
+            raise UsageError("only vectors can be truncated", where=where, found=shown, fix="omit it")
         _check_columns(rows[0], group=self.group, slices=self.slices)
         if self.group is not None and not task.kind.ranks:
             raise UsageError("only a ranking has a " + argument("group"), found=f"the task `{task.type}`")
@@ -163,9 +163,9 @@ class DataOptions:
             UsageError: a column does not exist, or an option does not go with texts.
             DataError, FileError: the file cannot be read, or a row is broken.
         """
-        given = {"group": self.group, "dimensions": self.dimensions, "negative": self.columns.negatives or None}
-        given |= {"label": self.columns.label, "start": self.columns.start}
-        for option in (name for name, value in given.items() if value is not None):
+        options = {"group": self.group, "dimensions": self.dimensions, "negative": self.columns.negatives or None}
+        options |= {"label": self.columns.label, "start": self.columns.start}
+        for option in (name for name, value in options.items() if value is not None):
             fix = "omit it; " + argument("pair") + " is the column of answers"
             raise UsageError("does not go with the texts of a language model", where=argument(option), fix=fix)
         opened = LanguageLines.of(path, self.columns)
@@ -214,8 +214,8 @@ class DataOptions:
         names = list(counts)
         random.Random(_SEED).shuffle(names)
         ends = accumulate(counts[name] for name in names)
-        taken = {name for name, end in zip(names, ends, strict=True) if end <= self.limit} or {names[0]}
-        return [at for at, unit in enumerate(units) if unit in taken]
+        sample = {name for name, end in zip(names, ends, strict=True) if end <= self.limit} or {names[0]}
+        return [at for at, unit in enumerate(units) if unit in sample]
 
 
 def _check_columns(row: LabelledRow, **named: str | None) -> None:

@@ -49,8 +49,8 @@ class Columns:
     @property
     def names(self) -> dict[str, str | None]:
         """Return column names by purpose."""
-        found = {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
-        return found | {"negative": ",".join(self.negatives) or None}
+        by_purpose = {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
+        return by_purpose | {"negative": ",".join(self.negatives) or None}
 
     def read_as(self, problem: ProblemType) -> tuple[ProblemType, Columns]:
         """Return the task type that reads these columns, and the columns with the default of `label`."""
@@ -69,8 +69,8 @@ class Columns:
             raise UsageError(what, where=argument("negative"), found=f"`{self.negatives[0]}`", fix=fix)
         if self.label is not None and (self.negatives or not kind.has_answers):
             what = "positives and negatives have no labels"
-            found, fix = f"`{self.label}`", "omit " + argument("label")
-            raise UsageError(what, where=argument("label"), found=found, fix=fix)
+            shown, fix = f"`{self.label}`", "omit " + argument("label")
+            raise UsageError(what, where=argument("label"), found=shown, fix=fix)
         if len(set(self.needed)) < len(self.needed):
             raise UsageError("a column is named twice", found=some(self.needed), expected="different columns")
         if kind.pairs == "required" and self.pair is None:
@@ -90,8 +90,8 @@ class Columns:
     @property
     def needed(self) -> tuple[str, ...]:
         """Required columns."""
-        found = (self.text, self.pair, self.label, self.start)
-        return (*(name for name in found if name is not None), *self.negatives)
+        columns = (self.text, self.pair, self.label, self.start)
+        return (*(name for name in columns if name is not None), *self.negatives)
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ def labelled_rows(
     Raises:
         DataError: rows are invalid or incomplete; the message lists them.
     """
-    found = find_labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
-    found.faults.check()
-    return found
+    table = find_labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
+    table.faults.check()
+    return table
 
 
 def find_labelled_rows(
@@ -250,8 +250,8 @@ def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str |
     if medium is None or not TASK_TYPES[problem].stratified:
         entry = "a folder" if medium is None else f"a folder, and the task `{problem}`"
         raise DataError("is not a table", where=path, found=entry, expected="a csv, tsv, jsonl or Parquet file")
-    inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    strays = [one for one in inside if not one.is_dir()]
+    inside = sorted(entry_path for entry_path in path.iterdir() if not entry_path.name.startswith("."))
+    strays = [entry_path for entry_path in inside if not entry_path.is_dir()]
     expected = "a folder of files for each label, and nothing else"
     if strays or not inside:
         entry = f"the file `{strays[0].name}`" if strays else "nothing"
@@ -259,7 +259,7 @@ def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str |
         raise DataError("is not a folder of labelled files", where=path, found=entry, expected=expected, fix=fix)
     rows: list[LabelledRow] = []
     for folder in inside:
-        files = sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
         if not files:
             raise DataError("a label without files", where=folder, expected=expected, fix="remove the folder")
         for file in files:
@@ -322,8 +322,8 @@ class RememberedRows:
     @classmethod
     def from_json(cls, document: object) -> RememberedRows | None:
         """Parse the output of `to_json`; `None` for other values, such as the record of another program."""
-        found = document if isinstance(document, Mapping) else {}
-        salt, rows, packed = (found.get(name) for name in ("salt", "rows", "digests"))
+        record = document if isinstance(document, Mapping) else {}
+        salt, rows, packed = (record.get(name) for name in ("salt", "rows", "digests"))
         if not (isinstance(salt, str) and isinstance(rows, int) and isinstance(packed, str)):
             return None
         try:
@@ -335,14 +335,14 @@ class RememberedRows:
 
     def to_json(self) -> dict[str, Any]:
         """Return the rows for a training record."""
-        packed = b"".join(one.to_bytes(_DIGEST_BYTES, "big") for one in sorted(self.digests))
+        packed = b"".join(digest.to_bytes(_DIGEST_BYTES, "big") for digest in sorted(self.digests))
         return {"salt": self.salt, "rows": self.rows, "digests": base64.b64encode(packed).decode()}
 
     def count(self, rows: Iterable[LabelledRow]) -> tuple[int, int]:
         """Return the number of known rows, and the number of rows that could be looked up."""
         most = 2 ** (8 * _DIGEST_BYTES) if len(self.digests) >= self.rows else max(self.digests, default=-1)
-        known = [one for one in (row_digest(row, self.salt) for row in rows) if one <= most]
-        return sum(one in self.digests for one in known), len(known)
+        known = [digest for digest in (row_digest(row, self.salt) for row in rows) if digest <= most]
+        return sum(digest in self.digests for digest in known), len(known)
 
 
 def read_texts(path: Path, columns: Columns) -> tuple[list[tuple[str, str | None]], tuple[str, ...]]:

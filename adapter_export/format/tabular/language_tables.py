@@ -82,9 +82,9 @@ def read_language_tables(files: LanguageFiles) -> LanguageTables:
         FileError: a file cannot be read.
         DataError: files are invalid; the message lists all faulty rows.
     """
-    found = {part: _read(path, files) for part, path in files.paths.items()}
-    raise_faults([faults for _, faults in found.values()])
-    return LanguageTables(files, {part: texts for part, (texts, _) in found.items()})
+    by_part = {part: _read(path, files) for part, path in files.paths.items()}
+    raise_faults([faults for _, faults in by_part.values()])
+    return LanguageTables(files, {part: texts for part, (texts, _) in by_part.items()})
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,11 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str
     try:
         document: Any = parse_json((metadata or {}).get(_FEATURES, b"{}"), path)
         features = {name: _inner(feature) for name, feature in document["info"]["features"].items()}
-        return {name: tuple(map(str, one["names"])) for name, one in features.items() if one["_type"] == "ClassLabel"}
+        return {
+            name: tuple(map(str, feature["names"]))
+            for name, feature in features.items()
+            if feature["_type"] == "ClassLabel"
+        }
     except (FormatError, LookupError, TypeError, AttributeError):
         return {}  # another program's metadata
 
@@ -100,7 +104,7 @@ def _inner(feature: Any) -> Any:
 
 def _class(value: object, names: Sequence[str] | None) -> object:
     if names is not None and isinstance(value, list):
-        return [_class(one, names) for one in value]
+        return [_class(element, names) for element in value]
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None if value == -1 else value

@@ -67,7 +67,7 @@ class TableFaults:
             place = "" if line is not None else str(error.where or "").removeprefix(str(self.path)).lstrip(", ")
             kinds.setdefault((error.what, error.fix, place), []).append((line, error))
         file = self.path.name if named else ""
-        return [_sentence(", ".join(filter(None, (file, key[-1]))), found) for key, found in kinds.items()]
+        return [_sentence(", ".join(filter(None, (file, key[-1]))), alike) for key, alike in kinds.items()]
 
 
 def raise_faults(tables: Sequence[TableFaults]) -> None:
@@ -89,10 +89,10 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
     raise DataError(joined([f"{len(errors):,} faults:", *listed], "\n  ").rstrip("."), where=where)
 
 
-def _sentence(file: str, found: Sequence[tuple[int | None, AdapterExportError]]) -> str:
+def _sentence(file: str, faults: Sequence[tuple[int | None, AdapterExportError]]) -> str:
     """Return a sentence on the faults of one kind, starting with the file, if named, and the lines."""
-    lines, first = [line for line, _ in found if line is not None], found[0][1]
-    values = list(dict.fromkeys(error.found for _, error in found if error.found is not None))
+    lines, first = [line for line, _ in faults if line is not None], faults[0][1]
+    values = list(dict.fromkeys(error.found for _, error in faults if error.found is not None))
     facts: list[str] = [first.what]
     shown: list[str] = [*values[:_MOST_VALUES], *(["…"] if len(values) > _MOST_VALUES else [])]
     facts += ["found " + joined(shown)] if shown else []

@@ -129,8 +129,8 @@ def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = T
     faults, suffix = TableFaults(path), _SUFFIXES.get(path.suffix.lower())
     first = next((line for line in lines if line.strip()), "")
     if suffix == "jsonl" or (suffix is None and form.delimiter is None and first.lstrip().startswith("{")):
-        kept = ((number, line) for number, line in enumerate(lines, 1) if line.strip() or not skip_empty)
-        objects = ((number, _later(json_object, line, path, number)) for number, line in kept)
+        numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip() or not skip_empty)
+        objects = ((number, _later(json_object, line, path, number)) for number, line in numbered)
         columns: tuple[str, ...] = ()
         with suppress(DataError):  # reported again when the row is read
             columns = tuple(json_object(first, path, 1)) if first else ()
@@ -167,8 +167,8 @@ def check_columns(cells: Collection[str], wanted: Sequence[str], where: object, 
     """Raise DataError for a header or row that lacks a column."""
     for name in wanted:
         if name not in cells:
-            found, fix = quoted(cells) or "no columns", did_you_mean(name, cells, fix)
-            raise DataError(f"there is no column `{name}`", where=where, found=found, fix=fix)
+            shown, fix = quoted(cells) or "no columns", did_you_mean(name, cells, fix)
+            raise DataError(f"there is no column `{name}`", where=where, found=shown, fix=fix)
 
 
 def text_lines(data: bytes, path: Path, encoding: str | None = None, first: int = 1) -> tuple[list[str], str | None]:

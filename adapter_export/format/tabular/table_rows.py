@@ -67,7 +67,7 @@ class Columns:
             seconds = choices(second, where) if isinstance(second, list) else second
             if not isinstance(seconds, str | tuple):
                 raise _no_text("has no second text", second, self.pair_column, where)
-            question = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
+            question = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, choice) for choice in seconds]
         return Row(question, adapter, where=where)
 
 
@@ -85,8 +85,8 @@ def _adapter_of(cell: object, where: str) -> str | None:
 
 
 def _no_text(what: str, cell: object, column: str, where: str) -> DataError:
-    found = f"`{short(cell)}` in the column `{column}`"
-    return DataError(what, where=where, found=found, fix="add a text, or remove the row")
+    shown = f"`{short(cell)}` in the column `{column}`"
+    return DataError(what, where=where, found=shown, fix="add a text, or remove the row")
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class SplitFiles:
     @property
     def paths(self) -> dict[str, Path]:
         """Return the files by part: `training`, `validation` and `test`."""
-        found = {"training": self.training, "validation": self.validation, "test": self.test}
-        return {part: path for part, path in found.items() if isinstance(path, Path)}
+        sources = {"training": self.training, "validation": self.validation, "test": self.test}
+        return {part: path for part, path in sources.items() if isinstance(path, Path)}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
         part: find_labelled_rows(path, files.columns, files.problem, **options) for part, path in files.paths.items()
     }
     kind = HEAD_TYPES[files.problem]
-    tables = {part: LabelledTexts.of(one, kind, files.prefixes) for part, one in files_by_part.items()}
+    tables = {part: LabelledTexts.of(rows, kind, files.prefixes) for part, rows in files_by_part.items()}
     labels, answers = _labels(kind, files, tables["training"], files_by_part["training"].faults), dict[str, Any]()
     for part, table in tables.items() if labels is not None else ():
         faults = files_by_part[part].faults
@@ -185,7 +185,7 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
                 answers[part] = kind.encode(table.labels, labels or (), str(files.paths[part]))
                 if not isinstance(files.validation, float):
                     kind.check_rows(table.texts, answers[part], part)
-    raise_faults([one.faults for one in files_by_part.values()])
+    raise_faults([table.faults for table in files_by_part.values()])
     counts = {part: kind.numbers(table.labels) for part, table in tables.items()}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
@@ -237,7 +237,7 @@ def _unknown_labels(kind: TaskType, table: LabelledTexts, labels: Sequence[str],
         unknown = [label for label in kind.labels_of(answer) if label not in known]
         if unknown:
             where, fix = f"{faults.path}, line {line}", "correct the label, or remove the row"
-            found, expected = some(unknown), some(labels)
-            faults.add(DataError("contains unknown labels", where=where, found=found, expected=expected, fix=fix), line)
+            shown, expected = some(unknown), some(labels)
+            faults.add(DataError("contains unknown labels", where=where, found=shown, expected=expected, fix=fix), line)
             any_found = True
     return any_found

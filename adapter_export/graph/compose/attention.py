@@ -77,7 +77,7 @@ def adapter_fusion(
         target = replaced_by(here, site)
         chain = Merged(target)
         added = [delta for delta in deltas(chain, here, target) if delta is not None]
-        last = [one.graph for one in here if one is not None][-1]
+        last = [acting.graph for acting in here if acting is not None][-1]
         query = target
         if target == "h" and not options.query_before_norm and any(node.op == "base_norm" for node in last.nodes):
             query = chain.normed_sum("h")
@@ -127,16 +127,16 @@ def attend(
         return chain.owned("linear", f"{owner}.{name}", shapes, output=chain.free(output))
 
     if options.residual_before:
-        added = [apply(one, "add", f"{one}_whole", residual) for one in added]
+        added = [apply(addition, "add", f"{addition}_whole", residual) for addition in added]
     early = options.value and options.value_before_softmax
-    values = [projected(one, "value", f"{one}_value") if early else one for one in added]
+    values = [projected(addition, "value", f"{addition}_value") if early else addition for addition in added]
     chain.value = values[0]
     if len(added) > 1:  # the share of a single member is 1
-        asked = projected(query, "query", "fusion_query") if options.query else query
+        projected_query = projected(query, "query", "fusion_query") if options.query else query
         scores = []
-        for one in added:
-            key = projected(one, "key", f"{one}_key") if options.key else one
-            score = apply(asked, "dot", f"{one}_score", key)
+        for addition in added:
+            key = projected(addition, "key", f"{addition}_key") if options.key else addition
+            score = apply(projected_query, "dot", f"{addition}_score", key)
             scores.append(chain.dropout(options.dropout, chain.free(f"{score}_dropped")))
         chain.value = scores[0]
         chain.op(_MIX, chain.free(_MIXED), *scores[1:], *values, attributes={"temperature": options.temperature})
@@ -157,5 +157,5 @@ def at_temperature(graph: AdapterGraph, temperature: float) -> AdapterGraph:
 
 def temperature_of(graph: AdapterGraph) -> float:
     """Return the temperature of a fusion; 1 for other graphs."""
-    found = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
-    return next((node.attributes["temperature"] for node in found), 1.0)
+    mixes = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
+    return next((node.attributes["temperature"] for node in mixes), 1.0)

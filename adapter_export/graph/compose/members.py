@@ -62,9 +62,9 @@ class Merged(Chain):
         super().__init__(value)
         self.shared: tuple[str, ...] = ()
 
-    def result(self, one: Here, values: Mapping[str, str]) -> str:
+    def result(self, branch: Here, values: Mapping[str, str]) -> str:
         """Add a member's nodes, with `values` instead of its site values; return the name of its result."""
-        return self._taken_in(one, values, one.graph.nodes)[one.graph.result]
+        return self._taken_in(branch, values, branch.graph.nodes)[branch.graph.result]
 
     def delta(self, branch: Here, values: Mapping[str, str]) -> str:
         """Add a member's graph without its residual; return the name of its addition to the replaced value.
@@ -110,8 +110,8 @@ class Merged(Chain):
         for node in nodes:
             roles = {role: f"{label}.{name}" for role, name in node.parameters.items()}
             inputs = tuple(names[name] for name in node.inputs)
-            taken = replace(node, inputs=inputs, output=f"{label}_{node.output}", parameters=roles)
-            names[node.output] = self.once(taken)
+            renamed = replace(node, inputs=inputs, output=f"{label}_{node.output}", parameters=roles)
+            names[node.output] = self.once(renamed)
         for name, shape in graph.parameters.items():
             self.parameters[f"{label}.{name}"] = tuple(numbered(dim, branch.member.number) for dim in shape)
         self.shared += tuple(f"{label}.{name}" for name in graph.shared)
@@ -158,11 +158,11 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
 
 def labels_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the labels of members, in names of parameters, by their own names."""
-    taken: list[str] = []
+    labels: list[str] = []
     for number, name in enumerate(names, 1):
         label = name.replace(".", "_")  # a dot ends the label in names of parameters
-        taken.append(f"member{number}" if label in taken or OWN.fullmatch(label) else label)
-    return tuple(taken)
+        labels.append(f"member{number}" if label in labels or OWN.fullmatch(label) else label)
+    return tuple(labels)
 
 
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
@@ -170,7 +170,7 @@ def replaced_by(here: Sequence[Here | None], site: str) -> str:
 
     Raises `AdapterError` if one member replaces the input of a layer, and another one its output.
     """
-    names = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
+    names = {branch.graph.replaces: branch.member.adapter.name for branch in here if branch is not None}
     if "u" in names and len(names) > 1:
         raise AdapterError(
             "members replace both the input and the output of a layer, and a graph at a site replaces only one of them",
@@ -195,7 +195,7 @@ def compose(
     names: dict[tuple[str | None, ...], str] = {}
     placements: dict[str, Placement] = {}
     weights: Weights = {}
-    sites = dict.fromkeys(site for one in members for site in one.adapter.placements)
+    sites = dict.fromkeys(site for member in members for site in member.adapter.placements)
     parsed = {site: SiteName.parse(site) for site in sites}
     streams = [name.stream for name in parsed.values()]
 
@@ -204,28 +204,30 @@ def compose(
         return streams.index(stream), -1 if layer is None else layer
 
     for site in sorted(sites, key=order):
-        acting = [one for one in members if site in one.adapter.placements]
-        key = tuple(one.adapter.placements[site].graph if one in acting else None for one in members)
+        acting = [member for member in members if site in member.adapter.placements]
+        key = tuple(member.adapter.placements[site].graph if member in acting else None for member in members)
         if key not in names:
             names[key] = composition.kind if not names else f"{composition.kind}_{len(names) + 1}"
             pairs = zip(members, key, strict=True)
-            here = [None if name is None else Here(one, one.adapter.graphs[name]) for one, name in pairs]
+            here = [None if name is None else Here(member, member.adapter.graphs[name]) for member, name in pairs]
             graphs[names[key]] = merged(here, site)
         graph = graphs[names[key]]
         widths = _widths(graph, acting, composition, site)
         placements[site] = Placement(names[key], widths)
         tensors = {
-            f"{one.label}.{name}": tensor for one in acting for name, tensor in one.adapter.parameters(site).items()
+            f"{member.label}.{name}": tensor
+            for member in acting
+            for name, tensor in member.adapter.parameters(site).items()
         }
         shapes = graph.parameter_shapes(widths)
-        own = {name: shape for name, shape in shapes.items() if OWN.fullmatch(name.partition(".")[0])}
-        tensors |= composition.weights(site, own) if own else {}
+        own_shapes = {name: shape for name, shape in shapes.items() if OWN.fullmatch(name.partition(".")[0])}
+        tensors |= composition.weights(site, own_shapes) if own_shapes else {}
         common = f"{SHARED}.{names[key]}"
         weights = {
             f"{common if name in graph.shared else site}.{name}": tensors[name] for name in graph.parameters
         } | weights
     chosen, tensors = _head(members, head)
-    facts = [{"name": one.adapter.name, "kind": one.adapter.kind} for one in members]
+    facts = [{"name": member.adapter.name, "kind": member.adapter.kind} for member in members]
     record = {COMPOSITION: {**composition.record, "members": facts}}
     base = members[0].adapter.base
     return Adapter(composition.name, composition.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
@@ -235,11 +237,11 @@ def data_of(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the data of a training record, and those of the members of a composition: files by their part."""
     composition = training.get(COMPOSITION)
     members = composition.get("members") if isinstance(composition, Mapping) else None
-    found = [training.get("data")]
+    parts = [training.get("data")]
     for member in members if isinstance(members, list | tuple) else ():
         of_member = member.get("data") if isinstance(member, Mapping) else None
-        found += of_member if isinstance(of_member, list | tuple) else []
-    return [one for one in found if isinstance(one, Mapping)]
+        parts += of_member if isinstance(of_member, list | tuple) else []
+    return [part for part in parts if isinstance(part, Mapping)]
 
 
 def own_tensors(adapter: Adapter) -> tuple[str, ...]:
@@ -277,9 +279,9 @@ def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Wei
     """Return a member's head and its tensors."""
     if head is None:
         return None, {}
-    owner = next((one.adapter for one in members if one.adapter.name == head), None)
+    owner = next((member.adapter for member in members if member.adapter.name == head), None)
     if owner is None or owner.head is None:
-        heads = [one.adapter.name for one in members if one.adapter.head is not None]
+        heads = [member.adapter.name for member in members if member.adapter.head is not None]
         raise UsageError(
             "no member of this name has a head",
             found=f"`{head}`",

@@ -60,20 +60,20 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
     if min(shares, default=0.0) < 0:
         raise UsageError(
             "the weights of an average are shares, from 0 to 1",
-            found=_listed(dict(zip((one.name for one in adapters), shares, strict=True))),
+            found=_listed(dict(zip((adapter.name for adapter in adapters), shares, strict=True))),
             fix="take " + command('compose("fuse", …)', "compose fuse …") + ", which has any weights",
         )
     if shares and abs(sum(shares) - 1) > _SUM_TOLERANCE:
-        found = f"{sum(shares):g}"
-        raise UsageError("the weights of an average add up to 1", found=found, fix="divide each by their sum")
+        total = f"{sum(shares):g}"
+        raise UsageError("the weights of an average add up to 1", found=total, fix="divide each by their sum")
 
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
         target = replaced_by(here, site)
         chain = Merged(target)
         parts = []
-        for one, share, delta in zip(here, shares, deltas(chain, here, target), strict=True):
-            if one is not None and delta is not None:
-                factor = Node("scale", (delta,), f"{one.member.label}_part", {}, {"factor": share})
+        for branch, share, delta in zip(here, shares, deltas(chain, here, target), strict=True):
+            if branch is not None and delta is not None:
+                factor = Node("scale", (delta,), f"{branch.member.label}_part", {}, {"factor": share})
                 parts.append(delta if share == 1.0 else chain.once(factor))
         for number, part in enumerate(parts, 1):
             chain.op("add", "result" if number == len(parts) else f"sum{number}", part)
@@ -100,7 +100,7 @@ def weighted_fusion(
         nothing = Node("scale", (target,), "nothing", {}, {"factor": 0.0})
         mixed = [delta or chain.once(nothing) for delta in deltas(chain, here, target)]
         if residual == "literal":
-            mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
+            mixed = [chain.once(Node("add", (target, value), f"{value}_whole")) for value in mixed]
         chain.parameters[MIX] = (ROWS, len(mixed))
         chain.nodes.append(Node("mix", tuple(mixed), "mixed", {"weights": MIX}))
         chain.op("add", "result", "mixed")
@@ -167,12 +167,12 @@ def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str 
 def _stacked(here: Sequence[Here | None], site: str) -> AdapterGraph:
     target = replaced_by(here, site)
     chain, values = Merged(target), {name: name for name in READABLE[target]}
-    present = [one for one in here if one is not None]
+    present = [branch for branch in here if branch is not None]
     for replaced in READABLE:
-        acting = [one for one in present if one.graph.replaces == replaced]
+        acting = [branch for branch in present if branch.graph.replaces == replaced]
         if replaced == "y" and acting and values["h"] != "h":
             values["y"] = chain.normed_sum(values["h"])
-        for one in acting:
-            values[replaced] = chain.result(one, values)
+        for branch in acting:
+            values[replaced] = chain.result(branch, values)
     chain.value = values[target]
     return chain.graph(target, chain.shared)

@@ -246,7 +246,7 @@ def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
         "phm": options.kronecker is not None,
         "no_bias": options.no_bias,
     }
-    return "_".join([family, options.activation, *(name for name, there in flags.items() if there)])
+    return "_".join([family, options.activation, *(name for name, is_set in flags.items() if is_set)])
 
 
 houlsby = bottleneck_maker(

@@ -194,8 +194,8 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
         known = quoted(_INITIALISATIONS)
         raise UsageError("unknown `init_weights`", found=f"`{config.init_weights}`", expected=known)
     if config.residual_before_ln not in (True, False, "post_add"):
-        found = f"`{config.residual_before_ln}`"
-        raise UsageError("unknown `residual_before_ln`", found=found, expected="true, false or `post_add`")
+        shown = f"`{config.residual_before_ln}`"
+        raise UsageError("unknown `residual_before_ln`", found=shown, expected="true, false or `post_add`")
     wiring, options = config.wiring(), config.options()
     components: list[Component] = []
     if config.inv_adapter is not None:
@@ -204,7 +204,7 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
             raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
         components.append(nice_component(options.activation, config.inv_adapter_reduction_factor))
     chosen = {"attention": config.mh_adapter, "cross_attention": config.cross_adapter, "ffn": config.output_adapter}
-    roles = [role for role, there in chosen.items() if there]
+    roles = [role for role, is_chosen in chosen.items() if is_chosen]
     if roles:
         places = Places(tuple(roles), leave_out=tuple(config.leave_out))
         widths = bottleneck_widths(options, per_layer(config.reduction_factor))

@@ -54,8 +54,8 @@ def nice_component(activation: str, reduction_factor: float) -> Component:
 
 def _nice_kind(options: NiceOptions) -> Kind:
     if isinstance(options.reduction_factor, Mapping):
-        found = dict(options.reduction_factor)
-        raise UsageError("`nice` acts at one place and has one reduction factor", found=found)
+        factors = dict(options.reduction_factor)
+        raise UsageError("`nice` acts at one place and has one reduction factor", found=factors)
     return Kind("nice", (nice_component(options.activation, options.reduction_factor),), "normal")
 
 

@@ -208,7 +208,7 @@ class Kind:
         sites = list(sites)
         absent = [name for component in self.components for name in component.places.absent(sites)]
         layers = {site.layer for site in sites}
-        left_out = {layer for one in self.components for layer in one.places.leave_out} - layers
+        left_out = {layer for each in self.components for layer in each.places.leave_out} - layers
         if left_out:
             raise AdapterError(
                 "a layer is left out that the base does not have",
@@ -229,7 +229,7 @@ class Kind:
 
     def placements(self, sites: Iterable[Site]) -> dict[str, Placement]:
         """Return the placements in a base, with widths; empty without any of the places. Raises as `widths_at`."""
-        return {site.name: Placement(one.graph_name, one.widths_at(site)) for site, one in self.at(sites)}
+        return {site.name: Placement(each.graph_name, each.widths_at(site)) for site, each in self.at(sites)}
 
     def with_widths(self, **widths: Width) -> Kind:
         """Return the kind with other widths, such as `b=32`, in those of its components that have them.
@@ -354,7 +354,7 @@ class Maker(Generic[Options]):
     def check_known(self, options: Iterable[str]) -> None:
         """Refuse with `UsageError` options that the kind does not have."""
         defaults: Any = self.defaults
-        known = {one.name for one in fields(defaults)}
+        known = {option.name for option in fields(defaults)}
         unknown = [name for name in options if name not in known]
         if unknown:
             raise UsageError(

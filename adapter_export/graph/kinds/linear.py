@@ -70,7 +70,7 @@ def _lora_kind(options: LoraOptions) -> Kind:
     """One graph for each pair of rank and factor; raises `UsageError` for options that contradict each other."""
     if not options.modules:
         raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
-    named = {name for one in (options.rank, options.alpha) if isinstance(one, Mapping) for name in one}
+    named = {name for option in (options.rank, options.alpha) if isinstance(option, Mapping) for name in option}
     elsewhere = sorted(named - {*options.modules, "default"})
     if elsewhere:
         raise UsageError(
@@ -87,7 +87,7 @@ def _lora_kind(options: LoraOptions) -> Kind:
         graph = lora_graph(factor, bias=options.lora_bias, dropout=options.dropout, gate=options.gate)
         number = factors.index(factor) + 1
         parts = {"lora": True, "bias": options.lora_bias, "gate": options.gate, f"{number}": number > 1}
-        graph_name = "_".join(part for part, there in parts.items() if there)
+        graph_name = "_".join(part for part, is_set in parts.items() if is_set)
         places = Places(linears=tuple(names), leave_out=options.left_out())
         components.append(Component(graph_name, graph, places, {"r": rank}))
     return Kind("lora", tuple(components), "kaiming_zero_up", width="r")

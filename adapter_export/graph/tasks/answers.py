@@ -30,7 +30,7 @@ class Answer(Described):
     def document(self) -> dict[str, Any]:
         """Return it as JSON, the same in every client; specified in docs/reference/format.md."""
 
-    def document_of_text(self, said: TextAnswer) -> dict[str, Any]:  # noqa: ARG002 — for kinds that point into a text
+    def document_of_text(self, text_answer: TextAnswer) -> dict[str, Any]:  # noqa: ARG002 — for kinds that point into a text
         """Return the answer as JSON, with the part of the text that it refers to."""
         return self.document()
 
@@ -83,14 +83,14 @@ class TokenLabels(Answer):
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return {"tokens": [None if one is None else one.document() for one in self.tokens]}
+        return {"tokens": [None if label is None else label.document() for label in self.tokens]}
 
-    def document_of_text(self, said: TextAnswer) -> dict[str, Any]:
+    def document_of_text(self, text_answer: TextAnswer) -> dict[str, Any]:
         """Return it as JSON, each label with its token."""
-        if not said.tokens:
+        if not text_answer.tokens:
             return self.document()
-        pairs = zip(said.tokens, self.tokens, strict=True)
-        return {"tokens": [{**one.document(), **({} if of is None else of.document())} for one, of in pairs]}
+        pairs = zip(text_answer.tokens, self.tokens, strict=True)
+        return {"tokens": [{**token.document(), **({} if of is None else of.document())} for token, of in pairs]}
 
     def first(self, tokens: int) -> TokenLabels:
         """Return the labels of the first tokens."""
@@ -113,11 +113,11 @@ class Span(Answer):
         """Return it as JSON."""
         return {"first_token": self.first_token, "last_token": self.last_token, "probability": self.probability}
 
-    def document_of_text(self, said: TextAnswer) -> dict[str, Any]:
+    def document_of_text(self, text_answer: TextAnswer) -> dict[str, Any]:
         """Return it as JSON, by the words and characters of the text."""
-        if said.span is None:
+        if text_answer.span is None:
             return self.document()
-        words, start, end = said.span
+        words, start, end = text_answer.span
         return {"answer": words, "start": start, "end": end, "probability": self.probability}
 
 
@@ -216,8 +216,8 @@ class TextAnswer(Described):
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON, as every client writes it; `cut` and `windows` where there is something to say."""
-        found = self.answer.document_of_text(self)
-        return found | ({"cut": self.cut} if self.cut else {}) | ({"windows": self.windows} if self.windows > 1 else {})
+        facts = self.answer.document_of_text(self)
+        return facts | ({"cut": self.cut} if self.cut else {}) | ({"windows": self.windows} if self.windows > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class ShownRow:
 def is_choices(text: Asked) -> bool:
     """Return true if a text is a question with each of its choices."""
     several = isinstance(text, list | tuple) and not isinstance(text, Pair) and len(text) > 0
-    return several and all(isinstance(one, Pair) for one in text)
+    return several and all(isinstance(pair, Pair) for pair in text)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -63,10 +63,10 @@ class Cells:
         Raises:
             DataError: the second text is also a negative.
         """
-        found = tuple(map(text_cell, (self.pair, *self.negatives)))
-        if None in found:
+        texts = tuple(map(text_cell, (self.pair, *self.negatives)))
+        if None in texts:
             return None
-        positive, *negatives = map(str, found)
+        positive, *negatives = map(str, texts)
         if positive in negatives:
             raise DataError("a positive is its own negative", where=self.where, found=f"`{short(positive)}`")
         return positive, *negatives
@@ -77,10 +77,10 @@ class Cells:
         return None if missing else (text, pair, answer)
 
 
-def some(found: Collection[object], quote: str = "`") -> str:
+def some(values: Collection[object], quote: str = "`") -> str:
     """Return the first few of many values for a message, each quoted and cut to a readable length."""
-    shown = [f"{quote}{short(value)}{quote}" for value in islice(found, _NAMED)]
-    return ", ".join(shown) + (f", … ({len(found):,} in all)" if len(found) > _NAMED else "")
+    shown = [f"{quote}{short(value)}{quote}" for value in islice(values, _NAMED)]
+    return ", ".join(shown) + (f", … ({len(values):,} in all)" if len(values) > _NAMED else "")
 
 
 def short(value: object) -> str:
@@ -92,8 +92,11 @@ def short(value: object) -> str:
 def is_blank(text: str) -> bool:
     """Return true if a text contains only white space, zero-width characters and byte order marks."""
     return all(
-        one.isspace() or one in _FILLERS or unicodedata.category(one) in ("Cc", "Cf") or "\ufe00" <= one <= "\ufe0f"
-        for one in text
+        character.isspace()
+        or character in _FILLERS
+        or unicodedata.category(character) in ("Cc", "Cf")
+        or "\ufe00" <= character <= "\ufe0f"
+        for character in text
     )
 
 
@@ -123,8 +126,8 @@ def label(cell: object, where: str) -> str | None:
         return None
     if not isinstance(cell, str | int | float):
         raise DataError("a label is not a word or a number", where=where, found=type(cell).__name__)
-    found = trimmed(str(cell))
-    return None if is_blank(found) or found.lower() == "nan" else found
+    text = trimmed(str(cell))
+    return None if is_blank(text) or text.lower() == "nan" else text
 
 
 def labels(cell: object, where: str) -> tuple[str, ...] | None:
@@ -134,10 +137,10 @@ def labels(cell: object, where: str) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list):
         raise DataError("holds no labels of words", where=where, found=f"`{short(cell)}`", expected="a list of labels")
-    named = [label(one, where) for one in names]
+    named = [label(name, where) for name in names]
     if None in named:
         raise DataError("a word has no label", where=where, found=f"`{short(cell)}`", expected="a label for each word")
-    return tuple(str(one) for one in named)
+    return tuple(str(name) for name in named)
 
 
 def label_set(cell: object, where: str) -> frozenset[str] | None:
@@ -147,16 +150,16 @@ def label_set(cell: object, where: str) -> frozenset[str] | None:
     """
     if cell is None or cell != cell or (isinstance(cell, str) and is_blank(cell)):
         return None
-    found = [part for part in cell.split(SEPARATOR) if not is_blank(part)] if isinstance(cell, str) else cell
-    if not isinstance(found, list):
+    names = [part for part in cell.split(SEPARATOR) if not is_blank(part)] if isinstance(cell, str) else cell
+    if not isinstance(names, list):
         expected = f"a list of labels, or one string with `{SEPARATOR}` between them"
         raise DataError("holds no set of labels", where=where, found=f"`{short(cell)}`", expected=expected)
-    named = [label(one, where) for one in found]
+    named = [label(name, where) for name in names]
     twice = len(set(named)) < len(named)
     if None in named or twice:
         fault = "a label occurs twice in a set" if twice else "a set has an empty label"
         raise DataError(fault, where=where, found=f"`{short(cell)}`", expected="different labels")
-    return frozenset(str(one) for one in named)
+    return frozenset(str(name) for name in named)
 
 
 def numbers(cell: Any, where: str) -> tuple[float, ...] | None:

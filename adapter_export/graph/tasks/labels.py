@@ -67,10 +67,10 @@ def ranked(logits: np.ndarray, absolute: float) -> bool:
 def class_tables(rows: Sequence[ShownRow]) -> Iterator[Table | str]:
     """Yield the name of each row and its classes, the most probable first; labels of a set that apply are marked."""
     for row in rows:
-        said = row.said.answer
-        assert isinstance(said, Prediction | LabelSet)
-        applies = said.labels if isinstance(said, LabelSet) else ()
-        ordered = sorted(said.probabilities.items(), key=lambda item: -item[1])
-        cells = [(f"{name} ✓" if name in applies else name, *probability_cells(one)) for name, one in ordered]
+        answer = row.said.answer
+        assert isinstance(answer, Prediction | LabelSet)
+        applies = answer.labels if isinstance(answer, LabelSet) else ()
+        ordered = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+        cells = [(f"{name} ✓" if name in applies else name, *probability_cells(share)) for name, share in ordered]
         yield row.name
         yield Table(("label", "probability", ""), cells, numbers="lr")

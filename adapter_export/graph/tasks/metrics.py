@@ -190,9 +190,9 @@ def judge_texts(
         written: the generated text of each row; `None` if the rows are texts without answers.
         answers: the right answers of the rows, or their texts.
     """
-    sums, counts = np.array([own.sum() for own in losses]), np.array([len(own) for own in losses])
-    hits = np.array([own.sum() for own in right])
-    exact = [one.strip() == other.strip() for one, other in zip(written or (), answers, strict=written is not None)]
+    sums, counts = np.array([of_row.sum() for of_row in losses]), np.array([len(of_row) for of_row in losses])
+    hits = np.array([of_row.sum() for of_row in right])
+    exact = [text.strip() == other.strip() for text, other in zip(written or (), answers, strict=written is not None)]
     each = {} if written is None else {"exact_match": np.array(exact, np.float64)}
 
     def measure(units: Indices) -> Sequence[float]:
@@ -215,8 +215,8 @@ def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) 
         CLASSES,
         measure,
         np.arange(len(right)),
-        tuple(labels[one] for one in answered),
-        tuple(labels[one] for one in right),
+        tuple(labels[index] for index in answered),
+        tuple(labels[index] for index in right),
         Decisions(tuple(labels), right, answered),
         (probabilities.max(-1), answered == right),
         each={"accuracy": (answered == right).astype(np.float64)},
@@ -232,8 +232,8 @@ def _of_classes(right: Indices, answered: Indices) -> tuple[float, float]:
         return math.nan, math.nan
     count = int(max(right.max(), answered.max())) + 1
     table = np.bincount(right * count + answered, minlength=count * count).reshape(count, count)
-    hits, there = table.diagonal(), table.sum(0) + table.sum(1)
-    each = 2 * hits[there > 0] / there[there > 0]
+    hits, counts = table.diagonal(), table.sum(0) + table.sum(1)
+    each = 2 * hits[counts > 0] / counts[counts > 0]
     return float(hits.sum() / len(right)), float(each.mean())
 
 
@@ -247,11 +247,11 @@ def judge_label_sets(
     answered = probabilities >= np.asarray(thresholds)
 
     def measure(units: Indices) -> Sequence[float]:
-        wanted, found, sure = right[units], answered[units], probabilities[units]
-        micro, macro = (sk.f1_score(wanted, found, average=how, zero_division=0.0) for how in ("micro", "macro"))
-        there = np.flatnonzero(wanted.any(0))
-        precisions = [sk.average_precision_score(wanted[:, label], sure[:, label]) for label in there]
-        return micro, macro, sk.accuracy_score(wanted, found), np.mean(precisions) if precisions else math.nan
+        wanted, predicted, sure = right[units], answered[units], probabilities[units]
+        micro, macro = (sk.f1_score(wanted, predicted, average=how, zero_division=0.0) for how in ("micro", "macro"))
+        present = np.flatnonzero(wanted.any(0))
+        precisions = [sk.average_precision_score(wanted[:, label], sure[:, label]) for label in present]
+        return micro, macro, sk.accuracy_score(wanted, predicted), np.mean(precisions) if precisions else math.nan
 
     return Judged(
         LABEL_SETS,
@@ -266,18 +266,18 @@ def judge_label_sets(
 
 
 def _sets(rows: Truths, labels: Sequence[str]) -> tuple[list[str], ...]:
-    return tuple([label for label, there in zip(labels, row, strict=True) if there] for row in rows)
+    return tuple([label for label, applies in zip(labels, row, strict=True) if applies] for row in rows)
 
 
 def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
     """Judge one of several choices for each row: a score for each choice, and the indices of the right ones [rows]."""
-    answered = np.array([int(one.argmax()) for one in scores], np.int64)
+    answered = np.array([int(of_row.argmax()) for of_row in scores], np.int64)
 
     def measure(units: Indices) -> Sequence[float]:
         return (float(sk.accuracy_score(right[units], answered[units])),)
 
-    def sure(one: Floats) -> float:
-        shifted = np.exp(one - one.max())
+    def sure(of_row: Floats) -> float:
+        shifted = np.exp(of_row - of_row.max())
         return float(shifted.max() / shifted.sum())
 
     return Judged(
@@ -286,7 +286,7 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
         np.arange(len(right)),
         tuple(answered.tolist()),
         tuple(right.tolist()),
-        certainty=(np.array([sure(one) for one in scores]), answered == right),
+        certainty=(np.array([sure(of_row) for of_row in scores]), answered == right),
         each={"accuracy": (answered == right).astype(np.float64)},
     )
 
@@ -305,7 +305,7 @@ def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = 
 
 def has_entities(labels: Sequence[str]) -> bool:
     """Return true if labels mark the beginnings and insides of entities: `B-PER`, `I-PER`, `O`."""
-    return any(label.startswith("B-") for label in labels) and all(re.fullmatch("O|[BIES]-.+", one) for one in labels)
+    return any(label.startswith("B-") for label in labels) and all(re.fullmatch("O|[BIES]-.+", each) for each in labels)
 
 
 def judge_tags(
@@ -318,21 +318,21 @@ def judge_tags(
     lengths = [len(row) for row in right]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat_right, flat_answered = np.concatenate(right), np.concatenate(answered)
-    named = [[[labels[one] for one in row] for row in side] for side in (answered, right)]
+    named = [[[labels[index] for index in row] for row in side] for side in (answered, right)]
     entities = has_entities(labels)
     counts = np.zeros((len(right), 3))
     if entities:
-        for at, (found, wanted) in enumerate(zip(*named, strict=True)):
-            said, true = set(get_entities(found)), set(get_entities(wanted))
-            counts[at] = len(said & true), len(said), len(true)
+        for at, (predicted, wanted) in enumerate(zip(*named, strict=True)):
+            predicted_entities, true = set(get_entities(predicted)), set(get_entities(wanted))
+            counts[at] = len(predicted_entities & true), len(predicted_entities), len(true)
 
     def measure(units: Indices) -> Sequence[float]:
         places = np.concatenate([np.arange(starts[unit], starts[unit + 1]) for unit in units])
         accuracy, macro = _of_classes(flat_right[places], flat_answered[places])
         if not entities:
             return macro, accuracy
-        hits, said, true = counts[units].sum(0)
-        return (2 * hits / (said + true or 1), hits / (said or 1), hits / (true or 1), accuracy, macro)
+        hits, predictions, true = counts[units].sum(0)
+        return (2 * hits / (predictions + true or 1), hits / (predictions or 1), hits / (true or 1), accuracy, macro)
 
     return Judged(
         ENTITIES if entities else TAGS,
@@ -350,15 +350,20 @@ def judge_spans(answered: Sequence[str], right: Sequence[Sequence[str]]) -> Judg
 
     As the official script of SQuAD 1.1 does (Rajpurkar et al. 2016, `evaluate-v1.1.py`); no answer is the empty text.
     """
-    exact = [max(plain(found) == plain(one) for one in wanted) for found, wanted in zip(answered, right, strict=True)]
-    shared = [max(token_f1(found, one) for one in wanted) for found, wanted in zip(answered, right, strict=True)]
+    exact = [
+        max(plain(answer) == plain(reference) for reference in wanted)
+        for answer, wanted in zip(answered, right, strict=True)
+    ]
+    shared = [
+        max(token_f1(answer, reference) for reference in wanted) for answer, wanted in zip(answered, right, strict=True)
+    ]
     scores = np.array([exact, shared], np.float64).T
     return Judged(
         SPANS,
         lambda units: tuple(scores[units].mean(0).tolist()),
         np.arange(len(right)),
         tuple(answered),
-        tuple(list(one) for one in right),
+        tuple(list(reference) for reference in right),
         each={"exact_match": scores[:, 0], "f1": scores[:, 1]},
     )
 
@@ -371,10 +376,10 @@ def plain(text: str) -> str:
 
 def token_f1(answered: str, right: str) -> float:
     """Return the F1 of the words of two answers: 2·shared / (words of the one + words of the other)."""
-    found, wanted = plain(answered).split(), plain(right).split()
-    if not found or not wanted:
-        return float(found == wanted)
-    return 2 * sum((Counter(found) & Counter(wanted)).values()) / (len(found) + len(wanted))
+    words, wanted = plain(answered).split(), plain(right).split()
+    if not words or not wanted:
+        return float(words == wanted)
+    return 2 * sum((Counter(words) & Counter(wanted)).values()) / (len(words) + len(wanted))
 
 
 def judge_numbers(answered: Floats, right: Floats) -> Judged:
@@ -384,30 +389,30 @@ def judge_numbers(answered: Floats, right: Floats) -> Judged:
         predicted, wanted = answered[units], right[units]
         columns = list(zip(predicted.T, wanted.T, strict=True))
         pearson, spearman = (np.mean([correlation(how, *pair) for pair in columns]) for how in ("pearson", "spearman"))
-        varies = len(units) > 1 and all(np.ptp(one) > 0 for one in wanted.T)
+        varies = len(units) > 1 and all(np.ptp(column) > 0 for column in wanted.T)
         r2 = sk.r2_score(wanted, predicted) if varies else math.nan
         return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, predicted)
 
-    given = tuple(answered.tolist()), tuple(right.tolist())
+    pairs = tuple(answered.tolist()), tuple(right.tolist())
     errors = np.abs(answered - right).mean(-1)
-    return Judged(NUMBERS, measure, np.arange(len(right)), *given, numeric=True, each={"mean_absolute_error": errors})
+    return Judged(NUMBERS, measure, np.arange(len(right)), *pairs, numeric=True, each={"mean_absolute_error": errors})
 
 
-def correlation(how: str, one: Floats, other: Floats) -> float:
+def correlation(how: str, first: Floats, other: Floats) -> float:
     """Return Pearson's or Spearman's correlation of two columns; NaN where one of them does not vary."""
-    if len(one) < 2 or not np.ptp(one) or not np.ptp(other):
+    if len(first) < 2 or not np.ptp(first) or not np.ptp(other):
         return math.nan
-    return float((stats.pearsonr if how == "pearson" else stats.spearmanr)(one, other).statistic)
+    return float((stats.pearsonr if how == "pearson" else stats.spearmanr)(first, other).statistic)
 
 
 def judge_similarities(cosines: Floats, right: Floats) -> Judged:
     """Judge the cosines of pairs of vectors by how similar the pairs should be [rows]."""
 
     def measure(units: Indices) -> Sequence[float]:
-        return [correlation(one.name, cosines[units], right[units]) for one in SIMILARITIES]
+        return [correlation(metric.name, cosines[units], right[units]) for metric in SIMILARITIES]
 
-    given = tuple(cosines.tolist()), tuple(right.tolist())
-    return Judged(SIMILARITIES, measure, np.arange(len(right)), *given, numeric=True)
+    pairs = tuple(cosines.tolist()), tuple(right.tolist())
+    return Judged(SIMILARITIES, measure, np.arange(len(right)), *pairs, numeric=True)
 
 
 def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
@@ -421,7 +426,7 @@ def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
     near = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vectors)
     nearest = near.kneighbors(return_distance=False)[:, 0]  # without a query, no row is its own neighbour
     answered = [classes[at] for at in nearest]
-    hits = np.array([found == wanted for found, wanted in zip(answered, classes, strict=True)], np.float64)
+    hits = np.array([label == wanted for label, wanted in zip(answered, classes, strict=True)], np.float64)
     return Judged(
         NEIGHBOURS,
         lambda units: (float(hits[units].mean()),),
@@ -445,7 +450,7 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
     rows: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
-    judged = {name: own for name, own in rows.items() if len(own) > 1 and relevances[own].any()}
+    judged = {name: of_group for name, of_group in rows.items() if len(of_group) > 1 and relevances[of_group].any()}
     if not judged:
         raise DataError(
             "nothing can be ranked",
@@ -453,11 +458,11 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
             expected="a group with at least two rows, one of them relevant",
         )
     unit, each = np.full(len(groups), -1, np.int64), []
-    for number, own in enumerate(judged.values()):
-        unit[own] = number
-        ranks = stats.rankdata(-scores[own], method="max")
-        gain = sk.ndcg_score(relevances[own][None], scores[own][None], k=_NDCG_AT)
-        each.append((1 / ranks[relevances[own] > 0].min(), gain))
+    for number, rows_of_group in enumerate(judged.values()):
+        unit[rows_of_group] = number
+        ranks = stats.rankdata(-scores[rows_of_group], method="max")
+        gain = sk.ndcg_score(relevances[rows_of_group][None], scores[rows_of_group][None], k=_NDCG_AT)
+        each.append((1 / ranks[relevances[rows_of_group] > 0].min(), gain))
     values, left_out = np.array(each), len(rows) - len(judged)
     note = f"groups left out, for they have one row only, or none that is relevant: {left_out:,} of {len(rows):,}"
     return Judged(
@@ -530,7 +535,7 @@ def judge_retrieval(vectors: Floats, texts: Sequence[Sequence[Hashable]]) -> Jud
 def _of_ranks(ranks: Indices) -> list[float]:
     """Return NDCG, the reciprocal rank and the recalls of the ranks, from 1 and rising, of all relevant documents."""
     first = np.arange(1, min(len(ranks), _NDCG_AT) + 1)
-    gain, best = (float((1 / np.log2(own + 1)).sum()) for own in (ranks[ranks <= _NDCG_AT], first))
+    gain, best = (float((1 / np.log2(places + 1)).sum()) for places in (ranks[ranks <= _NDCG_AT], first))
     return [gain / best, float(1 / ranks[0]), *(float((ranks <= count).mean()) for count in _RECALL_AT)]
 
 

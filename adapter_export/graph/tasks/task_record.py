@@ -132,17 +132,17 @@ class Task:
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
     def __post_init__(self) -> None:
-        for fault, found, expected in self._faults():
-            raise AdapterError(fault, where="the task", found=found, expected=expected)
+        for fault, value, expected in self._faults():
+            raise AdapterError(fault, where="the task", found=value, expected=expected)
         if self.activation is None:
             object.__setattr__(self, "activation", self.kind.activations[0])
 
     def _faults(self) -> list[tuple[str, object, str]]:
         faults: list[tuple[str, object, str]] = []
 
-        def check(holds: bool, fault: str, found: object, expected: str) -> None:
+        def check(holds: bool, fault: str, actual: object, expected: str) -> None:
             if not holds:
-                faults.append((fault, found, expected))
+                faults.append((fault, actual, expected))
 
         named = quoted(PROBLEM_TYPES)
         check(self.type in PROBLEM_TYPES, "unknown problem type", f"`{self.type}`", f"one of {named}")
@@ -286,9 +286,9 @@ class Task:
         if width not in self.widths:
             expected = ", ".join(map(str, (len(vector), *self.widths)))
             raise RequestError("vectors were not trained at this width", found=width, expected=f"one of {expected}")
-        own = vector[:width]
-        length = float(np.linalg.norm(own))
-        return own / np.float32(length) if self.normalised and length > 0 else own
+        cut = vector[:width]
+        length = float(np.linalg.norm(cut))
+        return cut / np.float32(length) if self.normalised and length > 0 else cut
 
     def is_decided(self, result: np.ndarray, absolute: float, context: Mask | None = None) -> bool:
         """Return true if the choice in an answer is the same within the allowed deviation of results.
@@ -305,8 +305,8 @@ class Task:
         document_of_task: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            own = field.name == "activation" and value == self.kind.activations[0]
-            if field.name == "type" or (value != field.default and not own):
+            is_default = field.name == "activation" and value == self.kind.activations[0]
+            if field.name == "type" or (value != field.default and not is_default):
                 document_of_task[field.name] = list(value) if isinstance(value, tuple) else value
         return document_of_task
 

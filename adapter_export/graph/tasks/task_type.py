@@ -245,7 +245,7 @@ class TaskType(TaskFacts):
 
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:  # noqa: ARG002
         """Return the results of texts, one for each of its windows or choices, as `judge` takes them."""
-        return Measured([own[0] for own in results], right)
+        return Measured([of_text[0] for of_text in results], right)
 
     def check_right(self, answer: Any, result: np.ndarray) -> None:
         """Raise DataError if a right answer cannot be compared with a result."""

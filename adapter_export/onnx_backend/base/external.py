@@ -246,10 +246,10 @@ def _checkable(path: Path) -> Iterator[Path]:
     that. A sparse file of the weights' size accompanies it, because the checker rejects files with several hard links.
     """
     model = onnx.load(path, load_external_data=False)
-    own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
-    for node in own:
+    runtime_nodes = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
+    for node in runtime_nodes:
         node.domain = "com.microsoft"
-    if own and all(known.domain != "com.microsoft" for known in model.opset_import):
+    if runtime_nodes and all(known.domain != "com.microsoft" for known in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     weights = path.with_name(WEIGHTS_FILE)
     with TemporaryDirectory(prefix=".check-", dir=path.parent) as folder:

@@ -174,11 +174,11 @@ def activations_of(graph: ir.Graph) -> set[str]:
 
 
 def _computed_from(graph: ir.Graph, starts: Set[str]) -> set[str]:
-    found = {value.name or "" for value in graph.inputs if value.name not in graph.initializers} | starts
+    computed = {value.name or "" for value in graph.inputs if value.name not in graph.initializers} | starts
     for node in graph:
-        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in all_read(node)):
-            found.update(value.name or "" for value in node.outputs)
-    return found
+        if node.op_type not in _SHAPES_ALONE and any(value.name in computed for value in all_read(node)):
+            computed.update(value.name or "" for value in node.outputs)
+    return computed
 
 
 def _is_repeated(value: ir.Value) -> bool:
@@ -212,10 +212,10 @@ def all_read(node: ir.Node) -> Iterator[ir.Value]:
 def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
     """Return a unique name for each node: its own, or that of its first output if its own is absent or shared."""
     names: dict[ir.Node, str] = {}
-    taken: set[str] = set()
+    used: set[str] = set()
     for node in graph:
-        names[node] = node.name if node.name and node.name not in taken else node.outputs[0].name or ""
-        taken.add(names[node])
+        names[node] = node.name if node.name and node.name not in used else node.outputs[0].name or ""
+        used.add(names[node])
     return names
 
 

@@ -58,8 +58,8 @@ class GenaiFolder:
             decoder: the opened graph of the folder, whose weights are excluded.
             graph: file name of the bundle's graph, for the configuration.
         """
-        own = {decoder.path.resolve(), *external_files(decoder.model, decoder.folder)}
-        others = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.resolve() not in own]
+        of_graph = {decoder.path.resolve(), *external_files(decoder.model, decoder.folder)}
+        others = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.resolve() not in of_graph]
         files: dict[str, Path | bytes] = {path.name: path for path in others}
         if _graph_name(self.config) != graph:
             named = {**self.config["model"]["decoder"], "filename": graph}

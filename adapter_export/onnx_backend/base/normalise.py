@@ -109,7 +109,7 @@ def _check_arity(model: ir.Model) -> None:
         else:
             required = [at for at, value in enumerate(known.inputs) if value.option == _REQUIRED]
             fewest, most, outputs = known.min_input, known.max_input, (known.min_output, known.max_output)
-        last = len(is_there) - next((at for at, there in enumerate(reversed(is_there)) if there), 0)
+        last = len(is_there) - next((at for at, is_set in enumerate(reversed(is_there)) if is_set), 0)
         fits = len(is_there) >= fewest and last <= most and all(at < last and is_there[at] for at in required)
         if not fits or not outputs[0] <= len(node.outputs) <= outputs[1]:
             raise BaseModelError(
@@ -241,8 +241,8 @@ def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir
             )
         return reduce(lambda total, value: tape.op("Add", [total, value]), read)
     if node.op_type == "Gemm" and added is not None and added in read:
-        kept = {name: each.value for name, each in node.attributes.items() if name != "beta"}
-        product = tape.op("Gemm", node.inputs[:_ADDED], kept)
+        attributes = {name: each.value for name, each in node.attributes.items() if name != "beta"}
+        product = tape.op("Gemm", node.inputs[:_ADDED], attributes)
         beta = node.attributes.get_float("beta", 1.0)
         return tape.op("Add", [product, added if beta == 1.0 else tape.op("Mul", [added, number(beta)])])
     parts = stacked(node) if node.op_type in ("ReduceSum", "ReduceMean") else []
@@ -316,10 +316,10 @@ def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequenc
                 raise _not_converted(f"output `{name}` differs by {worst:.1e}")
 
 
-def _not_converted(found: str) -> BaseModelError:
+def _not_converted(reason: str) -> BaseModelError:
     return BaseModelError(
         f"cannot be converted to opset {MINIMUM_OPSET}, which slots need",
-        found=found,
+        found=reason,
         expected="a model with unchanged outputs",
         fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
     )

@@ -281,8 +281,8 @@ def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
 def with_probed_lengths(base: OnnxBase) -> OnnxBase:
     """Return a base with lengths found by test runs, for a file that does not state them."""
     limits = length_limits(base.model, base.folder, base.inputs)
-    found = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}
-    return replace(base, lengths=found)
+    lengths = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}
+    return replace(base, lengths=lengths)
 
 
 def _lengths(model: ir.Model, path: Path, records: Sequence[InputRecord | OutputRecord]) -> LengthsNote:
@@ -317,11 +317,11 @@ def _load(path: Path) -> ir.Model:
     return model
 
 
-def _no_model(path: Path, found: str) -> BaseModelError:
+def _no_model(path: Path, reason: str) -> BaseModelError:
     return BaseModelError(
         "is not an ONNX model, or is truncated",
         where=path,
-        found=found,
+        found=reason,
         expected="a model written by `torch.onnx.export` or another exporter",
         fix="export it again, or copy it again completely",
     )
@@ -373,8 +373,8 @@ def _input_record(value: ir.Value) -> InputRecord:
 def embedding_rows(value: ir.Value) -> Iterator[int]:
     """Yield the number of rows of each weight that is indexed by this value."""
     same = [value]
-    for one in same:
-        for node, index in one.uses():
+    for alias in same:
+        for node, index in alias.uses():
             if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
                 yield from _rows(node.inputs[0])
             elif node.op_type in _FUSED_LOOKUPS and index in _FUSED_TABLES:
@@ -427,7 +427,7 @@ def numerics(model: ir.Model) -> Numerics:
     rounds = integer or _INT8_ACCURACY in levels
     weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     half = any(tensor is not None and tensor.dtype == ir.DataType.FLOAT16 for tensor in weights)
-    bits = min((found for node in nodes for found in _weight_bits(node)), default=None)
+    bits = min((width for node in nodes for width in _weight_bits(node)), default=None)
     tables = any(node.op_type == "Gather" and _dtype_of_first(node) in _BYTES for node in nodes)
     floats: PrecisionName = "fp16" if half else "fp32"
     packed: PrecisionName = "int8-weights" if bits is not None and bits > 4 else "int4-weights"

@@ -116,7 +116,9 @@ def _numbers(node: ir.Node, at: int) -> list[int] | None:
     """Return the integers of an input if they are constant."""
     value = node.inputs[at] if at < len(node.inputs) else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or not tensor.dtype.is_integer() else [int(one) for one in tensor.numpy().ravel()]
+    return (
+        None if tensor is None or not tensor.dtype.is_integer() else [int(number) for number in tensor.numpy().ravel()]
+    )
 
 
 def order_of(node: ir.Node) -> tuple[int | None, ...]:
@@ -168,8 +170,8 @@ def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
     """
     if holds_weights(node):
         return ()
-    found = tuple(name for value in _factors(node) if (name := _name(value)) and name in activations)
-    return rows_first(node.attributes.get_string("equation", ""), found) if node.op_type == "Einsum" else found
+    names = tuple(name for value in _factors(node) if (name := _name(value)) and name in activations)
+    return rows_first(node.attributes.get_string("equation", ""), names) if node.op_type == "Einsum" else names
 
 
 def holds_weights(node: ir.Node) -> bool:
@@ -413,8 +415,8 @@ def _before_centring(value: ir.Value | None) -> ir.Value | None:
 
 def _operands_of(node: ir.Node, activations: Set[str]) -> tuple[ir.Value | None, ir.Value | None]:
     """Return the activation and the trained vector of an operation on both."""
-    one, other = node.inputs[0], node.inputs[1]
-    activation, vector = (one, other) if one is not None and one.name in activations else (other, one)
+    first, other = node.inputs[0], node.inputs[1]
+    activation, vector = (first, other) if first is not None and first.name in activations else (other, first)
     if vector is None or vector.name in activations or vector.shape is None or len(vector.shape) != 1:
         return None, None
     return activation, vector
@@ -427,8 +429,10 @@ def _made_by(value: ir.Value | None, op: str) -> ir.Node | None:
 
 def _of(node: ir.Node | None, op: str) -> ir.Node | None:
     """Return the operation with this name that a node reads."""
-    found = [] if node is None else [made for value in node.inputs if (made := _made_by(value, op)) is not None]
-    return found[0] if found else None
+    producers = (
+        [] if node is None else [producer for value in node.inputs if (producer := _made_by(value, op)) is not None]
+    )
+    return producers[0] if producers else None
 
 
 def _number(node: ir.Node, activations: Set[str]) -> float | None:

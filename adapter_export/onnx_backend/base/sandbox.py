@@ -45,8 +45,8 @@ def try_graph(path: Path, site_map: Path | str | None = None) -> None:
             fix="export the model again",
         )
 
-    given = () if site_map is None else (str(site_map),)
-    try_out(f"{__name__}:open_and_run", str(path), *given, limits=limits, refusal=refusal)
+    site_maps = () if site_map is None else (str(site_map),)
+    try_out(f"{__name__}:open_and_run", str(path), *site_maps, limits=limits, refusal=refusal)
     _tried.add(content)
 
 

@@ -74,9 +74,13 @@ def check_structure(model: ir.Model, path: Path) -> None:
 
 def check_parts(model: ir.Model, path: Path | None = None) -> None:
     """Reject names that are not text, attributes of a wrong type, impossible shapes, and unreadable tensors."""
-    own = [(graph, False) for graph in model.graphs()]
-    of_functions = [(graph, True) for one in model.functions.values() for graph in (one.graph, *one.graph.subgraphs())]
-    for graph, is_function in (*own, *of_functions):
+    of_model = [(graph, False) for graph in model.graphs()]
+    of_functions = [
+        (graph, True)
+        for function in model.functions.values()
+        for graph in (function.graph, *function.graph.subgraphs())
+    ]
+    for graph, is_function in (*of_model, *of_functions):
         if any(not isinstance(name, str) for name in _names(graph)):  # protobuf returns bytes if a text is not UTF-8
             raise _refusal(path, "has a name that is not UTF-8", f"graph `{graph.name!a}`")
         for value in graph.inputs:  # only inputs: for other values, tools write -1 for an unknown length
@@ -88,14 +92,14 @@ def check_parts(model: ir.Model, path: Path | None = None) -> None:
                     raise _refusal(path, "has an attribute that refers to a function", f"`{node.op_type}`, `{name}`")
                 known = attribute.type != ir.AttributeType.UNDEFINED
                 if not known or attribute.type != ATTRIBUTES.get(name, attribute.type):
-                    found = f"`{node.op_type}`, `{name}` of type {attribute.type.name}"
-                    raise _refusal(path, "has an attribute of a wrong type", found)
+                    shown = f"`{node.op_type}`, `{name}` of type {attribute.type.name}"
+                    raise _refusal(path, "has an attribute of a wrong type", shown)
         _check_tensors(graph, path)
 
 
-def _refusal(path: Path | None, what: str, found: str) -> BaseModelError:
+def _refusal(path: Path | None, what: str, place: str) -> BaseModelError:
     expected, fix = "a graph that an exporter wrote", "export the model again"
-    return BaseModelError(what, where=path, found=found, expected=expected, fix=fix)
+    return BaseModelError(what, where=path, found=place, expected=expected, fix=fix)
 
 
 def _is_in_order(graph: ir.Graph) -> bool:

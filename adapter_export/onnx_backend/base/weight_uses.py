@@ -102,22 +102,22 @@ def _holds_floats(value: ir.Value) -> bool:
     """Return whether a value is computed from constant float arrays."""
     waiting, seen = [value], {value}
     while waiting:
-        one = waiting.pop()
-        tensor = ir.convenience.get_const_tensor(one)
+        source = waiting.pop()
+        tensor = ir.convenience.get_const_tensor(source)
         if tensor is not None and tensor.size > 1 and tensor.dtype.is_floating_point():
             return True
-        node = one.producer()
+        node = source.producer()
         read = () if node is None or node.op_type in ("Shape", "Size") else node.inputs
         waiting += [each for each in read if each is not None and each not in seen]
         seen.update(waiting)
     return False
 
 
-def _unreadable(name: str | None, found: str) -> BaseModelError:
+def _unreadable(name: str | None, reason: str) -> BaseModelError:
     return BaseModelError(
         "has a weight that cannot be compared with a trained one",
         where=f"`{name}`",
-        found=found,
+        found=reason,
         expected="floats, or integers in blocks along the input with a scale each",
     )
 

@@ -52,8 +52,8 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
         model, counts = _fused(model, base)
         return model
 
-    made = rewrite_base(base, folder, "optimised", fuse)
-    return made, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
+    rewritten = rewrite_base(base, folder, "optimised", fuse)
+    return rewritten, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
 
 
 def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]]:
@@ -149,8 +149,8 @@ def _separate(node: ir.Node) -> list[tuple[ir.Value, int]]:
     ):
         return []
     shapes = [(value, value.shape) for at, value in read if at < _BIAS]
-    found = [(value, shape[-1]) for value, shape in shapes if shape is not None and len(shape) == _AXES]
-    whole = [(value, width) for value, width in found if isinstance(width, int)]
+    widths = [(value, shape[-1]) for value, shape in shapes if shape is not None and len(shape) == _AXES]
+    whole = [(value, width) for value, width in widths if isinstance(width, int)]
     return whole if len(whole) == _BIAS else []
 
 

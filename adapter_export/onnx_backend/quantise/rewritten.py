@@ -100,11 +100,11 @@ def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
     if base.given is None:
         return open_onnx(path)
     try:
-        found = open_onnx(path).sites
+        detected = open_onnx(path).sites
     except NoSitesError:
-        found = None
+        detected = None
     try:
-        return open_onnx(path, given_sites=_remapped(base, base.given, found))
+        return open_onnx(path, given_sites=_remapped(base, base.given, detected))
     except UsageError as error:
         raise BaseModelError(
             f"has lost a value of the site map when it is {done}",
@@ -191,7 +191,7 @@ def deviations(base: OnnxBase, rewritten: OnnxBase, cases: Sequence[InputCase]) 
     if not cases:
         raise NothingComparedError("the rewritten base was not compared with the original: there are no inputs")
     feeds = [case.arrays for case in cases]
-    pairs = list(zip(*(Pieces(one.model, one.folder).run_all(feeds) for one in (base, rewritten)), strict=True))
+    pairs = list(zip(*(Pieces(each.model, each.folder).run_all(feeds) for each in (base, rewritten)), strict=True))
     masks = [shown_tokens(base.inputs, case.arrays) for case in cases]
     size, stored = extent(base.flow), numerics(base.model).precision.activations
     inner = max(size.inner, *(length for case in cases for array in case.arrays.values() for length in array.shape))

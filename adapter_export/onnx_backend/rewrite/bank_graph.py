@@ -93,8 +93,8 @@ def is_fillable(plan: SlotPlan) -> bool:
             {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in (2, 4)
         )
         shapes = group.graph.parameter_shapes(narrow)
-        own = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
-        if not _takes_zeros(group, own, group.graph.parameter_shapes(wide)):
+        weights = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        if not _takes_zeros(group, weights, group.graph.parameter_shapes(wide)):
             return False
     return True
 
@@ -104,13 +104,13 @@ def _takes_zeros(group: SlotGroup, weights: Weights, shapes: Mapping[str, tuple[
     if all(weights[name].shape == shapes[name] for name in weights):
         return True
     padding = {
-        name: [(0, size - found) for size, found in zip(shapes[name], weights[name].shape, strict=True)]
+        name: [(0, size - length) for size, length in zip(shapes[name], weights[name].shape, strict=True)]
         for name in weights
     }
     _, expected = group.try_out(weights)
-    _, found = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in weights.items()})
+    _, actual = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in weights.items()})
     width = expected.shape[-1]
-    return np.allclose(found[..., :width], expected, rtol=1e-9, atol=1e-9) and not found[..., width:].any()
+    return np.allclose(actual[..., :width], expected, rtol=1e-9, atol=1e-9) and not actual[..., width:].any()
 
 
 def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
@@ -186,11 +186,11 @@ class _RowBinding(ParameterBinding):
 
     def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
         """Return [batch, in, out] for weights, [batch, 1, width] for vectors."""
-        found = {}
+        tensors = {}
         for record in group.records():
             axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
-            found[record.parameter] = self._gather(bank_name(record.name), axes, writer)
-        return found
+            tensors[record.parameter] = self._gather(bank_name(record.name), axes, writer)
+        return tensors
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
         """Return [batch, tokens, width], from a value of the base that may have batch and tokens on one axis."""

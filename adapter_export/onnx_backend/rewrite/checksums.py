@@ -131,8 +131,8 @@ def without_checksums(model: ir.Model, output: str) -> ir.Model:
     """Return a copy of a graph without its checksums."""
     copy = model.clone()
     copy.graph.outputs[:] = [value for value in copy.graph.outputs if value.name != output]
-    own = [node for node in copy.graph if node.metadata_props.get(NODE_SITE_KEY) == _OWNER]
-    copy.graph.remove(own, safe=True)
+    checksum_nodes = [node for node in copy.graph if node.metadata_props.get(NODE_SITE_KEY) == _OWNER]
+    copy.graph.remove(checksum_nodes, safe=True)
     return copy
 
 

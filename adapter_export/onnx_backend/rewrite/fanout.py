@@ -54,8 +54,8 @@ def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
             unknown.
     """
     whole = bank if has_shapes(bank.graph) else with_inferred_shapes(bank)
-    for inferred, said in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
-        inferred.shape = said.shape  # recorded shapes, which the manifest repeats
+    for inferred, recorded in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
+        inferred.shape = recorded.shape  # recorded shapes, which the manifest repeats
     bank_inputs = {tensor.name for tensor in record.tensors} | {record.ids}
     batch = next(str(axes(value)[0]) for value in whole.graph.inputs if value.name == record.ids)
     crossing = _crossing(whole.graph, bank_inputs, batch)
@@ -113,11 +113,11 @@ def _crossing(graph: ir.Graph, bank_inputs: Collection[str], batch: str) -> dict
 
 def _depending(graph: ir.Graph, starts: Collection[ir.Value]) -> set[ir.Value]:
     """Return some values, and all values computed from them."""
-    found = set(starts)
+    reached = set(starts)
     for node in graph:
-        if not found.isdisjoint(all_read(node)):
-            found.update(node.outputs)
-    return found
+        if not reached.isdisjoint(all_read(node)):
+            reached.update(node.outputs)
+    return reached
 
 
 def _matrices(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -147,8 +147,8 @@ def _crossed(name: str) -> str:
 def _prefix(whole: ir.Model, bank_inputs: Collection[str], crossing: Collection[str]) -> ir.Model:
     model = whole.clone()
     graph = model.graph
-    made = {value.name: value for node in graph for value in node.outputs}
-    graph.outputs[:] = [made[name] for name in crossing]
+    by_name = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs[:] = [by_name[name] for name in crossing]
     graph.inputs[:] = [value for value in graph.inputs if value.name not in bank_inputs]
     for value in graph.outputs:
         value.name = _crossed(value.name or "")

@@ -246,7 +246,7 @@ class _Insertion:
 
     def describe(self, model: ir.Model, plan: SlotPlan, sums: Sequence[HeadSum]) -> None:
         """Record the contents of a graph in its metadata."""
-        names = {owner: {key: value.name for key, value in there.items()} for owner, there in self._values.items()}
+        names = {owner: {key: value.name for key, value in values.items()} for owner, values in self._values.items()}
         model.producer_name, model.producer_version = "adapter-export", __version__
         metadata = model.metadata_props
         metadata[FINGERPRINT_KEY], metadata[VERSION_KEY] = self._base.fingerprint, GRAPH_VERSION
@@ -344,8 +344,8 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
         is `hidden`.
     """
     with parsing(partial(_no_note, SITES_KEY)):
-        said: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
-        return {site: {str(key): str(name) for key, name in values.items()} for site, values in said.items()}
+        document: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
+        return {site: {str(key): str(name) for key, name in values.items()} for site, values in document.items()}
 
 
 def _no_note(key: str, reason: str) -> FormatError:

@@ -34,10 +34,10 @@ class GraphRewrite:
     def __init__(self, original: ir.Model) -> None:
         self.model = original.clone()
         graph = self.model.graph
-        own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        of_graph = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
         self.values: dict[Ref, ir.Value] = {}
         self._refs: dict[ir.Value, list[Ref]] = {}
-        for value in own:
+        for value in of_graph:
             if value.name:
                 self._bind(Ref(value.name), value)
         self.nodes = {Ref(name): node for node, name in node_names(graph).items()}
@@ -279,11 +279,11 @@ def _reread(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
 def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
     """Return the features of a piece of a fused layer's output [..., width]; `shape` is that of the output."""
     width = (piece.end - piece.start) * piece.blocks
-    found = _slice(_in_blocks(whole, piece, shape, "h/blocks", writer), piece.start, piece.end, "h", writer)
+    features = _slice(_in_blocks(whole, piece, shape, "h/blocks", writer), piece.start, piece.end, "h", writer)
     if piece.blocks > 1:
-        found = _reshaped(found, [*[0] * (len(shape) - 1), width], "h/flat", writer)
-    found.shape = None if whole.shape is None else ir.Shape([*whole.shape[:-1], width])
-    return found
+        features = _reshaped(features, [*[0] * (len(shape) - 1), width], "h/flat", writer)
+    features.shape = None if whole.shape is None else ir.Shape([*whole.shape[:-1], width])
+    return features
 
 
 def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:

@@ -34,23 +34,23 @@ class VectorType(TaskType):
         """Return the mean of the vectors of windows, of length 1 if the task says so."""
         middle = np.mean([task.activated(result) for result in results], axis=0)
         length = float(np.linalg.norm(middle))
-        found: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
-        return found
+        mean: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
+        return mean
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the first numbers of the vector."""
-        said = row.said.answer
-        assert isinstance(said, Vector)
-        return numbers_cell(said.vector.tolist()), "", ""
+        answer = row.said.answer
+        assert isinstance(answer, Vector)
+        return numbers_cell(answer.vector.tolist()), "", ""
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield the width, the length and the beginning of each vector."""
         cells = []
         for row in rows:
-            said = row.said.answer
-            assert isinstance(said, Vector)
-            length = f"{float(np.linalg.norm(said.vector)):.4g}"
-            cells.append((row.name, len(said.vector), length, self.cells(row)[0]))
+            answer = row.said.answer
+            assert isinstance(answer, Vector)
+            length = f"{float(np.linalg.norm(answer.vector)):.4g}"
+            cells.append((row.name, len(answer.vector), length, self.cells(row)[0]))
         yield Table(("text", "width", "length", "vector"), cells, numbers="lrr")
 
 
@@ -90,7 +90,7 @@ class Embedding(VectorType):
         """Judge vectors [rows, width] by the classes of their nearest rows."""
         from adapter_export.graph.tasks.metrics import judge_neighbours
 
-        return judge_neighbours(np.stack(rows.results).astype(np.float64), [str(one) for one in rows.right])
+        return judge_neighbours(np.stack(rows.results).astype(np.float64), [str(label) for label in rows.right])
 
 
 TYPE = Embedding()

@@ -38,14 +38,14 @@ class MultiLabel(TaskType):
 
     def label_names(self, answers: Sequence[Any], where: str, *, split: bool) -> tuple[str, ...]:  # noqa: ARG002
         """Return the labels that apply to some row."""
-        return label_names([one for row in answers for one in sorted(row)], where, rows=1, least=1)
+        return label_names([label for row in answers for label in sorted(row)], where, rows=1, least=1)
 
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
         """Return the labels that apply, 1.0 or 0.0 [rows, labels]."""
-        found = np.zeros((len(answers), len(labels)), np.float32)
-        for row, own in zip(found, answers, strict=True):
-            row[class_indices(sorted(own), labels, where)] = 1
-        return found
+        targets = np.zeros((len(answers), len(labels)), np.float32)
+        for row, names in zip(targets, answers, strict=True):
+            row[class_indices(sorted(names), labels, where)] = 1
+        return targets
 
     def class_weights(self, answers: Any, count: int) -> np.ndarray:  # noqa: ARG002
         """Return for each label the rows without it over the rows with it."""
@@ -80,10 +80,10 @@ class MultiLabel(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the labels and the least of their probabilities."""
-        said = row.said.answer
-        assert isinstance(said, LabelSet)
-        shares = [said.probabilities[one] for one in said.labels]
-        return ", ".join(said.labels) or "none", *(probability_cells(min(shares)) if shares else ("", ""))
+        answer = row.said.answer
+        assert isinstance(answer, LabelSet)
+        shares = [answer.probabilities[label] for label in answer.labels]
+        return ", ".join(answer.labels) or "none", *(probability_cells(min(shares)) if shares else ("", ""))
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield all labels of a few rows, those that apply marked, or one line for each of many."""

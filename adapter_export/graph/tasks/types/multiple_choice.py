@@ -71,7 +71,7 @@ class MultipleChoice(TaskType):
         """Return the best choice of a question, or the score of a single pair."""
         if not is_choices(read.text):
             return super().answer_text(read, task, results)
-        scores = [one.score for one in map(task.answer, results) if isinstance(one, Score)]
+        scores = [answer.score for answer in map(task.answer, results) if isinstance(answer, Score)]
         shares = softmax(np.array(scores))
         return TextAnswer(Choice(int(shares.argmax()), tuple(shares.tolist())), read.cut)
 
@@ -83,7 +83,7 @@ class MultipleChoice(TaskType):
 
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:  # noqa: ARG002
         """Return the scores of the choices of each question."""
-        return Measured([np.concatenate(own).astype(np.float64) for own in results], right)
+        return Measured([np.concatenate(of_question).astype(np.float64) for of_question in results], right)
 
     def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
         """Judge scores [choices] of each question by the right choices [rows]."""
@@ -93,11 +93,11 @@ class MultipleChoice(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the choice and its probability; for a single pair its score."""
-        said = row.said.answer
-        if isinstance(said, Score):
-            return f"{said.score:.4f}", "", ""
-        assert isinstance(said, Choice)
-        return row.choices[said.choice], *probability_cells(said.probabilities[said.choice])
+        answer = row.said.answer
+        if isinstance(answer, Score):
+            return f"{answer.score:.4f}", "", ""
+        assert isinstance(answer, Choice)
+        return row.choices[answer.choice], *probability_cells(answer.probabilities[answer.choice])
 
 
 TYPE = MultipleChoice()

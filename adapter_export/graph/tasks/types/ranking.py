@@ -31,11 +31,11 @@ class Ranking(TaskType):
 
     def read(self, cells: Cells) -> Found:
         """Return a query, a document, and its relevance from 0 to 1."""
-        found = numbers(cells.label, cells.where)
-        if found is not None and (len(found) != 1 or not 0 <= found[0] <= 1):
+        relevance = numbers(cells.label, cells.where)
+        if relevance is not None and (len(relevance) != 1 or not 0 <= relevance[0] <= 1):
             shown = f"`{short(cells.label)}`"
             raise DataError("is no relevance", where=cells.where, found=shown, expected="a number from 0 to 1")
-        return cells.with_answer(None if found is None else found[0])
+        return cells.with_answer(None if relevance is None else relevance[0])
 
     def rows(self, cells: Cells) -> Sequence[Found]:
         """Return one row, or with columns of negatives the positive with relevance 1 and each negative with 0."""
@@ -59,7 +59,7 @@ class Ranking(TaskType):
         rows: dict[str, list[float]] = {}
         for text, relevance in zip(texts, np.asarray(answers), strict=True):
             rows.setdefault(self.group(text), []).append(float(relevance))
-        if not any(len(own) > 1 and any(own) for own in rows.values()):
+        if not any(len(relevances) > 1 and any(relevances) for relevances in rows.values()):
             raise DataError(
                 f"nothing can be ranked in the {part} rows",
                 found=f"{len(rows):,} queries",
@@ -85,9 +85,9 @@ class Ranking(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the score."""
-        said = row.said.answer
-        assert isinstance(said, Score)
-        return f"{said.score:.4f}", "", ""
+        answer = row.said.answer
+        assert isinstance(answer, Score)
+        return f"{answer.score:.4f}", "", ""
 
 
 TYPE = Ranking()

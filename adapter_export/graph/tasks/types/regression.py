@@ -35,8 +35,8 @@ class Regression(TaskType):
         """Return numbers [rows, numbers]."""
         counts = sorted({len(row) for row in answers})
         if len(counts) > 1:
-            found = ", ".join(map(str, counts))
-            raise DataError("rows have different numbers of numbers", where=where, found=found, expected="one")
+            lengths = ", ".join(map(str, counts))
+            raise DataError("rows have different numbers of numbers", where=where, found=lengths, expected="one")
         return np.array(answers, np.float32)
 
     def numbers(self, answers: Sequence[Any]) -> int:
@@ -66,16 +66,16 @@ class Regression(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the first of the numbers."""
-        said = row.said.answer
-        assert isinstance(said, Numbers)
-        return numbers_cell(said.numbers.tolist()), "", ""
+        answer = row.said.answer
+        assert isinstance(answer, Numbers)
+        return numbers_cell(answer.numbers.tolist()), "", ""
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield a column for each number."""
-        found = [(row.name, row.said.answer.numbers) for row in rows if isinstance(row.said.answer, Numbers)]
-        count = len(found[0][1])
+        answers = [(row.name, row.said.answer.numbers) for row in rows if isinstance(row.said.answer, Numbers)]
+        count = len(answers[0][1])
         columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
-        cells = [[name, *(f"{number:.6g}" for number in values)] for name, values in found]
+        cells = [[name, *(f"{number:.6g}" for number in values)] for name, values in answers]
         yield Table(("text", *columns), cells, numbers="l" + "r" * count)
 
 

@@ -52,7 +52,7 @@ class Retrieval(VectorType):
 
     def check_rows(self, texts: Sequence[Any], answers: Sequence[Any], part: str) -> None:  # noqa: ARG002
         """Raise DataError for a single document, which nothing can be ranked against."""
-        documents = {document for _, *own in texts for document in own}
+        documents = {document for _, *of_query in texts for document in of_query}
         if len(documents) < 2:
             raise DataError(
                 f"nothing can be ranked in the {part} rows",

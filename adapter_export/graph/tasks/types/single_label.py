@@ -78,9 +78,9 @@ class SingleLabel(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the label and its probability."""
-        said = row.said.answer
-        assert isinstance(said, Prediction)
-        return said.label, *probability_cells(said.probability)
+        answer = row.said.answer
+        assert isinstance(answer, Prediction)
+        return answer.label, *probability_cells(answer.probability)
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield all classes of a few rows, or one line for each of many."""

@@ -83,17 +83,17 @@ class SpanType(TaskType):
         """Return the span of highest logits of all windows: probabilities of one window say nothing of another."""
         spans: list[tuple[float, int, Span]] = []
         for at, (row, result) in enumerate(zip(read.rows, results, strict=True)):
-            one = task.answer(result, None, self.context(row, task))
-            assert isinstance(one, Span)
-            spans.append((float(result[one.first_token, 0] + result[one.last_token, 1]), -at, one))
+            answer = task.answer(result, None, self.context(row, task))
+            assert isinstance(answer, Span)
+            spans.append((float(result[answer.first_token, 0] + result[answer.last_token, 1]), -at, answer))
         _, at, span = max(spans, key=lambda each: each[:2])
         row = read.rows[-at]
         second = read.text.second if isinstance(read.text, Pair) else read.text
         start, end = row.encoding.offsets[span.first_token][0], row.encoding.offsets[span.last_token][1]
         places = row.places or range(len(row.encoding.ids))
         whole = replace(span, first_token=places[span.first_token], last_token=places[span.last_token])
-        said = (second[start:end], start, end) if isinstance(second, str) else None
-        return TextAnswer(whole, read.cut, read.windows, span=said)
+        words = (second[start:end], start, end) if isinstance(second, str) else None
+        return TextAnswer(whole, read.cut, read.windows, span=words)
 
     def context(self, read: Any, task: Task) -> Mask:
         """Return the tokens of the second text, or of the only one; there may be none."""
@@ -117,21 +117,25 @@ class SpanType(TaskType):
 
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:
         """Return the words of the span in each text."""
-        spans = [self.answer_text(one, one.task, own).span for one, own in zip(read, results, strict=True) if one.task]
+        spans = [
+            self.answer_text(text, text.task, of_text).span
+            for text, of_text in zip(read, results, strict=True)
+            if text.task
+        ]
         return Measured(["" if span is None else span[0] for span in spans], right)
 
     def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
         """Judge words by the right answers of each row."""
         from adapter_export.graph.tasks.metrics import judge_spans
 
-        return judge_spans(rows.results, [[one.text for one in row] for row in rows.right])
+        return judge_spans(rows.results, [[answer.text for answer in row] for row in rows.right])
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the words of the span, or its tokens, and its probability."""
-        said = row.said.answer
-        assert isinstance(said, Span)
-        words = f"tokens {said.first_token} to {said.last_token}" if row.said.span is None else row.said.span[0]
-        return words, *probability_cells(said.probability)
+        answer = row.said.answer
+        assert isinstance(answer, Span)
+        words = f"tokens {answer.first_token} to {answer.last_token}" if row.said.span is None else row.said.span[0]
+        return words, *probability_cells(answer.probability)
 
 
 def _spans(cell: Any, start: Any, where: str) -> list[tuple[Any, Any]]:
@@ -143,8 +147,8 @@ def _spans(cell: Any, start: Any, where: str) -> list[tuple[Any, Any]]:
             pairs = list(zip(texts, starts, strict=True))
         else:
             pairs = [(texts, starts)]
-    elif isinstance(cell, list) and all(isinstance(one, Mapping) for one in cell):
-        pairs = [(one.get("text"), one.get("answer_start")) for one in cell]
+    elif isinstance(cell, list) and all(isinstance(reference, Mapping) for reference in cell):
+        pairs = [(reference.get("text"), reference.get("answer_start")) for reference in cell]
     else:
         answer = text_cell(cell)
         pairs = [] if answer is None else [(answer, start)]

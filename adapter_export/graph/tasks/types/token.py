@@ -60,7 +60,7 @@ class TokenType(TaskType):
 
     def label_names(self, answers: Sequence[Any], where: str, *, split: bool) -> tuple[str, ...]:  # noqa: ARG002
         """Return the labels of all words."""
-        return label_names([one for row in answers for one in row], where, rows=1)
+        return label_names([label for row in answers for label in row], where, rows=1)
 
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
         """Return for each row the classes of its words [words]."""
@@ -73,7 +73,7 @@ class TokenType(TaskType):
     def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> TokenLabels:  # noqa: ARG002
         """Return the most probable class of each token; `None` for padding."""
         pairs = zip(result, real, strict=True)
-        return TokenLabels(tuple(prediction(one, task.labels) if keep else None for one, keep in pairs))
+        return TokenLabels(tuple(prediction(logits, task.labels) if keep else None for logits, keep in pairs))
 
     def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
         """Return the label of each token that is not special, from the window in which it is farthest from an edge."""
@@ -95,9 +95,9 @@ class TokenType(TaskType):
     def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:
         """Return the logits [words, classes] of the first token of each word; a word that was cut is left out."""
         means, answers = [], []
-        for one, logits_of_row, row in zip(read, results, right, strict=True):
+        for text, logits_of_row, row in zip(read, results, right, strict=True):
             of_word: dict[int, np.ndarray] = {}
-            for token, logits in zip(*_tokens(one, logits_of_row), strict=True):
+            for token, logits in zip(*_tokens(text, logits_of_row), strict=True):
                 if token.word is not None:
                     of_word.setdefault(token.word, logits)
             means.append(np.array([*of_word.values()]).reshape(-1, logits_of_row[0].shape[-1]))
@@ -110,17 +110,17 @@ class TokenType(TaskType):
         """Judge logits [words, classes] of each row by the classes of its words."""
         from adapter_export.graph.tasks.metrics import judge_tags
 
-        shares = [task.activated(one) for one in rows.results]
-        return judge_tags([one.argmax(-1) for one in shares], rows.right, task.labels, [one.max(-1) for one in shares])
+        shares = [task.activated(result) for result in rows.results]
+        return judge_tags([row.argmax(-1) for row in shares], rows.right, task.labels, [row.max(-1) for row in shares])
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return each token with its label."""
-        return " ".join(f"{token}/{one.label}" for token, one in _labelled(row)), "", ""
+        return " ".join(f"{token}/{answer.label}" for token, answer in _labelled(row)), "", ""
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield the tokens of each row."""
         for row in rows:
-            cells = [(token, one.label, *probability_cells(one.probability)) for token, one in _labelled(row)]
+            cells = [(token, answer.label, *probability_cells(answer.probability)) for token, answer in _labelled(row)]
             yield row.name
             yield Table(("token", "label", "probability", ""), cells, numbers="llr")
 
@@ -147,10 +147,10 @@ def _tokens(read: ReadText, results: Sequence[np.ndarray]) -> tuple[list[Token],
 
 def _labelled(row: ShownRow) -> list[tuple[str, Prediction]]:
     """Return the tokens of a row, as the tokenizer writes them or by their places, with the class of each."""
-    said = row.said.answer
-    assert isinstance(said, TokenLabels)
-    names = [token.text for token in row.said.tokens] or [f"token {place}" for place in range(len(said.tokens))]
-    return [(name, one) for name, one in zip(names, said.tokens, strict=True) if one is not None]
+    answer = row.said.answer
+    assert isinstance(answer, TokenLabels)
+    names = [token.text for token in row.said.tokens] or [f"token {place}" for place in range(len(answer.tokens))]
+    return [(name, label) for name, label in zip(names, answer.tokens, strict=True) if label is not None]
 
 
 TYPE = TokenType()

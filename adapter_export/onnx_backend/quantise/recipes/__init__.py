@@ -20,10 +20,10 @@ Recipe = Callable[[ir.Model, Precision, WeightFile], ir.Model]
 
 
 def _scanned() -> Mapping[PrecisionName, Recipe]:
-    found: dict[PrecisionName, Recipe] = {}
+    recipes: dict[PrecisionName, Recipe] = {}
     for module in iter_modules(__path__):
-        found |= import_module(f"{__name__}.{module.name}").RECIPES
-    return found
+        recipes |= import_module(f"{__name__}.{module.name}").RECIPES
+    return recipes
 
 
 RECIPES = _scanned()
