@@ -144,7 +144,7 @@ _UNSAID = (0, 1)
 
 def model_version(base: OnnxBase, plan: SlotPlan) -> int:
     """Return the `model_version` of a graph with slots and of every adapter file that fits it."""
-    return model_version_of(base.fingerprint, plan, None if base.given is None else base.given.digest)
+    return model_version_of(base.fingerprint, plan, None if base.given_sites is None else base.given_sites.digest)
 
 
 def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> int:

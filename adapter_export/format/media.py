@@ -282,6 +282,6 @@ def processor_digest(steps: Sequence[Step] | None, sampling_rate: int | None, fi
     return hashlib.sha256(canonical_json({"file": file} if steps is None else facts)).hexdigest()
 
 
-def said(steps: tuple[Step, ...]) -> str:
+def format_steps(steps: tuple[Step, ...]) -> str:
     """Format steps for display."""
     return " → ".join(asdict(step)["op"] for step in steps) or "nothing"

@@ -183,7 +183,7 @@ def read_site_map(path: Path) -> GivenSites:
     with version_checked(document, SITE_MAP_VERSION, path), within(path):
         record = record_from_json(SiteMapDocument, document)
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
-    sites = {name: None if site is None else _given(site) for name, site in record.sites.items()}
+    sites = {name: None if site is None else _given_site(site) for name, site in record.sites.items()}
     final: dict[View, str | None] = {}
     if record.final is not None:
         final = {"torch": record.final.torch, "onnx": record.final.onnx}
@@ -214,7 +214,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
         temporary.write_bytes(canonical_json({"version": SITE_MAP_VERSION, "sites": sites, "final": final}))
 
 
-def _given(site: SublayerRecord | LinearRecord | EmbeddingsRecord) -> GivenSite:
+def _given_site(site: SublayerRecord | LinearRecord | EmbeddingsRecord) -> GivenSite:
     views: dict[View, _ValuesRecord | None] = {"torch": site.torch, "onnx": site.onnx}
     values = {view: SiteValues(**vars(named)) for view, named in views.items() if named is not None}
     values = {view: replace(named, u=named.u or named.x) for view, named in values.items()}

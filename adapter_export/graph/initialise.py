@@ -101,7 +101,7 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
     for node in sorted(graph.nodes, key=lambda node: node in closing):
         draw = scheme.closing if node in closing else scheme.gate if node in gates else scheme.inner
         by_first: dict[First, Draw] = {
-            "ones": one,
+            "ones": ones,
             "zeros": zero,
             "mean": mean,
             "projection": draw,
@@ -117,7 +117,7 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
     return draws
 
 
-def one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def ones(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Fill with 1."""
     return np.ones(shape)
 

@@ -85,7 +85,7 @@ class Writer:
         """Write the maximum over one axis, which is kept with length 1 or dropped."""
         return self._reduced(name, "ReduceMax", x, axis, keep=keep)
 
-    def kept(self, name: str, mask: ir.Value) -> ir.Value:
+    def nonzero(self, name: str, mask: ir.Value) -> ir.Value:
         """Write the non-zero positions of a mask, as booleans."""
         return self.op(name, "Cast", (mask,), {"to": _BOOL.dtype}, type=_BOOL)
 
@@ -115,7 +115,7 @@ Write = Callable[[Writer, Node, Values, Owned], ir.Value]
 """Function that writes one op."""
 
 
-def one(op_type: str) -> Write:
+def single_operator(op_type: str) -> Write:
     """Return the lowering of an op that is a single ONNX operator."""
     return lambda writer, node, values, _owned: writer.op(node.output, op_type, values)
 
@@ -213,7 +213,9 @@ def _last_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Valu
     """Gather one token per row by its index, [batch, 1], counted from the left for either padding side."""
     (x, mask), name = values, node.output
     # onnxruntime's ArgMax supports neither booleans nor, on the CPU, float16
-    shown = writer.op(f"{name}/kept", "Cast", (writer.kept(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32)
+    shown = writer.op(
+        f"{name}/kept", "Cast", (writer.nonzero(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32
+    )
     last = {"axis": -1, "keepdims": int(not writer.stacked), "select_last_index": 1}
     place = writer.op(f"{name}/place", "ArgMax", (shown,), last, type=_INT64)
     token = writer.op(f"{name}/token", "GatherND", (x, place), {"batch_dims": 1})
@@ -228,14 +230,14 @@ def _max_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
         column = writer.op(f"{name}/column", "Transpose", (mask,), {"perm": [0, 2, 1]})
     else:
         column = writer.op(f"{name}/column", "Unsqueeze", (mask, writer.integers(f"{name}/axis", [2])))
-    shown = (writer.kept(f"{name}/shown", column), x, writer.number(f"{name}/lowest", -math.inf, x))
+    shown = (writer.nonzero(f"{name}/shown", column), x, writer.number(f"{name}/lowest", -math.inf, x))
     largest = writer.op(f"{name}/kept", "Where", shown, type=x.type)
     return _unless_empty(writer, name, writer.largest(f"{name}/largest", largest, 1, keep=writer.stacked), mask)
 
 
 def _unless_empty(writer: Writer, name: str, pooled: ir.Value, mask: ir.Value) -> ir.Value:
     """Write zeros for the rows in which the mask keeps no token."""
-    some = writer.kept(f"{name}/some", writer.sum(f"{name}/count", mask, -1))
+    some = writer.nonzero(f"{name}/some", writer.sum(f"{name}/count", mask, -1))
     return writer.op(name, "Where", (some, pooled, writer.number(f"{name}/zero", 0.0, pooled)), type=pooled.type)
 
 
@@ -365,18 +367,18 @@ def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 _WRITE: Mapping[str, Write] = {
     "linear": _linear,
     "phm_linear": _phm_linear,
-    "relu": one("Relu"),
+    "relu": single_operator("Relu"),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "quick_gelu": _quick_gelu,
     "silu": _silu,
-    "tanh": one("Tanh"),
-    "sigmoid": one("Sigmoid"),
+    "tanh": single_operator("Tanh"),
+    "sigmoid": single_operator("Sigmoid"),
     "leaky_relu": _leaky_relu,
     "relu6": _relu6,
     "relu_squared": _relu_squared,
     "mish": _mish,
-    "elu": one("Elu"),
+    "elu": single_operator("Elu"),
     "identity": nothing,
     "scale": _scale,
     "learned_scale": _factors_weighted,
@@ -386,8 +388,8 @@ _WRITE: Mapping[str, Write] = {
     "gate": _gate,
     "dropout": nothing,
     "drop_path": nothing,
-    "add": one("Add"),
-    "multiply": one("Mul"),
+    "add": single_operator("Add"),
+    "multiply": single_operator("Mul"),
     "dot": _dot,
     "mix": _mix,
     "softmax_mix": _softmax_mix,

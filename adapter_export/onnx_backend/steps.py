@@ -51,10 +51,10 @@ class Steps:
         return None if dtype is None else dtype.numpy().name
 
     def alone(self, known: Collection[str]) -> Pieces:
-        """Make each step read its inputs from `given(name)` instead of `known` values, which become its outputs."""
+        """Make each step read `known_input(name)` in place of `known` values, which become its outputs."""
         model = self.model.clone()
         for value in [value for node in model.graph for value in node.outputs if value.name in known]:
-            place = ir.Value(name=given(value.name or ""), type=value.type, shape=None)
+            place = ir.Value(name=known_input(value.name or ""), type=value.type, shape=None)
             for node, index in value.uses():
                 node.replace_input_with(index, place)
             if place.uses():
@@ -146,7 +146,7 @@ class Step:
         return next(iter(outputs.values()))
 
 
-def given(name: str) -> str:
+def known_input(name: str) -> str:
     """Return the input that replaces a known value."""
     return f"given/{name}"
 

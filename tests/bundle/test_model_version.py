@@ -33,7 +33,7 @@ def test_it_is_written_everywhere(tmp_path: Path) -> None:
 
 
 def test_it_differs_by_base_topology_and_site_map(base: OnnxBase) -> None:
-    mapped = replace(base, given=GivenSites("map.json", "sha256:" + "0" * 64, {}, {}))
+    mapped = replace(base, given_sites=GivenSites("map.json", "sha256:" + "0" * 64, {}, {}))
     numbers = [
         model_version(base, _plan(base)),
         model_version(replace(base, fingerprint="sha256:1"), _plan(base)),

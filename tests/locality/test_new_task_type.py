@@ -68,7 +68,7 @@ class CountType(TaskType):
         return judge_numbers(found.reshape(len(right), 1), right.reshape(-1, 1))
 
     def cells(self, row):
-        return f"{row.said.answer.count:.2f}", "", ""
+        return f"{row.text_answer.answer.count:.2f}", "", ""
 
 
 TYPE = CountType()

@@ -13,7 +13,14 @@ from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError
 from adapter_export.format.check_report import Finding
-from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMediaSet, GoldenSample, MediaRecord, said
+from adapter_export.format.media import (
+    GoldenMedia,
+    GoldenMediaAnswer,
+    GoldenMediaSet,
+    GoldenSample,
+    MediaRecord,
+    format_steps,
+)
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
@@ -90,7 +97,9 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
         yield Finding.tested(CHECK, BASE, True, f"clients cannot preprocess files: the processor {record.unknown}")
         return
     faults = [] if media.digest == record.digest else [f"made with the processor {media.digest[:12]}…"]
-    detail = f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {said(record.steps)}"
+    detail = (
+        f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {format_steps(record.steps)}"
+    )
     try:
         faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
     except MissingExtraError as error:

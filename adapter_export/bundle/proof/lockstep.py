@@ -24,7 +24,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget
 from adapter_export.numerics.runner import Arrays, NodeValue, Runner
 from adapter_export.onnx_backend.onnx_runner import Pieces
-from adapter_export.onnx_backend.steps import Step, Steps, given
+from adapter_export.onnx_backend.steps import Step, Steps, known_input
 
 _HUGE = 1e30
 """Larger numbers count as infinite: a mask may use the lowest float32 on one side and -inf on the other."""
@@ -127,9 +127,9 @@ class Lockstep:
             return arrived[name]
 
         def read(name: str) -> np.ndarray | None:
-            if not name.startswith(given("")):
+            if not name.startswith(known_input("")):
                 return self.feeds.get(name)
-            value = fetch(name.removeprefix(given("")))
+            value = fetch(name.removeprefix(known_input("")))
             return None if value is None else value.value
 
         for at, found in enumerate(pieces.stream(read)):
@@ -141,7 +141,7 @@ class Lockstep:
                     compared.add(name)
                     yield name, array, value
             for name in compared & arrived.keys():
-                if given(name) not in pieces.reads_after(at):
+                if known_input(name) not in pieces.reads_after(at):
                     del arrived[name]
 
     def _record(self, name: str, found: np.ndarray, value: NodeValue) -> Measurement:

@@ -262,10 +262,14 @@ def _separation(manifest: Manifest) -> Iterator[Table]:
 
 
 def _processor(media: MediaRecord) -> str:
-    from adapter_export.format.media import said
+    from adapter_export.format.media import format_steps
 
     rate = "" if media.sampling_rate is None else f"{media.sampling_rate:,} Hz: "
-    return f"{rate}{said(media.steps)}" if media.steps is not None else f"arrays only: the processor {media.unknown}"
+    return (
+        f"{rate}{format_steps(media.steps)}"
+        if media.steps is not None
+        else f"arrays only: the processor {media.unknown}"
+    )
 
 
 def _slots(manifest: Manifest) -> Table:

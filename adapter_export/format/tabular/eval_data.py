@@ -177,7 +177,7 @@ class DataOptions:
                 labelled_rows.append(LabelledRow(line, text[0], text[1], text[1], cells))
         if incomplete and not self.skip_incomplete:
             opened.faults.add(incomplete_rows(path, incomplete))
-        elif not labelled_rows and not opened.faults.found:
+        elif not labelled_rows and not opened.faults.errors:
             opened.faults.add(DataError("contains no texts", where=path, expected="a text in each line, or a table"))
         raise_faults([opened.faults])
         _check_columns(labelled_rows[0], slices=self.slices)

@@ -215,7 +215,7 @@ def find_labelled_rows(
                     rows.append(LabelledRow(line, file, *row[1:], cells))
     if incomplete and not skip_incomplete:
         table.faults.add(_incomplete(path, columns, incomplete))
-    elif not rows and not table.faults.found:
+    elif not rows and not table.faults.errors:
         expected = "a line with the column names, then one row a line"
         empty = DataError("contains no rows", where=path, expected=expected)
         table.faults.add(DataError("no row has both a text and a label", where=path) if incomplete else empty)
@@ -362,7 +362,7 @@ def read_texts(path: Path, columns: Columns) -> tuple[list[tuple[str, str | None
         pair = None if columns.pair is None else text_cell(cells[columns.pair])
         if text is not None and (columns.pair is None or pair is not None):
             pairs.append((text, pair))
-    if not pairs and not table.faults.found:
+    if not pairs and not table.faults.errors:
         table.faults.add(DataError("no row has a text", where=path, expected=f"texts in {some(wanted)}"))
     table.faults.check()
     return pairs, table.notes

@@ -152,7 +152,7 @@ def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]
             texts_found[text] = None
     if incomplete and not files.skip_incomplete:
         faults.add(incomplete_rows(path, incomplete))
-    elif not texts_found and not faults.found:
+    elif not texts_found and not faults.errors:
         expected = "a text in each line of a .txt file, or a table"
         faults.add(DataError("contains no texts", where=path, expected=expected))
     elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in texts_found}) < 2:

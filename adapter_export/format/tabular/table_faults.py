@@ -26,15 +26,15 @@ class TableFaults:
 
     Attributes:
         path: the table.
-        found: each error with its line, from 1; `None` for the whole table.
+        errors: each error with its line, from 1; `None` for the whole table.
     """
 
     path: Path
-    found: list[tuple[int | None, AdapterExportError]] = field(default_factory=list)
+    errors: list[tuple[int | None, AdapterExportError]] = field(default_factory=list)
 
     def add(self, error: AdapterExportError, line: int | None = None) -> None:
         """Add a fault of a line, from 1, or of the whole table."""
-        self.found.append((line, error))
+        self.errors.append((line, error))
 
     @contextmanager
     def of_line(self, line: int) -> Iterator[None]:
@@ -63,7 +63,7 @@ class TableFaults:
             named: whether to start with the file name.
         """
         kinds: dict[tuple[str, str | None, str], list[tuple[int | None, AdapterExportError]]] = {}
-        for line, error in self.found:
+        for line, error in self.errors:
             place = "" if line is not None else str(error.where or "").removeprefix(str(self.path)).lstrip(", ")
             kinds.setdefault((error.what, error.fix, place), []).append((line, error))
         file = self.path.name if named else ""
@@ -76,8 +76,8 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
     Raises:
         DataError: there are faults.
     """
-    faulty = [table for table in tables if table.found]
-    errors = [error for table in faulty for _, error in table.found]
+    faulty = [table for table in tables if table.errors]
+    errors = [error for table in faulty for _, error in table.errors]
     if not errors:
         return
     if len(errors) == 1:

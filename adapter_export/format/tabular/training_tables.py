@@ -198,7 +198,7 @@ def _labels(kind: TaskType, files: TaskFiles, table: LabelledTexts, faults: Tabl
     Rows that cannot be split in two are faults.
     """
     if files.validation is None or not table.texts:
-        return files.labels or (None if faults.found else ())
+        return files.labels or (None if faults.errors else ())
     split = isinstance(files.validation, float)
     try:
         named = kind.label_names(table.labels, str(files.training), split=split)

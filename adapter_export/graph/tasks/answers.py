@@ -262,12 +262,12 @@ class ShownRow:
 
     Attributes:
         name: its text, or both texts of a pair.
-        said: the answer.
+        text_answer: the answer.
         choices: the choices of a question.
     """
 
     name: str
-    said: TextAnswer
+    text_answer: TextAnswer
     choices: Sequence[str] = field(default=())
 
 

@@ -67,7 +67,7 @@ def ranked(logits: np.ndarray, absolute: float) -> bool:
 def class_tables(rows: Sequence[ShownRow]) -> Iterator[Table | str]:
     """Yield the name of each row and its classes, the most probable first; labels of a set that apply are marked."""
     for row in rows:
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Prediction | LabelSet)
         applies = answer.labels if isinstance(answer, LabelSet) else ()
         ordered = sorted(answer.probabilities.items(), key=lambda item: -item[1])

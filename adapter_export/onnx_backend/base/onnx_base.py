@@ -85,7 +85,7 @@ class OnnxBase:
 
     The fingerprint is that of the weights, `sha256:<hex>`, or of the archive that the file was exported from. `lengths`
     are valid lengths of its dynamic axes; `pads` is false if masked tokens are known to change the others. `notes` are
-    the changes made for slots; `given` is the site map that `sites` follow, if any.
+    the changes made for slots; `given_sites` are those of the site map that `sites` follow, if any.
     """
 
     path: Path
@@ -98,7 +98,7 @@ class OnnxBase:
     flow: FlowGraph = field(repr=False)
     sites: SiteMap
     notes: tuple[str, ...] = ()
-    given: GivenSites | None = None
+    given_sites: GivenSites | None = None
     lengths: Bounds = field(default_factory=dict)
     pads: bool = True
 

@@ -97,14 +97,14 @@ def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> O
 
 def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
     """Open a rewritten base, with the site map of the original if there is one."""
-    if base.given is None:
+    if base.given_sites is None:
         return open_onnx(path)
     try:
         detected = open_onnx(path).sites
     except NoSitesError:
         detected = None
     try:
-        return open_onnx(path, given_sites=_remapped(base, base.given, detected))
+        return open_onnx(path, given_sites=_remapped(base, base.given_sites, detected))
     except UsageError as error:
         raise BaseModelError(
             f"has lost a value of the site map when it is {done}",

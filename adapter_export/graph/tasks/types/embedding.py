@@ -39,7 +39,7 @@ class VectorType(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the first numbers of the vector."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Vector)
         return numbers_cell(answer.vector.tolist()), "", ""
 
@@ -47,7 +47,7 @@ class VectorType(TaskType):
         """Yield the width, the length and the beginning of each vector."""
         cells = []
         for row in rows:
-            answer = row.said.answer
+            answer = row.text_answer.answer
             assert isinstance(answer, Vector)
             length = f"{float(np.linalg.norm(answer.vector)):.4g}"
             cells.append((row.name, len(answer.vector), length, self.cells(row)[0]))

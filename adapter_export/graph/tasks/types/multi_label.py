@@ -80,7 +80,7 @@ class MultiLabel(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the labels and the least of their probabilities."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, LabelSet)
         shares = [answer.probabilities[label] for label in answer.labels]
         return ", ".join(answer.labels) or "none", *(probability_cells(min(shares)) if shares else ("", ""))

@@ -93,7 +93,7 @@ class MultipleChoice(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the choice and its probability; for a single pair its score."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         if isinstance(answer, Score):
             return f"{answer.score:.4f}", "", ""
         assert isinstance(answer, Choice)

@@ -85,7 +85,7 @@ class Ranking(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the score."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Score)
         return f"{answer.score:.4f}", "", ""
 

@@ -66,13 +66,15 @@ class Regression(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the first of the numbers."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Numbers)
         return numbers_cell(answer.numbers.tolist()), "", ""
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield a column for each number."""
-        answers = [(row.name, row.said.answer.numbers) for row in rows if isinstance(row.said.answer, Numbers)]
+        answers = [
+            (row.name, row.text_answer.answer.numbers) for row in rows if isinstance(row.text_answer.answer, Numbers)
+        ]
         count = len(answers[0][1])
         columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
         cells = [[name, *(f"{number:.6g}" for number in values)] for name, values in answers]

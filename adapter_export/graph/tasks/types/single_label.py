@@ -78,7 +78,7 @@ class SingleLabel(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the label and its probability."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Prediction)
         return answer.label, *probability_cells(answer.probability)
 

@@ -132,9 +132,13 @@ class SpanType(TaskType):
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the words of the span, or its tokens, and its probability."""
-        answer = row.said.answer
+        answer = row.text_answer.answer
         assert isinstance(answer, Span)
-        words = f"tokens {answer.first_token} to {answer.last_token}" if row.said.span is None else row.said.span[0]
+        words = (
+            f"tokens {answer.first_token} to {answer.last_token}"
+            if row.text_answer.span is None
+            else row.text_answer.span[0]
+        )
         return words, *probability_cells(answer.probability)
 
 

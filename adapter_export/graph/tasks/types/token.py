@@ -147,9 +147,11 @@ def _tokens(read: ReadText, results: Sequence[np.ndarray]) -> tuple[list[Token],
 
 def _labelled(row: ShownRow) -> list[tuple[str, Prediction]]:
     """Return the tokens of a row, as the tokenizer writes them or by their places, with the class of each."""
-    answer = row.said.answer
+    answer = row.text_answer.answer
     assert isinstance(answer, TokenLabels)
-    names = [token.text for token in row.said.tokens] or [f"token {place}" for place in range(len(answer.tokens))]
+    names = [token.text for token in row.text_answer.tokens] or [
+        f"token {place}" for place in range(len(answer.tokens))
+    ]
     return [(name, label) for name, label in zip(names, answer.tokens, strict=True) if label is not None]
 
 
