@@ -33,8 +33,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.optimize import optimized
-from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.quantise.optimize import optimize_base
+from adapter_export.onnx_backend.quantise.precision import convert_precision
 from adapter_export.runtime import Bundle, Session
 from adapter_export.safe_io.output import Output
 from adapter_export.text import Tokenizer
@@ -107,10 +107,10 @@ def _build(variant: Variant, base: OnnxBase, adapter: Adapter, folder: Path) -> 
         int8_embeddings=variant.int8_embeddings,
         float32_activations=variant.float32_activations,
     )
-    made = with_precision(base, precision, work)
+    made = convert_precision(base, precision, work)
     if variant.optimize:
         (work / "fused").mkdir()
-        made, _ = optimized(made, work / "fused")
+        made, _ = optimize_base(made, work / "fused")
     cases = input_cases(made.inputs, seed=0, max_tokens=7)
     BuildPlan(made, [adapter], CutRunner(made), cases).run(Output(out))
     return out

@@ -22,7 +22,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimize_base
 from adapter_export.onnx_backend.quantise.rewritten import deviations
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
@@ -120,7 +120,7 @@ def test_int8_is_close_without_padding(minilm: OnnxBase, tmp_path: Path) -> None
 
 def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    made, fusions = optimized(minilm, tmp_path / "base")
+    made, fusions = optimize_base(minilm, tmp_path / "base")
     assert (fusions["attention"], fusions["bias_gelu"]) == (LAYERS, LAYERS)
     cases = input_cases(made.inputs, seed=1, shapes=SHAPES)
     for found in deviations(minilm, made, cases):

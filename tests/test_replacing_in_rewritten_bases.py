@@ -25,7 +25,7 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.optimize import optimized
+from adapter_export.onnx_backend.quantise.optimize import optimize_base
 from adapter_export.onnx_backend.rewrite.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
@@ -66,7 +66,7 @@ def rewritten(
     _, pre_norm, how = request.param.rpartition("pre-norm ")
     made_of = exported_encoder(bool(pre_norm))
     base, folder = made_of.in_onnx, tmp_path_factory.mktemp("rewritten")
-    made = optimized(base, folder)[0] if how == "fused" else in_precision(base, how, folder)
+    made = optimize_base(base, folder)[0] if how == "fused" else in_precision(base, how, folder)
     there = {site.name for site in made.sites}
     adapters = {
         name: adapter_at(name, graph, [site for site in sites if site in there], made.sites, made.fingerprint)

@@ -38,15 +38,15 @@ class BaseForm:
         Raises:
             BaseModelError: the base cannot have this form.
         """
-        from adapter_export.onnx_backend.quantise.precision import with_precision
+        from adapter_export.onnx_backend.quantise.precision import convert_precision
 
-        base = with_precision(plain, self.precision, folder)
+        base = convert_precision(plain, self.precision, folder)
         if not self.optimize:
             return base
-        from adapter_export.onnx_backend.quantise.optimize import optimized
+        from adapter_export.onnx_backend.quantise.optimize import optimize_base
 
         (folder / "optimized").mkdir()
-        return optimized(base, folder / "optimized")[0]
+        return optimize_base(base, folder / "optimized")[0]
 
 
 def base_forms(names: Sequence[PrecisionName] = PRECISION_NAMES, *, fused: bool = True) -> Iterator[BaseForm]:

@@ -283,12 +283,12 @@ class OnnxFileBase(Base):
     def with_probed_lengths(self, reporter: Reporter = SILENT) -> OnnxFileBase:
         """Return the base with lengths found by test runs; large graphs are not run."""
         from adapter_export.onnx_backend.base.external import is_large
-        from adapter_export.onnx_backend.base.onnx_base import with_probed_lengths
+        from adapter_export.onnx_backend.base.onnx_base import probe_lengths
 
         if self.lengths or is_large(self.model.model):
             return self
         reporter.step("searching for the shortest and longest input of the graph")
-        probed = with_probed_lengths(self.model)
+        probed = probe_lengths(self.model)
         for axis, lengths in probed.lengths.items():
             reporter.step(f"length of axis `{axis}`: {lengths}, found by test runs")
         return replace(self, loaded=probed)

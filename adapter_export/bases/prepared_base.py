@@ -64,11 +64,11 @@ def open_prepared_base(
 
 def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
     """Return a base with fused operators; `BaseModelError` if its outputs change."""
-    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimize_base
 
     reporter.step("fusing operators of the base")
     out.mkdir()
-    made, fusions = optimized(base, out)
+    made, fusions = optimize_base(base, out)
     reporter.step("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
     for found in _deviations(base, made, reporter):
         check_deviation(found)
@@ -94,10 +94,10 @@ def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Call
             unfused = base.exported(folder) if exported is None else exported
             if not optimize:
                 return unfused
-            from adapter_export.onnx_backend.quantise.optimize import optimized
+            from adapter_export.onnx_backend.quantise.optimize import optimize_base
 
             (folder / "optimized").mkdir()
-            return optimized(unfused, folder / "optimized")[0]
+            return optimize_base(unfused, folder / "optimized")[0]
 
         yield runner, again
 
@@ -141,7 +141,7 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
     from adapter_export.format.manifest import token_lengths
     from adapter_export.numerics.sample_inputs import input_cases, less_padded
     from adapter_export.onnx_backend.base.external import is_large
-    from adapter_export.onnx_backend.base.onnx_base import with_probed_lengths
+    from adapter_export.onnx_backend.base.onnx_base import probe_lengths
 
     if is_large(base.model):
         first, *_, last = input_cases(
@@ -153,7 +153,7 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
     try:
         references.run(case.arrays, None)
     except RequestError as error:
-        most = token_lengths(base.inputs, with_probed_lengths(base).lengths).maximum
+        most = token_lengths(base.inputs, probe_lengths(base).lengths).maximum
         raise RequestError(
             "the base cannot run an input of this length",
             where=f"`{case.name}`",
@@ -162,17 +162,17 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
             fix="if its maximum is lower, pass it as " + argument("max_tokens", most),
         ) from error
     # store only the outputs of the base: readers compare every stored output
-    while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
+    while references.find_undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
         cases[-1] = shorter
     return cases
 
 
 def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
-    from adapter_export.onnx_backend.quantise.precision import with_precision
+    from adapter_export.onnx_backend.quantise.precision import convert_precision
 
     out = folder / "precision"
     out.mkdir()
-    return with_precision(plain, precision, out)
+    return convert_precision(plain, precision, out)
 
 
 def _deviations(plain: OnnxBase, rounded: OnnxBase, reporter: Reporter) -> list[Deviation]:

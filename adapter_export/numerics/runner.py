@@ -91,7 +91,7 @@ class Runner(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         """Return all outputs of the base and, for an adapter with a head, its result as `head_output`."""
 
-    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
+    def find_undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
         """Return the elements of these outputs that depend on attention of a query whose mask allows no token.
 
         A softmax over nothing is undefined, and backends differ. Outputs without such elements are omitted.
@@ -136,15 +136,15 @@ def exact(
     return None if outputs is None else _renamed(outputs, adapter, base_outputs, output)
 
 
-def undefined(
+def find_undefined(
     runner: Runner,
     inputs: Mapping[str, np.ndarray],
     adapter: Adapter | None,
     base_outputs: Collection[str],
     output: str | None,
 ) -> Undefined:
-    """Return the elements of `runner.undefined`, by the names that `run` gives the outputs."""
-    return _renamed(runner.undefined(inputs, adapter), adapter, base_outputs, output)
+    """Return the elements of `runner.find_undefined`, by the names that `run` gives the outputs."""
+    return _renamed(runner.find_undefined(inputs, adapter), adapter, base_outputs, output)
 
 
 def _renamed(outputs: Arrays, adapter: Adapter | None, base_outputs: Collection[str], output: str | None) -> Arrays:
@@ -162,7 +162,7 @@ Compute = Callable[[Mapping[str, np.ndarray], Adapter], Arrays]
 """From inputs and an adapter to outputs."""
 
 
-def moved_by_rounding(
+def measure_rounding(
     compute: Compute,
     inputs: Sequence[Mapping[str, np.ndarray]],
     adapter: Adapter | None,

@@ -79,11 +79,11 @@ class Writer:
 
     def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the mean over one axis, which is kept with length 1."""
-        return self._reduced(name, "ReduceMean", x, axis, keep=True)
+        return self._reduce(name, "ReduceMean", x, axis, keep=True)
 
     def largest(self, name: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
         """Write the maximum over one axis, which is kept with length 1 or dropped."""
-        return self._reduced(name, "ReduceMax", x, axis, keep=keep)
+        return self._reduce(name, "ReduceMax", x, axis, keep=keep)
 
     def nonzero(self, name: str, mask: ir.Value) -> ir.Value:
         """Write the non-zero positions of a mask, as booleans."""
@@ -93,7 +93,7 @@ class Writer:
         """Write the sum over one axis, which is kept with length 1."""
         return self.op(name, "ReduceSum", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
 
-    def _reduced(self, name: str, op_type: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
+    def _reduce(self, name: str, op_type: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
         if self.opset < _REDUCE_AXES_OPSET:
             return self.op(name, op_type, (x,), {"axes": [axis], "keepdims": int(keep)})
         return self.op(name, op_type, (x, self.integers(f"{name}/axis", [axis])), {"keepdims": int(keep)})

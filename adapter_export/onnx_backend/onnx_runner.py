@@ -398,10 +398,10 @@ class CutRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the base cannot compute these inputs.
         """
-        return self._whole.run(inputs) if adapter is None else self._adapted(inputs, adapter, Cut.run)
+        return self._whole.run(inputs) if adapter is None else self._run_adapted(inputs, adapter, Cut.run)
 
-    def _adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
-        opened, feeds = self._fed(inputs, adapter, compute)
+    def _run_adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
+        opened, feeds = self._run_segments(inputs, adapter, compute)
         outputs = {name: feeds[name] for name in opened.outputs if name in feeds}  # computed by earlier segments
         outputs |= compute(opened, len(opened.places), feeds)
         hidden = outputs.pop(exposed(HEAD, "hidden"))
@@ -411,7 +411,7 @@ class CutRunner:
             outputs[name] = result if hidden.dtype == np.float64 else result.astype(np.float32)
         return outputs
 
-    def _fed(
+    def _run_segments(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute = Cut.run
     ) -> tuple[Cut, Arrays]:
         """Return the base split where an adapter acts, with its inputs and all values that its last segment reads.
@@ -419,7 +419,7 @@ class CutRunner:
         The inputs include the adapter's result at each site.
         """
         check_fit([adapter], self._base.sites)
-        opened, feeds = self._opened(adapter), dict(inputs)
+        opened, feeds = self._open_cut(adapter), dict(inputs)
         permanent = {*inputs, *opened.outputs}
         permanent |= {cut_input(site.name, replaced) for (site, replaced), _ in opened.places}
         for at, ((site, replaced), shown) in enumerate(opened.places):
@@ -434,7 +434,7 @@ class CutRunner:
             feeds = {name: value for name, value in feeds.items() if name in later}
         return opened, feeds
 
-    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
+    def find_undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
         """Return no elements: the bundle's graph has the same operators, so its padding matches, too."""
         return {}
 
@@ -452,7 +452,7 @@ class CutRunner:
         """
         model, feeds = self._base.model, dict(inputs)
         if adapter is not None:
-            opened, feeds = self._fed(inputs, adapter)
+            opened, feeds = self._run_segments(inputs, adapter)
             model = opened.model
         shown = with_outputs(model, names)
         paths = {node.outputs[0].name: module_path(node) for node in model.graph if node.outputs}
@@ -478,7 +478,7 @@ class CutRunner:
             with suppress(*_NOT_EXACT):
                 if adapter is None:
                     return _in_float64(self._base.model, inputs)
-                return self._adapted(inputs, adapter, Cut.exactly)
+                return self._run_adapted(inputs, adapter, Cut.exactly)
         return None
 
     @cached_property
@@ -490,7 +490,7 @@ class CutRunner:
         """Return whether the base is small enough to keep all its pieces open."""
         return not weights_are_many(self._base.model)
 
-    def _opened(self, adapter: Adapter) -> Cut:
+    def _open_cut(self, adapter: Adapter) -> Cut:
         """Return the base split exactly where an adapter acts."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         key = frozenset(replaced.items())

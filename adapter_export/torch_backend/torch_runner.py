@@ -93,7 +93,7 @@ class TorchRunner:
             outputs = model(**tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
-    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
+    def find_undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
         """Return the elements of the outputs that change when attention without visible tokens returns other values."""
         model = self.model(adapter)
         tensors = _tensors(inputs)

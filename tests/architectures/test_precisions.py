@@ -19,7 +19,7 @@ from adapter_export.format.precision import PrecisionName
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimize_base
 from adapter_export.onnx_backend.quantise.rewritten import deviations
 from adapter_export.runtime import Bundle
 
@@ -41,7 +41,7 @@ def test_a_bundle_is_built_and_loads_at_every_level(
     (tmp_path / "made").mkdir()
     cases = input_cases(base.inputs, seed=0, max_tokens=7)
     if treatment == "optimize":
-        made, _ = optimized(base, tmp_path / "made")
+        made, _ = optimize_base(base, tmp_path / "made")
         for found in deviations(base, made, cases):
             check_deviation(found)
     else:

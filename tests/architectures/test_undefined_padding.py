@@ -39,9 +39,9 @@ def unseeing(lengths: npt.NDArray[np.int64], tokens: int = 7) -> npt.NDArray[np.
 
 
 def test_exactly_the_positions_that_see_no_token_are_undefined(base: ae.Base) -> None:
-    (found,) = TorchRunner(base.torch).undefined(inputs(*LENGTHS)).values()
+    (found,) = TorchRunner(base.torch).find_undefined(inputs(*LENGTHS)).values()
     np.testing.assert_array_equal(found.any(-1), unseeing(LENGTHS))
-    assert TorchRunner(base.torch).undefined(inputs(7, 5, 6)) == {}
+    assert TorchRunner(base.torch).find_undefined(inputs(7, 5, 6)) == {}
 
 
 def test_half_of_the_padding_becomes_tokens(base: ae.Base) -> None:

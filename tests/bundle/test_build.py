@@ -179,7 +179,7 @@ class Shifted:
             outputs[self._output] = outputs[self._output] + np.float32(self._by)
         return outputs
 
-    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
+    def find_undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
         return {}
 
 

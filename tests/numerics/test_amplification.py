@@ -12,7 +12,7 @@ from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import ia3_graph
 from adapter_export.numerics.budget import MOST_AMPLIFIED, budget, product_error
 from adapter_export.numerics.evaluate_adapter import evaluate_site
-from adapter_export.numerics.runner import DRAWS, Arrays, moved_by_rounding, with_errors
+from adapter_export.numerics.runner import DRAWS, Arrays, measure_rounding, with_errors
 from adapter_export.sites.site import Norm, Site, SiteMap
 
 WIDTH = 8
@@ -60,7 +60,7 @@ class Base:
 
 
 def moved(base: Base, adapter: Adapter | None = None) -> dict[str, float]:
-    return moved_by_rounding(base.run, [VALUES], adapter, sites=SITES, base="base", step=STEP)
+    return measure_rounding(base.run, [VALUES], adapter, sites=SITES, base="base", step=STEP)
 
 
 def scaled(by: float) -> Adapter:
@@ -132,7 +132,7 @@ def test_nan_does_not_count_and_every_draw_is_run() -> None:
         runs.append(adapter)
         return {"hidden": np.array([np.nan, len(runs)], np.float32)}
 
-    found = moved_by_rounding(compute, [VALUES], None, sites=SITES, base="base", step=STEP)
+    found = measure_rounding(compute, [VALUES], None, sites=SITES, base="base", step=STEP)
     assert len(runs) == DRAWS
     assert found == {"hidden": pytest.approx((DRAWS - 1) / np.sqrt(2))}
 

@@ -21,7 +21,7 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimize_base
 from adapter_export.onnx_backend.quantise.rewritten import Deviation, deviations
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -38,7 +38,7 @@ def plain(
 
 @pytest.fixture(scope="module")
 def fused(plain: tuple[OnnxBase, TorchRunner], tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
-    made, fusions = optimized(plain[0], tmp_path_factory.mktemp("fused"))
+    made, fusions = optimize_base(plain[0], tmp_path_factory.mktemp("fused"))
     assert fusions["bias_gelu"] >= 1
     return made
 

@@ -13,7 +13,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.format.precision import PrecisionName
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.quantise.optimize import optimized
+from adapter_export.onnx_backend.quantise.optimize import optimize_base
 from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
@@ -51,7 +51,7 @@ def test_given_sites_are_the_same_places_in_another_precision(
 
 def test_given_sites_are_the_same_places_in_a_fused_graph(base: OnnxBase, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    made, _ = optimized(base, tmp_path / "made")
+    made, _ = optimize_base(base, tmp_path / "made")
     _check_same_places(base, made, 1 - 1e-5)
 
 

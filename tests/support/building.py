@@ -14,7 +14,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.quantise.precision import convert_precision
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.output import Output
 
@@ -52,4 +52,4 @@ def build_bundle(
 
 def in_precision(base: OnnxBase, name: PrecisionName, folder: Path, **options: bool) -> OnnxBase:
     """Write a base in the precision that a name and options describe, and open it."""
-    return with_precision(base, Precision.of(name, **options), folder)
+    return convert_precision(base, Precision.of(name, **options), folder)

@@ -25,7 +25,7 @@ from adapter_export.format.sketch import SketchRecord, read_fill, sketched
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
-from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
+from adapter_export.numerics.runner import Arrays, Runner, Undefined, find_undefined, measure_rounding, run
 from adapter_export.numerics.sample_inputs import (
     LENGTHS,
     covering_cases,
@@ -492,7 +492,7 @@ class GoldenMaker:
             return found
 
         arrays, sites = [case.arrays for case in cases], self.references.sites
-        return moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
+        return measure_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
 
     def _undefined(self, case: Case, adapter: Adapter | None, output: str | None) -> Undefined:
         """Return undefined elements: positions of the padding, and whole rows of outputs that depend on them.
@@ -502,7 +502,7 @@ class GoldenMaker:
         real = case.real
         assert real is not None  # the caller checks it
         vague: Undefined = {}
-        for name, each in undefined(self.references, case.arrays, adapter, self.outputs, output).items():
+        for name, each in find_undefined(self.references, case.arrays, adapter, self.outputs, output).items():
             if has_rows_per_token(each.shape, real):
                 vague[name] = np.logical_and(each.reshape(*real.shape, -1).any(-1), ~real)
             elif each.shape[:1] == real.shape[:1]:

@@ -27,13 +27,13 @@ def columns_of_parquet(path: Path) -> tuple[str, ...]:
         DataError: the file is not Parquet.
         MissingExtraError: pyarrow is not installed.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         return tuple(file.schema_arrow.names)
 
 
 def count_of_parquet(path: Path) -> int:
     """Return the number of rows; for errors see `columns_of_parquet`."""
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
@@ -43,7 +43,7 @@ def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]
     Only row groups with such rows are read, one batch at a time. Classes stored as numbers by `datasets` become names;
     -1, a missing class, becomes `None`. For errors see `columns_of_parquet`.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         end = file.metadata.num_rows if end is None else end
         present = [name for name in columns if name in file.schema_arrow.names]
         groups, before, skipped = list[int](), 0, 0
@@ -68,7 +68,7 @@ def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         import pyarrow.parquet  # noqa: PLC0415 - an extra
     except ImportError as error:

@@ -64,7 +64,7 @@ class Merged(Chain):
 
     def result(self, branch: Here, values: Mapping[str, str]) -> str:
         """Add a member's nodes, with `values` instead of its site values; return the name of its result."""
-        return self._taken_in(branch, values, branch.graph.nodes)[branch.graph.result]
+        return self._add_nodes(branch, values, branch.graph.nodes)[branch.graph.result]
 
     def delta(self, branch: Here, values: Mapping[str, str]) -> str:
         """Add a member's graph without its residual; return the name of its addition to the replaced value.
@@ -76,7 +76,7 @@ class Merged(Chain):
         if last is not None and last is graph.nodes[-1] and last.op == "add" and graph.replaces in last.inputs:
             first, second = last.inputs
             added = second if first == graph.replaces else first
-            return self._taken_in(branch, values, graph.nodes[:-1])[added]
+            return self._add_nodes(branch, values, graph.nodes[:-1])[added]
         replaced = values.get(graph.replaces, graph.replaces)
         return self.difference(self.result(branch, values), replaced, f"{branch.member.label}_delta")
 
@@ -104,7 +104,7 @@ class Merged(Chain):
         """Return the name, followed by the first number that makes it unique if it is taken."""
         return first_free(name, {node.output for node in self.nodes})
 
-    def _taken_in(self, branch: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
+    def _add_nodes(self, branch: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
         graph, label = branch.graph, branch.member.label
         names = {name: values.get(name, name) for name in graph.inputs}
         for node in nodes:

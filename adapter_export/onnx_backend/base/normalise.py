@@ -252,7 +252,9 @@ def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir
     return total if node.op_type == "ReduceSum" else tape.op("Div", [total, number(len(parts))])
 
 
-def with_slot_opset(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> tuple[ir.Model, tuple[str, ...]]:
+def convert_to_slot_opset(
+    model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
+) -> tuple[ir.Model, tuple[str, ...]]:
     """Return the model in an opset that supports slots, and notes on the conversion for the user.
 
     Raises:
@@ -336,7 +338,7 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
             value.type = value.type or inferred[value.name].type
     if not has_shapes(model.graph):
         unknown = [value for value in _values(model) if not is_known(value.shape)]
-        for value, first, other in _observed(model, unknown, folder, inputs):
+        for value, first, other in _observe_shapes(model, unknown, folder, inputs):
             value.shape = _common_shape(value, first, other)
 
 
@@ -348,7 +350,7 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
     recorded = [value for value in _values(model) if value.shape is not None]
     wrong = [
         (value, first, other)
-        for value, first, other in _observed(model, recorded, folder, inputs)
+        for value, first, other in _observe_shapes(model, recorded, folder, inputs)
         if len(value.shape or ()) != len(first) == len(other)
     ]
     for value, first, other in wrong:
@@ -368,7 +370,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs if value.name]
 
 
-def _observed(
+def _observe_shapes(
     model: ir.Model, values: Sequence[ir.Value], folder: Path, inputs: Sequence[InputRecord]
 ) -> Iterator[tuple[ir.Value, tuple[int, ...], tuple[int, ...]]]:
     """Yield some values of a model with their shapes in two runs; nothing if the model cannot run.

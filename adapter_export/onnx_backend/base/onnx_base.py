@@ -29,9 +29,9 @@ from adapter_export.onnx_backend.base.length_probe import axes, equal_axes, leng
 from adapter_export.onnx_backend.base.normalise import (
     check_operators,
     complete_shapes,
+    convert_to_slot_opset,
     normalise,
     open_sums,
-    with_slot_opset,
 )
 from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.base.structure import check_structure
@@ -251,7 +251,7 @@ def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
         rename_axes(model, same)
         inputs, outputs = _interface(model)
     check_layers_are_visible(model.graph)
-    model, notes = with_slot_opset(model, folder, inputs)
+    model, notes = convert_to_slot_opset(model, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
     flow = flow_graph(model)
@@ -278,7 +278,7 @@ def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
     )
 
 
-def with_probed_lengths(base: OnnxBase) -> OnnxBase:
+def probe_lengths(base: OnnxBase) -> OnnxBase:
     """Return a base with lengths found by test runs, for a file that does not state them."""
     limits = length_limits(base.model, base.folder, base.inputs)
     lengths = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}

@@ -94,12 +94,12 @@ class WeightFile:
             for name, value in graph.initializers.items():
                 tensor = value.const_value
                 if tensor is not None and not self._contains(tensor):
-                    value.const_value = self._moved(name, tensor)
+                    value.const_value = self._move_tensor(name, tensor)
 
     def _contains(self, tensor: ir.TensorProtocol) -> bool:
         return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) == self._path
 
-    def _moved(self, name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    def _move_tensor(self, name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if is_embedded(tensor):
             return in_memory(tensor)
         is_packed = tensor.dtype.itemsize < 1  # NumPy has no such types

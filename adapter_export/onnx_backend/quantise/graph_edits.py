@@ -107,10 +107,10 @@ class _TransposedWeights:
     def of(self, weight: ir.Value) -> ir.Value:
         """Return the transpose of a weight."""
         if weight not in self._made:
-            self._made[weight] = self._transposed(weight)
+            self._made[weight] = self._transpose(weight)
         return self._made[weight]
 
-    def _transposed(self, weight: ir.Value) -> ir.Value:
+    def _transpose(self, weight: ir.Value) -> ir.Value:
         tensor = tensor_of(weight)
         name = f"{weight.name}_Transposed"
         while name in self._names:

@@ -37,7 +37,7 @@ _RULES_THAT_FAIL = (AssertionError, AttributeError, IndexError, KeyError, Runtim
 """Exceptions that onnxscript's rules raise on unexpected graphs."""
 
 
-def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]]:
+def optimize_base(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]]:
     """Write a base with attention, norms and activations fused, and open it; count the fusions by onnxscript's names.
 
     Precision, fingerprint, inputs, outputs and sites are unchanged.
@@ -49,14 +49,14 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
 
     def fuse(model: ir.Model, _weights: WeightFile) -> ir.Model:
         nonlocal counts
-        model, counts = _fused(model, base)
+        model, counts = _fuse(model, base)
         return model
 
     rewritten = rewrite_base(base, folder, "optimised", fuse)
     return rewritten, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
 
 
-def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]]:
+def _fuse(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]]:
     """Fuse the operators of a graph, and count the fusions."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
@@ -73,13 +73,13 @@ def _fused(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
             fix="build it without " + argument("optimize") + "; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
-    model = _with_sums_apart(model)
+    model = _separate_sums(model)
     if numerics(base.model).precision.name == "int8":
-        model = _with_standard_attention(model)
+        model = _use_standard_attention(model)
     return model, counts
 
 
-def _with_sums_apart(model: ir.Model) -> ir.Model:
+def _separate_sums(model: ir.Model) -> ir.Model:
     """Separate sums from norms and activations again, if the owner of a bias among them is clear.
 
     Separate operators are faster on the CPU; elsewhere ONNX Runtime fuses them when loading.
@@ -101,7 +101,7 @@ def _with_sums_apart(model: ir.Model) -> ir.Model:
     return model
 
 
-def _with_standard_attention(model: ir.Model) -> ir.Model:
+def _use_standard_attention(model: ir.Model) -> ir.Model:
     """Replace ONNX Runtime's attention by the standard `Attention`, whose kernel copies no heads and is faster."""
     graph = model.graph
     fused = {node: _separate(node) for node in graph.all_nodes() if node.op_type == "MultiHeadAttention"}

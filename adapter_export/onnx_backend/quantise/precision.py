@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.quantise.recipes import RECIPES
 from adapter_export.onnx_backend.quantise.rewritten import rewrite_base
 
 
-def with_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
+def convert_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
     """Convert a float32 base to another precision, write it as `base.onnx` and `base.bin`, and open it.
 
     `int8` uses products of 8-bit integers, with a scale per token and per column of a weight. `int8-weights` and

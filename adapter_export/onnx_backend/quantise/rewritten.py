@@ -65,7 +65,7 @@ def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> O
     written = external.read_model(path, partial(BaseModelError, "is not an ONNX model", where=path))
     if correct_shapes(written, folder, base.inputs):
         ir.save(written, path)
-    rewritten = _opened(path, base, done)
+    rewritten = _open_rewritten(path, base, done)
     facts = {
         "inputs": (rewritten.inputs, base.inputs),
         "outputs": (rewritten.outputs, base.outputs),
@@ -95,7 +95,7 @@ def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> O
     return replace(rewritten, sites=replace(rewritten.sites, sites=sites), lengths=base.lengths)
 
 
-def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
+def _open_rewritten(path: Path, base: OnnxBase, done: str) -> OnnxBase:
     """Open a rewritten base, with the site map of the original if there is one."""
     if base.given_sites is None:
         return open_onnx(path)

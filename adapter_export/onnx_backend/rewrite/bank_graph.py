@@ -215,7 +215,7 @@ class _RowBinding(ParameterBinding):
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """Return the mask as [batch, 1, tokens]."""
-        return _unsqueezed(mask, "mask/row", writer)
+        return _unsqueeze(mask, "mask/row", writer)
 
     def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
         """Mask the classes that a row's adapter lacks; a result with one value per row becomes [batch, width]."""
@@ -233,7 +233,7 @@ class _RowBinding(ParameterBinding):
             default = ir.Tensor(self._rows.tensors[name], name=name)
             tensor = self.rewrite.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
             rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
-            self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
+            self._gathered[name] = _unsqueeze(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]
 
     def _bank_rows(self, writer: Writer) -> ir.Value:
@@ -247,6 +247,6 @@ class _RowBinding(ParameterBinding):
         return self._checked
 
 
-def _unsqueezed(value: ir.Value, name: str, writer: Writer) -> ir.Value:
+def _unsqueeze(value: ir.Value, name: str, writer: Writer) -> ir.Value:
     """Return the value as [batch, 1, …]."""
     return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", [1])))

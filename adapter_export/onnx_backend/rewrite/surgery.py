@@ -187,7 +187,7 @@ class SiteRewrite(GraphRewrite):
         old = self.values[edit.values[edit.replaced]]
         if edit.piece is not None:
             writer = self._writer(edit.site)
-            new = _joined(old, new, edit.piece, self._base.flow.shapes[edit.site.h], writer)
+            new = _join(old, new, edit.piece, self._base.flow.shapes[edit.site.h], writer)
             nodes = [*self._cuts.pop(edit.site.name), *nodes, *writer.tape.nodes]
         if new is old:
             return
@@ -281,12 +281,12 @@ def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) ->
     width = (piece.end - piece.start) * piece.blocks
     features = _slice(_in_blocks(whole, piece, shape, "h/blocks", writer), piece.start, piece.end, "h", writer)
     if piece.blocks > 1:
-        features = _reshaped(features, [*[0] * (len(shape) - 1), width], "h/flat", writer)
+        features = _reshape(features, [*[0] * (len(shape) - 1), width], "h/flat", writer)
     features.shape = None if whole.shape is None else ir.Shape([*whole.shape[:-1], width])
     return features
 
 
-def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
+def _join(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
     """Return the fused layer's output with the features of a piece replaced; arguments as for `_cut`."""
     assert isinstance(shape[-1], int)  # the width of a site's values is known
     blocks = _in_blocks(whole, piece, shape, "whole/blocks", writer)
@@ -296,17 +296,17 @@ def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], 
     if piece.end < shape[-1] // piece.blocks:
         parts.append(_slice(blocks, piece.end, shape[-1] // piece.blocks, "whole/behind", writer))
     joined = writer.op("whole", "Concat", parts, {"axis": -1})
-    return _reshaped(joined, [*[0] * (len(shape) - 1), shape[-1]], "whole/flat", writer) if piece.blocks > 1 else joined
+    return _reshape(joined, [*[0] * (len(shape) - 1), shape[-1]], "whole/flat", writer) if piece.blocks > 1 else joined
 
 
 def _in_blocks(value: ir.Value, piece: Piece, shape: Sequence[Dim], name: str, writer: Writer) -> ir.Value:
     """Reshape to [..., blocks, features of a block]; return the value unchanged if there is one block."""
     if piece.blocks == 1:
         return value
-    return _reshaped(value, [*[0] * (len(shape) - 1), piece.blocks, -1], name, writer)
+    return _reshape(value, [*[0] * (len(shape) - 1), piece.blocks, -1], name, writer)
 
 
-def _reshaped(value: ir.Value, shape: Sequence[int], name: str, writer: Writer) -> ir.Value:
+def _reshape(value: ir.Value, shape: Sequence[int], name: str, writer: Writer) -> ir.Value:
     """Reshape a value; an axis of length 0 in `shape` keeps its length."""
     return writer.op(name, "Reshape", (value, writer.integers(f"{name}/shape", shape)))
 

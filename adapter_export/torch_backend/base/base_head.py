@@ -28,7 +28,7 @@ from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import OPS, Dim, Shape
 from adapter_export.graph.tasks import CLASSES, Task
 from adapter_export.numerics.budget import budget, extent, product_error
-from adapter_export.numerics.runner import moved_by_rounding
+from adapter_export.numerics.runner import measure_rounding
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.discover import discover
 from adapter_export.text import ending_token
@@ -110,7 +110,7 @@ class BaseHead:
             # a small sum of large terms has a larger rounding error
             arrays = {name: value.numpy() for name, value in inputs.items()}
             step = product_error("float32", inner=size.inner)
-            moved = moved_by_rounding(
+            moved = measure_rounding(
                 runner.run, [arrays], adapter, sites=runner.sites, base=base.fingerprint, step=step
             )
             if not distance <= allowed(scale=scale, moved=moved[str(model.head_name)]).absolute:

@@ -56,7 +56,7 @@ def _weights(model: ir.Model, precision: Precision, weights: WeightFile, *, bits
     for node in products:
         weight = _matrix(node)
         if weight not in stored:
-            stored[weight] = _stored(weight, quantizer, weights)
+            stored[weight] = _store_blocks(weight, quantizer, weights)
         product = _product(node, stored[weight], quantizer)
         if is_exact or node.graph is not model.graph:
             replace_node(node, product)
@@ -92,7 +92,7 @@ def _quantizer(matrices: Sequence[ir.Value], bits: int, *, exact: bool) -> Defau
     return DefaultWeightOnlyQuantizer(config)
 
 
-def _stored(weight: ir.Value, quantizer: DefaultWeightOnlyQuantizer, weights: WeightFile) -> Sequence[ir.Value]:
+def _store_blocks(weight: ir.Value, quantizer: DefaultWeightOnlyQuantizer, weights: WeightFile) -> Sequence[ir.Value]:
     """Write a matrix [in, out] as packed integers [out, blocks, bytes], scales, and packed zero points.
 
     Columns are quantized independently, so they are read in parts.

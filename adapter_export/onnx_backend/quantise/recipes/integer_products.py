@@ -56,7 +56,7 @@ def _int8(model: ir.Model, _precision: Precision, weights: WeightFile) -> ir.Mod
         if x not in rounded:
             rounded[x] = _round(x, node, numbers, graph.opset_imports[""])
         if weight not in quantized:
-            quantized[weight] = _quantized(weight, graph, weights)
+            quantized[weight] = _quantize(weight, graph, weights)
         (integers, largest), (matrix, steps) = rounded[x], quantized[weight]
         inputs = [integers, matrix, numbers.step, steps, numbers.zero]
         multiply(node, add_node(node, "MatMulIntegerToFloat", inputs, domain="com.microsoft"), largest)
@@ -92,7 +92,7 @@ def _round(x: ir.Value, before: ir.Node, numbers: _Numbers, opset: int) -> tuple
     return integers, largest
 
 
-def _quantized(weight: ir.Value, graph: ir.Graph, weights: WeightFile) -> tuple[ir.Value, ir.Value]:
+def _quantize(weight: ir.Value, graph: ir.Graph, weights: WeightFile) -> tuple[ir.Value, ir.Value]:
     """Return a matrix [in, out] as integers, and the step of each column [out]."""
     matrix = array_of(tensor_of(weight))
     integers, steps = np.empty(matrix.shape, np.int8), np.empty(matrix.shape[1], np.float32)
