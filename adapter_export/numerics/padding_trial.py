@@ -65,6 +65,7 @@ class PaddingTrial:
         for name in outputs:
             region = tuple(slice(size) for size in self._tokens((cut or first)[name]).shape)
             expected, actual = self._tokens(first[name])[region], self._tokens(other[name])[region]
+            # `not … <=` instead of `>`, so that NaN counts as a difference
             if not np.abs(actual - expected).max() <= relative * np.abs(expected).max():
                 return True
         return False

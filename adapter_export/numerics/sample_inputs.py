@@ -99,6 +99,7 @@ def covering_cases(
     chosen = _covering(able, first, 2)
     core = {_chosen_name(choice) for choice in _covering(chosen, first, 1)}
     more = [choice for choice in chosen if _chosen_name(choice) not in known_names]
+    # a random stream for each case, independent of the number of values that the others draw
     cases = [
         shaped_case(inputs, choice, np.random.default_rng([seed, 1, index]), bounds)
         for index, choice in enumerate(more)

@@ -35,6 +35,8 @@ WEIGHTED = "weighted_fusion"
 """The kind of a weighted fusion, and its type in the record."""
 
 _SUM_TOLERANCE = 1e-6
+"""Allowed distance of the sum of shares from 1, because shares such as 1/3 are rounded."""
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -332,6 +332,7 @@ def judge_tags(
         if not entities:
             return macro, accuracy
         hits, predictions, true = counts[units].sum(0)
+        # without entities to divide by, a score is 0, as in seqeval
         return (2 * hits / (predictions + true or 1), hits / (predictions or 1), hits / (true or 1), accuracy, macro)
 
     return Judged(

@@ -110,6 +110,7 @@ def _takes_zeros(group: SlotGroup, weights: Weights, shapes: Mapping[str, tuple[
     _, expected = group.try_out(weights)
     _, actual = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in weights.items()})
     width = expected.shape[-1]
+    # both are in float64, where only the order of summation may differ
     return np.allclose(actual[..., :width], expected, rtol=1e-9, atol=1e-9) and not actual[..., width:].any()
 
 
