@@ -81,8 +81,8 @@ def copy_verified(
 
 def check_release(manifest: Manifest, folder: Path) -> None:
     """Raise `VersionError` if a bundle needs a newer ONNX Runtime."""
-    found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
-    if found < needed:
+    installed, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
+    if installed < needed:
         raise VersionError(
             "requires a newer ONNX Runtime",
             where=folder,
@@ -303,8 +303,8 @@ class Bundle(Described):
         """
         opened = session or self.session()
         config = CONFIG_FILE in {file.path for file in self.manifest.files}
-        said = () if self.manifest.generation is None else self.manifest.generation.end
-        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else said
+        recorded = () if self.manifest.generation is None else self.manifest.generation.end
+        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else recorded
         return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:
@@ -321,8 +321,8 @@ class Bundle(Described):
         """Open the graphs of the bundle, without golden data; arguments and errors as of `session`."""
         row = provider_named(provider)
         if row.runtime == "openvino" and (optimization != "all" or not packed):
-            found = f"optimization level `{optimization}`" if packed else "weights that are not packed"
-            raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=found, fix="leave it out")
+            setting = f"optimization level `{optimization}`" if packed else "weights that are not packed"
+            raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=setting, fix="leave it out")
 
         def opened(path: str) -> OpenGraph:
             if row.runtime == "openvino":
@@ -387,9 +387,9 @@ class Bundle(Described):
         """Read a file of the bundle; `HashError` if it changed after the bundle was opened."""
         data = read_bytes(self.home / path)
         expected = self._hashes.get(path)
-        if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
+        if expected is not None and (digest := hashlib.sha256(data).hexdigest()) != expected:
             fix = "open the bundle again; never write into the files of a bundle in use"
-            raise HashError(self.home / path, found=found, expected=expected, fix=fix)
+            raise HashError(self.home / path, found=digest, expected=expected, fix=fix)
         return data
 
 

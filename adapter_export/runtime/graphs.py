@@ -248,8 +248,8 @@ class OrtGraph:
     @property
     def metadata(self) -> Mapping[str, str]:
         """The metadata of the model."""
-        found: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        return found
+        metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        return metadata
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
         """Compute outputs by name; RequestError if ONNX Runtime cannot compute these inputs."""

@@ -143,9 +143,9 @@ class _PrivateFile:
         self._state = _state(path)
         self._known: tuple[Places, Loaded] | None = None
 
-    def checked(self, data: Bytes, found: Loaded) -> None:
+    def checked(self, data: Bytes, loaded: Loaded) -> None:
         """Store the result of a check."""
-        self._known = find_tensors(data, self._path), replace(found, tensors={})
+        self._known = find_tensors(data, self._path), replace(loaded, tensors={})
 
     def read(self) -> Loaded:
         """Read it; errors as of the check, or FileError if it was changed or removed."""
@@ -156,9 +156,9 @@ class _PrivateFile:
         if _state(self._path) != self._state:  # compared after opening, since the file may have been replaced before
             raise _touched(self._path, "was changed or replaced")
         if self._known is None:
-            found = self._check(data, self._path)
-            self.checked(data, found)
-            return found
+            loaded = self._check(data, self._path)
+            self.checked(data, loaded)
+            return loaded
         places, known = self._known
         return replace(known, tensors=tensors_at(data, places))
 
@@ -166,17 +166,17 @@ class _PrivateFile:
 def _state(path: Path) -> tuple[int, ...] | None:
     """Return a value that changes when a file is written to or replaced, or `None` if it is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _touched(path: Path, found: str) -> FileError:
+def _touched(path: Path, change: str) -> FileError:
     return FileError(
         "the private copy of an adapter has changed",
         where=path,
-        found="it " + found,
+        found="it " + change,
         expected="a file that no other process changes while a session is open",
         fix="open the bundle again; if temporary files are cleaned up there, set `TMPDIR` to another folder",
     )
@@ -290,7 +290,7 @@ class Adapters:
         """Remove and return an adapter; RequestError if it is not loaded."""
         with self._lock:
             entry = self.entry(name)
-            self._entries = {other: kept for other, kept in self._entries.items() if other != name}
+            self._entries = {other: remaining for other, remaining in self._entries.items() if other != name}
             self._kept.pop(entry, None)
             return entry
 
@@ -352,8 +352,8 @@ class Adapters:
     def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
         """Read an adapter once, so that the hashed bytes are the used ones."""
         data = read_bytes(path)
-        if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
-            raise HashError(path, found=found, expected=digest)
+        if digest is not None and (actual := hashlib.sha256(data).hexdigest()) != digest:
+            raise HashError(path, found=actual, expected=digest)
         return self._checked(claim, data, path)
 
     def _private_file(self, path: Path, claim: Claim) -> _PrivateFile:
@@ -424,8 +424,8 @@ def _check_adapter(
     wanted = len(task.labels) or task.kind.width or classes
     if classes != wanted:
         what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
-        found = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
-        raise AdapterError(what, where=where, found=found, expected=f"{classes if task.labels else wanted}")
+        actual = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
+        raise AdapterError(what, where=where, found=actual, expected=f"{classes if task.labels else wanted}")
     return head, task
 
 
@@ -504,14 +504,14 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
     seen = [head for head in manifest.heads if head.graph in busy]
     if len(seen) > 1:
-        found = quoted(head.graph for head in seen)
+        graphs = quoted(head.graph for head in seen)
         raise AdapterError(
-            "fills several heads", where=where, found=found, expected="one, the others at their defaults"
+            "fills several heads", where=where, found=graphs, expected="one, the others at their defaults"
         )
     if seen:
         return seen[0]
-    said = [head for head in manifest.heads if claim.output == head.output]
+    claimed = [head for head in manifest.heads if claim.output == head.output]
     bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
     output = TASK_TYPES[claim.type].output if claim.type in PROBLEM_TYPES else None
-    fitting = said or [head for head in bare if head.result == output]
-    return fitting[0] if len(fitting) == 1 or said else None
+    fitting = claimed or [head for head in bare if head.result == output]
+    return fitting[0] if len(fitting) == 1 or claimed else None

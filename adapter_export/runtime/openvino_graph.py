@@ -108,8 +108,8 @@ def open_openvino(path: Path, provider: ProviderName, threads: int | None = None
 
 
 def _metadata(model: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
-    return found
+    metadata: Mapping[str, Any] = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+    return metadata
 
 
 def _reason(error: Exception) -> str:

@@ -74,10 +74,10 @@ def scaled_parameters(text: str | None, slots: Sequence[SlotRecord], where: str)
             found="a bundle of an earlier release",
             fix="build it again, or leave the strength out",
         )
-    found: Any = parse_json(text.encode(), where)
-    if not isinstance(found, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= found.keys():
+    parameters: Any = parse_json(text.encode(), where)
+    if not isinstance(parameters, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= parameters.keys():
         raise FormatError("lacks graphs of the bundle", where=where, fix="build it again")
-    return found
+    return parameters
 
 
 def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, strength: float, adapter: str) -> Weights:

@@ -86,9 +86,9 @@ class Decoder:
     ) -> list[WrittenRow]:
         """Return the rows of prompts; arguments and errors as of `write`."""
         if isinstance(adapters, str) or len(adapters) != len(prompts):
-            found = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
+            actual = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
             expected = f"a list of {len(prompts)} names; `None` is the base"
-            raise RequestError("there is not one adapter for each prompt", found=found, expected=expected)
+            raise RequestError("there is not one adapter for each prompt", found=actual, expected=expected)
         for place, prompt in enumerate(prompts):
             self.inputs.check_prompt(prompt, f"prompt {place}")
         both = zip(prompts, adapters, strict=True)
