@@ -71,9 +71,9 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     if done.returncode == _MEMORY:
         raise refusal(f"more than {limits.bytes / 1e6:,.0f} MB of memory")
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
-        raise refusal(f"a crash ({ended}){f': {said[-1]}' if said else ''}")
+        raise refusal(f"a crash ({ended}){f': {lines[-1]}' if lines else ''}")
     facts: dict[str, Any] | None = json.loads(done.stdout.splitlines()[-1])
     if facts is not None:
         kind = getattr(errors, facts.pop("error"))

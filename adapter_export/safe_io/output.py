@@ -80,8 +80,8 @@ class Output:
             raise OutputExistsError(path)
         place, home = path.resolve(), Path(os.path.expanduser("~"))  # noqa: PTH111 `Path.home` may be an error
         if not path.is_symlink() and (place in (home, *home.parents) or (place / ".git").exists()):
-            found = "a git repository" if (place / ".git").exists() else "your home folder, or a parent of it"
-            raise FileError("would be replaced", where=path, found=found, fix="choose another name for the output")
+            actual = "a git repository" if (place / ".git").exists() else "your home folder, or a parent of it"
+            raise FileError("would be replaced", where=path, found=actual, fix="choose another name for the output")
         for source in _paths(sources):
             if place in (source.resolve(), *source.resolve().parents):
                 raise FileError(
@@ -171,8 +171,8 @@ def _paths(sources: object) -> Iterator[Path]:
     elif isinstance(sources, Mapping):
         yield from _paths(list(sources.values()))
     elif isinstance(sources, Sequence):
-        for one in sources:
-            yield from _paths(one)
+        for source in sources:
+            yield from _paths(source)
 
 
 @contextmanager

@@ -69,10 +69,10 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            asked = size + 1  # never `most`: Python allocates the requested size
-            while size <= most and (block := file.read(asked)):
+            requested = size + 1  # never `most`: Python allocates the requested size
+            while size <= most and (block := file.read(requested)):
                 blocks.append(block)
-                size, asked = max(size, sum(map(len, blocks))), _BLOCK_BYTES
+                size, requested = max(size, sum(map(len, blocks))), _BLOCK_BYTES
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
     if size > most:
@@ -241,11 +241,11 @@ def unreadable(path: Path, error: Exception) -> FileError:
     return FileError(f"cannot be read ({reason or error})", where=path, fix="check its permissions")
 
 
-def _too_large(path: Path, found: str, most: int) -> FileError:
+def _too_large(path: Path, actual: str, most: int) -> FileError:
     return FileError(
         "is too large",
         where=path,
-        found=found,
+        found=actual,
         expected=f"at most {most:,} bytes",
         fix="check that this is the intended file",
     )
