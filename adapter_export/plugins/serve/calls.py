@@ -162,8 +162,8 @@ class Call(Strict):
         """Return the adapter or the model of each row."""
         if self.model is not None and (self.adapter is not None or self.adapters is not None):
             raise RequestError("more than one of `model`, `adapter` and `adapters` is given", expected="one of them")
-        given = self.adapter if self.model is None else self.model
-        names = self.adapters if self.adapters is not None else [given] * rows
+        default = self.adapter if self.model is None else self.model
+        names = self.adapters if self.adapters is not None else [default] * rows
         if len(names) != rows or (self.adapters is not None and self.adapter is not None):
             raise RequestError("`adapters` needs one name per row, without `adapter`", found=len(names), expected=rows)
         return names
@@ -181,8 +181,8 @@ class Call(Strict):
         if self.context is None:
             return [None] * rows
         if self.inputs is None or len(self.context) != rows:
-            found = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
-            raise RequestError("`context` needs `inputs`, and one list per row", found=found)
+            actual = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
+            raise RequestError("`context` needs `inputs`, and one list per row", found=actual)
         return [None if row is None else np.array(row, bool) for row in self.context]
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:

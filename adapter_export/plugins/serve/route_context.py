@@ -37,15 +37,15 @@ class Admission:
     async def check(self, request: HttpRequest) -> None:
         """Raise RefusedError (401, 403) for clients that are not admitted."""
         if self._token is not None:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(token.encode(), self._token.encode()):
                 raise RefusedError(401, "the header `authorization: Bearer TOKEN` with the admin token is required")
             return
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         near = request.client is not None and _is_loopback(request.client.host)
-        own = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
-        if not near or not own or any(name in request.headers for name in _PROXY_HEADERS):
+        is_local = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
+        if not near or not is_local or any(name in request.headers for name in _PROXY_HEADERS):
             raise RefusedError(403, "only loopback clients may administer this server; start it with an admin token")
 
 

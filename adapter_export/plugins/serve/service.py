@@ -219,8 +219,8 @@ class Service:
             target = self.models.find(model) or await self.resolve(model)
             if target is None:
                 raise RequestError("the shadow no longer exists", found=f"`{model}`")
-            found = await self._computed([row.by(target) for row in rows], _USUAL)
-            pairs = [(answer.document(), other.document()) for answer, other in zip(computed, found, strict=True)]
+            shadow_rows = await self._computed([row.by(target) for row in rows], _USUAL)
+            pairs = [(answer.document(), other.document()) for answer, other in zip(computed, shadow_rows, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
             log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
@@ -239,9 +239,9 @@ class Service:
             for target in dict.fromkeys(row.target for row in rows):
                 stack.enter_context(target.held())
             parts = [self._compute(served, [rows[at] for at in places], reading) for served, places in groups.items()]
-            found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
+            by_group = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
         results: list[AnsweredRow | None] = [None] * len(rows)
-        for places, part in zip(groups.values(), found, strict=True):
+        for places, part in zip(groups.values(), by_group, strict=True):
             for at, answer in zip(places, part, strict=True):
                 results[at] = answer
         return [answer for answer in results if answer is not None]
@@ -250,11 +250,11 @@ class Service:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, reading)
         plain_rows = [row.row for row in rows]
-        read_here = [row.asked for row in plain_rows if not row.is_arrays]
-        for asked_row in read_here:
-            served.check_read(asked_row)
+        contents = [row.asked for row in plain_rows if not row.is_arrays]
+        for content in contents:
+            served.check_read(content)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
-        if sum(map(_characters, read_here)) < _SHORT:
+        if sum(map(_characters, contents)) < _SHORT:
             read = answerer.read(plain_rows)
         else:
             read = await self._read_slowly(served, answerer, plain_rows)
@@ -262,8 +262,8 @@ class Service:
         if values > most:
             expected = f"expected at most {most:,} (`max_outputs` of the server)"
             raise RefusedError(413, f"the outputs have {values:,} values; {expected}")
-        found = iter(await served.collector.answer([request for row in read for request in row.requests]))
-        return [row.answered([next(found) for _ in row.requests]) for row in read]
+        outputs = iter(await served.collector.answer([request for row in read for request in row.requests]))
+        return [row.answered([next(outputs) for _ in row.requests]) for row in read]
 
     async def _read_slowly(self, served: LoadedBundle, answerer: Answerer, rows: Sequence[Row]) -> list[ReadRow]:
         """Read rows in parts, one part of any request at a time: text and images take far more memory than their bytes.
@@ -291,8 +291,8 @@ class Service:
                 continue
             size, most = record.size(row.asked, row.where), self._limits.max_file
             if size > most:
-                found = f"{row.where} has {size:,} pixels or samples"
-                raise RefusedError(413, f"{found}; expected at most {most:,} (`max_file` of the server)")
+                actual = f"{row.where} has {size:,} pixels or samples"
+                raise RefusedError(413, f"{actual}; expected at most {most:,} (`max_file` of the server)")
         return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
@@ -332,9 +332,9 @@ class Service:
         """Return the model of a name; as in the C++ service, `None` and `base` are the base."""
         is_base = name == BASE and self.models.find(BASE) is None and BASE not in self.routes.table
         if name is None or is_base:
-            found = Target(self.models.only(), None)
-            state.model = state.adapter = found.name
-            return found
+            target = Target(self.models.only(), None)
+            state.model = state.adapter = target.name
+            return target
         try:
             return await self.target(name, key, state, keep)
         except RefusedError as error:

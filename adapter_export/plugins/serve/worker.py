@@ -76,8 +76,8 @@ class Relay:
     async def start(self, apply: Apply) -> None:
         """Apply earlier changes, then listen for new ones."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._connection, limit=MOST_LINE)
-        for change, given in self._task.made:
-            await apply(change, given)
+        for change, arguments in self._task.made:
+            await apply(change, arguments)
         self._spawn(self._listen(apply))
 
     def send(self, **message: object) -> None:

@@ -109,15 +109,15 @@ class _Watch:
     async def _start(self, index: int) -> None:
         """Start a worker and wait until it is ready; changes wait meanwhile."""
         async with self._changing:
-            ours, others = socket.socketpair()
-            words = [sys.executable, "-m", "adapter_export.plugins.serve.worker", str(others.fileno())]
+            ours, theirs = socket.socketpair()
+            words = [sys.executable, "-m", "adapter_export.plugins.serve.worker", str(theirs.fileno())]
             words.append(str(self._listening.fileno()))
-            fds = (others.fileno(), self._listening.fileno())
+            fds = (theirs.fileno(), self._listening.fileno())
             around = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics")}
             process = await asyncio.create_subprocess_exec(
                 *words, pass_fds=fds, env=around, stdin=asyncio.subprocess.DEVNULL
             )
-            others.close()
+            theirs.close()
             worker = _Worker(process, *await asyncio.open_connection(sock=ours, limit=MOST_LINE))
             settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
             keeps = self._settings.state is not None  # the state file contains the routes
@@ -125,7 +125,7 @@ class _Watch:
                 settings=asdict(settings),
                 bundles={name: bundle.home for name, bundle in self._bundles.items()},
                 folder=self._folder,
-                made=[one for one in self._made if not (keeps and one[0] in _ROUTES)],
+                made=[entry for entry in self._made if not (keeps and entry[0] in _ROUTES)],
             )
             self._spawn(self._listen(worker))
             self._spawn(self._live(worker, index))
@@ -197,11 +197,11 @@ class _Watch:
                 self._made = [*self._made, (change, arguments)][-_MOST_MADE:]
             return done
 
-    async def _apply(self, worker: _Worker, change: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def _apply(self, worker: _Worker, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         worker.asked[number] = future
-        worker.send(apply=change, given=given, number=number)
+        worker.send(apply=change, given=arguments, number=number)
         try:
             return await future
         except asyncio.CancelledError:

@@ -46,6 +46,6 @@ class Administration:
         """Restore the routes from before the last change."""
         return await self._changed("rollback")
 
-    async def _changed(self, change: str, **given: Any) -> Response:
-        await self._context.in_time(self._context.control.do(change, **given))
+    async def _changed(self, change: str, **arguments: Any) -> Response:
+        await self._context.in_time(self._context.control.do(change, **arguments))
         return await self.routes()

@@ -42,10 +42,10 @@ Stops = Annotated[list[Stop], Field(max_length=16)]
 def _default_only(default: object) -> BeforeValidator:
     """Refuse every value except null and the default, which clients send for options that they do not use."""
 
-    def check(given: object, info: ValidationInfo) -> object:
-        if given is not None and given != default:
+    def check(value: object, info: ValidationInfo) -> object:
+        if value is not None and value != default:
             raise RequestError(
-                "is not supported", where=f"`{info.field_name}`", found=repr(given), expected=repr(default)
+                "is not supported", where=f"`{info.field_name}`", found=repr(value), expected=repr(default)
             )
         return default
 
@@ -113,11 +113,11 @@ class Completions(Strict):
 
     def prompts(self) -> list[str]:
         """Return the prompt of each choice; RequestError if there are too many."""
-        given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        found = [prompt for prompt in given for _ in range(self.n or 1)]
-        if len(found) > MOST_ROWS:
-            raise RequestError("too many completions", found=len(found), expected=f"at most {MOST_ROWS}")
-        return found
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        prompts = [prompt for prompt in texts for _ in range(self.n or 1)]
+        if len(prompts) > MOST_ROWS:
+            raise RequestError("too many completions", found=len(prompts), expected=f"at most {MOST_ROWS}")
+        return prompts
 
     def decoding(self, most: int) -> Decoding:
         """Return the options; RequestError if `max_tokens` exceeds the limit `most`."""

@@ -67,7 +67,7 @@ class Rerank(Strict):
         """Return the texts to rank; RequestError unless one of the two keys has them."""
         if (self.documents is None) == (self.texts is None):
             raise RequestError("either `documents` or `texts` must be given", expected="one of them")
-        return [one if isinstance(one, str) else one.text for one in self.documents or self.texts or ()]
+        return [text if isinstance(text, str) else text.text for text in self.documents or self.texts or ()]
 
     @property
     def long(self) -> LongTexts:
@@ -155,10 +155,14 @@ def _classified(row: AnsweredRow) -> dict[str, Any]:
     answer = row.answer.answer
     if not isinstance(answer, Prediction | LabelSet):
         raise _other(row, "does not classify texts", "`single_label` or `multi_label`")
-    found = answer.probabilities
-    return {"label": max(found, key=found.__getitem__), "probs": [*found.values()], "num_classes": len(found)}
+    probabilities = answer.probabilities
+    return {
+        "label": max(probabilities, key=probabilities.__getitem__),
+        "probs": [*probabilities.values()],
+        "num_classes": len(probabilities),
+    }
 
 
 def _other(row: AnsweredRow, what: str, expected: str) -> RequestError:
-    found = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
-    return RequestError(what, where=f"model `{row.head.adapter}`", found=found, expected=f"an adapter for {expected}")
+    actual = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
+    return RequestError(what, where=f"model `{row.head.adapter}`", found=actual, expected=f"an adapter for {expected}")
