@@ -92,8 +92,12 @@ class Hub:
                 info: Any = self._api.repo_info(name, revision=revision, repo_type=self._type, files_metadata=True)
                 self._commit = str(info.sha)
                 rows = [
-                    {"path": one.rfilename, "size": one.size or 0, "digest": one.lfs.sha256 if one.lfs else None}
-                    for one in info.siblings or ()
+                    {
+                        "path": sibling.rfilename,
+                        "size": sibling.size or 0,
+                        "digest": sibling.lfs.sha256 if sibling.lfs else None,
+                    }
+                    for sibling in info.siblings or ()
                 ]
         if not re.fullmatch(r"[0-9a-f]{40,64}", self._commit):
             raise RemoteError("the hub returned no commit", where=self.reference, found=visible(self._commit))
@@ -232,8 +236,8 @@ class Hub:
             fix = f"check the network and `HF_ENDPOINT`{self._offline_way()}"
             raise UnreachableError("the hub does not respond", where=where, found=_said(error), fix=fix) from error
         except RuntimeError as error:  # from a thread of the library, with the original error as its cause
-            found = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            raise UnreachableError("the connection broke off", where=where, found=found, fix="run again") from error
+            cause = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise UnreachableError("the connection broke off", where=where, found=cause, fix="run again") from error
         finally:
             if bars:
                 enable_progress_bars()
@@ -251,5 +255,5 @@ _TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"
 
 
 def _said(error: Exception) -> str:
-    said = error.server_message if isinstance(error, HfHubHTTPError) else None
-    return visible(said or reason(error)).rstrip(".")
+    message = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return visible(message or reason(error)).rstrip(".")

@@ -110,11 +110,11 @@ class Registry:
             raise FormatError(
                 "the manifest is too large", where=where, expected=f"at most {_MOST_MANIFEST_BYTES:,} bytes"
             )
-        found = hashlib.sha256(data).hexdigest()
-        if digest is not None and digest != f"sha256:{found}":
+        actual = hashlib.sha256(data).hexdigest()
+        if digest is not None and digest != f"sha256:{actual}":
             what = "the manifest does not match the requested digest"
-            raise HashError(where, what, found=found, expected=digest.removeprefix("sha256:"))
-        return Remote(f"sha256:{found}", _layers(data, where))
+            raise HashError(where, what, found=actual, expected=digest.removeprefix("sha256:"))
+        return Remote(f"sha256:{actual}", _layers(data, where))
 
     def download(self, file: RemoteFile, folder: Path) -> None:
         """Write one file to its path in a folder, up to the size in the manifest.
@@ -185,11 +185,11 @@ class Registry:
         version = self.reference.tag or (None if self.reference.digest else self.reference.version)
         headers = {"Content-Type": MANIFEST_TYPE}
         with self._asked("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
-            kept = response.headers.get("Docker-Content-Digest", digest)
-        if kept != digest:
+            stored = response.headers.get("Docker-Content-Digest", digest)
+        if stored != digest:
             fix = "use a registry that stores OCI manifests unchanged"
             raise RemoteError(
-                "the registry changed the manifest", where=self.reference, found=kept, expected=digest, fix=fix
+                "the registry changed the manifest", where=self.reference, found=stored, expected=digest, fix=fix
             )
         return digest
 
@@ -256,9 +256,9 @@ class Registry:
         if scheme.lower() != "bearer" or "realm" not in parameters:
             return False
         wanted = {name: parameters[name] for name in ("service", "scope") if name in parameters}
-        given = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
+        headers = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
         url = httpx2.URL(parameters["realm"]).copy_merge_params(wanted)
-        with self._client.stream("GET", url, headers=given) as response:
+        with self._client.stream("GET", url, headers=headers) as response:
             document = _document(response) if response.is_success else {}
         token = document.get("token", document.get("access_token"))
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -304,11 +304,11 @@ def _document(response: httpx2.Response) -> Mapping[str, Any]:
 
 def _refusal(response: httpx2.Response, where: RegistryReference) -> RemoteError:
     """Return the error for an unsuccessful response."""
-    status, said = response.status_code, ""
+    status, message = response.status_code, ""
     errors = _document(response).get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-        said = visible(str(errors[0].get("message", ""))[:200])
-    answer = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
+        message = visible(str(errors[0].get("message", ""))[:200])
+    answer = f"{status} {response.reason_phrase}{f': {message}' if message else ''}"
     if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
         return DeniedError("the registry denies access", where=where, found=answer, fix=fix)
@@ -382,7 +382,7 @@ def _ask_helper(helper: str, host: str) -> str | None:
         done = subprocess.run(
             [f"docker-credential-{helper}", "get"], input=host.encode(), capture_output=True, timeout=30, check=True
         )
-        found: Any = parse_json(done.stdout, f"docker-credential-{helper}")
-        return b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+        login: Any = parse_json(done.stdout, f"docker-credential-{helper}")
+        return b64encode(f"{login['Username']}:{login['Secret']}".encode()).decode()
     except (OSError, subprocess.SubprocessError, InputError, LookupError, TypeError):
         return None
