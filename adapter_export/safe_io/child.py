@@ -87,7 +87,7 @@ def answer() -> None:
     module, _, name = task["function"].partition(":")
     function, facts = getattr(importlib.import_module(module), name), None
     if resource is not None:
-        most = _taken() + task["bytes"]
+        most = _allocated_bytes() + task["bytes"]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
@@ -105,9 +105,10 @@ def answer() -> None:
     os._exit(0)  # do not wait for running threads of a library
 
 
-def _taken() -> int:
+def _allocated_bytes() -> int:
     """Return the bytes of memory allocated by this process, where the system reports them."""
     try:
+        # the sixth field: pages of data and stack; `RLIMIT_DATA` limits the data, those of the interpreter included
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
     except OSError:
         return 0

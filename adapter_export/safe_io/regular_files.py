@@ -164,13 +164,13 @@ def copy_open(file: BufferedReader, path: Path, copy: Path, size: int) -> str:
     The copy shares the blocks of the file where the file system can (Btrfs, XFS), and is hashed afterwards.
     """
     with copy.open("xb+") as copied:
-        if not _cloned(file, copied):
+        if not _try_clone(file, copied):
             return _copy_blocks(file, path, copied, size)
         copied.truncate(min(size, os.fstat(copied.fileno()).st_size))
         return hashlib.file_digest(copied, "sha256").hexdigest()
 
 
-def _cloned(file: IO[bytes], copied: IO[bytes]) -> bool:
+def _try_clone(file: IO[bytes], copied: IO[bytes]) -> bool:
     """Return whether an empty file could be made a clone of another one."""
     if fcntl is None or sys.platform != "linux":
         return False

@@ -77,7 +77,7 @@ def copy_shared(path: Path, copy: Path, size: int, sha256: str, *, rehash: bool 
     folder = _shared_folder(create=True) if size >= LEAST_BYTES else None
     if folder is not None:
         try:
-            with _locked_seal(folder, sha256, _WAIT_SECONDS) as seal:
+            with _lock_seal(folder, sha256, _WAIT_SECONDS) as seal:
                 return seal.link(path, copy, size, rehash=rehash)
         except OSError:  # no room, no hard links or locks, or the other process takes too long
             copy.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def unlink_copies(folder: Path) -> None:
     for path in linked:
         sha256 = copies.get(path.lstat().st_ino)
         if sha256 is not None:
-            with suppress(OSError), _locked_seal(shared, sha256, 1.0) as seal:
+            with suppress(OSError), _lock_seal(shared, sha256, 1.0) as seal:
                 seal.unlink(path)
     if _in_memory(shared):
         remove_unused(most=0)
@@ -119,7 +119,7 @@ def remove_unused(most: int | None = None) -> None:
         for used, name in seals:
             expired = time.time() - used > UNUSED_SECONDS
             if sizes[name] is not None and (expired or sum(filter(None, sizes.values())) > limit or not sizes[name]):
-                with suppress(OSError), _locked_seal(folder, name, 0.0) as seal:
+                with suppress(OSError), _lock_seal(folder, name, 0.0) as seal:
                     seal.remove_if_unused()
                 sizes[name] = 0
 
@@ -158,7 +158,7 @@ def _in_memory(folder: Path) -> bool:
 
 
 @contextmanager
-def _locked_seal(folder: Path, sha256: str, seconds: float) -> Iterator[_Seal]:
+def _lock_seal(folder: Path, sha256: str, seconds: float) -> Iterator[_Seal]:
     """Yield the seal of a copy, locked against other processes and threads.
 
     Raises:
