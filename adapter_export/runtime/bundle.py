@@ -132,16 +132,16 @@ class Bundle(Described):
         """
         place = Path(folder)
 
-        def opened(manifest: Manifest) -> Bundle:
+        def open_listed(manifest: Manifest) -> Bundle:
             check_release(manifest, place)
             if not verify:
                 return cls(place, manifest, False)
             adapters = {record.onnx_adapter for record in manifest.adapters}
             run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
             otherwise = "if the bundle is read-only, open it with `Bundle.open(…, copy=False)`"
-            return cls._verified(place, manifest, run if copy else None, otherwise)
+            return cls._verify_and_copy(place, manifest, run if copy else None, otherwise)
 
-        return open_whole(place, opened, expect=expect)
+        return open_whole(place, open_listed, expect=expect)
 
     @classmethod
     def open_to_check(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> Bundle:
@@ -156,14 +156,14 @@ class Bundle(Described):
             FileError, FormatError: it cannot be read, its files do not match their SHA-256, or there is no room.
         """
 
-        def opened(manifest: Manifest) -> Bundle:
+        def open_listed(manifest: Manifest) -> Bundle:
             paths = [file.path for file in manifest.files]
-            return cls._verified(folder, manifest, paths if copy else None, rehash=True)
+            return cls._verify_and_copy(folder, manifest, paths if copy else None, rehash=True)
 
-        return open_whole(folder, opened, expect=expect)
+        return open_whole(folder, open_listed, expect=expect)
 
     @classmethod
-    def _verified(
+    def _verify_and_copy(
         cls,
         folder: Path,
         manifest: Manifest,
@@ -324,7 +324,7 @@ class Bundle(Described):
             setting = f"optimization level `{optimization}`" if packed else "weights that are not packed"
             raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=setting, fix="leave it out")
 
-        def opened(path: str) -> OpenGraph:
+        def open_file(path: str) -> OpenGraph:
             if row.runtime == "openvino":
                 with self.named():
                     self._read(path)  # compares its hash
@@ -334,7 +334,7 @@ class Bundle(Described):
             )
             return OrtGraph(session, row.memory, shares_arena=provider == "cpu")
 
-        return Graphs(self.manifest, provider, opened)
+        return Graphs(self.manifest, provider, open_file)
 
     def open_graph(
         self,

@@ -143,7 +143,7 @@ class _PrivateFile:
         self._state = _state(path)
         self._known: tuple[Places, Loaded] | None = None
 
-    def checked(self, data: Bytes, loaded: Loaded) -> None:
+    def record_check(self, data: Bytes, loaded: Loaded) -> None:
         """Store the result of a check."""
         self._known = find_tensors(data, self._path), replace(loaded, tensors={})
 
@@ -157,7 +157,7 @@ class _PrivateFile:
             raise _touched(self._path, "was changed or replaced")
         if self._known is None:
             loaded = self._check(data, self._path)
-            self.checked(data, loaded)
+            self.record_check(data, loaded)
             return loaded
         places, known = self._known
         return replace(known, tensors=tensors_at(data, places))
@@ -225,7 +225,7 @@ class Adapters:
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
         self._uses = Uses(resident)
-        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the most recently used last
+        self._cache: OrderedDict[Entry, Loaded] = OrderedDict()  # the most recently used last
         self._counts = Counter[str]()
 
     @property
@@ -237,7 +237,7 @@ class Adapters:
     def counts(self) -> Counts:
         """Statistics of on-demand adapters."""
         with self._lock:
-            return Counts(**self._counts, resident=len(self._kept))
+            return Counts(**self._counts, resident=len(self._cache))
 
     def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
         """Add an adapter of the bundle by its record; `digest` is the SHA-256 of its file, if it must be compared.
@@ -279,9 +279,9 @@ class Adapters:
             read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
             self._add(Entry(*facts, read, on_demand=True))
         else:
-            copy = _copied(data, self._private)
+            copy = _write_copy(data, self._private)
             file = self._private_file(copy, claim)
-            file.checked(data, loaded)
+            file.record_check(data, loaded)
             entry = Entry(*facts, file.read, on_demand=True)
             finalize(entry, _remove, copy, os.getpid())
             self._add(entry)
@@ -290,8 +290,9 @@ class Adapters:
         """Remove and return an adapter; RequestError if it is not loaded."""
         with self._lock:
             entry = self.entry(name)
+            # a new mapping, since `entry` and `names` read without the lock
             self._entries = {other: remaining for other, remaining in self._entries.items() if other != name}
-            self._kept.pop(entry, None)
+            self._cache.pop(entry, None)
             return entry
 
     def entry(self, name: str) -> Entry:
@@ -308,32 +309,32 @@ class Adapters:
             )
         return entries[name]
 
-    def loaded(self, entry: Entry) -> Loaded:
+    def load(self, entry: Entry) -> Loaded:
         """Return an adapter in memory; InputError if its file must be read and has changed."""
         if not entry.on_demand:
             return entry.read()
         with self._lock:
             self._uses.add(entry)
-            file = self._kept.get(entry)
+            file = self._cache.get(entry)
             if file is not None:
-                self._kept.move_to_end(entry)
+                self._cache.move_to_end(entry)
                 self._counts["hits"] += 1
                 return file
         file = entry.read()  # without the lock, so that other calls continue
         with self._lock:
             self._counts["loads"] += 1
             if self._entries.get(entry.name) is entry:
-                self._kept[entry] = file
-                self._kept.move_to_end(entry)
-            while len(self._kept) > self._limit:
-                del self._kept[self._uses.rarest(list(self._kept)[:-1] or self._kept)]
+                self._cache[entry] = file
+                self._cache.move_to_end(entry)
+            while len(self._cache) > self._limit:
+                del self._cache[self._uses.rarest(list(self._cache)[:-1] or self._cache)]
                 self._counts["evictions"] += 1
         return file
 
     def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
         """Return whether an adapter has tensors that are not neutral in the slots of these graphs."""
         slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
-        tensors = self.loaded(entry).tensors if slots else {}
+        tensors = self.load(entry).tensors if slots else {}
         return any(
             tensors[slot.name].shape != slot.neutral or (tensors[slot.name] != slot.neutral_value).any()
             for slot in slots
@@ -374,7 +375,7 @@ class Adapters:
         return Loaded(tensors, head, task, self._memory)
 
 
-def _copied(data: bytes, folder: Path) -> Path:
+def _write_copy(data: bytes, folder: Path) -> Path:
     """Write a file with a name that no other session uses, in this process or a fork."""
     copy = folder
     try:

@@ -44,7 +44,7 @@ def projection(actual: np.ndarray | None, expected: np.ndarray, weight: np.ndarr
 
 def part_values(
     parts: Sequence[PartRecord],
-    outputs_found: Sequence[Mapping[str, np.ndarray]],
+    actual: Sequence[Mapping[str, np.ndarray]],
     expected: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[Mapping[int, np.ndarray]],
 ) -> list[float]:
@@ -52,7 +52,7 @@ def part_values(
 
     Args:
         parts: the golden parts of an adapter.
-        outputs_found: outputs of a program in each case. Outputs of a bank may have more classes.
+        actual: outputs of a program in each case. Outputs of a bank may have more classes.
         expected: outputs of the reference.
         weights: int8 weights of some parts in each case, by their position in `parts`.
 
@@ -60,7 +60,7 @@ def part_values(
         NaN if an output is missing, has another shape or contains NaN.
     """
     sums = [0.0] * len(parts)
-    for outputs, wanted, case_weights in zip(outputs_found, expected, weights, strict=True):
+    for outputs, wanted, case_weights in zip(actual, expected, weights, strict=True):
         for at, weight in case_weights.items():
             name = parts[at].output
             sums[at] += projection(outputs.get(name), wanted[name], weight)

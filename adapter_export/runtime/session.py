@@ -619,7 +619,7 @@ class Session(Described):
         """
         if entry is None:
             return {} if self._graphs.main == "slots" else self._graphs.neutral
-        loaded = self._adapters.loaded(entry)
+        loaded = self._adapters.load(entry)
         feeds: Feeds = loaded.tensors if self._graphs.in_place else loaded.feeds
         if weights is None:
             return feeds
@@ -627,7 +627,7 @@ class Session(Described):
         choices = [None] * rows if isinstance(weights, Mapping) else [sorted(row.items()) for row in weights]
         check_rows(arrays, choices, self._manifest, allow_mixed_rows)
         tensors = weight_tensors(entry, weights)
-        return {**feeds, **{slot: self._graphs.placed(tensor) for slot, tensor in tensors.items()}}
+        return {**feeds, **{slot: self._graphs.place(tensor) for slot, tensor in tensors.items()}}
 
     def _outputs(self, entries: Iterable[Entry | None], *, head_only: bool = False) -> list[str]:
         """Return the base's outputs, unless only heads are wanted, and the outputs of the rows' heads."""

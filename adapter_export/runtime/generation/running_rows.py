@@ -43,7 +43,7 @@ class RunningRows:
         batches = self._shared()
         prompts = self._prompts([batch for batch in batches if batch.is_new])
         computed = [*(batch for batch in batches if not batch.is_new), *prompts]
-        stepped = {batch: list(self._stepped(batch)) for batch in computed}
+        stepped = {batch: list(self._advance(batch)) for batch in computed}
         self._batches = [part for batch in batches for part in stepped.get(batch, [batch])]
         done = [
             part for parts in stepped.values() for part in parts if not part.is_new or part.rows[0].error is not None
@@ -78,7 +78,7 @@ class RunningRows:
                 batches_now.append(batch)
         return batches_now
 
-    def _stepped(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
+    def _advance(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
         try:
             if batch.is_new and self._decoder.is_long(batch):
                 batch.read_chunk(self._decoder.budget)
@@ -88,7 +88,7 @@ class RunningRows:
             if batch.is_new and len(batch.rows) > 1:  # one prompt does not fit; the others are computed without it
                 for row in batch.rows:
                     for single in self._decoder.batches([row]):
-                        yield from self._stepped(single)
+                        yield from self._advance(single)
                 return
             for row in batch.rows:
                 row.error = error
