@@ -60,7 +60,7 @@ class RequestLog:
         state: dict[str, Any] = scope["state"]
         status, began = 500, time.perf_counter()
 
-        async def answered(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -73,7 +73,7 @@ class RequestLog:
         path, method = scope["path"], scope["method"]
         with self._context.tracer.span(f"{method} {path}", headers) as span:
             try:
-                await self._app(scope, receive, answered)
+                await self._app(scope, receive, send_with_headers)
             finally:
                 seconds, model = time.perf_counter() - began, state.get("model")
                 self._context.metrics.request(model, status, seconds)

@@ -130,7 +130,7 @@ class Call(Strict):
         """True if the call names a model or adapters."""
         return (self.model, self.adapter, self.adapters) != (None, None, None)
 
-    def asked(self) -> list[Asked | bytes] | None:
+    def contents(self) -> list[Asked | bytes] | None:
         """Return the texts or files; `None` for `inputs`.
 
         Raises:
@@ -153,7 +153,7 @@ class Call(Strict):
         if self.inputs is not None:
             return None
         files = self.files if self.file is None else [self.file]
-        rows: list[Asked | bytes] = list(map(_asked, self.texts or ())) if files is None else [*files]
+        rows: list[Asked | bytes] = list(map(_content_of, self.texts or ())) if files is None else [*files]
         if not rows:
             raise RequestError(f"there is no {present[0].rstrip('s')}", expected="at least one")
         return rows
@@ -208,7 +208,7 @@ def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[
     return [{name: rows[index][None] for name, rows in inputs.items()} for index in range(most)]
 
 
-def _asked(text: str | TextOnSide | TextPair | Question) -> Asked:
+def _content_of(text: str | TextOnSide | TextPair | Question) -> Asked:
     if isinstance(text, TextOnSide):
         return SidedText(text.text, text.side)
     if isinstance(text, Question):

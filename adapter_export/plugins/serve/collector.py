@@ -110,7 +110,7 @@ class Collector:
             left = self._waiting[0].since + self._max_wait - self._loop.time()
             if in_time and left > 0 and len(self._waiting) < self._most:
                 if self._timer is None:
-                    self._timer = self._loop.call_later(left, self._timed)
+                    self._timer = self._loop.call_later(left, self._on_timer)
                 return
             some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             some = [queued for queued in some if not queued.future.done()]
@@ -120,7 +120,7 @@ class Collector:
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
-    def _timed(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._begin()
 

@@ -112,7 +112,7 @@ class Control:
         """Load an adapter by its name from the adapters folder, or by a reference from a hub."""
         models = self._service.models
         if source is not None:
-            extra = await asyncio.to_thread(self._resolver.fetched, name, source, models.served)
+            extra = await asyncio.to_thread(self._resolver.fetch_adapter, name, source, models.served)
             served = await models.load(extra)
             return {"bundle": served.name, "digest": extra.digest}
         target = models.find(name) or await self._service.resolve(name)
@@ -134,7 +134,7 @@ class Control:
         changed = await self._service.models.reload(name, fresh)
         served = next(candidate for candidate in self._service.models.served if candidate.name == name)
         if changed:
-            self._metrics.reloaded(served)
+            self._metrics.count_reload(served)
         return {"bundle": name, "changed": changed, "dropped": served.dropped}
 
     async def _route(self, name: str, route: object) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class LoadedAdapter:
         data: the bytes of its `.onnx_adapter` file.
         labels: the names of its classes.
         task: its task.
-        found: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
+        by_name: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
             again on demand.
     """
 
@@ -101,7 +101,7 @@ class LoadedAdapter:
     data: bytes = field(repr=False)
     labels: tuple[str, ...] | None = None
     task: Task | ProblemType | None = None
-    found: bool = False
+    by_name: bool = False
 
     @property
     def digest(self) -> str:
@@ -257,7 +257,7 @@ class Target:
         return self.served.busy[self.adapter] > 0
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Prevent unloading until the block ends."""
         self.served.busy[self.adapter] += 1
         self.served.used[self.adapter] = next(_uses)
@@ -386,7 +386,7 @@ class Models:
             Target(served, extra.name)
             for served in self._served.values()
             for extra in served.extras.values()
-            if extra.found
+            if extra.by_name
         ]
         others = [target for target in replaceable if target not in keep]
         if not others:
@@ -458,7 +458,7 @@ class Models:
             bundle = await asyncio.to_thread(old.bundle.reload) if fresh is None else fresh
             if bundle is old.bundle:
                 return False
-            extras = [extra for extra in old.extras.values() if not extra.found]
+            extras = [extra for extra in old.extras.values() if not extra.by_name]
             new = await asyncio.to_thread(LoadedBundle, name, bundle, self._settings, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})

@@ -63,7 +63,7 @@ class Resolver:
             raise RefusedError(404, f"adapter `{name}` has the digest sha256:{loaded.digest}, not {digest}")
         return loaded
 
-    def fetched(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
+    def fetch_adapter(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
         """Fetch an adapter by reference, and give it a name.
 
         Raises:
@@ -88,8 +88,8 @@ def _of_file(name: str, path: Path, most: int) -> LoadedAdapter:
     task = None
     if record.is_file():
         document = read_json(record)
-        told = document.get("task") if isinstance(document, Mapping) else None
-        task = record_from_json(Task, told)
+        stored = document.get("task") if isinstance(document, Mapping) else None
+        task = record_from_json(Task, stored)
     return LoadedAdapter(name, read_bytes(path, most), task=task)
 
 

@@ -91,7 +91,7 @@ class Service:
         chosen, shadow = self.routes.choose(name, key)
         target = self.models.find(chosen)
         if target is None:
-            target = await (self.resolve(chosen) if keep is None else self._resolved(chosen, keep))
+            target = await (self.resolve(chosen) if keep is None else self._resolve(chosen, keep))
         if target is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
@@ -109,14 +109,14 @@ class Service:
     async def resolve(self, name: str) -> Target | None:
         """Load the adapter that a resolver finds by name; errors as in `Resolver.find` and `Models.load`."""
         async with self._resolving:
-            return await self._resolved(name)
+            return await self._resolve(name)
 
-    async def _resolved(self, name: str, keep: Collection[Target] = ()) -> Target | None:
+    async def _resolve(self, name: str, keep: Collection[Target] = ()) -> Target | None:
         if self.models.find(name.partition(PIN)[0]) is None:
             extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
             if extra is None:
                 return None
-            await self.models.load(replace(extra, found=True), keep=keep)
+            await self.models.load(replace(extra, by_name=True), keep=keep)
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Service:
             RefusedError: the queue is full.
         """
         state.rows = len(rows)
-        computed = await self._computed(rows, reading)
+        computed = await self._compute_all(rows, reading)
         for target, (route, shadow) in getattr(state, "shadows", {}).items():
             places = [at for at, row in enumerate(rows) if row.target == target]
             if len(self._shadows) >= _MOST_SHADOWS or not places:
@@ -196,7 +196,7 @@ class Service:
         """
         with ExitStack() as held:
             target = await self.target(name, key, state)
-            held.enter_context(target.held())
+            held.enter_context(target.hold())
             state.rows, queue = len(prompts), target.served.generating()
             for route, _ in getattr(state, "shadows", {}).values():
                 self._metrics.shadow(route, "dropped", len(prompts))
@@ -219,7 +219,7 @@ class Service:
             target = self.models.find(model) or await self.resolve(model)
             if target is None:
                 raise RequestError("the shadow no longer exists", found=f"`{model}`")
-            shadow_rows = await self._computed([row.by(target) for row in rows], _USUAL)
+            shadow_rows = await self._compute_all([row.by(target) for row in rows], _USUAL)
             pairs = [(answer.document(), other.document()) for answer, other in zip(computed, shadow_rows, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
@@ -231,13 +231,13 @@ class Service:
             if outcome == "different":
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
 
-    async def _computed(self, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
+    async def _compute_all(self, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         groups: dict[LoadedBundle, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
         with ExitStack() as stack:
             for target in dict.fromkeys(row.target for row in rows):
-                stack.enter_context(target.held())
+                stack.enter_context(target.hold())
             parts = [self._compute(served, [rows[at] for at in places], reading) for served, places in groups.items()]
             by_group = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
         results: list[AnsweredRow | None] = [None] * len(rows)
@@ -296,7 +296,7 @@ class Service:
         return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
-        values: Sequence[Any] | None = call.asked()
+        values: Sequence[Any] | None = call.contents()
         count = len(next(iter((call.inputs or {}).values()), ())) if values is None else len(values)
         names = call.names(count)
         targets = await self._targets(call, names, key, state, held)
@@ -319,14 +319,16 @@ class Service:
         gathers = len(distinct) > 1 and not all(self._is_loaded(name, key) for name in distinct)
         async with self._resolving if gathers else nullcontext():
             for name in distinct:
-                targets[name] = await self._called(call, name, key, state, targets.values() if gathers else None)
-                held.enter_context(targets[name].held())
+                targets[name] = await self._target_of_name(
+                    call, name, key, state, targets.values() if gathers else None
+                )
+                held.enter_context(targets[name].hold())
         return targets
 
     def _is_loaded(self, name: str | None, key: str) -> bool:
         return name is None or self.models.find(self.routes.choose(name, key)[0]) is not None
 
-    async def _called(
+    async def _target_of_name(
         self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target] | None
     ) -> Target:
         """Return the model of a name; as in the C++ service, `None` and `base` are the base."""

@@ -165,13 +165,13 @@ class _Answer:
     """The response to a request.
 
     Args:
-        asked: the request.
+        call: the request.
         job: its texts.
         key: the id of the request.
     """
 
     def __init__(self, call: Completions, job: TextJob, key: str) -> None:
-        self._asked, self._job = call, job
+        self._call, self._job = call, job
         self._head = {
             "id": f"cmpl-{key}",
             "object": "text_completion",
@@ -186,7 +186,7 @@ class _Answer:
 
     async def events(self, context: Context) -> AsyncIterator[str]:
         """Yield server-sent events. The status is sent by then, so an error is an event too."""
-        counts = self._asked.stream_options is not None and self._asked.stream_options.include_usage
+        counts = self._call.stream_options is not None and self._call.stream_options.include_usage
         usage = {"usage": None} if counts else {}
         try:
             async for piece in context.each_in_time(self._job.pieces()):
@@ -204,7 +204,7 @@ class _Answer:
 
     def _usage(self) -> dict[str, int]:
         rows = [text.row for text in self._job.texts]
-        read = sum(len(row.prompt) for row in rows) // (self._asked.n or 1)
+        read = sum(len(row.prompt) for row in rows) // (self._call.n or 1)
         written = sum(len(row.tokens) for row in rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 

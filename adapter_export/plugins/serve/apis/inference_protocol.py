@@ -129,14 +129,14 @@ class InferenceProtocol:
 
     async def model_ready(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Return the readiness of a model; status 404 if it does not exist."""
-        await self._found(name, version, request.state.key)
+        await self._target(name, version, request.state.key)
         return JSONResponse({"name": name, "ready": True})
 
     async def infer(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Compute rows with a model."""
         body, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
         key = body.id or request.state.key
-        target = await self._found(name, version, key, request.state)
+        target = await self._target(name, version, key, request.state)
         rows = _rows(target, tensors, body.parameters)
         computed = await self._context.in_time(self._service.compute(rows, request.state, Reading(outputs=True)))
         outputs = dict(_outputs(computed, None if body.outputs is None else [o.name for o in body.outputs]))
@@ -144,7 +144,7 @@ class InferenceProtocol:
 
     async def metadata(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Return the inputs and outputs of a model."""
-        target = await self._found(name, version, request.state.key)
+        target = await self._target(name, version, request.state.key)
         return JSONResponse({"name": name, **_metadata(target)})
 
     async def index(self) -> Response:
@@ -176,7 +176,7 @@ class InferenceProtocol:
         await self._context.in_time(self._control.do("unload", name=name))
         return JSONResponse({})
 
-    async def _found(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
+    async def _target(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
         target = await self._service.target(name, key, state)
         if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
             raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`, not `{version}`")

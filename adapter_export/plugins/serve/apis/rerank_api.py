@@ -107,7 +107,7 @@ class RerankApi:
         body = parse(Rerank, await self._context.body(request))
         texts = body.candidates()
         call = Call(model=body.model, texts=[TextPair(text=body.query, pair=text) for text in texts])
-        rows = await self._answered(call, request, body.long)
+        rows = await self._answer(call, request, body.long)
         scores = [_score(row, raw=body.raw_scores) for row in rows]
         best = sorted(range(len(texts)), key=lambda at: -scores[at])[: body.top_n]
         if body.texts is not None:
@@ -123,7 +123,7 @@ class RerankApi:
         """Return the most probable label of each text, and the probability of each label."""
         body = parse(Classify, await self._context.body(request))
         texts = [body.input] if isinstance(body.input, str) else body.input
-        rows = await self._answered(Call(model=body.model, texts=list(texts)), request, "refuse")
+        rows = await self._answer(Call(model=body.model, texts=list(texts)), request, "refuse")
         tokens = tokens_of(rows)
         return JSONResponse(
             {
@@ -136,7 +136,7 @@ class RerankApi:
             }
         )
 
-    async def _answered(self, call: Call, request: HttpRequest, long: LongTexts) -> list[AnsweredRow]:
+    async def _answer(self, call: Call, request: HttpRequest, long: LongTexts) -> list[AnsweredRow]:
         answered = self._context.service.answer_rows(call, request.state.key, request.state, Reading(long=long))
         return await self._context.in_time(answered)
 
