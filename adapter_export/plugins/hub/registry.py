@@ -77,7 +77,7 @@ class Registry:
         self.reference = reference
         self._plain = plain_http or reference.is_loopback
         self._origin = httpx2.URL(f"{'http' if self._plain else 'https'}://{reference.host}")
-        self._login, self._authorization = _saved_login(reference.host), dict[str, str]()
+        self._login, self._authorization = _read_login(reference.host), dict[str, str]()
         self._client = httpx2.Client(
             base_url=self._origin.join(f"/v2/{reference.repository}/"),
             headers={"Accept-Encoding": "identity"},
@@ -104,7 +104,7 @@ class Registry:
             HashError: the manifest does not match the requested digest.
         """
         where, digest = self.reference, self.reference.digest
-        with self._asked("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
+        with self._send("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
             data = _read(response, _MOST_MANIFEST_BYTES)
         if data is None:
             raise FormatError(
@@ -127,7 +127,7 @@ class Registry:
         place, sha256, size = folder / file.path, hashlib.sha256(), 0
         where = f"{self.reference}, `{file.path}`"
         place.parent.mkdir(parents=True, exist_ok=True)
-        with self._asked("GET", f"blobs/sha256:{file.digest}") as response, place.open("xb") as written:
+        with self._send("GET", f"blobs/sha256:{file.digest}") as response, place.open("xb") as written:
             for block in response.iter_raw(_BLOCK_BYTES):
                 size += len(block)
                 if size > file.size:
@@ -184,7 +184,7 @@ class Registry:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         version = self.reference.tag or (None if self.reference.digest else self.reference.version)
         headers = {"Content-Type": MANIFEST_TYPE}
-        with self._asked("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
+        with self._send("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
             stored = response.headers.get("Docker-Content-Digest", digest)
         if stored != digest:
             fix = "use a registry that stores OCI manifests unchanged"
@@ -194,30 +194,30 @@ class Registry:
         return digest
 
     def _upload(self, digest: str, size: int, blocks: Callable[[], Iterator[bytes]]) -> None:
-        with self._asked("HEAD", f"blobs/{digest}", missing=True) as response:
+        with self._send("HEAD", f"blobs/{digest}", missing=True) as response:
             if response.is_success:
                 return
-        with self._asked("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
+        with self._send("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
             place = response.headers.get("Location")
             url = None if place is None else response.url.join(place).copy_add_param("digest", digest)
         if url is None:
             raise RemoteError("the registry returned no upload location", where=self.reference)
         headers = {"Content-Type": _ANY_TYPE, "Content-Length": str(size)}
-        with self._asked("PUT", url, headers=headers, content=_Body(blocks)):
+        with self._send("PUT", url, headers=headers, content=_Body(blocks)):
             pass
 
     @contextmanager
-    def _asked(
+    def _send(
         self, method: str, url: str | httpx2.URL, *, missing: bool = False, **request: Any
     ) -> Iterator[httpx2.Response]:
         """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
-        where, url_asked = self.reference, self._origin.join(self._client.base_url).join(url)
-        is_own = url_asked.netloc == self._origin.netloc and url_asked.scheme == self._origin.scheme
+        where, target = self.reference, self._origin.join(self._client.base_url).join(url)
+        is_own = target.netloc == self._origin.netloc and target.scheme == self._origin.scheme
         headers = request.pop("headers", {})
         try:
-            for is_last in (False, True):
+            for is_last in (False, True):  # a second time after a challenge, with the login
                 sent = {**headers, **(self._authorization if is_own else {})}
-                with self._client.stream(method, url_asked, headers=sent, **request) as response:
+                with self._client.stream(method, target, headers=sent, **request) as response:
                     is_closed = response.status_code == httpx2.codes.UNAUTHORIZED and is_own and not is_last
                     if is_closed and self._log_in(response.headers.get("WWW-Authenticate", "")):
                         continue
@@ -350,7 +350,7 @@ def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
     return files_by_path(rows, where)
 
 
-def _saved_login(host: str) -> str | None:
+def _read_login(host: str) -> str | None:
     """Return user and password in base64 from `docker login` or a credential helper; `None` without a login.
 
     Raises:

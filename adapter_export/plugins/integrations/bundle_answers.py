@@ -105,7 +105,7 @@ class _Answers:
             )
         return adapter
 
-    def _answered(self, rows: Sequence[Any], adapter: str) -> list[Any]:
+    def _answer(self, rows: Sequence[Any], adapter: str) -> list[Any]:
         answers = self._reader.answer(rows, adapter, reading=Reading(long=self._long)) if rows else []
         return [answer.answer for answer in answers]
 
@@ -169,7 +169,7 @@ class Embedder(_Answers):
             )
         rest = (prompt or prefix)[len(prefix) :]  # the reader adds the prefix
         rows = [rest + text if side is None else SidedText(rest + text, side) for text in texts]
-        answers: list[Vector] = self._answered(rows, name)
+        answers: list[Vector] = self._answer(rows, name)
         vectors = [answer.vector for answer in answers]
         if self._width is not None:
             vectors = [task.truncated(vector, self._width) for vector in vectors]
@@ -203,5 +203,5 @@ class Scorer(_Answers):
                 actual = f"`{type(pair).__name__}`"
                 raise RequestError("a list of pairs of texts is required", found=actual, expected="`(query, document)`")
         rows = [Pair((prompt or "") + query, document) for query, document in pairs]
-        answers: list[Score] = self._answered(rows, name)
+        answers: list[Score] = self._answer(rows, name)
         return np.array([answer.score for answer in answers])

@@ -101,7 +101,7 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
             fix="pass one, such as `film`; the default is the name of the bundle's folder",
         )
     with output.folder() as temporary:
-        manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
+        manifest = open_whole(bundle, partial(_copy_part, bundle, layout, temporary, name))
         words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
         words["first"] = next((record.name for record in manifest.adapters if record.task is not None), "NAME")
         files = []
@@ -128,7 +128,7 @@ def _extras(manifest: Manifest) -> dict[str, str]:
     return {"runtime": f"[{','.join(runtime)}]" if runtime else "", "serve": f"[{','.join([*files, 'serve'])}]"}
 
 
-def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:
+def _copy_part(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:
     """Copy the layout's part of a bundle; the copied bytes are compared with their SHA-256."""
     if layout == "triton":
         _write_repository(bundle, folder / "model_repository", name, manifest)

@@ -73,7 +73,7 @@ class AdapterModel(kserve.Model):
         for at, instance in enumerate(instances):
             with within(f"instance {at}"):
                 contents.append(asked_of(instance))
-        answered = self._answered(contents, payload.get("strength"), payload.get("weights"))
+        answered = self._answer(contents, payload.get("strength"), payload.get("weights"))
         return {"predictions": [row.document() for row in answered]}
 
     def _of_v2(self, request: kserve.InferRequest) -> kserve.InferResponse:
@@ -91,7 +91,7 @@ class AdapterModel(kserve.Model):
         contents = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
         if "side" in parameters:
             contents = [asked_of({"text": text, "side": parameters["side"]}) for text in contents]
-        answered = self._answered(contents, _strength(parameters, request), _weights(parameters))
+        answered = self._answer(contents, _strength(parameters, request), _weights(parameters))
         if is_text:
             documents = [json.dumps(row.document(), ensure_ascii=False) for row in answered]
             outputs = [kserve.InferOutput("answer", [len(documents)], "BYTES", documents)]
@@ -101,7 +101,7 @@ class AdapterModel(kserve.Model):
             outputs = [_output(name, np.stack([row.outputs[0][name] for row in answered])) for name in names]
         return kserve.InferResponse(request.id or generate_uuid(), self.name, outputs)  # KServe's response needs an id
 
-    def _answered(self, contents: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
+    def _answer(self, contents: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
         if not contents:
             raise InvalidInput("a request has at least one row")
         choices = zip(
