@@ -96,7 +96,7 @@ def test_each_row_has_its_own_limit_and_side(minilm_folder: Path, ours: Tokenize
         parts = text if isinstance(text, Pair) else (text,)
         whole = cutting(*parts)["input_ids"]
         assert row.encoding.ids == cutting(*parts, truncation=True, max_length=limit or 512)["input_ids"]
-        assert (row.found, row.cut) == (len(whole), len(whole) - len(row.encoding.ids))
+        assert (row.total, row.cut) == (len(whole), len(whole) - len(row.encoding.ids))
     assert [row.cut for row in found] == [5, 0, 2, 0]
     assert ours.batch(texts, NAMES, limits=[4] * 4, sides=[side] * 4)["input_ids"].shape == (4, 4)
 
@@ -126,7 +126,7 @@ def test_long_texts_keep_only_their_beginning(
             assert row.encoding.ids == expected["input_ids"]
             assert row.encoding.offsets == expected["offset_mapping"]
             assert row.encoding.type_ids == expected["token_type_ids"]
-            assert row.found == len(theirs(*parts)["input_ids"])
+            assert row.total == len(theirs(*parts)["input_ids"])
             assert sum(len(rest.ids) for rest in row.encoding.overflowing) < 30_000
 
 
@@ -161,9 +161,9 @@ def test_windows_hold_every_token(ours: Tokenizer, limit: int, stride: int | Non
         assert window.encoding.offsets == [whole.encoding.offsets[place] for place in window.places]
         for place, margin in zip(window.places, window.margins, strict=True):
             seen[place] = max(seen.get(place, 0), margin)
-    assert sorted(seen) == list(range(whole.found))
+    assert sorted(seen) == list(range(whole.total))
     part = [place for place, sequence in enumerate(whole.encoding.sequence_ids) if sequence == int(pair)]
-    room = limit - (whole.found - len(part))
+    room = limit - (whole.total - len(part))
     shared = room // 4 if stride is None else stride
     assert all(seen[place] >= (shared - 1) // 2 for place in part)
     assert [window.places[part[0]] - part[0] for window in windows] == [

@@ -123,7 +123,7 @@ def test_only_what_is_read_is_taken(
     found = locate("me/it", contents, heard)
     assert names(found.path) == taken
     assert all((found.path / name).read_bytes() == files[name] for name in taken)
-    assert (found.asked, found.source, found.path.name) == ("me/it", f"hf://me/it@{commit}", "it")
+    assert (found.address, found.source, found.path.name) == ("me/it", f"hf://me/it@{commit}", "it")
     assert heard.steps[0].startswith(f"downloading {len(taken)} files, ")
     hub.asked.clear()
     for again in (f"me/it@{commit}", Path(f"hf://me/it@{commit}"), f"hf://me/it@{commit}"):

@@ -92,7 +92,7 @@ def test_a_prefix_stands_before_each_text(reader: TextReader) -> None:
 
 def test_rows_have_the_limits_and_sides_of_their_adapters(reader: TextReader) -> None:
     read = reader.read([LONG] * 4, adapters=["topic", "tags", "words", None])
-    whole = read[3].rows[0].found
+    whole = read[3].rows[0].total
     assert [len(one.rows[0].encoding.ids) for one in read] == [LIMIT, LIMIT, whole, whole]
     assert [one.cut for one in read] == [whole - LIMIT, whole - LIMIT, 0, 0]
     assert read[0].rows[0].encoding.tokens[1:4] == ["word", "##0", "is"]
@@ -138,7 +138,7 @@ def _numbers(found: TextAnswer) -> list[float]:
 
 
 def test_long_texts_are_refused(reader: TextReader) -> None:
-    whole = reader.read([LONG])[0].rows[0].found
+    whole = reader.read([LONG])[0].rows[0].total
     with pytest.raises(RequestError, match=rf"text 1, adapter `topic`: has more .*found {whole} .*at most {LIMIT}"):
         reader.answer(["short", LONG], "topic", reading=Reading("refuse"))
 
