@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapter_export.errors import NothingComparedError, ParityError, argument
+from adapter_export.errors import NothingComparedError, ParityError, Words, argument, worded
 from adapter_export.format.check_report import (
     REPORT_VERSION,
     AgreementsRecord,
@@ -244,4 +244,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, Words):  # a document is for callers in Python
+        return worded(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,7 +43,7 @@ class PlainVariant(Variant):
     def feeds(self, graph, arrays, chosen):
         return dict(arrays)
 
-    def remade(self, bundle, base):
+    def rebuild(self, bundle, base):
         for file in self.files(bundle.manifest):
             slots = bundle.model(bundle.manifest.graphs["slots"])
             yield Remade(file, _without_slots(slots, bundle.plan.slots), "its derivation from the graph with slots")
