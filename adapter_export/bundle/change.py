@@ -27,7 +27,7 @@ from adapter_export.onnx_backend.slots import SlotPlan, head_sums, slot_tensors
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.adapter_file import write_adapter_file
 from adapter_export.runtime.bundle import Bundle
-from adapter_export.safe_io.output import changed_folder
+from adapter_export.safe_io.output import change_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """Files that describe the previous version of the bundle."""
@@ -77,7 +77,7 @@ def add_adapters(
     pairs = [(adapter, data.of_adapter(adapter)) for adapter in adapters]
     sets = _with_added(old, data, pairs, padding_by_name(manifest, writer.plan, adapters))
     _note_unsigned(old.folder, reporter)
-    with changed_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
+    with change_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
         _check_unchanged(old)
         reporter.step("writing the adapters")
         writer = replace(writer, folder=folder)
@@ -117,7 +117,7 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
     sets = _without_removed(old, names)
     gone = [path for record in records if record not in remaining for path in _paths(record)]
     _note_unsigned(bundle, reporter)
-    with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
+    with change_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
         _check_unchanged(old)
         head = None if old.manifest.head in names else old.manifest.head
         writer = replace(writer, folder=folder)

@@ -25,7 +25,7 @@ from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
 from adapter_export.format.readme import is_card
 from adapter_export.safe_io.documents import parse_json
-from adapter_export.safe_io.output import Output, locked
+from adapter_export.safe_io.output import Output, hold_lock
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.safe_io.temporary import temporary_folder
@@ -92,7 +92,7 @@ def sign_bundle(
         else:
             between = chain or [certificate]  # the library requires a chain
             config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=between)
-    with locked(folder):
+    with hold_lock(folder):
         bundle = OpenedBundle.open(folder, copy=False)
         with Output(folder / SIGNATURE_FILE, force).file() as temporary:
             if report is not None:

@@ -145,8 +145,8 @@ def _parameter(table: Table, where: object) -> tuple[str, Place]:
     raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
     kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
     if kind not in _TYPES:
-        found, expected = f"`{name}` of type {kind}", "1 (float32), 10 (float16) or 3 (int8)"
-        raise TensorError("contains a tensor of an unsupported type", where=where, found=found, expected=expected)
+        actual, expected = f"`{name}` of type {kind}", "1 (float32), 10 (float16) or 3 (int8)"
+        raise TensorError("contains a tensor of an unsupported type", where=where, found=actual, expected=expected)
     if min(dims, default=0) < 1 or math.prod(dims) * _TYPES[kind].itemsize != raw.nbytes:
         raise TensorError(
             "contains a tensor whose size does not match its shape",

@@ -103,7 +103,7 @@ class Reader(ABC):
     @abstractmethod
     def read(
         self,
-        asked: Any,
+        rows: Any,
         adapter: str | None = None,
         *,
         adapters: Sequence[str | None] | None = None,
@@ -159,8 +159,8 @@ class Reader(ABC):
         choices = zip(
             rows, names, strength_of_each(strength, len(rows)), weights_of_each(weights, len(rows)), strict=True
         )
-        asked = [Row(*choice, where=f"{self.word} {at}") for at, choice in enumerate(choices)]
-        return Answerer(self.session, self, reading).answers(asked, reporter)
+        full_rows = [Row(*choice, where=f"{self.word} {at}") for at, choice in enumerate(choices)]
+        return Answerer(self.session, self, reading).answers(full_rows, reporter)
 
     def _names(
         self, rows: Sequence[Any], adapter: str | None, adapters: Sequence[str | None] | None
@@ -192,17 +192,17 @@ class ReadRow:
 
     def answered(self, outputs: Sequence[Arrays]) -> AnsweredRow:
         """Return the row with the outputs of its requests."""
-        arrays: list[Arrays] = [{name: array[0] for name, array in one.items()} for one in outputs]
+        row_outputs: list[Arrays] = [{name: array[0] for name, array in batched.items()} for batched in outputs]
         if self.read is not None and self.reader is not None:
-            pairs = zip(arrays, self.read.rows, strict=True)
-            arrays = [self.reader.without_padding(one, row) for one, row in pairs]
+            pairs = zip(row_outputs, self.read.rows, strict=True)
+            row_outputs = [self.reader.without_padding(arrays, row) for arrays, row in pairs]
         output = self.head.output
         if output is not None:
-            arrays = [{**one, output: own_classes(one[output])} for one in arrays]
+            row_outputs = [{**arrays, output: own_classes(arrays[output])} for arrays in row_outputs]
         real = None
         if self.read is None and output is not None:
-            (real,) = self.session.real_tokens(self.row.asked, [arrays[0][output]])
-        return AnsweredRow(self.row, self.head, arrays, self.read, real)
+            (real,) = self.session.real_tokens(self.row.asked, [row_outputs[0][output]])
+        return AnsweredRow(self.row, self.head, row_outputs, self.read, real)
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,7 +231,7 @@ class AnsweredRow(Described):
     @property
     def results(self) -> list[np.ndarray]:
         """The result of the head for each window or choice: `[classes]`, `[tokens, classes]` or `[width]`."""
-        return [one[str(self.head.output)] for one in self.outputs]
+        return [arrays[str(self.head.output)] for arrays in self.outputs]
 
     @property
     def cut(self) -> int:
@@ -282,13 +282,13 @@ class AnsweredRow(Described):
         Raises:
             RequestError: one is NaN or infinite, which JSON cannot express.
         """
-        for one in self.outputs:
-            wrong = next((name for name, array in one.items() if not np.isfinite(array).all()), None)
+        for arrays in self.outputs:
+            wrong = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
             if wrong is not None:
                 raise RequestError("an output is NaN or infinite", where=f"`{wrong}`", fix="run `verify` on the bundle")
         if len(self.outputs) == 1:
             return {name: array.tolist() for name, array in self.outputs[0].items()}
-        return {name: [one[name].tolist() for one in self.outputs] for name in self.outputs[0]}
+        return {name: [arrays[name].tolist() for arrays in self.outputs] for name in self.outputs[0]}
 
 
 def asked_of(document: object) -> Asked:
@@ -309,7 +309,7 @@ def asked_of(document: object) -> Asked:
             len(document) == 2
             and isinstance(choices, list)
             and choices
-            and all(isinstance(one, str) for one in choices)
+            and all(isinstance(choice, str) for choice in choices)
         ):
             return [Pair(first, choice) for choice in choices]
     raise RequestError(
@@ -371,7 +371,7 @@ class Answerer:
         for adapter, row in {row.adapter: row for row in reversed(rows)}.items():
             with _at(row.where):
                 self._session.answering(adapter)
-        return [one.answer for one in self.answer(rows, reporter)]
+        return [answered.answer for answered in self.answer(rows, reporter)]
 
     def read(self, rows: Sequence[Row]) -> list[ReadRow]:
         """Return rows as requests, for callers that put the requests of several into one call.
@@ -397,9 +397,9 @@ class Answerer:
     def _of_text(self, row: Row, read: ReadText) -> ReadRow:
         assert self._reader is not None
         with _at(row.where):
-            arrays = [self._reader.arrays([one], read.adapter) for one in read.rows]
+            arrays = [self._reader.arrays([encoded], read.adapter) for encoded in read.rows]
             head = self._session.head(read.adapter)
-        requests = tuple(self._request(one, head, row) for one in arrays)
+        requests = tuple(self._request(inputs, head, row) for inputs in arrays)
         return ReadRow(self._session, row, head, requests, read, self._reader)
 
     def _of_arrays(self, row: Row) -> ReadRow:

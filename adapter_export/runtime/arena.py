@@ -91,10 +91,10 @@ def return_memory() -> None:
 def _trimmer() -> Callable[[int], int] | None:
     """Return glibc's `malloc_trim`; `None` with another C library."""
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # no such function; no handle of the program, as on Windows
         return None
-    return found
+    return trim
 
 
 def _trim() -> None:

@@ -233,7 +233,7 @@ class Bank:
         return RowLayout(manifest.slots, manifest.heads, () if manifest.bank is None else manifest.bank.tensors)
 
     def _row(self, entry: Entry) -> Row:
-        loaded = self._adapters.loaded(entry)
+        loaded = self._adapters.load(entry)
         return loaded.tensors, loaded.head
 
     def _wait_for_room(self, wanted: Mapping[Entry, None]) -> None:
@@ -270,7 +270,7 @@ class Bank:
             self._uses.add(entry)
         self._counts.update(hits=len(wanted) - len(missing), loads=len(missing))
         if missing and not self._graphs.in_place:
-            self._feeds = self._fed(self._arrays)
+            self._feeds = self._place_all(self._arrays)
 
     def _grow(self, adapters: Sequence[Weights]) -> None:
         """Widen the table in new tensors, since running calls still read the old ones."""
@@ -285,7 +285,7 @@ class Bank:
                 if tensor.slot is None:  # no adapter in the table has the new classes
                     arrays[tensor.name][row] = MASKED
                 arrays[tensor.name][row][tuple(slice(size) for size in old.shape)] = old
-        self._arrays, self._widths, self._feeds = arrays, widths, self._fed(arrays)
+        self._arrays, self._widths, self._feeds = arrays, widths, self._place_all(arrays)
 
-    def _fed(self, arrays: Weights) -> Feeds:
-        return {name: self._graphs.placed(array) for name, array in arrays.items()}
+    def _place_all(self, arrays: Weights) -> Feeds:
+        return {name: self._graphs.place(array) for name, array in arrays.items()}

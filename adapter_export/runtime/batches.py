@@ -99,8 +99,8 @@ class Item:
     @property
     def fixed(self) -> tuple[object, ...]:
         """Values that all requests of one call must share."""
-        own = None if self.weights is None else self.entry  # the weights of a fusion are constants in a bank
-        return self.padded, own, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
+        fusion = None if self.weights is None else self.entry  # the weights of a fusion are constants in a bank
+        return self.padded, fusion, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
 
 
 def batches(
@@ -183,8 +183,8 @@ def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
         array = np.zeros((sum(item.rows for item in batch), *shape), record.dtype)
         start = 0
         for item in batch:
-            own = item.arrays[record.name]
-            array[(slice(start, start + item.rows), *(slice(size) for size in own.shape[1:]))] = own
+            part = item.arrays[record.name]
+            array[(slice(start, start + item.rows), *(slice(size) for size in part.shape[1:]))] = part
             start += item.rows
         inputs[record.name] = array
     return inputs
@@ -198,11 +198,11 @@ def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> I
     for item in batch:
         rows = slice(start, start + item.rows)
         wanted = [name for name in outputs if name not in heads and not item.head_only]
-        found = {name: _cut(outputs[name][rows], axes[name], item) for name in wanted}
+        arrays = {name: _cut(outputs[name][rows], axes[name], item) for name in wanted}
         if item.entry is not None and item.entry.output is not None:
             output = item.entry.output
-            found[output] = own_classes(_cut(outputs[output][rows], axes[output], item)).copy()
-        yield item, found
+            arrays[output] = own_classes(_cut(outputs[output][rows], axes[output], item)).copy()
+        yield item, arrays
         start += item.rows
 
 
@@ -218,11 +218,11 @@ def by_request(items: Sequence[Item], outputs: Sequence[Arrays], manifest: Manif
             by_index.append([])
         origin = item.origin
         by_index[-1].append(
-            pieces if origin is None else {name: origin.put_back(one, axes[name]) for name, one in pieces.items()}
+            pieces if origin is None else {name: origin.put_back(array, axes[name]) for name, array in pieces.items()}
         )
     return [
-        pieces[0] if len(pieces) == 1 else {name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
-        for pieces in by_index
+        parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in by_index
     ]
 
 

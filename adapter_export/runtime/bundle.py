@@ -81,8 +81,8 @@ def copy_verified(
 
 def check_release(manifest: Manifest, folder: Path) -> None:
     """Raise `VersionError` if a bundle needs a newer ONNX Runtime."""
-    found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
-    if found < needed:
+    installed, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
+    if installed < needed:
         raise VersionError(
             "requires a newer ONNX Runtime",
             where=folder,
@@ -132,16 +132,16 @@ class Bundle(Described):
         """
         place = Path(folder)
 
-        def opened(manifest: Manifest) -> Bundle:
+        def open_listed(manifest: Manifest) -> Bundle:
             check_release(manifest, place)
             if not verify:
                 return cls(place, manifest, False)
             adapters = {record.onnx_adapter for record in manifest.adapters}
             run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
             otherwise = "if the bundle is read-only, open it with `Bundle.open(…, copy=False)`"
-            return cls._verified(place, manifest, run if copy else None, otherwise)
+            return cls._verify_and_copy(place, manifest, run if copy else None, otherwise)
 
-        return open_whole(place, opened, expect=expect)
+        return open_whole(place, open_listed, expect=expect)
 
     @classmethod
     def open_to_check(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> Bundle:
@@ -156,14 +156,14 @@ class Bundle(Described):
             FileError, FormatError: it cannot be read, its files do not match their SHA-256, or there is no room.
         """
 
-        def opened(manifest: Manifest) -> Bundle:
+        def open_listed(manifest: Manifest) -> Bundle:
             paths = [file.path for file in manifest.files]
-            return cls._verified(folder, manifest, paths if copy else None, rehash=True)
+            return cls._verify_and_copy(folder, manifest, paths if copy else None, rehash=True)
 
-        return open_whole(folder, opened, expect=expect)
+        return open_whole(folder, open_listed, expect=expect)
 
     @classmethod
-    def _verified(
+    def _verify_and_copy(
         cls,
         folder: Path,
         manifest: Manifest,
@@ -303,8 +303,8 @@ class Bundle(Described):
         """
         opened = session or self.session()
         config = CONFIG_FILE in {file.path for file in self.manifest.files}
-        said = () if self.manifest.generation is None else self.manifest.generation.end
-        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else said
+        recorded = () if self.manifest.generation is None else self.manifest.generation.end
+        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else recorded
         return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:
@@ -321,10 +321,10 @@ class Bundle(Described):
         """Open the graphs of the bundle, without golden data; arguments and errors as of `session`."""
         row = provider_named(provider)
         if row.runtime == "openvino" and (optimization != "all" or not packed):
-            found = f"optimization level `{optimization}`" if packed else "weights that are not packed"
-            raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=found, fix="leave it out")
+            setting = f"optimization level `{optimization}`" if packed else "weights that are not packed"
+            raise UsageError(f"a setting of ONNX Runtime, which `{provider}` lacks", found=setting, fix="leave it out")
 
-        def opened(path: str) -> OpenGraph:
+        def open_file(path: str) -> OpenGraph:
             if row.runtime == "openvino":
                 with self.named():
                     self._read(path)  # compares its hash
@@ -334,7 +334,7 @@ class Bundle(Described):
             )
             return OrtGraph(session, row.memory, shares_arena=provider == "cpu")
 
-        return Graphs(self.manifest, provider, opened)
+        return Graphs(self.manifest, provider, open_file)
 
     def open_graph(
         self,
@@ -387,9 +387,9 @@ class Bundle(Described):
         """Read a file of the bundle; `HashError` if it changed after the bundle was opened."""
         data = read_bytes(self.home / path)
         expected = self._hashes.get(path)
-        if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
+        if expected is not None and (digest := hashlib.sha256(data).hexdigest()) != expected:
             fix = "open the bundle again; never write into the files of a bundle in use"
-            raise HashError(self.home / path, found=found, expected=expected, fix=fix)
+            raise HashError(self.home / path, found=digest, expected=expected, fix=fix)
         return data
 
 

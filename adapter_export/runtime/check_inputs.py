@@ -109,7 +109,7 @@ def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bou
 
 
 def _expected(axis: Axis, size: int, sizes: dict[str, int]) -> int:
-    """Return the length that an axis must have; the found one if its name is new."""
+    """Return the length that an axis must have; the actual one if its name is new."""
     if isinstance(axis, int):
         return axis
     if names(axis) == (axis,):
@@ -159,7 +159,7 @@ def weights_of_each(
     if weights is None or isinstance(weights, Mapping):
         return [weights] * rows
     is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
-    if not is_list or not all(one is None or isinstance(one, Mapping) for one in weights):
+    if not is_list or not all(mapping is None or isinstance(mapping, Mapping) for mapping in weights):
         expected = "a mapping of member to number, or a list of one mapping per row"
         raise RequestError("no weights of a fusion", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
     if len(weights) != rows:
@@ -167,8 +167,8 @@ def weights_of_each(
     return weights
 
 
-def _is_weight(given: object) -> bool:
-    number = given.item() if isinstance(given, np.generic) else given
+def _is_weight(weight: object) -> bool:
+    number = weight.item() if isinstance(weight, np.generic) else weight
     return isinstance(number, float | int) and abs(number) <= _LARGEST
 
 

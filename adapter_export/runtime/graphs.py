@@ -248,8 +248,8 @@ class OrtGraph:
     @property
     def metadata(self) -> Mapping[str, str]:
         """The metadata of the model."""
-        found: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        return found
+        metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        return metadata
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
         """Compute outputs by name; RequestError if ONNX Runtime cannot compute these inputs."""
@@ -334,9 +334,9 @@ class Graphs:
                 expected=f"`{variant}`",
                 fix="build it with " + variants + ", or give each call one `adapter`",
             )
-        return self.opened(path)
+        return self.open_path(path)
 
-    def opened(self, path: str) -> OpenGraph:
+    def open_path(self, path: str) -> OpenGraph:
         """Return the open graph of a file of the bundle; FormatError if it is broken."""
         if path not in self._sessions:
             with self._lock:
@@ -349,7 +349,7 @@ class Graphs:
         """The tensors of slots with which the graph `inputs` computes the base."""
         return {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
 
-    def placed(self, array: np.ndarray) -> np.ndarray | ort.OrtValue:
+    def place(self, array: np.ndarray) -> np.ndarray | ort.OrtValue:
         """Return an array where the graphs run, to be fed in several calls; in the CPU's memory without a copy."""
         return array if self.row.runtime == "openvino" else on_device(array, self.row.memory)
 

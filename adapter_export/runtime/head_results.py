@@ -33,10 +33,10 @@ def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None
     """
     results = dict(outputs)
     for name in {head.output for head in manifest.heads} & set(outputs):
-        own = np.array([name == output for output in filled])
+        rows = np.array([name == output for output in filled])
         result = np.where(outputs[name] < MASK_BELOW, -np.inf, outputs[name]).astype(outputs[name].dtype)
-        result[~own] = np.nan
-        results[name] = np.ascontiguousarray(result[..., : _width(result[own])])
+        result[~rows] = np.nan
+        results[name] = np.ascontiguousarray(result[..., : _width(result[rows])])
     return results
 
 

@@ -143,9 +143,9 @@ class _PrivateFile:
         self._state = _state(path)
         self._known: tuple[Places, Loaded] | None = None
 
-    def checked(self, data: Bytes, found: Loaded) -> None:
+    def record_check(self, data: Bytes, loaded: Loaded) -> None:
         """Store the result of a check."""
-        self._known = find_tensors(data, self._path), replace(found, tensors={})
+        self._known = find_tensors(data, self._path), replace(loaded, tensors={})
 
     def read(self) -> Loaded:
         """Read it; errors as of the check, or FileError if it was changed or removed."""
@@ -156,9 +156,9 @@ class _PrivateFile:
         if _state(self._path) != self._state:  # compared after opening, since the file may have been replaced before
             raise _touched(self._path, "was changed or replaced")
         if self._known is None:
-            found = self._check(data, self._path)
-            self.checked(data, found)
-            return found
+            loaded = self._check(data, self._path)
+            self.record_check(data, loaded)
+            return loaded
         places, known = self._known
         return replace(known, tensors=tensors_at(data, places))
 
@@ -166,17 +166,17 @@ class _PrivateFile:
 def _state(path: Path) -> tuple[int, ...] | None:
     """Return a value that changes when a file is written to or replaced, or `None` if it is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _touched(path: Path, found: str) -> FileError:
+def _touched(path: Path, change: str) -> FileError:
     return FileError(
         "the private copy of an adapter has changed",
         where=path,
-        found="it " + found,
+        found="it " + change,
         expected="a file that no other process changes while a session is open",
         fix="open the bundle again; if temporary files are cleaned up there, set `TMPDIR` to another folder",
     )
@@ -225,7 +225,7 @@ class Adapters:
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
         self._uses = Uses(resident)
-        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the most recently used last
+        self._cache: OrderedDict[Entry, Loaded] = OrderedDict()  # the most recently used last
         self._counts = Counter[str]()
 
     @property
@@ -237,7 +237,7 @@ class Adapters:
     def counts(self) -> Counts:
         """Statistics of on-demand adapters."""
         with self._lock:
-            return Counts(**self._counts, resident=len(self._kept))
+            return Counts(**self._counts, resident=len(self._cache))
 
     def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
         """Add an adapter of the bundle by its record; `digest` is the SHA-256 of its file, if it must be compared.
@@ -279,9 +279,9 @@ class Adapters:
             read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
             self._add(Entry(*facts, read, on_demand=True))
         else:
-            copy = _copied(data, self._private)
+            copy = _write_copy(data, self._private)
             file = self._private_file(copy, claim)
-            file.checked(data, loaded)
+            file.record_check(data, loaded)
             entry = Entry(*facts, file.read, on_demand=True)
             finalize(entry, _remove, copy, os.getpid())
             self._add(entry)
@@ -290,8 +290,9 @@ class Adapters:
         """Remove and return an adapter; RequestError if it is not loaded."""
         with self._lock:
             entry = self.entry(name)
-            self._entries = {other: kept for other, kept in self._entries.items() if other != name}
-            self._kept.pop(entry, None)
+            # a new mapping, since `entry` and `names` read without the lock
+            self._entries = {other: remaining for other, remaining in self._entries.items() if other != name}
+            self._cache.pop(entry, None)
             return entry
 
     def entry(self, name: str) -> Entry:
@@ -308,32 +309,32 @@ class Adapters:
             )
         return entries[name]
 
-    def loaded(self, entry: Entry) -> Loaded:
+    def load(self, entry: Entry) -> Loaded:
         """Return an adapter in memory; InputError if its file must be read and has changed."""
         if not entry.on_demand:
             return entry.read()
         with self._lock:
             self._uses.add(entry)
-            file = self._kept.get(entry)
+            file = self._cache.get(entry)
             if file is not None:
-                self._kept.move_to_end(entry)
+                self._cache.move_to_end(entry)
                 self._counts["hits"] += 1
                 return file
         file = entry.read()  # without the lock, so that other calls continue
         with self._lock:
             self._counts["loads"] += 1
             if self._entries.get(entry.name) is entry:
-                self._kept[entry] = file
-                self._kept.move_to_end(entry)
-            while len(self._kept) > self._limit:
-                del self._kept[self._uses.rarest(list(self._kept)[:-1] or self._kept)]
+                self._cache[entry] = file
+                self._cache.move_to_end(entry)
+            while len(self._cache) > self._limit:
+                del self._cache[self._uses.rarest(list(self._cache)[:-1] or self._cache)]
                 self._counts["evictions"] += 1
         return file
 
     def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
         """Return whether an adapter has tensors that are not neutral in the slots of these graphs."""
         slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
-        tensors = self.loaded(entry).tensors if slots else {}
+        tensors = self.load(entry).tensors if slots else {}
         return any(
             tensors[slot.name].shape != slot.neutral or (tensors[slot.name] != slot.neutral_value).any()
             for slot in slots
@@ -352,8 +353,8 @@ class Adapters:
     def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
         """Read an adapter once, so that the hashed bytes are the used ones."""
         data = read_bytes(path)
-        if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
-            raise HashError(path, found=found, expected=digest)
+        if digest is not None and (actual := hashlib.sha256(data).hexdigest()) != digest:
+            raise HashError(path, found=actual, expected=digest)
         return self._checked(claim, data, path)
 
     def _private_file(self, path: Path, claim: Claim) -> _PrivateFile:
@@ -374,7 +375,7 @@ class Adapters:
         return Loaded(tensors, head, task, self._memory)
 
 
-def _copied(data: bytes, folder: Path) -> Path:
+def _write_copy(data: bytes, folder: Path) -> Path:
     """Write a file with a name that no other session uses, in this process or a fork."""
     copy = folder
     try:
@@ -424,8 +425,8 @@ def _check_adapter(
     wanted = len(task.labels) or task.kind.width or classes
     if classes != wanted:
         what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
-        found = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
-        raise AdapterError(what, where=where, found=found, expected=f"{classes if task.labels else wanted}")
+        actual = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
+        raise AdapterError(what, where=where, found=actual, expected=f"{classes if task.labels else wanted}")
     return head, task
 
 
@@ -504,14 +505,14 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
     seen = [head for head in manifest.heads if head.graph in busy]
     if len(seen) > 1:
-        found = quoted(head.graph for head in seen)
+        graphs = quoted(head.graph for head in seen)
         raise AdapterError(
-            "fills several heads", where=where, found=found, expected="one, the others at their defaults"
+            "fills several heads", where=where, found=graphs, expected="one, the others at their defaults"
         )
     if seen:
         return seen[0]
-    said = [head for head in manifest.heads if claim.output == head.output]
+    claimed = [head for head in manifest.heads if claim.output == head.output]
     bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
     output = TASK_TYPES[claim.type].output if claim.type in PROBLEM_TYPES else None
-    fitting = said or [head for head in bare if head.result == output]
-    return fitting[0] if len(fitting) == 1 or said else None
+    fitting = claimed or [head for head in bare if head.result == output]
+    return fitting[0] if len(fitting) == 1 or claimed else None

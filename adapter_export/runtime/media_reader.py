@@ -61,13 +61,13 @@ class MediaReader(Reader):
     def __init__(self, record: MediaRecord, manifest: Manifest, session: Session) -> None:
         self.record, self.session, self._base_head = record, session, manifest.head
         self.word = record.modality.word
-        names = [one.name for one in manifest.inputs]
+        names = [base_input.name for base_input in manifest.inputs]
         if record.steps is None:
             raise RequestError(record.refusal, fix=f"pass arrays for `{record.input}`")
         if names != [record.input]:
-            found = quoted(names)
+            actual = quoted(names)
             fix = "pass arrays for all inputs"
-            raise RequestError(f"the base has inputs that {record.modality.word}s cannot fill", found=found, fix=fix)
+            raise RequestError(f"the base has inputs that {record.modality.word}s cannot fill", found=actual, fix=fix)
         self._steps = record.steps
 
     def read(
@@ -121,8 +121,8 @@ class MediaReader(Reader):
         """
         modality = self.record.modality
         samples = [modality.apply(self.record.read(row.file, row.where), self._steps) for row in rows]
-        if len({one.shape for one in samples}) > 1:
-            lengths = sorted(one.shape[-1] for one in samples)
+        if len({array.shape for array in samples}) > 1:
+            lengths = sorted(array.shape[-1] for array in samples)
             raise RequestError(
                 "audio files of different lengths cannot share a call, since the base has no mask",
                 found=f"{lengths[0]:,} to {lengths[-1]:,} values",

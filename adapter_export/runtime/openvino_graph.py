@@ -52,7 +52,7 @@ class OpenVinoGraph:
         try:
             request.infer(arrays, share_inputs=True)
             # copies: the next call writes into the same memory
-            outputs_found = {name: request.get_output_tensor(self._outputs[name]).data.copy() for name in outputs}
+            results = {name: request.get_output_tensor(self._outputs[name]).data.copy() for name in outputs}
         except (RuntimeError, ValueError, TypeError) as error:
             raise RequestError(
                 "OpenVINO cannot compute these inputs",
@@ -61,7 +61,7 @@ class OpenVinoGraph:
             ) from error
         with self._lock:
             self._idle.append(request)
-        return outputs_found
+        return results
 
     def run_on_device(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, ort.OrtValue]:
         """Compute outputs as values in the CPU's memory; errors as of `run`."""
@@ -108,8 +108,8 @@ def open_openvino(path: Path, provider: ProviderName, threads: int | None = None
 
 
 def _metadata(model: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
-    return found
+    metadata: Mapping[str, Any] = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+    return metadata
 
 
 def _reason(error: Exception) -> str:

@@ -32,11 +32,11 @@ class Origin:
         if not any(places):
             return output
         # on an axis of fixed length, leading padding was moved after the tokens
-        kept = tuple(slice(None) if place is None else slice(place[1] - place[0]) for place in places)
+        tokens = tuple(slice(None) if place is None else slice(place[1] - place[0]) for place in places)
         shape = [size if place is None else place[2] for size, place in zip(output.shape, places, strict=True)]
-        found = np.zeros(shape, output.dtype)
-        found[tuple(slice(None) if place is None else slice(*place[:2]) for place in places)] = output[kept]
-        return found
+        padded = np.zeros(shape, output.dtype)
+        padded[tuple(slice(None) if place is None else slice(*place[:2]) for place in places)] = output[tokens]
+        return padded
 
 
 def has_padding(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord]) -> bool:

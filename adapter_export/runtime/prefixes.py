@@ -53,7 +53,7 @@ class Prefixes:
             )
         self.limit = limit
         self._graphs = graphs
-        self._kept: OrderedDict[bytes, Arrays] = OrderedDict()  # the least recently used first
+        self._cache: OrderedDict[bytes, Arrays] = OrderedDict()  # the least recently used first
         self._bytes = 0
         self._lock = Lock()
         self._counts = Counter[str]()
@@ -62,7 +62,7 @@ class Prefixes:
     def counts(self) -> Counts:
         """Hits, loads and evictions of the cache, and its current number of entries."""
         with self._lock:
-            return Counts(**self._counts, resident=len(self._kept))
+            return Counts(**self._counts, resident=len(self._cache))
 
     def feeds(self, arrays: Arrays) -> Feeds | None:
         """Return the data inputs of the graph `fanout`; `None` if all rows are distinct and nothing is cached.
@@ -84,26 +84,26 @@ class Prefixes:
         if not self.limit and len(texts) == len(keys):
             return None
         distinct = {name: array[[*texts.values()]] for name, array in arrays.items()}
-        values = self._values(distinct, list(texts), fanout) if self.limit else self._computed(distinct, fanout)
+        values = self._values(distinct, list(texts), fanout) if self.limit else self._compute(distinct, fanout)
         places = {key: at for at, key in enumerate(texts)}
         fed = {**distinct, **values, fanout.rows: np.array([places[key] for key in keys], np.int64)}
         return {name: np.ascontiguousarray(array) for name, array in fed.items()}
 
-    def _computed(self, arrays: Arrays, fanout: FanoutRecord) -> Arrays:
-        return self._graphs.opened(fanout.prefix).run(arrays, [value.name for value in fanout.values])
+    def _compute(self, arrays: Arrays, fanout: FanoutRecord) -> Arrays:
+        return self._graphs.open_path(fanout.prefix).run(arrays, [value.name for value in fanout.values])
 
     def _values(self, arrays: Arrays, keys: Sequence[bytes], fanout: FanoutRecord) -> Arrays:
         """Return the activations of each row, from the cache or computed."""
         batch = self._graphs.manifest.inputs[0].axes[0]
         axes = {value.name: value.axes.index(batch) for value in fanout.values}
         with self._lock:
-            cached = {key: self._kept[key] for key in keys if key in self._kept}
+            cached = {key: self._cache[key] for key in keys if key in self._cache}
             for key in cached:
-                self._kept.move_to_end(key)
+                self._cache.move_to_end(key)
             self._counts["hits"] += len(cached)
         missing = [at for at, key in enumerate(keys) if key not in cached]
         if missing:
-            computed = self._computed({name: array[missing] for name, array in arrays.items()}, fanout)
+            computed = self._compute({name: array[missing] for name, array in arrays.items()}, fanout)
             fresh = {
                 keys[text]: {name: computed[name].take([at], axis) for name, axis in axes.items()}
                 for at, text in enumerate(missing)
@@ -116,11 +116,11 @@ class Prefixes:
         with self._lock:
             self._counts["loads"] += len(fresh)
             for key, values in fresh.items():
-                if key not in self._kept:  # another call may have stored it
-                    self._kept[key] = values
+                if key not in self._cache:  # another call may have stored it
+                    self._cache[key] = values
                     self._bytes += _size(values)
             while self._bytes > self.limit:
-                _, old = self._kept.popitem(last=False)
+                _, old = self._cache.popitem(last=False)
                 self._bytes -= _size(old)
                 self._counts["evictions"] += 1
 

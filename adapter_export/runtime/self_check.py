@@ -32,19 +32,19 @@ _LENGTH = 8
 
 
 def projection(actual: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
-    """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
+    """Return Σ weight · (actual - expected) in float64; NaN if the shapes do not fit.
 
     `actual` may be longer along the last axis, as outputs of a bank are; the rest is ignored.
     """
-    own = None if actual is None or actual.ndim == 0 else actual[..., : expected.shape[-1]]
-    if own is None or own.shape != expected.shape or weight.shape != expected.shape:
+    values = None if actual is None or actual.ndim == 0 else actual[..., : expected.shape[-1]]
+    if values is None or values.shape != expected.shape or weight.shape != expected.shape:
         return math.nan
-    return float(np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected))
+    return float(np.vdot(weight.astype(np.float64), values.astype(np.float64) - expected))
 
 
 def part_values(
     parts: Sequence[PartRecord],
-    outputs_found: Sequence[Mapping[str, np.ndarray]],
+    actual: Sequence[Mapping[str, np.ndarray]],
     expected: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[Mapping[int, np.ndarray]],
 ) -> list[float]:
@@ -52,7 +52,7 @@ def part_values(
 
     Args:
         parts: the golden parts of an adapter.
-        outputs_found: outputs of a program in each case. Outputs of a bank may have more classes.
+        actual: outputs of a program in each case. Outputs of a bank may have more classes.
         expected: outputs of the reference.
         weights: int8 weights of some parts in each case, by their position in `parts`.
 
@@ -60,8 +60,8 @@ def part_values(
         NaN if an output is missing, has another shape or contains NaN.
     """
     sums = [0.0] * len(parts)
-    for outputs, wanted, own in zip(outputs_found, expected, weights, strict=True):
-        for at, weight in own.items():
+    for outputs, wanted, case_weights in zip(actual, expected, weights, strict=True):
+        for at, weight in case_weights.items():
             name = parts[at].output
             sums[at] += projection(outputs.get(name), wanted[name], weight)
     return [part.factor * total for part, total in zip(parts, sums, strict=True)]
@@ -151,20 +151,20 @@ class _Check:
             return False
         digest = hashlib.sha256()
         for case in recorded.cases:
-            found = self._run(self._vectors, case)
+            outputs = self._run(self._vectors, case)
             for output in sorted(self._record.absolute):
-                value = found[output]
+                value = outputs[output]
                 digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest() == expected
 
     def compare_vectors(self) -> None:
         """Compare golden vectors; FormatError if an output exceeds its budget."""
         for case in self._record.cases:
-            found = self._run_stored(self._vectors, case)
+            outputs = self._run_stored(self._vectors, case)
             for output, allowed in self._record.absolute.items():
                 if output == self._bundle.manifest.checksums:
                     continue
-                expected, value = self._vectors[f"{case}.output.{output}"], found.get(output)
+                expected, value = self._vectors[f"{case}.output.{output}"], outputs.get(output)
                 same = value is not None and value.shape == expected.shape
                 off = float(np.abs(value - expected).max(initial=0.0)) if same and value is not None else math.inf
                 if not off <= allowed:  # NaN fails
@@ -191,8 +191,8 @@ class _Check:
         if wrong:
             likeliest = min(wrong, key=lambda at: abs(values[at] - 1) if values[at] == values[at] else math.inf)
             part, value = record.parts[likeliest], values[likeliest]
-            found = f"outputs move as with `{part.fault}`, {value:.2g} of ±{part.limit:g}"
-            raise self._error("applies an adapter in part, or wrongly", found, "outputs that do not")
+            actual = f"outputs move as with `{part.fault}`, {value:.2g} of ±{part.limit:g}"
+            raise self._error("applies an adapter in part, or wrongly", actual, "outputs that do not")
 
     def _run_stored(self, tensors: Mapping[str, np.ndarray], case: str) -> Arrays:
         """Return the outputs of a case in the form of golden data."""
@@ -215,8 +215,8 @@ class _Check:
         except ValueError as error:
             raise self._error("has golden data of an impossible shape", str(error), "a shape within memory") from error
 
-    def _error(self, what: str, found: str, expected: str) -> FormatError:
-        return _error(self._bundle, self._session, self._adapter, what, found, expected)
+    def _error(self, what: str, actual: str, expected: str) -> FormatError:
+        return _error(self._bundle, self._session, self._adapter, what, actual, expected)
 
 
 def _error(bundle: Bundle, session: Session, adapter: str | None, what: str, actual: str, expected: str) -> FormatError:
@@ -236,10 +236,10 @@ def read_golden(bundle: Bundle, path: str) -> Arrays:
     """
     file = bundle.folder / path
     data = read_bytes(file)
-    expected = next(one.sha256 for one in bundle.manifest.files if one.path == path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise HashError(file, found=found, expected=expected)
+    expected = next(record.sha256 for record in bundle.manifest.files if record.path == path)
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != expected:
+        raise HashError(file, found=actual, expected=expected)
 
     def refusal(reason: str) -> FormatError:
         return FormatError("is not a safetensors file", where=file, found=reason, fix="build the bundle again")

@@ -274,10 +274,10 @@ class Session(Described):
         by_adapter: dict[str | None, Arrays] = {}
         for at, (name, entry) in enumerate(chosen.items()):
             rows = np.arange(at * count, (at + 1) * count)
-            own = [output for output in self._outputs([entry]) if output in outputs]
+            wanted = [output for output in self._outputs([entry]) if output in outputs]
             by_adapter[name] = {
                 output: outputs[output].take(rows, axes[output]) if output in axes else outputs[output]
-                for output in own
+                for output in wanted
             }
             if entry is not None and entry.output is not None:
                 by_adapter[name][entry.output] = np.ascontiguousarray(own_classes(by_adapter[name][entry.output]))
@@ -327,8 +327,8 @@ class Session(Described):
         Raises:
             RequestError: as `run`; or an adapter's problem type is not `single_label`.
         """
-        found = self._answers("single_label", inputs, adapter, **choice)
-        return [one for one in found if isinstance(one, Prediction)]
+        answers = self._answers("single_label", inputs, adapter, **choice)
+        return [answer for answer in answers if isinstance(answer, Prediction)]
 
     def classify_tokens(
         self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
@@ -338,8 +338,8 @@ class Session(Described):
         Raises:
             RequestError: as `run`; or an adapter's problem type is not `token`.
         """
-        found = self._answers("token", inputs, adapter, **choice)
-        return [list(one.tokens) for one in found if isinstance(one, TokenLabels)]
+        answers = self._answers("token", inputs, adapter, **choice)
+        return [list(answer.tokens) for answer in answers if isinstance(answer, TokenLabels)]
 
     def predict(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
         """Compute the numbers of a regression, float32 [batch, numbers].
@@ -416,7 +416,7 @@ class Session(Described):
         answers = []
         for (output, task), outputs in zip(tasks, outputs_of_all, strict=True):
             rows = [task.answer(result) for result in outputs[output]]
-            answers.append([one for one in rows if isinstance(one, Prediction)])
+            answers.append([answer for answer in rows if isinstance(answer, Prediction)])
         return answers
 
     @property
@@ -450,11 +450,11 @@ class Session(Described):
             RequestError: the bundle does not generate; an adapter is not loaded, or a prompt does not fit.
         """
         names = [adapter] * len(prompts) if adapters is None else adapters
-        found: list[list[int]] = [[] for _ in prompts]
+        tokens: list[list[int]] = [[] for _ in prompts]
         last = self.decoder.record.end if ends is None else ends
         for row in self.decoder.write(prompts, names, decoding or Decoding(), last):
-            found[row.place] = row.tokens
-        return found
+            tokens[row.place] = row.tokens
+        return tokens
 
     def load(
         self,
@@ -553,10 +553,10 @@ class Session(Described):
         if adapters is None:
             entry = None if adapter is None else self._adapters.entry(adapter)
             return entry if entry is None or strength is None else self._strengths.at(entry, cast("float", strength))
-        found = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
+        entries = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
         each = strength_of_each(strength, len(adapters))
-        rows = ((found[name], one) for name, one in zip(adapters, each, strict=True))
-        return [None if entry is None else self._strengths.at(entry, one) for entry, one in rows]
+        rows = ((entries[name], row_strength) for name, row_strength in zip(adapters, each, strict=True))
+        return [None if entry is None else self._strengths.at(entry, row_strength) for entry, row_strength in rows]
 
     def _entry(self, adapter: str | None) -> Entry | None:
         return None if adapter is None else self._adapters.entry(adapter)
@@ -619,15 +619,15 @@ class Session(Described):
         """
         if entry is None:
             return {} if self._graphs.main == "slots" else self._graphs.neutral
-        loaded = self._adapters.loaded(entry)
+        loaded = self._adapters.load(entry)
         feeds: Feeds = loaded.tensors if self._graphs.in_place else loaded.feeds
         if weights is None:
             return feeds
         rows = len(next(iter(arrays.values())))
         choices = [None] * rows if isinstance(weights, Mapping) else [sorted(row.items()) for row in weights]
         check_rows(arrays, choices, self._manifest, allow_mixed_rows)
-        given = weight_tensors(entry, weights)
-        return {**feeds, **{slot: self._graphs.placed(tensor) for slot, tensor in given.items()}}
+        tensors = weight_tensors(entry, weights)
+        return {**feeds, **{slot: self._graphs.place(tensor) for slot, tensor in tensors.items()}}
 
     def _outputs(self, entries: Iterable[Entry | None], *, head_only: bool = False) -> list[str]:
         """Return the base's outputs, unless only heads are wanted, and the outputs of the rows' heads."""
@@ -648,10 +648,10 @@ class Session(Described):
         real = real_tokens(results, inputs, self._manifest)
         contexts = [None] * len(results) if context is None else context
         tasks = [check_type(entry, problem)[1] for entry in entries]
-        for row, (task, own) in enumerate(zip(tasks, contexts, strict=True)):
-            check_context(task, own, f"row {row}")
+        for row, (task, allowed) in enumerate(zip(tasks, contexts, strict=True)):
+            check_context(task, allowed, f"row {row}")
         rows = zip(tasks, results, real, contexts, strict=True)
-        return [task.answer(result, own, context) for task, result, own, context in rows]
+        return [task.answer(result, mask, context) for task, result, mask, context in rows]
 
     def _results(
         self,
@@ -674,8 +674,8 @@ class Session(Described):
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         rows = len(next(iter(arrays.values())))
-        given = [adapter] * rows if adapters is None else list(adapters)
-        names = [None if name is None else self.named(name) for name in given]
+        requested = [adapter] * rows if adapters is None else list(adapters)
+        names = [None if name is None else self.named(name) for name in requested]
         if len(names) != rows:
             raise RequestError("`adapters` must have one entry per row", found=len(names), expected=rows)
         entries = {name: check_type(self._entry(name), problem)[0] for name in dict.fromkeys(names)}
@@ -685,13 +685,13 @@ class Session(Described):
             requests = [Request(arrays, *choices[0], head_only=True)]
         else:
             each = ({name: array[row : row + 1] for name, array in arrays.items()} for row in range(rows))
-            requests = [Request(own, *choice, head_only=True) for own, choice in zip(each, choices, strict=True)]
+            requests = [Request(row, *choice, head_only=True) for row, choice in zip(each, choices, strict=True)]
         items = self._items(
             requests, lambda name: entries[str(name)], "row" if len(requests) > 1 else "", allow_mixed_rows
         )
-        found = self._run_items(items, TOKEN_BUDGET, allow_mixed_rows)
+        computed = self._run_items(items, TOKEN_BUDGET, allow_mixed_rows)
         outputs = [entries[str(request.adapter)].output for request in requests]
-        results = [row for one, output in zip(found, outputs, strict=True) for row in one[str(output)]]
+        results = [row for values, output in zip(computed, outputs, strict=True) for row in values[str(output)]]
         return results, [entries[name] for name in names]
 
     def _items(
@@ -719,10 +719,10 @@ class Session(Described):
                 if entry not in may_pad:
                     may_pad[entry] = self._may_pad(entry)
                 padded = self._maskable if may_pad[entry] else frozenset[str]()
-                for own, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows):
-                    rows, sizes = len(next(iter(own.values()))), batches.sizes_of(own, inputs, self._batch_axis)
-                    twin = 0 if manifest.fanout is None else twins.setdefault(digest_of(own.values()), index)
-                    items.append(Item(index, request, own, entry, rows, sizes, padded, twin, origin))
+                for part, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows):
+                    rows, sizes = len(next(iter(part.values()))), batches.sizes_of(part, inputs, self._batch_axis)
+                    twin = 0 if manifest.fanout is None else twins.setdefault(digest_of(part.values()), index)
+                    items.append(Item(index, request, part, entry, rows, sizes, padded, twin, origin))
         return items
 
     def _parts(self, arrays: Arrays, may_pad: bool, allow_mixed_rows: bool) -> Sequence[tuple[Arrays, Origin | None]]:
@@ -738,11 +738,11 @@ class Session(Described):
             raise RequestError("rows with padding cannot be separated in this base", fix="pass them one by one")
         parts = []
         for row in range(rows):
-            own, origin = {name: array[row : row + 1] for name, array in arrays.items()}, None
+            part, origin = {name: array[row : row + 1] for name, array in arrays.items()}, None
             if moves:
-                own, origin = without_padding(own, inputs, may_pad=may_pad)
-                own = check_inputs(own, inputs, self._manifest.lengths)  # shorter than before
-            parts.append((own, origin))
+                part, origin = without_padding(part, inputs, may_pad=may_pad)
+                part = check_inputs(part, inputs, self._manifest.lengths)  # shorter than before
+            parts.append((part, origin))
         return parts
 
     def _at_choice(self, entry: Entry | None, request: Request) -> Entry | None:
@@ -770,12 +770,12 @@ class Session(Described):
         places = {id(item): place for place, item in enumerate(items)}
         done = 0
         for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows, call_tokens):
-            for item, own in self._run_batch(batch):
-                results[places[id(item)]] = own
+            for item, arrays in self._run_batch(batch):
+                results[places[id(item)]] = arrays
                 parts[item.index] -= 1
                 done += not parts[item.index]
             reporter.step("running requests", done, count)
-        return batches.by_request(items, [one for one in results if one is not None], self._manifest)
+        return batches.by_request(items, [result for result in results if result is not None], self._manifest)
 
     def _run_batch(self, batch: Sequence[Item]) -> Iterable[tuple[Item, Arrays]]:
         """Return each item of a call with its outputs."""

@@ -32,7 +32,7 @@ Scaled = Mapping[str, Sequence[str] | None]
 _MOST = 1000.0
 """Maximum strength; larger numbers are mistakes, such as percentages."""
 
-_KEPT = 32
+_MOST_CACHED = 32
 """Maximum number of scaled adapters kept in memory."""
 
 
@@ -74,10 +74,10 @@ def scaled_parameters(text: str | None, slots: Sequence[SlotRecord], where: str)
             found="a bundle of an earlier release",
             fix="build it again, or leave the strength out",
         )
-    found: Any = parse_json(text.encode(), where)
-    if not isinstance(found, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= found.keys():
+    parameters: Any = parse_json(text.encode(), where)
+    if not isinstance(parameters, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= parameters.keys():
         raise FormatError("lacks graphs of the bundle", where=where, fix="build it again")
-    return found
+    return parameters
 
 
 def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, strength: float, adapter: str) -> Weights:
@@ -115,7 +115,7 @@ class Strengths:
     def __init__(self, graphs: Graphs, adapters: Adapters) -> None:
         self._graphs = graphs
         self._adapters = adapters
-        self._kept: OrderedDict[tuple[Entry, float], Entry] = OrderedDict()
+        self._cache: OrderedDict[tuple[Entry, float], Entry] = OrderedDict()
         self._lock = Lock()
 
     def at(self, entry: Entry, strength: float) -> Entry:
@@ -129,17 +129,17 @@ class Strengths:
             return entry
         key = entry, strength
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        loaded = self._adapters.loaded(entry)
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        loaded = self._adapters.load(entry)
         tensors = scaled(loaded.tensors, self._graphs.manifest.slots, self._parameters, strength, entry.name)
         changed = replace(loaded, tensors=tensors)
         changed_entry = replace(entry, read=lambda: changed, on_demand=False, row=None)
         with self._lock:
-            changed_entry = self._kept.setdefault(key, changed_entry)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            changed_entry = self._cache.setdefault(key, changed_entry)
+            while len(self._cache) > _MOST_CACHED:
+                self._cache.popitem(last=False)
         return changed_entry
 
     @cached_property

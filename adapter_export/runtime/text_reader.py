@@ -74,12 +74,12 @@ class TextReader(Reader):
             for name, pieces, place in zip(names, pieces_of_texts, places, strict=True)
             for piece in pieces
         ]
-        found_rows = iter(
+        encoded_rows = iter(
             encoded(self.tokenizer, [(piece, task) for piece, task, _ in named], [place for *_, place in named])
         )
         read: list[ReadText] = []
         for text, name, pieces, place in zip(texts, names, pieces_of_texts, places, strict=True):
-            rows = tuple(next(found_rows) for _ in pieces)
+            rows = tuple(next(encoded_rows) for _ in pieces)
             cut = [row for row in rows if row.cut]
             if cut and long == "refuse":
                 limit = max(len(row.encoding.ids) for row in cut)
@@ -205,4 +205,4 @@ def _strings(pair: Pair, place: str) -> tuple[str, str]:
 
 
 def _pairs(text: Asked) -> list[Pair]:
-    return [one for one in text if isinstance(one, Pair)]
+    return [pair for pair in text if isinstance(pair, Pair)]

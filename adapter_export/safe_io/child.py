@@ -71,9 +71,9 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     if done.returncode == _MEMORY:
         raise refusal(f"more than {limits.bytes / 1e6:,.0f} MB of memory")
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
-        raise refusal(f"a crash ({ended}){f': {said[-1]}' if said else ''}")
+        raise refusal(f"a crash ({ended}){f': {lines[-1]}' if lines else ''}")
     facts: dict[str, Any] | None = json.loads(done.stdout.splitlines()[-1])
     if facts is not None:
         kind = getattr(errors, facts.pop("error"))
@@ -87,7 +87,7 @@ def answer() -> None:
     module, _, name = task["function"].partition(":")
     function, facts = getattr(importlib.import_module(module), name), None
     if resource is not None:
-        most = _taken() + task["bytes"]
+        most = _allocated_bytes() + task["bytes"]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
@@ -105,9 +105,10 @@ def answer() -> None:
     os._exit(0)  # do not wait for running threads of a library
 
 
-def _taken() -> int:
+def _allocated_bytes() -> int:
     """Return the bytes of memory allocated by this process, where the system reports them."""
     try:
+        # the sixth field: pages of data and stack; `RLIMIT_DATA` limits the data, those of the interpreter included
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
     except OSError:
         return 0

@@ -213,7 +213,7 @@ def _test_of(operator: str, argument: Any) -> Test | None:
     if operator != "IN":
         return None
     negated = bool(argument) and str(argument[0][0]) == "NEGATE"
-    tests = [_member_of(str(kind), one) for kind, one in argument[negated:]]
+    tests = [_member_of(str(kind), member) for kind, member in argument[negated:]]
     return lambda character: any(test(character) for test in tests) != negated
 
 

@@ -80,8 +80,8 @@ class Output:
             raise OutputExistsError(path)
         place, home = path.resolve(), Path(os.path.expanduser("~"))  # noqa: PTH111 `Path.home` may be an error
         if not path.is_symlink() and (place in (home, *home.parents) or (place / ".git").exists()):
-            found = "a git repository" if (place / ".git").exists() else "your home folder, or a parent of it"
-            raise FileError("would be replaced", where=path, found=found, fix="choose another name for the output")
+            actual = "a git repository" if (place / ".git").exists() else "your home folder, or a parent of it"
+            raise FileError("would be replaced", where=path, found=actual, fix="choose another name for the output")
         for source in _paths(sources):
             if place in (source.resolve(), *source.resolve().parents):
                 raise FileError(
@@ -113,7 +113,7 @@ class Output:
         finished = False
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target):
+            with hold_lock(target):
                 self._check_free(target)  # the previous lock owner may have created it
                 try:
                     yield temporary
@@ -171,12 +171,12 @@ def _paths(sources: object) -> Iterator[Path]:
     elif isinstance(sources, Mapping):
         yield from _paths(list(sources.values()))
     elif isinstance(sources, Sequence):
-        for one in sources:
-            yield from _paths(one)
+        for source in sources:
+            yield from _paths(source)
 
 
 @contextmanager
-def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
+def change_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
     """Yield a temporary copy of a folder, which replaces `path` if the block succeeds.
 
     The files are hard links where the file system supports them: replace a file to change it, or exclude it by
@@ -207,7 +207,7 @@ _held = local()
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Lock a path against other writers until the block ends; reentrant within a thread.
 
     The lock is a sibling file that names its owner, locked by `flock`: the system releases it when the process ends.
@@ -223,8 +223,8 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     lock = target.with_name(f".{target.name}.adapter-export.lock")
-    with _noted(target):
-        file = _acquired(lock, path)
+    with _keep_note(target):
+        file = _acquire(lock, path)
         held.add(target)
         try:
             _recover(target)
@@ -237,7 +237,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _noted(target: Path) -> Iterator[None]:
+def _keep_note(target: Path) -> Iterator[None]:
     """Note a path in a private folder until the block ends; `recover_noted` reads the notes of killed processes."""
     folder = _note(target)
     try:
@@ -261,11 +261,11 @@ def recover_noted(folder: Path) -> None:
     note = folder / _NOTE
     if note.exists():
         # another process recovers it, or its folder is gone
-        with suppress(OSError, BusyError, WriteError), locked(Path(os.fsdecode(note.read_bytes()))):
+        with suppress(OSError, BusyError, WriteError), hold_lock(Path(os.fsdecode(note.read_bytes()))):
             pass
 
 
-def _acquired(lock: Path, named: Path) -> int:
+def _acquire(lock: Path, named: Path) -> int:
     """Acquire a lock, and return its open file."""
     deadline = time.monotonic() + _PATIENCE_S
     try:

@@ -69,10 +69,10 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            asked = size + 1  # never `most`: Python allocates the requested size
-            while size <= most and (block := file.read(asked)):
+            requested = size + 1  # never `most`: Python allocates the requested size
+            while size <= most and (block := file.read(requested)):
                 blocks.append(block)
-                size, asked = max(size, sum(map(len, blocks))), _BLOCK_BYTES
+                size, requested = max(size, sum(map(len, blocks))), _BLOCK_BYTES
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
     if size > most:
@@ -164,13 +164,13 @@ def copy_open(file: BufferedReader, path: Path, copy: Path, size: int) -> str:
     The copy shares the blocks of the file where the file system can (Btrfs, XFS), and is hashed afterwards.
     """
     with copy.open("xb+") as copied:
-        if not _cloned(file, copied):
+        if not _try_clone(file, copied):
             return _copy_blocks(file, path, copied, size)
         copied.truncate(min(size, os.fstat(copied.fileno()).st_size))
         return hashlib.file_digest(copied, "sha256").hexdigest()
 
 
-def _cloned(file: IO[bytes], copied: IO[bytes]) -> bool:
+def _try_clone(file: IO[bytes], copied: IO[bytes]) -> bool:
     """Return whether an empty file could be made a clone of another one."""
     if fcntl is None or sys.platform != "linux":
         return False
@@ -241,11 +241,11 @@ def unreadable(path: Path, error: Exception) -> FileError:
     return FileError(f"cannot be read ({reason or error})", where=path, fix="check its permissions")
 
 
-def _too_large(path: Path, found: str, most: int) -> FileError:
+def _too_large(path: Path, actual: str, most: int) -> FileError:
     return FileError(
         "is too large",
         where=path,
-        found=found,
+        found=actual,
         expected=f"at most {most:,} bytes",
         fix="check that this is the intended file",
     )

@@ -77,7 +77,7 @@ def copy_shared(path: Path, copy: Path, size: int, sha256: str, *, rehash: bool 
     folder = _shared_folder(create=True) if size >= LEAST_BYTES else None
     if folder is not None:
         try:
-            with _locked_seal(folder, sha256, _WAIT_SECONDS) as seal:
+            with _lock_seal(folder, sha256, _WAIT_SECONDS) as seal:
                 return seal.link(path, copy, size, rehash=rehash)
         except OSError:  # no room, no hard links or locks, or the other process takes too long
             copy.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def unlink_copies(folder: Path) -> None:
     for path in linked:
         sha256 = copies.get(path.lstat().st_ino)
         if sha256 is not None:
-            with suppress(OSError), _locked_seal(shared, sha256, 1.0) as seal:
+            with suppress(OSError), _lock_seal(shared, sha256, 1.0) as seal:
                 seal.unlink(path)
     if _in_memory(shared):
         remove_unused(most=0)
@@ -119,7 +119,7 @@ def remove_unused(most: int | None = None) -> None:
         for used, name in seals:
             expired = time.time() - used > UNUSED_SECONDS
             if sizes[name] is not None and (expired or sum(filter(None, sizes.values())) > limit or not sizes[name]):
-                with suppress(OSError), _locked_seal(folder, name, 0.0) as seal:
+                with suppress(OSError), _lock_seal(folder, name, 0.0) as seal:
                     seal.remove_if_unused()
                 sizes[name] = 0
 
@@ -127,10 +127,10 @@ def remove_unused(most: int | None = None) -> None:
 def _unused_bytes(copy: Path) -> int | None:
     """Return the size of a copy, 0 if it is missing, or `None` if it is in use."""
     try:
-        found = copy.lstat()
+        status = copy.lstat()
     except FileNotFoundError:
         return 0
-    return found.st_size if found.st_nlink == 1 else None
+    return status.st_size if status.st_nlink == 1 else None
 
 
 def _shared_folder(*, create: bool = False) -> Path | None:
@@ -142,10 +142,10 @@ def _shared_folder(*, create: bool = False) -> Path | None:
         if create:
             with suppress(FileExistsError):
                 folder.mkdir(0o700)
-        found = folder.lstat()  # another user may have made it
+        status = folder.lstat()  # another user may have made it
     except OSError:
         return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
     return folder if private else None
 
 
@@ -158,7 +158,7 @@ def _in_memory(folder: Path) -> bool:
 
 
 @contextmanager
-def _locked_seal(folder: Path, sha256: str, seconds: float) -> Iterator[_Seal]:
+def _lock_seal(folder: Path, sha256: str, seconds: float) -> Iterator[_Seal]:
     """Yield the seal of a copy, locked against other processes and threads.
 
     Raises:
@@ -245,11 +245,11 @@ class _Seal:
         """Copy the file to `link`, whose folder is removed if this process is killed, and share it if it is right."""
         self.copy.unlink(missing_ok=True)  # sessions keep the links that they have
         self.sources = []
-        found = self._compare(path, lambda file: copy_open(file, path, link, size))
-        if found == self.copy.name:
+        digest = self._compare(path, lambda file: copy_open(file, path, link, size))
+        if digest == self.copy.name:
             link.chmod(0o400)
             os.link(link, self.copy)
-        return found
+        return digest
 
     def _compare(self, path: Path, digest_of: Callable[[BufferedReader], str]) -> str:
         """Return the SHA-256 of a file, and remember the file if it is that of the copy."""
@@ -282,5 +282,5 @@ def _parsed(numbers: list[int]) -> _State:
     return device, inode, size, contents, attributes
 
 
-def _state(found: os.stat_result) -> _State:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _state(status: os.stat_result) -> _State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

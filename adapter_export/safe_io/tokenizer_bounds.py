@@ -36,9 +36,9 @@ def unbounded_part(text: str) -> str | None:
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         growth, by_library = 1, 1
         for step in _steps(document.get(part)):
-            own = _LIBRARY_GROWTH.get(str(step.get("type")))
-            by_library = max(by_library, own or 1)
-            growth *= _growth(step) if own is None else 1
+            library_growth = _LIBRARY_GROWTH.get(str(step.get("type")))
+            by_library = max(by_library, library_growth or 1)
+            growth *= _growth(step) if library_growth is None else 1
             if growth * by_library > _MOST_GROWTH:
                 return f"a `{part}` that makes more than {_MOST_GROWTH} characters of one"
     return None

@@ -39,7 +39,7 @@ from adapter_export.graph.kinds import BottleneckOptions, classification_head, h
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.safe_io.output import locked
+from adapter_export.safe_io.output import hold_lock
 
 
 def _adapters(base: OnnxBase) -> dict[str, Adapter]:
@@ -163,7 +163,7 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
 
 def test_two_writers_exclude_each_other(base: OnnxBase, bundle: Path) -> None:
     adapter, before = _adapters(base)["c"], _state(bundle)
-    with locked(bundle), ThreadPoolExecutor(1) as threads, pytest.raises(BusyError, match="by another process"):
+    with hold_lock(bundle), ThreadPoolExecutor(1) as threads, pytest.raises(BusyError, match="by another process"):
         threads.submit(_add, base, bundle, adapter).result()
     assert _state(bundle) == before
     assert [record.name for record in _add(base, bundle, adapter).adapters] == ["a", "b", "c"]
@@ -306,7 +306,7 @@ def test_a_change_that_is_killed_after_the_exchange_is_made(built: Path, bundle:
     verify_files(after, bundle)
     (left,) = bundle.parent.glob(".bundle.*.tmp")
     assert read_manifest(left) == read_manifest(built)
-    with pytest.warns(AbandonedFileWarning, match=re.escape(str(left))), locked(bundle):
+    with pytest.warns(AbandonedFileWarning, match=re.escape(str(left))), hold_lock(bundle):
         assert list(bundle.parent.glob(".*.tmp")) == []
     assert list(bundle.parent.iterdir()) == [bundle]
     assert read_manifest(bundle) == after

@@ -84,15 +84,15 @@ class TestProvider:
 
     def test_adapters_are_uploaded_once(self, placed: Session, provider: ProviderName) -> None:
         entry = placed._adapters.entry("wide")
-        before = placed._adapters.loaded(entry).feeds
+        before = placed._adapters.load(entry).feeds
         for _ in range(3):
             placed.run(INPUTS, "wide")
             placed.run_on_device(INPUTS, "wide")
-        after = placed._adapters.loaded(entry).feeds
+        after = placed._adapters.load(entry).feeds
         assert {value.device_name() for value in after.values()} == {provider}
         assert [value.data_ptr() for value in after.values()] == [value.data_ptr() for value in before.values()]
         if provider == "cpu":
-            tensors = placed._adapters.loaded(entry).tensors
+            tensors = placed._adapters.load(entry).tensors
             assert all(after[name].data_ptr() == tensor.ctypes.data for name, tensor in tensors.items())
 
     def test_the_table_stays_on_the_device_until_an_adapter_is_put_in(

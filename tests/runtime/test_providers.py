@@ -177,7 +177,7 @@ class TestSlots:
         with pytest.raises(RequestError, match="`openvino` may not run the graph `slots`"):
             bundle.graphs("openvino").session("slots")
         graph = open_openvino(bundle.home / bundle.manifest.graphs["slots"], "openvino", 1)
-        adapter = bundle.session()._adapters.loaded(bundle.session()._adapters.entry("wide"))
+        adapter = bundle.session()._adapters.load(bundle.session()._adapters.entry("wide"))
         with pytest.raises(RequestError, match=r"not those that the graph takes.*adapter"):
             graph.run({**INPUTS, **adapter.tensors}, ["hidden"])
 

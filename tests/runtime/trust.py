@@ -95,7 +95,7 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
     manifests = [read_manifest(built), read_manifest(other)]
 
     def write(version: Path) -> None:
-        with output.changed_folder(bundle, ("manifest.json", "base.bin", "adapters/wide.onnx_adapter")) as temporary:
+        with output.change_folder(bundle, ("manifest.json", "base.bin", "adapters/wide.onnx_adapter")) as temporary:
             for path in version.rglob("*"):
                 if path.is_file() and not (temporary / path.relative_to(version)).exists():
                     shutil.copy(path, temporary / path.relative_to(version))
@@ -111,7 +111,7 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
         lose_power(folder, kept | synced, lambda: bool(rng.integers(4)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AbandonedFileWarning)
-            with output.locked(bundle):
+            with output.hold_lock(bundle):
                 manifest = read_manifest(bundle)
         try:
             verify_files(manifest, bundle)

@@ -19,7 +19,7 @@ from toolchain import skip_or_fail
 
 from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
 from adapter_export.safe_io import output
-from adapter_export.safe_io.output import Output, locked
+from adapter_export.safe_io.output import Output, hold_lock
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of, sha256_of_part
 
 FULL_DISK = Path("/dev/full")
@@ -91,13 +91,13 @@ def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
 def test_what_the_holder_of_the_lock_before_wrote_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = output._acquired
+    taken = output._acquire
 
     def acquired(lock: Path, named: Path) -> int:
         (tmp_path / "new").write_text("of another")  # whose lock was released a moment ago
         return taken(lock, named)
 
-    monkeypatch.setattr(output, "_acquired", acquired)
+    monkeypatch.setattr(output, "_acquire", acquired)
     with pytest.raises(OutputExistsError), Output(tmp_path / "new").file():
         pytest.fail("was made again")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
@@ -229,7 +229,7 @@ def test_a_kill_or_a_power_failure_at_any_step_loses_nothing(
         left = sorted(set(names(tmp_path)) - {"out", ".out.adapter-export.lock"})
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            with locked(target):
+            with hold_lock(target):
                 found = content(target)
         assert found in {"old", "new"}
         assert sorted(Path(str(one.message).split(": ")[0]).name for one in said) == left
@@ -266,7 +266,7 @@ def test_a_writer_waits_for_a_recovery_that_takes_a_moment(new: New, tmp_path: P
             fill(temporary, "new")
 
     with ThreadPoolExecutor(1) as threads:
-        with locked(tmp_path / "out"):
+        with hold_lock(tmp_path / "out"):
             waiting = threads.submit(write)
             time.sleep(0.2)
             assert not waiting.done()
@@ -275,7 +275,7 @@ def test_a_writer_waits_for_a_recovery_that_takes_a_moment(new: New, tmp_path: P
 
 
 def test_the_holder_of_a_lock_may_write(new: New, tmp_path: Path) -> None:
-    with locked(tmp_path / "out"):
+    with hold_lock(tmp_path / "out"):
         with new(tmp_path / "out") as temporary:
             fill(temporary, "new")
         with ThreadPoolExecutor(1) as threads, pytest.raises(BusyError):

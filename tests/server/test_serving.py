@@ -325,12 +325,12 @@ def test_a_load_times_out(film: Path) -> None:
     async def work() -> None:
         models = Models(named_bundles([str(film)]), SessionSettings(), limits, qualify=False)
         models.start(Metrics())
-        await models.load(LoadedAdapter("first", data, found=True))
+        await models.load(LoadedAdapter("first", data, by_name=True))
         first = models.find("first")
         assert first is not None
-        with first.held():
+        with first.hold():
             with pytest.raises(RefusedError, match="in use; try again later") as caught:
-                await models.load(LoadedAdapter("second", data, found=True))
+                await models.load(LoadedAdapter("second", data, by_name=True))
             assert (caught.value.status, caught.value.again) == (503, 1)
             loading = asyncio.create_task(models.load(LoadedAdapter("second", data)))
             await asyncio.sleep(0.05)

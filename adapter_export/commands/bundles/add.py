@@ -70,13 +70,13 @@ def add(
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.change import add_adapters
     from adapter_export.runtime import Bundle
-    from adapter_export.safe_io.output import locked
+    from adapter_export.safe_io.output import hold_lock
 
     opened = OpenedBundle.open(own_folder(bundle), copy=False)
     base = model_of(opened.manifest, base_for(against, OpenOptions(site_map, trust_pickle), reporter))
     chosen, slots = adapters_of(adapters, base), opened.numerics.precision
     matching = same_precision(base, slots)
-    with locked(opened.folder.resolve()), matching as (references, _):
+    with hold_lock(opened.folder.resolve()), matching as (references, _):
         after = add_adapters(
             opened,
             chosen,

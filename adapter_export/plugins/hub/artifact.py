@@ -137,13 +137,13 @@ def check_bounds(files: Collection[RemoteFile], where: object) -> None:
     """
     heads = set(HEADS.values())
     total = sum(file.size for file in files)
-    large = next((one for one in files if one.size > (MOST_JSON_BYTES if one.path in heads else MOST_BYTES)), None)
+    large = next((file for file in files if file.size > (MOST_JSON_BYTES if file.path in heads else MOST_BYTES)), None)
     if len(files) > MOST_FILES or total > MOST_TOTAL_BYTES or large is not None:
-        found = f"{len(files):,} files of {total:,} bytes"
+        totals = f"{len(files):,} files of {total:,} bytes"
         raise FormatError(
             "is too large",
             where=where,
-            found=found if large is None else f"`{large.path}` of {large.size:,} bytes",
+            found=totals if large is None else f"`{large.path}` of {large.size:,} bytes",
             expected=f"at most {MOST_FILES:,} files, {MOST_BYTES:,} bytes each and {MOST_TOTAL_BYTES:,} together",
             fix="check that this is the intended repository",
         )

@@ -133,11 +133,11 @@ def model_card(
         FormatError: the report in the bundle belongs to another bundle.
     """
     digest = digest_of(folder, kind)
-    for one in measured:
-        found = one.digest if kind == "bundle" else one.source
-        if found != digest:
-            what = f"the evaluation on `{visible(one.data)}` belongs to another {kind}"
-            raise HashError(folder, what, found=found, expected=digest, fix="evaluate this one")
+    for evaluation in measured:
+        actual = evaluation.digest if kind == "bundle" else evaluation.source
+        if actual != digest:
+            what = f"the evaluation on `{visible(evaluation.data)}` belongs to another {kind}"
+            raise HashError(folder, what, found=actual, expected=digest, fix="evaluate this one")
     name = parse_reference(reference).name
     manifest = read_manifest(folder) if kind == "bundle" else None
     entries = list(_of_bundle(folder, manifest) if manifest is not None else _of_adapter(read_adapter(folder), digest))
@@ -157,7 +157,7 @@ def model_card(
             kind,
             "adapters",
             *(["onnx"] if kind == "bundle" else []),
-            *sorted({one.kind for one in entries}),
+            *sorted({entry.kind for entry in entries}),
         ],
         model_name=name if results else None,
         eval_results=results or None,
@@ -325,8 +325,8 @@ def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator
 
 
 def _check(report: CheckReport) -> Iterator[str]:
-    of = Counter(found.status for found in report.findings)
-    ratios = [found.ratio for found in report.findings if found.check == "output" and found.ratio is not None]
+    of = Counter(finding.status for finding in report.findings)
+    ratios = [finding.ratio for finding in report.findings if finding.check == "output" and finding.ratio is not None]
     claims = f"{of['exact']:,} bit-exact, {of['tested']:,} tested, {of['unverified']:,} unverified"
     rows = [
         ("verdict", report.summary),
@@ -356,8 +356,8 @@ def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
 def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield a section with a table, or nothing without rows. Empty columns are omitted."""
     if rows:
-        kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
+        columns = [at for at in range(len(head)) if any(row[at] for row in rows)]
         yield ""
         yield f"## {title}"
         yield ""
-        yield from table_lines([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
+        yield from table_lines([head[at] for at in columns], [[row[at] for at in columns] for row in rows])

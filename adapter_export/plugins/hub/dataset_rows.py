@@ -68,8 +68,8 @@ class _Rows:
             self._write_split(remote.pin, place / _file_name(self.reference), order)
         else:
             if self.reference.file not in remote.files:
-                found = quoted(sorted(remote.files)[:5])
-                raise UsageError("the dataset has no such file", where=self.reference, found=found)
+                actual = quoted(sorted(remote.files)[:5])
+                raise UsageError("the dataset has no such file", where=self.reference, found=actual)
             download_all(source, [remote.files[self.reference.file]], folder, order)
             (folder / self.reference.file).replace(place / _file_name(self.reference))
         write_listing(folder, place)

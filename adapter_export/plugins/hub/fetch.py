@@ -54,7 +54,7 @@ from adapter_export.plugins.hub.reference import (
 from adapter_export.plugins.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
-from adapter_export.safe_io.output import Output, locked
+from adapter_export.safe_io.output import Output, hold_lock
 from adapter_export.tables import Described
 
 Proof = Callable[[Path], object]
@@ -184,7 +184,7 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
     wanted, cache = order.reference, _cache()
     known = wanted.pin or _known(cache, wanted)
     if known is not None and (wanted.pin is not None or is_offline()):
-        contents = _cached(cache, known, order)
+        contents = _verify_cached(cache, known, order)
         if contents is not None:
             return known, contents
     with opened() as source:
@@ -197,10 +197,10 @@ def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Sou
             raise
         if known is not None and known != remote.pin:
             order.reporter.warn(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
-        contents = _cached(cache, remote.pin, order)
+        contents = _verify_cached(cache, remote.pin, order)
         if contents is None:
             _take(source, remote, _place(cache, order, remote.pin), order)
-            contents = _cached(cache, remote.pin, order)
+            contents = _verify_cached(cache, remote.pin, order)
     if contents is None:
         raise FileError("was removed during the download", where=_place(cache, order, remote.pin), fix="run again")
     if known != remote.pin:
@@ -274,7 +274,7 @@ def _known(cache: Path, reference: Reference | DatasetReference) -> str | None:
     return known.pin if known.reference == str(reference) else None
 
 
-def _cached(cache: Path, pin: str, order: Order) -> Path | None:
+def _verify_cached(cache: Path, pin: str, order: Order) -> Path | None:
     """Return cached contents; `None` if they are missing. Damaged contents are removed."""
     folder = _place(cache, order, pin)
     if not folder.is_dir():
@@ -282,7 +282,7 @@ def _cached(cache: Path, pin: str, order: Order) -> Path | None:
     try:
         order.contents.verify(folder)
     except InputError as error:
-        with locked(folder):
+        with hold_lock(folder):
             shutil.rmtree(folder, ignore_errors=True)
         order.reporter.warn(f"the cached files were damaged and are downloaded again: {error}")
         return None
@@ -347,12 +347,12 @@ class _Artifact:
         check_expected(folder, kind, self.expect)
         needed = needed_files(folder, kind)
         for path, size in needed.items():
-            file_found = remote.files.get(path)
-            if file_found is None or size not in (None, file_found.size):
+            file = remote.files.get(path)
+            if file is None or size not in (None, file.size):
                 raise FormatError(
                     f"lacks files listed in its `{head}`",
                     where=where,
-                    found=f"no `{path}`" if file_found is None else f"`{path}` of {file_found.size:,} bytes",
+                    found=f"no `{path}`" if file is None else f"`{path}` of {file.size:,} bytes",
                     expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
                     fix="push it again",
                 )

@@ -79,7 +79,7 @@ class Hub:
             FormatError: a file name leaves its folder.
         """
         name, revision = self.reference.repository, self.reference.revision
-        with self._asked():
+        with self._translate_errors():
             if is_offline():
                 self._snapshot = self._cached_snapshot()
                 self._commit = self._snapshot.name
@@ -92,8 +92,12 @@ class Hub:
                 info: Any = self._api.repo_info(name, revision=revision, repo_type=self._type, files_metadata=True)
                 self._commit = str(info.sha)
                 rows = [
-                    {"path": one.rfilename, "size": one.size or 0, "digest": one.lfs.sha256 if one.lfs else None}
-                    for one in info.siblings or ()
+                    {
+                        "path": sibling.rfilename,
+                        "size": sibling.size or 0,
+                        "digest": sibling.lfs.sha256 if sibling.lfs else None,
+                    }
+                    for sibling in info.siblings or ()
                 ]
         if not re.fullmatch(r"[0-9a-f]{40,64}", self._commit):
             raise RemoteError("the hub returned no commit", where=self.reference, found=visible(self._commit))
@@ -114,7 +118,7 @@ class Hub:
             return
         where = f"{self.reference}, `{file.path}`"
         with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library stores metadata there
-            with self._asked():
+            with self._translate_errors():
                 path = self._api.hf_hub_download(
                     self.reference.repository,
                     file.path,
@@ -123,6 +127,7 @@ class Hub:
                     local_dir=beside,
                 )
             got = Path(beside, "got")
+            # one byte more than listed, which shows that a file is longer
             actual, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
             if size != file.size:
                 expected = f"{file.size:,} bytes"
@@ -152,11 +157,11 @@ class Hub:
             RemoteError: the hub does not respond, or rejects the request.
         """
         name, revision = self.reference.repository, self.reference.revision
-        with self._asked():
+        with self._translate_errors():
             self._api.create_repo(name, private=private or None, exist_ok=True)
             if revision is not None:
                 self._api.create_branch(name, branch=revision, exist_ok=True)
-            gone = self._own_before() - files.keys()
+            gone = self._find_previous_files() - files.keys()
             adds = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
             deletes = [CommitOperationDelete(path) for path in sorted(gone)]
             done = self._api.create_commit(name, [*adds, *deletes], commit_message=message, revision=revision)
@@ -165,13 +170,13 @@ class Hub:
     def current(self) -> str | None:
         """Return the current commit of the reference, or `None`."""
         try:
-            with self._asked():
+            with self._translate_errors():
                 info = self._api.repo_info(self.reference.repository, revision=self.reference.revision)
                 return str(info.sha)
         except NotFoundError:
             return None
 
-    def _own_before(self) -> set[str]:
+    def _find_previous_files(self) -> set[str]:
         """Return the files of the bundle or adapter in the repository; other files are kept."""
         names: set[str] = set()
         with suppress(FormatError, NotFoundError), temporary_folder() as folder:
@@ -184,7 +189,7 @@ class Hub:
         return names & remote.files.keys()
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Convert errors of the library, and suppress its progress bars."""
         where, bars = self.reference, not are_progress_bars_disabled()
         disable_progress_bars()
@@ -200,40 +205,46 @@ class Hub:
                 else "the connection broke off"
             )
             fix = "unset it, or pull this reference first" if is_offline() else "run again"
-            raise UnreachableError(what, where=where, found=_said(error), fix=fix) from error
+            raise UnreachableError(what, where=where, found=_message_of(error), fix=fix) from error
         except GatedRepoError as error:
             page = f"{endpoint()}/{'datasets/' if self._type == 'dataset' else ''}{where.repository}"
             fix = f"ask for access at {page}, then {_TOKEN}"
-            raise DeniedError("is gated: its owner grants access", where=where, found=_said(error), fix=fix) from error
+            raise DeniedError(
+                "is gated: its owner grants access", where=where, found=_message_of(error), fix=fix
+            ) from error
         except RepositoryNotFoundError as error:
             fix = f"check its name; if it is private, {_TOKEN}"
             what = "the repository does not exist, or is private"
-            raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
+            raise NotFoundError(what, where=where, found=_message_of(error), fix=fix) from error
         except RevisionNotFoundError as error:
             fix = "pass an existing branch, tag or commit, or omit the revision"
             what = "the repository has no such revision"
-            raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
+            raise NotFoundError(what, where=where, found=_message_of(error), fix=fix) from error
         except EntryNotFoundError as error:
             fix = "run again: the repository has changed"
-            raise NotFoundError("the repository has no such file", where=where, found=_said(error), fix=fix) from error
+            raise NotFoundError(
+                "the repository has no such file", where=where, found=_message_of(error), fix=fix
+            ) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (_UNAUTHORIZED, _FORBIDDEN):
-                raise DeniedError("the hub denies access", where=where, found=_said(error), fix=_TOKEN) from error
+                raise DeniedError("the hub denies access", where=where, found=_message_of(error), fix=_TOKEN) from error
             if status == _TOO_MANY or status >= _SERVER_ERROR:
                 fix = "run again later"
                 raise UnreachableError(
-                    "the hub is temporarily unavailable", where=where, found=_said(error), fix=fix
+                    "the hub is temporarily unavailable", where=where, found=_message_of(error), fix=fix
                 ) from error
-            raise RemoteError("the hub rejects the request", where=where, found=_said(error)) from error
+            raise RemoteError("the hub rejects the request", where=where, found=_message_of(error)) from error
         except HFValidationError as error:
-            raise UsageError("is not a valid repository name", where=where, found=_said(error)) from error
+            raise UsageError("is not a valid repository name", where=where, found=_message_of(error)) from error
         except (_TRANSPORT, ConnectionError, TimeoutError) as error:
             fix = f"check the network and `HF_ENDPOINT`{self._offline_way()}"
-            raise UnreachableError("the hub does not respond", where=where, found=_said(error), fix=fix) from error
+            raise UnreachableError(
+                "the hub does not respond", where=where, found=_message_of(error), fix=fix
+            ) from error
         except RuntimeError as error:  # from a thread of the library, with the original error as its cause
-            found = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            raise UnreachableError("the connection broke off", where=where, found=found, fix="run again") from error
+            cause = _message_of(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise UnreachableError("the connection broke off", where=where, found=cause, fix="run again") from error
         finally:
             if bars:
                 enable_progress_bars()
@@ -250,6 +261,6 @@ class Hub:
 _TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"
 
 
-def _said(error: Exception) -> str:
-    said = error.server_message if isinstance(error, HfHubHTTPError) else None
-    return visible(said or reason(error)).rstrip(".")
+def _message_of(error: Exception) -> str:
+    message = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return visible(message or reason(error)).rstrip(".")

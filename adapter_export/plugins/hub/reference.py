@@ -155,10 +155,10 @@ def parse_reference(text: str) -> Reference:
     Raises:
         UsageError: the reference is invalid.
     """
-    if found := _HUB.fullmatch(text):
-        return HubReference(f"{found['owner']}/{found['name']}", found["revision"])
-    if found := _REGISTRY.fullmatch(text):
-        return RegistryReference(found["host"], found["repository"], found["tag"], found["digest"])
+    if match := _HUB.fullmatch(text):
+        return HubReference(f"{match['owner']}/{match['name']}", match["revision"])
+    if match := _REGISTRY.fullmatch(text):
+        return RegistryReference(match["host"], match["repository"], match["tag"], match["digest"])
     page = _PAGE.match(text)
     raise UsageError(
         "is not a reference to a hub or registry",
@@ -176,8 +176,8 @@ def parse_dataset(text: str) -> DatasetReference:
     Raises:
         UsageError: the reference is invalid.
     """
-    if found := _DATASET.fullmatch(text):
-        facts = found.groupdict()
+    if match := _DATASET.fullmatch(text):
+        facts = match.groupdict()
         file = facts["file"] and facts["file"].removeprefix("/")
         repository, split = f"{facts['owner']}/{facts['name']}", facts["split"] or "train"
         return DatasetReference(repository, facts["revision"], facts["subset"], split, file)

@@ -77,7 +77,7 @@ class Registry:
         self.reference = reference
         self._plain = plain_http or reference.is_loopback
         self._origin = httpx2.URL(f"{'http' if self._plain else 'https'}://{reference.host}")
-        self._login, self._authorization = _saved_login(reference.host), dict[str, str]()
+        self._login, self._authorization = _read_login(reference.host), dict[str, str]()
         self._client = httpx2.Client(
             base_url=self._origin.join(f"/v2/{reference.repository}/"),
             headers={"Accept-Encoding": "identity"},
@@ -104,17 +104,17 @@ class Registry:
             HashError: the manifest does not match the requested digest.
         """
         where, digest = self.reference, self.reference.digest
-        with self._asked("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
+        with self._send("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
             data = _read(response, _MOST_MANIFEST_BYTES)
         if data is None:
             raise FormatError(
                 "the manifest is too large", where=where, expected=f"at most {_MOST_MANIFEST_BYTES:,} bytes"
             )
-        found = hashlib.sha256(data).hexdigest()
-        if digest is not None and digest != f"sha256:{found}":
+        actual = hashlib.sha256(data).hexdigest()
+        if digest is not None and digest != f"sha256:{actual}":
             what = "the manifest does not match the requested digest"
-            raise HashError(where, what, found=found, expected=digest.removeprefix("sha256:"))
-        return Remote(f"sha256:{found}", _layers(data, where))
+            raise HashError(where, what, found=actual, expected=digest.removeprefix("sha256:"))
+        return Remote(f"sha256:{actual}", _layers(data, where))
 
     def download(self, file: RemoteFile, folder: Path) -> None:
         """Write one file to its path in a folder, up to the size in the manifest.
@@ -127,7 +127,7 @@ class Registry:
         place, sha256, size = folder / file.path, hashlib.sha256(), 0
         where = f"{self.reference}, `{file.path}`"
         place.parent.mkdir(parents=True, exist_ok=True)
-        with self._asked("GET", f"blobs/sha256:{file.digest}") as response, place.open("xb") as written:
+        with self._send("GET", f"blobs/sha256:{file.digest}") as response, place.open("xb") as written:
             for block in response.iter_raw(_BLOCK_BYTES):
                 size += len(block)
                 if size > file.size:
@@ -184,40 +184,40 @@ class Registry:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         version = self.reference.tag or (None if self.reference.digest else self.reference.version)
         headers = {"Content-Type": MANIFEST_TYPE}
-        with self._asked("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
-            kept = response.headers.get("Docker-Content-Digest", digest)
-        if kept != digest:
+        with self._send("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
+            stored = response.headers.get("Docker-Content-Digest", digest)
+        if stored != digest:
             fix = "use a registry that stores OCI manifests unchanged"
             raise RemoteError(
-                "the registry changed the manifest", where=self.reference, found=kept, expected=digest, fix=fix
+                "the registry changed the manifest", where=self.reference, found=stored, expected=digest, fix=fix
             )
         return digest
 
     def _upload(self, digest: str, size: int, blocks: Callable[[], Iterator[bytes]]) -> None:
-        with self._asked("HEAD", f"blobs/{digest}", missing=True) as response:
+        with self._send("HEAD", f"blobs/{digest}", missing=True) as response:
             if response.is_success:
                 return
-        with self._asked("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
+        with self._send("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
             place = response.headers.get("Location")
             url = None if place is None else response.url.join(place).copy_add_param("digest", digest)
         if url is None:
             raise RemoteError("the registry returned no upload location", where=self.reference)
         headers = {"Content-Type": _ANY_TYPE, "Content-Length": str(size)}
-        with self._asked("PUT", url, headers=headers, content=_Body(blocks)):
+        with self._send("PUT", url, headers=headers, content=_Body(blocks)):
             pass
 
     @contextmanager
-    def _asked(
+    def _send(
         self, method: str, url: str | httpx2.URL, *, missing: bool = False, **request: Any
     ) -> Iterator[httpx2.Response]:
         """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
-        where, url_asked = self.reference, self._origin.join(self._client.base_url).join(url)
-        is_own = url_asked.netloc == self._origin.netloc and url_asked.scheme == self._origin.scheme
+        where, target = self.reference, self._origin.join(self._client.base_url).join(url)
+        is_own = target.netloc == self._origin.netloc and target.scheme == self._origin.scheme
         headers = request.pop("headers", {})
         try:
-            for is_last in (False, True):
+            for is_last in (False, True):  # a second time after a challenge, with the login
                 sent = {**headers, **(self._authorization if is_own else {})}
-                with self._client.stream(method, url_asked, headers=sent, **request) as response:
+                with self._client.stream(method, target, headers=sent, **request) as response:
                     is_closed = response.status_code == httpx2.codes.UNAUTHORIZED and is_own and not is_last
                     if is_closed and self._log_in(response.headers.get("WWW-Authenticate", "")):
                         continue
@@ -256,9 +256,9 @@ class Registry:
         if scheme.lower() != "bearer" or "realm" not in parameters:
             return False
         wanted = {name: parameters[name] for name in ("service", "scope") if name in parameters}
-        given = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
+        headers = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
         url = httpx2.URL(parameters["realm"]).copy_merge_params(wanted)
-        with self._client.stream("GET", url, headers=given) as response:
+        with self._client.stream("GET", url, headers=headers) as response:
             document = _document(response) if response.is_success else {}
         token = document.get("token", document.get("access_token"))
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -304,11 +304,11 @@ def _document(response: httpx2.Response) -> Mapping[str, Any]:
 
 def _refusal(response: httpx2.Response, where: RegistryReference) -> RemoteError:
     """Return the error for an unsuccessful response."""
-    status, said = response.status_code, ""
+    status, message = response.status_code, ""
     errors = _document(response).get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-        said = visible(str(errors[0].get("message", ""))[:200])
-    answer = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
+        message = visible(str(errors[0].get("message", ""))[:200])
+    answer = f"{status} {response.reason_phrase}{f': {message}' if message else ''}"
     if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
         return DeniedError("the registry denies access", where=where, found=answer, fix=fix)
@@ -350,7 +350,7 @@ def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
     return files_by_path(rows, where)
 
 
-def _saved_login(host: str) -> str | None:
+def _read_login(host: str) -> str | None:
     """Return user and password in base64 from `docker login` or a credential helper; `None` without a login.
 
     Raises:
@@ -382,7 +382,7 @@ def _ask_helper(helper: str, host: str) -> str | None:
         done = subprocess.run(
             [f"docker-credential-{helper}", "get"], input=host.encode(), capture_output=True, timeout=30, check=True
         )
-        found: Any = parse_json(done.stdout, f"docker-credential-{helper}")
-        return b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+        login: Any = parse_json(done.stdout, f"docker-credential-{helper}")
+        return b64encode(f"{login['Username']}:{login['Secret']}".encode()).decode()
     except (OSError, subprocess.SubprocessError, InputError, LookupError, TypeError):
         return None

@@ -31,7 +31,7 @@ def fetch_located(address: str, reference: str, contents: Contents, reporter: Re
     """
     if contents == "table":
         dataset = parse_dataset(reference)
-        with _required("data", "a dataset of the Hub"):
+        with _require("data", "a dataset of the Hub"):
             from adapter_export.plugins.hub.dataset_rows import fetch_table  # noqa: PLC0415 - an extra
         pin, path = fetch_table(dataset, reporter)
         return Located(address, path, str(dataset.pinned(pin)))
@@ -62,13 +62,13 @@ def require_hub() -> None:
     Raises:
         MissingExtraError: one of them is not installed.
     """
-    with _required("hub", "a hub or a registry"):
+    with _require("hub", "a hub or a registry"):
         import httpx2  # noqa: F401, PLC0415 - an extra
         import huggingface_hub  # noqa: F401, PLC0415 - an extra
 
 
 @contextmanager
-def _required(extra: str, needed_for: str) -> Iterator[None]:
+def _require(extra: str, needed_for: str) -> Iterator[None]:
     """Raise MissingExtraError if the block cannot import a library."""
     try:
         yield

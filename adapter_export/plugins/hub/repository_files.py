@@ -110,8 +110,8 @@ def verify_listing(folder: Path) -> None:
     """
     rows = read_json(folder / _LISTING)
     listed = files_by_path(rows if isinstance(rows, list) else [], folder / _LISTING)
-    found = {path: file for one in folder.iterdir() if one.is_dir() for path, file in _inside(one)}
-    differing = [path for path in {*listed, *found} if _differs(listed.get(path), found.get(path))]
+    present = {path: file for subfolder in folder.iterdir() if subfolder.is_dir() for path, file in _inside(subfolder)}
+    differing = [path for path in {*listed, *present} if _differs(listed.get(path), present.get(path))]
     if differing or not listed:
         raise FormatError("files differ from the download", where=folder, found=quoted(differing) or "none")
 
@@ -147,7 +147,7 @@ class _Repository:
             raise self._no_model("neither `config.json` nor `modules.json`")
         first = self._take_texts("")
         folders = self._module_folders() if _MODULES in names else []
-        first += [one for folder in folders for one in self._take_texts(folder)]
+        first += [file for folder in folders for file in self._take_texts(folder)]
         weights = {folder: self._weights(folder) for folder in ["", *folders]}
         if not weights["" if "config.json" in names or not folders else folders[0]]:
             raise self._only_pickles(
@@ -156,13 +156,13 @@ class _Repository:
                 f'"{self.reference.repository}").save_pretrained("folder")`',
                 f"pass that folder, or a revision with `{_WEIGHTS}`: bots of the Hub offer one as `refs/pr/…`",
             )
-        return first, [one for found in weights.values() for one in found]
+        return first, [file for files in weights.values() for file in files]
 
     def adapter(self) -> tuple[Collection[RemoteFile], Collection[RemoteFile]]:
         """Download the text files of adapters of another library; return them and the tensors."""
         names = self.remote.files
         folders = [""] if ADAPTER_CONFIG in names else sorted({_parent(path) for path in names if path.count("/") <= 1})
-        having = [folder for folder in folders if any(_join(folder, one) in names for one in _CONFIGS)]
+        having = [folder for folder in folders if any(_join(folder, config) in names for config in _CONFIGS)]
         if not having:
             raise AdapterError(
                 "is not an adapter of PEFT or AdapterHub",
@@ -171,7 +171,7 @@ class _Repository:
                 expected=f"`{ADAPTER_CONFIG}`",
                 fix="check the name of the repository",
             )
-        first = [one for folder in dict.fromkeys(["", *having]) for one in self._take_texts(folder)]
+        first = [file for folder in dict.fromkeys(["", *having]) for file in self._take_texts(folder)]
         weights = [
             names[path] for folder in having for name in _ADAPTER_WEIGHTS if (path := _join(folder, name)) in names
         ]
@@ -197,13 +197,13 @@ class _Repository:
 
     def _take_texts(self, folder: str) -> list[RemoteFile]:
         files = [
-            one
-            for one in self.remote.files.values()
-            if _parent(one.path) == folder and one.path.endswith(_TEXTS) and one.size <= MOST_JSON_BYTES
+            file
+            for file in self.remote.files.values()
+            if _parent(file.path) == folder and file.path.endswith(_TEXTS) and file.size <= MOST_JSON_BYTES
         ]
         check_bounds(files, self.reference)
-        for one in files:
-            self.source.download(one, self.place)
+        for file in files:
+            self.source.download(file, self.place)
         return files
 
     def _module_folders(self) -> list[str]:
@@ -211,8 +211,8 @@ class _Repository:
         document: Any = read_json(self.place / _MODULES)
         entries = document if isinstance(document, list) else []
         paths = [str(entry.get("path")).strip("/") for entry in entries if isinstance(entry, Mapping)]
-        there = {_parent(path) for path in self.remote.files} - {""}
-        return [path for path in dict.fromkeys(paths) if path in there]
+        folders = {_parent(path) for path in self.remote.files} - {""}
+        return [path for path in dict.fromkeys(paths) if path in folders]
 
     def _weights(self, folder: str) -> list[RemoteFile]:
         """Return the weights in a folder, selected like in transformers: one file, or else the shards of an index."""
@@ -223,8 +223,8 @@ class _Repository:
             return []
         document: Any = read_json(self.place / index)
         # an index may name any file, such as a pickle
-        there = ((path.rpartition("/"), file) for path, file in files.items() if path.endswith(".safetensors"))
-        beside = {name: file for (parent, _, name), file in there if parent == folder}
+        candidates = ((path.rpartition("/"), file) for path, file in files.items() if path.endswith(".safetensors"))
+        beside = {name: file for (parent, _, name), file in candidates if parent == folder}
         try:
             return [beside[name] for name in sorted(set(document["weight_map"].values()))]
         except (LookupError, TypeError, AttributeError) as error:

@@ -105,9 +105,9 @@ class _Answers:
             )
         return adapter
 
-    def _answered(self, rows: Sequence[Any], adapter: str) -> list[Any]:
-        found = self._reader.answer(rows, adapter, reading=Reading(long=self._long)) if rows else []
-        return [one.answer for one in found]
+    def _answer(self, rows: Sequence[Any], adapter: str) -> list[Any]:
+        answers = self._reader.answer(rows, adapter, reading=Reading(long=self._long)) if rows else []
+        return [answer.answer for answer in answers]
 
 
 def _reopened(kind: type[_Answers], folder: Path, adapter: str, options: Mapping[str, Any]) -> _Answers:
@@ -156,8 +156,8 @@ class Embedder(_Answers):
         name = self._adapter if adapter is None else self._checked(adapter)
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if isinstance(texts, str) or wrong is not None:
-            found = type(texts if wrong is None else wrong).__name__
-            raise RequestError("a list of texts is required", found=f"`{found}`", expected="a list of `str`")
+            actual = type(texts if wrong is None else wrong).__name__
+            raise RequestError("a list of texts is required", found=f"`{actual}`", expected="a list of `str`")
         task = self._task(name)
         prefix = task.prefix_of(side)
         if prompt and not prompt.startswith(prefix):
@@ -169,8 +169,8 @@ class Embedder(_Answers):
             )
         rest = (prompt or prefix)[len(prefix) :]  # the reader adds the prefix
         rows = [rest + text if side is None else SidedText(rest + text, side) for text in texts]
-        answers: list[Vector] = self._answered(rows, name)
-        vectors = [one.vector for one in answers]
+        answers: list[Vector] = self._answer(rows, name)
+        vectors = [answer.vector for answer in answers]
         if self._width is not None:
             vectors = [task.truncated(vector, self._width) for vector in vectors]
         return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
@@ -200,8 +200,8 @@ class Scorer(_Answers):
         name = self._adapter if adapter is None else self._checked(adapter)
         for pair in pairs:
             if not isinstance(pair, tuple | list) or [isinstance(text, str) for text in pair] != [True, True]:
-                found = f"`{type(pair).__name__}`"
-                raise RequestError("a list of pairs of texts is required", found=found, expected="`(query, document)`")
+                actual = f"`{type(pair).__name__}`"
+                raise RequestError("a list of pairs of texts is required", found=actual, expected="`(query, document)`")
         rows = [Pair((prompt or "") + query, document) for query, document in pairs]
-        answers: list[Score] = self._answered(rows, name)
-        return np.array([one.score for one in answers])
+        answers: list[Score] = self._answer(rows, name)
+        return np.array([answer.score for answer in answers])

@@ -32,13 +32,13 @@ class BundleEmbeddings(Embedder, Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of documents."""
-        found: list[list[float]] = self.vectors(texts, self.document_prompt, side="document").tolist()
-        return found
+        vectors: list[list[float]] = self.vectors(texts, self.document_prompt, side="document").tolist()
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of a query."""
-        (found,) = self.vectors([text], self.query_prompt, side="query").tolist()
-        return list(found)
+        (vector,) = self.vectors([text], self.query_prompt, side="query").tolist()
+        return list(vector)
 
 
 class BundleReranker(BaseDocumentCompressor):
@@ -59,7 +59,7 @@ class BundleReranker(BaseDocumentCompressor):
 
     def compress_documents(self, documents: Sequence[Document], query: str, callbacks: Any = None) -> list[Document]:  # noqa: ARG002
         """Return copies of the most relevant documents, the best first."""
-        scores = self._scorer.scores([(query, one.page_content) for one in documents])
+        scores = self._scorer.scores([(query, document.page_content) for document in documents])
         order = sorted(range(len(documents)), key=lambda at: -scores[at])[: self.top_n]
         return [
             documents[at].model_copy(

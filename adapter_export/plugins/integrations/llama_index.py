@@ -39,8 +39,8 @@ class BundleEmbedding(BaseEmbedding):
         return self._embedder
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = self._embedder.vectors(texts, self.text_prompt, side="document").tolist()
-        return found
+        vectors: list[list[float]] = self._embedder.vectors(texts, self.text_prompt, side="document").tolist()
+        return vectors
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]

@@ -60,20 +60,20 @@ class RequestLog:
         state: dict[str, Any] = scope["state"]
         status, began = 500, time.perf_counter()
 
-        async def answered(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = MutableHeaders(scope=message)
-                given["x-request-id"] = key
+                response_headers = MutableHeaders(scope=message)
+                response_headers["x-request-id"] = key
                 if not self._context.control.ready:  # the next connection goes to a server that stays
-                    given["connection"] = "close"
+                    response_headers["connection"] = "close"
             await send(message)
 
         path, method = scope["path"], scope["method"]
         with self._context.tracer.span(f"{method} {path}", headers) as span:
             try:
-                await self._app(scope, receive, answered)
+                await self._app(scope, receive, send_with_headers)
             finally:
                 seconds, model = time.perf_counter() - began, state.get("model")
                 self._context.metrics.request(model, status, seconds)
@@ -142,9 +142,9 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse_unknown)
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(Exception, _fail)
-    own = (PlainApi(context), Administration(context), FrontPage())
+    native = (PlainApi(context), Administration(context), FrontPage())
     of_clients = (InferenceProtocol(context), OpenAiApi(context), CompletionsApi(context), RerankApi(context))
-    for routes in (*own, *of_clients):
+    for routes in (*native, *of_clients):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 

@@ -130,7 +130,7 @@ class Call(Strict):
         """True if the call names a model or adapters."""
         return (self.model, self.adapter, self.adapters) != (None, None, None)
 
-    def asked(self) -> list[Asked | bytes] | None:
+    def contents(self) -> list[Asked | bytes] | None:
         """Return the texts or files; `None` for `inputs`.
 
         Raises:
@@ -153,7 +153,7 @@ class Call(Strict):
         if self.inputs is not None:
             return None
         files = self.files if self.file is None else [self.file]
-        rows: list[Asked | bytes] = list(map(_asked, self.texts or ())) if files is None else [*files]
+        rows: list[Asked | bytes] = list(map(_content_of, self.texts or ())) if files is None else [*files]
         if not rows:
             raise RequestError(f"there is no {present[0].rstrip('s')}", expected="at least one")
         return rows
@@ -162,8 +162,8 @@ class Call(Strict):
         """Return the adapter or the model of each row."""
         if self.model is not None and (self.adapter is not None or self.adapters is not None):
             raise RequestError("more than one of `model`, `adapter` and `adapters` is given", expected="one of them")
-        given = self.adapter if self.model is None else self.model
-        names = self.adapters if self.adapters is not None else [given] * rows
+        default = self.adapter if self.model is None else self.model
+        names = self.adapters if self.adapters is not None else [default] * rows
         if len(names) != rows or (self.adapters is not None and self.adapter is not None):
             raise RequestError("`adapters` needs one name per row, without `adapter`", found=len(names), expected=rows)
         return names
@@ -181,8 +181,8 @@ class Call(Strict):
         if self.context is None:
             return [None] * rows
         if self.inputs is None or len(self.context) != rows:
-            found = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
-            raise RequestError("`context` needs `inputs`, and one list per row", found=found)
+            actual = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
+            raise RequestError("`context` needs `inputs`, and one list per row", found=actual)
         return [None if row is None else np.array(row, bool) for row in self.context]
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
@@ -208,7 +208,7 @@ def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[
     return [{name: rows[index][None] for name, rows in inputs.items()} for index in range(most)]
 
 
-def _asked(text: str | TextOnSide | TextPair | Question) -> Asked:
+def _content_of(text: str | TextOnSide | TextPair | Question) -> Asked:
     if isinstance(text, TextOnSide):
         return SidedText(text.text, text.side)
     if isinstance(text, Question):

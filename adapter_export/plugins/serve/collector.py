@@ -83,7 +83,7 @@ class Collector:
             RefusedError: 413, there are more than the queue takes; 429, the queue is full.
         """
         check_queue(len(self._waiting), len(requests), self._most_waiting, "rows", "max_queue")
-        waiting, new = (sum(map(tokens_of, some)) for some in ((one.request for one in self._waiting), requests))
+        waiting, new = (sum(map(tokens_of, some)) for some in ((queued.request for queued in self._waiting), requests))
         check_queue(waiting, new, self._most_tokens, "tokens", "max_queue_tokens")
         now = self._loop.time()
         futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in requests]
@@ -110,17 +110,17 @@ class Collector:
             left = self._waiting[0].since + self._max_wait - self._loop.time()
             if in_time and left > 0 and len(self._waiting) < self._most:
                 if self._timer is None:
-                    self._timer = self._loop.call_later(left, self._timed)
+                    self._timer = self._loop.call_later(left, self._on_timer)
                 return
             some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            some = [one for one in some if not one.future.done()]
+            some = [queued for queued in some if not queued.future.done()]
             if some:
                 self._free -= 1
                 task = self._loop.create_task(self._call(some))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
-    def _timed(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._begin()
 

@@ -25,7 +25,7 @@ class Relayed(Protocol):
     async def start(self, apply: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]], /) -> None:
         """Start to receive changes for this process; `apply` makes them."""
 
-    async def ask(self, change: str, given: dict[str, Any], /) -> dict[str, Any]:
+    async def ask(self, change: str, arguments: dict[str, Any], /) -> dict[str, Any]:
         """Make a change in all processes."""
 
 
@@ -85,11 +85,11 @@ class Control:
             return await self._relay.ask(change, arguments)
         return await self.apply(change, arguments)
 
-    async def apply(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def apply(self, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make a change in this process; arguments and errors as in `do`."""
         async with self._changing:
-            done = await self._changes[change](self, **given)
-        log("change", change=change, name=given.get("name"), route=given.get("route"), **done)
+            done = await self._changes[change](self, **arguments)
+        log("change", change=change, name=arguments.get("name"), route=arguments.get("route"), **done)
         return done
 
     async def _load(
@@ -112,7 +112,7 @@ class Control:
         """Load an adapter by its name from the adapters folder, or by a reference from a hub."""
         models = self._service.models
         if source is not None:
-            extra = await asyncio.to_thread(self._resolver.fetched, name, source, models.served)
+            extra = await asyncio.to_thread(self._resolver.fetch_adapter, name, source, models.served)
             served = await models.load(extra)
             return {"bundle": served.name, "digest": extra.digest}
         target = models.find(name) or await self._service.resolve(name)
@@ -132,9 +132,9 @@ class Control:
         """Reopen a bundle from its folder, or from the copy that another process opened at `home`."""
         fresh = None if home is None else Bundle.open(home, verify=False, copy=False)
         changed = await self._service.models.reload(name, fresh)
-        served = next(one for one in self._service.models.served if one.name == name)
+        served = next(candidate for candidate in self._service.models.served if candidate.name == name)
         if changed:
-            self._metrics.reloaded(served)
+            self._metrics.count_reload(served)
         return {"bundle": name, "changed": changed, "dropped": served.dropped}
 
     async def _route(self, name: str, route: object) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class LoadedAdapter:
         data: the bytes of its `.onnx_adapter` file.
         labels: the names of its classes.
         task: its task.
-        found: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
+        by_name: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
             again on demand.
     """
 
@@ -101,7 +101,7 @@ class LoadedAdapter:
     data: bytes = field(repr=False)
     labels: tuple[str, ...] | None = None
     task: Task | ProblemType | None = None
-    found: bool = False
+    by_name: bool = False
 
     @property
     def digest(self) -> str:
@@ -175,12 +175,12 @@ class LoadedBundle:
         del self.digests[adapter]
         self.extras.pop(adapter, None)
 
-    def check_read(self, asked: object) -> None:
+    def check_read(self, content: object) -> None:
         """Refuse texts if the bundle reads files, since a text could be a path on this machine, and vice versa."""
         reads = "`inputs` only" if self.reader is None else f"{self.reader.word}s"
-        if self.reader is None or isinstance(asked, bytes) != (self.reader.word != "text"):
-            found = "a file" if isinstance(asked, bytes) else "a text"
-            raise RequestError(f"bundle `{self.name}` reads {reads}", found=found)
+        if self.reader is None or isinstance(content, bytes) != (self.reader.word != "text"):
+            actual = "a file" if isinstance(content, bytes) else "a text"
+            raise RequestError(f"bundle `{self.name}` reads {reads}", found=actual)
 
     def has(self, adapter: str) -> bool:
         """Return whether calls may name an adapter."""
@@ -257,7 +257,7 @@ class Target:
         return self.served.busy[self.adapter] > 0
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Prevent unloading until the block ends."""
         self.served.busy[self.adapter] += 1
         self.served.used[self.adapter] = next(_uses)
@@ -314,10 +314,10 @@ class Models:
     def find(self, name: str) -> Target | None:
         """Return a model by name; RefusedError (404) if its digest differs from the pinned one."""
         name, pin, digest = name.partition(PIN)
-        found = self._named(name)
-        if found is not None and pin and found.digest != digest:
-            raise RefusedError(404, f"model `{name}` has the digest sha256:{found.digest}, not {digest}")
-        return found
+        target = self._named(name)
+        if target is not None and pin and target.digest != digest:
+            raise RefusedError(404, f"model `{name}` has the digest sha256:{target.digest}, not {digest}")
+        return target
 
     def _named(self, name: str) -> Target | None:
         first, slash, rest = name.partition("/")
@@ -326,8 +326,8 @@ class Models:
             return Target(served, rest) if served is not None and served.has(rest) else None
         if name in self._served:
             return Target(self._served[name], None)
-        found = [served for served in self._served.values() if served.has(name)]
-        return Target(found[0], name) if len(found) == 1 else None
+        matches = [served for served in self._served.values() if served.has(name)]
+        return Target(matches[0], name) if len(matches) == 1 else None
 
     def only(self) -> LoadedBundle:
         """Return the only bundle; RequestError if there are several."""
@@ -371,8 +371,8 @@ class Models:
 
     async def _load(self, extra: LoadedAdapter, bundle: str | None) -> LoadedBundle:
         served = self._for(extra, bundle)
-        taken = {} if self._qualify else self._served
-        if extra.name in taken or any(extra.name in other.digests for other in taken.values() if other is not served):
+        models = {} if self._qualify else self._served
+        if extra.name in models or any(extra.name in other.digests for other in models.values() if other is not served):
             raise RequestError("a model with this name exists", found=f"`{extra.name}`", fix="use another name")
         await asyncio.to_thread(served.load, extra)
         return served
@@ -383,7 +383,10 @@ class Models:
         New requests cannot name it meanwhile, so it becomes idle under any load.
         """
         replaceable = [
-            Target(one, extra.name) for one in self._served.values() for extra in one.extras.values() if extra.found
+            Target(served, extra.name)
+            for served in self._served.values()
+            for extra in served.extras.values()
+            if extra.by_name
         ]
         others = [target for target in replaceable if target not in keep]
         if not others:
@@ -391,7 +394,7 @@ class Models:
             raise RefusedError(409, f"{self._limits.max_adapters} adapters are loaded; {words}")
         free = [target for target in others if target.served.has(str(target.adapter))]
         if free:
-            await self._unload(min(free, key=lambda one: (one.is_busy, one.served.used[one.adapter])))
+            await self._unload(min(free, key=lambda target: (target.is_busy, target.served.used[target.adapter])))
         else:  # all candidates are being unloaded
             await asyncio.sleep(_POLL)
 
@@ -414,7 +417,7 @@ class Models:
             return self._served[bundle]
         parse_adapter(extra.data, f"adapter `{extra.name}`")
         version = model_version_of(extra.data, f"adapter `{extra.name}`")
-        fitting = [one for one in self._served.values() if one.bundle.manifest.model_version == version]
+        fitting = [served for served in self._served.values() if served.bundle.manifest.model_version == version]
         return next(iter(fitting), self.served[0])
 
     async def unload(self, name: str) -> None:
@@ -455,7 +458,7 @@ class Models:
             bundle = await asyncio.to_thread(old.bundle.reload) if fresh is None else fresh
             if bundle is old.bundle:
                 return False
-            extras = [one for one in old.extras.values() if not one.found]
+            extras = [extra for extra in old.extras.values() if not extra.by_name]
             new = await asyncio.to_thread(LoadedBundle, name, bundle, self._settings, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})

@@ -34,7 +34,7 @@ OnReady = Callable[[str, Sequence[str]], object]
 
 
 @dataclass(frozen=True)
-class Made:
+class ServerParts:
     """An application with its control and models."""
 
     app: ASGIApp
@@ -42,7 +42,7 @@ class Made:
     models: Models
 
 
-def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Relayed | None = None) -> Made:
+def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Relayed | None = None) -> ServerParts:
     """Open sessions and create the application; errors as in `Bundle.session`, `Models` and `load_routes`.
 
     `relay` applies changes in other processes as well.
@@ -53,7 +53,7 @@ def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Rel
     service = Service(models, resolver, metrics, settings.limits)
     control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
     context = Context(service, control, settings.limits, metrics, Tracer(), Admission(settings.token))
-    return Made(make_app(context), control, models)
+    return ServerParts(make_app(context), control, models)
 
 
 def fetcher(settings: ServerSettings) -> Fetch | None:
@@ -80,13 +80,13 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
         run_server(make_server(bundles, settings), settings, listening, on_ready)
 
 
-def run_server(server: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
+def run_server(parts: ServerParts, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
     """Run the application until this process is terminated."""
     log_to_stderr(quiet=settings.quiet)
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn raises the signal again at its end, which would skip the cleanup
-    _Server(server, settings, on_ready).run(sockets=[listening])
+    _Server(parts, settings, on_ready).run(sockets=[listening])
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -112,10 +112,10 @@ def address_of(listening: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """A uvicorn server that reports readiness, drains on SIGTERM and reloads its bundles on SIGHUP."""
 
-    def __init__(self, server: Made, settings: ServerSettings, on_ready: OnReady) -> None:
+    def __init__(self, parts: ServerParts, settings: ServerSettings, on_ready: OnReady) -> None:
         super().__init__(
             uvicorn.Config(
-                server.app,
+                parts.app,
                 http=impatient(settings.limits.read_timeout),
                 timeout_keep_alive=_KEEP_ALIVE,
                 limit_concurrency=settings.limits.max_connections,
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
                 ws="none",
             )
         )
-        self._made, self._drain, self._on_ready = server, settings.drain, on_ready
+        self._parts, self._drain, self._on_ready = parts, settings.drain, on_ready
         self._tasks = set[asyncio.Task[None]]()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -138,12 +138,12 @@ class _Server(uvicorn.Server):
             return
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-        self._on_ready(address_of(sockets[0]), list(self._made.models.names()))
+        self._on_ready(address_of(sockets[0]), list(self._parts.models.names()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain first, then exit; a second signal exits at once."""
-        if sig == signal.SIGTERM and self._made.control.ready and self._drain:
-            self._made.control.ready = False
+        if sig == signal.SIGTERM and self._parts.control.ready and self._drain:
+            self._parts.control.ready = False
             loop = asyncio.get_running_loop()
             loop.call_soon_threadsafe(loop.call_later, self._drain, super().handle_exit, sig, None)
             return
@@ -155,8 +155,8 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
     async def _reload_all(self) -> None:
-        for served in self._made.models.served:
+        for served in self._parts.models.served:
             try:
-                await self._made.control.do("reload", name=served.name)
+                await self._parts.control.do("reload", name=served.name)
             except (AdapterExportError, RefusedError) as error:
                 log("reload", level=logging.ERROR, bundle=served.name, error=str(error))

@@ -63,7 +63,7 @@ class Resolver:
             raise RefusedError(404, f"adapter `{name}` has the digest sha256:{loaded.digest}, not {digest}")
         return loaded
 
-    def fetched(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
+    def fetch_adapter(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
         """Fetch an adapter by reference, and give it a name.
 
         Raises:
@@ -88,8 +88,8 @@ def _of_file(name: str, path: Path, most: int) -> LoadedAdapter:
     task = None
     if record.is_file():
         document = read_json(record)
-        told = document.get("task") if isinstance(document, Mapping) else None
-        task = record_from_json(Task, told)
+        stored = document.get("task") if isinstance(document, Mapping) else None
+        task = record_from_json(Task, stored)
     return LoadedAdapter(name, read_bytes(path, most), task=task)
 
 
@@ -98,11 +98,11 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> Loa
     from adapter_export.bundle.change import write_fitted  # noqa: PLC0415 - loads onnx, for a second
 
     adapter = read_adapter(folder)
-    fitting = [one.bundle for one in bundles if one.bundle.manifest.base == adapter.base]
+    fitting = [served.bundle for served in bundles if served.bundle.manifest.base == adapter.base]
     refused: InputError | None = None
     for bundle in fitting:
-        with temporary_folder() as made:
-            path = made / "made.onnx_adapter"
+        with temporary_folder() as temporary:
+            path = temporary / "made.onnx_adapter"
             try:
                 write_fitted(adapter, path, bundle.home, bundle.manifest)
             except InputError as error:
@@ -113,6 +113,6 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> Loa
         "was trained on a base that is not served",
         where=f"adapter `{name}`",
         found=adapter.base,
-        expected=", ".join(sorted({one.bundle.manifest.base for one in bundles})),
+        expected=", ".join(sorted({served.bundle.manifest.base for served in bundles})),
         fix="serve a bundle of its base",
     )

@@ -18,7 +18,7 @@ from adapter_export.plugins.serve.server_settings import MAX_ADAPTER_BYTES, Limi
 from adapter_export.plugins.serve.service import Service
 from adapter_export.plugins.serve.telemetry import Metrics, Tracer
 
-Found = TypeVar("Found")
+Awaited = TypeVar("Awaited")
 
 _PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip")
 """Headers of proxies, which may forward requests of any client."""
@@ -37,19 +37,19 @@ class Admission:
     async def check(self, request: HttpRequest) -> None:
         """Raise RefusedError (401, 403) for clients that are not admitted."""
         if self._token is not None:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(token.encode(), self._token.encode()):
                 raise RefusedError(401, "the header `authorization: Bearer TOKEN` with the admin token is required")
             return
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         near = request.client is not None and _is_loopback(request.client.host)
-        own = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
-        if not near or not own or any(name in request.headers for name in _PROXY_HEADERS):
+        is_local = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
+        if not near or not is_local or any(name in request.headers for name in _PROXY_HEADERS):
             raise RefusedError(403, "only loopback clients may administer this server; start it with an admin token")
 
 
-async def _left(request: HttpRequest) -> None:
+async def _wait_for_disconnect(request: HttpRequest) -> None:
     """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -90,7 +90,7 @@ class Context:
     tracer: Tracer
     admission: Admission
 
-    async def in_time(self, answer: Awaitable[Found]) -> Found:
+    async def in_time(self, answer: Awaitable[Awaited]) -> Awaited:
         """Await an answer; RefusedError (503) after `request_timeout`."""
         seconds = self.limits.request_timeout
         try:
@@ -99,7 +99,7 @@ class Context:
         except TimeoutError:
             raise RefusedError(503, f"there was no answer within {seconds:g} seconds", again=1) from None
 
-    async def each_in_time(self, items: AsyncIterator[Found]) -> AsyncIterator[Found]:
+    async def each_in_time(self, items: AsyncIterator[Awaited]) -> AsyncIterator[Awaited]:
         """Yield items; RefusedError (503) if they are not complete after `request_timeout`."""
         seconds = self.limits.request_timeout
         end = asyncio.get_running_loop().time() + seconds
@@ -113,13 +113,13 @@ class Context:
         except TimeoutError:
             raise RefusedError(503, f"the answer took longer than {seconds:g} seconds", again=1) from None
 
-    async def while_connected(self, request: HttpRequest, answer: Coroutine[Any, Any, Found]) -> Found:
+    async def while_connected(self, request: HttpRequest, answer: Coroutine[Any, Any, Awaited]) -> Awaited:
         """Await an answer as `in_time` does; cancel it if the client disconnects.
 
         The body of the request must have been read.
         """
         working = asyncio.create_task(self.in_time(answer))
-        leaving = asyncio.create_task(_left(request))
+        leaving = asyncio.create_task(_wait_for_disconnect(request))
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():

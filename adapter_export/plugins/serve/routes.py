@@ -146,7 +146,7 @@ def load_routes(path: Path) -> Routes:
     before = document.get("before")
     if not isinstance(before, list):
         raise FormatError("is not a state file of `serve`", where=path, expected="a list `before`")
-    return Routes(_table(document.get("routes"), path), tuple(_table(one, path) for one in before))
+    return Routes(_table(document.get("routes"), path), tuple(_table(table, path) for table in before))
 
 
 def _table(document: object, path: Path) -> Table:

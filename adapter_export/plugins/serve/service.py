@@ -91,7 +91,7 @@ class Service:
         chosen, shadow = self.routes.choose(name, key)
         target = self.models.find(chosen)
         if target is None:
-            target = await (self.resolve(chosen) if keep is None else self._resolved(chosen, keep))
+            target = await (self.resolve(chosen) if keep is None else self._resolve(chosen, keep))
         if target is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
@@ -109,14 +109,14 @@ class Service:
     async def resolve(self, name: str) -> Target | None:
         """Load the adapter that a resolver finds by name; errors as in `Resolver.find` and `Models.load`."""
         async with self._resolving:
-            return await self._resolved(name)
+            return await self._resolve(name)
 
-    async def _resolved(self, name: str, keep: Collection[Target] = ()) -> Target | None:
+    async def _resolve(self, name: str, keep: Collection[Target] = ()) -> Target | None:
         if self.models.find(name.partition(PIN)[0]) is None:
             extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
             if extra is None:
                 return None
-            await self.models.load(replace(extra, found=True), keep=keep)
+            await self.models.load(replace(extra, by_name=True), keep=keep)
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Service:
             RefusedError: the queue is full.
         """
         state.rows = len(rows)
-        computed = await self._computed(rows, reading)
+        computed = await self._compute_all(rows, reading)
         for target, (route, shadow) in getattr(state, "shadows", {}).items():
             places = [at for at, row in enumerate(rows) if row.target == target]
             if len(self._shadows) >= _MOST_SHADOWS or not places:
@@ -196,7 +196,7 @@ class Service:
         """
         with ExitStack() as held:
             target = await self.target(name, key, state)
-            held.enter_context(target.held())
+            held.enter_context(target.hold())
             state.rows, queue = len(prompts), target.served.generating()
             for route, _ in getattr(state, "shadows", {}).values():
                 self._metrics.shadow(route, "dropped", len(prompts))
@@ -219,8 +219,8 @@ class Service:
             target = self.models.find(model) or await self.resolve(model)
             if target is None:
                 raise RequestError("the shadow no longer exists", found=f"`{model}`")
-            found = await self._computed([row.by(target) for row in rows], _USUAL)
-            pairs = [(answer.document(), other.document()) for answer, other in zip(computed, found, strict=True)]
+            shadow_rows = await self._compute_all([row.by(target) for row in rows], _USUAL)
+            pairs = [(answer.document(), other.document()) for answer, other in zip(computed, shadow_rows, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
             log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
@@ -231,17 +231,17 @@ class Service:
             if outcome == "different":
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
 
-    async def _computed(self, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
+    async def _compute_all(self, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         groups: dict[LoadedBundle, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
         with ExitStack() as stack:
             for target in dict.fromkeys(row.target for row in rows):
-                stack.enter_context(target.held())
+                stack.enter_context(target.hold())
             parts = [self._compute(served, [rows[at] for at in places], reading) for served, places in groups.items()]
-            found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
+            by_group = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)  # a task takes time
         results: list[AnsweredRow | None] = [None] * len(rows)
-        for places, part in zip(groups.values(), found, strict=True):
+        for places, part in zip(groups.values(), by_group, strict=True):
             for at, answer in zip(places, part, strict=True):
                 results[at] = answer
         return [answer for answer in results if answer is not None]
@@ -250,11 +250,11 @@ class Service:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, reading)
         plain_rows = [row.row for row in rows]
-        read_here = [row.asked for row in plain_rows if not row.is_arrays]
-        for asked_row in read_here:
-            served.check_read(asked_row)
+        contents = [row.asked for row in plain_rows if not row.is_arrays]
+        for content in contents:
+            served.check_read(content)
         # long texts and images would block the event loop; for short texts, a thread switch takes longer
-        if sum(map(_characters, read_here)) < _SHORT:
+        if sum(map(_characters, contents)) < _SHORT:
             read = answerer.read(plain_rows)
         else:
             read = await self._read_slowly(served, answerer, plain_rows)
@@ -262,8 +262,8 @@ class Service:
         if values > most:
             expected = f"expected at most {most:,} (`max_outputs` of the server)"
             raise RefusedError(413, f"the outputs have {values:,} values; {expected}")
-        found = iter(await served.collector.answer([request for row in read for request in row.requests]))
-        return [row.answered([next(found) for _ in row.requests]) for row in read]
+        outputs = iter(await served.collector.answer([request for row in read for request in row.requests]))
+        return [row.answered([next(outputs) for _ in row.requests]) for row in read]
 
     async def _read_slowly(self, served: LoadedBundle, answerer: Answerer, rows: Sequence[Row]) -> list[ReadRow]:
         """Read rows in parts, one part of any request at a time: text and images take far more memory than their bytes.
@@ -291,12 +291,12 @@ class Service:
                 continue
             size, most = record.size(row.asked, row.where), self._limits.max_file
             if size > most:
-                found = f"{row.where} has {size:,} pixels or samples"
-                raise RefusedError(413, f"{found}; expected at most {most:,} (`max_file` of the server)")
+                actual = f"{row.where} has {size:,} pixels or samples"
+                raise RefusedError(413, f"{actual}; expected at most {most:,} (`max_file` of the server)")
         return answerer.read(rows)
 
     async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
-        values: Sequence[Any] | None = call.asked()
+        values: Sequence[Any] | None = call.contents()
         count = len(next(iter((call.inputs or {}).values()), ())) if values is None else len(values)
         names = call.names(count)
         targets = await self._targets(call, names, key, state, held)
@@ -319,22 +319,24 @@ class Service:
         gathers = len(distinct) > 1 and not all(self._is_loaded(name, key) for name in distinct)
         async with self._resolving if gathers else nullcontext():
             for name in distinct:
-                targets[name] = await self._called(call, name, key, state, targets.values() if gathers else None)
-                held.enter_context(targets[name].held())
+                targets[name] = await self._target_of_name(
+                    call, name, key, state, targets.values() if gathers else None
+                )
+                held.enter_context(targets[name].hold())
         return targets
 
     def _is_loaded(self, name: str | None, key: str) -> bool:
         return name is None or self.models.find(self.routes.choose(name, key)[0]) is not None
 
-    async def _called(
+    async def _target_of_name(
         self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target] | None
     ) -> Target:
         """Return the model of a name; as in the C++ service, `None` and `base` are the base."""
         is_base = name == BASE and self.models.find(BASE) is None and BASE not in self.routes.table
         if name is None or is_base:
-            found = Target(self.models.only(), None)
-            state.model = state.adapter = found.name
-            return found
+            target = Target(self.models.only(), None)
+            state.model = state.adapter = target.name
+            return target
         try:
             return await self.target(name, key, state, keep)
         except RefusedError as error:

@@ -33,8 +33,8 @@ class Metrics:
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
-        self._own = CollectorRegistry()
-        kind: dict[str, Any] = {"registry": self._own, "namespace": _PREFIX}
+        self._registry = CollectorRegistry()
+        kind: dict[str, Any] = {"registry": self._registry, "namespace": _PREFIX}
         self._requests = Counter("requests", "Requests by model and status.", ("model", "status"), **kind)
         self._seconds = Histogram(
             "request_seconds", "Seconds from a request to its answer.", ("model",), buckets=_SECONDS, **kind
@@ -60,7 +60,7 @@ class Metrics:
         self._hits = Counter("adapter_hits", "Adapters found in a cache.", ("bundle", "cache"), **kind)
         self._reloads = Counter("reloads", "Reloaded bundles.", ("bundle",), **kind)
         self._shadows = Counter("shadow_rows", "Rows of shadows by outcome.", ("route", "outcome"), **kind)
-        self._told: dict[tuple[int, str], Counts] = {}
+        self._last_counts: dict[tuple[int, str], Counts] = {}
 
     def request(self, model: str | None, status: int, seconds: float) -> None:
         """Count a request. `model` is `None` if it is unknown, so that clients cannot create labels."""
@@ -84,18 +84,18 @@ class Metrics:
         self._waiting.labels(served.name).set(served.waiting)
         statistics = served.session.statistics
         for cache, counts in (("files", statistics.files), ("bank", statistics.bank)):
-            before = self._told.get((id(served.session), cache), Counts())
-            self._told[id(served.session), cache] = counts
+            before = self._last_counts.get((id(served.session), cache), Counts())
+            self._last_counts[id(served.session), cache] = counts
             names = (served.name, cache)
             self._resident.labels(*names).set(counts.resident)
             self._loads.labels(*names).inc(counts.loads - before.loads)
             self._evictions.labels(*names).inc(counts.evictions - before.evictions)
             self._hits.labels(*names).inc(counts.hits - before.hits)
 
-    def reloaded(self, served: LoadedBundle) -> None:
+    def count_reload(self, served: LoadedBundle) -> None:
         """Count a reload, and forget the old session."""
         self._reloads.labels(served.name).inc()
-        self._told = {key: counts for key, counts in self._told.items() if key[0] == id(served.session)}
+        self._last_counts = {key: counts for key, counts in self._last_counts.items() if key[0] == id(served.session)}
 
     def shadow(self, route: str, outcome: str, rows: int = 1) -> None:
         """Count rows of a shadow: `same`, `different`, `failed` or `dropped`."""
@@ -104,7 +104,7 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._own)
+            return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

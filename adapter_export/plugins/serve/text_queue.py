@@ -166,11 +166,11 @@ class TextQueue:
             if not self._open:
                 break
             step = loop.run_in_executor(self._thread, _step, rows, list(new), dict(self._open))
-            (found,) = await asyncio.gather(step, return_exceptions=True)  # one failure must not stop the queue
-            if isinstance(found, BaseException):
+            (outcome,) = await asyncio.gather(step, return_exceptions=True)  # one failure must not stop the queue
+            if isinstance(outcome, BaseException):
                 rows = self.writer.running()
-                found = [(job, found) for job, _ in self._open.values()]
-            for job, event in found:
+                outcome = [(job, outcome) for job, _ in self._open.values()]
+            for job, event in outcome:
                 job.events.put_nowait(event)
                 if isinstance(event, BaseException) or job.is_done:
                     job.close()

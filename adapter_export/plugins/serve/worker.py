@@ -38,23 +38,23 @@ class Task:
         settings: settings of the server.
         bundles: folders of the private copies, by name.
         folder: folder for shared files.
-        made: earlier changes to apply.
+        changes: earlier changes to apply.
     """
 
     settings: ServerSettings
     bundles: Mapping[str, str]
     folder: Path
-    made: Sequence[tuple[str, dict[str, Any]]]
+    changes: Sequence[tuple[str, dict[str, Any]]]
 
     @classmethod
     def of(cls, line: str) -> Task:
         """Parse the line."""
-        told = json.loads(line)
-        settings = told["settings"]
+        document = json.loads(line)
+        settings = document["settings"]
         settings["sessions"] = SessionSettings(**settings["sessions"])
         settings["limits"] = Limits(**settings["limits"])
         settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters_dir", "state")}
-        return cls(ServerSettings(**settings), told["bundles"], Path(told["folder"]), told["made"])
+        return cls(ServerSettings(**settings), document["bundles"], Path(document["folder"]), document["changes"])
 
 
 def refusal(error: AdapterExportError | RefusedError) -> list[Any]:
@@ -69,15 +69,15 @@ class Relay:
 
     def __init__(self, connection: socket.socket, task: Task) -> None:
         self._connection, self._task = connection, task
-        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
         self._tasks = set[asyncio.Task[None]]()
 
     async def start(self, apply: Apply) -> None:
         """Apply earlier changes, then listen for new ones."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._connection, limit=MOST_LINE)
-        for change, given in self._task.made:
-            await apply(change, given)
+        for change, arguments in self._task.changes:
+            await apply(change, arguments)
         self._spawn(self._listen(apply))
 
     def send(self, **message: object) -> None:
@@ -95,19 +95,19 @@ class Relay:
                 file.write(arguments.pop("data"))
             arguments["path"] = file.name
         number = next(self._numbers)
-        self._asked[number] = asyncio.get_running_loop().create_future()
-        self.send(ask=number, change=change, given=arguments)
+        self._pending[number] = asyncio.get_running_loop().create_future()
+        self.send(ask=number, change=change, arguments=arguments)
         try:
-            return await self._asked[number]
+            return await self._pending[number]
         finally:
-            del self._asked[number]
+            del self._pending[number]
 
     async def _listen(self, apply: Apply) -> None:
         while line := await self._reader.readline():
             message = json.loads(line)
             if "apply" in message:
                 self._spawn(self._apply(apply, message))
-            elif (future := self._asked.get(message["answer"])) is not None and not future.done():
+            elif (future := self._pending.get(message["answer"])) is not None and not future.done():
                 if "refused" in message:
                     future.set_exception(RefusedError(*message["refused"]))
                 else:
@@ -116,7 +116,7 @@ class Relay:
 
     async def _apply(self, apply: Apply, message: Mapping[str, Any]) -> None:
         try:
-            done = await apply(message["apply"], message["given"])
+            done = await apply(message["apply"], message["arguments"])
         except (InputError, UsageError, RefusedError) as error:
             self.send(number=message["number"], refused=refusal(error))
         else:

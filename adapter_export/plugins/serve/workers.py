@@ -31,7 +31,7 @@ from adapter_export.runtime import Bundle
 from adapter_export.safe_io.temporary import temporary_folder
 
 _ROUTES = ("route", "unroute", "rollback")
-_MOST_MADE = 500
+_MOST_CHANGES = 500
 """Maximum changes that a new worker repeats; many more than can be rolled back."""
 
 _PAUSE = 1.0
@@ -64,7 +64,7 @@ class _Worker:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    asked: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    pending: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     names: Sequence[str] = ()
 
@@ -82,7 +82,7 @@ class _Watch:
         self._bundles, self._settings, self._listening, self._folder = bundles, settings, listening, folder
         self._old: list[Bundle] = []  # still in use by running requests
         self._workers: list[_Worker] = []
-        self._made: list[tuple[str, dict[str, Any]]] = []
+        self._changes: list[tuple[str, dict[str, Any]]] = []
         self._changing, self._ending = asyncio.Lock(), asyncio.Event()
         self._numbers = itertools.count()
         self._tasks = set[asyncio.Task[None]]()
@@ -109,15 +109,15 @@ class _Watch:
     async def _start(self, index: int) -> None:
         """Start a worker and wait until it is ready; changes wait meanwhile."""
         async with self._changing:
-            ours, others = socket.socketpair()
-            words = [sys.executable, "-m", "adapter_export.plugins.serve.worker", str(others.fileno())]
+            ours, theirs = socket.socketpair()
+            words = [sys.executable, "-m", "adapter_export.plugins.serve.worker", str(theirs.fileno())]
             words.append(str(self._listening.fileno()))
-            fds = (others.fileno(), self._listening.fileno())
+            fds = (theirs.fileno(), self._listening.fileno())
             around = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics")}
             process = await asyncio.create_subprocess_exec(
                 *words, pass_fds=fds, env=around, stdin=asyncio.subprocess.DEVNULL
             )
-            others.close()
+            theirs.close()  # held by the worker only, so that the connection ends when it exits
             worker = _Worker(process, *await asyncio.open_connection(sock=ours, limit=MOST_LINE))
             settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
             keeps = self._settings.state is not None  # the state file contains the routes
@@ -125,7 +125,7 @@ class _Watch:
                 settings=asdict(settings),
                 bundles={name: bundle.home for name, bundle in self._bundles.items()},
                 folder=self._folder,
-                made=[one for one in self._made if not (keeps and one[0] in _ROUTES)],
+                changes=[entry for entry in self._changes if not (keeps and entry[0] in _ROUTES)],
             )
             self._spawn(self._listen(worker))
             self._spawn(self._live(worker, index))
@@ -145,7 +145,7 @@ class _Watch:
         forget_process(worker.process.pid, self._folder / "metrics")
         if worker in self._workers:
             self._workers.remove(worker)
-            for future in worker.asked.values():
+            for future in worker.pending.values():
                 future.cancel()
         if not self._ending.is_set():
             log("worker", level=logging.ERROR, process=worker.process.pid, ended=worker.process.returncode)
@@ -160,7 +160,7 @@ class _Watch:
                 worker.ready.set()
             elif "ask" in message:
                 self._spawn(self._answer(worker, message))
-            elif (future := worker.asked.pop(message["number"], None)) is not None and not future.done():
+            elif (future := worker.pending.pop(message["number"], None)) is not None and not future.done():
                 if "refused" in message:
                     future.set_exception(RefusedError(*message["refused"]))
                 else:
@@ -168,7 +168,7 @@ class _Watch:
 
     async def _answer(self, worker: _Worker, message: dict[str, Any]) -> None:
         try:
-            done = await self._change(message["change"], message["given"])
+            done = await self._change(message["change"], message["arguments"])
         except (AdapterExportError, RefusedError) as error:
             worker.send(answer=message["ask"], refused=refusal(error))
         else:
@@ -194,14 +194,14 @@ class _Watch:
                 self._old = [*self._old, self._bundles[arguments["name"]]][-2 * len(self._bundles) :]
                 self._bundles[arguments["name"]] = fresh
             else:
-                self._made = [*self._made, (change, arguments)][-_MOST_MADE:]
+                self._changes = [*self._changes, (change, arguments)][-_MOST_CHANGES:]
             return done
 
-    async def _apply(self, worker: _Worker, change: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def _apply(self, worker: _Worker, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        worker.asked[number] = future
-        worker.send(apply=change, given=given, number=number)
+        worker.pending[number] = future
+        worker.send(apply=change, arguments=arguments, number=number)
         try:
             return await future
         except asyncio.CancelledError:

@@ -101,7 +101,7 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
             fix="pass one, such as `film`; the default is the name of the bundle's folder",
         )
     with output.folder() as temporary:
-        manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
+        manifest = open_whole(bundle, partial(_copy_part, bundle, layout, temporary, name))
         words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
         words["first"] = next((record.name for record in manifest.adapters if record.task is not None), "NAME")
         files = []
@@ -128,7 +128,7 @@ def _extras(manifest: Manifest) -> dict[str, str]:
     return {"runtime": f"[{','.join(runtime)}]" if runtime else "", "serve": f"[{','.join([*files, 'serve'])}]"}
 
 
-def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:
+def _copy_part(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:
     """Copy the layout's part of a bundle; the copied bytes are compared with their SHA-256."""
     if layout == "triton":
         _write_repository(bundle, folder / "model_repository", name, manifest)
@@ -202,20 +202,20 @@ def model_config(manifest: Manifest, variant: Literal["slots", "bank"], name: st
     The model runs on the CPU, where the bundle's golden vectors were compared. `scaled` is the graph's metadata of
     strengths, which clients cannot read from the model.
     """
-    tensors = [_tensor(one.name, one.dtype, one.axes) for one in manifest.inputs]
+    tensors = [_tensor(record.name, record.dtype, record.axes) for record in manifest.inputs]
     if variant == "bank":
         assert manifest.bank is not None
         tensors.append(_tensor(manifest.bank.ids, "int64", ("batch",)))
     else:
         tensors.append(_tensor(ADAPTER_INPUT, "float32", ("numbers",), optional=True))
-    results = [_tensor(one.name, one.dtype, one.axes) for one in manifest.outputs]
+    results = [_tensor(record.name, record.dtype, record.axes) for record in manifest.outputs]
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "onnxruntime"',
         f"default_model_filename: {json.dumps(manifest.graphs[variant])}",
         "max_batch_size: 0",
-        *(f"input {one}" for one in tensors),
-        *(f"output {one}" for one in results),
+        *(f"input {tensor}" for tensor in tensors),
+        *(f"output {tensor}" for tensor in results),
         "instance_group { kind: KIND_CPU }",
     ]
     if scaled is not None:

@@ -150,5 +150,5 @@ def _with_sigma(tokenizer: dict[str, Any]) -> dict[str, Any]:
 def _lowers(normalizer: Mapping[str, Any] | None) -> bool:
     if normalizer is None:
         return False
-    own = normalizer["type"] == "Lowercase" or normalizer.get("lowercase") is True
-    return own or any(map(_lowers, normalizer.get("normalizers", ())))
+    lowers = normalizer["type"] == "Lowercase" or normalizer.get("lowercase") is True
+    return lowers or any(map(_lowers, normalizer.get("normalizers", ())))

@@ -39,7 +39,7 @@ from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Reading, Row
 from adapter_export.safe_io.documents import read_json
-from adapter_export.safe_io.output import Output, locked
+from adapter_export.safe_io.output import Output, hold_lock
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.safe_io.run_workers import RayWorkers
 from adapter_export.tables import Described
@@ -282,7 +282,7 @@ def run_job(
     facts |= {**asdict(job.choice), **asdict(job.reading)}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(output):
+    with hold_lock(output):
         _claim(output, identity, force=force)
         left = [shard for shard in shards if not (output / shard.name).is_file()]
         reused = len(shards) - len(left)

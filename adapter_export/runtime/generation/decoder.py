@@ -86,9 +86,9 @@ class Decoder:
     ) -> list[WrittenRow]:
         """Return the rows of prompts; arguments and errors as of `write`."""
         if isinstance(adapters, str) or len(adapters) != len(prompts):
-            found = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
+            actual = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
             expected = f"a list of {len(prompts)} names; `None` is the base"
-            raise RequestError("there is not one adapter for each prompt", found=found, expected=expected)
+            raise RequestError("there is not one adapter for each prompt", found=actual, expected=expected)
         for place, prompt in enumerate(prompts):
             self.inputs.check_prompt(prompt, f"prompt {place}")
         both = zip(prompts, adapters, strict=True)
@@ -106,10 +106,10 @@ class Decoder:
         for batch in self._calls(rows):
             while self.is_long(batch):
                 batch.read_chunk(self.budget)
-            yield from _stepped(batch)
+            yield from _advance(batch)
             joined = joined.merged(batch) if joined.rows else batch
         while joined.rows:
-            yield from _stepped(joined)
+            yield from _advance(joined)
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int], adapter: str | None) -> Iterator[np.ndarray]:
         """Yield the logits of known tokens after a prompt, in parts [some tokens, words], in a call without other rows.
@@ -235,7 +235,7 @@ class Decoder:
         return float(golden.absolute[self.inputs.logits.name])
 
 
-def _stepped(batch: DecodingBatch) -> Iterator[WrittenRow]:
+def _advance(batch: DecodingBatch) -> Iterator[WrittenRow]:
     """Write a token of each row, yield the rows, and drop those that are done; raises the error of a row."""
     batch.step()
     for row in batch.rows:

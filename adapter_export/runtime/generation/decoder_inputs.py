@@ -48,7 +48,7 @@ class DecoderInputs:
         record = manifest.generation or GenerationRecord()
         if source is not None and record.start is None:
             raise RequestError("the token with which the decoder begins is unknown", fix="capture the base again")
-        caches = {one: _past_axis(one, ids.axes[1]) for one in manifest.inputs if one.role == "cache"}
+        caches = {cache: _past_axis(cache, ids.axes[1]) for cache in manifest.inputs if cache.role == "cache"}
         sums = [axis for axis in manifest.lengths if len(names(axis)) > 1 and ids.axes[1] in names(axis)]
         total = mask.axes[1] if mask is not None else next(iter(sums), ids.axes[1])
         longest = axis_lengths(total, manifest.lengths).maximum
@@ -79,7 +79,7 @@ def _roles(
             by_role.setdefault(record.role, []).append(record)
     ids, masks = by_role.get("ids", []), by_role.get("mask", [])
     following = {record.next for record in by_role.get("cache", ())}
-    results = [one for one in manifest.base_outputs if one.name not in following and len(one.axes) == 3]
+    results = [output for output in manifest.base_outputs if output.name not in following and len(output.axes) == 3]
     known = len(ids) == len(results) == 1 and len(masks) <= 1 and following and not by_role.get("values")
     if not known or results[0].axes[1] != ids[0].axes[1]:
         raise RequestError(

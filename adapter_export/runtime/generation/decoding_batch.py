@@ -199,11 +199,11 @@ class DecodingBatch:
 
         Long texts take several calls, so that the logits of a large vocabulary stay small.
         """
-        given = np.concatenate([self._new, np.array([tokens[:-1]], np.int64)], 1)
-        skipped, start = given.shape[1] - len(tokens), 0
-        while start < given.shape[1]:
+        ids = np.concatenate([self._new, np.array([tokens[:-1]], np.int64)], 1)
+        skipped, start = ids.shape[1] - len(tokens), 0
+        while start < ids.shape[1]:
             end = start + budget.chunk(start)
-            logits = self._run(given[:, start:end], np.ones_like(given[:, :end]))[0, max(0, skipped - start) :]
+            logits = self._run(ids[:, start:end], np.ones_like(ids[:, :end]))[0, max(0, skipped - start) :]
             if len(logits):
                 yield logits
             start = end
@@ -223,9 +223,9 @@ class DecodingBatch:
         if inputs.source_mask is not None:
             feeds[inputs.source_mask.name] = self._source_mask
         adapters = [row.adapter for row in self.rows]
-        one = len(set(adapters)) == 1
+        is_uniform = len(set(adapters)) == 1
         outputs = self._session.run(
-            feeds, adapters[0] if one else None, adapters=None if one else adapters, allow_padding=True
+            feeds, adapters[0] if is_uniform else None, adapters=None if is_uniform else adapters, allow_padding=True
         )
         self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
         self._source = self._source[:, :0]
@@ -265,11 +265,11 @@ class DecodingBatch:
         merged_batch._source_mask = np.concatenate([self._source_mask, other._source_mask])
         width = max(self._mask.shape[1], other._mask.shape[1])
         merged_batch._mask = np.concatenate(
-            [_padded(one._mask, 1, width - one._mask.shape[1]) for one in (self, other)]
+            [_padded(part._mask, 1, width - part._mask.shape[1]) for part in (self, other)]
         )
         merged_batch._caches = {
             record.name: np.concatenate(
-                [_padded(one._caches[record.name], axis, width - one._mask.shape[1]) for one in (self, other)]
+                [_padded(part._caches[record.name], axis, width - part._mask.shape[1]) for part in (self, other)]
             )
             for record, axis in self._inputs.caches.items()
         }

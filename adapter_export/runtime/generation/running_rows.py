@@ -43,9 +43,11 @@ class RunningRows:
         batches = self._shared()
         prompts = self._prompts([batch for batch in batches if batch.is_new])
         computed = [*(batch for batch in batches if not batch.is_new), *prompts]
-        stepped = {batch: list(self._stepped(batch)) for batch in computed}
-        self._batches = [own for batch in batches for own in stepped.get(batch, [batch])]
-        done = [own for owns in stepped.values() for own in owns if not own.is_new or own.rows[0].error is not None]
+        stepped = {batch: list(self._advance(batch)) for batch in computed}
+        self._batches = [part for batch in batches for part in stepped.get(batch, [batch])]
+        done = [
+            part for parts in stepped.values() for part in parts if not part.is_new or part.rows[0].error is not None
+        ]
         self.calls = [len(batch.rows) for batch in done]
         return [row for batch in done for row in batch.rows]
 
@@ -76,7 +78,7 @@ class RunningRows:
                 batches_now.append(batch)
         return batches_now
 
-    def _stepped(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
+    def _advance(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
         try:
             if batch.is_new and self._decoder.is_long(batch):
                 batch.read_chunk(self._decoder.budget)
@@ -85,8 +87,8 @@ class RunningRows:
         except InputError as error:
             if batch.is_new and len(batch.rows) > 1:  # one prompt does not fit; the others are computed without it
                 for row in batch.rows:
-                    for own in self._decoder.batches([row]):
-                        yield from self._stepped(own)
+                    for single in self._decoder.batches([row]):
+                        yield from self._advance(single)
                 return
             for row in batch.rows:
                 row.error = error

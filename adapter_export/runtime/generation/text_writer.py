@@ -95,13 +95,13 @@ class OpenText:
         for token in row.tokens[self._decoded_tokens :]:  # empty if the last token ended the text
             self._written += self._decoded(token)
         self._decoded_tokens = len(row.tokens)
-        found = (self._written.find(stop, max(0, before - len(stop))) for stop in stops)  # earlier text has none
-        places = [at for at in found if at >= 0]
+        positions = (self._written.find(stop, max(0, before - len(stop))) for stop in stops)  # earlier text has none
+        places = [at for at in positions if at >= 0]
         if places:
             row.finish, self._written = "stop", self._written[: min(places)]
         end = len(self._written)
         if row.finish is None:
-            end -= max((_overlap(self._written, one) for one in stops), default=0)
+            end -= max((_overlap(self._written, stop) for stop in stops), default=0)
         text, self._shown = self._written[len(self._shown) : end], self._written[:end]
         if row.finish is not None:
             return Piece(
@@ -216,10 +216,10 @@ def end_tokens(config: bytes, where: object) -> frozenset[int]:
         FormatError: its tokens are not in the form of onnxruntime-genai.
     """
     ends = _model_of(config, where).get("eos_token_id", [])
-    found = ends if isinstance(ends, list) else [ends]
-    if not all(type(end) is int for end in found):
+    tokens = ends if isinstance(ends, list) else [ends]
+    if not all(type(end) is int for end in tokens):
         raise FormatError("names no tokens that end a text", where=where, expected="`model.eos_token_id`")
-    return frozenset(found)
+    return frozenset(tokens)
 
 
 def padding_token(config: bytes, where: object) -> object:

@@ -75,8 +75,8 @@ def pull(
         if is_signed:
             verify_signature(folder, key=key, certificates=certificates)
 
-    found = fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, reporter=reporter)
-    return found if target is None else copy_fetched(found, target)
+    fetched = fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, reporter=reporter)
+    return fetched if target is None else copy_fetched(fetched, target)
 
 
 def _show(pulled: Fetched, screen: Screen) -> None:

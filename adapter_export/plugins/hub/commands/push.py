@@ -94,10 +94,10 @@ def push(
             licence=license,
             base_model=base_model,
             measured=[
-                measured_from_json(read_json(Path(one)), one)
-                if isinstance(one, str | os.PathLike)
-                else measured_from_json(one.to_json(), one.data)
-                for one in evaluations
+                measured_from_json(read_json(Path(evaluation)), evaluation)
+                if isinstance(evaluation, str | os.PathLike)
+                else measured_from_json(evaluation.to_json(), evaluation.data)
+                for evaluation in evaluations
             ],
         )
     pushed = push_folder(

@@ -34,18 +34,18 @@ class Administration:
     async def route(self, name: str, request: HttpRequest) -> Response:
         """Set the route of a name."""
         route = parse_json(await self._context.body(request), "the request")
-        return await self._changed("route", name=name, route=route)
+        return await self._change("route", name=name, route=route)
 
     async def unroute(self, name: str) -> Response:
         """Delete a route."""
         if name not in self._context.service.routes.table:
             raise RefusedError(404, f"there is no route `{name}`")
-        return await self._changed("unroute", name=name)
+        return await self._change("unroute", name=name)
 
     async def rollback(self) -> Response:
         """Restore the routes from before the last change."""
-        return await self._changed("rollback")
+        return await self._change("rollback")
 
-    async def _changed(self, change: str, **given: Any) -> Response:
-        await self._context.in_time(self._context.control.do(change, **given))
+    async def _change(self, change: str, **arguments: Any) -> Response:
+        await self._context.in_time(self._context.control.do(change, **arguments))
         return await self.routes()

@@ -42,10 +42,10 @@ Stops = Annotated[list[Stop], Field(max_length=16)]
 def _default_only(default: object) -> BeforeValidator:
     """Refuse every value except null and the default, which clients send for options that they do not use."""
 
-    def check(given: object, info: ValidationInfo) -> object:
-        if given is not None and given != default:
+    def check(value: object, info: ValidationInfo) -> object:
+        if value is not None and value != default:
             raise RequestError(
-                "is not supported", where=f"`{info.field_name}`", found=repr(given), expected=repr(default)
+                "is not supported", where=f"`{info.field_name}`", found=repr(value), expected=repr(default)
             )
         return default
 
@@ -113,11 +113,11 @@ class Completions(Strict):
 
     def prompts(self) -> list[str]:
         """Return the prompt of each choice; RequestError if there are too many."""
-        given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        found = [prompt for prompt in given for _ in range(self.n or 1)]
-        if len(found) > MOST_ROWS:
-            raise RequestError("too many completions", found=len(found), expected=f"at most {MOST_ROWS}")
-        return found
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        prompts = [prompt for prompt in texts for _ in range(self.n or 1)]
+        if len(prompts) > MOST_ROWS:
+            raise RequestError("too many completions", found=len(prompts), expected=f"at most {MOST_ROWS}")
+        return prompts
 
     def decoding(self, most: int) -> Decoding:
         """Return the options; RequestError if `max_tokens` exceeds the limit `most`."""
@@ -165,13 +165,13 @@ class _Answer:
     """The response to a request.
 
     Args:
-        asked: the request.
+        call: the request.
         job: its texts.
         key: the id of the request.
     """
 
     def __init__(self, call: Completions, job: TextJob, key: str) -> None:
-        self._asked, self._job = call, job
+        self._call, self._job = call, job
         self._head = {
             "id": f"cmpl-{key}",
             "object": "text_completion",
@@ -186,7 +186,7 @@ class _Answer:
 
     async def events(self, context: Context) -> AsyncIterator[str]:
         """Yield server-sent events. The status is sent by then, so an error is an event too."""
-        counts = self._asked.stream_options is not None and self._asked.stream_options.include_usage
+        counts = self._call.stream_options is not None and self._call.stream_options.include_usage
         usage = {"usage": None} if counts else {}
         try:
             async for piece in context.each_in_time(self._job.pieces()):
@@ -204,7 +204,7 @@ class _Answer:
 
     def _usage(self) -> dict[str, int]:
         rows = [text.row for text in self._job.texts]
-        read = sum(len(row.prompt) for row in rows) // (self._asked.n or 1)
+        read = sum(len(row.prompt) for row in rows) // (self._call.n or 1)
         written = sum(len(row.tokens) for row in rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 

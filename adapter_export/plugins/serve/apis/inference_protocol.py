@@ -61,9 +61,9 @@ class _Output(BaseModel):
     parameters: dict[str, Any] = {}
 
 
-def _weights_of(given: object) -> object:
+def _weights_of(weights: object) -> object:
     """Parse weights sent as text: clients such as KServe's cannot send objects as parameters."""
-    return parse_json(given.encode(), "weights") if isinstance(given, str) else given
+    return parse_json(weights.encode(), "weights") if isinstance(weights, str) else weights
 
 
 class _Parameters(Strict):
@@ -129,14 +129,14 @@ class InferenceProtocol:
 
     async def model_ready(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Return the readiness of a model; status 404 if it does not exist."""
-        await self._found(name, version, request.state.key)
+        await self._target(name, version, request.state.key)
         return JSONResponse({"name": name, "ready": True})
 
     async def infer(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Compute rows with a model."""
         body, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
         key = body.id or request.state.key
-        target = await self._found(name, version, key, request.state)
+        target = await self._target(name, version, key, request.state)
         rows = _rows(target, tensors, body.parameters)
         computed = await self._context.in_time(self._service.compute(rows, request.state, Reading(outputs=True)))
         outputs = dict(_outputs(computed, None if body.outputs is None else [o.name for o in body.outputs]))
@@ -144,7 +144,7 @@ class InferenceProtocol:
 
     async def metadata(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
         """Return the inputs and outputs of a model."""
-        target = await self._found(name, version, request.state.key)
+        target = await self._target(name, version, request.state.key)
         return JSONResponse({"name": name, **_metadata(target)})
 
     async def index(self) -> Response:
@@ -176,7 +176,7 @@ class InferenceProtocol:
         await self._context.in_time(self._control.do("unload", name=name))
         return JSONResponse({})
 
-    async def _found(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
+    async def _target(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
         target = await self._service.target(name, key, state)
         if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
             raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`, not `{version}`")
@@ -212,14 +212,14 @@ def _metadata(target: Target) -> dict[str, Any]:
         if task.kind.one_label:
             outputs.append({"name": LABEL, "datatype": "BYTES", "shape": [-1]})
             outputs.append({"name": PROBABILITY, "datatype": "FP64", "shape": [-1]})
-    own = None if target.adapter is None else session.output(target.adapter)
-    wanted = {record.name for record in manifest.base_outputs} | {own}
+    head_output = None if target.adapter is None else session.output(target.adapter)
+    wanted = {record.name for record in manifest.base_outputs} | {head_output}
     for output in manifest.outputs:
         if output.name in wanted and output.axes[:1] == batch:
             shape = [-1 if isinstance(axis, str) else axis for axis in output.axes]
             outputs.append({"name": output.name, "datatype": _NAMES[output.dtype], "shape": shape})
-    found = {"versions": [version_of(target)], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
-    return found | ({} if task is None else {"parameters": {"task": task.document()}})
+    facts = {"versions": [version_of(target)], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
+    return facts | ({} if task is None else {"parameters": {"task": task.document()}})
 
 
 def _read(data: bytes, header: str | None) -> tuple[_Infer, dict[str, np.ndarray]]:
@@ -284,8 +284,8 @@ def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
 def _flat(data: Any) -> Iterator[Any]:
     """Yield the values of nested lists. The JSON parser limits their depth."""
     if isinstance(data, list):
-        for one in data:
-            yield from _flat(one)
+        for element in data:
+            yield from _flat(element)
     else:
         yield data
 
@@ -321,7 +321,7 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parame
         raise RequestError("has too few or too many rows", found=len(texts), expected=f"1 to {MOST_ROWS}")
     if parameters.side is not None and TEXT not in tensors:
         raise RequestError("`side` needs texts", where="`side`", found="inputs of the base")
-    rows = [Row(one, target.adapter, parameters.strength, parameters.weights) for one in texts]
+    rows = [Row(text, target.adapter, parameters.strength, parameters.weights) for text in texts]
     return [TargetRow(target, row.on_side(parameters.side)) for row in rows]
 
 
@@ -337,15 +337,15 @@ def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> I
         available += [LABEL, PROBABILITY]
     lacks_context = head.task is not None and head.task.kind.needs_context and computed[0].row.is_arrays
     if wanted is None:
-        own = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
-        wanted = tensors if head.task is None else own if lacks_context else [*available, *own]
+        head_outputs = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
+        wanted = tensors if head.task is None else head_outputs if lacks_context else [*available, *head_outputs]
     if lacks_context and ANSWER in wanted:
         raise RequestError(
             "tensors do not mark the tokens that may be part of the answer",
             where=f"output `{ANSWER}`",
             fix=f"send `{TEXT}` and `{PAIR}`, ask for `{head.output}`, or call `/answer` with `context`",
         )
-    answers = [one.document() for one in computed] if set(available).intersection(wanted) else []
+    answers = [row.document() for row in computed] if set(available).intersection(wanted) else []
     for name in wanted:
         if name not in (*available, *tensors):
             raise RequestError("unknown output", found=f"`{name}`", expected=quoted((*available, *tensors)))
@@ -360,18 +360,18 @@ def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> I
                 fix=f"send one row, or ask for `{ANSWER}`" if available else "send one row at a time",
             )
         else:
-            yield name, np.stack([one.outputs[0][name] for one in computed])
+            yield name, np.stack([row.outputs[0][name] for row in computed])
 
 
 def tensors_differ(computed: Sequence[AnsweredRow], name: str) -> bool:
     """Return whether the rows of an output have different shapes."""
-    return len({one.outputs[0][name].shape for one in computed}) > 1
+    return len({row.outputs[0][name].shape for row in computed}) > 1
 
 
 def _written(name: str, target: Target, body: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
     """Return the response, with tensors as JSON or, if requested, as binary data after it."""
     by_default = body.parameters.binary_data_output
-    wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in body.outputs or ()}
+    wanted = {tensor.name: tensor.parameters.get("binary_data", by_default) is True for tensor in body.outputs or ()}
     described, blobs = [], list[bytes]()
     for output, array in outputs.items():
         is_text = array.dtype == object

@@ -33,7 +33,7 @@ def text_or_texts(fix: str) -> BeforeValidator:
 
     def check(value: object, info: ValidationInfo) -> object:
         name = f"`{info.field_name}`"
-        if isinstance(value, list) and any(isinstance(one, int | list) for one in value):
+        if isinstance(value, list) and any(isinstance(element, int | list) for element in value):
             raise RequestError(f"{name} contains token ids of another tokenizer", expected="texts", fix=fix)
         if isinstance(value, list) and not 1 <= len(value) <= MOST_ROWS:
             raise RequestError(f"{name} has too few or too many texts", found=len(value), expected=f"1 to {MOST_ROWS}")
@@ -71,7 +71,9 @@ class Embeddings(Strict):
     def call(self) -> Call:
         """Return the request as a call of the plain API."""
         texts, side = [self.input] if isinstance(self.input, str) else self.input, self.input_type
-        return Call(model=self.model, texts=[one if side is None else TextOnSide(text=one, side=side) for one in texts])
+        return Call(
+            model=self.model, texts=[text if side is None else TextOnSide(text=text, side=side) for text in texts]
+        )
 
 
 class OpenAiApi:
@@ -94,10 +96,10 @@ class OpenAiApi:
 
     async def model(self, name: str) -> Response:
         """Return a model; status 404 if the name is unknown."""
-        found = self._models().get(name)
-        if found is None:
+        model = self._models().get(name)
+        if model is None:
             raise RefusedError(404, f"there is no model `{name}`; `GET /v1/models` lists them")
-        return JSONResponse(found)
+        return JSONResponse(model)
 
     async def embeddings(self, request: HttpRequest) -> Response:
         """Return the vectors of texts."""
@@ -138,7 +140,7 @@ def openai_error(words: str, status: int) -> dict[str, Any]:
 
 def tokens_of(rows: Sequence[AnsweredRow]) -> int:
     """Return the number of tokens of the texts of rows, special tokens included."""
-    return sum(len(one.encoding.ids) for row in rows if row.read is not None for one in row.read.rows)
+    return sum(len(encoded.encoding.ids) for row in rows if row.read is not None for encoded in row.read.rows)
 
 
 def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
@@ -153,10 +155,10 @@ def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
     return answer.vector if width is None else task.truncated(answer.vector, width)
 
 
-def _encoded(vector: np.ndarray, asked: Embeddings) -> list[float] | str:
+def _encoded(vector: np.ndarray, body: Embeddings) -> list[float] | str:
     if not np.isfinite(vector).all():
         raise RequestError("a vector is NaN or infinite", fix="run `adapter-export verify` on the bundle")
-    if asked.encoding_format == "base64":
+    if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()
     return numbers

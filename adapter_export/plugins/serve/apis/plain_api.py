@@ -71,8 +71,8 @@ class PlainApi:
 
     async def statistics(self) -> Response:
         """Return cache statistics of the session; with several bundles, by bundle."""
-        found = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
-        return JSONResponse(next(iter(found.values())) if len(found) == 1 else found)
+        by_bundle = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
+        return JSONResponse(next(iter(by_bundle.values())) if len(by_bundle) == 1 else by_bundle)
 
     async def metrics(self) -> Response:
         """Return metrics in Prometheus's text format."""

@@ -67,7 +67,7 @@ class Rerank(Strict):
         """Return the texts to rank; RequestError unless one of the two keys has them."""
         if (self.documents is None) == (self.texts is None):
             raise RequestError("either `documents` or `texts` must be given", expected="one of them")
-        return [one if isinstance(one, str) else one.text for one in self.documents or self.texts or ()]
+        return [text if isinstance(text, str) else text.text for text in self.documents or self.texts or ()]
 
     @property
     def long(self) -> LongTexts:
@@ -107,7 +107,7 @@ class RerankApi:
         body = parse(Rerank, await self._context.body(request))
         texts = body.candidates()
         call = Call(model=body.model, texts=[TextPair(text=body.query, pair=text) for text in texts])
-        rows = await self._answered(call, request, body.long)
+        rows = await self._answer(call, request, body.long)
         scores = [_score(row, raw=body.raw_scores) for row in rows]
         best = sorted(range(len(texts)), key=lambda at: -scores[at])[: body.top_n]
         if body.texts is not None:
@@ -123,7 +123,7 @@ class RerankApi:
         """Return the most probable label of each text, and the probability of each label."""
         body = parse(Classify, await self._context.body(request))
         texts = [body.input] if isinstance(body.input, str) else body.input
-        rows = await self._answered(Call(model=body.model, texts=list(texts)), request, "refuse")
+        rows = await self._answer(Call(model=body.model, texts=list(texts)), request, "refuse")
         tokens = tokens_of(rows)
         return JSONResponse(
             {
@@ -136,7 +136,7 @@ class RerankApi:
             }
         )
 
-    async def _answered(self, call: Call, request: HttpRequest, long: LongTexts) -> list[AnsweredRow]:
+    async def _answer(self, call: Call, request: HttpRequest, long: LongTexts) -> list[AnsweredRow]:
         answered = self._context.service.answer_rows(call, request.state.key, request.state, Reading(long=long))
         return await self._context.in_time(answered)
 
@@ -155,10 +155,14 @@ def _classified(row: AnsweredRow) -> dict[str, Any]:
     answer = row.answer.answer
     if not isinstance(answer, Prediction | LabelSet):
         raise _other(row, "does not classify texts", "`single_label` or `multi_label`")
-    found = answer.probabilities
-    return {"label": max(found, key=found.__getitem__), "probs": [*found.values()], "num_classes": len(found)}
+    probabilities = answer.probabilities
+    return {
+        "label": max(probabilities, key=probabilities.__getitem__),
+        "probs": [*probabilities.values()],
+        "num_classes": len(probabilities),
+    }
 
 
 def _other(row: AnsweredRow, what: str, expected: str) -> RequestError:
-    found = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
-    return RequestError(what, where=f"model `{row.head.adapter}`", found=found, expected=f"an adapter for {expected}")
+    actual = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
+    return RequestError(what, where=f"model `{row.head.adapter}`", found=actual, expected=f"an adapter for {expected}")

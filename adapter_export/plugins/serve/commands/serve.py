@@ -57,7 +57,7 @@ def serve(
     if settings.hub:
         require("huggingface_hub", "hub", "fetching adapters")
         require("httpx2", "hub", "fetching adapters")
-    places = [as_written(one) for one in ([bundles] if isinstance(bundles, str | Path) else bundles)]
+    places = [as_written(bundle) for bundle in ([bundles] if isinstance(bundles, str | Path) else bundles)]
     ready = on_ready or (lambda *_: None)
     if workers == 1:
         serve_here(places, settings, ready)

@@ -66,21 +66,21 @@ class AdapterModel(kserve.Model):
 
     def _of_v1(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         _check_known(payload, {"instances", "strength", "weights"})
-        given = payload.get("instances")
-        if not isinstance(given, list):
+        instances = payload.get("instances")
+        if not isinstance(instances, list):
             raise InvalidInput("`instances` is not a list of texts")
-        asked = []
-        for at, one in enumerate(given):
+        contents = []
+        for at, instance in enumerate(instances):
             with within(f"instance {at}"):
-                asked.append(asked_of(one))
-        answered = self._answered(asked, payload.get("strength"), payload.get("weights"))
-        return {"predictions": [one.document() for one in answered]}
+                contents.append(asked_of(instance))
+        answered = self._answer(contents, payload.get("strength"), payload.get("weights"))
+        return {"predictions": [row.document() for row in answered]}
 
     def _of_v2(self, request: kserve.InferRequest) -> kserve.InferResponse:
         parameters = to_http_parameters(request.parameters or {})
         _check_known(parameters, _PARAMETERS, "parameters.")
         try:
-            arrays = {one.name: one.as_numpy() for one in request.inputs}
+            arrays = {tensor.name: tensor.as_numpy() for tensor in request.inputs}
             is_text = "text" in arrays
             columns = [_strings(arrays.pop(name)) for name in ("text", "pair") if is_text and name in arrays]
             rows = list(zip(*columns, strict=True)) if is_text else _apart(arrays)
@@ -88,24 +88,26 @@ class AdapterModel(kserve.Model):
             raise InvalidInput(str(error)) from error
         if is_text and arrays:
             raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(arrays))}")
-        asked = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
+        contents = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
         if "side" in parameters:
-            asked = [asked_of({"text": one, "side": parameters["side"]}) for one in asked]
-        answered = self._answered(asked, _strength(parameters, request), _weights(parameters))
+            contents = [asked_of({"text": text, "side": parameters["side"]}) for text in contents]
+        answered = self._answer(contents, _strength(parameters, request), _weights(parameters))
         if is_text:
-            documents = [json.dumps(one.document(), ensure_ascii=False) for one in answered]
+            documents = [json.dumps(row.document(), ensure_ascii=False) for row in answered]
             outputs = [kserve.InferOutput("answer", [len(documents)], "BYTES", documents)]
         else:
             head = answered[0].head.output
             names = [*answered[0].outputs[0]] if head is None else [head]
-            outputs = [_output(name, np.stack([one.outputs[0][name] for one in answered])) for name in names]
+            outputs = [_output(name, np.stack([row.outputs[0][name] for row in answered])) for name in names]
         return kserve.InferResponse(request.id or generate_uuid(), self.name, outputs)  # KServe's response needs an id
 
-    def _answered(self, asked: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
-        if not asked:
+    def _answer(self, contents: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
+        if not contents:
             raise InvalidInput("a request has at least one row")
-        choices = zip(asked, strength_of_each(strength, len(asked)), weights_of_each(weights, len(asked)), strict=True)
-        rows = [Row(one, self.name, *choice, where=f"row {at}") for at, (one, *choice) in enumerate(choices)]
+        choices = zip(
+            contents, strength_of_each(strength, len(contents)), weights_of_each(weights, len(contents)), strict=True
+        )
+        rows = [Row(content, self.name, *choice, where=f"row {at}") for at, (content, *choice) in enumerate(choices)]
         return list(self._answerer.answer(rows))
 
 
@@ -121,15 +123,15 @@ def _weights(parameters: Mapping[str, Any]) -> Any:
     weights = parameters.get("weights")
     if weights is None:
         return None
-    found = parse_json(weights.encode(), "weights") if isinstance(weights, str) else None
-    if not isinstance(found, Mapping):
+    parsed = parse_json(weights.encode(), "weights") if isinstance(weights, str) else None
+    if not isinstance(parsed, Mapping):
         expected = 'a JSON object as text, such as `"{\\"member\\": 0.5}"`'
         raise RequestError("no weights of a fusion", where="parameters.weights", expected=expected)
-    return found
+    return parsed
 
 
-def _check_known(given: Mapping[str, Any], known: set[str], where: str = "") -> None:
-    for name in sorted(set(given) - known):
+def _check_known(parameters: Mapping[str, Any], known: set[str], where: str = "") -> None:
+    for name in sorted(set(parameters) - known):
         what = "the request is not of the expected form"
         raise RequestError(what, where=f"{where}{name}", expected=", ".join(sorted(known)))
 
@@ -143,21 +145,21 @@ def _apart(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def _strings(array: np.ndarray) -> list[Any]:
-    return [one.decode() if isinstance(one, bytes) else one for one in array.reshape(-1)]
+    return [element.decode() if isinstance(element, bytes) else element for element in array.reshape(-1)]
 
 
 def _output(name: str, array: np.ndarray) -> kserve.InferOutput:
-    made = kserve.InferOutput(name, list(array.shape), from_np_dtype(array.dtype))
-    made.set_data_from_numpy(array, binary_data=False)
-    return made
+    output = kserve.InferOutput(name, list(array.shape), from_np_dtype(array.dtype))
+    output.set_data_from_numpy(array, binary_data=False)
+    return output
 
 
 def main() -> None:
     """Serve until the process is terminated."""
     parser = argparse.ArgumentParser(parents=[kserve.model_server.parser])
     parser.add_argument("--model_dir", default="/mnt/models", help="the bundle")
-    given = parser.parse_args()
-    bundle = Bundle.open(given.model_dir)
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.model_dir)
     session = bundle.session(threads=1)
     check_session(bundle, session)
     texts = None if bundle.manifest.text is None else bundle.texts(session)

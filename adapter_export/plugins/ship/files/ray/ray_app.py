@@ -65,7 +65,7 @@ class Adapters:
         for at, (text, *choice) in enumerate(choices):
             with within(f"text {at}"):
                 rows.append(Row(asked_of(text), name, *choice, where=f"text {at}"))
-        return [one.document() for one in self._answerer.answer(rows)]
+        return [row.document() for row in self._answerer.answer(rows)]
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer `{"texts": […]}`, with `strength` and `weights` if they are given: `{"rows": […]}`."""

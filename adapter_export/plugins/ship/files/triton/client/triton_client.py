@@ -116,11 +116,13 @@ class TritonSession:
         base = () if request.head_only and output is not None else [record.name for record in manifest.base_outputs]
         axes = {record.name: record.axes for record in manifest.outputs if record.name in (*base, output)}
         fed, wanted = {**arrays, **self._fed(request)}, [triton.InferRequestedOutput(name) for name in axes]
-        found = self._client.infer(self._model, [_input(*each) for each in fed.items()], outputs=wanted)
-        results = {name: found.as_numpy(name) for name in axes}
+        response = self._client.infer(self._model, [_input(*each) for each in fed.items()], outputs=wanted)
+        results = {name: response.as_numpy(name) for name in axes}
         if self._by == "bank" and output is not None:
             results[output] = np.where(results[output] < ABSENT, -np.inf, results[output])
-        return results if origin is None else {name: origin.put_back(one, axes[name]) for name, one in results.items()}
+        if origin is None:
+            return results
+        return {name: origin.put_back(array, axes[name]) for name, array in results.items()}
 
     def _fed(self, request: Request) -> Mapping[str, np.ndarray]:
         strength, weights = check_strength(request.strength), request.weights
@@ -177,9 +179,9 @@ class TritonSession:
 
 
 def _input(name: str, array: np.ndarray) -> triton.InferInput:
-    made = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    made.set_data_from_numpy(np.ascontiguousarray(array))
-    return made
+    tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(np.ascontiguousarray(array))
+    return tensor
 
 
 def main() -> None:
