@@ -14,7 +14,7 @@ from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets
 from adapter_export.bundle.golden.golden_media import check_media
 from adapter_export.bundle.golden.golden_vectors import Allowance, Golden, GoldenMaker, case_of, choose_sketches
 from adapter_export.bundle.proof.exact_tensors import Origin
-from adapter_export.bundle.proof.invariants import with_padding
+from adapter_export.bundle.proof.invariants import measure_padding
 from adapter_export.bundle.proof.manifest_checks import oldest_runtime, site_records
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft
@@ -213,7 +213,7 @@ class _Build:
 
     def __init__(self, plan: BuildPlan, folder: Path, reporter: Reporter) -> None:
         self.plan, self.folder, self.reporter = plan, folder, reporter
-        self.adapters = [rounded(one, plan.precisions.get(one.name, "float32")) for one in plan.adapters]
+        self.adapters = [rounded(adapter, plan.precisions.get(adapter.name, "float32")) for adapter in plan.adapters]
         self.outputs = [record.name for record in plan.base.outputs]
         slots = plan_slots(self.adapters, plan.base.sites, plan.graphs.reserved)
         heads = head_sums(slots, self.outputs)
@@ -226,8 +226,8 @@ class _Build:
         self.reporter.step(f"inserting {len(slots.slots)} slots into the graph")
         model, checksums = insert_slots(base, slots), None
         if options.checksums:
-            taken = [*self.outputs, *(head.output for head in self.writer.heads)]
-            checksums = SlotChecksums(first_free(CHECKSUMS, taken), slots, base.inputs)
+            names = [*self.outputs, *(head.output for head in self.writer.heads)]
+            checksums = SlotChecksums(first_free(CHECKSUMS, names), slots, base.inputs)
             model = add_checksums(model, slots.slots, checksums.output, base.inputs)
         model.model_version = self.writer.model_version
         return GraphDraft(
@@ -298,11 +298,11 @@ class _Build:
         ]
         derivation = (plan.model.origin or Origin.of(plan.base)).derivation(draft.model, of_base.cases)
         write_derivation(derivation, self.folder / DERIVATION_FILE)
-        bundle = OpenedBundle.being_made(self.folder, self._manifest(of_base, records))
+        bundle = OpenedBundle.open_staged(self.folder, self._manifest(of_base, records))
         bundle.extent = self.extent
         bundle.manifest = replace(bundle.manifest, batch_invariant=bundle.batch_invariant)
         if plan.base.pads or plan.tokens.unbroken:
-            bundle.manifest = with_padding(bundle)
+            bundle.manifest = measure_padding(bundle)
         return bundle
 
     def _manifest(self, golden: GoldenRecord, adapters: Sequence[AdapterRecord]) -> Manifest:

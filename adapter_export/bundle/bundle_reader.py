@@ -89,7 +89,7 @@ class OpenedBundle:
         return cls(Bundle.open_to_check(folder, expect=expect, copy=copy))
 
     @classmethod
-    def being_made(cls, folder: Path, manifest: Manifest) -> OpenedBundle:
+    def open_staged(cls, folder: Path, manifest: Manifest) -> OpenedBundle:
         """Return the bundle that is being built in a folder."""
         return cls(Bundle(folder, manifest, verified=False), staged=True)
 
@@ -404,7 +404,7 @@ def task_facts(recorded: Task | None, expected: Task | None) -> list[tuple[str, 
     if recorded is None or expected is None:
         return [("task", recorded, expected)]
     names = {field.name: "labels" if field.name == "labels" else f"{field.name} in its task" for field in fields(Task)}
-    return [(said, getattr(recorded, name), getattr(expected, name)) for name, said in names.items()]
+    return [(label, getattr(recorded, name), getattr(expected, name)) for name, label in names.items()]
 
 
 def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.ndarray]]], list[Arrays]]) -> bool:
@@ -415,11 +415,13 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
     rows = {record.axes[0] for record in manifest.inputs if record.axes}
     free = axis_names(manifest.inputs)
     shape = {name: axis_lengths(name, manifest.lengths).near(2 if name in rows else _TRIED_TOKENS) for name in free}
-    own = {record.name for record in manifest.inputs if record.axes and record.axes[0] in free}
+    batched = {record.name for record in manifest.inputs if record.axes and record.axes[0] in free}
     arrays = input_cases(manifest.inputs, seed=0, shapes=[shape])[0].arrays
-    if not own or any(len(arrays[name]) != 2 for name in own):
+    if not batched or any(len(arrays[name]) != 2 for name in batched):
         return True
-    alike = [{name: array[[row, row]] if name in own else array for name, array in arrays.items()} for row in (0, 1)]
+    alike = [
+        {name: array[[row, row]] if name in batched else array for name, array in arrays.items()} for row in (0, 1)
+    ]
     try:
         mixed, *results = run([arrays, *alike])
     except RequestError:  # the base does not accept this shape
@@ -497,8 +499,8 @@ class Graph:
             some = requests[start : start + count]
             feeds = [self.feeds(*request) for request in some]
             results = Pieces(model, self.bundle.home).run_all(feeds, self.bundle.stored)
-            for (_, chosen), found in zip(some, results, strict=True):
-                yield {name: found[name] for name in self._outputs(chosen, found)}
+            for (_, chosen), values in zip(some, results, strict=True):
+                yield {name: values[name] for name in self._outputs(chosen, values)}
 
     def feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return the feeds of the graph, including slot tensors."""
@@ -514,7 +516,7 @@ class Graph:
             return Pieces(self.bundle.model(file), self.bundle.home).run(feeds)
         return run_session(self.bundle.session(file, self.level), feeds)
 
-    def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:
+    def _outputs(self, chosen: Sequence[str | None], names: Iterable[str]) -> list[str]:
         heads = {self.bundle.record(name).output for name in chosen if name is not None}
         wanted = {*self.bundle.common_outputs, *heads}
-        return [name for name in there if name in wanted]
+        return [name for name in names if name in wanted]

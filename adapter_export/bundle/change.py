@@ -11,7 +11,7 @@ from adapter_export.bundle.golden.golden_batches import padding_by_name, without
 from adapter_export.bundle.golden.golden_data import GoldenDataMaker, GoldenSets, add_generated_texts, prove_and_record
 from adapter_export.bundle.golden.golden_media import check_media
 from adapter_export.bundle.golden.golden_vectors import Golden, GoldenMaker
-from adapter_export.bundle.proof.invariants import with_padding
+from adapter_export.bundle.proof.invariants import measure_padding
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft
 from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version_of
@@ -62,7 +62,7 @@ def add_adapters(
         InputError: the bundle cannot be read, or its files do not match their SHA-256.
         WriteError: the operating system refused a write.
     """
-    old, writer = _opened(bundle, reporter)
+    old, writer = _open(bundle, reporter)
     manifest = old.manifest
     check_names([adapter.name for adapter in adapters], [record.name for record in manifest.adapters])
     check_bases(adapters, manifest.base, allow_mismatch=allow_base_mismatch)
@@ -96,7 +96,7 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = 
         AdapterError: an adapter does not exist, or none would be left.
         InputError, WriteError, ParityError: as for `add_adapters`.
     """
-    old, writer = _opened(bundle, reporter)
+    old, writer = _open(bundle, reporter)
     records = old.manifest.adapters
     remaining = tuple(record for record in records if record.name not in names)
     known = [record.name for record in records]
@@ -161,15 +161,15 @@ def _without_removed(old: OpenedBundle, names: Sequence[str]) -> GoldenSets:
     """Return the golden sets of a bundle without those of some adapters."""
     texts, batches, media = old.texts(), old.batches(), old.media()
     if texts is not None:
-        texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
+        texts = replace(texts, sets=tuple(golden_set for golden_set in texts.sets if golden_set.adapter not in names))
     if batches is not None:
         batches = without(batches, names)
     if media is not None:
-        media = replace(media, sets=tuple(one for one in media.sets if one.adapter not in names))
+        media = replace(media, sets=tuple(golden_set for golden_set in media.sets if golden_set.adapter not in names))
     return GoldenSets(texts, batches, media)
 
 
-def _opened(bundle: Path | OpenedBundle, reporter: Reporter) -> tuple[OpenedBundle, BundleWriter]:
+def _open(bundle: Path | OpenedBundle, reporter: Reporter) -> tuple[OpenedBundle, BundleWriter]:
     """Open a bundle for a change, and return it with its writer."""
     if isinstance(bundle, Path):
         reporter.step("verifying the SHA-256 of the bundle's files")
@@ -250,20 +250,22 @@ def _finish(
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     rewritten = {*_rewritten(manifest), *new}
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in rewritten}
-    opened = OpenedBundle.being_made(writer.folder, manifest)
-    opened.manifest = _tried_out(opened, reporter)
+    opened = OpenedBundle.open_staged(writer.folder, manifest)
+    opened.manifest = _measure_again(opened, reporter)
     unchanged = {None, *(record.name for record in manifest.adapters)} - {adapter.name for adapter in added}
     after = writer.manifest(prove_and_record(opened, writer, references, added, reporter, unchanged=unchanged), hashed)
     _check_unchanged(old)
     return after
 
 
-def _tried_out(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
+def _measure_again(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
     """Return the manifest with the effect of rows and padding measured again: earlier releases measured less."""
-    said = bundle.manifest
-    measured = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
+    manifest = bundle.manifest
+    measured = replace(
+        measure_padding(bundle) if manifest.padding_neutral else manifest, batch_invariant=bundle.batch_invariant
+    )
     for name in ("batch_invariant", "padding_neutral", "counts_padding"):
-        before, after = getattr(said, name), getattr(measured, name)
+        before, after = getattr(manifest, name), getattr(measured, name)
         if before != after:
             reporter.warn(f"`{name}` is {after} as measured now; the manifest said {before}")
     return measured

@@ -75,11 +75,11 @@ def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list
     """
     inputs = sample(base.inputs, 1, setup.tokens, base.lengths)
     alone = open_session(base.path, threads=1)
-    found = []
+    ratios = []
     for adapter in adapters:
         with slots_call(base, adapter, adapter, inputs) as call:
-            found.append(ratio(times((alone, inputs), call), 1, 0))
-    return found
+            ratios.append(ratio(times((alone, inputs), call), 1, 0))
+    return ratios
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def beside(base: OnnxBase, other: OnnxBase) -> Latency | None:
         RequestError: ONNX Runtime cannot compute such a row.
     """
     inputs = sample(other.inputs, 1, _FEW_TOKENS if is_large(other.model) else _SHORT_TEXT, other.lengths)
-    calls = [partial(run_session, open_session(one.path, threads=1), inputs) for one in (base, other)]
+    calls = [partial(run_session, open_session(model.path, threads=1), inputs) for model in (base, other)]
     (once,) = interleaved(calls, 1)
     if once[1] < _LEAST_SECONDS:
         return None
@@ -124,11 +124,11 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) ->
     Turns spread a temporary slowdown of the machine over all calls. The first rounds warm up and are left out.
     """
     seconds = np.zeros((_WARM_UP + rounds, len(calls)))
-    for turn, own in enumerate(seconds):
+    for turn, row in enumerate(seconds):
         for which in np.roll(np.arange(len(calls)), turn).tolist():
             began = time.perf_counter()
             calls[which]()
-            own[which] = time.perf_counter() - began
+            row[which] = time.perf_counter() - began
     return seconds[_WARM_UP:]
 
 
@@ -138,9 +138,9 @@ def quartiles(values: Array) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def ratio(found: Array, one: int, other: int) -> Latency:
+def ratio(seconds: Array, numerator: int, denominator: int) -> Latency:
     """Return the ratio of two calls' times: the median over the rounds, and its quartiles."""
-    low, middle, high = quartiles(found[:, one] / found[:, other])
+    low, middle, high = quartiles(seconds[:, numerator] / seconds[:, denominator])
     return Latency(middle, low, high)
 
 

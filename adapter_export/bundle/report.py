@@ -55,7 +55,7 @@ class Report(Described):
     @property
     def passed(self) -> bool:
         """True if no claim failed."""
-        return all(found.passed for found in self.findings)
+        return all(finding.passed for finding in self.findings)
 
     @property
     def is_full(self) -> bool:
@@ -75,21 +75,25 @@ class Report(Described):
     @property
     def outputs(self) -> list[Measurement]:
         """Every output of every run."""
-        return [one for found in self.findings for one in found.measurements if one.kind == "output"]
+        return self._measurements("output")
 
     @property
     def sites(self) -> list[Measurement]:
         """Result of each adapter at each site, computed from the values that reach the site."""
-        return [one for found in self.findings for one in found.measurements if one.kind == "site"]
+        return self._measurements("site")
 
     @property
     def nodes(self) -> list[Measurement]:
         """Values of graphs whose step is wrong, or all compared values if requested."""
-        return [one for found in self.findings for one in found.measurements if one.kind == "node"]
+        return self._measurements("node")
+
+    def _measurements(self, kind: str) -> list[Measurement]:
+        measurements = (measurement for finding in self.findings for measurement in finding.measurements)
+        return [measurement for measurement in measurements if measurement.kind == kind]
 
     def counts(self) -> Counter[str]:
         """Return the number of findings by status."""
-        return Counter(found.status for found in self.findings)
+        return Counter(finding.status for finding in self.findings)
 
     def raise_for_failure(self) -> None:
         """Raise an error for the first failed claim, if any; numeric errors come first.
@@ -109,9 +113,9 @@ class Report(Described):
                     found=f"a deviation of {result.absolute:.2e}" if over else "; ".join(result.faults),
                     expected=f"at most {result.budget.reason}",
                 )
-        for found in self.findings:
-            if not found.passed:
-                raise ParityError(found.where, found=found.detail, expected=found.claim)
+        for finding in self.findings:
+            if not finding.passed:
+                raise ParityError(finding.where, found=finding.detail, expected=finding.claim)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `schemas/check-report.schema.json`; NaN and Inf are strings in it."""
@@ -128,16 +132,16 @@ class Report(Described):
     def table(self) -> Table:
         """Return one row per adapter and graph: the worst over shapes and outputs."""
         groups: dict[tuple[str, str], list[Measurement]] = {}
-        for one in self.outputs:
-            key = one.variant, f"{one.adapter or BASE}{', in mixed batches' if one.mixed else ''}"
-            groups.setdefault(key, []).append(one)
+        for measurement in self.outputs:
+            way = ", in mixed batches" if measurement.mixed else ""
+            groups.setdefault((measurement.variant, f"{measurement.adapter or BASE}{way}"), []).append(measurement)
         rows = [
             (
                 *key,
-                len({one.case for one in of_adapter}),
-                f"{sum(one.compared for one in of_adapter):,}",
-                f"{max(one.ratio for one in of_adapter):.2g}",
-                verdict(all(one.passed for one in of_adapter)),
+                len({measurement.case for measurement in of_adapter}),
+                f"{sum(measurement.compared for measurement in of_adapter):,}",
+                f"{max(measurement.ratio for measurement in of_adapter):.2g}",
+                verdict(all(measurement.passed for measurement in of_adapter)),
             )
             for key, of_adapter in groups.items()
         ]
@@ -176,10 +180,17 @@ class Report(Described):
 
 def failures(report: Report) -> tuple[FailureRecord, ...]:
     """Return one failure for the base and for each adapter with a failed comparison."""
-    outputs, sites = ([one for one in found if not one.passed] for found in (report.outputs, report.sites))
-    names = dict.fromkeys(one.adapter for one in (*outputs, *sites))
+    outputs, sites = (
+        [measurement for measurement in measurements if not measurement.passed]
+        for measurements in (report.outputs, report.sites)
+    )
+    names = dict.fromkeys(measurement.adapter for measurement in (*outputs, *sites))
     return tuple(
-        _failure(report, [one for one in outputs if one.adapter == name], [one for one in sites if one.adapter == name])
+        _failure(
+            report,
+            [output for output in outputs if output.adapter == name],
+            [site for site in sites if site.adapter == name],
+        )
         for name in names
     )
 
@@ -189,17 +200,12 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
     worst: Measurement | None = None
     levels: dict[str, bool] = {}
     if outputs:
-        smallest = min(
-            outputs, key=lambda measurement: (math.prod(measurement.axes.values()), "_padded" in measurement.case)
-        )
+        smallest = min(outputs, key=lambda output: (math.prod(output.axes.values()), "_padded" in output.case))
 
         def run(measurement: Measurement) -> tuple[object, ...]:
             return measurement.case, measurement.variant, measurement.mixed
 
-        worst = max(
-            (measurement for measurement in outputs if run(measurement) == run(smallest)),
-            key=lambda measurement: measurement.badness,
-        )
+        worst = max((output for output in outputs if run(output) == run(smallest)), key=lambda output: output.badness)
         for measurement in report.outputs:
             if run(measurement) == run(worst) and (measurement.adapter, measurement.against, measurement.name) == (
                 worst.adapter,
@@ -221,7 +227,7 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
         levels_failed=tuple(level for level, passed in levels.items() if not passed),
         levels_passed=tuple(level for level, passed in levels.items() if passed),
         culprit=sites[0] if sites else None,
-        location=next((found for found in report.locations if found.adapter == result.adapter), None),
+        location=next((location for location in report.locations if location.adapter == result.adapter), None),
         command=shlex.join(["adapter-export", "check", report.bundle, *words]),
         variant=result.variant,
         mixed=result.mixed,
@@ -231,11 +237,11 @@ def _failure(report: Report, outputs: Sequence[Measurement], sites: Sequence[Mea
 
 def unverified(findings: Sequence[Finding]) -> Mapping[str, Sequence[Finding]]:
     """Return the unverified claims, by reason."""
-    found: dict[str, list[Finding]] = {}
-    for one in findings:
-        if one.status == "unverified":
-            found.setdefault(one.detail, []).append(one)
-    return found
+    by_reason: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.status == "unverified":
+            by_reason.setdefault(finding.detail, []).append(finding)
+    return by_reason
 
 
 def _plain(value: Any) -> Any:

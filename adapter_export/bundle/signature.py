@@ -81,8 +81,8 @@ def sign_bundle(
     """
     folder = folder.resolve()
     config = signing.Config()
-    given = [key, *chain] if certificate is None else [key, certificate, *chain]
-    for path in given:
+    key_files = [key, *chain] if certificate is None else [key, certificate, *chain]
+    for path in key_files:
         read_bytes(path, MOST_SIGNATURE_BYTES)
     with parsing(partial(_unusable, key)):
         if certificate is None:
@@ -98,9 +98,9 @@ def sign_bundle(
             if report is not None:
                 _keep(report, folder / REPORT_FILE, bundle.digest, force=force)
             readme = [] if is_card(folder / CARD_FILE) else [CARD_FILE]  # `push` replaces a build's README
-            own = [SIGNATURE_FILE, *readme, *_hidden(folder)]
-            config.set_hashing_config(hashing.Config().set_ignored_paths(paths=own, ignore_git_paths=False))
-            with parsing(lambda said: SignatureError("cannot be signed", where=folder, found=said)):
+            unsigned = [SIGNATURE_FILE, *readme, *_hidden(folder)]
+            config.set_hashing_config(hashing.Config().set_ignored_paths(paths=unsigned, ignore_git_paths=False))
+            with parsing(lambda message: SignatureError("cannot be signed", where=folder, found=message)):
                 config.sign(folder, temporary)
             document = parse_json(read_bytes(temporary), folder / SIGNATURE_FILE)
     signed = _signed(document)
@@ -126,7 +126,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     data = read_bytes(path, MOST_SIGNATURE_BYTES)
     document = parse_json(data, path)
     by = "key" if key is not None else "certificate"
-    with parsing(lambda said: SignatureError("is not a signature", where=path, found=said, fix=_AGAIN)):
+    with parsing(lambda message: SignatureError("is not a signature", where=path, found=message, fix=_AGAIN)):
         form = _form(document)
     if form != by:
         other = (
@@ -136,10 +136,10 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
         )
         raise SignatureError(f"was signed with a {form}, not with a {by}", where=path, fix="pass " + other)
     config = verifying.Config().set_ignore_unsigned_files(True)
-    given = chain if key is None else [key]
-    for one in given:
-        read_bytes(one, MOST_SIGNATURE_BYTES)
-    with parsing(partial(_unusable, given[0])):
+    key_files = chain if key is None else [key]
+    for file in key_files:
+        read_bytes(file, MOST_SIGNATURE_BYTES)
+    with parsing(partial(_unusable, key_files[0])):
         if key is not None:
             config.use_elliptic_key_verifier(public_key=key)
         else:
@@ -162,10 +162,10 @@ _AGAIN = "get the bundle from its signer again; if you changed it, sign it again
 
 def _keep(report: Path, place: Path, digest: str, *, force: bool) -> None:
     """Copy a report of `check` on this bundle into it; reports of failed checks are rejected."""
-    found = read_report(report, digest)
-    if found.verdict != "passed":
+    check_report = read_report(report, digest)
+    if check_report.verdict != "passed":
         fix = "sign a bundle that passes, or sign without the report"
-        raise FormatError("is the report of a failed check", where=report, found=found.verdict, fix=fix)
+        raise FormatError("is the report of a failed check", where=report, found=check_report.verdict, fix=fix)
     with Output(place, force).file() as temporary:
         temporary.write_bytes(read_bytes(report))
 
@@ -199,7 +199,7 @@ def _signed(document: Any) -> Mapping[str, str]:
     """Return the SHA-256 of each signed file; empty for other digests."""
     statement: Any = parse_json(base64.b64decode(document["dsseEnvelope"]["payload"], validate=True), SIGNATURE_FILE)
     resources = statement["predicate"]["resources"]
-    return {one["name"]: one["digest"] for one in resources if one["algorithm"] == "sha256"}
+    return {resource["name"]: resource["digest"] for resource in resources if resource["algorithm"] == "sha256"}
 
 
 def _fault(folder: Path, document: Any, by: str, message: str) -> SignatureError:
@@ -208,8 +208,8 @@ def _fault(folder: Path, document: Any, by: str, message: str) -> SignatureError
     if message.startswith(_DIFFERS):
         other = [name for name, digest in _signed(document).items() if _sha256(folder / name) != digest]
         more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        found = quoted(other[:_SHOWN]) + more or message
-        return SignatureError("does not match its signature", where=folder, found=found, fix=_AGAIN)
+        differing = quoted(other[:_SHOWN]) + more or message
+        return SignatureError("does not match its signature", where=folder, found=differing, fix=_AGAIN)
     if message.startswith("Key mismatch"):
         fix = "pass the signer's public key, or get the bundle from the signer"
         return SignatureError("was signed with another key", where=path, found=_signer(document), fix=fix)

@@ -54,7 +54,7 @@ class TextMaker:
 
     Attributes:
         tokenizer: tokenizer of the bundle.
-        own: ids of the same texts from the model's own library, if known.
+        library_texts: ids of the same texts from the model's own library, if known.
         inputs: data inputs of the base.
         outputs: names of the base's outputs.
         references: computes the answers; never the exported graph.
@@ -63,7 +63,7 @@ class TextMaker:
     """
 
     tokenizer: Tokenizer
-    own: GoldenTexts | None
+    library_texts: GoldenTexts | None
     inputs: Sequence[InputRecord]
     outputs: Sequence[str]
     references: Runner
@@ -72,16 +72,20 @@ class TextMaker:
 
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
         """Return the golden texts of a bundle with these adapters; arguments of each as for `adapter`."""
-        known = self.own is not None and self.own.digest == self.tokenizer.digest
-        wrong = different(self.tokenizer, self.own) if self.own is not None and known else []
+        known = self.library_texts is not None and self.library_texts.digest == self.tokenizer.digest
+        wrong = different(self.tokenizer, self.library_texts) if self.library_texts is not None and known else []
         if wrong:
             raise BaseModelError(
                 "the tokenizer's ids differ from those of the model's own library",
                 found=f"different ids for {len(wrong)} texts: {quoted(wrong[:3])}",
-                expected=f"the ids of {self.own.tokenizer if self.own else ''}",
+                expected=f"the ids of {self.library_texts.tokenizer if self.library_texts else ''}",
                 fix="save the tokenizer again with `save_pretrained`, and capture the base again",
             )
-        made_by = self.own.tokenizer if self.own is not None and known else f"tokenizers {version('tokenizers')}"
+        made_by = (
+            self.library_texts.tokenizer
+            if self.library_texts is not None and known
+            else f"tokenizers {version('tokenizers')}"
+        )
         sets = [self.adapter(adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters]
         return GoldenTexts(
             GOLDEN_TEXTS_VERSION, str(self.tokenizer.digest), made_by, (self.base(), *filter(None, sets))
@@ -117,15 +121,15 @@ class TextMaker:
         most = self.tokenizer.max_tokens
         limit = most if task is None or task.max_tokens is None else min(task.max_tokens, most)
         answered = {}
-        if self.own is not None and self.own.digest == self.tokenizer.digest:
-            answered = {text.input: text for one in self.own.sets for text in one.texts}
+        if self.library_texts is not None and self.library_texts.digest == self.tokenizer.digest:
+            answered = {text.input: text for text_set in self.library_texts.sets for text in text_set.texts}
         for at, (name, text) in enumerate(sample_texts(limit)):
             if task is not None and isinstance(text, Pair) != (task.input == "pair"):
                 continue
             side = get_args(TextSide)[at % 2] if task is not None and task.has_sides else None
-            asked = text if side is None else SidedText(str(text), side)
+            sided = text if side is None else SidedText(str(text), side)
             try:
-                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(asked, task, None, "text")])
+                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(sided, task, None, "text")])
             except RequestError:  # the maximum length has no room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
@@ -158,8 +162,8 @@ class TextMaker:
                 except RequestError:  # the base does not accept this length, and padding would change the answer
                     continue
                 tokens = len(rows[some[0]].encoding.ids)
-                own = results if task is None or task.kind.pools else results[:, :tokens]
-                by_row |= dict(zip(some, own, strict=True))
+                answers = results if task is None or task.kind.pools else results[:, :tokens]
+                by_row |= dict(zip(some, answers, strict=True))
         return by_row
 
 
@@ -185,7 +189,7 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
     text = bundle.manifest.text
     if text is None:
         return []
-    sets = {one.adapter: one for one in texts.sets}
+    sets = {text_set.adapter: text_set for text_set in texts.sets}
     findings: list[Finding] = []
     if texts.digest != text.digest:
         detail = f"made with the tokenizer {texts.digest[:12]}…, the bundle's is {text.digest[:12]}…"
@@ -239,12 +243,12 @@ def check_contract(
     bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], model: Contract
 ) -> Iterator[Finding]:
     """Compare the ids of golden texts with those of the model's own tokenizer, and the task of its base head."""
-    text, own = bundle.manifest.text, model.head
+    text, base_head = bundle.manifest.text, model.head
     name = bundle.manifest.head
-    if own is not None and own.head is not None and name in names and name is not None:
-        known, said = own.head.task, bundle.record(name).task
-        same = known == said
-        detail = "matches the model" if same else f"{_facts(said)}, the model has {_facts(known)}"
+    if base_head is not None and base_head.head is not None and name in names and name is not None:
+        known, stored = base_head.head.task, bundle.record(name).task
+        same = known == stored
+        detail = "matches the model" if same else f"{_facts(stored)}, the model has {_facts(known)}"
         yield Finding.tested("task", name, same, detail)
     if text is None:
         return
@@ -360,13 +364,13 @@ def _answer_faults(
             behind = 0 if fit is None else fit(count, pads=session.may_pad(text_set.adapter)) - count
             arrays = {name: np.pad(known[name], [(0, 0), (0, behind)]) for name in names if name in known}
             contexts = [None if text_set is None else np.pad(text_set, (0, behind)) for text_set in contexts]
-            found = session.answer(arrays, text_set.adapter, context=contexts)
+            answers = session.answer(arrays, text_set.adapter, context=contexts)
         except RequestError as error:
             yield from ((text.name, f"is rejected: {error}") for text in group)
             continue
-        for text, said in zip(group, found, strict=True):
+        for text, answer in zip(group, answers, strict=True):
             for fault in answer_faults(
-                said.first(count).document(), text.answer, text_set.absolute, decided=text.decided
+                answer.first(count).document(), text.answer, text_set.absolute, decided=text.decided
             ):
                 yield text.name, fault
 
@@ -383,7 +387,7 @@ def answer_faults(actual: Any, expected: Any, absolute: float, *, decided: bool,
 
     Labels and positions are compared if they are `decided`, numbers always.
     """
-    told = f"`{where}` found {_short(actual)}, expected {_short(expected)}"
+    message = f"`{where}` found {_short(actual)}, expected {_short(expected)}"
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if list(actual) != list(expected) and set(actual) != set(expected):
             yield f"`{where or 'answer'}` has {', '.join(map(str, actual))}, expected {', '.join(map(str, expected))}"
@@ -394,7 +398,7 @@ def answer_faults(actual: Any, expected: Any, absolute: float, *, decided: bool,
     elif (
         isinstance(expected, list)
         and isinstance(actual, list)
-        and not any(isinstance(one, str) for one in (*actual, *expected))
+        and not any(isinstance(value, str) for value in (*actual, *expected))
     ):
         if len(actual) != len(expected):
             yield f"`{where}` has {len(actual)} values, expected {len(expected)}"
@@ -403,9 +407,9 @@ def answer_faults(actual: Any, expected: Any, absolute: float, *, decided: bool,
             yield from answer_faults(*pair, absolute, decided=decided, where=f"{where}[{at}]")
     elif isinstance(expected, float) and isinstance(actual, float):
         if not abs(actual - expected) <= absolute:
-            yield f"{told}, budget {absolute:.1e}"
+            yield f"{message}, budget {absolute:.1e}"
     elif decided and actual != expected:
-        yield told
+        yield message
 
 
 def _short(value: object) -> str:

@@ -43,7 +43,7 @@ def verify_signature(
 
     if (key is None) == (not certificates):
         raise UsageError("pass either " + argument("key") + " or " + argument("certificates", option="certificate"))
-    chain = [Path(one) for one in certificates]
+    chain = [Path(path) for path in certificates]
     return verify_signature(folder_of(bundle), key=None if key is None else Path(key), chain=chain)
 
 

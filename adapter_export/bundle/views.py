@@ -30,9 +30,9 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
     sublayers may be a site on one side only: an adapter there does not fit the other. `BaseModelError` names the first
         site that differs.
     """
-    here, there = ({site.name for site in sites} for sites in (in_torch.sites, exported.sites.sites))
-    ours = _in_both(in_torch, there)
-    theirs = _in_both(exported.sites, here)
+    torch_names, onnx_names = ({site.name for site in sites} for sites in (in_torch.sites, exported.sites.sites))
+    ours = _in_both(in_torch, onnx_names)
+    theirs = _in_both(exported.sites, torch_names)
     for site, its in zip(ours, theirs, strict=False):
         if _facts(site) != _facts(its):
             raise _differs(site.name, f"{_facts(its)} in the ONNX graph", f"{_facts(site)}, as in torch")
@@ -55,13 +55,13 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
     for value in dict.fromkeys(value for *_, value in pairs):
         shown[value] = f"site.{len(shown)}"
         rewrite.expose(rewrite.value(value), shown[value])
-    found = Pieces(rewrite.finish(), exported.folder, optimize=False).run(arrays)
+    actual = Pieces(rewrite.finish(), exported.folder, optimize=False).run(arrays)
     expected = compute(arrays, {value for _, _, value, _ in pairs})
     for owner, name, value, other in pairs:
-        one, two = expected[value], found[shown[other]]
-        scale = float(np.abs(one[np.isfinite(one)]).max(initial=0))
-        if one.size != two.size or not np.allclose(
-            two.ravel(), one.ravel(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True
+        torch_value, onnx_value = expected[value], actual[shown[other]]
+        scale = float(np.abs(torch_value[np.isfinite(torch_value)]).max(initial=0))
+        if torch_value.size != onnx_value.size or not np.allclose(
+            onnx_value.ravel(), torch_value.ravel(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True
         ):
             apart = f"`{other}` in the ONNX graph differs from `{value}` in torch"
             raise _differs(f"{owner}`, `{name}", apart, "equal values on one input, within rounding")
@@ -79,11 +79,11 @@ def _facts(site: Site) -> str:
     return f"`{site.name}`, {site.role} {site.width_in} → {site.width} of {values}" + (f" ({parts})" if parts else "")
 
 
-def _differs(site: str, found: str, expected: str) -> BaseModelError:
+def _differs(site: str, actual: str, expected: str) -> BaseModelError:
     return BaseModelError(
         "the sites of the torch model differ from those of its ONNX export",
         where=f"site `{site}`",
-        found=found,
+        found=actual,
         expected=expected,
         fix="remove the site in a site map, or correct its values there",
     )

@@ -133,8 +133,8 @@ def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
     members = weighted_members(adapter)
     if members is None:
         return None
-    own = {(owner, topology_key(graph)) for owner, graph, _ in adapter.components()}
-    groups = [group for group in plan.groups if (group.owner, group.key) in own and MIX in group.graph.parameters]
+    keys = {(owner, topology_key(graph)) for owner, graph, _ in adapter.components()}
+    groups = [group for group in plan.groups if (group.owner, group.key) in keys and MIX in group.graph.parameters]
     return MixRecord(tuple(dict.fromkeys(group.slot(MIX) for group in groups)), members)
 
 

@@ -17,7 +17,7 @@ from tiny_onnx import random_adapter, save_tiny, tiny_model
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
+from adapter_export.bundle.proof.invariants import _measure_padding, check_proofs
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
@@ -104,7 +104,7 @@ class TestRuns:
             counted = [np.float32(feeds["input_ids"].shape[1]) for feeds in requests]
             return [{record.name: np.full((1, 5), count) for record in manifest.outputs} for count in counted]
 
-        assert not _with_padding(manifest, run).padding_neutral
+        assert not _measure_padding(manifest, run).padding_neutral
 
     def test_rounding_to_16_bits_explains_no_difference_in_runs_of_one_shape(self, manifest: Manifest) -> None:
         """A sum over all ids, including padding: zeros do not change it, and other ids change it by less than 1 %."""
@@ -113,19 +113,19 @@ class TestRuns:
             sums = [1 + 1e-4 * np.float32(feeds["input_ids"].sum()) for feeds in requests]
             return [{record.name: np.full((1, 5), one) for record in manifest.outputs} for one in sums]
 
-        assert not _with_padding(replace(manifest, base_precision="fp16"), run).padding_neutral
+        assert not _measure_padding(replace(manifest, base_precision="fp16"), run).padding_neutral
 
     def test_a_base_that_does_not_take_the_lengths(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             raise RequestError(f"{len(requests)} requests that are too long")
 
-        assert not _with_padding(manifest, run).padding_neutral
+        assert not _measure_padding(manifest, run).padding_neutral
 
     def test_not_a_number_is_no_equality(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             return [{record.name: np.full((1, 5), np.nan) for record in manifest.outputs} for _ in requests]
 
-        assert not _with_padding(manifest, run).padding_neutral
+        assert not _measure_padding(manifest, run).padding_neutral
 
 
 class TestCheck:

@@ -198,4 +198,4 @@ def test_a_graph_that_computes_something_else_is_found(
     act.op_type = "Tanh"
     ir.save(model, folder / manifest.graphs[variant])
     with pytest.raises(ParityError, match="deviation"):
-        prove_new(OpenedBundle.being_made(folder, manifest))
+        prove_new(OpenedBundle.open_staged(folder, manifest))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from adapter_export.bundle.variants.variant import GraphInterface, Remade, Variant, data_inputs, outputs_of
+from adapter_export.bundle.variants.variant import GraphInterface, RebuiltGraph, Variant, data_inputs, outputs_of
 
 
 class PlainVariant(Variant):
@@ -46,7 +46,8 @@ class PlainVariant(Variant):
     def rebuild(self, bundle, base):
         for file in self.files(bundle.manifest):
             slots = bundle.model(bundle.manifest.graphs["slots"])
-            yield Remade(file, _without_slots(slots, bundle.plan.slots), "its derivation from the graph with slots")
+            model = _without_slots(slots, bundle.plan.slots)
+            yield RebuiltGraph(file, model, "its derivation from the graph with slots")
 
 
 def _without_slots(model, slots):

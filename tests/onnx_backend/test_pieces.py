@@ -162,7 +162,7 @@ class TestSelfCheck:
 
     def test_a_good_bundle_passes(self, bundle: Path) -> None:
         manifest = read_manifest(bundle)
-        prove_new(OpenedBundle.being_made(bundle, manifest))
+        prove_new(OpenedBundle.open_staged(bundle, manifest))
 
     def test_rows_of_unchanged_adapters_in_the_bank_are_compared(self, bundle: Path, tmp_path: Path) -> None:
         """The bank is written anew with each adapter, so its old rows are not hashed files."""
@@ -174,29 +174,29 @@ class TestSelfCheck:
         (bank * np.float32(1.01)).tofile(folder / "bank.bin")
         for added in names:
             with pytest.raises(ParityError, match="bank"):
-                prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names} - {added})
+                prove_new(OpenedBundle.open_staged(folder, manifest), unchanged={None, *names} - {added})
 
     def test_files_of_one_adapter_that_differ_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
         manifest = read_manifest(folder)
         shutil.copy(folder / manifest.adapters[0].onnx_adapter, folder / manifest.adapters[1].onnx_adapter)
         with pytest.raises(ParityError, match=r"narrow: .*the two files differ.*adapter files: narrow"):
-            prove_new(OpenedBundle.being_made(folder, manifest))
+            prove_new(OpenedBundle.open_staged(folder, manifest))
 
     def test_other_weights_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder, manifest = _with_other_weights(bundle, tmp_path)
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):
-            prove_new(OpenedBundle.being_made(folder, manifest))
+            prove_new(OpenedBundle.open_staged(folder, manifest))
 
     def test_unchanged_adapters_do_not_run_again(self, bundle: Path, tmp_path: Path) -> None:
         """`add` runs what it adds: the golden vectors of everything else cost as much as a build."""
         folder, manifest = _with_other_weights(bundle, tmp_path)
         names = {record.name for record in manifest.adapters}
         with pytest.raises(ParityError, match=r"`narrow`.*deviation") as failure:
-            prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names} - {"narrow"})
+            prove_new(OpenedBundle.open_staged(folder, manifest), unchanged={None, *names} - {"narrow"})
         assert "no adapter" not in str(failure.value)
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):  # as for `remove`, which adds nothing
-            prove_new(OpenedBundle.being_made(folder, manifest), unchanged={None, *names})
+            prove_new(OpenedBundle.open_staged(folder, manifest), unchanged={None, *names})
 
 
 def _with_other_weights(bundle: Path, parent: Path) -> tuple[Path, Manifest]:

@@ -67,7 +67,7 @@ def _output_changes(bundle: OpenedBundle, name: str) -> Iterator[tuple[str, tupl
             if output in outputs and case.name in of_base and of_base[case.name][output].dtype.name in FLOAT_TYPES
         ]
         if pairs:
-            most = max(float(np.abs(one - other).max(initial=0)) for one, other in pairs)
+            most = max(float(np.abs(changed - other).max(initial=0)) for changed, other in pairs)
             allowed = allowance.budget(*(outputs[output] for outputs in of_base.values())).absolute
             yield output, (_relative(*map(_joined, zip(*pairs, strict=True))), most > allowed)
 

@@ -148,7 +148,7 @@ class BatchMaker:
         subjects = self._subjects(adapters, heads)
         if self.manifest.head is None:
             subjects = [_Subject(None, None, base, self.manifest.padding_neutral), *subjects]
-        return _batched([row for one in subjects for row in self._rows(one)], self.references.description)
+        return _batched([row for subject in subjects for row in self._rows(subject)], self.references.description)
 
     def add(
         self, old: GoldenBatches | None, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
@@ -160,7 +160,7 @@ class BatchMaker:
             adapters: each new adapter with its golden vectors.
             heads: the outputs of heads.
         """
-        rows = [row for one in self._subjects(adapters, heads) for row in self._rows(one)]
+        rows = [row for subject in self._subjects(adapters, heads) for row in self._rows(subject)]
         described = self.references.description
         if old is not None:
             rows = [*(row for batch in old.batches for row in batch.rows), *rows]
@@ -211,10 +211,10 @@ class BatchMaker:
         leads = ranked[:, -1] - ranked[:, -2]
         missing = len(alike)
         for at, label in enumerate(rows[0].answer["probabilities"]):
-            own = np.flatnonzero(results.argmax(-1) == at)
-            if label not in alike or not len(own) or missing < 2 or missing <= len(alike) - _LABELS:
+            candidates = np.flatnonzero(results.argmax(-1) == at)
+            if label not in alike or not len(candidates) or missing < 2 or missing <= len(alike) - _LABELS:
                 continue
-            row = self._answered(subject, drawn[own[leads[own].argmax()]])
+            row = self._answer(subject, drawn[candidates[leads[candidates].argmax()]])
             if row.decided and row.answer["label"] == label:
                 missing -= 1
                 yield row
@@ -236,8 +236,8 @@ class BatchMaker:
         tensors = slot_tensors(self.graph.plan, subject.adapter)
         together = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         requests = [together] if self._batch_is_free() else rows
-        found = self.graph.run_slots([{**arrays, **tensors} for arrays in requests])
-        return np.concatenate([outputs[str(subject.output)] for outputs in found])
+        results = self.graph.run_slots([{**arrays, **tensors} for arrays in requests])
+        return np.concatenate([outputs[str(subject.output)] for outputs in results])
 
     def _row(self, subject: _Subject, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
         """Return the first drawn row that exposes every mistake, or the one that exposes the most."""
@@ -250,7 +250,7 @@ class BatchMaker:
             seed = [turn] if turn == _SHARED else [turn, draw, number]
             arrays = self._draw(subject, tokens, turn, np.random.default_rng(seed))
             try:
-                row = self._answered(subject, arrays)
+                row = self._answer(subject, arrays)
             except RequestError:  # the reference returns NaN, or rejects these inputs
                 continue
             missed = [not row.decided, *(not _distinguishes(row, other) for other in others)]
@@ -289,7 +289,7 @@ class BatchMaker:
             arrays[record.name] = array
         return arrays
 
-    def _answered(self, subject: _Subject, arrays: Arrays) -> GoldenBatchRow:
+    def _answer(self, subject: _Subject, arrays: Arrays) -> GoldenBatchRow:
         outputs = self._run(subject, arrays)
         budgets = [self.allowance.budget(value) for value in outputs.values()]
         budgets += [subject.golden.budgets[name] for name in outputs]
@@ -307,16 +307,16 @@ class BatchMaker:
 
         `real` are the non-padding tokens along each padded axis.
         """
-        found = run(self.references, arrays, subject.adapter, self._base_outputs(), subject.output)
+        outputs = run(self.references, arrays, subject.adapter, self._base_outputs(), subject.output)
         return {
-            record.name: found[record.name][0][tuple((real or {}).get(axis, slice(None)) for axis in record.axes[1:])]
+            record.name: outputs[record.name][0][tuple((real or {}).get(axis, slice(None)) for axis in record.axes[1:])]
             for record in self._outputs(subject)
         }
 
     def _outputs(self, subject: _Subject) -> list[OutputRecord]:
         """Return the outputs that answer a row: its head's, or all if it has no task."""
-        own = {subject.output} if subject.task is not None else {subject.output, *self._base_outputs()}
-        return [record for record in self.manifest.outputs if record.name in own]
+        names = {subject.output} if subject.task is not None else {subject.output, *self._base_outputs()}
+        return [record for record in self.manifest.outputs if record.name in names]
 
     def _base_outputs(self) -> list[str]:
         return [record.name for record in self.manifest.base_outputs]
@@ -334,19 +334,19 @@ class BatchMaker:
     def _exposed_mistakes(self, subject: _Subject, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
         """Yield for each possible mistake of a client whether it changes the answer of a row."""
 
-        def exposes(changed: Arrays, kept: Mapping[Axis, slice] | None = None) -> bool:
+        def exposes(changed: Arrays, tokens: Mapping[Axis, slice] | None = None) -> bool:
             try:
-                found = _document(subject, self._run(subject, changed, kept), row.context)
+                answer = _document(subject, self._run(subject, changed, tokens), row.context)
             except RequestError:
                 return True
-            return _differ(found, row)
+            return _differ(answer, row)
 
         if _TYPES in arrays and arrays[_TYPES].any():
             yield exposes({**arrays, _TYPES: np.zeros_like(arrays[_TYPES])})
         if subject.task is not None and row.context is not None:
             yield _moves(_document(subject, self._run(subject, arrays), None), row.answer)
         for axis in self._padded_axes():
-            size = next(arrays[one.name].shape[1] for one in self.manifest.inputs if axis in one.axes[1:2])
+            size = next(arrays[record.name].shape[1] for record in self.manifest.inputs if axis in record.axes[1:2])
             longer = axis_lengths(axis, self.manifest.lengths)
             total = longer.at_least(size + _MORE_TOKENS) or longer.at_least(size + 1)
             if total is None:
@@ -358,7 +358,7 @@ class BatchMaker:
     def _padded(self, arrays: Arrays, axis: Axis, before: int, after: int) -> Arrays:
         return {
             record.name: np.pad(
-                arrays[record.name], [(before, after) if one == axis else (0, 0) for one in record.axes]
+                arrays[record.name], [(before, after) if each == axis else (0, 0) for each in record.axes]
             )
             for record in self.manifest.inputs
         }
@@ -371,8 +371,8 @@ def _alike(rows: Sequence[GoldenBatchRow]) -> set[str]:
     near = np.ones((len(labels), len(labels)), bool)
     for row, share in zip(rows, shares, strict=True):
         near &= np.abs(np.subtract.outer(share, share)) <= row.absolute
-    given = [row.decided and row.answer["label"] for row in rows]
-    unseen = np.array([label not in given for label in labels])
+    answered = [row.decided and row.answer["label"] for row in rows]
+    unseen = np.array([label not in answered for label in labels])
     near &= np.outer(unseen, unseen) & ~np.eye(len(labels), dtype=bool)
     return {labels[at] for at in np.flatnonzero(near.any(axis=1))}
 
@@ -399,8 +399,8 @@ def _in_turn(groups: Sequence[Sequence[GoldenBatchRow]]) -> list[GoldenBatchRow]
 
 def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | None:
     """Return batches without the rows of some adapters; `None` if no row is left."""
-    kept = [row for batch in batches.batches for row in batch.rows if row.adapter not in adapters]
-    return _batched(kept, batches.reference)
+    rows = [row for batch in batches.batches for row in batch.rows if row.adapter not in adapters]
+    return _batched(rows, batches.reference)
 
 
 def replay_batches(
@@ -433,12 +433,12 @@ def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Seq
     except RequestError as error:
         yield f"`{batch.name}` is rejected: {error}"
         return
-    for at, (row, found) in enumerate(zip(batch.rows, answered, strict=True)):
+    for at, (row, answer) in enumerate(zip(batch.rows, answered, strict=True)):
         if row.adapter not in names:
             continue
         try:
-            said = {key: value for key, value in found.document().items() if key not in ("adapter", "task")}
-            fault = next(answer_faults(said, row.answer, row.absolute, decided=row.decided), None)
+            document = {key: value for key, value in answer.document().items() if key not in ("adapter", "task")}
+            fault = next(answer_faults(document, row.answer, row.absolute, decided=row.decided), None)
         except RequestError as error:  # NaN
             fault = error.what
         if fault is not None:
@@ -450,9 +450,9 @@ def _row_of(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
     arrays = {name: row.array(name).astype(dtypes.get(name, "int64")) for name in row.inputs}
     context = None
     if row.context is not None:
-        output = next((one.output for one in manifest.adapters if one.name == row.adapter), None)
-        axis = next((one.axes[1] for one in manifest.outputs if one.name == output), None)
-        reads = next((one.name for one in manifest.inputs if axis in one.axes[1:2]), manifest.inputs[0].name)
+        output = next((record.output for record in manifest.adapters if record.name == row.adapter), None)
+        axis = next((record.axes[1] for record in manifest.outputs if record.name == output), None)
+        reads = next((record.name for record in manifest.inputs if axis in record.axes[1:2]), manifest.inputs[0].name)
         context = _within(row.context, arrays[reads][0])
     return Row(arrays, row.adapter, context=context, where=where)
 
@@ -462,8 +462,8 @@ def _document(subject: _Subject, outputs: Arrays, context: tuple[int, int] | Non
     if subject.task is None:
         return {"outputs": {name: _listed(value) for name, value in outputs.items()}}
     result = outputs[str(subject.output)]
-    found = subject.task.answer(result, None, _within(context, result)).document()
-    return {"vector": _listed(result)} if "vector" in found else found
+    answer = subject.task.answer(result, None, _within(context, result)).document()
+    return {"vector": _listed(result)} if "vector" in answer else answer
 
 
 def _listed(values: np.ndarray) -> list[Any]:
@@ -473,7 +473,7 @@ def _listed(values: np.ndarray) -> list[Any]:
     if values.dtype != np.float32:
         plain: list[Any] = values.tolist()
         return plain
-    short: list[Any] = np.array([float(str(one)) for one in values.ravel()]).reshape(values.shape).tolist()
+    short: list[Any] = np.array([float(str(number)) for number in values.ravel()]).reshape(values.shape).tolist()
     return short
 
 
@@ -489,21 +489,21 @@ def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]
     contexts = [pair for pair in combinations(ends, 2) if pair[1] - pair[0] > 1] or [(0, count)]
 
     def worth(context: tuple[int, int]) -> tuple[int, int]:
-        own = task.answer(result, None, _within(context, result)).document()
+        restricted = task.answer(result, None, _within(context, result)).document()
         decided = task.is_decided(result, absolute, _within(context, result))
-        return 2 * _moves(free, own) + decided, context[1] - context[0]
+        return 2 * _moves(free, restricted) + decided, context[1] - context[0]
 
     return max(contexts, key=worth)
 
 
-def _differ(found: Mapping[str, Any], row: GoldenBatchRow) -> bool:
+def _differ(answer: Mapping[str, Any], row: GoldenBatchRow) -> bool:
     """Return whether an answer differs by more than twice the budget, so that a client within budget still differs."""
-    return any(answer_faults(found, row.answer, 2 * row.absolute, decided=row.decided))
+    return any(answer_faults(answer, row.answer, 2 * row.absolute, decided=row.decided))
 
 
-def _moves(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _moves(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two spans have different positions."""
-    return any(one[place] != other[place] for place in ("first_token", "last_token"))
+    return any(first[place] != other[place] for place in ("first_token", "last_token"))
 
 
 def _distinguishes(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:

@@ -12,7 +12,7 @@ from adapter_export.bundle.golden.golden_batches import BatchMaker
 from adapter_export.bundle.golden.golden_media import MediaMaker
 from adapter_export.bundle.golden.golden_vectors import Golden, GoldenMaker
 from adapter_export.bundle.golden.recorded_runs import Recording
-from adapter_export.bundle.golden.separation import remarks, with_separation
+from adapter_export.bundle.golden.separation import measure_separations, remarks
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import TextMaker
@@ -80,7 +80,7 @@ class GoldenDataMaker:
     def texts(
         self,
         tokenizer: Tokenizer,
-        previous: GoldenTexts | None,
+        library_texts: GoldenTexts | None,
         pairs: Sequence[tuple[Adapter, Golden]],
         pads: Mapping[str, bool],
     ) -> GoldenTexts:
@@ -88,13 +88,13 @@ class GoldenDataMaker:
 
         Args:
             tokenizer: tokenizer of the bundle.
-            previous: ids of the texts from the model's own library, if known.
+            library_texts: ids of the texts from the model's own library, if known.
             pairs: adapters with their golden vectors.
             pads: whether rows of an adapter may be padded, by name.
         """
         self._step("golden texts")
         maker = TextMaker(
-            tokenizer, previous, self.inputs, self.vectors.outputs, self.references, self.vectors.allowance, pads
+            tokenizer, library_texts, self.inputs, self.vectors.outputs, self.references, self.vectors.allowance, pads
         )
         return maker.all(pairs, self.heads)
 
@@ -159,18 +159,19 @@ def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequen
     def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
         # a token is decided if it stays the top one with both logits off by the budget, in opposite directions
         allowed = 2 * record.absolute[reference.output]
-        texts = [(prompt, _written(decoder, reference, prompt, name, allowed)) for prompt in decoder.sample_prompts()]
+        texts = [(prompt, _generate(decoder, reference, prompt, name, allowed)) for prompt in decoder.sample_prompts()]
         return replace(record, written=tuple(WrittenRecord(tuple(ids), tokens) for ids, tokens in texts if tokens))
 
     new = set(reference.adapters)
     records = [
-        replace(one, golden=golden(one.golden, one.name)) if one.name in new else one for one in manifest.adapters
+        replace(record, golden=golden(record.golden, record.name)) if record.name in new else record
+        for record in manifest.adapters
     ]
     of_base = golden(manifest.golden, None) if base else manifest.golden
     return replace(manifest, golden=of_base, adapters=tuple(records))
 
 
-def _written(
+def _generate(
     decoder: Decoder, reference: _Reference, prompt: Sequence[int], name: str | None, allowed: float
 ) -> tuple[int, ...]:
     """Return the tokens that a reference generates, with the end token, up to the first undecided one.
@@ -213,7 +214,7 @@ def prove_and_record(
     """
     names = [adapter.name for adapter in added]
     reporter.step("measuring the separation of golden data")
-    bundle.manifest = with_separation(bundle, references, names, writer)
+    bundle.manifest = measure_separations(bundle, references, names, writer)
     reporter.step("verifying the bundle against its golden vectors")
     recording = Recording.of(bundle)
     prove_new(bundle, recording.runs, unchanged=unchanged)

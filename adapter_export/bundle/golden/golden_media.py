@@ -61,10 +61,10 @@ class MediaMaker:
         self, media: GoldenMedia, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
     ) -> GoldenMedia:
         """Return the media with the answers of these adapters added, for adapters with a task."""
-        found = [
+        added = [
             self._set(media.samples, adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters
         ]
-        return replace(media, sets=(*media.sets, *filter(None, found)))
+        return replace(media, sets=(*media.sets, *filter(None, added)))
 
     def _set(
         self, samples: Sequence[GoldenSample], adapter: Adapter, output: str | None, golden: Golden
@@ -73,14 +73,14 @@ class MediaMaker:
         if task is None or output is None:
             return None
         results = [
-            run(self.references, {self.record.input: one.array[None]}, adapter, self.outputs, output)[output][0]
-            for one in samples
+            run(self.references, {self.record.input: sample.array[None]}, adapter, self.outputs, output)[output][0]
+            for sample in samples
         ]
         budgets = [golden.budgets[output], self.allowance.budget(*results)]
         allowed = max(budgets, key=lambda budget: budget.absolute)
         answers = tuple(
-            GoldenMediaAnswer(one.name, task.answer(result).document(), task.is_decided(result, allowed.absolute))
-            for one, result in zip(samples, results, strict=True)
+            GoldenMediaAnswer(sample.name, task.answer(result).document(), task.is_decided(result, allowed.absolute))
+            for sample, result in zip(samples, results, strict=True)
         )
         return GoldenMediaSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, answers)
 
@@ -117,8 +117,8 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
             arrays = {sample.name: sample.array[None] for sample in media.samples}
             for wanted in answers.answers:
                 try:
-                    found = session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0].document()
-                    differ = list(answer_faults(found, wanted.answer, answers.absolute, decided=wanted.decided))
+                    answer = session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0].document()
+                    differ = list(answer_faults(answer, wanted.answer, answers.absolute, decided=wanted.decided))
                 except RequestError as error:  # NaN, for example
                     differ = [error.what]
                 faults += [f"`{wanted.sample}`: " + fault for fault in differ]
@@ -140,8 +140,8 @@ def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) ->
     except InputError as error:
         yield f"`{sample.name}` is rejected: {error}"
         return
-    found, expected = record.modality.apply(contents, record.steps or ()), sample.array
-    if found.shape != expected.shape:
-        yield f"`{sample.name}` found {list(found.shape)}, expected {list(expected.shape)}"
-    elif not (largest := float(np.abs(found - expected).max())) <= absolute:
+    values, expected = record.modality.apply(contents, record.steps or ()), sample.array
+    if values.shape != expected.shape:
+        yield f"`{sample.name}` found {list(values.shape)}, expected {list(expected.shape)}"
+    elif not (largest := float(np.abs(values - expected).max())) <= absolute:
         yield f"`{sample.name}` error {largest:.1e}, budget {absolute:.1e}"

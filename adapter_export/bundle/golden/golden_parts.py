@@ -91,11 +91,11 @@ def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence
     known |= {f"{case}.part.{at}" for case, of in zip(record.cases, weights, strict=True) for at in of}
     known |= {f"{case}.output.{name}" for case, of in zip(record.cases, expected, strict=True) for name in of}
     wrong = sorted(known ^ tensors.keys())
-    for case, own, of in zip(record.cases, expected, weights, strict=True):
+    for case, case_outputs, of in zip(record.cases, expected, weights, strict=True):
         wrong += [
             f"{case}.part.{at}"
             for at, weight in of.items()
-            if weight.dtype != np.int8 or own.get(record.parts[at].output, np.zeros(())).shape != weight.shape
+            if weight.dtype != np.int8 or case_outputs.get(record.parts[at].output, np.zeros(())).shape != weight.shape
         ]
     wrong += [f"part {at} without weights" for at in range(len(record.parts)) if not any(at in of for of in weights)]
     if wrong:

@@ -151,19 +151,19 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
     cases = covering_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
-    checked = [(one.core, case_of(one.name, one.arrays, manifest.inputs, one.seeds)) for one in cases]
-    there = {case.name for case in cases}
-    for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
-        case = case_of(one.name, one.arrays, manifest.inputs, one.seeds)
-        if one.name not in there:  # skip duplicates: a long case costs as much as all others
+    checked = [(shape.core, case_of(shape.name, shape.arrays, manifest.inputs, shape.seeds)) for shape in cases]
+    names = {case.name for case in cases}
+    for edge in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
+        case = case_of(edge.name, edge.arrays, manifest.inputs, edge.seeds)
+        if edge.name not in names:  # skip duplicates: a long case costs as much as all others
             checked.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
     return tuple(replace(case, core=core) for core, case in checked)
 
 
 def named(manifest: Manifest, name: str) -> Case | None:
     """Return the case named, for example, `batch2_tokens4`; `None` if the bundle has no such shape."""
-    made = named_case(manifest.inputs, name, manifest.lengths, seed=SEED)
-    return None if made is None else case_of(made.name, made.arrays, manifest.inputs)
+    input_case = named_case(manifest.inputs, name, manifest.lengths, seed=SEED)
+    return None if input_case is None else case_of(input_case.name, input_case.arrays, manifest.inputs)
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ class Golden:
 
     def only(self, names: Sequence[str]) -> Golden:
         """Return the named cases; all cases if no name is given."""
-        kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
-        return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
+        selected = [at for at, case in enumerate(self.cases) if not names or case.name in names]
+        return replace(self, cases=[self.cases[at] for at in selected], outputs=[self.outputs[at] for at in selected])
 
     def without(self, output: str | None) -> Golden:
         """Return all outputs except one."""
-        others = [{name: value for name, value in found.items() if name != output} for found in self.outputs]
+        others = [{name: value for name, value in arrays.items() if name != output} for arrays in self.outputs]
         return replace(self, outputs=others)
 
     def of_base(self, outputs: Collection[str]) -> Golden:
@@ -317,9 +317,9 @@ def write_golden(golden: Golden, folder: Path, path: str) -> GoldenRecord:
 
 
 def _stored_budget(record: GoldenRecord, output: str) -> Budget:
-    said = record.reasons.get(output)
+    reason = record.reasons.get(output)
     origin = f"stored with the golden vectors of {record.reference}"
-    return Budget(record.absolute[output], origin if said is None else f"{origin}: {said}")
+    return Budget(record.absolute[output], origin if reason is None else f"{origin}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -381,13 +381,13 @@ class Tolerance:
         known = {
             (name, each): _stored_budget(record, each) for name, record in records.items() for each in record.absolute
         }
-        known |= {(golden.adapter, each): found for golden in computed for each, found in golden.budgets.items()}
+        known |= {(golden.adapter, each): budget for golden in computed for each, budget in golden.budgets.items()}
         return cls(allowance, known)
 
     def __call__(self, adapter: str | None, output: str, expected: np.ndarray) -> Budget:
         """Return the budget of an output from its expected values; at least its known budget."""
-        found = self.allowance.budget(expected)
-        return max(self.known.get((adapter, output), found), found, key=lambda budget: budget.absolute)
+        formula = self.allowance.budget(expected)
+        return max(self.known.get((adapter, output), formula), formula, key=lambda budget: budget.absolute)
 
 
 def to_disturb(cases: Sequence[Case]) -> list[Case]:
@@ -395,11 +395,11 @@ def to_disturb(cases: Sequence[Case]) -> list[Case]:
 
     An error is as likely to grow in rows of a small batch as in a larger one of the same length.
     """
-    found: dict[object, Case] = {}
+    smallest: dict[object, Case] = {}
     for case in sorted([case for case in cases if case.core] or cases, key=lambda case: case.batch):
         rows = tuple((name, array.shape[1:]) for name, array in case.arrays.items())
-        found.setdefault((rows, case.real is not None), case)
-    return list(found.values())
+        smallest.setdefault((rows, case.real is not None), case)
+    return list(smallest.values())
 
 
 @dataclass(frozen=True)
@@ -443,25 +443,27 @@ class GoldenMaker:
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
             reporter.step(f"{known or BASE}, {case.name}: reference")
         few = to_disturb(self.cases)
-        moved = self._moved(few, adapter, output, lambda: reporter.step(f"{known or BASE}: reference with errors"))
+        moved = self._measure_rounding(
+            few, adapter, output, lambda: reporter.step(f"{known or BASE}: reference with errors")
+        )
         budgets = self._budgets(outputs, moved)
         description = self.references.description
         return Golden(known, self.cases, outputs, budgets, description, "reference", vague, self.sketches)
 
-    def measured(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
+    def measure(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
         """Return one computed case, with budgets widened by the measured effect of rounding on it."""
-        moved = self._moved([golden.cases[at]], adapter, output, lambda: None)
+        moved = self._measure_rounding([golden.cases[at]], adapter, output, lambda: None)
         wider = self._budgets(golden.outputs, moved)
         budgets = {
-            name: max(known, wider[name], key=lambda one: one.absolute) for name, known in golden.budgets.items()
+            name: max(known, wider[name], key=lambda budget: budget.absolute) for name, known in golden.budgets.items()
         }
         case, outputs, vague = golden.cases[at], golden.outputs[at], golden.undefined[at]
         return replace(golden, budgets=budgets, cases=[case], outputs=[outputs], undefined=[vague])
 
     def _budgets(self, outputs: Sequence[Arrays], moved: Mapping[str, float]) -> dict[str, Budget]:
-        names = dict.fromkeys(each for found in outputs for each in found)
-        of = {name: [found[name] for found in outputs if name in found] for name in names}
-        budgets = {name: self.allowance.budget(*found, moved=moved.get(name, 0.0)) for name, found in of.items()}
+        names = dict.fromkeys(each for values in outputs for each in values)
+        of = {name: [values[name] for values in outputs if name in values] for name in names}
+        budgets = {name: self.allowance.budget(*arrays, moved=moved.get(name, 0.0)) for name, arrays in of.items()}
         return budgets if self.checksums is None else {**budgets, self.checksums.output: EXACT_CHECKSUM}
 
     def _expected_checksums(self, case: Case, adapter: Adapter | None) -> Arrays:
@@ -473,12 +475,12 @@ class GoldenMaker:
         if self.checksums is None:
             return plain
         outputs = [
-            {**found, **self._expected_checksums(case, None)}
-            for case, found in zip(plain.cases, plain.outputs, strict=True)
+            {**values, **self._expected_checksums(case, None)}
+            for case, values in zip(plain.cases, plain.outputs, strict=True)
         ]
         return replace(plain, outputs=outputs, budgets={**plain.budgets, self.checksums.output: EXACT_CHECKSUM})
 
-    def _moved(
+    def _measure_rounding(
         self, cases: Sequence[Case], adapter: Adapter | None, output: str | None, on_run: Callable[[], None]
     ) -> Mapping[str, float]:
         """Return the effect of rounding on each output of the reference in some cases; empty if it is not measured."""
@@ -487,9 +489,9 @@ class GoldenMaker:
             return {}
 
         def disturbed_run(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
-            found = run(self.references, inputs, disturbed, self.outputs, output)
+            outputs = run(self.references, inputs, disturbed, self.outputs, output)
             on_run()
-            return found
+            return outputs
 
         arrays, sites = [case.arrays for case in cases], self.references.sites
         return measure_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)

@@ -49,33 +49,36 @@ def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]
 def _samples(golden: Mapping[str, Golden]) -> dict[tuple[str, tuple[int, ...]], tuple[list[str], Vector]]:
     """Return, by output and row shape, the adapters that have it, and some of its elements in one case for each."""
     groups: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = {}
-    for name, own in golden.items():
-        at = max(range(len(own.cases)), key=lambda each: (own.cases[each].real is None, own.cases[each].batch > 1))
-        for output, value in own.outputs[at].items():
-            flat, key = value.ravel(), (output, own.outputs[0][output].shape[1:])
+    for name, vectors in golden.items():
+        at = max(
+            range(len(vectors.cases)),
+            key=lambda each: (vectors.cases[each].real is None, vectors.cases[each].batch > 1),
+        )
+        for output, value in vectors.outputs[at].items():
+            flat, key = value.ravel(), (output, vectors.outputs[0][output].shape[1:])
             groups.setdefault(key, {})[name] = flat[:: max(1, flat.size // _SAMPLED)]
     return {key: (list(of), np.stack(list(of.values())).astype(np.float64)) for key, of in groups.items()}
 
 
-def _same_tensors(bundle: OpenedBundle, one: str, other: str) -> bool:
-    first, second = bundle.tensors(one), bundle.tensors(other)
+def _same_tensors(bundle: OpenedBundle, name: str, other: str) -> bool:
+    first, second = bundle.tensors(name), bundle.tensors(other)
     return all(np.array_equal(first[slot], second[slot]) for slot in first)
 
 
 def _apart(first: Golden, other: Golden) -> float:
     """Return the largest deviation of another adapter's golden vectors, divided by the budget."""
     return max(
-        separation_of(theirs.get(output), own[output], budget.absolute)
-        for own, theirs in zip(first.outputs, other.outputs, strict=True)
+        separation_of(theirs.get(output), ours[output], budget.absolute)
+        for ours, theirs in zip(first.outputs, other.outputs, strict=True)
         for output, budget in first.budgets.items()
     )
 
 
-def separation_of(found: np.ndarray | None, expected: np.ndarray, allowed: float) -> float:
+def separation_of(actual: np.ndarray | None, expected: np.ndarray, allowed: float) -> float:
     """Return the largest deviation divided by the budget; infinite for NaN or a different shape."""
-    if found is None or found.shape != expected.shape:
+    if actual is None or actual.shape != expected.shape:
         return np.inf
-    return _over(float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)), allowed)
+    return _over(float(np.abs(actual.astype(np.float64) - expected).max(initial=0.0)), allowed)
 
 
 def _over(most: float, allowed: float) -> float:

@@ -99,9 +99,9 @@ class Candidate:
             the fault.
         """
         output, values = self.part.output, list[float]()
-        for runs in ([one.wrong for one in seen], [one.wrong_elsewhere for one in seen]):
+        for runs in ([run.wrong for run in seen], [run.wrong_elsewhere for run in seen]):
             pairs = zip(runs, seen, self.weights, strict=False)
-            sums = [projection(of[fault].get(output), one.expected[output], weight) for of, one, weight in pairs]
+            sums = [projection(of[fault].get(output), run.expected[output], weight) for of, run, weight in pairs]
             values.append(abs(self.part.factor * sum(sums)) / self.part.limit)
         return output, math.inf if any(map(math.isnan, values)) else min(values)
 
@@ -152,29 +152,29 @@ def _candidates_of(seen: Sequence[Seen], faults: Sequence[str], output: str, all
     Its limit follows from the graphs' rounding against the reference: along the direction of the fault, and along those
     of all faults, because other processors round differently.
     """
-    floats = all(one.expected[output].dtype.name in FLOAT_TYPES for one in seen)
-    if not floats or sum(one.expected[output].size for one in seen) > _LARGE:
+    floats = all(run.expected[output].dtype.name in FLOAT_TYPES for run in seen)
+    if not floats or sum(run.expected[output].size for run in seen) > _LARGE:
         return
-    noise = np.concatenate([one.rounding(output) for one in seen], axis=1)
+    noise = np.concatenate([run.rounding(output) for run in seen], axis=1)
     root = math.sqrt(noise.shape[1])
     spread = max(float(np.sqrt(np.mean(np.sum(np.square(noise), 1)))), _UNSEEN * allowed * root)
     directions = list(filter(None, (_direction(seen, fault, output, noise) for fault in faults)))
-    cosines = [one.error / (one.length * spread) for one in directions]
+    cosines = [direction.error / (direction.length * spread) for direction in directions]
     typical = max(math.sqrt(sum(each**2 for each in cosines) / max(len(cosines), 1)), 1 / root)
-    for one in directions:
-        rounding = max(one.error, typical * one.length * spread) / one.gain
+    for direction in directions:
+        rounding = max(direction.error, typical * direction.length * spread) / direction.gain
         limit = float(f"{max(_CAUTION * rounding, _NARROWEST):.3g}")
-        candidate = Candidate(PartRecord(one.fault, output, 1 / one.gain, limit), one.weights, 0.0)
-        yield replace(candidate, separation=candidate.shown(seen, one.fault)[1])
+        candidate = Candidate(PartRecord(direction.fault, output, 1 / direction.gain, limit), direction.weights, 0.0)
+        yield replace(candidate, separation=candidate.shown(seen, direction.fault)[1])
 
 
 def _direction(seen: Sequence[Seen], fault: str, output: str, noise: Vector) -> _Direction | None:
     """Return the direction of a fault; `None` if it has no effect, or makes an output non-finite."""
-    moved = [_difference(one.wrong[fault].get(output), one.right[output]) for one in seen]
+    moved = [_difference(run.wrong[fault].get(output), run.right[output]) for run in seen]
     known = [each for each in moved if each is not None]
     if len(known) < len(seen):
         return None
-    weights = _weights([each / one.scatter(output) for each, one in zip(known, seen, strict=True)])
+    weights = _weights([each / run.scatter(output) for each, run in zip(known, seen, strict=True)])
     if weights is None:
         return None
     gain = sum(float(np.vdot(weight.astype(np.float64), each)) for weight, each in zip(weights, known, strict=True))
@@ -182,11 +182,11 @@ def _direction(seen: Sequence[Seen], fault: str, output: str, noise: Vector) -> 
     return _Direction(fault, weights, gain, float(np.abs(noise @ flat).max())) if gain > 0 else None
 
 
-def _difference(found: np.ndarray | None, right: np.ndarray) -> Vector | None:
+def _difference(faulty: np.ndarray | None, right: np.ndarray) -> Vector | None:
     """Return the change that a fault causes in an output; `None` if it has another shape or is not finite."""
-    if found is None or found.shape != right.shape:
+    if faulty is None or faulty.shape != right.shape:
         return None
-    difference = found.astype(np.float64) - right
+    difference = faulty.astype(np.float64) - right
     return difference if np.isfinite(difference).all() else None
 
 
@@ -206,13 +206,13 @@ def golden_parts(name: str, parts: Sequence[Candidate], seen: Sequence[Seen]) ->
         {at: candidate.weights[number] for at, candidate in enumerate(parts) if number < len(candidate.weights)}
         for number in range(len(cases))
     ]
-    outputs = [sorted({parts[at].part.output for at in own}) for own in weights]
+    outputs = [sorted({parts[at].part.output for at in used}) for used in weights]
     return GoldenParts(
         name,
-        [one.case for one in cases],
+        [run.case for run in cases],
         [
-            {output: np.ascontiguousarray(one.expected[output]) for output in own}
-            for one, own in zip(cases, outputs, strict=True)
+            {output: np.ascontiguousarray(run.expected[output]) for output in names}
+            for run, names in zip(cases, outputs, strict=True)
         ],
         [candidate.part for candidate in parts],
         weights,

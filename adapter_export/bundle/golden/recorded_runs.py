@@ -49,9 +49,9 @@ _Key = tuple[VariantName, str | None]
 def runs_here(cases: Sequence[str]) -> RecordedRuns:
     """Return the description of this process's runtime for recorded runs."""
     settings: Any = np.show_config(mode="dicts")  # typed as None, its result in other modes
-    found = settings.get("SIMD Extensions", {}).get("found", [])
+    features = settings.get("SIMD Extensions", {}).get("found", [])
     return RecordedRuns(
-        ort.__version__, PROVIDERS["cpu"].device, platform.machine(), tuple(sorted(found)), tuple(cases)
+        ort.__version__, PROVIDERS["cpu"].device, platform.machine(), tuple(sorted(features)), tuple(cases)
     )
 
 
@@ -72,11 +72,11 @@ class RunDigests:
         """Return digests for the cases that a bundle has recorded."""
         return cls(() if manifest.recorded is None else manifest.recorded.cases)
 
-    def add(self, graph: Graph, golden: Golden, at: int, found: Arrays) -> None:
+    def add(self, graph: Graph, golden: Golden, at: int, outputs: Arrays) -> None:
         """Add the outputs of a run if its case is recorded. Classes outside the adapter's labels are skipped."""
         case = golden.cases[at].name
         if graph.level == LEVEL and golden.against == "golden" and case in self.cases:
-            key, content = (graph.variant, golden.adapter), _bytes(golden, at, found)
+            key, content = (graph.variant, golden.adapter), _bytes(golden, at, outputs)
             self._hashes.setdefault(key, hashlib.sha256()).update(content)
             self._added.setdefault(key, {})[case] = hashlib.sha256(content).hexdigest()
 
@@ -101,8 +101,8 @@ def _bytes(golden: Golden, at: int, outputs: Arrays) -> bytes:
     for name in sorted(golden.budgets.keys() & outputs.keys()):
         expected, value = golden.outputs[at][name], outputs[name]
         is_whole = name not in golden.sketches and expected.ndim and value.ndim
-        own = value[..., : expected.shape[-1]] if is_whole else value
-        parts.append(own.astype(own.dtype.newbyteorder("<"), copy=False).tobytes())
+        cut = value[..., : expected.shape[-1]] if is_whole else value
+        parts.append(cut.astype(cut.dtype.newbyteorder("<"), copy=False).tobytes())
     return b"".join(parts)
 
 
@@ -130,13 +130,13 @@ class Recording:
         """
         # variants with the same operators are recorded only if both give the same bits
         variants = [variant for variant in VARIANTS.values() if variant.runs_as is None]
-        graphs = [Graph(bundle, one.name, file) for one in variants for file in one.files(bundle.manifest)]
+        graphs = [Graph(bundle, variant.name, file) for variant in variants for file in variant.files(bundle.manifest)]
         tried = [graph for graph in graphs if not graph.pieces]
         long, *short = _candidates(bundle.golden(None).cases)
         stable = _stable(bundle, tried, [long.name, *(case.name for case in short)])
 
         def holding(case: Case) -> set[_Key]:
-            return {key for key, own in stable.items() if case.name in own}
+            return {key for key, digests in stable.items() if case.name in digests}
 
         of_base = [case for case in (long, *short) if ("slots", None) in holding(case)]
         if not of_base:
@@ -158,7 +158,9 @@ class Recording:
             manifest,
             recorded=runs_here(self.runs.cases) if of_base else None,
             golden=with_digests(manifest.golden, None),
-            adapters=tuple(replace(one, golden=with_digests(one.golden, one.name)) for one in manifest.adapters),
+            adapters=tuple(
+                replace(record, golden=with_digests(record.golden, record.name)) for record in manifest.adapters
+            ),
         )
 
     def _digests(self, name: str | None, variants: Collection[VariantName]) -> dict[str, str]:
@@ -208,10 +210,10 @@ def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str])
         for at, case in enumerate(golden.cases):
             if case.name in cases:
                 try:
-                    found = run_session(session, graph.feeds(case.arrays, (name,) * case.batch), list(golden.budgets))
+                    outputs = run_session(session, graph.feeds(case.arrays, (name,) * case.batch), list(golden.budgets))
                 except RequestError:  # `prove` reports it
                     continue
-                runs.add(graph, golden, at, found)
+                runs.add(graph, golden, at, outputs)
     return runs
 
 

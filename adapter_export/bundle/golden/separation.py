@@ -131,22 +131,22 @@ class SeparationMaker:
         Returns:
             `None` for the separation of an adapter that fills no slot.
         """
-        own = list(faults_of(self.bundle, name))
-        if not own:
+        part_faults = list(faults_of(self.bundle, name))
+        if not part_faults:
             return None, None
         near = [other for other, apart in others[:_NEAR] if apart < ENOUGH]
-        faults = [*own, *(Fault(_swapped(other), self.bundle.tensors(other)) for other in near)]
+        faults = [*part_faults, *(Fault(_swapped(other), self.bundle.tensors(other)) for other in near)]
         golden = self.bundle.golden(name)
         at = _telling(golden)
         seen = [self._run(name, golden.cases[at], golden.outputs[at], faults)]
-        found = _deviations(golden, seen[0])
-        weak = [fault for fault in faults if _best(found[fault.name]) < ENOUGH]
-        parts = self._parts(name, weak, seen, found)
-        apart = {other: max(apart, _best(found.pop(_swapped(other), {}))) for other, apart in others}
-        return _record(found, _nearest(apart)), golden_parts(name, parts, seen) if parts else None
+        separations = _deviations(golden, seen[0])
+        weak = [fault for fault in faults if _best(separations[fault.name]) < ENOUGH]
+        parts = self._parts(name, weak, seen, separations)
+        apart = {other: max(apart, _best(separations.pop(_swapped(other), {}))) for other, apart in others}
+        return _record(separations, _nearest(apart)), golden_parts(name, parts, seen) if parts else None
 
     @cached_property
-    def _disturbed(self) -> list[ort.InferenceSession]:
+    def _disturbed_sessions(self) -> list[ort.InferenceSession]:
         """Open sessions of graphs that round differently; empty if several copies of the graph exceed the memory."""
         model, slots = self.bundle.slots_model, {slot.name for slot in self.bundle.manifest.slots}
         if weights_are_many(model):
@@ -177,8 +177,8 @@ class SeparationMaker:
         A part for a site usually also shows its layer. There are no parts if other rounding cannot be simulated,
         because their limits would be guesses.
         """
-        chosen, unclear = list[Candidate](), list(weak) if weak and self._disturbed else []
-        drawn, count = self._drawn(name), 0
+        chosen, unclear = list[Candidate](), list(weak) if weak and self._disturbed_sessions else []
+        drawn, count = self._draw(name), 0
         budgets = {output: budget.absolute for output, budget in self.bundle.golden(name).budgets.items()}
         while unclear:
             if count == len(seen):
@@ -186,43 +186,40 @@ class SeparationMaker:
                 if case is None:
                     break
                 seen.append(self._run(name, *case, unclear))
-            seen[count] = self._elsewhere(seen[count], unclear)
+            seen[count] = self._run_disturbed(seen[count], unclear)
             count += 1
-            found_parts = candidates(seen[:count], [fault.name for fault in unclear], budgets)
+            by_fault = candidates(seen[:count], [fault.name for fault in unclear], budgets)
             for fault in unclear:
-                clear = [] if fault.is_part else [one for one in chosen if one.separation >= ENOUGH]
-                known = [one.shown(seen, fault.name) for one in clear]
+                clear = [] if fault.is_part else [candidate for candidate in chosen if candidate.separation >= ENOUGH]
+                known = [candidate.shown(seen, fault.name) for candidate in clear]
                 shown = max(known, key=lambda pair: pair[1], default=("", 0.0))
-                candidate = found_parts.get(fault.name)
-                if (
-                    shown[1] < ENOUGH
-                    and candidate is not None
-                    and candidate.separation > max(shown[1], _best(separations[fault.name]))
-                ):
-                    chosen = [*(one for one in chosen if one.part.fault != fault.name), candidate]
-                    shown = candidate.part.output, candidate.separation
+                best = by_fault.get(fault.name)
+                known_best = max(shown[1], _best(separations[fault.name]))
+                if shown[1] < ENOUGH and best is not None and best.separation > known_best:
+                    chosen = [*(candidate for candidate in chosen if candidate.part.fault != fault.name), best]
+                    shown = best.part.output, best.separation
                 output, separation = shown
                 if separation > separations[fault.name].get(output, 0.0):
                     separations[fault.name][output] = separation
             least = ENOUGH * _HOPELESS[min(count, len(_HOPELESS) - 1)]
             unclear = [fault for fault in unclear if least <= _best(separations[fault.name]) < ENOUGH]
-        return [one for one in chosen if one.separation > 1]
+        return [candidate for candidate in chosen if candidate.separation > 1]
 
-    def _elsewhere(self, seen: Seen, faults: Sequence[Fault]) -> Seen:
+    def _run_disturbed(self, seen: Seen, faults: Sequence[Fault]) -> Seen:
         """Return a case with outputs of graphs that round differently: all without faults, one with each fault."""
-        stored, first = self.bundle.stored, self._disturbed[0]
-        right = [stored(run_session(session, seen.feeds)) for session in self._disturbed]
+        stored, first = self.bundle.stored, self._disturbed_sessions[0]
+        right = [stored(run_session(session, seen.feeds)) for session in self._disturbed_sessions]
         wrong = {fault.name: stored(run_session(first, {**seen.feeds, **fault.tensors})) for fault in faults}
         return replace(seen, disturbed=right, wrong_elsewhere=wrong)
 
-    def _drawn(self, name: str) -> Iterator[tuple[Case, Arrays]]:
+    def _draw(self, name: str) -> Iterator[tuple[Case, Arrays]]:
         """Draw cases of limited size, and run the reference on each; yield nothing if its runs are slow."""
         if not self.references.keeps_weights:
             return
         manifest, golden = self.bundle.manifest, self.bundle.golden(name)
         adapter, output = self.bundle.with_output(name)
-        for number, made in enumerate(sized_cases(manifest.inputs, manifest.lengths, _SIZES, seed=_SEED)):
-            case = case_of(f"part{number}_{made.name}", made.arrays, manifest.inputs, made.seeds)
+        for number, sized in enumerate(sized_cases(manifest.inputs, manifest.lengths, _SIZES, seed=_SEED)):
+            case = case_of(f"part{number}_{sized.name}", sized.arrays, manifest.inputs, sized.seeds)
             if _numbers(case) * _width(golden) > _MOST_ELEMENTS:
                 continue
             try:
@@ -233,7 +230,7 @@ class SeparationMaker:
                 yield case, self.bundle.stored(expected)
 
 
-def with_separation(
+def measure_separations(
     bundle: OpenedBundle, references: Runner | None, names: Collection[str], writer: BundleWriter
 ) -> Manifest:
     """Return the manifest of a bundle with the separation of its adapters, and write golden parts of the new ones.
@@ -274,10 +271,12 @@ def _nearest(apart: Mapping[str, float]) -> NearestRecord | None:
 
 def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
     """Yield notes on new adapters: those without effect, and faults that golden data barely show."""
-    found = effects(bundle, names)
-    yield from filter(None, map(note_of, found))
-    alike = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
-    yield from (said for name in names if name not in alike for said in weakness(bundle.record(name), alike))
+    measured = effects(bundle, names)
+    yield from filter(None, map(note_of, measured))
+    alike = {
+        effect.adapter for effect in measured if len(effect.idle) == len(effect.sites) or not effect.beyond_rounding
+    }
+    yield from (remark for name in names if name not in alike for remark in weakness(bundle.record(name), alike))
 
 
 def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str]:
@@ -338,9 +337,9 @@ def _record(separations: Separations, nearest: NearestRecord | None) -> Separati
         return None
     best = {fault: _written(_best(outputs)) for fault, outputs in separations.items()}
     least = min(best, key=lambda fault: best[fault])
-    outputs = {output for one in separations.values() for output in one}
-    sites = [one for fault, one in separations.items() if fault != f"{HEAD} off"] or list(separations.values())
-    by_output = {output: _written(min(one.get(output, 0.0) for one in sites)) for output in sorted(outputs)}
+    outputs = {output for values in separations.values() for output in values}
+    sites = [values for fault, values in separations.items() if fault != f"{HEAD} off"] or list(separations.values())
+    by_output = {output: _written(min(values.get(output, 0.0) for values in sites)) for output in sorted(outputs)}
     weak = sorted((fault for fault in best if best[fault] < ENOUGH), key=lambda fault: best[fault])
     return SeparationRecord(best[least], least, by_output, tuple(weak), nearest)
 

@@ -45,27 +45,36 @@ def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartVal
     Raises:
         RequestError: the graph cannot compute a case.
     """
-    requests = [(case.arrays, (one.adapter,) * case.batch) for one in golden for case in one.cases]
-    sizes = [sum(array.nbytes for array in outputs.values()) for one in golden for outputs in one.expected]
+    requests = [
+        (case.arrays, (golden_parts.adapter,) * case.batch) for golden_parts in golden for case in golden_parts.cases
+    ]
+    sizes = [
+        sum(array.nbytes for array in outputs.values()) for golden_parts in golden for outputs in golden_parts.expected
+    ]
     results = graph.run_all(requests, max(sizes, default=0))
-    for one in golden:
-        values = one.values([next(results) for _ in one.cases])
-        for part, value in zip(one.parts, values, strict=True):
-            yield PartValue(one.adapter, graph.file, part, value)
+    for golden_parts in golden:
+        values = golden_parts.values([next(results) for _ in golden_parts.cases])
+        for part, value in zip(golden_parts.parts, values, strict=True):
+            yield PartValue(golden_parts.adapter, graph.file, part, value)
 
 
 def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
     """Yield one finding per adapter: failed if a golden part exceeds its limit in any graph."""
-    for adapter in dict.fromkeys(one.adapter for one in values):
-        of_adapter = [one for one in values if one.adapter == adapter]
-        wrong = [one for one in of_adapter if not one.ratio <= 1]
+    for adapter in dict.fromkeys(measured.adapter for measured in values):
+        of_adapter = [measured for measured in values if measured.adapter == adapter]
+        wrong = [measured for measured in of_adapter if not measured.ratio <= 1]
         if wrong:
-            wrong.sort(key=lambda one: math.inf if math.isnan(one.value) else abs(one.value - 1))  # likeliest first
-            shown = [f"`{one.part.fault}` in `{one.file}` ({one.value:.2g} of ±{one.part.limit:g})" for one in wrong]
+            # likeliest first: a part is near 1 with its fault
+            wrong.sort(key=lambda measured: math.inf if math.isnan(measured.value) else abs(measured.value - 1))
+            shown = [
+                f"`{measured.part.fault}` in `{measured.file}` ({measured.value:.2g} of ±{measured.part.limit:g})"
+                for measured in wrong
+            ]
             more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             detail = f"outputs move as with {', '.join(shown[:_SHOWN])}{more}"
         else:
-            worst, faults = max(of_adapter, key=lambda one: one.ratio), {one.part.fault for one in of_adapter}
+            worst = max(of_adapter, key=lambda measured: measured.ratio)
+            faults = {measured.part.fault for measured in of_adapter}
             detail = f"{len(faults)} faults ruled out; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
         yield Finding.tested(CHECK, adapter, not wrong, detail)
 

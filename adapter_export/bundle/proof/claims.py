@@ -51,9 +51,9 @@ _MOST_FAILED_CASES = 3
 """Maximum number of failing cases on which the sites of an adapter are checked."""
 
 
-def needs(*given: Need) -> frozenset[Need]:
+def needs(*names: Need) -> frozenset[Need]:
     """Return a set of needs."""
-    return frozenset(given)
+    return frozenset(names)
 
 
 def agenda(context: Context) -> list[Claim]:
@@ -172,9 +172,9 @@ def _sites(context: Context) -> Iterator[Finding]:
     bundle, probe = context.bundle, SiteProbe.of(context.bundle)
 
     def check(name: str, case_name: str) -> bool:
-        found = probe.check(cases[case_name], bundle.source(name), bundle.record(name), bundle.tensors(name))
-        context.sites.extend(found)
-        return all(finding.passed for finding in found)
+        measurements = probe.check(cases[case_name], bundle.source(name), bundle.record(name), bundle.tensors(name))
+        context.sites.extend(measurements)
+        return all(finding.passed for finding in measurements)
 
     usual = context.plan.probe
     cases = {case.name: case for golden in context.expected for case in golden.cases} | {usual.name: usual}
@@ -220,9 +220,9 @@ def _nodes(context: Context) -> Iterator[Finding]:
         reporter=context.progress,
     )
     context.locations += traced.locations
-    for found in traced.findings:
-        kept = tuple(measured for measured in found.measurements if plan.every_node or not measured.passed)
-        yield replace(found, measurements=kept)
+    for finding in traced.findings:
+        measurements = tuple(measured for measured in finding.measurements if plan.every_node or not measured.passed)
+        yield replace(finding, measurements=measurements)
 
 
 def _main_graph(context: Context) -> Graph:
@@ -259,7 +259,7 @@ def _media(context: Context) -> Iterator[Finding]:
             yield compare_processors(media.digest, context.reference.contract.processor)
 
 
-def _written(context: Context) -> Iterator[Finding]:
+def _generation(context: Context) -> Iterator[Finding]:
     """Regenerate golden texts: each by itself, and by every engine with rows that join and leave."""
     manifest, names = context.manifest, context.plan.names
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
@@ -384,13 +384,13 @@ LAST_CLAIMS: Sequence[Claim] = (
     Claim("golden texts", _texts),
     Claim("golden batches", _batches),
     Claim("golden media", _media),
-    Claim("golden generation", _written),
+    Claim("golden generation", _generation),
     Claim("precision", _precision, cost=_precision_cost),
     Claim("manifest", _manifest, needs("written")),
     Claim("cut", lambda context: check_cut(context.bundle), needs("written", "fanout")),
     Claim(
         "slots",
-        lambda context: check_slots(context.bundle, context.plan.adapters, context.given),
+        lambda context: check_slots(context.bundle, context.plan.adapters, context.user_adapters),
         needs("written", "whole"),
     ),
     Claim("constants", _tensors, needs("written", "whole", "source")),

@@ -84,10 +84,10 @@ def absolute_difference(actual: np.ndarray, expected: np.ndarray) -> npt.NDArray
     return high.view(np.uint64) - low.view(np.uint64)  # modulo 2^64: exact, because every difference is smaller
 
 
-def relative_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64]:
+def relative_difference(actual: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64]:
     """|found − expected| / max(|found|, |expected|) per element, in [0, 2]; 0 where both are 0."""
-    size = np.maximum(np.abs(found.astype(np.float64)), np.abs(expected.astype(np.float64)))
-    difference = absolute_difference(found, expected).astype(np.float64)
+    size = np.maximum(np.abs(actual.astype(np.float64)), np.abs(expected.astype(np.float64)))
+    difference = absolute_difference(actual, expected).astype(np.float64)
     return np.divide(difference, size, out=np.zeros_like(size), where=size > 0)
 
 
@@ -107,10 +107,10 @@ def _sign_and_size(values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArr
     return (bits & sign) != 0, (bits & ~sign).astype(np.uint64)
 
 
-def cosine(found: np.ndarray, expected: np.ndarray) -> float | None:
+def cosine(actual: np.ndarray, expected: np.ndarray) -> float | None:
     """Return the cosine of the angle between two vectors, in float64; `None` if either is zero or empty."""
     products = _Products()
-    for _, first, second in _blocks(found, expected):
+    for _, first, second in _blocks(actual, expected):
         products.add(first, second)
     return products.cosine
 
@@ -208,10 +208,10 @@ def missing(budget: Budget) -> ComparisonRecord:
     return _nothing(budget, "the output is missing")
 
 
-def unexpected(found: np.ndarray) -> ComparisonRecord:
+def unexpected(actual: np.ndarray) -> ComparisonRecord:
     """Return the result for an output that the reference does not have."""
     budget = Budget(0.0, "no reference")
-    return _nothing(budget, "the reference has no such output", elements=found.size)
+    return _nothing(budget, "the reference has no such output", elements=actual.size)
 
 
 def _nothing(budget: Budget, *faults: str, elements: int = 0) -> ComparisonRecord:
@@ -242,10 +242,10 @@ def _ratio(error: float, limit: float) -> float:
 
 
 def _blocks(
-    found: np.ndarray, expected: np.ndarray, where: npt.NDArray[np.bool_] | None = None
+    actual: np.ndarray, expected: np.ndarray, where: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[npt.NDArray[np.int64], np.ndarray, np.ndarray]]:
     """Yield some elements of both sides at a time, in order, and their positions in the flat arrays."""
-    first, second = found.reshape(-1), expected.reshape(-1)
+    first, second = actual.reshape(-1), expected.reshape(-1)
     chosen = None if where is None else np.broadcast_to(where, expected.shape).reshape(-1)
     for start in range(0, expected.size, _BLOCK):
         block = slice(start, min(start + _BLOCK, expected.size))
@@ -310,10 +310,10 @@ def _counts(*masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.array([np.count_nonzero(mask) for mask in masks])
 
 
-def _worst(found: np.ndarray, expected: np.ndarray, position: int) -> WorstRecord:
+def _worst(actual: np.ndarray, expected: np.ndarray, position: int) -> WorstRecord:
     """Return the element at a position of the flat arrays."""
     index = np.unravel_index(position, expected.shape)
-    values = found[index], expected[index]
+    values = actual[index], expected[index]
     ulp = int(ulp_distance(*values).max()) if expected.dtype.kind == "f" and np.isfinite(values).all() else None
     return WorstRecord(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)
 
@@ -341,8 +341,8 @@ def agreements(
     """
     if not original.cases:
         raise NothingComparedError("no inputs to compare precisions on")
-    found = tuple(each for name in names for each in _of_adapter(bundle, name, original, reporter))
-    return AgreementsRecord(original.runner.description, original.inputs, found)
+    records = tuple(each for name in names for each in _of_adapter(bundle, name, original, reporter))
+    return AgreementsRecord(original.runner.description, original.inputs, records)
 
 
 def _of_adapter(

@@ -37,7 +37,7 @@ class Context:
         live_cases: all cases, for the model before its capture.
         reference: the model; `None` if golden vectors are the only reference.
         original: the base before its precision changed; `None` if it did not.
-        given: the user's adapters, by name.
+        user_adapters: the user's adapters, by name.
         computed: the model's earlier outputs for the same cases; empty if it has not run yet.
         digests: collects the outputs of golden cases.
         progress: receives one step per unit of a claim's cost.
@@ -48,7 +48,7 @@ class Context:
     live_cases: Sequence[Case]
     reference: Reference | None
     original: Original | None
-    given: Mapping[str, Adapter]
+    user_adapters: Mapping[str, Adapter]
     computed: Sequence[Golden]
     digests: RunDigests
     progress: Reporter = SILENT
@@ -109,8 +109,8 @@ class Context:
     @cached_property
     def tolerance(self) -> Tolerance:
         """Budgets for comparing two outputs."""
-        given = [golden for golden in self.expected if golden.against == "reference"]
-        return Tolerance.of(self.bundle.allowance(self.plan.cases or (self.plan.probe,)), self.manifest, given)
+        of_model = [golden for golden in self.expected if golden.against == "reference"]
+        return Tolerance.of(self.bundle.allowance(self.plan.cases or (self.plan.probe,)), self.manifest, of_model)
 
     @property
     def maker(self) -> GoldenMaker:
@@ -162,8 +162,8 @@ class Context:
         """Return the budget that the model needs for the inputs of golden vectors, by output."""
         source, output = self.bundle.with_output(golden.adapter)
         maker = replace(self.maker, cases=golden.cases, allowance=self.bundle.allowance(golden.cases))
-        made = maker.compute(source, output, name=golden.adapter)
-        return {each: budget.absolute for each, budget in made.budgets.items()}
+        computed = maker.compute(source, output, name=golden.adapter)
+        return {each: budget.absolute for each, budget in computed.budgets.items()}
 
     @property
     def needed_budgets(self) -> Mapping[tuple[str | None, str], float]:
@@ -173,5 +173,5 @@ class Context:
             for golden in self.expected
             for name, allowed in golden.budgets.items()
             if golden.against == "reference"
-            and (largest := max((scale(found[name]) for found in golden.outputs if name in found), default=0.0))
+            and (largest := max((scale(outputs[name]) for outputs in golden.outputs if name in outputs), default=0.0))
         }

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from adapter_export.bundle.bundle_reader import OpenedBundle, task_facts
 from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.bundle.variants import VARIANTS
-from adapter_export.bundle.variants.variant import Remade, Variant
+from adapter_export.bundle.variants.variant import RebuiltGraph, Variant
 from adapter_export.dtypes import Weights, same_bits
 from adapter_export.errors import AdapterExportError, BaseModelError, joined, quoted
 from adapter_export.format.check_report import Finding, SpanRecord, Status
@@ -225,8 +225,8 @@ def check_tensors(
     """
     plan, file = bundle.plan, bundle.manifest.graphs["slots"]
     derivation = bundle.derivation()
-    remade = _Remade.of(bundle, source, plan, derivation, brief=brief)
-    yield remade.finding(file)
+    export = _NewExport.of(bundle, source, plan, derivation, brief=brief)
+    yield export.finding(file)
     tensors, records = source.origin.tensors, dict[str, ConstantRecord]()
     same = derivation is not None and derivation.program == source.origin.program
     if derivation is not None:
@@ -234,20 +234,20 @@ def check_tensors(
         held = (record for record in derivation.constants if same or tensors.keys() >= {*record.sources})
         records = {record.name: record for record in held}
     finder = _Finder.of(tensors)
-    if remade.base is not None and remade.model is not None:
-        yield check_sites(bundle, remade.base, remade.model)
+    if export.base is not None and export.model is not None:
+        yield check_sites(bundle, export.base, export.model)
     for name, tensor in constants(bundle.slots_model).items():
         array = values_of(tensor)
         known = records.get(name) or (None if same else finder.record(name, array))
-        yield _constant(file, name, array, known, tensors, remade)
+        yield _constant(file, name, array, known, tensors, export)
     for kind in variants:
         variant = VARIANTS[kind]
-        for again in variant.rebuild(bundle, remade.base) if kind != "slots" and not variant.by_text else ():
-            yield from _as_in_slots(bundle, variant, again, remade.why)
+        for again in variant.rebuild(bundle, export.base) if kind != "slots" and not variant.by_text else ():
+            yield from _as_in_slots(bundle, variant, again, export.why)
 
 
 @dataclass(frozen=True)
-class _Remade:
+class _NewExport:
     """The graph with slots, exported again; `why` is set if that is impossible, `differs` to the first difference."""
 
     base: OnnxBase | None
@@ -260,7 +260,7 @@ class _Remade:
     @classmethod
     def of(
         cls, bundle: OpenedBundle, source: Source, plan: SlotPlan, derivation: Derivation | None, *, brief: bool
-    ) -> _Remade:
+    ) -> _NewExport:
         here = {} if derivation is None else libraries(list(derivation.made_by))
         by = ", ".join(f"{name} {number}" for name, number in here.items()) or "this release"
         if brief:
@@ -299,10 +299,10 @@ def _constant(
     array: np.ndarray,
     record: ConstantRecord | None,
     tensors: Mapping[str, np.ndarray],
-    remade: _Remade,
+    export: _NewExport,
 ) -> Finding:
     """Compare a constant with its recorded derivation and with the graph that is exported again."""
-    exported, direct = remade.constants.get(name), record is not None and bool(record.sources)
+    exported, direct = export.constants.get(name), record is not None and bool(record.sources)
     origin = "a scalar, shape or tensor folded by the exporter" if record is None or not direct else _words(record)
 
     def result(status: Status, detail: str) -> Finding:
@@ -319,13 +319,13 @@ def _constant(
     if direct:
         return result("exact", f"{origin}, {array.size:,} elements, bit-exact")
     if exported is not None:
-        return result("exact", f"{array.size:,} elements match the export of {remade.by}, bit-exact")
+        return result("exact", f"{array.size:,} elements match the export of {export.by}, bit-exact")
     if record is None:
-        reason = remade.why or "a new export has no constant of this name"
+        reason = export.why or "a new export has no constant of this name"
         return result("unverified", f"`{DERIVATION_FILE}` does not cover it; " + reason)
     if record.sha256 not in (None, _digest(array)):
         return result("failed", f"the bytes do not match `{DERIVATION_FILE}`")
-    return result("unverified", remade.why or "a new export has no constant of this name")
+    return result("unverified", export.why or "a new export has no constant of this name")
 
 
 def _words(record: ConstantRecord) -> str:
@@ -341,8 +341,9 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> str:
     if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
         return f"{actual.dtype.name} {list(actual.shape)}, expected {expected.dtype.name} {list(expected.shape)}"
     step = actual.dtype.itemsize
-    one, two = (np.frombuffer(each.tobytes(), np.uint8).reshape(-1, step) for each in (actual, expected))
-    wrong = np.flatnonzero((one != two).any(1))
+    # bytes instead of numbers: equal NaNs are equal, and −0 differs from 0
+    first, second = (np.frombuffer(each.tobytes(), np.uint8).reshape(-1, step) for each in (actual, expected))
+    wrong = np.flatnonzero((first != second).any(1))
     at = np.unravel_index(int(wrong[0]), actual.shape)
     index = ", ".join(map(str, at))
     numbers = f"[{index}] is {actual[at]!s}, expected {expected[at]!s}"
@@ -352,13 +353,13 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> str:
 def node_differences(actual: ir.Model, expected: ir.Model) -> Iterator[str]:
     """Yield the differences between the nodes of two graphs in order; their constants are compared separately."""
     pairs = list(zip(actual.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
-    for first_node, two in pairs:
-        first, second = (ir.serde.serialize_node(node) for node in (first_node, two))
+    for left, right in pairs:
+        first, second = (ir.serde.serialize_node(node) for node in (left, right))
         for attribute in (*first.attribute, *second.attribute):
             attribute.ClearField("t")
         if first.SerializeToString(deterministic=True) != second.SerializeToString(deterministic=True):
-            name = first_node.name or first_node.outputs[0].name
-            yield f"node `{name}` ({_at(first_node)}): {_node_difference(first, second)}"
+            name = left.name or left.outputs[0].name
+            yield f"node `{name}` ({_at(left)}): {_node_difference(first, second)}"
     counts = [sum(1 for _ in model.graph.all_nodes()) for model in (actual, expected)]
     if counts[0] != counts[1]:
         longer = list((actual if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
@@ -374,23 +375,23 @@ def _at(node: ir.Node) -> str:
     return node.op_type if scopes is None else f"{node.op_type}, {scopes}"
 
 
-def _node_difference(found: object, expected: object) -> str:
-    for descriptor in found.DESCRIPTOR.fields:  # type: ignore[attr-defined]
-        one, two = (getattr(each, descriptor.name) for each in (found, expected))
-        if one != two:
-            texts = [" ".join(str(each).split())[:120] or "nothing" for each in (one, two)]
+def _node_difference(actual: object, expected: object) -> str:
+    for descriptor in actual.DESCRIPTOR.fields:  # type: ignore[attr-defined]
+        first, second = (getattr(each, descriptor.name) for each in (actual, expected))
+        if first != second:
+            texts = [" ".join(str(each).split())[:120] or "nothing" for each in (first, second)]
             return f"`{descriptor.name}` is {texts[0]}, expected {texts[1]}"
     return "different bytes"
 
 
-def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str) -> Iterator[Finding]:
+def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: RebuiltGraph, why: str) -> Iterator[Finding]:
     """Yield findings on whether a graph has the constants of the graph with slots and matches a new export.
 
     `why` is the reason if nothing was exported again.
     """
-    file, own, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
+    file, tensors, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
     common = variant.common(shared)
-    wrong = [f"`{name}`" for name in common if name not in own or not _is_same(own[name], shared[name])]
+    wrong = [f"`{name}`" for name in common if name not in tensors or not _is_same(tensors[name], shared[name])]
     names = ", ".join(wrong[:_SHOWN])
     yield Finding(
         "constants",
@@ -405,15 +406,15 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
     if again.model is None:
         yield Finding("nodes", file, claim, "unverified", file, why)
     else:
-        yield _as_made_again(bundle, again, again.model, "nodes", claim)
+        yield _as_rebuilt(bundle, again, again.model, "nodes", claim)
 
 
-def _as_made_again(bundle: OpenedBundle, again: Remade, expected: ir.Model, check: str, claim: str) -> Finding:
+def _as_rebuilt(bundle: OpenedBundle, again: RebuiltGraph, expected: ir.Model, check: str, claim: str) -> Finding:
     """Compare every node and constant of a graph with those of the graph exported again."""
-    model, made = bundle.model(again.file), constants(expected)
+    model, wanted = bundle.model(again.file), constants(expected)
     stored = constants(model)
-    apart = [f"`{name}`" for name in made.keys() | stored.keys()
-             if name not in made or name not in stored or not _is_same(made[name], stored[name])]  # fmt: skip
+    apart = [f"`{name}`" for name in wanted.keys() | stored.keys()
+             if name not in wanted or name not in stored or not _is_same(wanted[name], stored[name])]  # fmt: skip
     differs = next(node_differences(model, expected), None)
     if apart and differs is None:
         differs = f"constants that differ: {', '.join(sorted(apart)[:_SHOWN])}"
@@ -430,7 +431,7 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     for again in VARIANTS["fanout"].rebuild(bundle, None):
         assert again.model is not None  # it is derived from the bank
         claim = f"every node and constant matches {again.source}"
-        yield _as_made_again(bundle, again, again.model, "cut", claim)
+        yield _as_rebuilt(bundle, again, again.model, "cut", claim)
         if again.file == fanout.prefix:
             values = crossing_values(again.model)
     same = fanout.values == values
@@ -445,12 +446,14 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     )
 
 
-def _is_same(first: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
+def _is_same(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
     """Return whether two tensors are bit-identical; the same range of one file need not be read."""
     places = [
-        (each.path, each.offset, each.dtype, each.shape) for each in (first, two) if isinstance(each, ir.ExternalTensor)
+        (each.path, each.offset, each.dtype, each.shape)
+        for each in (first, second)
+        if isinstance(each, ir.ExternalTensor)
     ]
-    return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(first), values_of(two))
+    return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(first), values_of(second))
 
 
 def check_slots(bundle: OpenedBundle, names: Sequence[str], adapters: Mapping[str, Adapter]) -> Iterator[Finding]:
@@ -471,7 +474,7 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], adapters: Mapping[st
         adapter, head = adapters[name], adapters[name].head
         facts = task_facts(None if head is None else head.task, record.task)
         facts += [("kind", adapter.kind, record.kind), ("base", adapter.base, record.base)]
-        other = [what for what, one, said in facts if one != said]
+        other = [what for what, actual, recorded in facts if actual != recorded]
         try:
             expected = slot_tensors(plan, rounded(adapter, record.precision))
         except AdapterExportError as error:
@@ -480,10 +483,10 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], adapters: Mapping[st
         yield replace(_slots(name, where, tensors, expected, [*other, *wrong]), check="source", claim=claim)
 
 
-def _slots(name: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]) -> Finding:
-    both = next((slot for slot in wrong if slot in found and slot in expected), None)
-    more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
-    names = joined("`" + one + "`" for one in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+def _slots(name: str, where: str, actual: Weights, expected: Weights, wrong: Sequence[str]) -> Finding:
+    both = next((slot for slot in wrong if slot in actual and slot in expected), None)
+    more = "" if both is None else f"; `{both}`: {_difference(actual[both], expected[both])}"
+    names = joined("`" + slot + "`" for slot in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
     detail = f"{len(wrong)} differ: " + names + more if wrong else f"{len(expected)} tensors, bit-exact"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
     return replace(Finding.exact("slots", name, not wrong, detail, where=where), coverage=(span,))

@@ -100,12 +100,12 @@ def check_outside(manifest: Manifest) -> Iterator[Finding]:
 def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[Finding]:
     """Verify that the bundle accepts only lengths that its base accepts with these inputs, from the same minimum on."""
     axes = {record.name: record.axes for record in inputs}
-    pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
-    for axis, its in dict.fromkeys(pairs):
-        known, there = axis_lengths(axis, manifest.lengths), axis_lengths(its, lengths)
-        if there != Lengths() or known.minimum != there.minimum:
-            detail = f"the bundle accepts {known}, the base {there}"
-            same = there.covers(known) and (known.fixed or known.minimum == there.minimum)
+    pairs = [pair for record in manifest.inputs for pair in zip(record.axes, axes.get(record.name, ()), strict=False)]
+    for axis, base_axis in dict.fromkeys(pairs):
+        known, base_lengths = axis_lengths(axis, manifest.lengths), axis_lengths(base_axis, lengths)
+        if base_lengths != Lengths() or known.minimum != base_lengths.minimum:
+            detail = f"the bundle accepts {known}, the base {base_lengths}"
+            same = base_lengths.covers(known) and (known.fixed or known.minimum == base_lengths.minimum)
             yield Finding.exact("lengths of the base", str(axis), same, detail)
 
 
@@ -168,9 +168,10 @@ def _fixed(axes: Sequence[int | str | None]) -> list[int | None]:
 
 def _default_faults(model: ir.Model, manifest: Manifest, variant: Variant, interface: GraphInterface) -> Iterator[str]:
     """Yield each wrong default, and each initializer whose overridability does not match the manifest."""
-    found, wanted = [value.name or "" for value in model.graph.inputs if value.is_initializer()], interface.overridable
-    yield from (f"`{name}` cannot be overridden" for name in wanted if name not in found)
-    yield from (f"`{name}` can be overridden" for name in found if name not in wanted)
+    overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
+    wanted = interface.overridable
+    yield from (f"`{name}` cannot be overridden" for name in wanted if name not in overridable)
+    yield from (f"`{name}` can be overridden" for name in overridable if name not in wanted)
     yield from variant.default_faults(manifest, initializers(model, wanted))
 
 
@@ -206,11 +207,13 @@ def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
 
     with parsing(refusal):
         adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
-        own = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
-    apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
-    apart += sorted(slot for slot, dtype in wanted.items() if slot not in own or own[slot].dtype != dtype)
-    detail = f"the two files differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit-exact"
-    complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
+        tensors = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
+    apart = sorted(
+        slot for slot in tensors.keys() | others.keys() if not same_bits(tensors.get(slot), others.get(slot))
+    )
+    apart += sorted(slot for slot, dtype in wanted.items() if slot not in tensors or tensors[slot].dtype != dtype)
+    detail = f"the two files differ: {', '.join(apart)}" if apart else f"{len(tensors)} tensors, bit-exact"
+    complete = bool(tensors) or not bundle.manifest.slots  # a head that only pools fills no slot
     return Finding.exact("adapter files", name, not apart and complete, detail)
 
 
@@ -281,8 +284,8 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
     for name, expected in plain.items():
         if has_rows(expected):
             compared += 1
-            found = compare(reverse[name][::-1], expected, budgets(adapter, name, expected)).faults
-            faults += [f"{name}: {'; '.join(found)}"] if found else []
+            differences = compare(reverse[name][::-1], expected, budgets(adapter, name, expected)).faults
+            faults += [f"{name}: {'; '.join(differences)}"] if differences else []
     detail = "; ".join(faults) or f"every output of {rows} rows, within the budget"
     return Finding.tested("row order", adapter or BASE, bool(compared) and not faults, detail)
 
@@ -342,9 +345,11 @@ def check_weights_apart(
             mask = (np.arange(case.batch) % 2 == first).astype(np.float32)[:, None]
             try:
                 feeds = {**case.arrays, **tensors, **{slot: mask * tensors[slot] for slot in record.slots}}
-                found = golden.stored(run(feeds))
-                own = {name: value for name, value in outputs.items() if len(value) == case.batch}
-                results = [compare(found[name][first::2], own[name][first::2], golden.budgets[name]) for name in own]
+                computed = golden.stored(run(feeds))
+                by_row = {name: value for name, value in outputs.items() if len(value) == case.batch}
+                results = [
+                    compare(computed[name][first::2], by_row[name][first::2], golden.budgets[name]) for name in by_row
+                ]
                 faults = [fault for result in results for fault in result.faults]
             except RequestError as error:
                 faults = [str(error.found)]
@@ -356,18 +361,19 @@ def check_weights_apart(
                 )
 
 
-def with_padding(bundle: OpenedBundle) -> Manifest:
+def measure_padding(bundle: OpenedBundle) -> Manifest:
     """Return the manifest with the measured effect of padding: a row of 5 tokens is compared with it padded to 9."""
-    return _with_padding(bundle.manifest, bundle.run_slots)
+    return _measure_padding(bundle.manifest, bundle.run_slots)
 
 
 def check_proofs(bundle: OpenedBundle) -> Iterator[Finding]:
     """Measure the effect of padding and zeros again, and verify that it matches the manifest exactly."""
-    said, found, bank = bundle.manifest, with_padding(bundle), bundle.manifest.bank
-    counting = set(found.counts_padding) - set(said.counts_padding)
-    passed = (said.padding_neutral, *said.counts_padding) == (found.padding_neutral, *found.counts_padding)
+    manifest, measured, bank = bundle.manifest, measure_padding(bundle), bundle.manifest.bank
+    counting = set(measured.counts_padding) - set(manifest.counts_padding)
+    before, after = ((record.padding_neutral, *record.counts_padding) for record in (manifest, measured))
+    passed = before == after
     wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`, which the manifest does not record"
-    if found.padding_neutral and not counting:
+    if measured.padding_neutral and not counting:
         wrong = "padding changes less than the manifest records (`padding_neutral`, `counts_padding`)"
     yield Finding.tested("padding", BASE, passed, "matches the manifest" if passed else wrong)
     if bank is not None:
@@ -376,7 +382,7 @@ def check_proofs(bundle: OpenedBundle) -> Iterator[Finding]:
         yield Finding.tested("width padding", BASE, passed, detail)
 
 
-def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
+def _measure_padding(manifest: Manifest, run: RunAll) -> Manifest:
     """Measure with random tensors in all slots at once; find the affected adapters only if padding changes a result."""
     heads = {head.graph: head.output for head in manifest.heads}
     base = {record.name for record in manifest.base_outputs}
@@ -391,8 +397,8 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
         variants: list[tuple[Weights, set[str]]] = [({}, base)]
         graphs = list(dict.fromkeys(slot.graph for slot in manifest.slots))
         for graph in graphs:
-            own = {slot.name: tensors[slot.name] for slot in manifest.slots if slot.graph == graph}
-            variants.append((own, base | {heads[graph]} if graph in heads else base))
+            of_graph = {slot.name: tensors[slot.name] for slot in manifest.slots if slot.graph == graph}
+            variants.append((of_graph, base | {heads[graph]} if graph in heads else base))
         of_base, *of_graphs = _changes(trial, manifest, run, variants)
     except RequestError:  # the base does not accept these lengths
         return unknown
@@ -406,10 +412,10 @@ def _changes(
     trial: PaddingTrial, manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]
 ) -> list[bool]:
     """Return for each set of tensors whether padding changes any output."""
-    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in trial.runs])
+    results = run([{**arrays, **tensors} for tensors, _ in variants for arrays in trial.runs])
     each = len(trial.runs)
     return [
-        trial.changes(found[at * each : (at + 1) * each], outputs, manifest.base_precision)
+        trial.changes(results[at * each : (at + 1) * each], outputs, manifest.base_precision)
         for at, (_, outputs) in enumerate(variants)
     ]
 

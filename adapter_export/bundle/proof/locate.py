@@ -86,10 +86,10 @@ class Trace:
     findings: list[Finding] = field(default_factory=list)
     locations: list[LocationRecord] = field(default_factory=list)
 
-    def add(self, *found: Finding) -> None:
+    def add(self, *findings: Finding) -> None:
         """Add findings, merging those of one node that is wrong with several adapters."""
-        known = {one.id for one in self.findings}
-        self.findings += [one for one in found if one.id not in known]
+        known = {finding.id for finding in self.findings}
+        self.findings += [finding for finding in findings if finding.id not in known]
 
 
 def trace(
@@ -154,10 +154,12 @@ def _walk(walk: Lockstep) -> Iterator[Finding]:
 
 def _smallest_failures(outputs: Sequence[Measurement]) -> list[Measurement]:
     """Return the smallest failing case of each adapter and graph, the base and the graph with slots first."""
-    wrong = [one for one in outputs if not one.passed and not one.mixed]
-    wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
-    smallest = {(one.adapter, one.variant): one for one in wrong}
-    return sorted(smallest.values(), key=lambda one: (one.adapter is not None, VARIANT_NAMES.index(one.variant)))
+    wrong = [output for output in outputs if not output.passed and not output.mixed]
+    wrong.sort(key=lambda output: (math.prod(output.axes.values()), len(output.case)), reverse=True)
+    smallest = {(output.adapter, output.variant): output for output in wrong}
+    return sorted(
+        smallest.values(), key=lambda output: (output.adapter is not None, VARIANT_NAMES.index(output.variant))
+    )
 
 
 def typical(cases: Sequence[Case]) -> Case:
@@ -179,11 +181,11 @@ def _nodes(walk: Lockstep, records: Sequence[Measurement]) -> Finding:
         return _failed(walk, wrong, next(guesses(walk, wrong), None), records)
     if not records:
         return _unverified(walk, "the graph and the reference have no value in common")
-    worst, there = max(records, key=lambda record: record.ratio), len(walk.steps.names)
+    worst, total = max(records, key=lambda record: record.ratio), len(walk.steps.names)
     return replace(
-        _unverified(walk, f"{len(records)} of {there} values at `{walk.case.name}`, worst `{worst.name}`"),
+        _unverified(walk, f"{len(records)} of {total} values at `{walk.case.name}`, worst `{worst.name}`"),
         status="tested",
-        coverage=(SpanRecord("values", len(records), there),),
+        coverage=(SpanRecord("values", len(records), total),),
         ratio=worst.ratio,
         measurements=tuple(records),
     )
@@ -213,9 +215,9 @@ def _noise(walk: Lockstep) -> Finding:
     return Finding.tested("noise", graph.file, True, f"`{walk.case.name}`: {detail}", claim)
 
 
-def _largest(one: np.ndarray, other: np.ndarray) -> float:
+def _largest(first: np.ndarray, other: np.ndarray) -> float:
     """Return the largest finite difference."""
-    differ = np.abs(one.astype(np.float64) - other)
+    differ = np.abs(first.astype(np.float64) - other)
     return float(differ[np.isfinite(differ)].max(initial=0))
 
 
@@ -270,12 +272,12 @@ def locate(lockstep: Lockstep, outputs: Sequence[Measurement]) -> tuple[Location
 def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[Measurement]) -> Iterator[str]:
     """Yield the optimization level that causes the failure, and the fusion, if disabling it removes the failure."""
     levels: dict[str, bool] = {}
-    for one in outputs:
-        levels[one.level] = levels.get(one.level, True) and one.passed
+    for output in outputs:
+        levels[output.level] = levels.get(output.level, True) and output.passed
     if levels.get("none") is not True or all(levels.values()):
         return
     bad = next(level for level in ("basic", "extended", "all") if levels.get(level) is False)
-    name = next(one.name for one in outputs if not one.passed and one.level == bad)
+    name = next(output.name for output in outputs if not output.passed and output.level == bad)
     feeds = graph.feeds(case.arrays, (adapter,) * case.batch)
     fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.home, feeds, name)
     yield f"correct at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
@@ -307,18 +309,19 @@ def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str 
 
 def _of_float64(lockstep: Lockstep, outputs: Sequence[Measurement]) -> Iterator[str]:
     """Compare both sides with float64 at the worst output, to decide which is wrong."""
-    runner, worst = lockstep.runner, max((one for one in outputs if not one.passed), key=lambda one: one.ratio)
+    runner = lockstep.runner
+    worst = max((output for output in outputs if not output.passed), key=lambda output: output.ratio)
     bundle, name = lockstep.graph.bundle, lockstep.adapter
     inputs, source = lockstep.case.arrays, lockstep.source
     head = None if name is None else bundle.record(name).output
     exact = numerics.exact(runner, inputs, source, bundle.base_outputs, head)
     if exact is None or worst.name not in exact:
         return
-    found = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.name)
+    actual = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.name)
     expected = numerics.run(runner, inputs, source, bundle.base_outputs, head).get(worst.name)
-    if found is None or expected is None or found.shape != expected.shape:
+    if actual is None or expected is None or actual.shape != expected.shape:
         return
-    errors = [_largest(exact[worst.name], side) for side in (found, expected)]
+    errors = [_largest(exact[worst.name], side) for side in (actual, expected)]
     side = "the bundle" if errors[0] > errors[1] else "the reference"
     yield f"error against float64: bundle {errors[0]:.1e}, reference {errors[1]:.1e}: {side} is wrong"
 
@@ -469,6 +472,7 @@ def _exchanged(actual: np.ndarray, expected: np.ndarray) -> Iterator[str]:
         first, second = (
             np.moveaxis(side, axis, 0).reshape(count, -1).astype(np.float64) for side in (actual, expected)
         )
+        # rounding moves a position by less than this, an exchange by more
         size = float(np.abs(second).max(initial=0)) * 1e-4
         moved = [at for at in range(count) if np.abs(first[at] - second[at]).max(initial=0) > size]
         partners = {
@@ -480,11 +484,11 @@ def _exchanged(actual: np.ndarray, expected: np.ndarray) -> Iterator[str]:
             return
 
 
-def _offset(found: np.ndarray, expected: np.ndarray, error: np.ndarray, budget: float) -> Iterator[str]:
+def _offset(actual: np.ndarray, expected: np.ndarray, error: np.ndarray, budget: float) -> Iterator[str]:
     """Search for an error that is constant, or confined to a few rows or features."""
     if expected.ndim < 2 or expected.dtype.kind != "f":
         return
-    rows = (found.astype(np.float64) - expected).reshape(-1, expected.shape[-1])
+    rows = (actual.astype(np.float64) - expected).reshape(-1, expected.shape[-1])
     if np.abs(rows - rows[:1]).max(initial=0) <= max(budget, _CLOSE * float(error.max(initial=0))) and len(rows) > 1:
         yield "the same error in every row: a bias"
         return
@@ -510,7 +514,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
     assert location.node is not None
     name = location.node.name
     step = lockstep.step(name)
-    values = {own: value.value for own, value in lockstep.values([*step.reads, name]).items()}
+    values = {key: value.value for key, value in lockstep.values([*step.reads, name]).items()}
     expected = values.pop(name)
     feeds = {**lockstep.feeds, **values}
     model = step.model.clone()
@@ -527,8 +531,8 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
         _write(target / DATA / "output_0.pb", expected, name)
         options = {"against": "MODEL", "only": location.adapter or "base", "case": location.case}
         options |= {} if location.variant == "slots" else {"variant": location.variant}
-        given = [word for name, value in options.items() for word in (f"--{name}", value)]
-        words = ["adapter-export", "check", str(lockstep.graph.bundle.folder), *given]
+        arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+        words = ["adapter-export", "check", str(lockstep.graph.bundle.folder), *arguments]
         (target / "command.txt").write_text(f"{shlex.join(words)}\n", "utf-8")
         versions = {"adapter-export": __version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
         versions |= {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}

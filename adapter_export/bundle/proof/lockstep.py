@@ -66,8 +66,8 @@ class Lockstep:
         Raises:
             RequestError: one of the two cannot compute the case.
         """
-        for name, found, value in self._pairs(self.steps.alone(self.known), exactly=True):
-            yield self._record(name, found, value)
+        for name, actual, value in self._pairs(self.steps.alone(self.known), exactly=True):
+            yield self._record(name, actual, value)
 
     def cumulative(self, records: Sequence[Measurement]) -> tuple[list[Measurement], Finding]:
         """Run the graph with its values exposed; return records with cumulative errors, and a finding on its outputs.
@@ -76,9 +76,9 @@ class Lockstep:
         """
         errors: dict[str, float] = {}
         shown: Arrays = {}
-        for name, found, value in self._pairs(self.steps.whole(self.known), shown):
-            if found.shape == value.value.shape:
-                differ = absolute_difference(*_clipped(found, value.value, value.vague)).astype(np.float64)
+        for name, actual, value in self._pairs(self.steps.whole(self.known), shown):
+            if actual.shape == value.value.shape:
+                differ = absolute_difference(*_clipped(actual, value.value, value.vague)).astype(np.float64)
                 errors[name] = float(differ[np.isfinite(differ)].max(initial=0.0))
         plain = self.steps.whole().run(self.feeds)
         changed = [name for name in sorted(plain) if not same_bits(plain[name], shown.get(name))]
@@ -100,9 +100,9 @@ class Lockstep:
 
     def values(self, names: Sequence[str]) -> dict[str, NodeValue]:
         """Return the reference's results for some values, by their names in the graph."""
-        own = {self.steps.names[name]: name for name in names}
-        stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=False)
-        return {own[value.name]: value for value in stream}
+        graph_names = {self.steps.names[name]: name for name in names}
+        stream = self.runner.node_values(self.case.arrays, self.source, graph_names, exactly=False)
+        return {graph_names[value.name]: value for value in stream}
 
     def _pairs(
         self, pieces: Pieces, others: Arrays | None = None, *, exactly: bool = False
@@ -132,8 +132,8 @@ class Lockstep:
             value = fetch(name.removeprefix(known_input("")))
             return None if value is None else value.value
 
-        for at, found in enumerate(pieces.stream(read)):
-            for name, array in found.items():
+        for at, computed in enumerate(pieces.stream(read)):
+            for name, array in computed.items():
                 if others is not None and name in outputs:
                     others[name] = array
                 value = fetch(name) if name in by_value.values() else None
@@ -144,11 +144,11 @@ class Lockstep:
                 if known_input(name) not in pieces.reads_after(at):
                     del arrived[name]
 
-    def _record(self, name: str, found: np.ndarray, value: NodeValue) -> Measurement:
+    def _record(self, name: str, actual: np.ndarray, value: NodeValue) -> Measurement:
         step = self.step(name)
-        if found.shape != value.value.shape and found.size == value.value.size == 1:  # a scalar as a vector
-            found = found.reshape(value.value.shape)
-        first, second = _clipped(found, value.value, value.vague)
+        if actual.shape != value.value.shape and actual.size == value.value.size == 1:  # a scalar as a vector
+            actual = actual.reshape(value.value.shape)
+        first, second = _clipped(actual, value.value, value.vague)
         allowed = self._budget(value, second, len(step.nodes))
         result = compare(first, second, allowed)
         witness = _witness(first, second, value)

@@ -67,9 +67,10 @@ def check_manifest(
             ("bank.rows", sorted(manifest.bank.rows[1:], key=str), sorted(names & set(manifest.bank.rows))),
         ]
     tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
-    for one in manifest.inputs:  # exactly the vocabulary of the base is accepted
-        if rows := tables.get(one.name):
-            facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
+    for words in manifest.inputs:  # exactly the vocabulary of the base is accepted
+        if rows := tables.get(words.name):
+            limit = words.limit if words.limit in rows else min(rows)
+            facts.append((f"inputs.{words.name}.limit", words.limit, limit))
     for record in manifest.adapters:
         adapter, place = bundle.source(record.name), f"adapters.{record.name}"
         facts += [
@@ -77,8 +78,8 @@ def check_manifest(
             (f"{place}.parameters", record.parameters, adapter.cost().parameters),
             (f"{place}.output", record.output, adapter_output(heads, adapter)),
         ]
-    for key, found, computed in facts:
-        yield _fact(key, found, computed)
+    for key, recorded, computed in facts:
+        yield _fact(key, recorded, computed)
     yield _axes(bundle)
     yield _files(bundle)
     yield from _lengths(bundle)
@@ -170,11 +171,12 @@ def _accepted(bundle: OpenedBundle, golden: Golden) -> Finding:
 
 def _lengths(bundle: OpenedBundle) -> Iterator[Finding]:
     """Verify that the bundle accepts texts as long as its golden texts, which were cut at its maximum length."""
-    said, texts = bundle.manifest, bundle.texts()
-    axis, most = token_axis(said.inputs), said.max_tokens
+    manifest, texts = bundle.manifest, bundle.texts()
+    axis, most = token_axis(manifest.inputs), manifest.max_tokens
     if texts is None or axis is None or most is None:
         return
-    longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may have been removed
+    # a set may have been removed
+    longest = max((len(text.ids) for text_set in texts.sets for text in text_set.texts), default=0)
     yield Finding(
         "manifest",
         "lengths",
@@ -185,9 +187,9 @@ def _lengths(bundle: OpenedBundle) -> Iterator[Finding]:
     )
 
 
-def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> Finding:
-    same = found == expected or (key == "minimum_onnxruntime" and expected == str(ort.__version__))
-    detail = f"matches {by}" if same else f"is {_shown(found, expected)}, but {by} give {_shown(expected, found)}"
+def _fact(key: str, actual: object, expected: object, by: str = "the graph and the adapters") -> Finding:
+    same = actual == expected or (key == "minimum_onnxruntime" and expected == str(ort.__version__))
+    detail = f"matches {by}" if same else f"is {_shown(actual, expected)}, but {by} give {_shown(expected, actual)}"
     claim = f"`{key}` in the manifest is correct"
     return Finding("manifest", key, claim, "exact" if same else "failed", f"{MANIFEST_FILE}: {key}", detail)
 
@@ -195,7 +197,7 @@ def _fact(key: str, found: object, expected: object, by: str = "the graph and th
 def _shown(value: object, other: object) -> str:
     """Return a value, or the first item of a list that the other list does not have at its position."""
     if isinstance(value, tuple) and isinstance(other, tuple):
-        apart = (one for at, one in enumerate(value) if at >= len(other) or other[at] != one)
+        apart = (element for at, element in enumerate(value) if at >= len(other) or other[at] != element)
         return f"{next(apart, 'fewer')}"
     return f"`{value}`"
 
@@ -231,10 +233,10 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
 
 def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> Finding:
     """Compare all sites with those found in the model."""
-    said, found = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
-    made = _fact("sites of the model", said, found, "the sites of the model")
-    apart = [f"`{one.name}`" for one in said if one not in found]
-    return made if said == found else replace(made, where=f"{made.where}: {', '.join(apart)}")
+    recorded, exported = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
+    finding = _fact("sites of the model", recorded, exported, "the sites of the model")
+    apart = [f"`{site.name}`" for site in recorded if site not in exported]
+    return finding if recorded == exported else replace(finding, where=f"{finding.where}: {', '.join(apart)}")
 
 
 def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[SiteRecord]:
@@ -249,15 +251,15 @@ def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[Si
 
 def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, quick: bool) -> Iterator[Finding]:
     """Verify that golden vectors have every case of the build, and budgets that the computation explains."""
-    said, derivation = bundle.manifest, bundle.derivation()
-    owed, kinds = said.golden.cases if derivation is None else derivation.golden, set[str]()
+    manifest, derivation = bundle.manifest, bundle.derivation()
+    owed, kinds = manifest.golden.cases if derivation is None else derivation.golden, set[str]()
     if derivation is None:
-        made = input_cases(said.inputs, seed=0, lengths=said.lengths, max_tokens=said.max_tokens)
-        kinds = _kinds([case_of(case.name, case.arrays, said.inputs) for case in made])
+        cases = input_cases(manifest.inputs, seed=0, lengths=manifest.lengths, max_tokens=manifest.max_tokens)
+        kinds = _kinds([case_of(case.name, case.arrays, manifest.inputs) for case in cases])
     for name in bundle.names:
         golden, where = bundle.golden(name), f"golden vectors of `{name or BASE}`"
-        there = {case.name for case in golden.cases}
-        lacking = [case for case in owed if case not in there] + sorted(kinds - _kinds(golden.cases))
+        stored = {case.name for case in golden.cases}
+        lacking = [case for case in owed if case not in stored] + sorted(kinds - _kinds(golden.cases))
         detail = f"without {', '.join(lacking)}" if lacking else f"{len(golden.cases)} cases"
         yield Finding(
             "golden",
@@ -282,7 +284,7 @@ def _allowance(
     bundle: OpenedBundle, golden: Golden, output: str, measured: float | None, again: Again | None, *, quick: bool
 ) -> Finding:
     """Compare the budget of golden vectors with the formula, or with the measured effect of rounding."""
-    arrays, recorded = [found[output] for found in golden.outputs], golden.budgets[output].absolute
+    arrays, recorded = [outputs[output] for outputs in golden.outputs], golden.budgets[output].absolute
     largest = max(map(scale, arrays))
     most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0
     name = golden.adapter or BASE

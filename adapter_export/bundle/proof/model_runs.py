@@ -32,7 +32,7 @@ def uncompared_padding(context: Context) -> Iterator[Finding]:
 def repeats(context: Context) -> Iterator[Finding]:
     """Verify that the model is deterministic: a model that draws random numbers cannot be a reference."""
     probe = context.plan.probe
-    golden = next((one for one in context.expected if one.against == "reference"), None)
+    golden = next((vectors for vectors in context.expected if vectors.against == "reference"), None)
     at = next((at for at, case in enumerate(golden.cases) if case.name == probe.name), None) if golden else None
     if golden is None or at is None:
         return
@@ -45,9 +45,9 @@ def repeats(context: Context) -> Iterator[Finding]:
         allowed = bundle.allowance(context.plan.cases).budget(value)
         for _, elements in golden.parts(at, each):
             if elements is None or elements.any():
-                found = compare(again[each], value, allowed, where=elements)
-                faults += [f"`{each}`: {fault}" for fault in found.faults]
-                worst = max(worst, found.ratio)
+                comparison = compare(again[each], value, allowed, where=elements)
+                faults += [f"`{each}`: {fault}" for fault in comparison.faults]
+                worst = max(worst, comparison.ratio)
     random = "a model with random numbers (dropout, sampling) cannot be a reference; capture it in eval mode"
     detail = (
         f"`{case.name}` twice: {'; '.join(faults)}: {random}" if faults else f"`{case.name}` twice, within the budget"
@@ -83,10 +83,10 @@ def live_model(context: Context) -> Iterator[Finding]:
         try:
             live = model.live(case.arrays)
             if original is None or bundle.numerics.precision.name == "fp32":
-                found = session.run(case.arrays, allow_padding=True)
+                outputs = session.run(case.arrays, allow_padding=True)
             else:
-                found = original.runner.run(case.arrays, None)
-            faults = list(_apart(case, found, live, vague.get(case.name, {}), context.tolerance))
+                outputs = original.runner.run(case.arrays, None)
+            faults = list(_apart(case, outputs, live, vague.get(case.name, {}), context.tolerance))
         except RequestError as error:
             faults = [error.problem()]
         sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())

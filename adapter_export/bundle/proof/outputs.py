@@ -40,7 +40,7 @@ def run_outputs(context: Context, graph: Graph) -> Iterable[Finding]:
     some = trials(context.plan, graph, context.expected)
     results = list(run_trials(graph, some, context.digests, context.progress))
     if context.reference is not None and not context.plan.quick:
-        results = _remeasured(context, graph, results)
+        results = _measure_again(context, graph, results)
     context.outputs += results
     return ()
 
@@ -65,13 +65,13 @@ def run_trials(
 
     results = graph.run_all([(trial.case.arrays, trial.chosen) for trial in some], max(sizes, default=0), record)
     try:
-        for trial, found in zip(some, results, strict=True):
+        for trial, computed in zip(some, results, strict=True):
             for golden, at in trial.expected:
                 head = None if golden.adapter is None else graph.bundle.record(golden.adapter).output
                 names = {*graph.bundle.common_outputs, head}
-                own = {name: value for name, value in found.items() if name in names}
+                relevant = {name: value for name, value in computed.items() if name in names}
                 rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
-                yield from compare_outputs(own, golden, at, graph, rows)
+                yield from compare_outputs(relevant, golden, at, graph, rows)
             reporter.step(f"{graph.file}, {graph.level}: {trial.case.name}")
     except RequestError as error:
         if not (graph.bundle.staged and graph.by_row):
@@ -119,10 +119,10 @@ def compare_outputs(
             for part, elements in golden.parts(at, name):
                 where = elements
                 if rows is not None:
-                    own = np.broadcast_to(rows.reshape(-1, *(1,) * (expected.ndim - 1)), expected.shape)
-                    where = own if elements is None else own & elements
+                    of_adapter = np.broadcast_to(rows.reshape(-1, *(1,) * (expected.ndim - 1)), expected.shape)
+                    where = of_adapter if elements is None else of_adapter & elements
                 if where is None or where.any():
-                    own_width = _compare_own if graph.by_row else compare
+                    own_width = _compare_classes if graph.by_row else compare
                     comparison = own_width(outputs[name], expected, allowed, where=where, logits=name in logits)
                     if name == graph.bundle.manifest.checksums and not comparison.passed:
                         comparison = _naming_slots(comparison, outputs[name], expected, where, graph.bundle)
@@ -147,14 +147,14 @@ def _naming_slots(
     return replace(comparison, faults=(f"received different tensors for {quoted(names[:_SHOWN])}{more}",))
 
 
-def _compare_own(
+def _compare_classes(
     actual: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
 ) -> ComparisonRecord:
     """Compare an adapter's part of an output as wide as the bank's widest adapter; the rest is masked."""
     if not expected.ndim or actual.shape[:-1] != expected.shape[:-1]:
         return compare(actual, expected, budget, where=where, logits=logits)
-    own, rest = actual[..., : expected.shape[-1]], actual[..., expected.shape[-1] :]
-    comparison = compare(own, expected, budget, where=where, logits=logits)
+    classes, rest = actual[..., : expected.shape[-1]], actual[..., expected.shape[-1] :]
+    comparison = compare(classes, expected, budget, where=where, logits=logits)
     rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
     if (rest[rows] < MASK_BELOW).all():
         return comparison
@@ -162,37 +162,53 @@ def _compare_own(
     return replace(comparison, verdict="failed", faults=faults)
 
 
-def _remeasured(context: Context, graph: Graph, results: Sequence[Measurement]) -> list[Measurement]:
+def _measure_again(context: Context, graph: Graph, results: Sequence[Measurement]) -> list[Measurement]:
     """Compare small excesses again, in cases for which the effect of rounding was not measured."""
     expected, measured = context.expected, {case.name for case in to_disturb(context.plan.cases)}
-    off = [one for one in results if not one.passed and one.against == "reference" and one.compared]
+    off = [
+        measurement
+        for measurement in results
+        if not measurement.passed and measurement.against == "reference" and measurement.compared
+    ]
     wider = dict[tuple[str | None, str], Golden]()
-    for name, case in dict.fromkeys((one.adapter, one.case) for one in off if one.ratio < _AMPLIFIED):
+    for name, case in dict.fromkeys(
+        (measurement.adapter, measurement.case) for measurement in off if measurement.ratio < _AMPLIFIED
+    ):
         if case not in measured:
-            golden = next(one for one in expected if (one.against, one.adapter) == ("reference", name))
-            at = next(at for at, one in enumerate(golden.cases) if one.name == case)
+            golden = next(vectors for vectors in expected if (vectors.against, vectors.adapter) == ("reference", name))
+            at = next(at for at, other in enumerate(golden.cases) if other.name == case)
             source, output = context.bundle.with_output(name)
-            wider[name, case] = context.maker.measured(golden, at, source, output)
+            wider[name, case] = context.maker.measure(golden, at, source, output)
     if not wider:
         return list(results)
 
     def of(trial: Trial) -> tuple[tuple[Golden, int], ...]:
-        named = [(one.adapter, trial.case.name) for one, _ in trial.expected if one.against == "reference"]
+        named = [(golden.adapter, trial.case.name) for golden, _ in trial.expected if golden.against == "reference"]
         return tuple((wider[each], 0) for each in named if each in wider)
 
-    again = [replace(trial, expected=own) for trial in trials(context.plan, graph, expected) if (own := of(trial))]
-    kept = [one for one in results if one.against != "reference" or (one.adapter, one.case) not in wider]
-    return [*kept, *run_trials(graph, again)]
+    again = [
+        replace(trial, expected=widened) for trial in trials(context.plan, graph, expected) if (widened := of(trial))
+    ]
+    others = [
+        measurement
+        for measurement in results
+        if measurement.against != "reference" or (measurement.adapter, measurement.case) not in wider
+    ]
+    return [*others, *run_trials(graph, again)]
 
 
 def find_smallest(context: Context) -> Iterable[Finding]:
     """Find the smallest failing case for the base and each adapter, and run it at every level."""
     known = {case.name: case for case in context.plan.cases}
-    off = [one for one in context.outputs if not one.passed and one.against == "reference" and one.variant == "slots"]
+    off = [
+        measurement
+        for measurement in context.outputs
+        if not measurement.passed and measurement.against == "reference" and measurement.variant == "slots"
+    ]
     for golden in context.expected:
-        own = [one for one in off if one.adapter == golden.adapter]
-        if golden.against == "reference" and own:
-            first = min(own, key=lambda one: math.prod(one.axes.values()))
+        failing = [measurement for measurement in off if measurement.adapter == golden.adapter]
+        if golden.against == "reference" and failing:
+            first = min(failing, key=lambda measurement: math.prod(measurement.axes.values()))
             context.outputs += _at_smallest(context, golden, first, known[first.case])
     return ()
 
@@ -208,12 +224,18 @@ def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case)
     if bundle.checksums is not None:
         expected |= bundle.checksums.expected(source, case.arrays)
     alone = replace(golden, cases=[case], outputs=[expected], undefined=[{}])
-    ran = {one.level for one in context.outputs if (one.adapter, one.case, one.variant) == (name, case.name, "slots")}
+    ran = {
+        measurement.level
+        for measurement in context.outputs
+        if (measurement.adapter, measurement.case, measurement.variant) == (name, case.name, "slots")
+    }
     graphs = [replace(graph, level=level) for level in LEVELS if level not in ran]
     return [
-        one
+        measurement
         for at_level in graphs
-        for one in compare_outputs(bundle.stored(at_level.run(case.arrays, (name,) * case.batch)), alone, 0, at_level)
+        for measurement in compare_outputs(
+            bundle.stored(at_level.run(case.arrays, (name,) * case.batch)), alone, 0, at_level
+        )
     ]
 
 

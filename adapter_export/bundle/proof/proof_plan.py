@@ -141,9 +141,9 @@ def plan_check(
     bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
     _check_known("adapter", only, [name or BASE for name in bundle.names])
     names = [name for name in bundle.names if not only or (name or BASE) in only]
-    there = _variants_in(bundle)
-    _check_known("variant", variants, there)
-    chosen = tuple(variant for variant in there if not variants or variant in variants)
+    existing = _variants_in(bundle)
+    _check_known("variant", variants, existing)
+    chosen = tuple(variant for variant in existing if not variants or variant in variants)
     files = tuple(check_files(bundle, chosen, names))
     stored = [bundle.golden(name) for name in names]
     known = [case for golden in stored for case in golden.cases]
@@ -172,8 +172,8 @@ def _variants_in(bundle: OpenedBundle) -> list[VariantName]:
     return [variant for variant in VARIANT_NAMES if bundle.files_of(variant)]
 
 
-def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in asked if name not in known]
+def _check_known(what: str, requested: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in requested if name not in known]
     if unknown:
         names = quoted(dict.fromkeys(known))
         raise UsageError(f"unknown {what}", found=quoted(unknown), expected=f"one of {names}")
@@ -221,9 +221,9 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     for group in alike.values():
         case = group[0][0].cases[group[0][1]]
         for chosen in round_robin(bank.rows, case.batch):
-            own = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
-            if len(chosen) > 1 and own:
-                planned.append(Trial(case, chosen, own, mixed=True))
+            members = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
+            if len(chosen) > 1 and members:
+                planned.append(Trial(case, chosen, members, mixed=True))
     return planned
 
 

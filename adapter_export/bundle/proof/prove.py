@@ -107,11 +107,11 @@ def context_of(
     Raises:
         NothingComparedError: no case is left.
     """
-    taken = plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
-    if not taken.cases and not any(golden.cases for golden in taken.golden):
+    accepted = plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
+    if not accepted.cases and not any(golden.cases for golden in accepted.golden):
         raise NothingComparedError("the model accepts none of these cases", fix="choose other cases")
     digests = runs or RunDigests.of(plan.bundle.manifest)
-    return Context(taken, plan.cases, reference, original, adapters or {}, computed, digests)
+    return Context(accepted, plan.cases, reference, original, adapters or {}, computed, digests)
 
 
 def prove_new(bundle: OpenedBundle, runs: RunDigests | None = None, *, unchanged: Collection[str | None] = ()) -> None:

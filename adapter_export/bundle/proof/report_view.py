@@ -63,8 +63,8 @@ def sections(report: Report, *, nodes: bool = False) -> Iterator[Section]:
     if nodes:
         yield Section("Nodes, on the reference's values", [_nodes(report.nodes)])
     if report.agreements is not None:
-        found = report.agreements
-        yield Section(f"Against {found.original}, on {found.inputs}", [_agreements(found)])
+        agreements = report.agreements
+        yield Section(f"Against {agreements.original}, on {agreements.inputs}", [_agreements(agreements)])
 
 
 def overview(report: Report) -> Iterator[Line | Table]:
@@ -80,16 +80,16 @@ def overview(report: Report) -> Iterator[Line | Table]:
 
 def failed_lines(report: Report) -> Iterator[Line]:
     """Yield the failures: adapters with their smallest case and culprit, then every other failed claim."""
-    found = failures(report)
-    for failure in found[:_FEW]:
+    failed = failures(report)
+    for failure in failed[:_FEW]:
         yield from (Line(text, "failed" if not at else "") for at, text in enumerate(_failure(failure)))
-    if len(found) > _FEW:
-        yield Line(f"… and {len(found) - _FEW} more, see `--json`", "facts")
+    if len(failed) > _FEW:
+        yield Line(f"… and {len(failed) - _FEW} more, see `--json`", "facts")
     # outputs and sites are already among the failures above
-    wrong = [one for one in report.findings if not one.passed and one.check not in ("output", "site")]
-    for one in wrong[:_MANY]:
-        subject = one.subject if one.where == one.subject else f"{one.subject}, {one.where}"
-        yield Line(f"FAIL {one.check}, {subject}: " + one.detail, "failed")
+    wrong = [finding for finding in report.findings if not finding.passed and finding.check not in ("output", "site")]
+    for finding in wrong[:_MANY]:
+        subject = finding.subject if finding.where == finding.subject else f"{finding.subject}, {finding.where}"
+        yield Line(f"FAIL {finding.check}, {subject}: " + finding.detail, "failed")
     if len(wrong) > _MANY:
         yield Line(f"… and {len(wrong) - _MANY} more, see `--json`", "facts")
 
@@ -137,14 +137,14 @@ def _html(part: Line | Table | Heat) -> Markup:
 def _outputs(report: Report) -> Iterator[Line | Table]:
     """Yield each output of the main graph, then the other graphs, then golden vectors if a model was compared."""
     outputs = report.outputs
-    compared = [one for one in outputs if one.against == ("reference" if report.reference else "golden")]
+    compared = [output for output in outputs if output.against == ("reference" if report.reference else "golden")]
     variant = compared[0].variant if compared else "slots"
-    first = [one for one in compared if one.variant == variant]
-    others = [one for one in compared if one.variant != variant]
-    golden = [one for one in outputs if one.against == "golden" and report.reference]
+    first = [output for output in compared if output.variant == variant]
+    others = [output for output in compared if output.variant != variant]
+    golden = [output for output in outputs if output.against == "golden" and report.reference]
     yield _of_adapters(first)
     if first:
-        largest = max(first, key=lambda one: one.budget.absolute)
+        largest = max(first, key=lambda output: output.budget.absolute)
         yield Line(
             f"budget of `{largest.name}` (others: the same formula with their scale): {largest.budget.reason}", "facts"
         )
@@ -153,7 +153,7 @@ def _outputs(report: Report) -> Iterator[Line | Table]:
     if others:
         yield _of_variants(others)
     if golden:
-        worst, bad = max(golden, key=lambda one: one.badness), sum(not one.passed for one in golden)
+        worst, bad = max(golden, key=lambda output: output.badness), sum(not output.passed for output in golden)
         failed = f", {bad} failed" if bad else ""
         yield Line(f"golden vectors: {len(golden)} outputs, worst {worst.ratio:.2f} of its budget{failed}")
 
@@ -164,37 +164,39 @@ def _of_adapters(results: Sequence[Measurement]) -> Table:
     Padding has separate rows: its values must not hide others.
     """
     places: dict[tuple[str, str], list[Measurement]] = {}
-    for one in results:
-        case = f"{one.case}, mixed" if one.mixed else one.case
-        places.setdefault((one.adapter or BASE, f"{case}{_padding(one)}"), []).append(one)
+    for measurement in results:
+        case = f"{measurement.case}, mixed" if measurement.mixed else measurement.case
+        places.setdefault((measurement.adapter or BASE, f"{case}{_padding(measurement)}"), []).append(measurement)
     whole: dict[tuple[str, str], list[Measurement]] = {}
-    for (adapter, _), found in places.items():
-        if all(one.passed for one in found):
-            whole.setdefault((adapter, _padding(found[0])), []).extend(found)
-    merged = {(adapter, f"{_shapes(found)}{padding}"): found for (adapter, padding), found in whole.items()}
-    wrong = {place: found for place, found in places.items() if not all(one.passed for one in found)}
+    for (adapter, _), group in places.items():
+        if all(measurement.passed for measurement in group):
+            whole.setdefault((adapter, _padding(group[0])), []).extend(group)
+    merged = {(adapter, f"{_shapes(group)}{padding}"): group for (adapter, padding), group in whole.items()}
+    wrong = {place: group for place, group in places.items() if not all(measurement.passed for measurement in group)}
     columns = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
-    rows = [(*place, *_measures(found)) for place, found in {**merged, **wrong}.items()]
+    rows = [(*place, *_measures(group)) for place, group in {**merged, **wrong}.items()]
     return Table(columns, rows, numbers="llrrrrr", spare=("ulp", "cosine", "max error"))
 
 
-def _padding(one: Measurement) -> str:
-    return ", padding" if one.part == "padding" else ""
+def _padding(measurement: Measurement) -> str:
+    return ", padding" if measurement.part == "padding" else ""
 
 
 def _shapes(results: Sequence[Measurement]) -> str:
-    names = {one.case for one in results}
+    names = {measurement.case for measurement in results}
     return f"{len(names)} shapes" if len(names) > 1 else names.pop()
 
 
 def _of_variants(results: Sequence[Measurement]) -> Table:
     """Return one row per other graph, and one for its mixed batches."""
     rows = []
-    for variant, mixed in dict.fromkeys((one.variant, one.mixed) for one in results):
-        of_variant = [one for one in results if (one.variant, one.mixed) == (variant, mixed)]
+    for variant, mixed in dict.fromkeys((measurement.variant, measurement.mixed) for measurement in results):
+        of_variant = [
+            measurement for measurement in results if (measurement.variant, measurement.mixed) == (variant, mixed)
+        ]
         error, ratio, *_, mark = _measures(of_variant)
-        adapters = len({one.adapter for one in of_variant if one.adapter is not None})
-        tops = [one.top_class for one in of_variant if one.top_class is not None]
+        adapters = len({measurement.adapter for measurement in of_variant if measurement.adapter is not None})
+        tops = [measurement.top_class for measurement in of_variant if measurement.top_class is not None]
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
         rows.append(
             (
@@ -213,26 +215,26 @@ def _of_variants(results: Sequence[Measurement]) -> Table:
 
 
 def _measures(measurements: Sequence[Measurement]) -> tuple[str, ...]:
-    worst = max(measurements, key=lambda one: one.badness)
+    worst = max(measurements, key=lambda measurement: measurement.badness)
     ulp = None if worst.worst is None else worst.worst.ulp
-    errors = [one.absolute for one in measurements if one.compared]
-    cosines = [one.cosine for one in measurements if one.cosine is not None]
+    errors = [measurement.absolute for measurement in measurements if measurement.compared]
+    cosines = [measurement.cosine for measurement in measurements if measurement.cosine is not None]
     return (
         f"{max(errors):.1e}" if errors else _NONE,
         f"{worst.ratio:.2f}" if worst.compared else _NONE,
         _NONE if ulp is None else f"{ulp:,}",
         f"{min(cosines):.7f}" if cosines else _NONE,
         _top_class(measurements),
-        "pass" if all(one.passed for one in measurements) else "FAIL",
+        "pass" if all(measurement.passed for measurement in measurements) else "FAIL",
     )
 
 
-def _top_class(found: Sequence[Measurement]) -> str:
+def _top_class(measurements: Sequence[Measurement]) -> str:
     """Return the number of rows whose top class matches, at the worst level."""
-    seen = [one.top_class for one in found if one.top_class is not None]
+    seen = [measurement.top_class for measurement in measurements if measurement.top_class is not None]
     if not seen:
         return _NONE
-    worst = min(seen, key=lambda one: one.agree / one.rows)
+    worst = min(seen, key=lambda top: top.agree / top.rows)
     ties = sum(flip.within_budget for flip in worst.flips)
     agree = f"{worst.agree}/{worst.rows}"
     return f"{agree} ({ties} tied)" if ties else agree
@@ -248,10 +250,11 @@ def _summary(report: Report) -> Line:
 def _claims(findings: Sequence[Finding]) -> Table:
     """Return one row per kind of claim: the count of each status, and the largest error."""
     rows = []
-    for check in dict.fromkeys(one.check for one in findings):
-        own = [one for one in findings if one.check == check]
-        by, ratios = Counter(one.status for one in own), [one.ratio for one in own if one.ratio is not None]
-        first = own[0]
+    for check in dict.fromkeys(finding.check for finding in findings):
+        group = [finding for finding in findings if finding.check == check]
+        by = Counter(finding.status for finding in group)
+        ratios = [finding.ratio for finding in group if finding.ratio is not None]
+        first = group[0]
         example = f"{first.subject}: {first.detail!s}"
         example = example if len(example) <= _LONG else f"{example[: _LONG - 1]}…"
         numbers = (by[status] or "" for status in _STATUSES)
@@ -262,8 +265,8 @@ def _claims(findings: Sequence[Finding]) -> Table:
 def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
     """Yield unverified claims, grouped by reason."""
     left = list(unverified(findings).items())
-    for reason, found in left[:_MANY]:
-        names = [one.where for one in found]
+    for reason, group in left[:_MANY]:
+        names = [finding.where for finding in group]
         more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
         yield Line(f"unverified: {', '.join(names[:_FEW])}{more}: " + reason, "note")
     if len(left) > _MANY:
@@ -275,10 +278,10 @@ def _coverage(report: Report) -> Table:
     spans: dict[str, tuple[int, int | None]] = {}
     every_word = any(finding.check == "shape" and finding.subject.startswith("words/") for finding in report.findings)
     for finding in report.findings:
-        own = finding.check == "shape" and finding.subject.startswith("words/")
+        is_words = finding.check == "shape" and finding.subject.startswith("words/")
         for span in finding.coverage:
             # skip words that cases contain by chance, levels (named below), and shapes, which `verify` does not extend
-            if span.what == "levels" or span.of == 0 or (every_word and span.what == "words" and not own):
+            if span.what == "levels" or span.of == 0 or (every_word and span.what == "words" and not is_words):
                 continue
             what = f"{span.what} ({finding.where})" if span.what == "words" and every_word else span.what
             if span.done >= spans.get(what, (0, None))[0]:
@@ -302,10 +305,8 @@ def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
     """Yield the worst of all sites, and a heat map of error / budget, the worst of all adapters."""
     if not results:
         return
-    worst, bad = (
-        max(results, key=lambda measurement: measurement.badness),
-        sum(not measurement.passed for measurement in results),
-    )
+    worst = max(results, key=lambda site: site.badness)
+    bad = sum(not site.passed for site in results)
     failed = f", {bad} over their budgets" if bad else ""
     yield Line(
         f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget "
@@ -318,10 +319,10 @@ def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
         kind = ".".join(part for part in parts if not part.isdecimal() and part != "layers")
         cell = layers.setdefault(kind, {})
         cell[layer] = max(cell.get(layer, 0.0), measurement.ratio)
-    known = {layer for own in layers.values() for layer in own}
+    known = {layer for cells in layers.values() for layer in cells}
     columns = sorted(known, key=lambda layer: (layer == "", layer.zfill(6)))
-    rows = [(kind, *(_share(own.get(layer)) for layer in columns)) for kind, own in layers.items()]
-    shares = [[min(own.get(layer, 0.0), 1.0) for layer in columns] for own in layers.values()]
+    rows = [(kind, *(_share(cells.get(layer)) for layer in columns)) for kind, cells in layers.items()]
+    shares = [[min(cells.get(layer, 0.0), 1.0) for layer in columns] for cells in layers.values()]
     yield Heat(("site", *(layer or _NONE for layer in columns)), rows, shares)
 
 
@@ -332,11 +333,11 @@ def _share(ratio: float | None) -> str:
 def _effects(report: Report) -> Iterator[Line]:
     """Yield the effect of the adapters on the base's outputs, then a note for each without effect."""
     if report.effects:
-        ordered = sorted(report.effects, key=lambda one: one.change)
+        ordered = sorted(report.effects, key=lambda effect: effect.change)
         ends = ordered[:1] + ordered[1:][-1:]
-        moved = " to ".join(f"{one.change:.2%} (`{one.adapter}`)" for one in ends)
+        moved = " to ".join(f"{effect.change:.2%} (`{effect.adapter}`)" for effect in ends)
         yield Line(f"effect: adapters change the base's outputs by {moved}")
-    yield from (Line(said, "note") for said in filter(None, map(note_of, report.effects)))
+    yield from (Line(note, "note") for note in filter(None, map(note_of, report.effects)))
 
 
 def _nodes(results: Sequence[Measurement]) -> Table:
@@ -358,14 +359,14 @@ def _nodes(results: Sequence[Measurement]) -> Table:
     return Table(columns, rows, numbers="llllrrrr", spare=("torch", "grown", "cumulative", "operators", "error"))
 
 
-def _agreements(found: AgreementsRecord) -> Table:
+def _agreements(agreements: AgreementsRecord) -> Table:
     """Return the cost of the precision, one row per output."""
     rows = []
-    for one in found.results:
-        same = _NONE if one.agree is None else f"{one.agree} ({one.agree / one.rows:.1%})"
-        difference = f"{one.absolute:.1e} of {one.scale:.3g}"
-        cosine = _NONE if one.cosine is None else f"{one.cosine:.5f}"
-        rows.append((one.adapter or BASE, one.output, f"{one.rows:,}", same, difference, cosine))
+    for agreement in agreements.results:
+        same = _NONE if agreement.agree is None else f"{agreement.agree} ({agreement.agree / agreement.rows:.1%})"
+        difference = f"{agreement.absolute:.1e} of {agreement.scale:.3g}"
+        cosine = _NONE if agreement.cosine is None else f"{agreement.cosine:.5f}"
+        rows.append((agreement.adapter or BASE, agreement.output, f"{agreement.rows:,}", same, difference, cosine))
     return Table(("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
 
 
@@ -414,10 +415,10 @@ def _culprit(failure: FailureRecord) -> str:
     return "culprit: not at a site of the adapter; check the base, or accumulated rounding"
 
 
-def _values(one: Measurement, other: str) -> str:
-    if one.worst is None:
-        return "; ".join(one.faults)
-    return f"found {_number(one.worst.found)}, {other} {_number(one.worst.expected)}"
+def _values(measurement: Measurement, other: str) -> str:
+    if measurement.worst is None:
+        return "; ".join(measurement.faults)
+    return f"found {_number(measurement.worst.found)}, {other} {_number(measurement.worst.expected)}"
 
 
 def _number(value: Number) -> str:

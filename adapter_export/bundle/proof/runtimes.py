@@ -59,15 +59,15 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
         for number, (each, at) in enumerate(requests):
             case = each.cases[at]
             np.savez(folder / f"{number}.npz", **graph.feeds(case.arrays, (each.adapter,) * case.batch))  # type: ignore[arg-type]
-        said = _run(python, graph.bundle.home.resolve() / graph.file, len(requests), folder)
-        release = f"onnxruntime {said['version']}"
-        if "error" in said:
-            yield Finding.tested(NAME, release, False, f"cannot run {graph.file}: {said['error']}")
+        answer = _run(python, graph.bundle.home.resolve() / graph.file, len(requests), folder)
+        release = f"onnxruntime {answer['version']}"
+        if "error" in answer:
+            yield Finding.tested(NAME, release, False, f"cannot run {graph.file}: {answer['error']}")
             return
         results: dict[str | None, list[tuple[str, ComparisonRecord]]] = {}
         for number, (each, at) in enumerate(requests):
-            with np.load(folder / f"{number}.found.npz", allow_pickle=False) as found:
-                results.setdefault(each.adapter, []).extend(_compared(dict(found), each, at))
+            with np.load(folder / f"{number}.found.npz", allow_pickle=False) as archive:
+                results.setdefault(each.adapter, []).extend(_compared(dict(archive), each, at))
     for adapter, compared in results.items():
         right, detail = _judged(compared)
         yield Finding.tested(NAME, f"{release}, {adapter or BASE}", right, detail)
@@ -105,7 +105,7 @@ def check_provider(bundle: OpenedBundle, golden: Sequence[Golden], name: Provide
     """
     try:
         session = bundle.bundle.session_on(bundle.bundle.graphs(name))
-        compared = [one for each in golden for one in _golden_runs(bundle, session, each)]
+        compared = [comparison for each in golden for comparison in _golden_runs(bundle, session, each)]
         right, detail = _judged(compared)
     except (RequestError, FormatError) as error:
         right, detail = False, error.message
@@ -120,16 +120,18 @@ def _golden_runs(bundle: OpenedBundle, session: Session, golden: Golden) -> Iter
     for by_row in ways(session, golden.adapter):
         for at, case in enumerate(golden.cases):
             adapters = [golden.adapter] * case.batch if by_row else None
-            found = session.run(case.arrays, None if by_row else golden.adapter, adapters=adapters, allow_padding=True)
+            outputs = session.run(
+                case.arrays, None if by_row else golden.adapter, adapters=adapters, allow_padding=True
+            )
             way = "by row, " if by_row else ""
-            for place, one in _compared(found, golden, at, without=bundle.manifest.checksums):
-                yield f"{golden.adapter or BASE}, {way}{place}", one
+            for place, comparison in _compared(outputs, golden, at, without=bundle.manifest.checksums):
+                yield f"{golden.adapter or BASE}, {way}{place}", comparison
 
 
 def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str]:
     """Return whether all comparisons passed, and a summary."""
-    wrong = [f"{place}: {'; '.join(one.faults)}" for place, one in compared if not one.passed]
-    worst = max((one.ratio for _, one in compared), default=0.0)
+    wrong = [f"{place}: {'; '.join(comparison.faults)}" for place, comparison in compared if not comparison.passed]
+    worst = max((comparison.ratio for _, comparison in compared), default=0.0)
     detail = "; ".join(wrong[:3]) or f"{len(compared)} golden outputs, worst {worst:.2f} of its budget"
     return bool(compared) and not wrong, detail
 
@@ -155,8 +157,8 @@ def _run(python: str, model: Path, requests: int, folder: Path) -> dict[str, str
     try:
         command = [python, "-c", _RUN, str(model), str(requests)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True)
-        said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-        return said
+        answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return answer
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"it ends with {error.returncode}"])[-1]
     except subprocess.TimeoutExpired:

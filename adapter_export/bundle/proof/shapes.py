@@ -71,13 +71,13 @@ def check_words(context: Context, graph: Graph) -> Iterator[Finding]:
     tried: dict[str, set[int]] = {name: set() for name in tables}
     worst, wrong = 0.0, dict[str, list[int]]()
     faults = list[str]()
-    for made in _words(context.bundle):
-        case = case_of(made.name, made.arrays, manifest.inputs)
+    for words in _words(context.bundle):
+        case = case_of(words.name, words.arrays, manifest.inputs)
         if not reference.takes(case):
             continue
         pairs = list(_both(graph, reference, case, None, tolerance))
-        worst = max([worst, *(found.ratio for _, found in pairs)])
-        bad = [f"`{name}`: {fault}" for name, found in pairs for fault in found.faults]
+        worst = max([worst, *(comparison.ratio for _, comparison in pairs)])
+        bad = [f"`{name}`: {fault}" for name, comparison in pairs for fault in comparison.faults]
         if bad and not faults:
             faults = bad
         if bad and sum(map(len, wrong.values())) < _SHOWN:
@@ -128,13 +128,13 @@ def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance)
         if record.role != "ids" or not record.limit or record.limit == 1:
             continue
         ids = np.unique(case.arrays[record.name])[:_TRIED_ALONE]
-        made = alone_case(manifest.inputs, record.name, ids, lengths=manifest.lengths, seed=SEED)
-        alone = case_of("alone", made.arrays, manifest.inputs)
+        isolated = alone_case(manifest.inputs, record.name, ids, lengths=manifest.lengths, seed=SEED)
+        alone = case_of("alone", isolated.arrays, manifest.inputs)
         expected = run(reference.runner, alone.arrays, None, graph.bundle.base_outputs, None)
-        found, bad = graph.run(alone.arrays, (None,) * alone.batch), np.zeros(len(ids), bool)
+        outputs, bad = graph.run(alone.arrays, (None,) * alone.batch), np.zeros(len(ids), bool)
         for name, wanted in expected.items():
-            if wanted.dtype.kind == "f" and wanted.shape == found[name].shape and len(wanted) == len(ids):
-                apart = np.abs(found[name].astype(np.float64) - wanted).reshape(len(ids), -1).max(1)
+            if wanted.dtype.kind == "f" and wanted.shape == outputs[name].shape and len(wanted) == len(ids):
+                apart = np.abs(outputs[name].astype(np.float64) - wanted).reshape(len(ids), -1).max(1)
                 bad |= ~(apart <= tolerance(None, name, wanted).absolute)
         if bad.any() and not bad.all():  # if all rows fail, the word is not the cause
             wrong[record.name] = ids[bad].tolist()
@@ -156,16 +156,18 @@ def check_coverage(context: Context) -> Iterator[Finding]:
             check="shape",
             subject="matrix",
             claim="the bundle computes every shape as the model does",
-            status="tested" if all(one.passed for one in context.outputs) else "failed",
+            status="tested" if all(output.passed for output in context.outputs) else "failed",
             where="all graphs",
-            detail=f"{names[0]} to {max(names, key=lambda one: lengths[one])}, pairwise over batch, length and padding",
+            detail=f"{names[0]} to {max(names, key=lengths.__getitem__)}, pairwise over batch, length and padding",
             coverage=tuple(spans),
         )
 
 
 def _tokens(manifest: Manifest, case: Case) -> int:
     """Return the tokens of a row; 0 for a base without token ids."""
-    of_tokens = [case.arrays[one.name] for one in manifest.inputs if one.role == "ids" and len(one.axes) == 2]
+    of_tokens = [
+        case.arrays[record.name] for record in manifest.inputs if record.role == "ids" and len(record.axes) == 2
+    ]
     return max((array.shape[1] for array in of_tokens), default=0)
 
 
@@ -181,8 +183,8 @@ def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str |
     def wrong(shape: Shape, padding: Padding) -> Case | None:
         key = tuple(shape.items()), padding
         if key not in tried:
-            made = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED), bounds)
-            smaller, bad = case_of(made.name, made.arrays, inputs), False
+            shaped = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED), bounds)
+            smaller, bad = case_of(shaped.name, shaped.arrays, inputs), False
             if reference.takes(smaller):
                 try:
                     bad = any(

@@ -116,9 +116,9 @@ def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, no
     return compare(result, expected.astype(result.dtype), allowed)
 
 
-def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
+def _budget(adapter: Adapter, owner: str, actual: np.ndarray, scale: float, tokens: int) -> Budget:
     graph, widths = next((graph, widths) for name, graph, widths in adapter.components() if name == owner)
-    return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)
+    return graph_budget(actual.dtype.name, graph, widths, scale=scale, tokens=tokens)
 
 
 def of_sites(results: Sequence[Measurement]) -> Iterator[Finding]:

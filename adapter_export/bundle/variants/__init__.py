@@ -13,12 +13,12 @@ from adapter_export.bundle.variants.variant import Variant
 from adapter_export.format.manifest import VARIANT_NAMES, VariantName
 
 
-def _scanned() -> Mapping[VariantName, Variant]:
+def _scan() -> Mapping[VariantName, Variant]:
     modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
-    found = (getattr(module, "VARIANT", None) for module in modules)
-    by_name = {variant.name: variant for variant in found if isinstance(variant, Variant)}
+    variants = (getattr(module, "VARIANT", None) for module in modules)
+    by_name = {variant.name: variant for variant in variants if isinstance(variant, Variant)}
     return {name: by_name[name] for name in VARIANT_NAMES}
 
 
-VARIANTS = _scanned()
+VARIANTS = _scan()
 """Every variant by name, each after the variants it is derived from."""

@@ -12,7 +12,7 @@ from adapter_export.bundle.variants.variant import (
     GraphDraft,
     GraphInterface,
     GraphView,
-    Remade,
+    RebuiltGraph,
     Variant,
     data_inputs,
     initializers,
@@ -64,24 +64,24 @@ class BakedVariant(Variant):
 
     def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
         """Compare the constants of an adapter's graph."""
-        file = next((one.baked for one in bundle.manifest.adapters if one.name == name), None)
+        file = next((record.baked for record in bundle.manifest.adapters if record.name == name), None)
         if file is None:
             return None
-        own = bundle.tensors(name)
-        held = initializers(bundle.model(file), own)
-        return [slot for slot, tensor in own.items() if not same_bits(held.get(slot), tensor)], len(own)
+        tensors = bundle.tensors(name)
+        held = initializers(bundle.model(file), tensors)
+        return [slot for slot, tensor in tensors.items() if not same_bits(held.get(slot), tensor)], len(tensors)
 
     def feeds(self, _graph: GraphView, arrays: Mapping[str, np.ndarray], _chosen: Sequence[str | None]) -> Arrays:
         """Return the data inputs."""
         return dict(arrays)
 
-    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield the graph with slots with each adapter inserted."""
         for record in bundle.manifest.adapters:
             if record.baked is not None:
                 slots = bundle.model(bundle.manifest.graphs["slots"])
                 model = baked(slots, bundle.plan, bundle.source(record.name))
-                yield Remade(record.baked, model, "its derivation from the graph with slots")
+                yield RebuiltGraph(record.baked, model, "its derivation from the graph with slots")
 
 
 VARIANT = BakedVariant()

@@ -15,7 +15,7 @@ from adapter_export.bundle.variants.variant import (
     GraphInterface,
     GraphView,
     Interface,
-    Remade,
+    RebuiltGraph,
     Variant,
     data_inputs,
     initializers,
@@ -56,8 +56,8 @@ class BankVariant(Variant):
         """Write the graph, and its tensors into a separate file."""
         rows = bank_rows(draft.plan, draft.heads, draft.adapters)
         model = insert_bank(base, draft.plan, rows)
-        for one, same in zip(model.graphs(), draft.model.graphs(), strict=True):  # the base's weights as written
-            for name, value in one.initializers.items():
+        for graph, same in zip(model.graphs(), draft.model.graphs(), strict=True):  # the base's weights as written
+            for name, value in graph.initializers.items():
                 if name in same.initializers:
                     value.const_value = same.initializers[name].const_value
         tensors = bank_tensors(draft.plan, draft.heads)
@@ -95,28 +95,28 @@ class BankVariant(Variant):
         """Yield each tensor that does not have a row for each adapter."""
         bank = manifest.bank
         for tensor in () if bank is None else bank.tensors:
-            found = held.get(tensor.name)
-            if bank is not None and found is not None and found.shape[:1] != (len(bank.rows),):
-                yield f"`{tensor.name}` {list(found.shape)} does not have {len(bank.rows)} rows"
+            rows = held.get(tensor.name)
+            if bank is not None and rows is not None and rows.shape[:1] != (len(bank.rows),):
+                yield f"`{tensor.name}` {list(rows.shape)} does not have {len(bank.rows)} rows"
 
     def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
         """Compare an adapter's row, which is padded with zeros if the adapter is narrower than others."""
         bank, files = bundle.manifest.bank, self.files(bundle.manifest)
         if bank is None or not files or name not in bank.rows:
             return None
-        row, own = bank.rows.index(name), bundle.tensors(name)
+        row, tensors = bank.rows.index(name), bundle.tensors(name)
         held = initializers(bundle.model(files[0]), [tensor.name for tensor in bank.tensors])
-        wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
+        wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, tensors)]
         return wrong, len(bank.tensors)
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return the data inputs, and the bank row for each batch row."""
         return {**arrays, **adapter_ids(graph.bundle.manifest, chosen)}
 
-    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield the base with the bank inserted again, with its current rows."""
         for file in self.files(bundle.manifest):
-            yield Remade(file, None if base is None else self._again(bundle, base, file), "a new export")
+            yield RebuiltGraph(file, None if base is None else self._again(bundle, base, file), "a new export")
 
     def common(self, constants: Iterable[str]) -> list[str]:
         """Return the constants of the base: the nodes of adapters differ here."""

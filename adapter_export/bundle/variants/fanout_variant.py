@@ -13,7 +13,7 @@ from adapter_export.bundle.variants.variant import (
     GraphDraft,
     GraphInterface,
     GraphView,
-    Remade,
+    RebuiltGraph,
     data_inputs,
     outputs_of,
 )
@@ -54,7 +54,7 @@ class FanoutVariant(BankVariant):
         fanout = manifest.fanout
         if fanout is None:
             return
-        values = {one.name: (one.dtype, one.axes) for one in fanout.values}
+        values = {record.name: (record.dtype, record.axes) for record in fanout.values}
         rows = {fanout.rows: ("int64", ("rows",))}
         for file in self.files(manifest):
             inputs = {**data_inputs(manifest), **bank_inputs(manifest), **rows, **values}
@@ -87,13 +87,13 @@ class FanoutVariant(BankVariant):
         below = graph.compute(fanout.prefix, texts)
         return {**texts, **below, **adapter_ids(graph.bundle.manifest, chosen), fanout.rows: rows}
 
-    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield both parts of a new split of the bank."""
         manifest = bundle.manifest
         if manifest.fanout is not None and manifest.bank is not None:
             again, source = cut_bank(bundle.model(manifest.graphs["bank"]), manifest.bank), "a new split of `bank`"
-            yield Remade(manifest.fanout.prefix, again.prefix, source)
-            yield Remade(manifest.graphs[self.name], again.upper, source)
+            yield RebuiltGraph(manifest.fanout.prefix, again.prefix, source)
+            yield RebuiltGraph(manifest.graphs[self.name], again.upper, source)
 
     def common(self, _constants: Iterable[str]) -> list[str]:
         """Return no constants: the position of the first adapter decides which part contains a constant of the base."""

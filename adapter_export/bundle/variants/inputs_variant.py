@@ -15,7 +15,7 @@ from adapter_export.bundle.variants.variant import (
     GraphDraft,
     GraphInterface,
     GraphView,
-    Remade,
+    RebuiltGraph,
     Variant,
     data_inputs,
     outputs_of,
@@ -48,11 +48,11 @@ class InputsVariant(Variant):
         """Return the data inputs, and a tensor for every slot."""
         return {**arrays, **graph.bundle.tensors(chosen[0])}
 
-    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield the graph with slots without its defaults."""
         for file in self.files(bundle.manifest):
             model = _without_defaults(bundle.model(bundle.manifest.graphs["slots"]), bundle.plan)
-            yield Remade(file, model, "its derivation from the graph with slots")
+            yield RebuiltGraph(file, model, "its derivation from the graph with slots")
 
 
 def _without_defaults(model: ir.Model, plan: SlotPlan) -> ir.Model:

@@ -11,7 +11,7 @@ from adapter_export.bundle.variants.variant import (
     GraphDraft,
     GraphInterface,
     GraphView,
-    Remade,
+    RebuiltGraph,
     Variant,
     data_inputs,
     outputs_of,
@@ -59,14 +59,14 @@ class SlotsVariant(Variant):
         """Return the data inputs, and the tensors of the adapter."""
         return {**arrays, **graph.bundle.tensors(chosen[0])}
 
-    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield the base with the slots inserted again."""
         manifest = bundle.manifest
         for file in self.files(manifest):
             model = None if base is None else insert_slots(base, bundle.plan)
             if base is not None and model is not None and manifest.checksums is not None:
                 model = add_checksums(model, bundle.plan.slots, manifest.checksums, base.inputs)
-            yield Remade(file, model, "a new export of the model")
+            yield RebuiltGraph(file, model, "a new export of the model")
 
 
 VARIANT = SlotsVariant()

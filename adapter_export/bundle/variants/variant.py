@@ -43,7 +43,7 @@ class GraphInterface:
 
 
 @dataclass(frozen=True)
-class Remade:
+class RebuiltGraph:
     """A graph derived again, which a graph of the bundle must equal in every node and constant.
 
     Attributes:
@@ -226,7 +226,7 @@ class Variant(ABC):
         """
 
     @abstractmethod
-    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[Remade]:
+    def rebuild(self, bundle: BundleView, base: OnnxBase | None) -> Iterator[RebuiltGraph]:
         """Yield each of its graphs, derived again from the graph with slots or from the base.
 
         Args:
@@ -241,12 +241,12 @@ class Variant(ABC):
 
 def data_inputs(manifest: Manifest) -> Interface:
     """Return the data inputs of a bundle as an interface."""
-    return {one.name: (one.dtype, one.axes) for one in manifest.inputs}
+    return {record.name: (record.dtype, record.axes) for record in manifest.inputs}
 
 
 def outputs_of(manifest: Manifest) -> Interface:
     """Return the outputs of a bundle as an interface."""
-    return {one.name: (one.dtype, one.axes) for one in manifest.outputs}
+    return {record.name: (record.dtype, record.axes) for record in manifest.outputs}
 
 
 def slot_inputs(manifest: Manifest) -> Interface:
