@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
 
 _GROUP = "adapter_export.plugins"
 """Package of the plug-ins in this distribution, and entry-point group of those in others."""
@@ -39,7 +42,7 @@ class Plugin:
 
 
 class PluginWarning(UserWarning):
-    """An installed plug-in cannot be loaded, and what it adds is missing."""
+    """A plug-in, or an entry of one, is left out: it cannot be imported, or its name is taken."""
 
 
 @cache
@@ -54,7 +57,7 @@ def plugins() -> Mapping[str, Plugin]:
         origin = f"plug-in `{entry.name}` of `{entry.dist.name if entry.dist else entry.value}`"
         try:
             plugin = entry.load()
-        except Exception as error:  # noqa: BLE001 - another distribution's module may raise anything
+        except (ImportError, AttributeError) as error:  # it, or what it needs, is missing; other errors are its bugs
             warnings.warn(f"{origin} cannot be loaded: {type(error).__name__}: {error}", PluginWarning, stacklevel=2)
             continue
         if not isinstance(plugin, Plugin):
@@ -75,12 +78,40 @@ def _shipped() -> Iterator[Plugin]:
         yield importlib.import_module(f"{_GROUP}.{module.name}").PLUGIN
 
 
+def first_of_each(what: str, entries: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
+    """Return entries by name; a later one whose name is taken is left out with a `PluginWarning`.
+
+    The core puts its own entries first, so that no plug-in replaces a command, a kind or a format in silence.
+
+    Args:
+        what: the entries in a message, such as `kind`.
+        entries: names and entries.
+    """
+    by_name: dict[str, Entry] = {}
+    for name, entry in entries:
+        if by_name.setdefault(name, entry) is not entry:
+            warnings.warn(
+                f"the {what} `{name}` of a plug-in is left out: the name is taken", PluginWarning, stacklevel=3
+            )
+    return by_name
+
+
 def part_modules(collection: str) -> Iterator[ModuleType]:
-    """Import and yield the modules that plug-ins add to a collection of the core."""
+    """Yield the modules that plug-ins add to a collection of the core."""
     for plugin in plugins().values():
-        yield from map(importlib.import_module, plugin.parts.get(collection, ()))
+        yield from imported_modules(plugin, plugin.parts.get(collection, ()))
+
+
+def imported_modules(plugin: Plugin, names: Iterable[str]) -> Iterator[ModuleType]:
+    """Import and yield modules that a plug-in names; one that cannot be imported is a `PluginWarning`."""
+    for name in names:
+        try:
+            yield importlib.import_module(name)
+        except ImportError as error:
+            warnings.warn(f"`{name}` of the plug-in `{plugin.name}` is left out: {error}", PluginWarning, stacklevel=2)
 
 
 def public_calls() -> Mapping[str, str]:
     """Return the module of each public call of a plug-in, by the call's name."""
-    return {name: module for plugin in plugins().values() for name, module in plugin.calls.items()}
+    calls = ((name, module) for plugin in plugins().values() for name, module in plugin.calls.items())
+    return first_of_each("call", calls)

@@ -21,12 +21,12 @@ from adapter_export.cli.terminal import TerminalScreen, emit_json
 from adapter_export.commands.command import Command, Instead, Outcome
 from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
-from adapter_export.plugin import part_modules
+from adapter_export.plugin import first_of_each, part_modules
 
 
 def make_command(command: Command[Outcome], name: str) -> click.Command:
     """Make a click command, with help from the call's docstring and parameters from its signature."""
-    command = replace(command, instead={**command.instead, **_flags_of_plugins(name)})
+    command = replace(command, instead={**_flags_of_plugins(name), **command.instead})
     params = list(parameters(command.call))
     options = [param for param in params if isinstance(param, click.Option)]
     extra_options = [
@@ -52,10 +52,9 @@ def make_command(command: Command[Outcome], name: str) -> click.Command:
 
 def _flags_of_plugins(name: str) -> Mapping[str, Instead]:
     """Return the flags that plug-ins add to a command, by parameter name."""
-    flags = dict[str, Instead]()
-    for module in part_modules("flags"):
-        flags |= module.FLAGS.get(name, {})
-    return flags
+    return first_of_each(
+        "flag", chain.from_iterable(module.FLAGS.get(name, {}).items() for module in part_modules("flags"))
+    )
 
 
 def _names(parts: Sequence[str | OptionsOf]) -> Iterator[str]:

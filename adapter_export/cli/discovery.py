@@ -16,7 +16,7 @@ from adapter_export import commands
 from adapter_export.cli.click_command import make_command
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import examples
-from adapter_export.plugin import part_modules, plugins
+from adapter_export.plugin import first_of_each, imported_modules, part_modules, plugins
 
 _ORDER: Mapping[str, tuple[str, ...]] = {
     "models": ("capture", "sites"),
@@ -42,15 +42,20 @@ _ORDER: Mapping[str, tuple[str, ...]] = {
 
 def found_commands() -> Mapping[str, Entry]:
     """Return all commands by name, in the order of the help page."""
-    by_section: dict[str, dict[str, ModuleType]] = {section: {} for section in _ORDER}
-    for section, module in [*_core_modules(), *_plugin_modules()]:
-        by_section.setdefault(section, {})[_name(module)] = module
-    entries = dict[str, Entry]()
-    for section, modules in by_section.items():
-        order = _ORDER.get(section, ())
-        for name in sorted(modules, key=lambda name: order.index(name) if name in order else len(order)):
-            entries[name] = _entry(modules[name], section.capitalize())
-    return entries
+    modules = first_of_each("command", ((_name(module), (section, module)) for section, module in _modules()))
+    sections = list(dict.fromkeys([*_ORDER, *(section for section, _ in modules.values())]))
+    order = [name for names in _ORDER.values() for name in names]
+
+    def place(name: str) -> tuple[int, int]:
+        return sections.index(modules[name][0]), order.index(name) if name in order else len(order)
+
+    return {name: _entry(modules[name][1], modules[name][0].capitalize()) for name in sorted(modules, key=place)}
+
+
+def _modules() -> Iterator[tuple[str, ModuleType]]:
+    """Yield the section and the module of each command, the core's first."""
+    yield from _core_modules()
+    yield from _plugin_modules()
 
 
 def _core_modules() -> Iterator[tuple[str, ModuleType]]:
@@ -63,7 +68,7 @@ def _core_modules() -> Iterator[tuple[str, ModuleType]]:
 def _plugin_modules() -> Iterator[tuple[str, ModuleType]]:
     for plugin in plugins().values():
         for section, modules in plugin.commands.items():
-            yield from ((section, importlib.import_module(module)) for module in modules)
+            yield from ((section, module) for module in imported_modules(plugin, modules))
 
 
 def _public_modules(package: ModuleType) -> Iterator[ModuleType]:
@@ -88,5 +93,5 @@ def _name(module: ModuleType) -> str:
 def _group(package: ModuleType) -> click.Command:
     text = inspect.cleandoc(str(package.__doc__))
     modules = chain(_public_modules(package), part_modules(package.COLLECTION))
-    table = {_name(module): _entry(module, "Commands") for module in modules}
+    table = first_of_each("command", ((_name(module), _entry(module, "Commands")) for module in modules))
     return LazyGroup(_name(package), table=table, help=text, epilog=examples(*package.EXAMPLES))

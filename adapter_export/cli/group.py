@@ -24,6 +24,7 @@ from adapter_export.errors import (
     nearest,
     visible,
 )
+from adapter_export.plugin import PluginWarning
 from adapter_export.version import __version__
 
 _BUG, _INTERRUPTED = 5, 130
@@ -119,7 +120,8 @@ class LazyGroup(click.Group):
             with warnings.catch_warnings():
                 if not call.debug:
                     warnings.simplefilter("ignore")
-                    warnings.simplefilter("always", AbandonedFileWarning)
+                    for category in (AbandonedFileWarning, PluginWarning):
+                        warnings.simplefilter("always", category)
                     warnings.showwarning = _show_warning
                 _remove_abandoned()
                 return super().invoke(ctx)

@@ -20,7 +20,10 @@ RETRIEVAL = "retrieval"
 _MODULES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "tasks" / "types")])]
 _MODULES += [path.rpartition(".")[2] for plugin in plugins().values() for path in plugin.parts.get("task_types", ())]
 
-LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _MODULES if name not in (DEFAULT_TYPE, RETRIEVAL)))
+LEARNT: tuple[str, ...] = (
+    DEFAULT_TYPE,
+    *(name for name in dict.fromkeys(_MODULES) if name not in (DEFAULT_TYPE, RETRIEVAL)),
+)
 """The names of all types that a training can be asked for."""
 
 PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if name != CAUSAL_LM)

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from itertools import chain
 
 from adapter_export.modalities.modality import FileModality, Modality, Step
-from adapter_export.plugin import part_modules
+from adapter_export.plugin import first_of_each, part_modules
 
 
-def _found() -> Mapping[str, Modality]:
+def _discover() -> Mapping[str, Modality]:
     modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     defined = (getattr(module, "MODALITY", None) for module in chain(modules, part_modules("modalities")))
-    return {modality.name: modality for modality in defined if isinstance(modality, Modality)}
+    named = ((modality.name, modality) for modality in defined if isinstance(modality, Modality))
+    return first_of_each("modality", named)
 
 
-MODALITIES: Mapping[str, Modality] = _found()
+MODALITIES: Mapping[str, Modality] = _discover()
 """All modalities by name."""
 
 FILE_MODALITIES: Mapping[str, FileModality] = {

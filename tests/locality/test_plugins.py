@@ -88,6 +88,19 @@ def test_another_distribution_adds_a_kind_and_a_command(trial: TrialChange, tmp_
     trial.command("check", "bundle", "--against", "model.pt", "--quick")
     assert trial.json("run", "bundle", "--adapter", "a", "--text", "good film")["rows"][0]["task"] == "single_label"
     trial.close()
+    kind = trial.folder / "deep_adapters" / "deep_kind.py"
+    kind.write_text(kind.read_text().replace('Maker("deep"', 'Maker("lora"'), encoding="utf-8")
+    record = trial.folder / "deep_adapters" / "__init__.py"
+    record.write_text(record.read_text().replace("deep_adapters.formula", "deep_adapters.nothing"), encoding="utf-8")
+    shown = trial.python(
+        "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n"
+        "    from adapter_export.cli.main import COMMANDS\n    from adapter_export.graph.kinds import KINDS\n"
+        "print(KINDS['lora'].formula, 'formula' in COMMANDS, *(warning.message for warning in caught))"
+    )
+    assert "h + U f(M f(D h))" not in shown
+    assert "the kind `lora` of a plug-in is left out: the name is taken" in shown
+    assert "False `deep_adapters.nothing` of the plug-in `deep` is left out: No module named" in shown
+    trial.close()
     (metadata / "entry_points.txt").write_text("[adapter_export.plugins]\ndeep = deep_adapters:NOTHING\n")
     warned = trial.python(
         "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"

@@ -18,7 +18,7 @@ from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottl
 from adapter_export.graph.kinds.coupling import NiceOptions, nice
 from adapter_export.graph.kinds.kind import Kind, Maker
 from adapter_export.graph.kinds.linear import Ia3Options, LoraOptions, ia3, ia3_graph, lora, lora_graph
-from adapter_export.plugin import part_modules
+from adapter_export.plugin import first_of_each, part_modules
 
 __all__ = [
     "KINDS",
@@ -51,7 +51,7 @@ def _makers() -> Iterator[Maker[Any]]:
         yield from (maker for maker in vars(module).values() if isinstance(maker, Maker))
 
 
-KINDS: Mapping[str, Maker[Any]] = {maker.name: maker for maker in _makers()}
+KINDS: Mapping[str, Maker[Any]] = first_of_each("kind", ((maker.name, maker) for maker in _makers()))
 
 REFUSED: Mapping[str, str] = {
     "dora": "normalises the base's own weights, which no graph reads",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from adapter_export.graph.tasks.task_type import TaskFacts, TaskType
-from adapter_export.plugin import part_modules
+from adapter_export.plugin import first_of_each, part_modules
 
 
 def _types() -> Iterator[TaskFacts]:
@@ -16,7 +16,7 @@ def _types() -> Iterator[TaskFacts]:
     yield from (module.TYPE for module in chain(modules, part_modules("task_types")))
 
 
-TASK_TYPES: Mapping[str, TaskFacts] = {facts.name: facts for facts in _types()}
+TASK_TYPES: Mapping[str, TaskFacts] = first_of_each("task type", ((facts.name, facts) for facts in _types()))
 """All task types by name."""
 
 HEAD_TYPES: Mapping[str, TaskType] = {name: found for name, found in TASK_TYPES.items() if isinstance(found, TaskType)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import chain
 
-from adapter_export.plugin import part_modules
+from adapter_export.plugin import first_of_each, part_modules
 from adapter_export.plugins.formats.exporters.export_format import ExportFormat
 
 
@@ -20,5 +20,5 @@ def _formats() -> Iterator[ExportFormat]:
         yield from (entry for entry in vars(module).values() if isinstance(entry, ExportFormat))
 
 
-FORMATS: Mapping[str, ExportFormat] = {one.name: one for one in _formats()}
+FORMATS: Mapping[str, ExportFormat] = first_of_each("export format", ((entry.name, entry) for entry in _formats()))
 """Formats by name."""
