@@ -61,7 +61,9 @@ def plugins() -> Mapping[str, Plugin]:
             warnings.warn(f"{origin} cannot be loaded: {type(error).__name__}: {error}", PluginWarning, stacklevel=2)
             continue
         if not isinstance(plugin, Plugin):
-            warnings.warn(f"{origin} is no `Plugin`, but `{type(plugin).__name__}`", PluginWarning, stacklevel=2)
+            warnings.warn(
+                f"{origin} is left out: it is a `{type(plugin).__name__}`, not a `Plugin`", PluginWarning, stacklevel=2
+            )
         elif plugin.name in by_name:
             warnings.warn(f"{origin} is left out: the name `{plugin.name}` is taken", PluginWarning, stacklevel=2)
         else:

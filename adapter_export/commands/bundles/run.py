@@ -380,8 +380,9 @@ def _with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_o
             found=f"{len(adapters)} adapters for {len(rows)} rows",
             fix=f"name one per row, `{_BASE}` for the base; "
             + argument("fan_out", True)
-            + " runs every row through all of "
-            "them; " + argument("adapter") + " applies one to all rows",
+            + " runs every row through all of them; "
+            + argument("adapter")
+            + " applies one to all rows",
         )
     return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
 

@@ -228,7 +228,7 @@ def _layouts(matrix: ir.Value) -> set[bool | None]:
 
 
 def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
-    """Open a base; `given_sites` sites override or complete the detected ones.
+    """Open a base; `given_sites` override or complete the detected ones.
 
     Raises:
         FileError: the file cannot be read.

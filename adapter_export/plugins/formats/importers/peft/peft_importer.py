@@ -387,7 +387,7 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
 def _place_change(mapped: TensorMap, update: _Update, change: Change, base_bias: np.ndarray | None) -> int:
     """Place a change of a layer's weight and bias; return the bytes of a dense matrix.
 
-    The layer's output contains its `base_bias` bias, which is scaled with it: the difference is added.
+    The layer's output contains `base_bias`, which is scaled with it: the difference is added.
     """
     site, bias, base_bias = update.site, change.bias, np.zeros(update.site.width) if base_bias is None else base_bias
     shift = (base_bias if bias is None else bias) - (base_bias if change.scale is None else change.scale * base_bias)
