@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.option import Option
+from adapter_export.words import argument, joined
 
 
 @dataclass(frozen=True)

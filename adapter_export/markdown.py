@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from adapter_export.errors import visible
+from adapter_export.words import visible
 
 _MOST_LABELS = 60
 _MOST_CHARACTERS = 200

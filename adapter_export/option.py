@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_origin, get_type_hints
 
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
+from adapter_export.words import argument, joined
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from adapter_export.errors import visible
+from adapter_export.words import visible
 
 
 class Reporter:

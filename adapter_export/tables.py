@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from adapter_export.errors import visible
+from adapter_export.words import visible
 
 _KILO = 1000
 _LONGEST_FACT = 60

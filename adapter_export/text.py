@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError, quoted
+from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError
 from adapter_export.safe_io.child import Limits, try_out
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.safe_io.tokenizer_bounds import unbounded_part
+from adapter_export.words import quoted
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,10 +16,11 @@ from adapter_export import errors
 from adapter_export.cli import group
 from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.cli.terminal import emit_json, report, report_failure, show
-from adapter_export.errors import AdapterExportError, Words, argument, command, joined
+from adapter_export.errors import AdapterExportError
 from adapter_export.page import document, element, items, prose, table
 from adapter_export.reporting import SILENT
 from adapter_export.tables import Table
+from adapter_export.words import Words, argument, command, joined
 
 PACKAGE = Path(__file__).parents[1] / "adapter_export"
 HOSTILE = "<script>alert(1)</script> \x1b[31m\x07\u202e\ue000\ue002 [red]\ue001 & \"'\\"

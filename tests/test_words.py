@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flattened_words import FlattenedWordsError
 
-from adapter_export.errors import Words, argument, command, joined, visible, words_of
+from adapter_export.words import Words, argument, command, joined, visible, words_of
 
 PACKAGE = Path(__file__).parents[1] / "adapter_export"
 NAMING = {"argument", "command", "joined", "Words"}

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapter_export.address import Address, PathLike, is_remote, locate
 from adapter_export.bases.base import Base
-from adapter_export.errors import (
-    AdapterError,
-    FileError,
-    UsageError,
-    argument,
-    command,
-    quoted,
-)
+from adapter_export.errors import AdapterError, FileError, UsageError
+from adapter_export.words import argument, command, quoted
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from adapter_export.errors import BaseModelError, FileError, command
+from adapter_export.errors import BaseModelError, FileError
 from adapter_export.safe_io.regular_files import open_regular
+from adapter_export.words import command
 
 Form = Literal["archive", "folder", "onnx", "genai"]
 """Torch archive, Hugging Face folder, ONNX file, or onnxruntime-genai folder."""

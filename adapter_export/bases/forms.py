@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from adapter_export.bases.base import Base, MergedWeights
 from adapter_export.bases.detect import Form
-from adapter_export.errors import AdapterError, InputError, UsageError, argument
+from adapter_export.errors import AdapterError, InputError, UsageError
 from adapter_export.extras import require
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,8 @@ from dataclasses import make_dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.kinds import Kind

@@ -10,8 +10,9 @@ from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.base import DEFAULTS, Base, Kept, OpenOptions
 from adapter_export.bases.detect import Form, form_of
 from adapter_export.bases.forms import ArchiveBase, FolderBase, GenaiBase, OnnxFileBase
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import argument
 
 
 def open_base(model: Address | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:

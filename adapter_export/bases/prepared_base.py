@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from adapter_export.address import Address
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
-from adapter_export.errors import BaseModelError, RequestError, Words, argument, command, quoted
+from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.words import Words, argument, command, quoted
 
 if TYPE_CHECKING:
     from adapter_export.bundle.latency import Latency

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.option import Option
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

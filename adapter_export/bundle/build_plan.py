@@ -20,7 +20,7 @@ from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft
 from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
-from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
+from adapter_export.errors import AdapterError, BaseModelError, UsageError
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
 from adapter_export.format.generation import GenerationRecord
@@ -56,6 +56,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
+from adapter_export.words import argument, quoted
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -16,7 +16,7 @@ from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft
 from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
-from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
+from adapter_export.errors import AdapterError, BaseModelError, FileError
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.readme import is_card
@@ -28,6 +28,7 @@ from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.adapter_file import write_adapter_file
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.safe_io.output import change_folder
+from adapter_export.words import argument, command, quoted
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """Files that describe the previous version of the bundle."""

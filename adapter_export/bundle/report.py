@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapter_export.errors import NothingComparedError, ParityError, Words, argument, worded
+from adapter_export.errors import NothingComparedError, ParityError
 from adapter_export.format.check_report import (
     REPORT_VERSION,
     AgreementsRecord,
@@ -24,6 +24,7 @@ from adapter_export.format.check_report import (
     verdict,
 )
 from adapter_export.tables import Described, Table
+from adapter_export.words import Words, argument, worded
 
 BASE = "base"
 """Name of the base without adapters, in `--only` and in tables."""

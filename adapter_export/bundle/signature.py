@@ -19,7 +19,7 @@ from model_signing import hashing, signing, verifying
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.signature_claim import MOST_SIGNATURE_BYTES
-from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
+from adapter_export.errors import FileError, FormatError, SignatureError
 from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
@@ -30,6 +30,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.tables import Described
+from adapter_export.words import argument, command, quoted
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
 """Prefixes of the library's messages for a valid signature over a file that has changed since."""

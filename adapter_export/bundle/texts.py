@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.golden_vectors import Allowance, Golden
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
+from adapter_export.errors import BaseModelError, MissingExtraError, RequestError
 from adapter_export.format.check_report import Finding
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.golden_texts import (
@@ -34,6 +34,7 @@ from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import encoded, prepared
 from adapter_export.text import EncodedText, Pair, SidedText, TextSide, Tokenizer, unfillable
+from adapter_export.words import quoted
 
 CHECK = "golden texts"
 """Name of the check in reports."""

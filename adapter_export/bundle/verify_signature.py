@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import folder_of
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.extras import require
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.bundle.signature import Signature

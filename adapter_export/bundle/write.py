@@ -12,7 +12,7 @@ from adapter_export.bundle.golden.golden_parts import GoldenParts, write_parts
 from adapter_export.bundle.golden.golden_vectors import Golden, write_golden
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
-from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted
+from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.golden_batches import GoldenBatches, golden_batches_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
@@ -34,6 +34,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
 from adapter_export.safe_io.output import Output
+from adapter_export.words import argument, quoted
 
 GOLDEN_TEXTS_FILE = "golden/texts.json"
 

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from adapter_export.cli.group import LazyGroup
-from adapter_export.errors import FormatError, UsageError, nearest
+from adapter_export.errors import FormatError, UsageError
 from adapter_export.safe_io.regular_files import read_text
+from adapter_export.words import nearest
 
 _HELP = "Read options from `[COMMAND]` in a TOML file."
 

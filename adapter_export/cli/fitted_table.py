@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.text import Text
 
-from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
+from adapter_export.words import visible, worded
 
 _BETWEEN = 3
 """Characters between two columns: a space on each side and the box edge."""

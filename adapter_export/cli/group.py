@@ -16,16 +16,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from adapter_export.errors import (
-    AbandonedFileWarning,
-    AdapterExportError,
-    FileError,
-    InputError,
-    nearest,
-    visible,
-)
+from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError
 from adapter_export.plugin import PluginWarning
 from adapter_export.version import __version__
+from adapter_export.words import nearest, visible
 
 _BUG, _INTERRUPTED = 5, 130
 

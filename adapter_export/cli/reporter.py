@@ -21,9 +21,9 @@ from rich.table import Column
 from rich.text import Text
 
 from adapter_export.cli.terminal import console, report, warn
-from adapter_export.errors import worded
 from adapter_export.reporting import Reporter
 from adapter_export.tables import duration
+from adapter_export.words import worded
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 

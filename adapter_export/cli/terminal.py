@@ -11,8 +11,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from adapter_export.cli.fitted_table import fitted
-from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
+from adapter_export.words import visible, worded
 
 _PLAIN_WIDTH = 160
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from adapter_export.errors import RequestError, argument
+from adapter_export.errors import RequestError
 from adapter_export.format.records import Count, Different, Positive
+from adapter_export.words import argument
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.errors import FileError, FormatError, HashError, quoted, within
+from adapter_export.errors import FileError, FormatError, HashError, within
 from adapter_export.format.files import check_checksum, checked_json
 from adapter_export.format.manifest import BAKED, GRAPH_VARIANTS, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
@@ -21,6 +21,7 @@ from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
+from adapter_export.words import quoted
 
 MANIFEST_VERSION = "1.0.0"
 """Version of the manifest format written, and the newest supported."""

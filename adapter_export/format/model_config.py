@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adapter_export.errors import InputError, visible
+from adapter_export.errors import InputError
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.records import Count
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.safe_io.documents import read_json
+from adapter_export.words import visible
 
 
 @dataclass(frozen=True)

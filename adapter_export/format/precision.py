@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:  # importing NumPy would slow down `--help`
     from adapter_export.dtypes import Stored

@@ -22,8 +22,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import UPGRADE, AdapterError, FormatError, GraphError, VersionError, quoted
+from adapter_export.errors import UPGRADE, AdapterError, FormatError, GraphError, VersionError
 from adapter_export.interval import Interval
+from adapter_export.words import quoted
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, TensorError, quoted, within
+from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import CLASSES, OUTPUT_SHAPES, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
 from adapter_export.tables import Described
+from adapter_export.words import quoted
 
 BASE_HEAD = "base-head"
 """The name of the base head among adapters."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapter_export.errors import UsageError, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
 from adapter_export.graph.ops import ACTIVATIONS, POOLINGS, PROBABILITY
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
+from adapter_export.words import quoted
 
 
 @dataclass(frozen=True)

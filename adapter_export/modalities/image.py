@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import DataError, MissingExtraError, quoted
+from adapter_export.errors import DataError, MissingExtraError
 from adapter_export.interval import Interval
 from adapter_export.modalities.modality import FileModality, Step, UnknownStepsError
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.words import quoted
 
 Edge = Annotated[int, Interval(1, 16_384)]
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]

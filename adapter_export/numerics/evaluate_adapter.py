@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.dtypes import Array
-from adapter_export.errors import AdapterError, GraphError, command, quoted
+from adapter_export.errors import AdapterError, GraphError
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import (
     BASE_NORM,
@@ -24,6 +24,7 @@ from adapter_export.graph.graph import (
 from adapter_export.graph.numpy_lowering import BACKWARD, LOWERINGS, shares_of
 from adapter_export.graph.ops import OPS
 from adapter_export.sites.site import SUBLAYERS, Norm, Site, SiteMap
+from adapter_export.words import command, quoted
 
 BORROWED = (BORROWED_WEIGHT, BORROWED_BIAS)
 """The parameters of bound graphs that are the base's."""

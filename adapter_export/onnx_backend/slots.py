@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Array, Weights
-from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, argument, quoted, within
+from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
@@ -36,6 +36,7 @@ from adapter_export.numerics.runner import head_output
 from adapter_export.runtime.strength import STRENGTH_KEY
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.site import SiteMap
+from adapter_export.words import argument, quoted
 
 SLOT_PREFIX = "adapter."
 """Prefix of every slot's name."""

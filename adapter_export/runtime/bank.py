@@ -11,11 +11,12 @@ from threading import Condition
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import FormatError, RequestError, argument, quoted
+from adapter_export.errors import FormatError, RequestError
 from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord, VariantName
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
+from adapter_export.words import argument, quoted
 
 MASKED = -3e38
 """Mask added to the logits of classes that a row's adapter lacks; a softmax turns them into 0."""

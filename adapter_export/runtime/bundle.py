@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
+from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, moved
 from adapter_export.format.files import cache_folder
 from adapter_export.format.manifest import FileRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
@@ -33,6 +33,7 @@ from adapter_export.safe_io.shared_copies import copy_shared
 from adapter_export.safe_io.temporary import remove_abandoned
 from adapter_export.tables import Described
 from adapter_export.text import Tokenizer
+from adapter_export.words import argument
 
 RESIDENT = 64
 """Default number of adapters that a session keeps in memory."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adapter_export.errors import RequestError, argument, command, quoted
+from adapter_export.errors import RequestError
 from adapter_export.format.axes import length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.loaded_adapters import Entry
+from adapter_export.words import argument, command, quoted
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -14,11 +14,12 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
+from adapter_export.errors import FormatError, RequestError, UsageError
 from adapter_export.format.manifest import Manifest, VariantName
 from adapter_export.providers import PROVIDERS, Provider, ProviderName, check_threads, provider_named
 from adapter_export.runtime.arena import SHARED, options_of_next_call, register_arena
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.words import argument, quoted
 
 Optimization = Literal["all", "basic", "none"]
 

@@ -17,17 +17,7 @@ from weakref import finalize, ref
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import (
-    AdapterError,
-    FileError,
-    HashError,
-    RequestError,
-    TensorError,
-    WriteError,
-    did_you_mean,
-    quoted,
-    within,
-)
+from adapter_export.errors import AdapterError, FileError, HashError, RequestError, TensorError, WriteError, within
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
@@ -35,6 +25,7 @@ from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
 from adapter_export.runtime.graphs import Values, on_device
 from adapter_export.safe_io.regular_files import map_bytes, read_bytes
+from adapter_export.words import did_you_mean, quoted
 
 _SHOWN = 20
 """Maximum number of names that a message lists."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapter_export.errors import RequestError, argument, quoted
+from adapter_export.errors import RequestError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import MediaRecord
 from adapter_export.graph.tasks import Task
@@ -17,6 +17,7 @@ from adapter_export.modalities.modality import MediaFile
 from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
+from adapter_export.words import argument, quoted
 
 _AT_ONCE, _ROWS_IN_A_CALL = 32, 8
 

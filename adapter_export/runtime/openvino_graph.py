@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import FormatError, RequestError, quoted
+from adapter_export.errors import FormatError, RequestError
 from adapter_export.providers import PROVIDERS, ProviderName, check_threads
 from adapter_export.runtime.graphs import Arrays, Feeds, on_device, unavailable
+from adapter_export.words import quoted
 
 
 class OpenVinoGraph:

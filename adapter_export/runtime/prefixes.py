@@ -9,10 +9,11 @@ from threading import Lock
 
 import numpy as np
 
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError
 from adapter_export.format.manifest import FanoutRecord
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.loaded_adapters import Counts
+from adapter_export.words import argument, quoted
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> bytes:

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from adapter_export.errors import RequestError, argument, within
+from adapter_export.errors import RequestError, within
 from adapter_export.format.manifest import Manifest, token_axis
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, is_choices
@@ -16,6 +16,7 @@ from adapter_export.runtime.batches import TOKEN_BUDGET
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.text import EncodedText, Pair, Side, SidedText, Text, Tokenizer, Tokens, check_inputs
+from adapter_export.words import argument
 
 
 class TextReader(Reader):

@@ -18,6 +18,7 @@ from typing import Any
 from adapter_export import errors
 from adapter_export.errors import AdapterExportError
 from adapter_export.safe_io.parsers import reason
+from adapter_export.words import words_of
 
 try:
     import resource
@@ -77,7 +78,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     facts: dict[str, Any] | None = json.loads(done.stdout.splitlines()[-1])
     if facts is not None:
         kind = getattr(errors, facts.pop("error"))
-        raise errors.again(kind, {k: None if v is None else errors.words_of(v) for k, v in facts.items()})
+        raise errors.again(kind, {k: None if v is None else words_of(v) for k, v in facts.items()})
 
 
 def answer() -> None:

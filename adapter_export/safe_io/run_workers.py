@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from socket import create_connection
 from typing import Any
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.words import argument
 
 _SECONDS = 10.0
 """Timeout in seconds for the head of a cluster to answer."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from adapter_export.errors import NoSitesError, UsageError, argument, command
+from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.sites.coverage import coverage_of
 from adapter_export.sites.discover import (
     block_output,
@@ -21,6 +21,7 @@ from adapter_export.sites.linear_layers import is_sequence_first, linear_sites, 
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
+from adapter_export.words import argument, command
 
 View = Literal["torch", "onnx"]
 """Graph of value names: FX nodes of a torch base, or values of an ONNX graph."""

@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, quoted
+from adapter_export.errors import AdapterError
 from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.graph import AdapterGraph
@@ -31,6 +31,7 @@ from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.huggingface_folder import pretrained, quiet_transformers
 from adapter_export.torch_backend.base.log_capture import captured_logs
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
+from adapter_export.words import quoted
 
 _LABELS = 2
 """Number of labels of a head whose tensors do not depend on it."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, argument, quoted
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import token_lengths
@@ -29,6 +29,7 @@ from adapter_export.tables import Described
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
+from adapter_export.words import argument, quoted
 
 _STD = 0.2
 """Standard deviation of random weights: large enough that every part of an adapter has an effect."""

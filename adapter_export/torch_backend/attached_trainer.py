@@ -15,12 +15,13 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from adapter_export.errors import TrainingError, UsageError, argument
+from adapter_export.errors import TrainingError, UsageError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.tables import Described
 from adapter_export.torch_backend.attach import AttachedAdapter
 from adapter_export.torch_backend.hooks import HookedAdapter
 from adapter_export.version import __version__
+from adapter_export.words import argument
 
 CHECKPOINT_FOLDER = "adapter_export"
 """Folder of the adapter in a checkpoint of the `Trainer`."""

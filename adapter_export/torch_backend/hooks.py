@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import NoSitesError, TrainingError, UsageError, quoted
+from adapter_export.errors import NoSitesError, TrainingError, UsageError
 from adapter_export.format.axes import axis_names
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
@@ -34,6 +34,7 @@ from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, weight_facts
 from adapter_export.torch_backend.fx_view import modules_of
 from adapter_export.torch_backend.splice import cut_piece, every_token, join_piece
+from adapter_export.words import quoted
 
 ATTRIBUTE = "adapter"
 """Attribute under which a module gets its adapter, so that `parameters()`, `train()` and `to()` reach it."""

@@ -8,8 +8,9 @@ from traceback import walk_tb
 from torch import nn
 from torch.export import ExportedProgram
 
-from adapter_export.errors import RotaryEmbeddingError, quoted
+from adapter_export.errors import RotaryEmbeddingError
 from adapter_export.torch_backend.base.program_signature import changed_values
+from adapter_export.words import quoted
 
 
 def rotary_of_failure(error: BaseException, module: nn.Module) -> RotaryEmbeddingError | None:

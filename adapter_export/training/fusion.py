@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.bases.adapters import check_site_map
 from adapter_export.bases.base import Base
-from adapter_export.errors import BaseMismatchError, UsageError, argument, joined, quoted
+from adapter_export.errors import BaseMismatchError, UsageError
 from adapter_export.option import Option, changed
+from adapter_export.words import argument, joined, quoted
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter, Head

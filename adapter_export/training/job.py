@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from adapter_export.bases.base import Base
-from adapter_export.errors import UsageError, argument, command
+from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.training.loop.settings import LoopSpec, Machine
 from adapter_export.training.rows import RowReader
 from adapter_export.training.specs import DataSpec, HeadSpec
+from adapter_export.words import argument, command
 
 if TYPE_CHECKING:
     import numpy as np

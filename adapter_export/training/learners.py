@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapter_export.bases.forms import ArchiveBase
-from adapter_export.errors import quoted
 from adapter_export.option import changed
 from adapter_export.training.fusion import FusionSpec
 from adapter_export.training.job import Start, Trained, TrainingJob
+from adapter_export.words import quoted
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

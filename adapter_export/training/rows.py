@@ -11,11 +11,12 @@ from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import unopened
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, joined, within
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, within
 from adapter_export.extras import require
 from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
 from adapter_export.training.specs import PREFIXES, DataSpec, HeadSpec
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.format.tabular.labelled import Columns

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.bases.task_facts import check_thresholds, thresholds_for
-from adapter_export.errors import UsageError, argument, joined, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
 from adapter_export.option import (
@@ -29,6 +29,7 @@ from adapter_export.option import (
     Option,
     changed,
 )
+from adapter_export.words import argument, joined, quoted
 
 if TYPE_CHECKING:
     from adapter_export.format.tabular.labelled import Columns

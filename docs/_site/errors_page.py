@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapter_export import errors
+from adapter_export.words import argument, command, worded
 
 _PACKAGE = Path(errors.__file__).parent
-_FACES: Mapping[str, Callable[..., str]] = {"argument": errors.argument, "command": errors.command}
+_FACES: Mapping[str, Callable[..., str]] = {"argument": argument, "command": command}
 """Functions that put the name of an argument or a call into a message."""
 
 _EXAMPLE = """\
@@ -127,7 +128,7 @@ def _template(node: ast.expr, known: Mapping[str, ast.expr]) -> str:
             named = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg is not None}
         except ValueError:
             return "…"
-        return errors.worded(_FACES[node.func.id](*words, **named))
+        return worded(_FACES[node.func.id](*words, **named))
     return "…"
 
 

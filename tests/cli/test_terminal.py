@@ -10,8 +10,8 @@ import pytest
 
 from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.cli.terminal import emit_json, report, show, warn
-from adapter_export.errors import argument
 from adapter_export.tables import Table, bar, duration, size
+from adapter_export.words import argument
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from adapter_export.errors import Words
+from adapter_export.words import Words
 
 _FLATTENING = (
     *("__format__", "__getitem__", "__mod__", "__mul__", "capitalize", "center", "expandtabs", "format", "format_map"),

@@ -8,8 +8,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from adapter_export.cli.fitted_table import fitted
-from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
+from adapter_export.words import visible, worded
 
 WIDTHS = (80, 120)
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.bundle.golden.golden_vectors import Case, stored_case, stored_inputs
-from adapter_export.errors import TensorError, quoted
+from adapter_export.errors import TensorError
 from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.self_check import part_values
+from adapter_export.words import quoted
 
 _SHOWN = 5
 """Maximum number of wrong tensors named in a message."""

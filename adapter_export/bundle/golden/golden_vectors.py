@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, Stored
-from adapter_export.errors import BaseModelError, NothingComparedError, TensorError, quoted
+from adapter_export.errors import BaseModelError, NothingComparedError, TensorError
 from adapter_export.format.axes import axis_names, length
 from adapter_export.format.check_report import Against, Split
 from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest, OutputRecord
@@ -36,6 +36,7 @@ from adapter_export.numerics.sample_inputs import (
 )
 from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import quoted
 
 SEED = 20
 """Seed that differs from that of the golden vectors, so that a check sees other inputs."""

@@ -19,12 +19,13 @@ from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.golden.golden_vectors import Case, Golden
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS
-from adapter_export.errors import RequestError, quoted
+from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import VARIANT_NAMES, GoldenRecord, Manifest, RecordedRuns, VariantName
 from adapter_export.numerics.runner import Arrays
 from adapter_export.providers import PROVIDERS
 from adapter_export.runtime.graphs import run_session
+from adapter_export.words import quoted
 
 CHECK = "recorded runs"
 """Name of the check in reports."""

@@ -21,7 +21,7 @@ from adapter_export.bundle.golden.neighbours import ENOUGH, MOST, nearest_adapte
 from adapter_export.bundle.golden.part_candidates import Candidate, Seen, candidates, golden_parts
 from adapter_export.bundle.write import BundleWriter
 from adapter_export.dtypes import Weights
-from adapter_export.errors import RequestError, quoted
+from adapter_export.errors import RequestError
 from adapter_export.format.manifest import (
     AdapterRecord,
     Manifest,
@@ -36,6 +36,7 @@ from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import weights_are_many
 from adapter_export.runtime.graphs import run_session
+from adapter_export.words import quoted
 
 _ELEMENTS = 2**14
 """Maximum elements of all outputs in a case that runs for every fault."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.golden.golden_parts import GoldenParts
 from adapter_export.bundle.golden.neighbours import MOST
-from adapter_export.errors import quoted
 from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import AdapterRecord, PartRecord
+from adapter_export.words import quoted
 
 CHECK = "golden parts"
 """Name of the check in reports."""

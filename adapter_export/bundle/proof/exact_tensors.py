@@ -22,7 +22,7 @@ from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import RebuiltGraph, Variant
 from adapter_export.dtypes import Weights, same_bits
-from adapter_export.errors import AdapterExportError, BaseModelError, joined, quoted
+from adapter_export.errors import AdapterExportError, BaseModelError
 from adapter_export.format.check_report import Finding, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.format.manifest import OutputRecord, VariantName
@@ -36,6 +36,7 @@ from adapter_export.onnx_backend.rewrite.fanout import crossing_values
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import SlotPlan, slot_tensors
 from adapter_export.safe_io.regular_files import sha256_of
+from adapter_export.words import joined, quoted
 
 _FEW = 16
 """Minimum number of elements to look up: equality of small scalars and shapes is no evidence of their origin."""

@@ -22,7 +22,7 @@ from adapter_export.bundle.golden.golden_vectors import Case
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import same_bits
-from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError, quoted
+from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError
 from adapter_export.format.check_report import (
     Finding,
     LocationRecord,
@@ -41,6 +41,7 @@ from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.graphs import Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_graph
 from adapter_export.version import __version__
+from adapter_export.words import quoted
 
 Left = Callable[[np.ndarray], float]
 """Error that remains after a step is changed; infinite if the change does not explain the fault."""

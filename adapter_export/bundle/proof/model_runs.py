@@ -10,9 +10,10 @@ from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import RequestError, joined
+from adapter_export.errors import RequestError
 from adapter_export.format.check_report import Finding
 from adapter_export.numerics.runner import Arrays, Undefined, run
+from adapter_export.words import joined
 
 
 def uncompared_padding(context: Context) -> Iterator[Finding]:

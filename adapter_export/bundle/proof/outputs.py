@@ -17,13 +17,14 @@ from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import LEVELS, Trial, trials
 from adapter_export.bundle.proof.shapes import smallest_case
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import BaseModelError, RequestError, argument, quoted
+from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, SpanRecord, Split
 from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays, run
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.bank import MASK_BELOW
+from adapter_export.words import argument, quoted
 
 _SHOWN = 5
 """Maximum number of slots that a fault names."""

@@ -15,13 +15,14 @@ from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import Contract
 from adapter_export.bundle.variants import VARIANTS
-from adapter_export.errors import UsageError, quoted
+from adapter_export.errors import UsageError
 from adapter_export.format.check_report import Finding, Scope
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import VARIANT_NAMES, InputRecord, VariantName
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.providers import ProviderName
 from adapter_export.runtime.graphs import Optimization
+from adapter_export.words import quoted
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 """Optimization levels of ONNX Runtime to test: every fusion might drop a slot."""

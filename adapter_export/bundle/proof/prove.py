@@ -23,9 +23,10 @@ from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.report import Report
-from adapter_export.errors import NothingComparedError, argument
+from adapter_export.errors import NothingComparedError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import argument
 
 _RUNS_PER_STEP = 2
 """A step of a check is, on average, a run of the bundle and one of the model."""

@@ -10,11 +10,11 @@ from typing import Literal
 
 from adapter_export.bundle.golden.ablation import note_of
 from adapter_export.bundle.report import BASE, Report, failures, unverified
-from adapter_export.errors import joined, quoted
 from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status
 from adapter_export.page import Markup, document, element, head, heat, prose, table
 from adapter_export.tables import Table
 from adapter_export.version import __version__
+from adapter_export.words import joined, quoted
 
 _NONE = "–"
 _STATUSES: tuple[Status, ...] = ("exact", "tested", "unverified", "failed")

@@ -14,12 +14,13 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden.golden_vectors import Golden
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import FormatError, RequestError, UsageError, argument, joined
+from adapter_export.errors import FormatError, RequestError, UsageError
 from adapter_export.format.check_report import ComparisonRecord, Finding
 from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.runtime.self_check import ways
 from adapter_export.runtime.session import Session
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.words import argument, joined
 
 NAME = "other runtime"
 

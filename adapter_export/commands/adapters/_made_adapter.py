@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import PathLike
 from adapter_export.bases.adapters import save
 from adapter_export.commands.command import Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

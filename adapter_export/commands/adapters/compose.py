@@ -16,8 +16,9 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.option import Force, Option
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapter_export.errors import DataError, FormatError, UsageError, argument, joined
+from adapter_export.errors import DataError, FormatError, UsageError
 from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tabular.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -21,6 +21,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle

@@ -13,9 +13,9 @@ from adapter_export.bases.opening import base_for
 from adapter_export.bases.prepared_base import model_of, same_precision
 from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch, own_folder
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import quoted
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import quoted
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

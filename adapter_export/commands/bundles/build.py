@@ -14,13 +14,14 @@ from adapter_export.bases.opening import base_for, unopened
 from adapter_export.bases.prepared_base import golden_cases, open_prepared_base, origin_of
 from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.errors import AdapterError, UsageError
 from adapter_export.extras import require
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
 from adapter_export.option import SITE_MAP, TOKENIZER, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Table, size
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import VariantName

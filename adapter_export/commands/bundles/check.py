@@ -18,11 +18,12 @@ from adapter_export.bases.prepared_base import model_of, origin_of, same_precisi
 from adapter_export.bundle.open_bundle import folder_of
 from adapter_export.commands.bundles._report import VERBOSE, show_report
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import InputError, UsageError, argument, quoted
+from adapter_export.errors import InputError, UsageError
 from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.providers import provider_names
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,13 +13,14 @@ from adapter_export.address import Address, PathLike, locate
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import recorded_base
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import FileError, UsageError, argument, command
+from adapter_export.errors import FileError, UsageError
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Described, Table, size
+from adapter_export.words import argument, command
 
 if TYPE_CHECKING:
     from adapter_export.bases.drawing import PlacementMap

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import quoted
 from adapter_export.option import Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import quoted
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle

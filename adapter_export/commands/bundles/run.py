@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapter_export.address import Address, PathLike, locate
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
-from adapter_export.errors import UsageError, argument, joined, within
+from adapter_export.errors import UsageError, within
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest

@@ -11,8 +11,9 @@ from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.bundle.verify_signature import require_signatures
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.option import Force, Option
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.bundle.signature import Signature

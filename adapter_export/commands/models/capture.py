@@ -14,7 +14,7 @@ from adapter_export.address import Address, Located, PathLike, is_remote, locate
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import NoSitesError, UsageError, argument, joined
+from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.extras import require
 from adapter_export.format.lengths import parse_lengths
 from adapter_export.option import Force, Option
@@ -22,6 +22,7 @@ from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.tables import size
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from torch.nn import Module

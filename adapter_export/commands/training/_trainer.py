@@ -11,10 +11,11 @@ from adapter_export.bases.base import Base
 from adapter_export.bases.forms import ArchiveBase
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.bundles.build import build
-from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
+from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError
 from adapter_export.extras import require
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.torch_backend.attach import AttachedAdapter

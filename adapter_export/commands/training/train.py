@@ -12,7 +12,7 @@ from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import kind_names, kind_options, make_kind
 from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, AdapterOutput, adapter_document, show_adapter
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
@@ -23,6 +23,7 @@ from adapter_export.training.learners import NewAdapter, NewFusion
 from adapter_export.training.loop.settings import ContrastiveLoss, LoopSpec, Machine
 from adapter_export.training.rows import open_trainable, tables_before_opening
 from adapter_export.training.specs import DataSpec, HeadSpec
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -6,7 +6,8 @@ import codecs
 import re
 from pathlib import Path
 
-from adapter_export.errors import DataError, UsageError, argument
+from adapter_export.errors import DataError, UsageError
+from adapter_export.words import argument
 
 _BINARY = {
     b"PAR1": "a Parquet file without the suffix `.parquet`",

@@ -10,13 +10,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
+from adapter_export.errors import DataError, UsageError
 from adapter_export.format.tabular.labelled import Columns, LabelledRow, data_digest, labelled_rows
 from adapter_export.format.tabular.language_tables import LanguageLines, incomplete_rows
 from adapter_export.format.tabular.table_faults import lines_of, raise_faults
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.words import argument, did_you_mean, quoted
 
 _SEED = 0
 """Seed for sampling rows: every contestant and run answers the same rows."""

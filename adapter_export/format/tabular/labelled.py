@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, FileError, UsageError, argument
+from adapter_export.errors import DataError, FileError, UsageError
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.format.tabular.table_files import DETECTED, TableFormat, open_table
 from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.cells import Cells, some, text_cell
 from adapter_export.safe_io.regular_files import sha256_of
+from adapter_export.words import argument
 
 _DIGEST_BYTES, _SALT_BYTES = 4, 16
 _LABEL = "label"

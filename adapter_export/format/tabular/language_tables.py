@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, argument
+from adapter_export.errors import DataError
 from adapter_export.format.tabular.labelled import Columns
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
 from adapter_export.format.tabular.table_files import DETECTED, open_table, text_lines
 from adapter_export.format.tabular.training_tables import SplitFiles
 from adapter_export.graph.tasks.cells import is_blank, some, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
+from adapter_export.words import argument
 
 PROMPT, ANSWER = "prompt", "answer"
 """Default columns of a table of prompts and answers."""

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter_export.errors import AdapterExportError, DataError, Words, joined
+from adapter_export.errors import AdapterExportError, DataError
+from adapter_export.words import Words, joined
 
 _MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
 """Maximum kinds of faults in a message, and maximum lines and values of each."""

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
+from adapter_export.errors import DataError, UsageError
 from adapter_export.format.tabular.encodings import decoded, known_encoding
 from adapter_export.format.tabular.parquet_files import PARQUET, columns_of_parquet, parquet_rows
 from adapter_export.format.tabular.table_faults import TableFaults
@@ -21,6 +21,7 @@ from adapter_export.graph.tasks.cells import trimmed
 from adapter_export.option import DELIMITER, ENCODING
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_stream
+from adapter_export.words import argument, did_you_mean, quoted
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ";", ","), None: ("\t", ",", ";", "|")}

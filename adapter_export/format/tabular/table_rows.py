@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, UsageError, argument, joined
+from adapter_export.errors import DataError, UsageError
 from adapter_export.format.tabular.parquet_files import PARQUET
 from adapter_export.format.tabular.table_files import (
     DETECTED,
@@ -21,6 +21,7 @@ from adapter_export.graph.tasks.asked import Row
 from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.safe_io.regular_files import read_stream
 from adapter_export.text import Pair
+from adapter_export.words import argument, joined
 
 JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, UsageError, Words, argument
+from adapter_export.errors import DataError, UsageError
 from adapter_export.format.tabular.labelled import (
     Columns,
     LabelledRow,
@@ -20,6 +20,7 @@ from adapter_export.format.tabular.labelled import (
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
 from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, ProblemType, TaskType
 from adapter_export.graph.tasks.cells import some
+from adapter_export.words import Words, argument
 
 
 @dataclass(frozen=True)

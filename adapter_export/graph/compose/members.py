@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, UsageError, quoted
+from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
 from adapter_export.graph.ops import OPS, Dim
 from adapter_export.sites.site import SiteName
+from adapter_export.words import quoted
 
 ROWS = "rows"
 """The symbol for the rows of a fusion's weights: one in files, and one for each row of a batch if a call gives them."""

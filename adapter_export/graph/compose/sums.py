@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import UsageError, command, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import (
     COMPOSITION,
@@ -21,6 +21,7 @@ from adapter_export.graph.compose.members import (
     replaced_by,
 )
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node
+from adapter_export.words import command, quoted
 
 Shares = Mapping[str, float] | Sequence[float]
 """Weights of members: by their names, or in their order."""

@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import chain
 from typing import Any
 
-from adapter_export.errors import UsageError, did_you_mean, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.heads import classification_head
 from adapter_export.graph.kinds.bottleneck import BottleneckOptions, bottleneck, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottleneck_config
@@ -19,6 +19,7 @@ from adapter_export.graph.kinds.coupling import NiceOptions, nice
 from adapter_export.graph.kinds.kind import Kind, Maker
 from adapter_export.graph.kinds.linear import Ia3Options, LoraOptions, ia3, ia3_graph, lora, lora_graph
 from adapter_export.plugin import first_of_each, part_modules
+from adapter_export.words import did_you_mean, quoted
 
 __all__ = [
     "KINDS",

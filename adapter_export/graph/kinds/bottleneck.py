@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.kinds.kind import (
@@ -26,6 +26,7 @@ from adapter_export.graph.kinds.kind import (
     per_layer,
 )
 from adapter_export.graph.ops import ACTIVATIONS, Dim
+from adapter_export.words import argument
 
 Scaling = float | Literal["learned", "channel"]
 """The factor on the up-projection's output: a constant, one learned number, or one learned number per feature."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from adapter_export.errors import UsageError, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.kinds.bottleneck import (
     BottleneckOptions,
     Scaling,
@@ -20,6 +20,7 @@ from adapter_export.graph.kinds.bottleneck import (
 from adapter_export.graph.kinds.coupling import nice_component
 from adapter_export.graph.kinds.kind import Component, Kind, Places, RelativeWidth, per_layer
 from adapter_export.graph.ops import activation_named
+from adapter_export.words import quoted
 
 _NORMED = Wiring(reads="normed")
 

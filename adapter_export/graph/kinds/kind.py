@@ -14,11 +14,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, UsageError, argument, command, joined, quoted
+from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.option import Option
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
+from adapter_export.words import argument, command, joined, quoted
 
 DEFAULT_BOTTLENECK = 64
 """The default bottleneck width (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, UsageError, argument, quoted
+from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.kind import Component, Kind, KindOption, LayerOptions, Maker, Places, not_shown
 from adapter_export.sites.site import SiteName
+from adapter_export.words import argument, quoted
 
 DEFAULT_RANK = 8
 

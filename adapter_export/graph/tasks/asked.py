@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError
 from adapter_export.text import Pair, SidedText, TextSide
+from adapter_export.words import argument, quoted
 
 BASE = "base"
 """Names the base in calls, where no adapter has this name."""

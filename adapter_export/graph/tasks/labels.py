@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import DataError, argument
+from adapter_export.errors import DataError
 from adapter_export.graph.tasks.answers import LabelSet, Prediction, ShownRow
 from adapter_export.graph.tasks.cells import some
 from adapter_export.tables import Table, probability_cells
+from adapter_export.words import argument
 
 FEW = 3
 """Rows of which all classes are shown."""

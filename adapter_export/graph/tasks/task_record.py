@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, RequestError, argument, quoted
+from adapter_export.errors import AdapterError, RequestError
 from adapter_export.graph.graph import DATA_AXES
 from adapter_export.graph.ops import Pooling, Shape
 from adapter_export.graph.task_names import PROBLEM_TYPES, ProblemType
@@ -19,6 +19,7 @@ from adapter_export.graph.tasks.types import HEAD_TYPES, TASK_TYPES
 from adapter_export.interval import Interval
 from adapter_export.modalities import FILE_MODALITIES, INPUTS
 from adapter_export.text import TextSide
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
     Input = str

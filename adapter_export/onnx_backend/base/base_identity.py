@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.errors import BaseModelError, command, quoted, within
+from adapter_export.errors import BaseModelError, within
 from adapter_export.format.files import IDENTITY_FILE, canonical_json
 from adapter_export.format.records import SEMVER, record_from_json, version_checked
 from adapter_export.numerics.paired_sites import SitePairs
@@ -16,6 +16,7 @@ from adapter_export.numerics.weight_match import Counterpart
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
 from adapter_export.version import __version__
+from adapter_export.words import command, quoted
 
 IDENTITY_VERSION = "1.0.0"
 """Format version that is written, and the newest that can be read."""

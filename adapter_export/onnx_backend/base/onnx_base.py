@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.errors import BaseModelError, NoSitesError, quoted
+from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord
@@ -41,6 +41,7 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
+from adapter_export.words import quoted
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """Key of the base's fingerprint in `metadata_props`."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-from adapter_export.errors import BaseModelError, argument
+from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
@@ -20,6 +20,7 @@ from adapter_export.onnx_backend.base.weight_file import WeightFile
 from adapter_export.onnx_backend.quantise.graph_edits import drop_unused_weights, expose_matrices
 from adapter_export.onnx_backend.quantise.rewritten import Deviation, rewrite_base
 from adapter_export.onnx_backend.rewrite.fused import open_sum, take_bias
+from adapter_export.words import argument
 
 _BIAS, _ADDED_TO_SCORES = 3, 5
 """Indices of inputs of `MultiHeadAttention`, after query, key and value."""

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from adapter_export.errors import BaseModelError, argument
+from adapter_export.errors import BaseModelError
 from adapter_export.format.precision import Precision
 from adapter_export.onnx_backend.base.flow import with_inferred_shapes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.weight_file import WeightFile
 from adapter_export.onnx_backend.quantise.recipes import RECIPES
 from adapter_export.onnx_backend.quantise.rewritten import rewrite_base
+from adapter_export.words import argument
 
 
 def convert_precision(base: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, BaseModelError, argument
+from adapter_export.errors import AdapterError, BaseModelError
 from adapter_export.format.manifest import BankTensor
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import ROWS
@@ -30,6 +30,7 @@ from adapter_export.onnx_backend.slots import (
     slot_tensors,
 )
 from adapter_export.runtime.bank import RowLayout, mask_name
+from adapter_export.words import argument
 
 IDS_INPUT = "adapter_ids"
 

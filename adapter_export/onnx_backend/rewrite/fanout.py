@@ -14,13 +14,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from adapter_export.errors import BaseModelError, argument
+from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import BankRecord, OutputRecord
 from adapter_export.onnx_backend.base import operators
 from adapter_export.onnx_backend.base.flow import activations_of, all_read, has_shapes, with_inferred_shapes
 from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.onnx_lowering import Writer
 from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
+from adapter_export.words import argument
 
 ROWS_INPUT = "input_rows"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.errors import AdapterExportError, BaseModelError, FormatError, argument
+from adapter_export.errors import AdapterExportError, BaseModelError, FormatError
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
@@ -37,6 +37,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.sites.edits import Edit
 from adapter_export.sites.site import Norm
 from adapter_export.version import __version__
+from adapter_export.words import argument
 
 GRAPH_VERSION = "1.0.0"
 """Version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""

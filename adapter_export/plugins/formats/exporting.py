@@ -9,8 +9,9 @@ from adapter_export.address import PathLike
 from adapter_export.bases.adapters import check_site_map, load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for
-from adapter_export.errors import BaseMismatchError, UsageError, argument, quoted
+from adapter_export.errors import BaseMismatchError, UsageError
 from adapter_export.reporting import Reporter
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
     from adapter_export.bases.base_view import BaseView

@@ -13,9 +13,10 @@ from adapter_export.address import Address, Located
 from adapter_export.bases.adapters import with_site_map
 from adapter_export.bases.base import Base
 from adapter_export.bases.task_facts import with_facts
-from adapter_export.errors import AdapterError, OtherModulesError, UsageError, argument
+from adapter_export.errors import AdapterError, OtherModulesError, UsageError
 from adapter_export.graph.ops import POOLINGS
 from adapter_export.reporting import Reporter
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.bases.base_view import ImportRequest

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from adapter_export.errors import FormatError, HashError, NoArtifactError, quoted, visible, within
+from adapter_export.errors import FormatError, HashError, NoArtifactError, within
 from adapter_export.format.adapter_files import GRAPH_FILE, WEIGHTS_FILE, read_adapter
 from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
 from adapter_export.format.records import Count, RelativePath, Sha256, record_from_json
 from adapter_export.safe_io.documents import MOST_JSON_BYTES
 from adapter_export.safe_io.regular_files import MOST_BYTES, sha256_of
+from adapter_export.words import quoted, visible
 
 Kind = Literal["bundle", "adapter"]
 

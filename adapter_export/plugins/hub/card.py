@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from adapter_export.errors import HashError, visible, within
+from adapter_export.errors import HashError, within
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import CheckReport, read_report
 from adapter_export.format.manifest import Manifest
@@ -26,6 +26,7 @@ from adapter_export.markdown import escaped, labels_cell, table_lines
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.plugins.hub.artifact import Kind, digest_of
 from adapter_export.plugins.hub.reference import parse_reference
+from adapter_export.words import visible
 
 LIBRARY = "adapter-export"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from adapter_export.errors import DataError, UsageError, quoted
+from adapter_export.errors import DataError, UsageError
 from adapter_export.plugins.hub.artifact import Remote, Source
 from adapter_export.plugins.hub.fetch import Order, download_all, fetch_contents
 from adapter_export.plugins.hub.huggingface import Hub
@@ -21,6 +21,7 @@ from adapter_export.plugins.hub.reference import DatasetReference
 from adapter_export.plugins.hub.repository_files import verify_listing, write_listing
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.words import quoted
 
 _TABLES = ("csv", "json", "parquet", "arrow", "text")
 """Loaders of `datasets` for tables, excluding those that unpack archives or decode media."""

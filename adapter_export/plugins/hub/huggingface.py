@@ -31,7 +31,6 @@ from adapter_export.errors import (
     RemoteError,
     UnreachableError,
     UsageError,
-    visible,
 )
 from adapter_export.format.manifest_json import UNLISTED
 from adapter_export.plugins.hub.artifact import HEADS, Remote, RemoteFile, files_by_path, needed_files
@@ -40,6 +39,7 @@ from adapter_export.safe_io.parsers import reason
 from adapter_export.safe_io.regular_files import copy_hashed
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.version import __version__
+from adapter_export.words import visible
 
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base class of HTTP client errors, which depends on the library's version."""

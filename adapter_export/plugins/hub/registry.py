@@ -27,13 +27,12 @@ from adapter_export.errors import (
     NotFoundError,
     RemoteError,
     UnreachableError,
-    argument,
-    visible,
 )
 from adapter_export.plugins.hub.artifact import HEADS, Kind, Remote, RemoteFile, files_by_path
 from adapter_export.plugins.hub.reference import RegistryReference
 from adapter_export.safe_io.documents import parse_json, read_json
 from adapter_export.safe_io.regular_files import open_regular, sha256_of
+from adapter_export.words import argument, visible
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPES: Mapping[Kind, str] = {kind: f"application/vnd.adapter-export.{kind}.v1" for kind in HEADS}

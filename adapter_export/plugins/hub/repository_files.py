@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adapter_export.errors import AdapterError, BaseModelError, FormatError, InputError, command, moved, quoted, visible
+from adapter_export.errors import AdapterError, BaseModelError, FormatError, InputError, moved
 from adapter_export.format.files import canonical_json
 from adapter_export.format.model_config import ADAPTER_CONFIG, named_base
 from adapter_export.plugins.hub.artifact import HEADS, Remote, RemoteFile, Source, check_bounds, files_by_path
@@ -19,6 +19,7 @@ from adapter_export.plugins.hub.reference import HubReference
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.documents import MOST_JSON_BYTES, read_json
 from adapter_export.safe_io.regular_files import sha256_of
+from adapter_export.words import command, quoted, visible
 
 Wanted = Literal["model", "adapter", "tokenizer"]
 """A transformers or sentence-transformers model, a PEFT or AdapterHub adapter, or a tokenizer."""

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import RequestError, UsageError, quoted
+from adapter_export.errors import RequestError, UsageError
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Score, Vector
 from adapter_export.runtime import Bundle, Reading, Session
 from adapter_export.runtime.answerer import LongTexts
 from adapter_export.text import Pair, SidedText, TextSide
+from adapter_export.words import quoted
 
 Floats = npt.NDArray[np.floating[Any]]
 

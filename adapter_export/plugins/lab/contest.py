@@ -9,7 +9,7 @@ import numpy as np
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.ablation import effects, note_of
-from adapter_export.errors import DataError, UsageError, argument, within
+from adapter_export.errors import DataError, UsageError, within
 from adapter_export.format.manifest import AdapterRecord
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.adapter import Adapter
@@ -21,6 +21,7 @@ from adapter_export.plugins.lab.eval_rows import EvalRows, Results, judge, read_
 from adapter_export.plugins.lab.seen_rows import SeenRows
 from adapter_export.reporting import SILENT, Part, Reporter
 from adapter_export.runtime.answerer import Answerer, Reader, Row
+from adapter_export.words import argument
 
 _NAMED = 3
 """The most contestants whose unknown labels a message names."""

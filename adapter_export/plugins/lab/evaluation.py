@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
-from adapter_export.errors import MissedGateError, TrainingRowsError, UsageError, argument, quoted
+from adapter_export.errors import MissedGateError, TrainingRowsError, UsageError
 from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks import CAUSAL_LM, Task
@@ -25,6 +25,7 @@ from adapter_export.plugins.lab.record_check import RecordCheck, compare_with_tr
 from adapter_export.plugins.lab.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.plugins.lab.seen_rows import SeenRows
 from adapter_export.tables import Described, Table
+from adapter_export.words import argument, quoted
 
 _BINS = 10
 _MOST_SLICES = 50

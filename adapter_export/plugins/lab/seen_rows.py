@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from adapter_export.errors import TrainingRowsError, argument
+from adapter_export.errors import TrainingRowsError
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.format.tabular.labelled import LabelledRow, RememberedRows
 from adapter_export.graph.compose import data_of
+from adapter_export.words import argument
 
 Part = Literal["training", "validation"]
 _PARTS: tuple[Part, ...] = ("training", "validation")

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter_export.errors import AdapterExportError, InputError, UsageError, quoted
+from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.plugins.serve.apis.admin_api import Administration
 from adapter_export.plugins.serve.apis.completions_api import CompletionsApi
 from adapter_export.plugins.serve.apis.front_page import FrontPage
@@ -31,6 +31,7 @@ from adapter_export.plugins.serve.limits import RefusedError, status_of
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.plugins.serve.telemetry import log
 from adapter_export.runtime.arena import PERIOD, return_memory
+from adapter_export.words import quoted
 
 _QUERY: Mapping[str, frozenset[str]] = {
     "/adapters/{name}": frozenset({"labels", "task", "bundle"}),

@@ -9,13 +9,14 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from adapter_export.errors import RequestError, quoted
+from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import Asked
 from adapter_export.plugins.serve.limits import MOST_ROWS
 from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.text import MOST_CHARACTERS, Pair, SidedText, TextSide
+from adapter_export.words import quoted
 
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapter_export.address import locate
-from adapter_export.errors import RequestError, UsageError, argument, quoted
+from adapter_export.errors import RequestError, UsageError
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.plugins.serve.collector import Collector
@@ -28,6 +28,7 @@ from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.generation.text_writer import TextWriter
 from adapter_export.runtime.self_check import check_joined_rows
+from adapter_export.words import argument, quoted
 
 PIN = "@sha256:"
 """Separates the name of a model from its required digest."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adapter_export.errors import FormatError, InputError, RequestError, quoted
+from adapter_export.errors import FormatError, InputError, RequestError
 from adapter_export.format.files import canonical_json
 from adapter_export.graph.adapter import check_name
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output
+from adapter_export.words import quoted
 
 _VERSION = "1.0"
 _MOST_BEFORE = 100

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import AdapterExportError, UsageError, argument
+from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.plugins.serve.limits import RefusedError
 from adapter_export.plugins.serve.models import check_resident, named_bundles, open_session
 from adapter_export.plugins.serve.process import OnReady, address_of, listen
@@ -29,6 +29,7 @@ from adapter_export.plugins.serve.telemetry import forget_process, log, log_to_s
 from adapter_export.plugins.serve.worker import MOST_LINE, refusal
 from adapter_export.runtime import Bundle
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.words import argument
 
 _ROUTES = ("route", "unroute", "rollback")
 _MOST_CHANGES = 500

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.variants.bank_variant import BANK_FILE
 from adapter_export.dtypes import Weights, widened
-from adapter_export.errors import FormatError, UsageError, argument
+from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Axis, Manifest, SlotRecord
 from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
@@ -38,6 +38,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.tables import Described
 from adapter_export.version import __version__
+from adapter_export.words import argument
 
 Layout = Literal["triton", "kserve", "ray", "docker", "transformers.js"]
 """Target platform: NVIDIA Triton, KServe, Ray Serve, containers, or transformers.js in Node and browsers."""

@@ -14,12 +14,13 @@ from typing import Any
 import onnx_ir as ir
 
 from adapter_export.bundle.variants.bank_variant import BANK_FILE
-from adapter_export.errors import FormatError, UsageError, argument, quoted
+from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Manifest, token_lengths
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, join_weights, read_model
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, unfillable
+from adapter_export.words import argument, quoted
 
 _MODEL_TYPE = "custom"
 """Model type for which transformers.js passes inputs and outputs of the graph through."""

@@ -15,14 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export import errors
-from adapter_export.errors import (
-    AdapterExportError,
-    DataError,
-    FileError,
-    OutputExistsError,
-    argument,
-    quoted,
-)
+from adapter_export.errors import AdapterExportError, DataError, FileError, OutputExistsError
 from adapter_export.format.files import canonical_json
 from adapter_export.format.tabular.encodings import known_encoding
 from adapter_export.format.tabular.parquet_files import PARQUET, count_of_parquet, parquet_rows
@@ -45,6 +38,7 @@ from adapter_export.safe_io.run_workers import RayWorkers
 from adapter_export.tables import Described
 from adapter_export.text import TextSide
 from adapter_export.version import __version__
+from adapter_export.words import argument, quoted
 
 _JOB_FILE = "job.json"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import RequestError, argument
+from adapter_export.errors import RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+from adapter_export.words import argument
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ import numpy.typing as npt
 import sympy
 from torch._export.serde import serialize
 
-from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
+from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import SYMBOL, TRUST, check_program, check_texts, cleaned
+from adapter_export.words import argument
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, InputError, quoted
+from adapter_export.errors import AdapterError, InputError
 from adapter_export.format.axes import masks_of
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.graph.adapter import BASE_HEAD, HEAD, Adapter, Head
@@ -39,6 +39,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_lowering import POOLING_NAMESPACE
 from adapter_export.torch_backend.torch_runner import TorchRunner
+from adapter_export.words import quoted
 
 _MOST_TOKENS = 16
 """Maximum length of inputs for verifying a head: it computes the same for every token, or for one of them."""

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache
 
-from adapter_export.errors import BaseModelError, argument
+from adapter_export.errors import BaseModelError
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.torch_backend.base.capture_module import AxisNames
 from adapter_export.torch_backend.base.log_capture import first_line
+from adapter_export.words import argument
 
 Layers = Sequence[Mapping[str, Tensor]]
 """Cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, UsageError, argument, quoted
+from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
@@ -27,6 +27,7 @@ from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine,
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.rope import rotary_of_failure, rotary_of_program
+from adapter_export.words import argument, quoted
 
 AxisNames = Mapping[str, Mapping[int, str]]
 """Names of the dynamic axes of each input, by axis index. A sum of names, such as `past + sequence`, is a name, too."""

@@ -20,18 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import (
-    BaseModelError,
-    FileError,
-    InputError,
-    RequestError,
-    UsageError,
-    argument,
-    joined,
-    or_else,
-    quoted,
-    within,
-)
+from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, or_else, within
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
@@ -52,6 +41,7 @@ from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, 
 from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
+from adapter_export.words import argument, joined, quoted
 
 
 def capture_folder(

@@ -18,12 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import BaseModelError, RequestError, argument
+from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, token_axis
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs
+from adapter_export.words import argument
 
 _SMALLEST = 2
 """torch's lower bound of a dynamic axis in every program; length 1 is tested separately."""

@@ -16,7 +16,7 @@ import numpy as np
 import transformers
 from torch import Tensor
 
-from adapter_export.errors import BaseModelError, InputError, MissingExtraError, quoted, within
+from adapter_export.errors import BaseModelError, InputError, MissingExtraError, within
 from adapter_export.format.golden_texts import (
     GOLDEN_TEXTS_VERSION,
     GoldenText,
@@ -46,6 +46,7 @@ from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.processors import LIBRARIES
+from adapter_export.words import quoted
 
 CONFIG = "tokenizer_config.json"
 

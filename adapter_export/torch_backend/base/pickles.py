@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_export.errors import BaseModelError, FormatError, command, quoted, within
+from adapter_export.errors import BaseModelError, FormatError, within
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular, read_bytes
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
+from adapter_export.words import command, quoted
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
 """Errors that the `zipfile` module raises for a damaged file."""

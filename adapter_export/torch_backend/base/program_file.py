@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch._export.serde import schema
 
-from adapter_export.errors import BaseModelError, UnknownFieldError, UnsafeArchiveError, argument
+from adapter_export.errors import BaseModelError, UnknownFieldError, UnsafeArchiveError
+from adapter_export.words import argument
 
 NEWEST = "2.15"
 """Newest torch whose archives were tested."""

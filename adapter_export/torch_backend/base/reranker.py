@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from adapter_export.errors import BaseModelError, UsageError, argument, quoted
+from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.model_config import score_activation
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
@@ -23,6 +23,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, Tokenizer
 from adapter_export.torch_backend.torch_lowering import pooling_operator
+from adapter_export.words import argument, quoted
 
 _SAMPLES = (("what is it?", "It is 5 o'clock.\n"), ("a", " b "), ("c\n", "d: e"))
 """Pairs whose tokens may merge with those of an adjacent prompt."""

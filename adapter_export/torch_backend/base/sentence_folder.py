@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.errors import BaseModelError, InputError, quoted, within
+from adapter_export.errors import BaseModelError, InputError, within
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.ops import POOLINGS
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.torch_lowering import pooling_operator
+from adapter_export.words import quoted
 
 MODULES_FILE = "modules.json"
 

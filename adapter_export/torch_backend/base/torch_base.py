@@ -28,8 +28,6 @@ from adapter_export.errors import (
     UnknownFieldError,
     UsageError,
     WriteError,
-    argument,
-    quoted,
     within,
 )
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
@@ -79,6 +77,7 @@ from adapter_export.torch_backend.base.pickles import check_exported, check_pick
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.version import __version__
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

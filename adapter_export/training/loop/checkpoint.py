@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.numpy import save
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import FormatError, TrainingError, argument
+from adapter_export.errors import FormatError, TrainingError
 from adapter_export.format.tensors import metadata_of, parse_tensors
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
@@ -21,6 +21,7 @@ from adapter_export.training.loop.data import TrainingData
 from adapter_export.training.loop.record import EpochRecord
 from adapter_export.training.loop.settings import LoopSpec
 from adapter_export.training.objectives.objective import Scores
+from adapter_export.words import argument
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 """Tensors of a run, and its numbers as JSON in the file's metadata."""

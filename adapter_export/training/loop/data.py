@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adapter_export.errors import DataError, RequestError, UsageError, argument
+from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, TASK_TYPES, Learnt, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
 from adapter_export.training.objectives import OBJECTIVES
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     import tokenizers

@@ -15,8 +15,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError
 from adapter_export.training.loop.settings import Machine
+from adapter_export.words import argument, quoted
 
 _HALF = "fp16"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument, quoted
+from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
@@ -20,6 +20,7 @@ from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.training.loop.data import Call, Rows, digest_of, split_groups
 from adapter_export.training.loop.task_files import TextTask
+from adapter_export.words import argument, quoted
 
 _TYPES = "token_type_ids"
 """An input that is 0 for a single text."""

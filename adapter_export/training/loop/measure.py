@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError
 from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, Learnt, Task
 from adapter_export.graph.tasks.metrics import Judged, Metric, judge_tokens
 from adapter_export.training.loop.data import Examples
 from adapter_export.training.objectives import OBJECTIVES
+from adapter_export.words import argument, quoted
 
 LOSS = "loss"
 """Name of the loss as the selecting metric, and in records."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from adapter_export.errors import TrainingError, UsageError, argument
+from adapter_export.errors import TrainingError, UsageError
 from adapter_export.option import THREADS, Option
+from adapter_export.words import argument
 
 Precision = Literal["no", "bf16", "fp16"]
 

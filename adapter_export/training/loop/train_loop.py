@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import TrainingError, UsageError, argument
+from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.graph.tasks.metrics import Metric
@@ -49,6 +49,7 @@ from adapter_export.training.loop.record import EpochRecord, TrainingResult
 from adapter_export.training.loop.settings import LoopSpec, Machine, Precision
 from adapter_export.training.objectives import OBJECTIVES
 from adapter_export.training.objectives.objective import Loss, Scores
+from adapter_export.words import argument
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import DataError, RequestError, argument
+from adapter_export.errors import DataError, RequestError
 from adapter_export.graph.tasks.answers import ReadText, ShownRow, Span, TextAnswer, softmax
 from adapter_export.graph.tasks.cells import Cells, Found, short, text_cell
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
 from adapter_export.tables import probability_cells
 from adapter_export.text import Pair
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric

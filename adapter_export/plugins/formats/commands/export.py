@@ -12,12 +12,13 @@ from adapter_export.address import Address, PathLike, is_remote, locate, reposit
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.comparing import compare_outputs
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, moved
+from adapter_export.errors import UsageError, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.plugins.formats.exporting import adapter_in_bundle, adapter_with_base, is_bundle
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.bases.base_view import ImportRequest
-from adapter_export.errors import AdapterError, FormatError, UsageError, argument
+from adapter_export.errors import AdapterError, FormatError, UsageError
 from adapter_export.format.files import canonical_json
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
@@ -53,6 +53,7 @@ from adapter_export.plugins.formats.importers.adapterhub.methods import (
 from adapter_export.plugins.formats.importers.match import Target, inside, match
 from adapter_export.plugins.formats.importers.tensor_map import Source, library_tensors
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
+from adapter_export.words import argument
 
 VERSION = "adapters.1.3.0"
 """Library version of the written format."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adapter_export.bases.base_view import BaseView
-from adapter_export.errors import AdapterError, argument, command, quoted
+from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.ops import ACTIVATIONS, OPS
 from adapter_export.plugins.formats.exporters.recognise import ops_of
 from adapter_export.sites.site import Site
+from adapter_export.words import argument, command, quoted
 
 WITHOUT_HEAD = "pass " + argument("without_head", True) + " to export the adapter without its head"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import FormatError, MissingExtraError, UsageError, argument
+from adapter_export.errors import FormatError, MissingExtraError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.linear import lora_graph
@@ -26,6 +26,7 @@ from adapter_export.plugins.formats.exporters.export_format import (
 from adapter_export.plugins.formats.exporters.recognise import factor_of, ops_of, parameters_alike
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.sites.site import Site
+from adapter_export.words import argument
 
 _UNLIKE = 0.5
 """Relative difference above which weights count as different: rounding to 2 bits stays below a third, and permuted rows

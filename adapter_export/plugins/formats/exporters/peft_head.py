@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adapter_export.bases.base_view import ArchitectureHead
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import HEAD, Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -17,6 +17,7 @@ from adapter_export.plugins.formats.exporters.export_format import WITHOUT_HEAD,
 from adapter_export.plugins.formats.exporters.recognise import at_inference, ops_of, parameters_alike
 from adapter_export.plugins.formats.importers.match import Renaming
 from adapter_export.plugins.formats.importers.peft.head import LAST_TOKEN, RECIPES, TOKENS, HeadChoice, KnownHead
+from adapter_export.words import argument
 
 _SPANS = "QUESTION_ANS"
 _CAUSAL = "CAUSAL_LM"

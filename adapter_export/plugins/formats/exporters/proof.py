@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adapter_export.errors import ParityError, quoted
+from adapter_export.errors import ParityError
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site
 from adapter_export.plugins.formats.exporters.export_format import ExportRequest
 from adapter_export.sites.site import Norm, Site
+from adapter_export.words import quoted
 
 _TEXTS, _TOKENS = 2, 3
 _ANY_NORM = Norm("layer", 1e-5, BORROWED_WEIGHT, BORROWED_BIAS)

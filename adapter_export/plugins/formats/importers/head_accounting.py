@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from adapter_export.bases.base_view import ArchitectureHead
-from adapter_export.errors import AdapterError, TensorError, argument, quoted
+from adapter_export.errors import AdapterError, TensorError
+from adapter_export.words import argument, quoted
 
 
 def head_tensors(

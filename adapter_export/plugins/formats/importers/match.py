@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import AdapterError, OtherModulesError, argument, command, quoted
+from adapter_export.errors import AdapterError, OtherModulesError
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
+from adapter_export.words import argument, command, quoted
 
 _SITES = command("open_base(MODEL).sites", "sites MODEL")
 

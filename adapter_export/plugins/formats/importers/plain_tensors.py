@@ -11,7 +11,7 @@ import numpy as np
 
 from adapter_export.bases.base_view import BaseView
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.errors import TensorError, UsageError, argument, command, nearest
+from adapter_export.errors import TensorError, UsageError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
@@ -19,6 +19,7 @@ from adapter_export.graph.kinds import Kind, kind_named
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Tensors, conversions, unfit
+from adapter_export.words import argument, command, nearest
 
 
 def fitting_kind(tensors: Tensors, name: str, **stated: Any) -> Kind:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.plugins.hub.remote_addresses import require_hub
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.plugins.hub.card import Evaluated

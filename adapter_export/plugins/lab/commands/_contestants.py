@@ -13,9 +13,10 @@ from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.bundles.build import build
-from adapter_export.errors import RequestError, UsageError, argument, command, did_you_mean, quoted
+from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.precision import known_precisions
 from adapter_export.reporting import Reporter
+from adapter_export.words import argument, command, did_you_mean, quoted
 
 if TYPE_CHECKING:
     from adapter_export.bundle.bundle_reader import OpenedBundle

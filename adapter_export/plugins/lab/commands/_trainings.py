@@ -20,7 +20,7 @@ from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import at_least_1, kind_options, make_kind, swept_options
 from adapter_export.bases.opening import open_base
 from adapter_export.commands.training.train import train
-from adapter_export.errors import AdapterExportError, FileError, TrainingError, WriteError, argument
+from adapter_export.errors import AdapterExportError, FileError, TrainingError, WriteError
 from adapter_export.extras import require
 from adapter_export.option import OptionsOf
 from adapter_export.reporting import Reporter
@@ -28,6 +28,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.training.fusion import FusionSpec
 from adapter_export.training.loop.settings import LoopSpec, Machine
 from adapter_export.training.specs import DataSpec, HeadSpec
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

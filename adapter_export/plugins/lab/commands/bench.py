@@ -15,11 +15,12 @@ from adapter_export.bases.kinds import at_least_1
 from adapter_export.bases.opening import base_for
 from adapter_export.bundle.open_bundle import open_bundle
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.format.precision import PRECISION_NAMES, known_precisions
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.format.precision import PrecisionName

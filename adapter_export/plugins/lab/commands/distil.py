@@ -14,7 +14,7 @@ from adapter_export.bases.forms import ArchiveBase
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import SECTIONS
-from adapter_export.errors import ParityError, UsageError, argument, joined
+from adapter_export.errors import ParityError, UsageError
 from adapter_export.extras import require
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
@@ -25,6 +25,7 @@ from adapter_export.training.learners import NewStudent
 from adapter_export.training.loop.settings import DistillationLoss, LoopSpec, Machine
 from adapter_export.training.rows import adapter_with_task, check_adapter_of, open_trainable, tables_before_opening
 from adapter_export.training.specs import PREFIXES, DataSpec, HeadSpec
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -11,7 +11,7 @@ from adapter_export.address import Address, PathLike
 from adapter_export.bases.base import Base
 from adapter_export.bases.kinds import at_least_1
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.errors import AdapterError, UsageError
 from adapter_export.extras import require
 from adapter_export.option import (
     DELIMITER,
@@ -42,6 +42,7 @@ from adapter_export.training.rows import (
 )
 from adapter_export.training.specs import DataSpec, HeadSpec
 from adapter_export.version import __version__
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -13,7 +13,7 @@ from adapter_export.bases.opening import base_for
 from adapter_export.bases.prepared_base import model_of
 from adapter_export.bundle.open_bundle import folder_of
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, did_you_mean, quoted
+from adapter_export.errors import UsageError
 from adapter_export.option import (
     DELIMITER,
     DIMENSIONS,
@@ -35,6 +35,7 @@ from adapter_export.plugins.lab.commands._contestants import contestants_of, tas
 from adapter_export.plugins.lab.commands._labelled import data_file, require_metrics, show_scores, write_page
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.words import argument, did_you_mean, quoted
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest

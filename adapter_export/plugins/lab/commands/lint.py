@@ -11,10 +11,11 @@ from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.training.specs import DataSpec
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from adapter_export.bases.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import INIT, SECTIONS
-from adapter_export.errors import UsageError, argument, joined
+from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.plugins.lab.commands._plots import writable_plot
@@ -35,6 +35,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.training.rows import open_trainable, tables_before_opening
 from adapter_export.training.specs import DataSpec, HeadSpec
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.plugins.lab.sweep_results import Range, Sweep, Trial

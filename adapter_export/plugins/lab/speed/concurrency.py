@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from adapter_export.bundle.latency import sample
-from adapter_export.errors import argument
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import Bundle, Session
 from adapter_export.tables import Described, Table, html_of
+from adapter_export.words import argument
 
 ROUNDS = 5
 

@@ -16,7 +16,7 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.latency import Latency, interleaved, ratio, sample
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import FLOAT_TYPES, Array
-from adapter_export.errors import RequestError, UsageError, argument, command, joined, quoted
+from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import loss_cases, shown_tokens
@@ -26,6 +26,7 @@ from adapter_export.onnx_backend.quantise.rewritten import Verdict, smallest_cos
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.graphs import open_session, run_session
 from adapter_export.tables import Described, Table, html_of, size
+from adapter_export.words import argument, command, joined, quoted
 
 Inputs = Mapping[str, np.ndarray]
 

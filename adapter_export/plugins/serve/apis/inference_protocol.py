@@ -18,7 +18,7 @@ from starlette.datastructures import State
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from adapter_export.errors import RequestError, quoted
+from adapter_export.errors import RequestError
 from adapter_export.plugins.serve.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.plugins.serve.limits import MOST_ROWS, RefusedError
 from adapter_export.plugins.serve.models import Target
@@ -29,6 +29,7 @@ from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.text import MOST_CHARACTERS, Pair, TextSide
 from adapter_export.version import __version__
+from adapter_export.words import quoted
 
 _DTYPES: Mapping[str, str] = {
     "BOOL": "bool",

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 from adapter_export.address import Address, as_written
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import Option, OptionsOf
 from adapter_export.plugins.serve.server_settings import Limits, ServerSettings, SessionSettings
+from adapter_export.words import argument
 
 _OPTIONS = OptionsOf(ServerSettings, SessionSettings, Limits)
 _LAST_PORT = 65535

@@ -22,10 +22,11 @@ from adapter_export.commands.bundles.run import (
     TokenBudget,
 )
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import DELIMITER, ENCODING, Force, Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     from adapter_export.plugins.tables.job import Answered

@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from adapter_export.bases.base_view import BaseView
-from adapter_export.errors import UPGRADE, AdapterError, FormatError, VersionError, argument, quoted, within
+from adapter_export.errors import UPGRADE, AdapterError, FormatError, VersionError, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.plugins.formats.importers.match import check_architecture
 from adapter_export.sites.site import Site, SiteMap
+from adapter_export.words import argument, quoted
 
 _NEWEST = (1, 3)
 """Newest supported version of the library; checked against `adapters.1.3.0`."""

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from adapter_export.bases.base_view import ReadPickle
-from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, quoted, within
+from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, within
 from adapter_export.graph.compose.members import OWN
 from adapter_export.plugins.formats.importers.adapterhub.adapterhub_config import Config, read_config
 from adapter_export.plugins.formats.importers.match import Target
 from adapter_export.plugins.formats.importers.tensor_map import Tensors, read_file
 from adapter_export.safe_io.documents import read_json
 from adapter_export.sites.site import Role, SiteMap
+from adapter_export.words import argument, command, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 FUSION_CONFIG = "adapter_fusion_config.json"

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapter_export.bases.base_view import BaseView, ImportRequest, ReadPickle
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, UsageError, argument, quoted, within
+from adapter_export.errors import AdapterError, FormatError, UsageError, within
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
@@ -46,6 +46,7 @@ from adapter_export.plugins.formats.importers.tensor_map import (
     transposed,
     zeros,
 )
+from adapter_export.words import argument, quoted
 
 _NAMES: dict[tuple[object, ...], str] = {
     # parallel, norm before, norm after, attention, ffn, Kronecker products, learned factors

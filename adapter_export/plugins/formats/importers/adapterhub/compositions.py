@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, argument, quoted, within
+from adapter_export.errors import AdapterError, FormatError, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
@@ -41,6 +41,7 @@ from adapter_export.plugins.formats.importers.adapterhub.methods import (
 )
 from adapter_export.plugins.formats.importers.tensor_map import Recipe, TensorMap, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
+from adapter_export.words import argument, quoted
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
 """Member tensors that a fusion ignores: it reads the output of its members before gates and norms."""

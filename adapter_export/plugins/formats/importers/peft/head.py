@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from adapter_export.bases.base_view import ArchitectureHead, HeadOf
-from adapter_export.errors import AdapterError, TensorError, UsageError, argument, quoted, within
+from adapter_export.errors import AdapterError, TensorError, UsageError, within
 from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -30,6 +30,7 @@ from adapter_export.plugins.formats.importers.peft.methods import Change
 from adapter_export.plugins.formats.importers.peft.peft_folder import Sorted
 from adapter_export.plugins.formats.importers.peft.peft_options import Options
 from adapter_export.plugins.formats.importers.tensor_map import Recipe, TensorMap
+from adapter_export.words import argument, quoted
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.bases.base_view import ReadPickle
-from adapter_export.errors import AdapterError, FileError, argument, quoted
+from adapter_export.errors import AdapterError, FileError
 from adapter_export.plugins.formats.importers.peft.peft_options import TENSORS, Options, is_off, read_options
 from adapter_export.plugins.formats.importers.tensor_map import TensorMap, Tensors, read_file
 from adapter_export.safe_io.documents import read_json
+from adapter_export.words import argument, quoted
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")

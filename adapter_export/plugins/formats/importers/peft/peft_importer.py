@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.bases.base_view import BaseView, ImportRequest
-from adapter_export.errors import AdapterError, TensorError, argument, quoted, within
+from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
@@ -32,6 +32,7 @@ from adapter_export.plugins.formats.importers.peft.peft_folder import Sorted, re
 from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Recipe, Source, TensorMap
 from adapter_export.sites.site import LAYERS, Site, SiteMap
+from adapter_export.words import argument, quoted
 
 
 def import_peft(
