@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -11,13 +11,16 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.bundle_reader import OpenedBundle
+from adapter_export.bundle.bundle_reader import LEVEL, OpenedBundle
 from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
 from adapter_export.format.tensors import write_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.generation.decoding_batch import DecodingBatch
+from adapter_export.runtime.graphs import Optimization
+from adapter_export.runtime.session import Session
 
 Area = Literal[
     "base weights",
@@ -32,6 +35,7 @@ Area = Literal[
     "batches",
     "golden data",
     "recorded runs",
+    "generation",
 ]
 
 Drawn = TypeVar("Drawn")
@@ -43,12 +47,30 @@ Place = str
 """Name of a wrong tensor, node, slot, site, file or adapter."""
 
 
+class _OnEngine(OpenedBundle):
+    """A bundle whose sessions generate with another engine."""
+
+    batch_type = DecodingBatch
+
+    def runtime_session(
+        self, level: Optimization = LEVEL, only: Collection[str] | None = None, *, checksums: bool = False
+    ) -> Session:
+        session = super().runtime_session(level, only, checksums=checksums)
+        if self.manifest.generation is not None:
+            session.decoder.batch_type = self.batch_type
+        return session
+
+
 class Copy:
-    """Copy of a bundle in another folder, for planting faults one after the other; `rng` chooses where."""
+    """Copy of a bundle in another folder, for planting faults one after the other.
+
+    `rng` chooses where. `batch_type` is the engine that generates texts.
+    """
 
     def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
         self._bundle, self.folder = bundle, folder
         self.manifest, self.changed, self.rng = bundle.manifest, set[str](), np.random.default_rng()
+        self.batch_type = DecodingBatch
         shutil.copytree(bundle.home, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
     def renew(self, seed: int) -> None:
@@ -61,6 +83,7 @@ class Copy:
             else:
                 shutil.copyfile(whole, here)
         self.manifest, self.changed, self.rng = self._bundle.manifest, set[str](), np.random.default_rng(seed)
+        self.batch_type = DecodingBatch
 
     def change(self, path: str) -> Path:
         """Return the path of a file that is about to be rewritten."""
@@ -69,7 +92,9 @@ class Copy:
 
     def opened(self) -> OpenedBundle:
         """Open the copy for a check without comparing hashes, as if the author of the fault had updated them."""
-        return OpenedBundle(Bundle(self.folder, self.manifest, verified=False))
+        bundle = _OnEngine(Bundle(self.folder, self.manifest, verified=False))
+        bundle.batch_type = self.batch_type
+        return bundle
 
     def graph(self, variant: str = "slots") -> ir.Model | None:
         """Return a graph; `None` if the bundle lacks the variant."""

@@ -162,7 +162,7 @@ def _outcome(
             return record("located", places, located)
     if lines:
         return record("found", places, lines[0])
-    unlike = "" if fault.area in ("manifest", "texts", "batches") else _differs(bundle, copy, plan)
+    unlike = "" if fault.area in ("manifest", "texts", "batches", "generation") else _differs(bundle, copy, plan)
     same = "every output of every graph is bit-identical"
     return record("missed", places, unlike) if unlike is not None else record("without effect", places, same)
 
@@ -226,7 +226,9 @@ def _said_of_few(
     copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, area: Area
 ) -> list[str]:
     """Run a quick check: few shapes, one level, and only the affected graphs and adapters."""
-    variants: Sequence[VariantName] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
+    variants: Sequence[VariantName] = (
+        () if area in ("bank", "inputs graph", "adapters", "manifest", "generation") else ("slots",)
+    )
     only = (BASE,) if area in ("base weights", "base nodes", "shapes") else ()
 
     def lines() -> Iterator[str]:

@@ -43,6 +43,7 @@ class Decoder:
         inputs: the roles of the graph's inputs.
         record: the tokens that begin, end and pad a text.
         budget: limits of the calls that compute prompts, and of the rows that are written at a time.
+        batch_type: holds the caches of rows; a self-test replaces it by one that mixes them up.
 
     Raises:
         RequestError: the bundle does not generate: it has no caches, or no logits for the next token.
@@ -53,6 +54,7 @@ class Decoder:
         self.inputs = DecoderInputs.of(manifest)
         self.record = self.inputs.record
         self.budget = CallBudget.of(self.inputs)
+        self.batch_type = DecodingBatch
         self._pads: dict[str | None, bool] = {}
         self._chunks: dict[str | None, bool] = {}
 
@@ -102,7 +104,7 @@ class Decoder:
 
     def _write_part(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
         """Compute the prompts of rows in calls within the budget, then continue all of them together."""
-        joined = DecodingBatch(self.inputs, self.session, [])
+        joined = self.batch_type(self.inputs, self.session, [])
         for batch in self._calls(rows):
             while self.is_long(batch):
                 batch.read_chunk(self.budget)
@@ -123,7 +125,8 @@ class Decoder:
             RequestError: the prompt has no token, or too many for the base.
         """
         self.inputs.check_prompt(prompt, "the prompt")
-        return DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]).following(tokens, self.budget)
+        row = WrittenRow(0, prompt, adapter)
+        return self.batch_type(self.inputs, self.session, [row]).following(tokens, self.budget)
 
     def within(self, budget: CallBudget) -> Decoder:
         """Return a decoder with another budget and the same session; both share their trials."""
@@ -153,7 +156,7 @@ class Decoder:
         return batch.is_long(self.budget) and self._reads_chunks(batch.rows[0].adapter)
 
     def _calls(self, rows: Sequence[WrittenRow]) -> list[DecodingBatch]:
-        return [DecodingBatch(self.inputs, self.session, call) for call in self.budget.calls(rows)]
+        return [self.batch_type(self.inputs, self.session, call) for call in self.budget.calls(rows)]
 
     def _groups(self, rows: Sequence[WrittenRow]) -> list[list[WrittenRow]]:
         """Return the rows that may share calls."""
@@ -196,7 +199,7 @@ class Decoder:
         random, words = np.random.default_rng(0), self.inputs.ids.limit or 2
         prompts = [random.integers(0, words, count).tolist() for count in _TRIAL]
         rows = [WrittenRow(at, prompt, adapter) for at, prompt in enumerate(prompts)]
-        short, long, both = (DecodingBatch(self.inputs, self.session, some) for some in (rows[:1], rows[1:], rows))
+        short, long, both = (self.batch_type(self.inputs, self.session, some) for some in (rows[:1], rows[1:], rows))
         first = [batch.logits() for batch in (short, long, both)]
         for batch in (short, long, both):
             batch.append([row.prompt[0] for row in batch.rows])
@@ -216,7 +219,7 @@ class Decoder:
     def _is_same_in_chunks(self, adapter: str | None) -> bool:
         random, words = np.random.default_rng(0), self.inputs.ids.limit or 2
         prompt = random.integers(0, words, max(_TRIAL)).tolist()
-        whole, parts = (DecodingBatch(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]) for _ in range(2))
+        whole, parts = (self.batch_type(self.inputs, self.session, [WrittenRow(0, prompt, adapter)]) for _ in range(2))
         try:
             while parts.is_long(_TRIAL_CHUNKS):
                 parts.read_chunk(_TRIAL_CHUNKS)

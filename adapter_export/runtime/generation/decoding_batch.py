@@ -258,7 +258,7 @@ class DecodingBatch:
 
     def merged(self, other: DecodingBatch) -> DecodingBatch:
         """Return a batch of the rows of both, after a step of each; the caches of the shorter one get padding."""
-        merged_batch = DecodingBatch(self._inputs, self._session, [])
+        merged_batch = type(self)(self._inputs, self._session, [])
         merged_batch.rows, merged_batch.is_new = [*self.rows, *other.rows], False
         merged_batch._new = np.concatenate([self._new, other._new])
         merged_batch._source = np.concatenate([self._source, other._source])
