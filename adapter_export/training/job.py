@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from adapter_export.bases.base import Base
 from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.training.loop.settings import LoopSpec, Machine
+from adapter_export.training.loop.settings import LoopSpec, Machine, Schedule
 from adapter_export.training.rows import RowReader
 from adapter_export.training.specs import DataSpec, HeadSpec
 from adapter_export.words import argument, command
@@ -134,7 +134,8 @@ class TrainingJob:
         learner: the model to train.
         data: the files of the rows, and options for reading them.
         head: the task, and its head.
-        loop: settings of the loop.
+        loop: settings of the loop, except for its schedule.
+        schedule: length of the run, which depends on the rows.
         machine: device, precision and trackers.
         checkpoints: folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
         tables: the rows, if they were read before the base is opened.
@@ -145,6 +146,7 @@ class TrainingJob:
     data: DataSpec
     head: HeadSpec
     loop: LoopSpec
+    schedule: Schedule
     machine: Machine
     checkpoints: Path | None = None
     tables: TrainingTables | LanguageTables | None = None
@@ -256,10 +258,11 @@ class TrainingJob:
         return {**start.facts, "initial_change": change}, clause
 
     def _loop(self, rows: TextTask, accelerator: Accelerator) -> LoopSpec:
-        """Return the settings of the loop with its precision, and balanced class weights as numbers."""
+        """Return the settings of the loop with its schedule and precision, and balanced class weights as numbers."""
         from adapter_export.training.loop.data import balanced
 
-        loop = replace(self.loop, precision=accelerator.mixed_precision)
+        loop = self.schedule.loop(self.loop, len(rows.training.texts))
+        loop = replace(loop, precision=accelerator.mixed_precision)
         if loop.class_weights != "balanced":
             return loop
         return replace(loop, class_weights=balanced(rows.training, rows.labels))
