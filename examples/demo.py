@@ -41,7 +41,7 @@ SENTENCES = (
     ("sentiment", "The plot makes no sense, and the jokes are worse."),
 )
 QUESTIONS = (SENTENCES[0][1], SENTENCES[4][1])
-QUICK = ("--kind", "houlsby", "--leave-out", "0,1,2", "--epochs", "2", "--learning-rate", "0.002")
+QUICK = ("--quick", "--kind", "houlsby", "--leave-out", "0,1,2", "--epochs", "2", "--learning-rate", "0.002")
 """Adapters in the upper half of the base, so that the lower half runs once for each row, and half the epochs."""
 MEASURED = 500
 """Test rows of each set of data in the quick demo."""

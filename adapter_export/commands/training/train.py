@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,9 +158,14 @@ def _show(adapter: Adapter, screen: Screen) -> None:
     from adapter_export.graph.tasks.metrics import Metric
 
     record = adapter.training
-    majority = record.get("majority", {}).get("test", {})
+    others = list(_baselines(record, "test")) if "test" in record else []
+
+    def without(name: str) -> str:
+        scores = ", ".join(f"{other} {values[name]:.3f}" for other, _, values in others if name in values)
+        return f" ({scores})" if scores else ""
+
     test = [
-        f"{Metric(name).words} {value:.3f}" + (f" (majority {majority[name]:.3f})" if name in majority else "")
+        f"{Metric(name).words} {value:.3f}" + without(name)
         for name, value in record.get("test", {}).items()
         if name != "loss"
     ]
@@ -184,6 +189,18 @@ def _curve(screen: Screen) -> Path | None:
     return path if path.exists() else None
 
 
+def _baselines(record: Mapping[str, Any], part: str) -> Iterator[tuple[str, str | None, Mapping[str, float]]]:
+    """Yield the name of each baseline with its explanation, if it needs one, and its scores."""
+    from adapter_export.training.specs import LINEAR
+
+    majority, other = record.get("majority", {}).get(part), record.get("baseline")
+    if majority is not None:
+        yield "majority", None, majority
+    if other is not None:
+        short = "linear" if other["name"] == LINEAR else "base"
+        yield short, f"{other['name']} without an adapter", other[part]
+
+
 def _epochs(record: Mapping[str, Any]) -> Table:
     from adapter_export.graph.tasks.metrics import worded_scores
 
@@ -200,10 +217,13 @@ def _epochs(record: Mapping[str, Any]) -> Table:
     ]
     words = [name for name, _ in worded_scores(record["validation"])]
     columns = ("epoch", "training loss", "validation loss", *words, "time")
-    title, majority = "Epochs (* kept)", record.get("majority", {}).get("validation")
+    notes, majority = ["* kept"], record.get("majority", {}).get("validation")
     if majority is not None:
-        rows.append(("majority", "", "", *(f"{majority[name]:.4f}" if name in majority else "" for name in names), ""))
-        title = f"Epochs (* kept; majority: always answering `{majority['label']}`)"
+        notes.append(f"majority: always answering `{majority['label']}`")
+    for name, words, scores in _baselines(record, "validation"):
+        rows.append((name, "", "", *(f"{scores[each]:.4f}" if each in scores else "" for each in names), ""))
+        notes += [] if words is None else [f"{name}: {words}"]
+    title = f"Epochs ({'; '.join(notes)})"
     return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 
 

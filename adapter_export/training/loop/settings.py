@@ -112,17 +112,14 @@ class Schedule:
         int | None,
         Option("Stop after N epochs without an improvement; half of the epochs by default, at least 3.", "N"),
     ] = None
-    quick: Annotated[bool, f"Train for at most {LoopSpec.epochs} epochs, for a first look."] = False
+    quick: Annotated[bool, f"A first look: at most {LoopSpec.epochs} epochs, and no baseline."] = False
 
     def __post_init__(self) -> None:
         LoopSpec(**self._chosen)  # check the ranges before a model is opened
-        if self.quick and self.epochs is not None:
-            both = argument("quick") + " and " + argument("epochs")
-            raise UsageError(both + " exclude each other", fix="pass only one")
 
     def loop(self, loop: LoopSpec, rows: int) -> LoopSpec:
         """Return the settings of a loop over this number of training rows."""
-        epochs = LoopSpec.epochs if self.quick else self.epochs
+        epochs = LoopSpec.epochs if self.quick and self.epochs is None else self.epochs
         if epochs is None:
             epochs = min(max(math.ceil(_STEPS / math.ceil(rows / loop.batch_size)), LoopSpec.epochs), _MOST_EPOCHS)
         # the rate falls until the last epoch, so the patience of a long run must not end it before that helps

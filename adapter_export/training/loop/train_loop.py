@@ -75,7 +75,14 @@ def evaluate(
         AdapterError: it has no head, and the base has no logits of the next token.
         TrainingError: memory is exhausted.
     """
-    rows, results, targets = answer_examples(model, examples, settings, accelerator, cache)
+    return score_answers(model, examples, settings, answer_examples(model, examples, settings, accelerator, cache))
+
+
+def score_answers(
+    model: AdaptedModel, examples: Examples, settings: LoopSpec, answers: tuple[Rows, Tensor, Tensor]
+) -> Scores:
+    """Return the scores of what `answer_examples` returned; errors as for `evaluate`."""
+    rows, results, targets = answers
     task = None if examples.problem == CAUSAL_LM else model.task
     objective = OBJECTIVES[examples.problem].of(settings, task)
     total, weight = objective.loss(results, targets, _class_weights(model, examples, settings))
