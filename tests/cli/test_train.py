@@ -182,8 +182,8 @@ def test_wrong_calls_and_bad_input(
     [
         ([*rows(), ("one of a kind", "new")], "a class has one row only"),
         (rows(label_of_good="bad"), "holds fewer than two classes"),
-        ([*rows(), ("", "bad")], "1 rows have no text or no label; found lines 38"),
-        ([*rows(), ("text", "")], "1 rows have no text or no label; found lines 38"),
+        ([*rows(), ("", "bad")], "1 row has no text or no label; found line 38"),
+        ([*rows(), ("text", "")], "1 row has no text or no label; found line 38"),
     ],
 )
 def test_data_that_cannot_be_learnt_from(cli, model: Path, tmp_path: Path, table, words: str) -> None:

@@ -47,12 +47,12 @@ def test_settings_that_cannot_be_are_refused(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs", "patience"),
-    [(10, 30, 15), (130, 20, 10), (360, 9, 4), (720, 5, 3), (5000, 4, 3), (100_000, 4, 3)],
+    ("rows", "epochs", "patience", "warmup"),
+    [(10, 30, 15, 0.3), (130, 24, 12, 0.3), (360, 10, 5, 0.3), (720, 6, 3, 0.3), (5000, 4, 3, 0.1)],
 )
-def test_small_tables_get_enough_steps_and_time_to_anneal(rows: int, epochs: int, patience: int) -> None:
+def test_small_tables_get_enough_steps_and_time_to_anneal(rows: int, epochs: int, patience: int, warmup: float) -> None:
     loop = Schedule().loop(LoopSpec(), rows)
-    assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (epochs, patience, 1e-3, 0.1)
+    assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (epochs, patience, 1e-3, warmup)
 
 
 def test_passed_values_win() -> None:

@@ -17,8 +17,9 @@ Precision = Literal["no", "bf16", "fp16"]
 
 _INFINITE = float("inf")
 
-_STEPS, _MOST_EPOCHS = 100, 30
-"""Steps that a small table needs, and the most passes for them: `benchmarks/defaults.py` compares them with others."""
+_STEPS, _MOST_EPOCHS, _LONG_WARMUP = 120, 30, 0.3
+"""Steps that a small table needs, the most passes for them, and the warm-up of such a run: found on the tables of
+`benchmarks/defaults.py`, which compares them with other settings."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,11 @@ class Schedule:
         ),
     ] = None
     learning_rate: Annotated[float, "Peak learning rate."] = LoopSpec.learning_rate
-    warmup: Annotated[float, "Fraction of the steps over which the learning rate rises."] = LoopSpec.warmup
+    warmup: Annotated[
+        float | None,
+        f"Fraction of the steps over which the learning rate rises; {LoopSpec.warmup} by default, {_LONG_WARMUP} for a "
+        "small table.",
+    ] = None
     patience: Annotated[
         int | None,
         Option("Stop after N epochs without an improvement; half of the epochs by default, at least 3.", "N"),
@@ -119,12 +124,14 @@ class Schedule:
 
     def loop(self, loop: LoopSpec, rows: int) -> LoopSpec:
         """Return the settings of a loop over this number of training rows."""
-        epochs = LoopSpec.epochs if self.quick and self.epochs is None else self.epochs
+        epochs, warmup = self.epochs, LoopSpec.warmup
         if epochs is None:
-            epochs = min(max(math.ceil(_STEPS / math.ceil(rows / loop.batch_size)), LoopSpec.epochs), _MOST_EPOCHS)
+            needed = math.ceil(_STEPS / math.ceil(rows / loop.batch_size))
+            epochs = LoopSpec.epochs if self.quick else min(max(needed, LoopSpec.epochs), _MOST_EPOCHS)
+            warmup = _LONG_WARMUP if epochs > LoopSpec.epochs else warmup
         # the rate falls until the last epoch, so the patience of a long run must not end it before that helps
-        patience = max(LoopSpec.patience, epochs // 2) if self.patience is None else self.patience
-        return replace(loop, **{**self._chosen, "epochs": epochs, "patience": patience})
+        patience = max(LoopSpec.patience, epochs // 2)
+        return replace(loop, **{"warmup": warmup, "patience": patience, **self._chosen, "epochs": epochs})
 
     @property
     def _chosen(self) -> dict[str, Any]:
