@@ -149,9 +149,8 @@ class Demo:
     def full(self) -> None:
         """Train adapters in all layers on all rows, build a bundle of both, and check it."""
         trec = Task("trec", self.folder, demo_data.trec(), ("--quick", "--kind", "houlsby", "--epochs", "4"))
-        sentiment = Task(
-            "sentiment", self.folder, demo_data.sentiment(), ("--quick", "--kind", "pfeiffer", "--epochs", "2")
-        )
+        fewer = ("--quick", "--kind", "pfeiffer", "--epochs", "2")
+        sentiment = Task("sentiment", self.folder, demo_data.sentiment(), fewer)
         self.capture()
         for task, expected in ((trec, "0.938"), (sentiment, "0.872")):
             self.train(task, f"an accuracy of {expected} on the test rows, after one to five minutes")

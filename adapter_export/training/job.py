@@ -195,10 +195,10 @@ class TrainingJob:
             _note(reporter, undecided(result.best.validation))
             test, measured = None, rows.validation if rows.test is None else rows.test
             if rows.test is not None or baseline is not None:
-                order, *answers = answer_examples(model, measured, loop, accelerator)
-                test = None if rows.test is None else score_answers(model, measured, loop, (order, *answers))
+                order, results, targets = answers = answer_examples(model, measured, loop, accelerator)
+                test = None if rows.test is None else score_answers(model, measured, loop, answers)
                 if baseline is not None:
-                    ours = judged(model.task, *answers, measured.only(order))
+                    ours = judged(model.task, results, targets, measured.only(order))
                     _note(reporter, not_better(ours, baseline, result, loop))
             facts |= {} if reader.generates else {"padding_neutral": start.pads}
             facts |= {} if self.base.given is None else {SITE_MAP_KEY: self.base.given.digest}

@@ -197,9 +197,9 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
     found = cli.done("train", model, "--data", data, "--skip-incomplete", *QUICK, "-o", tmp_path / "a")
     for words in (
         "2 rows of the training data repeat another row",
-        "1 rows of the training data have no text or no label and were skipped",
-        "1 texts of the training data occur with more than one label",
-        "1 texts of the training data exceed",
+        "1 row of the training data has no text or no label and was skipped",
+        "1 text of the training data occurs with more than one label",
+        "1 text of the training data exceeds",
     ):
         assert words in found.stderr
 

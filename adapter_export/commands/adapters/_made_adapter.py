@@ -67,9 +67,8 @@ def show_adapter(adapter: Adapter, screen: Screen) -> None:
     parameters = f"{adapter.cost().parameters:,} parameters"
     screen.report(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
     model = screen.given.get("base", "MODEL")
-    screen.report(
-        f"Next: {shlex.join(['adapter-export', 'build', str(model), '--adapters', str(output), '-o', 'bundle'])}"
-    )
+    build = ("adapter-export", "build", str(model), "--adapters", str(output), "-o", "bundle")
+    screen.report(f"Next: {shlex.join(build)}")
 
 
 def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

@@ -220,9 +220,9 @@ def _epochs(record: Mapping[str, Any]) -> Table:
     notes, majority = ["* kept"], record.get("majority", {}).get("validation")
     if majority is not None:
         notes.append(f"majority: always answering `{majority['label']}`")
-    for name, words, scores in _baselines(record, "validation"):
+    for name, meaning, scores in _baselines(record, "validation"):
         rows.append((name, "", "", *(f"{scores[each]:.4f}" if each in scores else "" for each in names), ""))
-        notes += [] if words is None else [f"{name}: {words}"]
+        notes += [] if meaning is None else [f"{name}: {meaning}"]
     title = f"Epochs ({'; '.join(notes)})"
     return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 

@@ -22,12 +22,12 @@ def lines_of(lines: Sequence[int]) -> str:
     return f"line{'' if len(lines) == 1 else 's'} {shown}{more}"
 
 
-def rows_that(count: int, verb: str, part: str | None = None) -> str:
+def rows_that(count: int, verb: str, part: str | None = None, word: str = "row") -> str:
     """Format rows and a verb in the right number: `1 row has`, `2 rows of the training data repeat`."""
-    singular = "has" if verb == "have" else f"{verb}s"
-    return (
-        f"{number_of(count, 'row')}{'' if part is None else f' of the {part} data'} {singular if count == 1 else verb}"
-    )
+    of_part = "" if part is None else f" of the {part} data"
+    if count == 1:
+        verb = {"have": "has", "are": "is"}.get(verb, f"{verb}s")
+    return f"{number_of(count, word)}{of_part} {verb}"
 
 
 def skipped(count: int) -> str:

@@ -86,7 +86,7 @@ class LabelledTexts:
             yield f"{rows_that(count, 'have', part)} no text or no label {skipped(count)} ({where})"
         if self.contradicting:
             count, where = len(self.contradicting), lines_of(self.contradicting)
-            yield f"{count:,} {word}s of the {part} data occur with more than one label ({where})"
+            yield f"{rows_that(count, 'occur', part, word)} with more than one label ({where})"
 
 
 @dataclass(frozen=True)
