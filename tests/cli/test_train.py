@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -96,6 +98,17 @@ def test_people_get_a_table_and_the_next_step(cli, model: Path, data: Path, tmp_
     assert "test accuracy" in found.stdout
     assert "Next: adapter-export build" in found.stderr
     assert "initial change of the final hidden state: " in found.stderr
+
+
+def test_every_next_step_can_be_pasted(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    """The chain of steps from training on, each taken from the screen of the one before."""
+    (tmp_path / "with space").mkdir()
+    found, steps = cli.done("train", model, "--data", data, *QUICK, "-o", tmp_path / "with space" / "tone"), []
+    while following := re.search(r"^Next: (adapter-export .*)$", found.stderr, re.MULTILINE):
+        words = shlex.split(following[1], comments=True)[1:]
+        steps.append(words[0])
+        found = cli.done(*words, *(["--quick"] if words[0] == "check" else []), folder=tmp_path)
+    assert steps == ["build", "check"]
     assert "36 texts of the test data are also in the training data" in found.stderr
 
 

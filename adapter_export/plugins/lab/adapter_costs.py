@@ -230,7 +230,9 @@ def recommend(candidates: Sequence[Choice], width: int, rows: int | None = None)
         if dear:
             reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's compute.")
         if many:
-            reasons.append(f"{_listed(many)}: more than {MOST_PER_ROW:,} parameters per row for {number_of(rows or 0, 'row')}.")
+            reasons.append(
+                f"{_listed(many)}: more than {MOST_PER_ROW:,} parameters per row for {number_of(rows or 0, 'row')}."
+            )
         if not fitting:
             limit = "base and these rows" if many else "base"
             reasons.append(
