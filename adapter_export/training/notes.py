@@ -40,7 +40,8 @@ def rare_classes(rows: TextTask) -> Iterator[str]:
     if not (kind.has_labels and kind.pools):
         return
     answers = np.asarray(rows.training.answers)
-    counts = answers.sum(0) if answers.ndim > 1 else np.bincount(answers, minlength=len(rows.labels))
+    # unlabelled rows of a distillation have a negative class
+    counts = answers.sum(0) if answers.ndim > 1 else np.bincount(answers[answers >= 0], minlength=len(rows.labels))
     most = min(_RARE, _SHARE * counts.mean())
     rare = sorted((int(count), label) for label, count in zip(rows.labels, counts, strict=True) if count < most)
     if rare:
