@@ -123,6 +123,11 @@ def size(count: int) -> str:
     return f"{value:.1f} GB"
 
 
+def number_of(count: int, noun: str, plural: str | None = None) -> str:
+    """Format a number of things: `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def bar(probability: float) -> str:
     """Draw a probability as a bar, in eighths of a character."""
     full, eighths = divmod(round(probability * _BAR * 8), 8)

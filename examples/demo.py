@@ -41,7 +41,7 @@ SENTENCES = (
     ("sentiment", "The plot makes no sense, and the jokes are worse."),
 )
 QUESTIONS = (SENTENCES[0][1], SENTENCES[4][1])
-QUICK = ("--kind", "houlsby", "--leave-out", "0,1,2", "--epochs", "2", "--learning-rate", "0.002")
+QUICK = ("--quick", "--kind", "houlsby", "--leave-out", "0,1,2", "--epochs", "2", "--learning-rate", "0.002")
 """Adapters in the upper half of the base, so that the lower half runs once for each row, and half the epochs."""
 MEASURED = 500
 """Test rows of each set of data in the quick demo."""
@@ -148,8 +148,9 @@ class Demo:
 
     def full(self) -> None:
         """Train adapters in all layers on all rows, build a bundle of both, and check it."""
-        trec = Task("trec", self.folder, demo_data.trec(), ("--kind", "houlsby", "--epochs", "4"))
-        sentiment = Task("sentiment", self.folder, demo_data.sentiment(), ("--kind", "pfeiffer", "--epochs", "2"))
+        trec = Task("trec", self.folder, demo_data.trec(), ("--quick", "--kind", "houlsby", "--epochs", "4"))
+        fewer = ("--quick", "--kind", "pfeiffer", "--epochs", "2")
+        sentiment = Task("sentiment", self.folder, demo_data.sentiment(), fewer)
         self.capture()
         for task, expected in ((trec, "0.938"), (sentiment, "0.872")):
             self.train(task, f"an accuracy of {expected} on the test rows, after one to five minutes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -150,3 +151,45 @@ def test_the_public_classes_say_what_they_do(made: type) -> None:
     for name, member in inspect.getmembers(made):
         if not name.startswith("_") and callable(member):
             assert inspect.getdoc(member), f"{made.__name__}.{name}"
+
+
+def _reads(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)}
+
+
+def _binds(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement binds whenever it runs."""
+    bound: list[ast.AST | None] = []
+    if isinstance(statement, ast.Assign):
+        bound = [*statement.targets]
+    elif isinstance(statement, ast.AnnAssign | ast.For):
+        bound = [statement.target]
+    elif isinstance(statement, ast.With):
+        bound = [item.optional_vars for item in statement.items]
+    names = (node for part in bound if part is not None for node in ast.walk(part))
+    return {node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _overwritten(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """Yield line, function and name of each parameter that a function always overwrites before it reads it."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = function.args
+            unread = {each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
+            for statement in function.body:
+                unread -= _reads(statement)
+                bound = unread & _binds(statement)
+                yield from ((statement.lineno, function.name, name) for name in sorted(bound))
+                unread -= bound
+
+
+def test_no_parameter_is_overwritten_before_it_is_read() -> None:
+    """`plan` once ignored `rows`, whose name it reused for the batch size, without a word."""
+    assert list(_overwritten(ast.parse("def call(a, b):\n    use(b)\n    a, b = b, 1"))) == [(3, "call", "a")]
+    files = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "adapter_export").rglob("*.py"))}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: `{name}` of `{call}`"
+        for path, tree in files.items()
+        for line, call, name in _overwritten(tree)
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from adapter_export.bases.base import Base
 from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.training.loop.settings import LoopSpec, Machine
+from adapter_export.training.loop.settings import LoopSpec, Machine, Schedule
+from adapter_export.training.notes import collapsed, not_better, rare_classes, too_many_parameters, undecided
 from adapter_export.training.rows import RowReader
 from adapter_export.training.specs import DataSpec, HeadSpec
-from adapter_export.words import argument, command
+from adapter_export.words import argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,18 +29,15 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks import Task
     from adapter_export.graph.tasks.metrics import Judged
     from adapter_export.torch_backend.attach import AdaptedModel
+    from adapter_export.training.loop.baseline import Baseline
     from adapter_export.training.loop.data import Examples
     from adapter_export.training.loop.distil_loop import Teacher
     from adapter_export.training.loop.language import LanguageExamples
     from adapter_export.training.loop.record import TrainingResult
     from adapter_export.training.loop.task_files import TextTask
-    from adapter_export.training.objectives.objective import Scores
 
 _ROWS_MEASURED = 32
 """Maximum rows for measuring the initial change of the final hidden state."""
-
-_ALIKE = 0.99
-"""Mean cosine of dissimilar rows above which the contrastive loss is within 0.1 nats of that of equal vectors."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,8 @@ class TrainingJob:
         learner: the model to train.
         data: the files of the rows, and options for reading them.
         head: the task, and its head.
-        loop: settings of the loop.
+        loop: settings of the loop, except for its schedule.
+        schedule: length of the run, which depends on the rows.
         machine: device, precision and trackers.
         checkpoints: folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
         tables: the rows, if they were read before the base is opened.
@@ -145,6 +144,7 @@ class TrainingJob:
     data: DataSpec
     head: HeadSpec
     loop: LoopSpec
+    schedule: Schedule
     machine: Machine
     checkpoints: Path | None = None
     tables: TrainingTables | LanguageTables | None = None
@@ -161,8 +161,9 @@ class TrainingJob:
         from adapter_export.sites.site_map import SITE_MAP_KEY, check_complete
         from adapter_export.training.loop.data import TrainingData
         from adapter_export.training.loop.devices import Engine
+        from adapter_export.training.loop.measure import judged
         from adapter_export.training.loop.record import training_record
-        from adapter_export.training.loop.train_loop import evaluate
+        from adapter_export.training.loop.train_loop import answer_examples, score_answers
         from adapter_export.training.loop.train_loop import train as learn
 
         engine = Engine(self.machine, *([] if self.checkpoints is None else [self.checkpoints.with_suffix(".logs")]))
@@ -172,14 +173,16 @@ class TrainingJob:
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task, self.tables)
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)
+            _note(reporter, rare_classes(rows))
             start = self._started(reader, rows, reporter)
-            _note(reporter, _too_many(start, len(rows.training.texts)))
+            _note(reporter, too_many_parameters(start, len(rows.training.texts)))
             facts, origin = self._described(start, rows)
             reporter.step(f"{_counts(rows)}; {origin}")
             loop = self._loop(rows, accelerator)
             model = start.model.on(accelerator.device)
             if start.teacher is not None:
                 start.teacher.model.on(accelerator.device)
+            baseline = self._baseline(start, rows, loop, accelerator, reporter)
             result = learn(
                 model,
                 TrainingData(rows.training, rows.validation),
@@ -189,15 +192,22 @@ class TrainingJob:
                 teacher=start.teacher,
                 reporter=reporter,
             )
-            _note(reporter, _undecided(result.best.validation))
-            test = None if rows.test is None else evaluate(model, rows.test, loop, accelerator)
+            _note(reporter, undecided(result.best.validation))
+            test, measured = None, rows.validation if rows.test is None else rows.test
+            if rows.test is not None or baseline is not None:
+                order, results, targets = answers = answer_examples(model, measured, loop, accelerator)
+                test = None if rows.test is None else score_answers(model, measured, loop, answers)
+                if baseline is not None:
+                    ours = judged(model.task, results, targets, measured.only(order))
+                    _note(reporter, not_better(ours, baseline, result, loop))
             facts |= {} if reader.generates else {"padding_neutral": start.pads}
             facts |= {} if self.base.given is None else {SITE_MAP_KEY: self.base.given.digest}
             done = Trained(
                 model,
                 rows,
                 result,
-                training_record(loop, {**facts, **reader.record()}, rows, result, test),
+                training_record(loop, {**facts, **reader.record()}, rows, result, test)
+                | ({} if baseline is None else {"baseline": baseline.document()}),
                 [],
                 accelerator.is_main_process,
             )
@@ -256,13 +266,25 @@ class TrainingJob:
         return {**start.facts, "initial_change": change}, clause
 
     def _loop(self, rows: TextTask, accelerator: Accelerator) -> LoopSpec:
-        """Return the settings of the loop with its precision, and balanced class weights as numbers."""
+        """Return the settings of the loop with its schedule and precision, and balanced class weights as numbers."""
         from adapter_export.training.loop.data import balanced
 
-        loop = replace(self.loop, precision=accelerator.mixed_precision)
+        loop = self.schedule.loop(self.loop, len(rows.training.texts))
+        loop = replace(loop, precision=accelerator.mixed_precision)
         if loop.class_weights != "balanced":
             return loop
         return replace(loop, class_weights=balanced(rows.training, rows.labels))
+
+    def _baseline(
+        self, start: Start, rows: TextTask, loop: LoopSpec, accelerator: Accelerator, reporter: Reporter
+    ) -> Baseline | None:
+        """Score the base without an adapter, unless the run is quick, or all weights are trained."""
+        from adapter_export.training.loop.baseline import score_baseline
+
+        if self.schedule.quick or start.compared or start.model.head_name is None:
+            return None
+        reporter.step("scoring the base without an adapter")
+        return score_baseline(self.base, start.model.task, rows, self.head.pooling, loop, accelerator)
 
     def _judged(
         self, start: Start, done: Trained, loop: LoopSpec, accelerator: Accelerator, reporter: Reporter
@@ -276,7 +298,7 @@ class TrainingJob:
         if TASK_TYPES[done.rows.problem].is_vector:
             _, results, targets = answer_examples(done.model, done.rows.validation, loop, accelerator)
             vectors = OBJECTIVES[done.rows.problem].vectors(results, targets)
-            _note(reporter, () if vectors is None else _collapsed(cosine_apart(*vectors)))
+            _note(reporter, () if vectors is None else collapsed(cosine_apart(*vectors)))
         (_, measured), found = done.measured, []
         for model in start.compared:
             order, results, targets = answer_examples(model, measured, loop, accelerator)
@@ -302,46 +324,6 @@ def _counts(rows: TextTask) -> str:
     counts = f"{len(rows.training.texts):,} training rows, {len(rows.validation.texts):,} validation rows"
     task = TASK_TYPES[rows.problem].recorded or rows.problem
     return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{task}`"
-
-
-def _too_many(start: Start, rows: int) -> Iterator[str]:
-    """Yield a note if the adapter has enough parameters to memorize its rows; heads do not count."""
-    from adapter_export.graph.adapter import HEAD
-    from adapter_export.training.specs import MOST_PER_ROW
-
-    learned = start.model.learned().items()
-    count = sum(tensor.numel() for name, tensor in learned if not name.startswith(f"{HEAD}."))
-    if count > MOST_PER_ROW * rows:
-        narrower = command("plan(…, rows=…)", f"plan MODEL --rows {rows}")
-        yield (
-            f"{count:,} parameters for {rows:,} training rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
-            "memorize them; compare it with the narrower one recommended by " + narrower
-        )
-
-
-def _undecided(scores: Scores) -> Iterator[str]:
-    """Yield a note if nearly all validation rows get the same answer."""
-    if scores.collapse is not None:
-        yield (
-            f"{scores.collapse} (validation rows); use more "
-            + argument("epochs")
-            + ", a larger "
-            + argument("learning_rate")
-            + ", or "
-            + argument("class_weights", "balanced")
-        )
-
-
-def _collapsed(cosine: float) -> Iterator[str]:
-    """Yield a note if rows of different labels have nearly identical vectors, by their mean cosine."""
-    if cosine > _ALIKE:
-        yield (
-            f"the vectors are nearly identical (mean cosine of rows with different labels: {cosine:.4f}), so "
-            "they do not separate labels; use a smaller "
-            + argument("learning_rate")
-            + ", or more "
-            + argument("epochs")
-        )
 
 
 def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:

@@ -43,6 +43,9 @@ MOST_PER_ROW = 1000
 """Parameters per training row up to which memorising the rows is unlikely: a rule of thumb, for before training.
 Afterwards the validation rows tell."""
 
+LINEAR, FROZEN = "logistic regression on the base", "frozen base"
+"""Baselines: a linear classifier of the base's pooled hidden states, and its vectors as they are."""
+
 PREFIXES = ("prefix", "query_prefix", "document_prefix")
 """Fields of `DataSpec` and of `Task` with texts that precede rows."""
 

@@ -23,8 +23,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines = "".join(f"{text}\t{label}\n" for text, label in rows)
             (folder / f"{name}.tsv").write_text(f"text\tlabel\n{lines}", encoding="utf-8")
         files = {"data": folder / "train.tsv", "test_data": folder / "test.tsv", "output": folder / "teacher"}
-        ae.train(
-            folder / "model.pt", kind="houlsby", bottleneck=8, epochs=15, batch_size=8, learning_rate=0.02, **files
-        )
+        loop = {"epochs": 15, "patience": 3, "batch_size": 8, "learning_rate": 0.02, "quick": True}
+        ae.train(folder / "model.pt", kind="houlsby", bottleneck=8, **loop, **files)
 
     return once(tmp_path_factory, "taught", make)

@@ -353,6 +353,8 @@ def test_the_document_is_json(world: World, topics: Path) -> None:
     assert document["scores"]["accuracy"]["value"] == 0.75
     assert document["gates"] == [{"metric": "accuracy", "bound": 0.9, "value": 0.75, "passed": False}]
     assert document["metrics"] == ["accuracy", "macro_f1"]
+    reached = measured(world, "topic", topics, gate={"accuracy": 0.7})
+    assert "gate passed: `accuracy` 0.7500, bound 0.7." in list(reached.remarks())
     with pytest.raises(MissedGateError, match=r"`accuracy` misses its gate; found 0\.7500; expected at least 0\.9"):
         found.raise_for_failure()
 

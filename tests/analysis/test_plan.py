@@ -186,10 +186,21 @@ def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
     assert "MACs/token" in shown.stdout
 
 
+def test_the_command_takes_the_number_of_rows_into_account(tiny_bert_archive: Path) -> None:
+    """`plan` once overwrote it by the batch size, 32, and recommended the narrowest adapter for any table."""
+    call = ["plan", str(tiny_bert_archive), "--kinds", "pfeiffer", "--bottlenecks", "1,8", "--tokens", "4", "--json"]
+    planned = [json.loads(CliRunner().invoke(main, [*call, "--rows", rows]).stdout) for rows in ("1", "5000")]
+    assert [document["recommended"]["bottleneck"] for document in planned] == [1, 8]
+    assert "parameters per row for 1 row" in " ".join(planned[0]["reasons"])
+    assert not any("per row" in reason for reason in planned[1]["reasons"])
+    assert planned[0]["setup"] == planned[1]["setup"] == {"batch": 32, "tokens": 4}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"kinds": ("nothing",)}, "unknown kind"),
+        ({"rows": 0}, "too small"),
         ({"kinds": ()}, "must not be empty"),
         ({"bottlenecks": (8, 8)}, "contain duplicates"),
         ({"bottlenecks": (0,)}, "too small"),

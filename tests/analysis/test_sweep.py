@@ -217,7 +217,7 @@ def test_data_of_one_class_stop_the_sweep(base: ae.Base, tmp_path: Path) -> None
     with pytest.raises(DataError, match="class"):
         ae.sweep(base, data, tmp_path / "sweep", **QUICK)
     data.write_text("text\tlabel\n\tgood\nb\tbad\nc\tgood\n", encoding="utf-8")
-    with pytest.raises(DataError, match="found lines 2"):  # in the same folder, where nothing is trained yet
+    with pytest.raises(DataError, match="found line 2"):  # in the same folder, where nothing is trained yet
         ae.sweep(base, data, tmp_path / "sweep", **QUICK)
 
 

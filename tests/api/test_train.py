@@ -28,7 +28,7 @@ def test_every_option_says_what_it_does() -> None:
 
 def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
     page = " ".join(CliRunner().invoke(main, ["train", "--help", "training"]).output.split())
-    for name in ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "patience", "cache_mb"):
+    for name in ("batch_size", "learning_rate", "weight_decay", "cache_mb"):
         found = re.search(rf"--{name.replace('_', '-')} .*?\[default: (\S+)\]", page)
         assert found is not None, name
         assert float(found[1]) == getattr(LoopSpec(), name)

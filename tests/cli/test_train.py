@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -99,6 +101,17 @@ def test_people_get_a_table_and_the_next_step(cli, model: Path, data: Path, tmp_
     assert "36 texts of the test data are also in the training data" in found.stderr
 
 
+def test_every_next_step_can_be_pasted(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    """The chain of steps from training on, each taken from the screen of the one before."""
+    (tmp_path / "with space").mkdir()
+    found, steps = cli.done("train", model, "--data", data, *QUICK, "-o", tmp_path / "with space" / "tone"), []
+    while following := re.search(r"^Next: (adapter-export .*)$", found.stderr, re.MULTILINE):
+        words = shlex.split(following[1], comments=True)[1:]
+        steps.append(words[0])
+        found = cli.done(*words, *(["--quick"] if words[0] == "check" else []), folder=tmp_path)
+    assert steps == ["build", "check"]
+
+
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_options_reach_the_graph(cli, model: Path, data: Path, tmp_path: Path, kind: str) -> None:
     options = (
@@ -182,8 +195,8 @@ def test_wrong_calls_and_bad_input(
     [
         ([*rows(), ("one of a kind", "new")], "a class has one row only"),
         (rows(label_of_good="bad"), "holds fewer than two classes"),
-        ([*rows(), ("", "bad")], "1 rows have no text or no label; found lines 38"),
-        ([*rows(), ("text", "")], "1 rows have no text or no label; found lines 38"),
+        ([*rows(), ("", "bad")], "1 row has no text or no label; found line 38"),
+        ([*rows(), ("text", "")], "1 row has no text or no label; found line 38"),
     ],
 )
 def test_data_that_cannot_be_learnt_from(cli, model: Path, tmp_path: Path, table, words: str) -> None:
@@ -197,9 +210,9 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
     found = cli.done("train", model, "--data", data, "--skip-incomplete", *QUICK, "-o", tmp_path / "a")
     for words in (
         "2 rows of the training data repeat another row",
-        "1 rows of the training data have no text or no label and were skipped",
-        "1 texts of the training data occur with more than one label",
-        "1 texts of the training data exceed",
+        "1 row of the training data has no text or no label and was skipped",
+        "1 text of the training data occurs with more than one label",
+        "1 text of the training data exceeds",
     ):
         assert words in found.stderr
 

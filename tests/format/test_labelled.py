@@ -76,8 +76,8 @@ def test_tables_with_separators(tmp_path: Path) -> None:
         ("multi_label", {"q": "x", "c": "y", "a": 3}, "holds no set of labels; found `3`"),
         ("multi_label", {"q": "x", "c": "y", "a": "a|a"}, "a label occurs twice in a set; found `a|a`"),
         ("multi_label", {"q": "x", "c": "y", "a": ["a", ""]}, "a set has an empty label"),
-        ("multi_label", {"q": "x", "c": "y", "a": ""}, "1 rows have no text or no label"),
-        ("single_label", {"q": "x", "c": "", "a": "same"}, "1 rows have no text or no label"),
+        ("multi_label", {"q": "x", "c": "y", "a": ""}, "1 row has no text or no label"),
+        ("single_label", {"q": "x", "c": "", "a": "same"}, "1 row has no text or no label"),
         ("ranking", {"q": "x", "c": "y", "a": -0.5}, "is no relevance; found `-0.5`; expected a number from 0 to 1"),
         ("ranking", {"q": "x", "c": "y", "a": [0, 1]}, "is no relevance"),
         ("multiple_choice", {"q": "x", "c": ["y"], "a": 0}, "holds no choices"),
@@ -94,7 +94,7 @@ def test_tables_with_separators(tmp_path: Path) -> None:
         ),
         ("span", {"q": "x", "c": "a b c", "a": {"text": "b", "answer_start": -3}}, "found `b` at `-3`;"),
         ("span", {"q": "x", "c": "a b c", "a": {"text": ["b"], "answer_start": []}}, "contains no answer"),
-        ("span", {"q": "x", "c": "a b c", "a": {"text": [], "answer_start": []}}, "1 rows have no text or no label"),
+        ("span", {"q": "x", "c": "a b c", "a": {"text": [], "answer_start": []}}, "1 row has no text or no label"),
     ],
 )
 def test_what_is_refused(problem: ProblemType, row: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient
     assert "more tokens than are taken" in embed(input="moon " * LONGEST)
     assert "too few or too many" in embed(input=[])
     assert "too few or too many" in embed(input=["a"] * 257)
-    assert "Extra inputs" in embed(truncate_prompt_tokens=3)
+    assert "an unknown field" in embed(truncate_prompt_tokens=3)
     assert "does not rank texts" in _refused(service, "/rerank", model="follows", query=QUERY, texts=TEXTS)
     assert "another kind" in _refused(service, "/rerank", model="topic", query=QUERY, texts=TEXTS)
     assert "either `documents` or `texts`" in _refused(

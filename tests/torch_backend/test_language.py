@@ -115,7 +115,7 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
     texts.write_text("n1 n2 n3 n4 n5 n6\n\nn7\nn1 n2 n3 n4 n5 n6\n")
     cut, notes = learnt(base, texts, max_tokens=4)
     assert cut.training["data"]["training"]["tokens_to_learn"] == 3 + 2
-    assert "1 rows of the training data repeat another row and were skipped (line 4)" in notes
+    assert "1 row of the training data repeats another row and was skipped (line 4)" in notes
     assert any("1 texts of the training data exceed 4 tokens and are truncated" in note for note in notes)
     packed, notes = learnt(base, texts, max_tokens=4, packing=True)
     # <s> n1 n2 n3 | n4 n5 n6 </s> | <s> n7 </s>
@@ -213,11 +213,11 @@ def test_what_does_not_go_together_is_refused(
 
 def test_rows_without_an_answer_and_files_without_texts_are_refused(base: ae.Base, tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "n1", "answer": ""}, {"prompt": "n3", "answer": "n4"}])
-    with pytest.raises(DataError, match=r"1 rows have no text or no answer.*lines 1"):
+    with pytest.raises(DataError, match=r"1 row has no text or no answer.*line 1"):
         learnt(base, pairs)
     made, notes = learnt(base, pairs, skip_incomplete=True)
     assert made.training["data"]["training"]["incomplete_rows_left_out"] == 1
-    assert "1 rows of the training data have no text or no answer and were skipped (line 1)" in notes
+    assert "1 row of the training data has no text or no answer and was skipped (line 1)" in notes
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(DataError, match="contains no texts"):
         learnt(base, tmp_path / "empty.txt")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import UsageError
-from adapter_export.training.loop.settings import LoopSpec
+from adapter_export.training.loop.settings import LoopSpec, Schedule
 from adapter_export.training.loop.train_loop import rate_factor
 
 
@@ -44,3 +44,19 @@ def test_it_stays_above_zero_and_rises_before_it_falls(total: int, warmup: float
 def test_settings_that_cannot_be_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"`{name}`"):
         LoopSpec(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "patience", "warmup"),
+    [(10, 30, 15, 0.3), (130, 24, 12, 0.3), (360, 10, 5, 0.3), (720, 6, 3, 0.3), (5000, 4, 3, 0.1)],
+)
+def test_small_tables_get_enough_steps_and_time_to_anneal(rows: int, epochs: int, patience: int, warmup: float) -> None:
+    loop = Schedule().loop(LoopSpec(), rows)
+    assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (epochs, patience, 1e-3, warmup)
+
+
+def test_passed_values_win() -> None:
+    loop = Schedule(epochs=12, learning_rate=0.002, patience=2, warmup=0.3).loop(LoopSpec(batch_size=8), 100)
+    assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (12, 2, 0.002, 0.3)
+    assert Schedule(quick=True).loop(LoopSpec(), 100) == LoopSpec()
+    assert Schedule(quick=True, epochs=2).loop(LoopSpec(), 100).epochs == 2

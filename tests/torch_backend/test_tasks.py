@@ -325,7 +325,7 @@ def test_tokens_without_labels_do_not_count() -> None:
         ("regression", {"text": "a", "label": "much"}, "line 1: holds no numbers"),
         ("regression", {"text": "a", "label": True}, "line 1: holds no finite numbers"),
         ("regression", {"text": "a", "label": float("inf")}, "line 1: holds no finite numbers"),
-        ("regression", {"text": "a", "label": None}, "1 rows have no text or no label"),
+        ("regression", {"text": "a", "label": None}, "1 row has no text or no label"),
         ("regression", {"text": "a", "label": [1, 2, 3]}, "different numbers of numbers; found 2, 3"),
         ("multi_label", {"text": "a", "label": ["x", "x"]}, "line 1: a label occurs twice in a set"),
         ("ranking", {"text": "a", "pair": "b", "label": 2}, "line 1: is no relevance; found `2`"),

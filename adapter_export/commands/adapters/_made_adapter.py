@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,9 @@ def show_adapter(adapter: Adapter, screen: Screen) -> None:
     places = f"{len(adapter.placements)} sites{with_head}"
     parameters = f"{adapter.cost().parameters:,} parameters"
     screen.report(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
-    screen.report(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
+    model = screen.given.get("base", "MODEL")
+    build = ("adapter-export", "build", str(model), "--adapters", str(output), "-o", "bundle")
+    screen.report(f"Next: {shlex.join(build)}")
 
 
 def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -289,8 +290,10 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     title = f"{bundle.folder}  {size(sum(sizes.values()))}"
     screen.show(Table(("file", "what", "size"), rows, title, numbers="llr"))
     base = screen.given["base"]
-    check = f"adapter-export check {bundle.folder} --against {base} (every claim, a minute or more)"
-    screen.report(f"Next: {check}, or adapter-export verify {bundle.folder} (golden vectors, seconds)")
+    check = shlex.join(["adapter-export", "check", str(bundle.folder), "--against", str(base)])
+    screen.report(f"Next: {check}  # every claim, a minute or more")
+    verify = shlex.join(["adapter-export", "verify", str(bundle.folder)])
+    screen.report(f"  or: {verify}  # golden vectors, seconds")
     precision = screen.given.get("base_precision", "fp32")
     if precision != "fp32":
         adapters = [str(address).rpartition("=")[2] for address in screen.given.get("adapters", ())]

@@ -261,7 +261,8 @@ def _show(base: Base, screen: Screen) -> None:
     means = "" if task is None else f" and its base head ({task})"
     tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
     screen.report(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
-    screen.report(f"Next: {_show_next_step(base, output)}, or adapter-export sites {output}")
+    screen.report(f"Next: {_show_next_step(base, output)}")
+    screen.report(f"  or: adapter-export sites {output}")
 
 
 def _show_next_step(base: Base, output: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from adapter_export.tables import Table, duration
 from adapter_export.training.fusion import FusionSpec
 from adapter_export.training.job import TrainingJob
 from adapter_export.training.learners import NewAdapter, NewFusion
-from adapter_export.training.loop.settings import ContrastiveLoss, LoopSpec, Machine
+from adapter_export.training.loop.settings import ContrastiveLoss, LoopSpec, Machine, Schedule
 from adapter_export.training.rows import open_trainable, tables_before_opening
 from adapter_export.training.specs import DataSpec, HeadSpec
 from adapter_export.words import argument, joined
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_KIND = "houlsby"
 
-TRAIN_OPTIONS = OptionsOf(kind_options, FusionSpec, DataSpec, HeadSpec, LoopSpec, ContrastiveLoss, Machine)
+TRAIN_OPTIONS = OptionsOf(kind_options, FusionSpec, DataSpec, HeadSpec, Schedule, LoopSpec, ContrastiveLoss, Machine)
 """Options of a training besides its files, kind and output."""
 
 
@@ -99,14 +99,17 @@ def train(
         AdapterError: the kind or a member of the fusion does not fit the base.
         TrainingError: the loss is not finite, or the interrupted run had other arguments.
     """
-    of_kind, of_fusion, of_data, of_head, of_loop, of_loss, of_machine = TRAIN_OPTIONS.split("train", options)
+    of_kind, of_fusion, of_data, of_head, of_schedule, of_loop, of_loss, of_machine = TRAIN_OPTIONS.split(
+        "train", options
+    )
     rows, machine, fusion = DataSpec(data, **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
     path, sources = None if output is None else Path(output), [rows.validation_data, rows.test_data, rows.tokenizer]
     target = AdapterOutput(output, force, [base, data, *sources, fuse])
     fusion.check(fuse)
     if fuse:
         _check_no_kind({**of_kind, "kind": kind, "init": init})
-    head, loop = HeadSpec(**of_head), ContrastiveLoss(**of_loss).loop(LoopSpec(**of_loop))
+    head, schedule = HeadSpec(**of_head), Schedule(**of_schedule)
+    loop = ContrastiveLoss(**of_loss).loop(LoopSpec(**of_loop))
     loop = fusion.loop(loop) if fuse else loop
     head.check(rows, class_weights=loop.class_weights, temperature=loop.temperature, fuse=fuse)
     chosen = _kind(kind, of_kind)
@@ -118,7 +121,7 @@ def train(
     tables = tables_before_opening(unopened, rows, head)
     require("torch", "torch", "training")
     require("accelerate", "torch", "training")
-    job = TrainingJob(unopened, learner, rows, head, loop, machine, partial, tables)
+    job = TrainingJob(unopened, learner, rows, head, loop, schedule, machine, partial, tables)
     done = job.run(reporter)
     record = done.record
     if members:
@@ -155,9 +158,14 @@ def _show(adapter: Adapter, screen: Screen) -> None:
     from adapter_export.graph.tasks.metrics import Metric
 
     record = adapter.training
-    majority = record.get("majority", {}).get("test", {})
+    others = list(_baselines(record, "test")) if "test" in record else []
+
+    def without(name: str) -> str:
+        scores = ", ".join(f"{other} {values[name]:.3f}" for other, _, values in others if name in values)
+        return f" ({scores})" if scores else ""
+
     test = [
-        f"{Metric(name).words} {value:.3f}" + (f" (majority {majority[name]:.3f})" if name in majority else "")
+        f"{Metric(name).words} {value:.3f}" + without(name)
         for name, value in record.get("test", {}).items()
         if name != "loss"
     ]
@@ -181,6 +189,18 @@ def _curve(screen: Screen) -> Path | None:
     return path if path.exists() else None
 
 
+def _baselines(record: Mapping[str, Any], part: str) -> Iterator[tuple[str, str | None, Mapping[str, float]]]:
+    """Yield the name of each baseline with its explanation, if it needs one, and its scores."""
+    from adapter_export.training.specs import LINEAR
+
+    majority, other = record.get("majority", {}).get(part), record.get("baseline")
+    if majority is not None:
+        yield "majority", None, majority
+    if other is not None:
+        short = "linear" if other["name"] == LINEAR else "base"
+        yield short, f"{other['name']} without an adapter", other[part]
+
+
 def _epochs(record: Mapping[str, Any]) -> Table:
     from adapter_export.graph.tasks.metrics import worded_scores
 
@@ -197,10 +217,13 @@ def _epochs(record: Mapping[str, Any]) -> Table:
     ]
     words = [name for name, _ in worded_scores(record["validation"])]
     columns = ("epoch", "training loss", "validation loss", *words, "time")
-    title, majority = "Epochs (* kept)", record.get("majority", {}).get("validation")
+    notes, majority = ["* kept"], record.get("majority", {}).get("validation")
     if majority is not None:
-        rows.append(("majority", "", "", *(f"{majority[name]:.4f}" if name in majority else "" for name in names), ""))
-        title = f"Epochs (* kept; majority: always answering `{majority['label']}`)"
+        notes.append(f"majority: always answering `{majority['label']}`")
+    for name, meaning, scores in _baselines(record, "validation"):
+        rows.append((name, "", "", *(f"{scores[each]:.4f}" if each in scores else "" for each in names), ""))
+        notes += [] if meaning is None else [f"{name}: {meaning}"]
+    title = f"Epochs ({'; '.join(notes)})"
     return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 
 
@@ -209,7 +232,7 @@ SECTIONS: Mapping[str, Sequence[str | OptionsOf]] = {
     "task": (OptionsOf(HeadSpec),),
     "kind": ("kind", "init", OptionsOf(kind_options)),
     "fusion": ("fuse", OptionsOf(FusionSpec)),
-    "training": (OptionsOf(LoopSpec), OptionsOf(ContrastiveLoss)),
+    "training": (OptionsOf(Schedule), OptionsOf(LoopSpec), OptionsOf(ContrastiveLoss)),
     "machine": (OptionsOf(Machine), "site_map", "trust_pickle"),
 }
 """Sections of training options, also used by the help pages of `sweep` and `distil`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError, FileError, UsageError
-from adapter_export.format.tabular.table_faults import TableFaults
+from adapter_export.format.tabular.table_faults import TableFaults, lines_of, rows_that
 from adapter_export.format.tabular.table_files import DETECTED, TableFormat, open_table
 from adapter_export.graph.tasks import HEAD_TYPES, TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.cells import Cells, some, text_cell
@@ -225,9 +225,9 @@ def find_labelled_rows(
 
 def _incomplete(path: Path, columns: Columns, lines: Sequence[int]) -> DataError:
     return DataError(
-        f"{len(lines):,} rows have no text or no label",
+        f"{rows_that(len(lines), 'have')} no text or no label",
         where=path,
-        found=f"lines {some(lines, quote='')}",
+        found=lines_of(lines),
         expected=f"all of {some(columns.needed)} in every row",
         fix="complete these rows, or give " + argument("skip_incomplete", True) + " to leave them out",
     )

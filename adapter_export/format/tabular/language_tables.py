@@ -9,10 +9,10 @@ from typing import Any
 
 from adapter_export.errors import DataError
 from adapter_export.format.tabular.labelled import Columns
-from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
+from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults, rows_that, skipped
 from adapter_export.format.tabular.table_files import DETECTED, open_table, text_lines
 from adapter_export.format.tabular.training_tables import SplitFiles
-from adapter_export.graph.tasks.cells import is_blank, some, text_cell
+from adapter_export.graph.tasks.cells import is_blank, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
 from adapter_export.words import argument
 
@@ -62,10 +62,10 @@ class LanguageTexts:
         yield from self.notes
         if self.repeated:
             where = lines_of(self.repeated)
-            yield f"{len(self.repeated):,} rows of the {part} data repeat another row and were skipped ({where})"
+            yield f"{rows_that(len(self.repeated), 'repeat', part)} another row {skipped(len(self.repeated))} ({where})"
         if self.incomplete:
             count, where = len(self.incomplete), lines_of(self.incomplete)
-            yield f"{count:,} rows of the {part} data have no text or no answer and were skipped ({where})"
+            yield f"{rows_that(count, 'have', part)} no text or no answer {skipped(count)} ({where})"
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class LanguageLines:
 def incomplete_rows(path: Path, lines: Sequence[int]) -> DataError:
     """Return the error for rows that lack a text or an answer."""
     return DataError(
-        f"{len(lines):,} rows have no text or no answer",
+        f"{rows_that(len(lines), 'have')} no text or no answer",
         where=path,
-        found=f"lines {some(lines, quote='')}",
+        found=lines_of(lines),
         fix="complete these rows, or give " + argument("skip_incomplete", True) + " to leave them out",
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapter_export.errors import AdapterExportError, DataError
+from adapter_export.tables import number_of
 from adapter_export.words import Words, joined
 
 _MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
@@ -19,6 +20,19 @@ def lines_of(lines: Sequence[int]) -> str:
     shown = ", ".join(map(str, lines[:_MOST_LINES]))
     more = f", … ({len(lines):,} in all)" if len(lines) > _MOST_LINES else ""
     return f"line{'' if len(lines) == 1 else 's'} {shown}{more}"
+
+
+def rows_that(count: int, verb: str, part: str | None = None, word: str = "row") -> str:
+    """Format rows and a verb in the right number: `1 row has`, `2 rows of the training data repeat`."""
+    of_part = "" if part is None else f" of the {part} data"
+    if count == 1:
+        verb = {"have": "has", "are": "is"}.get(verb, f"{verb}s")
+    return f"{number_of(count, word)}{of_part} {verb}"
+
+
+def skipped(count: int) -> str:
+    """Return `and was skipped`, or `and were skipped`."""
+    return f"and {'was' if count == 1 else 'were'} skipped"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from adapter_export.format.tabular.labelled import (
     find_labelled_rows,
     row_digest,
 )
-from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
+from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults, rows_that, skipped
 from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, ProblemType, TaskType
 from adapter_export.graph.tasks.cells import some
 from adapter_export.words import Words, argument
@@ -80,13 +80,13 @@ class LabelledTexts:
         yield from self.notes
         if self.repeated:
             count, where = len(self.repeated), lines_of(self.repeated)
-            yield f"{count:,} rows of the {part} data repeat another row and were skipped ({where})"
+            yield f"{rows_that(count, 'repeat', part)} another row {skipped(count)} ({where})"
         if self.incomplete:
             count, where = len(self.incomplete), lines_of(self.incomplete)
-            yield f"{count:,} rows of the {part} data have no text or no label and were skipped ({where})"
+            yield f"{rows_that(count, 'have', part)} no text or no label {skipped(count)} ({where})"
         if self.contradicting:
             count, where = len(self.contradicting), lines_of(self.contradicting)
-            yield f"{count:,} {word}s of the {part} data occur with more than one label ({where})"
+            yield f"{rows_that(count, 'occur', part, word)} with more than one label ({where})"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import cost, stored
 from adapter_export.graph.kinds import Kind
 from adapter_export.sites.site import SiteMap
-from adapter_export.tables import Described, Table, html_of, size
+from adapter_export.tables import Described, Table, html_of, number_of, size
 from adapter_export.training.specs import MOST_PER_ROW
 
 USUAL = 64
@@ -230,7 +230,9 @@ def recommend(candidates: Sequence[Choice], width: int, rows: int | None = None)
         if dear:
             reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's compute.")
         if many:
-            reasons.append(f"{_listed(many)}: more than {MOST_PER_ROW:,} parameters per row for {rows:,} rows.")
+            reasons.append(
+                f"{_listed(many)}: more than {MOST_PER_ROW:,} parameters per row for {number_of(rows or 0, 'row')}."
+            )
         if not fitting:
             limit = "base and these rows" if many else "base"
             reasons.append(

@@ -409,6 +409,9 @@ class Evaluation(Described):
             yield f"the bundle and {self.versus.reference} {alike}; {largest}."
         if self.training_record is not None:
             yield self.training_record.remark()
+        for gate in self.gates:
+            if gate.passed:
+                yield f"gate passed: `{gate.metric}` {gate.value:.4f}, bound {gate.bound:g}."
 
     @property
     def passed(self) -> bool:
@@ -519,7 +522,7 @@ class Evaluation(Described):
         counts, labels = np.array(self.confusion), [scores.label for scores in self.classes]
         if len(labels) <= _MOST_CLASSES:
             rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
-            return Table(("right ↓  answered →", *labels), rows, "confusion", numbers="l" + "r" * len(labels))
+            return Table(("right/answered", *labels), rows, "confusion", numbers="l" + "r" * len(labels))
         np.fill_diagonal(counts, 0)
         worst = np.argsort(-counts, axis=None, kind="stable")[:_MOST_CONFUSED]
         pairs = [(int(at) // len(labels), int(at) % len(labels)) for at in worst]

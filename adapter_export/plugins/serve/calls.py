@@ -195,6 +195,9 @@ class Call(Strict):
         return split_rows(inputs)
 
 
+_INSTEAD = "Input should be "
+"""Start of pydantic's messages that state the expected value."""
+
 _ROWS = ("text", "texts", "file", "files", "inputs")
 """Keys that contain the rows of a call."""
 
@@ -228,4 +231,12 @@ def parse(kind: type[Document], data: bytes) -> Document:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or None
-        raise RequestError("the request is not of the expected form", where=where, found=first["msg"]) from error
+        message, known = str(first["msg"]), sorted(kind.model_fields)
+        facts: dict[str, str] = {"found": message}
+        if first["type"] == "extra_forbidden":
+            facts = {"found": "an unknown field", **({"expected": quoted(known)} if len(first["loc"]) == 1 else {})}
+        elif first["type"] == "missing":
+            facts = {"found": "no such field"}
+        elif message.startswith(_INSTEAD):
+            facts = {"found": "another value", "expected": message.removeprefix(_INSTEAD)}
+        raise RequestError("the request is not of the expected form", where=where, **facts) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.option import THREADS, Option
@@ -16,12 +17,20 @@ Precision = Literal["no", "bf16", "fp16"]
 
 _INFINITE = float("inf")
 
+_STEPS, _MOST_EPOCHS, _LONG_WARMUP = 120, 30, 0.3
+"""Steps that a small table needs, the most passes for them, and the warm-up of such a run: found on the tables of
+`benchmarks/defaults.py`, which compares them with other settings."""
+
 
 @dataclass(frozen=True)
 class LoopSpec:
     """Settings of the training loop; the defaults suit a few thousand sentences and a bottleneck of 64.
 
     Attributes:
+        epochs: maximum passes over the training rows.
+        learning_rate: peak learning rate.
+        warmup: fraction of the steps over which the learning rate rises.
+        patience: epochs without an improvement after which training stops.
         clip: maximum norm of the gradient of all tensors together; longer gradients are scaled down to it.
         checkpoint_steps: steps between two checkpoints; one is also written after each epoch.
         fusion_temperature_decay: fraction of its initial temperature that a fusion loses in each step, down to 1.
@@ -33,13 +42,9 @@ class LoopSpec:
         UsageError: a value is out of range.
     """
 
-    epochs: Annotated[int, "Maximum passes over the training rows."] = 4
     batch_size: Annotated[int, "Rows per step."] = 32
-    learning_rate: Annotated[float, "Peak learning rate."] = 1e-3
-    warmup: Annotated[float, "Fraction of the steps over which the learning rate rises."] = 0.1
     # decoupled, without biases and norms (Loshchilov & Hutter 2019, §2)
     weight_decay: Annotated[float, "Weight decay (projection matrices only)."] = 0.01
-    patience: Annotated[int, "Stop after N epochs without an improvement."] = 3
     gradient_accumulation: Annotated[int, "Split each batch into N micro-batches; the update is unchanged."] = 1
     seed: Annotated[int, "Random seed."] = 0
     # Rücklé et al. 2021, §3.2
@@ -55,6 +60,10 @@ class LoopSpec:
         Literal["balanced"] | Mapping[str, float] | None,
         "Loss weight of each label, or `balanced`: inversely proportional to its frequency.",
     ] = None
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    patience: int = 3
     clip: float = 1.0
     checkpoint_steps: int = 100
     fusion_temperature_decay: float = 0.0
@@ -86,6 +95,48 @@ class LoopSpec:
         weights = self.class_weights if isinstance(self.class_weights, Mapping) else {}
         if not all(0 < weight < _INFINITE for weight in weights.values()):
             raise UsageError(argument("class_weights") + " is out of range", found=weights, expected="above 0")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Options for the length of a run; values that are not passed follow from the number of training rows."""
+
+    epochs: Annotated[
+        int | None,
+        Option(
+            f"Maximum passes over the training rows; enough for {_STEPS} steps by default, 4 to {_MOST_EPOCHS}.", "N"
+        ),
+    ] = None
+    learning_rate: Annotated[float, "Peak learning rate."] = LoopSpec.learning_rate
+    warmup: Annotated[
+        float | None,
+        f"Fraction of the steps over which the learning rate rises; {LoopSpec.warmup} by default, {_LONG_WARMUP} for a "
+        "small table.",
+    ] = None
+    patience: Annotated[
+        int | None,
+        Option("Stop after N epochs without an improvement; half of the epochs by default, at least 3.", "N"),
+    ] = None
+    quick: Annotated[bool, f"A first look: at most {LoopSpec.epochs} epochs, and no baseline."] = False
+
+    def __post_init__(self) -> None:
+        LoopSpec(**self._chosen)  # check the ranges before a model is opened
+
+    def loop(self, loop: LoopSpec, rows: int) -> LoopSpec:
+        """Return the settings of a loop over this number of training rows."""
+        epochs, warmup = self.epochs, LoopSpec.warmup
+        if epochs is None:
+            needed = math.ceil(_STEPS / math.ceil(rows / loop.batch_size))
+            epochs = LoopSpec.epochs if self.quick else min(max(needed, LoopSpec.epochs), _MOST_EPOCHS)
+            warmup = _LONG_WARMUP if epochs > LoopSpec.epochs else warmup
+        # the rate falls until the last epoch, so the patience of a long run must not end it before that helps
+        patience = max(LoopSpec.patience, epochs // 2)
+        return replace(loop, **{"warmup": warmup, "patience": patience, **self._chosen, "epochs": epochs})
+
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        chosen = {name: getattr(self, name) for name in ("epochs", "learning_rate", "warmup", "patience")}
+        return {name: value for name, value in chosen.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.format.tabular.labelled import RememberedRows
-from adapter_export.format.tabular.table_faults import lines_of
+from adapter_export.format.tabular.table_faults import lines_of, rows_that
 from adapter_export.format.tabular.training_tables import TrainingTables
 from adapter_export.graph.tasks import HEAD_TYPES, Learnt, TaskType
 from adapter_export.text import Side
@@ -121,16 +121,18 @@ def _halves(kind: TaskType, whole: Any, fraction: float, seed: int) -> tuple[Row
 
 
 def _warnings(name: str, tables: TrainingTables, examples: LabelledExamples) -> Iterator[str]:
-    table, word = tables.tables[name], f"{examples.word}s"
+    table, word = tables.tables[name], examples.word
     yield from table.remarks(name, examples.word)
     if examples.cut:
         where = lines_of([table.lines[at] for at in examples.cut])
-        yield f"{len(examples.cut):,} {word} of the {name} data exceed {examples.limit} and are truncated ({where})"
+        are = "is" if len(examples.cut) == 1 else "are"
+        exceeding = rows_that(len(examples.cut), "exceed", name, word)
+        yield f"{exceeding} {examples.limit} and {are} truncated ({where})"
     if examples.lost:
         where = lines_of([table.lines[at] for at in examples.lost])
-        yield f"{len(examples.lost):,} answers of the {name} data are truncated and cannot be learned ({where})"
+        yield f"{rows_that(len(examples.lost), 'are', name, 'answer')} truncated and cannot be learned ({where})"
     known = set(tables.tables["training"].texts) if name != "training" else set()
     shared = [line for text, line in zip(table.texts, table.lines, strict=True) if text in known]
     if shared:
-        said = f"{len(shared):,} {word} of the {name} data are also in the training data, which inflates the scores"
+        said = f"{rows_that(len(shared), 'are', name, word)} also in the training data, which inflates the scores"
         yield f"{said} ({lines_of(shared)})"

@@ -24,6 +24,7 @@ from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.tables import duration, number_of
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.training.loop.cache import HiddenCache, results_of
 from adapter_export.training.loop.checkpoint import (
@@ -74,7 +75,14 @@ def evaluate(
         AdapterError: it has no head, and the base has no logits of the next token.
         TrainingError: memory is exhausted.
     """
-    rows, results, targets = answer_examples(model, examples, settings, accelerator, cache)
+    return score_answers(model, examples, settings, answer_examples(model, examples, settings, accelerator, cache))
+
+
+def score_answers(
+    model: AdaptedModel, examples: Examples, settings: LoopSpec, answers: tuple[Rows, Tensor, Tensor]
+) -> Scores:
+    """Return the scores of what `answer_examples` returned; errors as for `evaluate`."""
+    rows, results, targets = answers
     task = None if examples.problem == CAUSAL_LM else model.task
     objective = OBJECTIVES[examples.problem].of(settings, task)
     total, weight = objective.loss(results, targets, _class_weights(model, examples, settings))
@@ -234,6 +242,8 @@ class _Run:
         self._fill_caches()
         if resumed_at is not None:
             self._reporter.step(f"resuming the interrupted run after step {resumed_at:,} of {self._steps:,}")
+        elif self._settings.epochs > 1:
+            self._reporter.step(self._bound())
         self._reporter.step("training", self._state.step, self._steps)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
@@ -242,6 +252,31 @@ class _Run:
         self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
+
+    def _bound(self) -> str:
+        """Return the longest time of the run, from passes over two batches that change nothing, as a clause."""
+        settings, batches = self._settings, self._batches(0)
+        batch = sorted(batches, key=lambda rows: self._data.training.lengths[rows].sum())[len(batches) // 2]
+        self._model.train()
+        parts = np.array_split(batch, min(settings.gradient_accumulation, len(batch)))
+        # the first pass warms up
+        seconds = [len(parts) * self._timed_pass(parts[0], gradient=gradient) for gradient in (True, True, False)][1:]
+        measured = math.ceil(len(self._data.validation.lengths) / settings.batch_size)
+        total = settings.epochs * (self._steps_per_epoch * seconds[0] + measured * seconds[1])
+        epochs = f"at most {settings.epochs} epochs of {number_of(self._steps_per_epoch, 'step')}"
+        patience = f"stops after {number_of(settings.patience, 'epoch')} without an improvement"
+        return f"{epochs}, about {duration(total)}" + (f"; {patience}" if settings.patience < settings.epochs else "")
+
+    def _timed_pass(self, rows: Rows, *, gradient: bool) -> float:
+        """Return the seconds of a pass over a batch, which is discarded."""
+        before = time.monotonic()
+        with _memory(rows, self._data.training, "the first step"), torch.set_grad_enabled(gradient):
+            total, _ = self._loss(rows)
+            if gradient:
+                total.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.zero_grad()
+        total.item()  # wait for the device
+        return time.monotonic() - before
 
     def _fill_caches(self) -> None:
         """Cache the activations below the first adapter, if they fit; those of the validation rows first."""

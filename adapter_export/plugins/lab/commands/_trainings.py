@@ -26,7 +26,7 @@ from adapter_export.option import OptionsOf
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.training.fusion import FusionSpec
-from adapter_export.training.loop.settings import LoopSpec, Machine
+from adapter_export.training.loop.settings import LoopSpec, Machine, Schedule
 from adapter_export.training.specs import DataSpec, HeadSpec
 from adapter_export.words import argument
 
@@ -60,7 +60,7 @@ def own_arguments() -> frozenset[str]:
     return swept_options() | {*_GIVEN, "fuse", *OptionsOf(FusionSpec).defaults()}
 
 
-SWEEP_OPTIONS = OptionsOf(kind_options, DataSpec, HeadSpec, LoopSpec, Machine, without=own_arguments)
+SWEEP_OPTIONS = OptionsOf(kind_options, DataSpec, HeadSpec, Schedule, LoopSpec, Machine, without=own_arguments)
 """Training options that the sweep does not set itself."""
 
 

@@ -22,7 +22,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.training.job import Trained, TrainingJob
 from adapter_export.training.learners import NewStudent
-from adapter_export.training.loop.settings import DistillationLoss, LoopSpec, Machine
+from adapter_export.training.loop.settings import DistillationLoss, LoopSpec, Machine, Schedule
 from adapter_export.training.rows import adapter_with_task, check_adapter_of, open_trainable, tables_before_opening
 from adapter_export.training.specs import PREFIXES, DataSpec, HeadSpec
 from adapter_export.words import argument, joined
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 STUDENT, GRAPH, REPORT = "model.pt", "model.onnx", "distillation.json"
 """Files that `distil` writes: the base archive with its head, the plain ONNX graph, and the report."""
 
-_NOT_OF_STUDENTS = ("learning_rate", "drop_layers", "cache_mb", "class_weights")
-DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, LoopSpec, Machine, without=_NOT_OF_STUDENTS)
+_NOT_OF_STUDENTS = ("learning_rate", "quick", "drop_layers", "cache_mb", "class_weights")
+DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, Schedule, LoopSpec, Machine, without=_NOT_OF_STUDENTS)
 """Options of a distillation besides its files and output."""
 
 
@@ -91,7 +91,7 @@ def distil(
         DataError: the data cannot be used, or contain labels that the teacher lacks.
         TrainingError: the loss is not finite, or the interrupted run had other arguments.
     """
-    of_loss, of_data, of_head, of_loop, of_machine = DISTIL_OPTIONS.split("distil", options)
+    of_loss, of_data, of_head, of_schedule, of_loop, of_machine = DISTIL_OPTIONS.split("distil", options)
     rows, head, machine = DataSpec(data, unlabelled, **of_data), HeadSpec(**of_head), Machine(**of_machine)
     _check_teacher(rows, head, has_teacher=adapter is not None)
     if layers is not None and keep is not None:
@@ -101,7 +101,8 @@ def distil(
     path = None if output is None else Path(output)
     if path is not None:
         Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
-    loss, loop = DistillationLoss(**of_loss), LoopSpec(learning_rate=learning_rate, cache_mb=0, **of_loop)
+    loss, loop = DistillationLoss(**of_loss), LoopSpec(cache_mb=0, **of_loop)
+    schedule = Schedule(learning_rate=learning_rate, **of_schedule)
     partial = machine.checkpoints(path)
     base = open_trainable(model, site_map, trust_pickle=trust_pickle)
     teacher = None if adapter is None else adapter_with_task(base, adapter)
@@ -111,7 +112,7 @@ def distil(
     if teacher is not None:
         check_adapter_of(base, teacher)
     learner = NewStudent(tuple(_kept_layers(base, layers, keep)), teacher, loss)
-    job = TrainingJob(base, learner, rows, head, loop, machine, partial, tables)
+    job = TrainingJob(base, learner, rows, head, loop, schedule, machine, partial, tables)
     done = job.run(reporter)
     student = ArchiveBase(None, base.options, loaded=learner.student(done))
     report = _compared(base, student, teacher, done)

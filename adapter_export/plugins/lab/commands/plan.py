@@ -68,12 +68,14 @@ def plan(
     for width in bottlenecks:
         at_least_1("bottlenecks", width)
     made_kinds = [kind_named(kind)() for kind in kinds]
-    rows, length = at_least_1("batch_size", batch_size), at_least_1("tokens", tokens)
+    setup_size = at_least_1("batch_size", batch_size), at_least_1("tokens", tokens)
+    if rows is not None:
+        at_least_1("rows", rows)
     chart = writable_plot(plot, force=force)
     from adapter_export.bundle.latency import Setup, sample
     from adapter_export.plugins.lab.adapter_costs import Plan, base_work, choices, recommend
 
-    setup = Setup(rows, length)
+    setup = Setup(*setup_size)
     base = base_for(model, OpenOptions(site_map, trust_pickle), reporter)
     sites = base.sites.complete
     shaped = list(choices(made_kinds, bottlenecks, sites, base.parameters))
@@ -83,7 +85,7 @@ def plan(
         from adapter_export.training.loop.memory import training_memory
 
         reporter.step("measuring the memory of training")
-        single, double = (sample(base.inputs, rows, setup.tokens, base.lengths) for rows in (1, 2))
+        single, double = (sample(base.inputs, count, setup.tokens, base.lengths) for count in (1, 2))
         memory = [training_memory(base.torch, adapter, sites, single, double, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
     if measure:
