@@ -30,6 +30,7 @@ from adapter_export.commands.adapters.merge import merge
 from adapter_export.commands.bundles.add import add
 from adapter_export.commands.bundles.build import build
 from adapter_export.commands.bundles.check import check
+from adapter_export.commands.bundles.generate import generate
 from adapter_export.commands.bundles.inspect import Inspection, inspect
 from adapter_export.commands.bundles.remove import remove
 from adapter_export.commands.bundles.sign import sign
@@ -109,6 +110,7 @@ __all__ = [
     "check",
     "compose",
     "errors",
+    "generate",
     "identify",
     "inspect",
     "load_adapter",

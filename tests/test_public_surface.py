@@ -57,7 +57,8 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 def test_the_commands_stay() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
     making = ["capture", "sites", "identify", *training, "pack", "import", "compose", "merge", "export"]
-    using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "run-many", "inspect"]
+    using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "generate"]
+    using += ["run-many", "inspect"]
     serving = ["serve", "bench", "ship", "push", "pull"]
     assert list(COMMANDS) == [*making, *using, *serving]
 
@@ -78,7 +79,7 @@ def test_the_verbs_stay() -> None:
         "export",
     }
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
-    bundles |= {"compare", "inspect", "sign", "verify_signature", "run_many", "serve", "bench"}
+    bundles |= {"compare", "generate", "inspect", "sign", "verify_signature", "run_many", "serve", "bench"}
     bundles |= {"ship", "push", "pull"}
     assert set(adapter_export.__all__) == {
         *making,

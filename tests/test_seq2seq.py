@@ -398,7 +398,7 @@ def test_a_writer_reads_prompts_as_texts(tmp_path_factory: pytest.TempPathFactor
     (text,) = bundle.writer().write([" ".join(f"w{number}" for number in prompt)], "few", decoding=Decoding(TOKENS))
     assert text.text == " ".join(f"w{number}" for number in expected)
     assert text.finish == ("end" if len(expected) < TOKENS else "length")
-    arguments = ["run", str(tmp_path / "bundle"), "--adapter", "few", "--prompt", text.prompt, "--json"]
+    arguments = ["generate", str(tmp_path / "bundle"), "--adapter", "few", "--prompt", text.prompt, "--json"]
     found = CliRunner().invoke(main, [*arguments, "--max-new-tokens", str(TOKENS)])
     assert text.text in found.output
 

@@ -47,6 +47,7 @@ def make_command(command: Command[Outcome], name: str) -> click.Command:
         epilog=examples(*command.examples),
         sections={title: list(_names(parts)) for title, parts in command.sections.items()},
         common=command.common,
+        moved={"--" + name.replace("_", "-"): call.sentence("shell") for name, call in command.moved.items()},
     )
 
 

@@ -32,6 +32,7 @@ _ORDER: Mapping[str, tuple[str, ...]] = {
         "evaluate",
         "compare",
         "run",
+        "generate",
         "run-many",
         "inspect",
     ),

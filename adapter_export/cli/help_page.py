@@ -26,18 +26,35 @@ class HelpPage(click.Command):
     Args:
         sections: parameter names by section; parameters without a section are always on the page.
         common: parameters of sections that are on the page, too.
+        moved: command lines to write instead, by the flag of an option that the command no longer has.
     """
 
     def __init__(
-        self, *args: Any, sections: Mapping[str, Sequence[str]], common: Collection[str] = (), **rest: Any
+        self,
+        *args: Any,
+        sections: Mapping[str, Sequence[str]],
+        common: Collection[str] = (),
+        moved: Mapping[str, str],
+        **rest: Any,
     ) -> None:
         super().__init__(*args, **rest)
+        self._moved = moved
         by_name = {str(param.name): param for param in self.params}
         named = {title: [by_name[name] for name in names if name in by_name] for title, names in sections.items()}
         self.sections = {title: params for title, params in named.items() if params}
         self._sectioned = {param.name for params in self.sections.values() for param in params}
         self._common = common
         self._help: click.Option | None = None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; name the command that has an unknown option now."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            instead = self._moved.get(error.option_name)
+            if instead is None:
+                raise
+            raise click.UsageError(f"`{ctx.info_name}` has no `{error.option_name}`; run {instead}.", ctx) from error
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """Return `--help` with an optional section."""

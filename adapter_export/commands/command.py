@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from adapter_export.option import Option, OptionsOf
 from adapter_export.tables import Table
+from adapter_export.words import Words
 
 Outcome = TypeVar("Outcome")
 
@@ -86,6 +87,7 @@ class Command(Generic[Outcome]):
         common: parameters of sections that also appear on the first page.
         live: the parameter for a callback that shows results before the call returns.
         instead: flags, by name, that run another call with the arguments it accepts.
+        moved: calls to make instead, by the name of an option that the command no longer has.
         verbose: help of `--verbose`, for a command that shows less by default; empty for no such flag.
     """
 
@@ -100,6 +102,7 @@ class Command(Generic[Outcome]):
     common: Collection[str] = ()
     live: str | None = None
     instead: Mapping[str, Instead] = field(default_factory=dict)
+    moved: Mapping[str, Words] = field(default_factory=dict)
     verbose: str = ""
 
 

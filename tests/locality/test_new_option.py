@@ -21,7 +21,7 @@ STRENGTH = "    strength: float = 1.0\n"
 
 def test_an_option_that_reaches_the_runtime_touches_four_files(trial: TrialChange) -> None:
     declared = '    contrast: Annotated[float, Option("Multiply the results of heads.", "C")] = 1.0,\n'
-    before = "    adapter_file: Annotated[\n"
+    before = "    adapter_file: AdapterFile = None,\n"
     trial.edit(COMMAND, before, declared + before)
     trial.edit(COMMAND, "weights=weights).on_side(", "weights=weights, contrast=contrast).on_side(")
     trial.edit(ROW, STRENGTH, STRENGTH + "    contrast: float = 1.0\n")

@@ -1,17 +1,19 @@
-"""Input rows from the command line, stdin and files, and arrays read from or written to files."""
+"""Input rows from the command line, stdin and files, their adapters, and arrays read from or written to files."""
 
 from __future__ import annotations
 
 import io
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapter_export.errors import DataError, FormatError, UsageError
+from adapter_export.errors import DataError, FormatError, UsageError, within
 from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tabular.table_rows import LINES, Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -24,9 +26,13 @@ from adapter_export.text import Pair
 from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
-    from adapter_export.runtime import Bundle
+    from adapter_export.graph.task_names import ProblemType
+    from adapter_export.runtime import Bundle, Session
 
 Arrays = dict[str, np.ndarray]
+
+BASE = "-"
+"""Another name of `base` in lists of adapters."""
 
 _CHOICES = joined(
     (
@@ -41,6 +47,31 @@ _MOST_UNPACKED = 4 * 2**30
 """Maximum unpacked bytes of an `.npz`: compression can shrink zeros a thousandfold, which would exhaust memory."""
 
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
+
+
+def check_together(
+    arguments: Mapping[str, object],
+    apart: Iterable[Sequence[str]],
+    needs: Mapping[str, str],
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Refuse arguments that exclude each other or lack the argument that they need.
+
+    Args:
+        arguments: of the call.
+        apart: names of which one may be given.
+        needs: names, each with the one that it needs.
+        options: options whose names differ from their arguments'.
+    """
+    named = {name for name, value in arguments.items() if value not in (None, (), False)}
+    for names in apart:
+        both = [argument(name, option=options.get(name)) for name in names if name in named]
+        if len(both) > 1:
+            raise UsageError(joined(both, " and ") + " exclude each other", fix="remove " + both[0] + " or " + both[1])
+    for name, other in needs.items():
+        if name in named and other not in named:
+            first, second = (argument(key, option=options.get(key)) for key in (name, other))
+            raise UsageError(first + " needs " + second, fix="add " + second + ", or remove " + first)
 
 
 def text_rows(texts: Sequence[str], pairs: Sequence[str] = (), encoding: str | None = None) -> FileRows:
@@ -110,6 +141,40 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
         Row(arrays, context=of, where=f"row {row}")
         for row, (arrays, of) in enumerate(zip(each, with_context, strict=True))
     ]
+
+
+def load_file(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
+    """Load an adapter from its file under an unused name."""
+    name = file.name.partition(".")[0]
+    name = f"{name}.loaded" if name in session.adapters else name
+    session.load(name, file, labels=labels, task=task)
+    return name
+
+
+def with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_out: bool) -> list[Row]:
+    """Pair rows with adapters: every row with all of them, or each with its own."""
+    if fan_out or len(rows) == 1:
+        return [replace(row, adapter=adapter) for row in rows for adapter in adapters]
+    if len(adapters) != len(rows):
+        raise UsageError(
+            "the number of adapters does not match the number of rows",
+            where=argument("adapters"),
+            found=f"{len(adapters)} adapters for {len(rows)} rows",
+            fix=f"name one per row, `{BASE}` for the base; "
+            + argument("fan_out", True)
+            + " runs every row through all of them; "
+            + argument("adapter")
+            + " applies one to all rows",
+        )
+    return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
+
+
+def check_adapters(rows: Sequence[Row], session: Session) -> None:
+    """Raise an error that names the first row with an unknown adapter, before anything is computed."""
+    for row in {row.adapter: row for row in reversed(rows)}.values():
+        if row.adapter is not None:
+            with within(row.where):
+                session.task(row.adapter)
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -1,8 +1,7 @@
-"""Run a bundle on texts, images, audio, arrays or prompts."""
+"""Run a bundle on texts, images, audio or arrays."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
@@ -11,23 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapter_export.address import Address, PathLike, locate
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
-from adapter_export.errors import UsageError, within
+from adapter_export.errors import UsageError
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
-from adapter_export.words import argument, joined
+from adapter_export.words import argument, command
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
-    from adapter_export.runtime.generation.text_writer import Generated, Piece
 
-_BASE = "-"
 _FEW = 3
+
+GENERATE = command("generate(BUNDLE, [PROMPT])", "generate BUNDLE --prompt TEXT")
+"""The call that continues prompts."""
 
 _QUICK = 256
 """Maximum rows without a progress bar."""
@@ -44,7 +44,7 @@ def _files() -> type:
     return make_dataclass("_Files", options)
 
 
-_OPTIONS = {"texts": "text", "pairs": "pair", "prompts": "prompt"}
+_OPTIONS = {"texts": "text", "pairs": "pair"}
 """Options whose names differ from their parameters'."""
 
 _NEEDS = {
@@ -57,11 +57,17 @@ _NEEDS = {
     "stride": "long_texts",
     "weights": "adapter",
     "fan_out": "adapters",
-    **dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"), "prompts"),
 }
 """Arguments, and the argument that each one needs."""
 
 
+AllRows = Annotated[
+    str | None,
+    Option("Adapter for all rows; `base` for the base without adapters. Required if adapters have tasks.", "NAME"),
+]
+AdapterFile = Annotated[PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")]
+FileLabels = Annotated[tuple[str, ...] | None, "Class names of the additional adapter, in logit order."]
+FileTask = Annotated[ProblemType | None, "Task type of the additional adapter. Default: inferred from its labels."]
 MemberWeights = Annotated[
     Mapping[str, float] | None,
     Option("Override the member weights of an `--adapter` that is a weighted fusion."),
@@ -106,44 +112,10 @@ class Answers(Described):
         return {"rows": "computed as they are read", "many": self.many}
 
 
-@dataclass(frozen=True, repr=False)
-class Texts(Described):
-    """Texts generated from prompts.
-
-    Attributes:
-        pieces: parts of the texts, as they are generated.
-        count: the number of prompts.
-        many: render each text as a line of JSON.
-    """
-
-    pieces: Iterator[Piece]
-    count: int
-    many: bool
-
-    def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
-        return {"texts": self.count, "pieces": "written as they are read"}
-
-    @property
-    def whole(self) -> Iterator[Generated]:
-        """The texts in the order of the prompts; each is yielded once it and its predecessors are complete."""
-        waiting: dict[int, Generated] = {}
-        last = 0
-        for piece in self.pieces:
-            if piece.done is not None:
-                waiting[piece.row] = piece.done
-            while last in waiting:
-                yield waiting.pop(last)
-                last += 1
-
-
 def run(
     bundle: Bundle | Address,
     *,
-    adapter: Annotated[
-        str | None,
-        Option("Adapter for all rows; `base` for the base without adapters. Required if adapters have tasks.", "NAME"),
-    ] = None,
+    adapter: AllRows = None,
     adapters: Annotated[
         tuple[str, ...] | None,
         Option(
@@ -159,23 +131,15 @@ def run(
     weights: MemberWeights = None,
     strength: Strength = None,
     side: Side = None,
-    adapter_file: Annotated[
-        PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
-    ] = None,
-    labels: Annotated[tuple[str, ...] | None, "Class names of the additional adapter, in logit order."] = None,
-    task: Annotated[
-        ProblemType | None, "Task type of the additional adapter. Default: inferred from its labels."
-    ] = None,
+    adapter_file: AdapterFile = None,
+    labels: FileLabels = None,
+    task: FileTask = None,
     texts: Annotated[
         Sequence[str], Option("Text to answer. Repeatable. Default: each line of stdin.", flags="--text")
     ] = (),
     pairs: Annotated[
         Sequence[str],
         Option("Second text of a pair, one per `--text`. For a single text, several are its choices.", flags="--pair"),
-    ] = (),
-    prompts: Annotated[
-        Sequence[str],
-        Option("Prompt that a language model continues. Repeatable.", "TEXT", flags="--prompt"),
     ] = (),
     data: Annotated[
         Address | None, Option("Texts: lines of a `.txt` file, or rows of a CSV, TSV, JSONL or Parquet file.", "FILE")
@@ -197,21 +161,20 @@ def run(
     threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
-    **options: Annotated[Any, OptionsOf(_files, Decoding)],
-) -> Answers | Texts:
-    """Run BUNDLE on texts, images, audio, arrays or prompts, with its adapters or the base.
+    **options: Annotated[Any, OptionsOf(_files)],
+) -> Answers:
+    """Run BUNDLE on texts, images, audio or arrays, with its adapters or the base.
 
     An adapter answers by its task: labels of texts or tokens with their probabilities, numbers, or the first elements
     of each vector. For the base, or an adapter without a task, outputs are summarized; `--json`, `--many` and `--out`
-    contain them in full. A row's answer does not depend on the rows that share its call. With `--prompt`, a language
-    model that was captured with its cache generates text; each prompt may have its own adapter.
+    contain them in full. A row's answer does not depend on the rows that share its call. `generate` continues prompts.
 
     Args:
         bundle: the bundle, or its folder.
         reporter: receives the number of answered rows, and a note about truncated texts and files.
 
     Returns:
-        The answers, computed lazily; with `prompts` the texts.
+        The answers, computed lazily.
 
     Raises:
         UsageError: arguments exclude each other, or no adapter is named although adapters have tasks.
@@ -219,15 +182,12 @@ def run(
         InputError: the bundle or the data cannot be used.
         OutputExistsError, WriteError: an output cannot be written.
     """
-    files, decoding = OptionsOf(_files, Decoding).split("run", options)
-    usual = OptionsOf(Decoding).defaults()
-    chosen = {name: value for name, value in decoding.items() if value != usual[name]}
-    _check_together({**locals(), **files, **chosen}, tuple(OptionsOf(_files).defaults()))
+    (files,) = OptionsOf(_files).split("run", options)
+    _check_together({**locals(), **files}, tuple(OptionsOf(_files).defaults()))
     from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.format.tabular.table_rows import Columns
-    from adapter_export.graph.tasks.asked import Row
     from adapter_export.modalities import FILE_MODALITIES
 
     output = None if out is None else Output(Path(out), force)
@@ -242,9 +202,7 @@ def run(
         raise UsageError(what, fix="remove one of them")
     medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
     rows: list[Row] = []
-    if prompts:
-        rows = [Row(prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)]
-    elif medium is not None:
+    if medium is not None:
         rows = run_rows.media_rows(files[medium])
     elif arrays is None:
         form = TableFormat(delimiter, encoding)
@@ -261,25 +219,19 @@ def run(
         rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
-        loaded = _load(session, Path(adapter_file), labels, task)
+        loaded = run_rows.load_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded  # an adapter file without a chosen adapter is the one to use
-    writer = opened.writer(session) if prompts else None
-    named = session.named if writer is None else writer.named
     if adapters is not None:
-        names = [None if name == _BASE else named(name) for name in adapters]
-        rows = _with_adapters(rows, names, fan_out=fan_out)
+        names = [None if name == run_rows.BASE else session.named(name) for name in adapters]
+        rows = run_rows.with_adapters(rows, names, fan_out=fan_out)
     elif adapter_column is not None:
         rows = [row if row.adapter is None else replace(row, adapter=session.named(row.adapter)) for row in rows]
     else:
-        adapter = None if adapter == _BASE else named(adapter)
+        adapter = None if adapter == run_rows.BASE else session.named(adapter)
         rows = [replace(row, adapter=adapter) for row in rows]
     factor = 1.0 if strength is None else strength
     rows = [replace(row, strength=factor, weights=weights).on_side(side) for row in rows]
-    _check_adapters(rows, session)
-    if writer is not None:
-        of_rows = [row.adapter for row in rows]
-        pieces = writer.stream([row.asked for row in rows], adapters=of_rows, decoding=Decoding(**decoding))
-        return Texts(pieces, len(rows), many)
+    run_rows.check_adapters(rows, session)
     reader = None if arrays is not None else _reader(opened, session, medium)
     reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
     shown = reporter if many or len(rows) > _QUICK else SILENT
@@ -289,13 +241,11 @@ def run(
 
 def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> None:
     """Refuse arguments that exclude each other or lack the argument that they need."""
+    from adapter_export.commands.bundles._run_rows import check_together
+
     apart = (
         ("adapter", "adapters", "adapter_column"),
-        ("prompts", "texts", "data", "arrays", *media),
-        *(
-            ("prompts", other)
-            for other in ("pairs", "side", "out", "strength", "weights", "long_texts", "token_budget")
-        ),
+        ("texts", "data", "arrays", *media),
         *((medium, other) for medium in media for other in ("long_texts", "pairs", "side")),
         ("many", "out"),
         ("weights", "strength"),
@@ -303,23 +253,7 @@ def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> No
         ("arrays", "side"),
         ("arrays", "pairs"),
     )
-    named = {name for name, value in arguments.items() if value not in (None, (), False)}
-    for names in apart:
-        both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
-        if len(both) > 1:
-            raise UsageError(joined(both, " and ") + " exclude each other", fix="remove " + both[0] + " or " + both[1])
-    for name, other in _NEEDS.items():
-        if name in named and other not in named:
-            first, second = (argument(key, option=_OPTIONS.get(key)) for key in (name, other))
-            raise UsageError(first + " needs " + second, fix="add " + second + ", or remove " + first)
-
-
-def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
-    """Load an adapter from its file under an unused name."""
-    name = file.name.partition(".")[0]
-    name = f"{name}.loaded" if name in session.adapters else name
-    session.load(name, file, labels=labels, task=task)
-    return name
+    check_together(arguments, apart, _NEEDS, _OPTIONS)
 
 
 def _write_at_end(
@@ -361,7 +295,7 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
         fix = "give " + argument(modality.name, words="FILE") + " or " + argument("arrays", words="FILE")
         raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
     if any(record.role == "cache" for record in bundle.manifest.inputs):
-        fix = "give " + argument("prompts", words="TEXT", option="prompt") + " or " + argument("arrays", words="FILE")
+        fix = "call " + GENERATE + ", or give " + argument("arrays", words="FILE")
         raise UsageError("the bundle generates text from prompts and cannot answer texts", fix=fix)
     if bundle.manifest.text is None:
         arrays, tokenizer = argument("arrays", words="FILE"), argument("tokenizer", words="tokenizer.json")
@@ -370,72 +304,21 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
     return bundle.texts(session)
 
 
-def _with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_out: bool) -> list[Row]:
-    """Pair rows with adapters: every row with all of them, or each with its own."""
-    if fan_out or len(rows) == 1:
-        return [replace(row, adapter=adapter) for row in rows for adapter in adapters]
-    if len(adapters) != len(rows):
-        raise UsageError(
-            "the number of adapters does not match the number of rows",
-            where=argument("adapters"),
-            found=f"{len(adapters)} adapters for {len(rows)} rows",
-            fix=f"name one per row, `{_BASE}` for the base; "
-            + argument("fan_out", True)
-            + " runs every row through all of them; "
-            + argument("adapter")
-            + " applies one to all rows",
-        )
-    return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
-
-
-def _check_adapters(rows: Sequence[Row], session: Session) -> None:
-    """Raise an error that names the first row with an unknown adapter, before anything is computed."""
-    for row in {row.adapter: row for row in reversed(rows)}.values():
-        if row.adapter is not None:
-            with within(row.where):
-                session.task(row.adapter)
-
-
-def _show(answers: Answers | Texts, screen: Screen) -> None:
+def _show(answers: Answers, screen: Screen) -> None:
     from adapter_export.commands.bundles._run_results import Result, show_results
 
-    if isinstance(answers, Texts):
-        _show_texts(answers, screen)
-    elif answers.many:
+    if answers.many:
         for row in answers.rows:
             screen.write(row.json_line())
     else:
         show_results([Result.of(row) for row in answers.rows], screen)
 
 
-def _show_texts(texts_written: Texts, screen: Screen) -> None:
-    """Print a single text while it is generated; print several one after another, under their prompts."""
-    limited = 0
-    if texts_written.many:
-        for text in texts_written.whole:
-            screen.write(f"{json.dumps(text.document(), ensure_ascii=False)}\n")
-    elif texts_written.count == 1:
-        for piece in texts_written.pieces:
-            screen.write(piece.text)
-            limited += piece.done is not None and piece.done.finish == "length"
-        screen.write("\n")
-    else:
-        for text in texts_written.whole:
-            limited += text.finish == "length"
-            screen.line((f"{text.prompt} ", "bold"), (f"[{text.adapter or 'base'}]", "dim"))
-            screen.write(f"{text.text}\n\n")
-    if limited:
-        texts = "the text" if texts_written.count == 1 else f"{limited:,} of {texts_written.count:,} texts"
-        screen.report(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
-
-
-def _document(answers: Answers | Texts, _: Screen) -> Mapping[str, object]:
-    if isinstance(answers, Texts):
-        return {"rows": [text.document() for text in answers.whole]}
+def _document(answers: Answers, _: Screen) -> Mapping[str, object]:
     return {"rows": [{**row.row.texts, **row.document()} for row in answers.rows]}
 
 
-COMMAND: Command[Answers | Texts] = Command(
+COMMAND: Command[Answers] = Command(
     run,
     _show,
     document=_document,
@@ -449,8 +332,6 @@ COMMAND: Command[Answers | Texts] = Command(
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --adapter digits --image seven.png",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
-        "adapter-export run llama --adapter replies --prompt 'Well met,' --max-new-tokens 40",
-        "adapter-export run llama --adapters replies,questions --prompt 'Well met,' --prompt 'How far'",
     ),
     sections={
         "adapters": (
@@ -478,8 +359,8 @@ COMMAND: Command[Answers | Texts] = Command(
             "stride",
             "arrays",
         ),
-        "texts": ("prompt", OptionsOf(Decoding)),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
     },
-    common=("text", "pair", "adapter", "data", "prompt"),
+    common=("text", "pair", "adapter", "data"),
+    moved=dict.fromkeys(("prompt", *OptionsOf(Decoding).defaults()), GENERATE),
 )
