@@ -6,6 +6,7 @@ Specified in `docs/reference/format.md`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -109,7 +110,8 @@ class GoldenChat:
 
     Attributes:
         name: unique in its file.
-        messages: the messages, with the keys that templates of transformers read.
+        messages: the messages, with the keys that templates of transformers read. The order of keys is that of the
+            prompt, as in `tools`.
         tools: the tools, in the form of OpenAI's API; null without tools.
         prompted: whether the prompt ends with the header of an answer (`add_generation_prompt`).
         now: local time that templates may write into the prompt, in ISO 8601 without a time zone.
@@ -174,7 +176,7 @@ def chat_templates_json(templates: ChatTemplates) -> bytes:
 
 def golden_chats_json(chats: GoldenChats) -> bytes:
     """Return the document; the bytes are deterministic."""
-    return canonical_json(asdict(chats))
+    return _ordered_json(asdict(chats)).encode()
 
 
 def parse_chat_templates(data: bytes, where: object) -> ChatTemplates:
@@ -204,7 +206,12 @@ def read_golden_chats(path: Path) -> GoldenChats:
 
 def captured_chat_json(chat: CapturedChat) -> str:
     """Return the document for an archive."""
-    return canonical_json(asdict(chat)).decode()
+    return _ordered_json(asdict(chat))
+
+
+def _ordered_json(document: object) -> str:
+    """Return JSON with keys in their order, in which templates write tools and arguments into a prompt."""
+    return f"{json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)}\n"
 
 
 def parse_captured_chat(text: str, where: str) -> CapturedChat:

@@ -271,9 +271,9 @@ class Target:
 class Models:
     """Models by name.
 
-    An adapter has its own name, and `bundle/adapter` or `bundle:adapter`; a base has the name of its bundle. Either may be pinned to a
-    digest. Changes run in the event loop, one at a time. Running requests finish with the models that they started
-    with.
+    An adapter has its own name, and `bundle/adapter` or `bundle:adapter`; a base has the name of its bundle. Either may
+    be pinned to a digest. Changes run in the event loop, one at a time. Running requests finish with the models that
+    they started with.
     """
 
     def __init__(

@@ -6,10 +6,10 @@ https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import FastAPI
-from pydantic import Field, StrictBool, WithJsonSchema
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, StrictBool, WithJsonSchema, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -151,6 +151,21 @@ class ChatTool(Strict):
 
     type: Literal["function"]
     function: dict[str, Any]
+    _document: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_order(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Keep the document, since templates write keys in the order of the request."""
+        tool = handler(value)
+        if isinstance(value, dict):
+            tool._document = value
+        return tool
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The tool as JSON, with keys in the order of the request."""
+        return self._document
 
 
 class Chat(Sampling):
@@ -195,7 +210,7 @@ class Chat(Sampling):
     def conversation(self) -> Conversation:
         """Return the messages and tools for the template; RequestError if they cannot be read."""
         messages = [message.message(at) for at, message in enumerate(self.messages)]
-        tools = None if not self.tools or self.tool_choice == "none" else [tool.model_dump() for tool in self.tools]
+        tools = None if not self.tools or self.tool_choice == "none" else [tool.document for tool in self.tools]
         return Conversation(messages, tools, self.chat_template_kwargs or {}, self.n or 1)
 
     def decoding(self, most: int) -> Decoding:
