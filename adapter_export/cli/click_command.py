@@ -98,7 +98,8 @@ def _run(command: Command[Outcome], title: str, /, *, as_json: bool, verbose: bo
 def _accepted(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
-    known = inspect.signature(other.command.call).parameters
+    call = other.command.call
+    known = {*inspect.signature(call).parameters, *(parameter.name for parameter in parameters(call))}
     typed = {
         str(parameter.name): flag_of(parameter)
         for parameter in context.command.params

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.address import Address, PathLike, locate
+from adapter_export.commands.bundles._chat import CHAT
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
 from adapter_export.errors import UsageError, within
@@ -450,6 +451,7 @@ COMMAND: Command[Answers | Texts] = Command(
         "adapter-export run bundle --adapter digits --image seven.png",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
         "adapter-export run llama --adapter replies --prompt 'Well met,' --max-new-tokens 40",
+        "adapter-export run llama --adapter replies --chat",
         "adapter-export run llama --adapters replies,questions --prompt 'Well met,' --prompt 'How far'",
     ),
     sections={
@@ -478,8 +480,9 @@ COMMAND: Command[Answers | Texts] = Command(
             "stride",
             "arrays",
         ),
-        "texts": ("prompt", OptionsOf(Decoding)),
+        "texts": ("prompt", "chat", OptionsOf(Decoding)),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
     },
     common=("text", "pair", "adapter", "data", "prompt"),
+    instead={"chat": CHAT},
 )

@@ -142,6 +142,11 @@ class TextWriter:
         self._chat, self._where = chat, where
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(self._decoder.session.adapters)
+
+    @property
     def chat(self) -> ChatRenderer:
         """Renders conversations as prompts; RequestError if the bundle has no chat template."""
         if self._chat is None:
