@@ -377,15 +377,27 @@ class Tokenizer:
             for number, window in enumerate([first, *first.overflowing])
         ]
 
-    def whole(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """Encode texts of any length without truncation and padding. Raises RequestError, see `rows`."""
+    def whole(self, texts: Sequence[Text], *, special: bool = True) -> list[tokenizers.Encoding]:
+        """Encode texts of any length without truncation and padding, with or without the tokenizer's special tokens.
+
+        Raises:
+            RequestError: see `rows`.
+        """
         _check_texts(texts, [f"text {index}" for index in range(len(texts))])
-        return self._encode(texts)
+        return self._encode(texts, special=special)
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or `None` if it is unknown."""
         token_id: int | None = self._whole.token_to_id(token)
         return token_id
+
+    def token_text(self, token: int) -> str:
+        """Return the characters that a token adds behind another one; U+FFFD for a part of a character."""
+        with parsing(_no_tokenizer):
+            (before,) = self._encode(["a"], special=False)
+            start = self._whole.decode(before.ids, skip_special_tokens=False)
+            text: str = self._whole.decode([*before.ids, token], skip_special_tokens=False)
+        return text[len(start) :]
 
     def decoding(self) -> Callable[[int], str]:
         """Return a streaming decoder, a function from each token of a text to the characters that it completes.
@@ -444,9 +456,10 @@ class Tokenizer:
                 row[: len(encoding.ids)] = _INPUTS[name](encoding)
         return arrays
 
-    def _encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[Text], *, special: bool = True) -> list[tokenizers.Encoding]:
         with parsing(_no_tokenizer):
-            return list(self._whole.encode_batch(list(texts), is_pretokenized=_is_words(texts[0])))
+            words = _is_words(texts[0])
+            return list(self._whole.encode_batch(list(texts), is_pretokenized=words, add_special_tokens=special))
 
     def _limit(self, limit: int | None, text: Text, place: str) -> int:
         limit = self.max_tokens if limit is None else min(limit, self.max_tokens)

@@ -21,6 +21,7 @@ from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
 from adapter_export.format.golden_batches import GoldenBatches
+from adapter_export.format.generation import ChatTemplates, GoldenChats
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import GoldenMedia
@@ -45,10 +46,12 @@ RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,
     "base-identity": BaseIdentity,
     "bundle-manifest": Manifest,
+    "chat-templates": ChatTemplates,
     "check-report": CheckReport,
     "comparison": ComparisonDocument,
     "derivation": Derivation,
     "golden-batches": GoldenBatches,
+    "golden-chats": GoldenChats,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
     "self-test": SelfTestReport,

@@ -11,7 +11,16 @@ from typing import Any
 
 from descriptions import described
 
-from adapter_export.plugins.serve.apis.completions_api import Completions, StreamOptions
+from adapter_export.plugins.serve.apis.chat_api import (
+    CalledFunction,
+    Chat,
+    ChatMessage,
+    ChatTool,
+    TextPart,
+    ToolCall,
+)
+from adapter_export.plugins.serve.apis.completions_api import Completions
+from adapter_export.plugins.serve.apis.generated_texts import StreamOptions
 from adapter_export.plugins.serve.apis.openai_api import Embeddings
 from adapter_export.plugins.serve.apis.rerank_api import Classify, CohereDocument, Rerank
 from adapter_export.plugins.serve.calls import Call, Question, Strict, TextOnSide, TextPair
@@ -197,6 +206,7 @@ def http_schema() -> Schema:
         ),
         "embeddings": _of_model(Embeddings),
         "completions": _of_model(Completions),
+        "chat": _of_model(Chat),
         "rerank": _of_model(Rerank),
         "classify": _of_model(Classify),
         "openaiError": _object(
@@ -211,6 +221,11 @@ def http_schema() -> Schema:
         "question": Question,
         "cohereDocument": CohereDocument,
         "streamOptions": StreamOptions,
+        "chatMessage": ChatMessage,
+        "textPart": TextPart,
+        "toolCall": ToolCall,
+        "calledFunction": CalledFunction,
+        "chatTool": ChatTool,
     }
     parts = {
         "adapter": adapter,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapter_export.bases.base_record import BaseFacts, BaseRecord
     from adapter_export.bases.base_view import ArchitectureHead, BaseView
     from adapter_export.bundle.proof.exact_tensors import Origin
-    from adapter_export.format.generation import GenerationRecord
+    from adapter_export.format.generation import CapturedChat, GenerationRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, VariantName
@@ -412,6 +412,16 @@ class Base(Described):
     @property
     def generation(self) -> GenerationRecord | None:
         """Settings for generating text; `None` for a base without caches, or with unknown settings."""
+        return None
+
+    @property
+    def chat(self) -> CapturedChat | None:
+        """Chat templates of a base that generates text; `None` without them."""
+        return None
+
+    @property
+    def tokenizer_config(self) -> str | None:
+        """Text of its `tokenizer_config.json`, if it generates text and has one."""
         return None
 
     @abstractmethod

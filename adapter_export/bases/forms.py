@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from adapter_export.bases.base_view import ArchitectureHead
     from adapter_export.bundle.proof.exact_tensors import Origin
-    from adapter_export.format.generation import GenerationRecord
+    from adapter_export.format.generation import CapturedChat, GenerationRecord
     from adapter_export.format.lengths import Bounds
     from adapter_export.format.manifest import InputRecord, Manifest, VariantName
     from adapter_export.format.precision import PrecisionName
@@ -148,6 +148,16 @@ class ArchiveBase(Base):
 
         said = self.model.generation
         return said.record() if _has_cache(self.inputs) and said != Generation() else None
+
+    @property
+    def chat(self) -> CapturedChat | None:
+        """Chat templates of the folder, with the prompts of transformers."""
+        return self.model.chat if _has_cache(self.inputs) else None
+
+    @property
+    def tokenizer_config(self) -> str | None:
+        """Text of the folder's `tokenizer_config.json`."""
+        return self.model.generation.tokenizer_config
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
         """Return the configuration with which onnxruntime-genai runs a captured decoder."""
@@ -358,6 +368,21 @@ class GenaiBase(OnnxFileBase):
     @property
     def _tokenizer(self) -> str | None:
         return self.folder.tokenizer
+
+    @property
+    def chat(self) -> CapturedChat | None:
+        """Chat templates of the folder."""
+        from adapter_export.bases.chat_files import captured_templates, folder_templates
+
+        templates = None if self.path is None else folder_templates(self.path)
+        return None if templates is None else captured_templates(templates, self._tokenizer, self.max_tokens)
+
+    @property
+    def tokenizer_config(self) -> str | None:
+        """Text of the folder's `tokenizer_config.json`."""
+        from adapter_export.bases.chat_files import tokenizer_config_of
+
+        return None if self.path is None else tokenizer_config_of(self.path)
 
     @property
     def lengths(self) -> Bounds:

@@ -23,7 +23,7 @@ from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
-from adapter_export.format.generation import GenerationRecord
+from adapter_export.format.generation import CapturedChat, GenerationRecord, chat_templates_json
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import (
@@ -98,6 +98,7 @@ class ModelFacts:
         media: preprocessing of images or audio.
         companions: further files for other programs, by name.
         generation: generation settings; `None` if it does not generate text.
+        chat: chat templates, for a base that generates text.
         origin: origin of the base; default: the constants of its graph.
     """
 
@@ -108,6 +109,7 @@ class ModelFacts:
     media: CapturedMedia | None = None
     companions: Mapping[str, Path | bytes] = field(default_factory=dict)
     generation: GenerationRecord | None = None
+    chat: CapturedChat | None = None
     origin: Origin | None = None
 
 
@@ -259,7 +261,11 @@ class _Build:
         model, later = self.plan.model, [*_LATER]
         if model.media is not None:
             later.append(model.media.record.processor)
+        if model.chat is not None:
+            later.append(model.chat.record.templates)
         _keep(model.companions, self.folder, later)
+        if model.chat is not None:
+            (self.folder / model.chat.record.templates).write_bytes(chat_templates_json(model.chat.templates))
         if model.media is not None:
             (self.folder / model.media.record.processor).write_text(model.media.processor, "utf-8", newline="")
         if model.tokenizer is not None:  # overwrites a companion of this name, which has the same content
@@ -346,6 +352,7 @@ class _Build:
             derivation=DERIVATION_FILE,
             checksums=None if draft.checksums is None else draft.checksums.output,
             generation=facts.generation,
+            chat=None if facts.chat is None else facts.chat.record,
             sketches=self.golden_data.vectors.sketches,
         )
 
@@ -358,6 +365,8 @@ class _Build:
             texts = data.texts(tokenizer, facts.texts, pairs, pads)
         if facts.media is not None and facts.media.golden is not None:
             media = data.media(facts.media.record, facts.media.golden, pairs)
+        if facts.chat is not None:
+            self.writer.chats(facts.chat.golden)
         batches = data.batch_maker(manifest, pads, bundle).make(base, pairs, self.writer.heads)
         manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
         bundle.manifest = add_generated_texts(manifest, self.plan.references, self.adapters, base=True)

@@ -21,6 +21,7 @@ from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.axes import axis_names
 from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
+from adapter_export.format.generation import GoldenChats, read_golden_chats
 from adapter_export.format.golden_batches import GoldenBatches, read_golden_batches
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.lengths import axis_lengths
@@ -294,6 +295,16 @@ class OpenedBundle:
         record = self.manifest.media
         with self.bundle.named():
             return None if record is None or record.golden is None else read_golden_media(self.home / record.golden)
+
+    def chats(self) -> GoldenChats | None:
+        """Return the golden chats, or `None` for a bundle without chat templates.
+
+        Raises:
+            FileError, FormatError: they cannot be read.
+        """
+        record = self.manifest.chat
+        with self.bundle.named():
+            return None if record is None else read_golden_chats(self.home / record.golden)
 
     def derivation(self) -> Derivation | None:
         """Return the derivation of the constants in the graph with slots, or `None` for a bundle of an older release.

@@ -231,6 +231,7 @@ class Contract:
         head: its base head, if it has one.
         processor: digest of its image or audio processor, if it has one.
         generation: its settings of text generation, if they are known.
+        chat: digest of its chat templates, if it has some.
     """
 
     tokenizer: str | None = None
@@ -238,6 +239,7 @@ class Contract:
     head: Adapter | None = None
     processor: str | None = None
     generation: GenerationRecord | None = None
+    chat: str | None = None
 
 
 def check_contract(

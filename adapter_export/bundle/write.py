@@ -14,6 +14,7 @@ from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
 from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.generation import GOLDEN_CHATS_FILE, GoldenChats, golden_chats_json
 from adapter_export.format.golden_batches import GoldenBatches, golden_batches_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import (
@@ -112,6 +113,10 @@ class BundleWriter:
         """Write golden media, replacing earlier ones."""
         with Output(self.folder / GOLDEN_MEDIA_FILE, force=True).file() as temporary:
             temporary.write_bytes(golden_media_json(media))
+
+    def chats(self, chats: GoldenChats) -> None:
+        """Write golden chats."""
+        self._new(GOLDEN_CHATS_FILE).write_bytes(golden_chats_json(chats))
 
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
         """Write the manifest with all files, and the README; `hashed` has the SHA-256 of files hashed before."""

@@ -35,14 +35,14 @@ def make_command(command: Command[Outcome], name: str) -> click.Command:
         click.Option(["as_json", "--json"], is_flag=True, help="Write one JSON document to stdout."),
         config_option(),
     ]
+    ordered = sorted(options, key=lambda option: not option.required)
+    required = [option for option in options if option.required and command.instead]
+    for each in required:  # not with a flag that runs another call; `_run` looks for it
+        each.required = False
     return HelpPage(
         name,
-        params=[
-            *(param for param in params if isinstance(param, click.Argument)),
-            *sorted(options, key=lambda option: not option.required),
-            *extra_options,
-        ],
-        callback=partial(_run, command, name),
+        params=[*(param for param in params if isinstance(param, click.Argument)), *ordered, *extra_options],
+        callback=partial(_run, command, name, required),
         help=_page(command),
         epilog=examples(*command.examples),
         sections={title: list(_names(parts)) for title, parts in command.sections.items()},
@@ -70,12 +70,24 @@ def _page(command: Command[Any]) -> str:
     return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
 
 
-def _run(command: Command[Outcome], title: str, /, *, as_json: bool, verbose: bool = False, **arguments: Any) -> None:
+def _run(
+    command: Command[Outcome],
+    title: str,
+    required: Sequence[click.Option],
+    /,
+    *,
+    as_json: bool,
+    verbose: bool = False,
+    **arguments: Any,
+) -> None:
     """Run the call and render its result."""
     for flag, other in command.instead.items():
         if arguments.pop(flag):
-            _run(other.command, title, as_json=as_json, verbose=verbose, **_accepted(other, flag, arguments))
+            _run(other.command, title, (), as_json=as_json, verbose=verbose, **_accepted(other, flag, arguments))
             return
+    for each in required:
+        if not arguments[str(each.name)]:
+            raise click.MissingParameter(ctx=click.get_current_context(), param=each)
     chosen = {name: value for name, value in arguments.items() if value is not None}
     known = inspect.signature(command.call).parameters
     with TerminalReporter(title) as reporter:
@@ -99,7 +111,8 @@ def _run(command: Command[Outcome], title: str, /, *, as_json: bool, verbose: bo
 def _accepted(other: Instead, flag: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that another call accepts; raise `UsageError` for others."""
     context = click.get_current_context()
-    known = inspect.signature(other.command.call).parameters
+    call = other.command.call
+    known = {*inspect.signature(call).parameters, *(parameter.name for parameter in parameters(call))}
     typed = {
         str(parameter.name): flag_of(parameter)
         for parameter in context.command.params

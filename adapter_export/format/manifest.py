@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from adapter_export.dtypes import AdapterPrecision
-from adapter_export.format.generation import GenerationRecord
+from adapter_export.format.generation import ChatRecord, GenerationRecord
 from adapter_export.format.lengths import Bounds, Fit, Lengths, axis_lengths
 from adapter_export.format.media import MediaRecord
 from adapter_export.format.precision import PrecisionName
@@ -523,6 +523,7 @@ class Manifest:
             the order of `slots`. Golden vectors contain the expected values, which are compared exactly. Null in a
             bundle built without checksums.
         generation: settings of text generation; null for a base that does not generate text, or if unknown.
+        chat: chat templates; null without any, or for a base that does not generate text.
         sketches: form of wide outputs of the base in golden vectors and golden parts, by output. Others are stored
             whole.
         checksum: SHA-256 of this file with every occurrence of these 64 digits replaced by 64 zeros.
@@ -559,6 +560,7 @@ class Manifest:
     recorded: RecordedRuns | None = None
     checksums: str | None = None
     generation: GenerationRecord | None = None
+    chat: ChatRecord | None = None
     sketches: Mapping[str, SketchRecord] = field(default_factory=dict)
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 

@@ -344,6 +344,10 @@ def _check_files(manifest: Manifest) -> None:
     _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
     _check_known("golden_batches", {manifest.golden_batches} - {None}, listed)
     _check_known("derivation", {manifest.derivation} - {None}, listed)
+    if manifest.chat is not None:
+        _check_known("chat", {manifest.chat.templates, manifest.chat.golden}, listed)
+        if manifest.text is None:
+            raise FormatError("chat templates need a tokenizer", where="`$.chat`", expected="`text`")
     if manifest.media is not None:
         media = manifest.media
         _check_known("media", {media.processor, media.golden} - {None}, listed)

@@ -14,11 +14,13 @@ import onnxruntime as ort
 
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, moved
 from adapter_export.format.files import cache_folder
+from adapter_export.format.generation import parse_chat_templates
 from adapter_export.format.manifest import FileRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.answerer import Reader
+from adapter_export.runtime.generation.chat import ChatRenderer, no_template
 from adapter_export.runtime.generation.text_writer import CONFIG_FILE, TextWriter, end_tokens
 from adapter_export.runtime.graphs import Graphs, OpenGraph, Optimization, OrtGraph, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
@@ -306,7 +308,25 @@ class Bundle(Described):
         config = CONFIG_FILE in {file.path for file in self.manifest.files}
         recorded = () if self.manifest.generation is None else self.manifest.generation.end
         ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else recorded
-        return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
+        chat = None if self.manifest.chat is None else self.chat()
+        return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends, chat, self.folder)
+
+    def chat(self) -> ChatRenderer:
+        """Return the renderer of conversations as prompts.
+
+        Raises:
+            RequestError: the bundle has no chat template.
+            FileError, FormatError: its file cannot be read, or does not match the manifest.
+        """
+        record = self.manifest.chat
+        if record is None:
+            raise no_template(self.folder)
+        with self.named():
+            where = self.home / record.templates
+            templates = parse_chat_templates(self._read(record.templates), where)
+            if templates.digest != record.digest:
+                raise HashError(where, found=templates.digest, expected=record.digest)
+        return ChatRenderer(templates, record)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:
         """Return the reader for a task's input, such as `pair` or `image`; errors as of `texts` and `files`."""

@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows, where only time is limited
     resource = None  # type: ignore[assignment]
 
-_MEMORY = 3
+MEMORY_STATUS = 3
 """Exit status of a child that ran out of memory."""
 
 _CHILD = "from adapter_export.safe_io.child import answer; answer()"
@@ -69,7 +69,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
         raise refusal(f"timeout after {limits.seconds:.0f} seconds") from error
     except OSError:
         return
-    if done.returncode == _MEMORY:
+    if done.returncode == MEMORY_STATUS:
         raise refusal(f"more than {limits.bytes / 1e6:,.0f} MB of memory")
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -87,23 +87,28 @@ def answer() -> None:
     output, sys.stdout = sys.stdout, sys.stderr
     module, _, name = task["function"].partition(":")
     function, facts = getattr(importlib.import_module(module), name), None
-    if resource is not None:
-        most = _allocated_bytes() + task["bytes"]
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    limit_memory(task["bytes"])
     try:
         function(*task["arguments"])
     except MemoryError:
-        os._exit(_MEMORY)
+        os._exit(MEMORY_STATUS)
     except AdapterExportError as error:
         cause = error.__cause__
         if isinstance(cause, MemoryError) or "bad_alloc" in reason(cause or error):
-            os._exit(_MEMORY)
+            os._exit(MEMORY_STATUS)
         known = {name: getattr(error, name) for name in errors.FACTS}
         facts = {"error": type(error).__name__} | {k: None if v is None else v.to_json() for k, v in known.items()}
     output.write(f"{json.dumps(facts)}\n")
     output.flush()
     os._exit(0)  # do not wait for running threads of a library
+
+
+def limit_memory(count: int) -> None:
+    """Let this process allocate at most `count` more bytes, where the system can limit them."""
+    if resource is not None:
+        most = _allocated_bytes() + count
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _allocated_bytes() -> int:

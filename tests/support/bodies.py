@@ -12,7 +12,7 @@ from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
-Body = Literal["answer", "call", "rows", "adapters", "completions", "error"]
+Body = Literal["answer", "call", "rows", "adapters", "completions", "chat", "error"]
 """An answer to one row, or a definition of `http.schema.json`."""
 
 

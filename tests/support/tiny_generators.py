@@ -36,10 +36,25 @@ MODELS: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_CONFIG)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_CONFIG, head_dim=8, tie_word_embeddings=False)),
 }
+CHAT_TEMPLATE = (
+    "{% set known = {'system': 'w10', 'user': 'w11', 'assistant': 'w12', 'tool': 'w13'} %}"
+    "{% if tools %}w14 {{ tools | tojson }} {% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role not in known %}{{ raise_exception('unknown role ' ~ message.role) }}{% endif %}"
+    "{{ known[message.role] }} {{ message.content }}"
+    "{% for call in message.tool_calls or [] %}w15 {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    " w19 {% endfor %}"
+    "{% if loud %}w20 {% endif %}{% if add_generation_prompt %}w12 {% endif %}"
+)
+"""Chat template of the model `chat`: a word for each role, and one for the end of a message."""
+
 _LONG: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
     "long": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**{**_CONFIG, "max_position_embeddings": LONG_CONTEXT})),
 }
 """Models for tests of memory and time."""
+
+
+_CHAT = {"chat": MODELS["llama"]}
 
 
 def generating(factory: pytest.TempPathFactory, kind: str) -> Path:
@@ -56,11 +71,13 @@ def peft_model(folder: Path, name: str | None) -> Any:
 def _write(folder: Path, kind: str) -> None:
     torch.manual_seed(0)
     example("make_tiny").save_llama(folder / "hf")  # for its tokenizer, which has a word for each number
-    model = {**MODELS, **_LONG}[kind]()
+    model = {**MODELS, **_LONG, **_CHAT}[kind]()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder / "hf")
+    if kind in _CHAT:
+        (folder / "hf" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     base = ae.capture(folder / "hf", folder / "base.pt")
     adapters = []
     for name, layers in ADAPTERS.items():

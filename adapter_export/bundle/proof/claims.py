@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph
+from adapter_export.bundle.golden.chat_claim import compare_chats, replay_chats
 from adapter_export.bundle.golden.golden_batches import replay_batches
 from adapter_export.bundle.golden.golden_media import compare_processors, replay_media
 from adapter_export.bundle.golden.golden_vectors import Case, named
@@ -242,6 +243,15 @@ def _texts(context: Context) -> Iterator[Finding]:
             yield from check_contract(bundle, texts, names, context.reference.contract)
 
 
+def _chats(context: Context) -> Iterator[Finding]:
+    """Render golden chats, and compare the templates with those of the model."""
+    chats, bundle = context.bundle.chats(), context.bundle
+    if chats is not None:
+        yield replay_chats(bundle, chats)
+    if context.reference is not None and not context.plan.quick:
+        yield from compare_chats(bundle, context.reference.contract.chat)
+
+
 def _batches(context: Context) -> Iterator[Finding]:
     batches, graphs = context.bundle.batches(), context.manifest.graphs
     if batches is not None:
@@ -382,6 +392,7 @@ LAST_CLAIMS: Sequence[Claim] = (
         needs("written"),
     ),
     Claim("golden texts", _texts),
+    Claim("golden chats", _chats),
     Claim("golden batches", _batches),
     Claim("golden media", _media),
     Claim("golden generation", _generation),

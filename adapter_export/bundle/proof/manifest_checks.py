@@ -133,6 +133,7 @@ def _files(bundle: OpenedBundle) -> Finding:
     manifest = bundle.manifest
     named = {*manifest.golden.files, manifest.golden_texts, manifest.golden_batches, manifest.derivation}
     named |= {None if manifest.media is None else manifest.media.golden}
+    named |= {None if manifest.chat is None else manifest.chat.golden}
     for record in manifest.adapters:
         named |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
     sources = tuple(f"{record.source}/" for record in manifest.adapters)

@@ -25,6 +25,7 @@ from adapter_export.tables import Table, size
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
+    from adapter_export.format.generation import CapturedChat
     from adapter_export.format.manifest import VariantName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.graph import AdapterGraph
@@ -54,6 +55,10 @@ def build(
     *,
     without_base_head: Annotated[bool, "Omit the base head, which is otherwise built as an adapter."] = False,
     tokenizer: Annotated[Address | None, TOKENIZER] = None,
+    chat_template: Annotated[
+        Address | None,
+        Option("A chat template in jinja2, or a tokenizer's folder with one. Default: the model's.", "PATH"),
+    ] = None,
     max_tokens: Annotated[int | None, Option("Maximum tokens per text. Default: the model's maximum.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[
@@ -135,7 +140,7 @@ def build(
     precision = Precision.of(base_precision, int8_embeddings=int8_embeddings, float32_activations=float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
-    out.ensure_writable(folder=True, sources=[base, adapters, tokenizer])
+    out.ensure_writable(folder=True, sources=[base, adapters, tokenizer, chat_template])
     options = OpenOptions(site_map, trust_pickle)
     chosen = adapters_of(adapters, unopened(base, options))
     _kinds_and_heads(reserve)
@@ -160,6 +165,7 @@ def build(
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("exceeds the base's maximum length", where=where, found=longest, expected=most)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
+    chat = _chat(opened, chat_template, text, longest)
     preparing = open_prepared_base(opened, precision, optimize, allow_base_mismatch, reporter)
     with preparing as (graph, references):
         plan = BuildPlan(
@@ -178,6 +184,7 @@ def build(
                 media=opened.media,
                 companions=opened.companions(VARIANTS["slots"].file),
                 generation=opened.generation,
+                chat=chat,
                 origin=origin_of(opened, base_precision, optimized=optimize),
             ),
             precisions={adapter.name: adapter_precision for adapter in chosen if adapter is not base_head},
@@ -241,6 +248,20 @@ def _tokenizer(base: Base, address: Address | None, max_tokens: int | None) -> s
     require("tokenizers", "text", "a bundle with a tokenizer")
     Tokenizer.from_json(text, max_tokens)
     return text
+
+
+def _chat(base: Base, address: Address | None, tokenizer: str | None, max_tokens: int | None) -> CapturedChat | None:
+    """Return the chat templates of the base, or those of an address."""
+    if address is None:
+        return None if tokenizer is None else base.chat
+    from adapter_export.bases.chat_files import captured_templates, file_templates
+
+    if not any(record.role == "cache" for record in base.inputs):
+        raise UsageError(
+            "the base does not generate text, and has no use for a chat template", where=argument("chat_template")
+        )
+    templates = file_templates(locate(address, "chat template").path, base.tokenizer_config)
+    return captured_templates(templates, tokenizer, max_tokens)
 
 
 def _check_variants(requested: Sequence[str] | None) -> set[str]:
@@ -329,7 +350,7 @@ COMMAND = Command(
             ),
             *("site_map", "trust_pickle"),
         ),
-        "texts": ("tokenizer", "max_tokens"),
+        "texts": ("tokenizer", "chat_template", "max_tokens"),
         "graphs": ("variants", "bake", "reserve", "checksums", "copy_weights"),
     },
 )

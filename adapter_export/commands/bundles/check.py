@@ -246,9 +246,10 @@ def reference_sides(
 
     base = _recapture_if_changed(model_of(plan.bundle.manifest, model), plan.bundle.manifest)
     processor = None if base.media is None else base.media.record.digest
+    chat = None if base.chat is None else base.chat.templates.digest
     path, contract = (
         str(base.path),
-        Contract(base.tokenizer, base.texts, base.base_head, processor, base.generation),
+        Contract(base.tokenizer, base.texts, base.base_head, processor, base.generation, chat),
     )
     wanted = plan.bundle.numerics
     live, not_live = _live(base) if None in plan.names else (None, None)

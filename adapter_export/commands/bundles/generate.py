@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.address import Address
+from adapter_export.commands.bundles._chat import CHAT
 from adapter_export.commands.bundles.run import AdapterFile, FileLabels, FileTask, Provider
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
@@ -155,5 +156,7 @@ COMMAND: Command[Texts] = Command(
     examples=(
         "adapter-export generate llama --adapter replies --prompt 'Well met,' --max-new-tokens 40",
         "adapter-export generate llama --adapters replies,questions --prompt 'Well met,' --prompt 'How far'",
+        "adapter-export generate llama --adapter replies --chat",
     ),
+    instead={"chat": CHAT},
 )

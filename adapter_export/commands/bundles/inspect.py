@@ -25,6 +25,7 @@ from adapter_export.words import argument, command
 if TYPE_CHECKING:
     from adapter_export.bases.drawing import PlacementMap
     from adapter_export.bundle.signature_claim import SignatureClaim
+    from adapter_export.format.generation import ChatRecord
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, RecordedRuns
     from adapter_export.format.media import MediaRecord
     from adapter_export.graph.adapter import Adapter
@@ -234,6 +235,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
         ("base", f"{_short(manifest.base)}{proved}"),
         ("sites", f"{len(manifest.sites)}, width {widths}"),
         ("text", text),
+        *([] if manifest.chat is None else [("chat", _chat(manifest.chat))]),
         *([] if manifest.media is None else [(manifest.media.medium, _processor(manifest.media))]),
         ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
         ("precision", f"{manifest.base_precision}{depend}"),
@@ -260,6 +262,10 @@ def _separation(manifest: Manifest) -> Iterator[Table]:
     if rows:
         columns = ("adapter", "separation", "weakest fault", "apart", "nearest adapter", "faults below 2")
         yield Table(columns, rows, "separation of golden data", "lrlrll")
+
+
+def _chat(chat: ChatRecord) -> str:
+    return f"template for {', '.join(chat.roles)}{' and tools' if chat.tools else ''}"
 
 
 def _processor(media: MediaRecord) -> str:

@@ -29,6 +29,9 @@ _FEW = 3
 GENERATE = command("generate(BUNDLE, [PROMPT])", "generate BUNDLE --prompt TEXT")
 """The call that continues prompts."""
 
+_CHAT = command("generate", "generate BUNDLE --chat")
+"""The command that holds a conversation."""
+
 _QUICK = 256
 """Maximum rows without a progress bar."""
 
@@ -362,5 +365,5 @@ COMMAND: Command[Answers] = Command(
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
     },
     common=("text", "pair", "adapter", "data"),
-    moved=dict.fromkeys(("prompt", *OptionsOf(Decoding).defaults()), GENERATE),
+    moved={**dict.fromkeys(("prompt", *OptionsOf(Decoding).defaults()), GENERATE), "chat": _CHAT},
 )

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.plugins.serve.apis.admin_api import Administration
+from adapter_export.plugins.serve.apis.chat_api import ChatApi
 from adapter_export.plugins.serve.apis.completions_api import CompletionsApi
 from adapter_export.plugins.serve.apis.front_page import FrontPage
 from adapter_export.plugins.serve.apis.inference_protocol import InferenceProtocol
@@ -144,8 +145,8 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(Exception, _fail)
     native = (PlainApi(context), Administration(context), FrontPage())
-    of_clients = (InferenceProtocol(context), OpenAiApi(context), CompletionsApi(context), RerankApi(context))
-    for routes in (*native, *of_clients):
+    of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context))
+    for routes in (*native, InferenceProtocol(context), *of_openai, RerankApi(context)):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 

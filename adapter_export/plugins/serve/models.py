@@ -271,9 +271,9 @@ class Target:
 class Models:
     """Models by name.
 
-    An adapter has its own name and `bundle/adapter`; a base has the name of its bundle. Either may be pinned to a
-    digest. Changes run in the event loop, one at a time. Running requests finish with the models that they started
-    with.
+    An adapter has its own name, and `bundle/adapter` or `bundle:adapter`; a base has the name of its bundle. Either may
+    be pinned to a digest. Changes run in the event loop, one at a time. Running requests finish with the models that
+    they started with.
     """
 
     def __init__(
@@ -321,12 +321,12 @@ class Models:
         return target
 
     def _named(self, name: str) -> Target | None:
-        first, slash, rest = name.partition("/")
-        if slash:
-            served = self._served.get(first)
-            return Target(served, rest) if served is not None and served.has(rest) else None
         if name in self._served:
             return Target(self._served[name], None)
+        first, separator, rest = name.partition("/" if "/" in name else ":")
+        if separator:
+            served = self._served.get(first)
+            return Target(served, rest) if served is not None and served.has(rest) else None
         matches = [served for served in self._served.values() if served.has(name)]
         return Target(matches[0], name) if len(matches) == 1 else None
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import State
@@ -26,6 +27,7 @@ from adapter_export.plugins.serve.server_settings import Limits
 from adapter_export.plugins.serve.telemetry import Metrics, log
 from adapter_export.plugins.serve.text_queue import TextJob
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, ReadRow, Row
+from adapter_export.runtime.generation.text_writer import Prompt, TextWriter
 from adapter_export.text import Pair, SidedText
 
 _MOST_SHADOWS = 64
@@ -53,6 +55,27 @@ class TargetRow:
     def by(self, target: Target) -> TargetRow:
         """Return the row with another model."""
         return TargetRow(target, replace(self.row, adapter=target.adapter))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that a chat template makes a prompt of.
+
+    Attributes:
+        messages: the messages.
+        tools: descriptions of tools; `None` without any.
+        variables: further variables of the template.
+        count: the number of answers.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any]
+    count: int
+
+    def rendered(self, writer: TextWriter) -> list[Prompt]:
+        """Return the prompt of each answer; errors as in `ChatRenderer.render`."""
+        return [writer.chat.render(self.messages, self.tools, variables=self.variables)] * self.count
 
 
 class Service:
@@ -179,31 +202,45 @@ class Service:
         return computed
 
     async def write_texts(
-        self, name: str, prompts: Sequence[str], decoding: Decoding, key: str, state: State
+        self,
+        name: str,
+        prompts: Sequence[Prompt] | Conversation,
+        decoding: Decoding,
+        key: str,
+        state: State,
+        *,
+        top_scores: int | None = None,
     ) -> TextJob:
         """Start to generate a text for each prompt. The caller closes the job.
 
         Args:
             name: the name of a model or a route.
-            prompts: at least one.
+            prompts: at least one, or a conversation.
             decoding: decoding options.
             key: the id of the request; a route with shares chooses by it.
             state: the state of the request.
+            top_scores: as in `TextWriter.opened`.
 
         Raises:
-            RequestError: the model does not generate text, or a prompt has too few or too many tokens.
+            RequestError: the model does not generate text or has no chat template, a prompt has too few or too many
+                tokens, or the template refuses the conversation.
             RefusedError: 404, unknown model; 503, the queue is full.
         """
         with ExitStack() as held:
             target = await self.target(name, key, state)
             held.enter_context(target.hold())
-            state.rows, queue = len(prompts), target.served.generating()
+            queue = target.served.generating()
+            if isinstance(prompts, Conversation):
+                prompts = await asyncio.to_thread(prompts.rendered, queue.writer)
+            state.rows = len(prompts)
             for route, _ in getattr(state, "shadows", {}).values():
                 self._metrics.shadow(route, "dropped", len(prompts))
             adapters = [target.adapter] * len(prompts)
-            async with nullcontext() if sum(map(len, prompts)) < _PART else self._reading:
-                texts = await asyncio.to_thread(queue.writer.opened, prompts, adapters, decoding)
-            job = TextJob(texts, held.pop_all())
+            characters = sum(len(prompt if isinstance(prompt, str) else prompt.text) for prompt in prompts)
+            opened = partial(queue.writer.opened, prompts, adapters, decoding, top_scores=top_scores)
+            async with nullcontext() if characters < _PART else self._reading:
+                texts = await asyncio.to_thread(opened)
+            job = TextJob(texts, queue.writer, held.pop_all())
         try:
             queue.submit(job)
         except RefusedError:

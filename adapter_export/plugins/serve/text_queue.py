@@ -28,11 +28,13 @@ class TextJob:
 
     Attributes:
         texts: the texts.
+        writer: generates them.
         held: resources to release when the texts are done, such as a hold on the adapter.
         events: pieces of the texts, as they are generated.
     """
 
     texts: Sequence[OpenText]
+    writer: TextWriter
     held: ExitStack
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 

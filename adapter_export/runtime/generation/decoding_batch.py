@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,29 @@ class Runs(Protocol):
         """Return whether rows with these adapters can run in one batch."""
 
 
+class TokenScore(NamedTuple):
+    """Log probabilities of a token of a text, by the logits before temperature and suppressed tokens.
+
+    Attributes:
+        token: the token.
+        score: its log probability.
+        top: the most likely tokens in this place, with their log probabilities, in descending order.
+    """
+
+    token: int
+    score: float
+    top: tuple[tuple[int, float], ...]
+
+
+def score_token(logits: np.ndarray, token: int, top: int) -> TokenScore:
+    """Return the log probabilities of a token and of the `top` most likely ones, by their logits [words]."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    exact -= np.log(np.exp(exact).sum())
+    best = np.argsort(-exact, kind="stable")[:top]
+    return TokenScore(token, float(exact[token]), tuple((int(number), float(exact[number])) for number in best))
+
+
 @dataclass(eq=False)
 class WrittenRow:
     """A row while its text is written.
@@ -52,6 +75,8 @@ class WrittenRow:
         finish: the reason for the end; `None` before.
         error: the reason why the row cannot go on.
         abandoned: whether the caller no longer waits for the text.
+        top_scores: most likely tokens to keep in `scores`; `None` keeps no scores.
+        scores: log probabilities of `tokens`, if they are wanted.
     """
 
     place: int
@@ -64,6 +89,8 @@ class WrittenRow:
     finish: Finish | None = None
     error: InputError | None = None
     abandoned: bool = False
+    top_scores: int | None = None
+    scores: list[TokenScore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng([self.decoding.seed, self.place])
@@ -186,6 +213,8 @@ class DecodingBatch:
         ends = token in row.ends
         if not ends:
             row.tokens.append(token)
+            if row.top_scores is not None:
+                row.scores.append(score_token(logits, token, row.top_scores))
         if is_last or ends:
             row.finish = "end" if ends and last is None else "length"  # an end that the limit forces is a limit
         return token

@@ -10,8 +10,9 @@ from adapter_export.decoding import Decoding
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.graph.tasks.asked import named_adapter
 from adapter_export.runtime.generation.call_budget import cost_of
+from adapter_export.runtime.generation.chat import ChatRenderer, RenderedChat, no_template
 from adapter_export.runtime.generation.decoder import Decoder
-from adapter_export.runtime.generation.decoding_batch import Finish, WrittenRow
+from adapter_export.runtime.generation.decoding_batch import Finish, TokenScore, WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.tables import Described
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "genai_config.json"
 """Names the tokens that end a text, as onnxruntime-genai reads them."""
+
+
+Prompt = str | RenderedChat
+"""A text, or a conversation that a chat template rendered."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,11 +69,13 @@ class Piece:
         row: position of its prompt.
         text: the characters.
         done: the whole text, with its last piece.
+        scores: log probabilities of the tokens since the piece before it, if they are wanted.
     """
 
     row: int
     text: str
     done: Generated | None = None
+    scores: Sequence[TokenScore] = ()
 
 
 class OpenText:
@@ -86,7 +93,7 @@ class OpenText:
     def __init__(self, tokenizer: Tokenizer, prompt: str, row: WrittenRow) -> None:
         self._decoded, self._prompt, self.row = tokenizer.decoding(), prompt, row
         self._written = self._shown = ""
-        self._decoded_tokens = 0
+        self._decoded_tokens = self._scored_tokens = 0
 
     def piece(self) -> Piece | None:
         """Take up the last token of the row, and return what can be shown now; a stop string ends the row."""
@@ -103,11 +110,13 @@ class OpenText:
         if row.finish is None:
             end -= max((_overlap(self._written, stop) for stop in stops), default=0)
         text, self._shown = self._written[len(self._shown) : end], self._written[:end]
+        if row.finish is None and not text:
+            return None
+        scores, self._scored_tokens = row.scores[self._scored_tokens :], len(row.scores)
+        done = None
         if row.finish is not None:
-            return Piece(
-                row.place, text, Generated(self._prompt, row.adapter, self._shown, tuple(row.tokens), row.finish)
-            )
-        return Piece(row.place, text) if text else None
+            done = Generated(self._prompt, row.adapter, self._shown, tuple(row.tokens), row.finish)
+        return Piece(row.place, text, done, scores)
 
 
 class TextWriter:
@@ -117,10 +126,36 @@ class TextWriter:
         decoder: generates tokens.
         tokenizer: of the bundle.
         ends: tokens that end a text.
+        chat: renders conversations as prompts; `None` for a bundle without chat templates.
+        where: the bundle, for messages.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, ends: Collection[int]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        ends: Collection[int],
+        chat: ChatRenderer | None = None,
+        where: object = None,
+    ) -> None:
         self._decoder, self._tokenizer, self._ends = decoder, tokenizer, ends
+        self._chat, self._where = chat, where
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(self._decoder.session.adapters)
+
+    @property
+    def chat(self) -> ChatRenderer:
+        """Renders conversations as prompts; RequestError if the bundle has no chat template."""
+        if self._chat is None:
+            raise no_template(self._where)
+        return self._chat
+
+    def token_text(self, token: int) -> str:
+        """Return the characters of a token in the middle of a text."""
+        return self._tokenizer.token_text(token)
 
     @property
     def ends(self) -> Collection[int]:
@@ -133,7 +168,7 @@ class TextWriter:
 
     def write(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         adapter: str | None = None,
         *,
         adapters: Sequence[str | None] | None = None,
@@ -142,7 +177,8 @@ class TextWriter:
         """Generate a text for each prompt.
 
         Args:
-            prompts: at least one; the tokenizer's special tokens are added, and no template.
+            prompts: at least one. The tokenizer's special tokens are added to texts; conversations of `chat.render`
+                have those of their template.
             adapter: the adapter of all prompts, or `base`; required if the bundle has adapters.
             adapters: one adapter for each prompt instead; `None` is the base. In a bundle with the graph `bank` they
                 share calls.
@@ -158,7 +194,7 @@ class TextWriter:
 
     def stream(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         adapter: str | None = None,
         *,
         adapters: Sequence[str | None] | None = None,
@@ -177,13 +213,33 @@ class TextWriter:
             if piece is not None:
                 yield piece
 
-    def opened(self, prompts: Sequence[str], adapters: Sequence[str | None], decoding: Decoding) -> list[OpenText]:
-        """Return texts of which nothing is written yet; arguments and errors as of `write`."""
+    def opened(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[str | None],
+        decoding: Decoding,
+        *,
+        top_scores: int | None = None,
+    ) -> list[OpenText]:
+        """Return texts of which nothing is written yet; other arguments and errors as of `write`.
+
+        Args:
+            prompts: at least one.
+            adapters: one adapter for each prompt.
+            decoding: the options.
+            top_scores: alternatives of each token whose log probabilities pieces have. Default: pieces have none.
+        """
         _check_prompts(prompts)
+        texts = [prompt.text if isinstance(prompt, RenderedChat) else prompt for prompt in prompts]
         # one by one, since the offsets of an encoding take far more memory than its tokens
-        tokens = [self._tokenizer.whole([prompt])[0].ids for prompt in prompts]
+        tokens = [
+            self._tokenizer.whole([text], special=not isinstance(prompt, RenderedChat))[0].ids
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
         rows = self._decoder.rows(tokens, adapters, decoding, self._ends)
-        return [OpenText(self._tokenizer, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+        for row in rows:
+            row.top_scores = top_scores
+        return [OpenText(self._tokenizer, text, row) for text, row in zip(texts, rows, strict=True)]
 
     @property
     def running_tokens(self) -> int:
@@ -199,7 +255,7 @@ class TextWriter:
         return RunningRows(self._decoder)
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def _check_prompts(prompts: Sequence[Prompt]) -> None:
     if isinstance(prompts, str) or not prompts:
         raise RequestError("there are no prompts", found=repr(prompts), expected="a list of texts")
 

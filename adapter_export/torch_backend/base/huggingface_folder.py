@@ -41,6 +41,7 @@ from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, 
 from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
+from adapter_export.torch_backend.own_chat import own_chat
 from adapter_export.words import argument, joined, quoted
 
 
@@ -177,7 +178,9 @@ def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
         with within(folder), captured_logs(), quiet_transformers():
             module.check_steps(base.program)
         base = replace(base, lengths=module.lengths(base.lengths, most))
-    return replace(base, generation=generation, notes=(*base.notes, *_unheeded(model)))
+    with captured_logs(), quiet_transformers():
+        chat, notes = own_chat(folder, most)
+    return replace(base, generation=generation, chat=chat, notes=(*base.notes, *_unheeded(model), *notes))
 
 
 def _open_generator(folder: Path) -> Any:

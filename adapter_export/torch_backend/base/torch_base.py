@@ -33,6 +33,7 @@ from adapter_export.errors import (
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
 from adapter_export.format.axes import narrowed, with_caches
 from adapter_export.format.files import canonical_json
+from adapter_export.format.generation import ARCHIVED_CHAT, CapturedChat, captured_chat_json, parse_captured_chat
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
@@ -188,8 +189,9 @@ class TorchBase:
     a mask. If known: the text of its `tokenizer.json`, the name of its architecture in transformers, such as `bert`,
     and the head of the original model, as an adapter without sites. `notes` list omissions and assumptions of the
     capture, `texts` the ids of golden texts from the model's own library, `media` the preprocessing of images or audio,
-    and `generation` the settings of a decoder. `source` is the Hub repository that it was captured from, with its
-    commit. `config` is the configuration of a model of transformers as JSON, which determines its heads.
+    `generation` the settings of a decoder, and `chat` its chat templates. `source` is the Hub repository that it was
+    captured from, with its commit. `config` is the configuration of a model of transformers as JSON, which determines
+    its heads.
     """
 
     program: ExportedProgram
@@ -207,6 +209,7 @@ class TorchBase:
     pads: bool = False
     source: str | None = None
     config: str | None = None
+    chat: CapturedChat | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -416,6 +419,8 @@ def _extra(base: TorchBase) -> dict[str, str]:
         extra[MODEL_CONFIG] = base.config
     if base.generation != Generation():
         extra[GENERATION] = canonical_json(asdict(base.generation)).decode()
+    if base.chat is not None:
+        extra[ARCHIVED_CHAT] = captured_chat_json(base.chat)
     return extra
 
 
@@ -589,6 +594,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             media=media,
             generation=_read(extra, GENERATION, "generation settings", _generation_of) or Generation(),
             config=extra.get(MODEL_CONFIG) or None,
+            chat=_read(extra, ARCHIVED_CHAT, "chat templates", parse_captured_chat),
         )
 
 
