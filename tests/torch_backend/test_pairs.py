@@ -320,6 +320,6 @@ class TestColumns:
         with pytest.raises(DataError, match="line 2: a positive is its own negative"):
             labelled_rows(path, columns, problem)
         path.write_text('{"q": "a", "p": "b", "n": "c"}\n{"q": "a", "p": "b", "n": " "}\n', encoding="utf-8")
-        with pytest.raises(DataError, match="lines 2"):
+        with pytest.raises(DataError, match="line 2"):
             labelled_rows(path, columns, problem)
         assert labelled_rows(path, columns, problem, skip_incomplete=True).incomplete == [2]

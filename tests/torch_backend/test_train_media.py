@@ -99,7 +99,7 @@ def test_images_of_the_same_bytes_are_one_row(vit_folder: Path, data: Path, tmp_
     heard = Heard()
     adapter = ae.train(vit_folder / "model.pt", folder, name="x", epochs=1, bottleneck=2, reporter=heard)
     assert adapter.training["data"]["training"]["repeated_rows_left_out"] == 1
-    assert any("repeat another row" in note for note in heard.notes)
+    assert any("repeats another row" in note for note in heard.notes)
 
 
 def _half(folder: Path) -> None:
