@@ -20,8 +20,8 @@ from adapter_export.bundle.signature_claim import SignatureClaim
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
-from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.generation import ChatTemplates, GoldenChats
+from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import GoldenMedia

@@ -35,7 +35,7 @@ class _Generation(Extension):
     spans: list[tuple[int, int]] | None = None
     written: list[str]
 
-    def parse(self, parser: Parser) -> nodes.CallBlock:
+    def parse(self, parser: Parser) -> nodes.Node:
         """Parse the block up to `endgeneration`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)

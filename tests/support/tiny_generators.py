@@ -42,7 +42,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role not in known %}{{ raise_exception('unknown role ' ~ message.role) }}{% endif %}"
     "{{ known[message.role] }} {{ message.content }}"
-    "{% for call in message.tool_calls or [] %}w15 {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    "{% for call in message.tool_calls or [] %}w15 {{ call.function.name }} {{ call.function.arguments | tojson }}"
+    "{% endfor %}"
     " w19 {% endfor %}"
     "{% if loud %}w20 {% endif %}{% if add_generation_prompt %}w12 {% endif %}"
 )

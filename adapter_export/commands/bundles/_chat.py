@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +58,12 @@ class Chat(Described):
         others = [message for message in self.messages if message["role"] != "system"]
         self.messages = [{"role": "system", "content": text}, *others]
 
-    def ask(self, text: str) -> Iterator[str]:
+    def show(self, screen: Screen) -> None:
+        """Print the messages so far."""
+        for message in self.messages:
+            screen.line((f"{message['role']}: ", "bold"), message["content"])
+
+    def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the pieces of the answer to a message.
 
         Both messages become part of the conversation, also if the answer is stopped after a part of it. A message that
@@ -159,9 +164,7 @@ def _obey(line: str, conversation: Chat, screen: Screen) -> bool:
     known: Mapping[str, Callable[[], object]] = {
         "/adapter": lambda: conversation.switch(rest.strip()),
         "/system": lambda: conversation.instruct(rest),
-        "/history": lambda: [
-            screen.line((f"{each['role']}: ", "bold"), each["content"]) for each in conversation.messages
-        ],
+        "/history": lambda: conversation.show(screen),
         "/clear": conversation.messages.clear,
         "/help": lambda: screen.report(_HELP),
     }

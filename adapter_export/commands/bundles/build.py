@@ -260,7 +260,7 @@ def _chat(base: Base, address: Address | None, tokenizer: str | None, max_tokens
         raise UsageError(
             "the base does not generate text, and has no use for a chat template", where=argument("chat_template")
         )
-    templates = file_templates(locate(address, "chat template").path, base.tokenizer_config)
+    templates = file_templates(locate(address, "tokenizer").path, base.tokenizer_config)
     return captured_templates(templates, tokenizer, max_tokens)
 
 

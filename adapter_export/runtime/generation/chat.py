@@ -210,7 +210,8 @@ def tool_result(name: str, content: str) -> dict[str, Any]:
 
 
 def _conversation_of(role: str) -> list[Message]:
-    user, sign = {"role": "user", "content": "Hello."}, {"role": role, "content": _SIGN}
+    user: Message = {"role": "user", "content": "Hello."}
+    sign: Message = {"role": role, "content": _SIGN}
     return {
         "user": [sign],
         "assistant": [user, sign, user],
