@@ -145,7 +145,7 @@ def respond(call: Mapping[str, Any]) -> dict[str, Any]:
         return {"unread": unread} if unread else _rendered(call)
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a template raises is its refusal
+    except Exception as error:  # noqa: BLE001 - any error of a template is its refusal
         lines = str(error).strip().splitlines()
         return {"refusal": lines[0] if lines else type(error).__name__}
 

@@ -23,28 +23,30 @@ def own_chat(folder: Path, max_tokens: int | None) -> tuple[CapturedChat | None,
         return None, ()
     try:
         with parsing(BaseModelError):
-            own: Any = transformers.AutoTokenizer.from_pretrained(
+            library_tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-            known = own.chat_template
+            known = library_tokenizer.chat_template
         if not known:
             return None, ()
         named = known if isinstance(known, Mapping) else {DEFAULT_TEMPLATE: known}
-        templates = ChatTemplates(CHAT_VERSION, dict(named), dict(own.special_tokens_map))
-        tokenizer = Tokenizer.from_json(read_text(file), max_tokens or own.model_max_length)
-        made_by = f"transformers {transformers.__version__} {type(own).__name__}"
-        return capture_chat(templates, tokenizer, made_by, lambda sample: _rendered(own, sample)), ()
+        templates = ChatTemplates(CHAT_VERSION, dict(named), dict(library_tokenizer.special_tokens_map))
+        tokenizer = Tokenizer.from_json(read_text(file), max_tokens or library_tokenizer.model_max_length)
+        made_by = f"transformers {transformers.__version__} {type(library_tokenizer).__name__}"
+        return capture_chat(templates, tokenizer, made_by, lambda sample: _rendered(library_tokenizer, sample)), ()
     except (InputError, MissingExtraError) as error:
         return None, ("the chat template is left out: " + error.message.rstrip("."),)
 
 
-def _rendered(own: Any, sample: Sample) -> Prompt:
+def _rendered(library_tokenizer: Any, sample: Sample) -> Prompt:
     """Return the prompt of transformers and its tokens, or `None` for both if the template refuses the conversation."""
     options = {"tools": sample.tools, "add_generation_prompt": sample.prompted}
     try:
         with parsing(BaseModelError):
-            text: str = own.apply_chat_template(list(sample.messages), tokenize=False, **options)
-            ids = own.apply_chat_template(list(sample.messages), tokenize=True, return_dict=False, **options)
-    except BaseModelError:  # whatever a template raises is its refusal
+            text: str = library_tokenizer.apply_chat_template(list(sample.messages), tokenize=False, **options)
+            ids = library_tokenizer.apply_chat_template(
+                list(sample.messages), tokenize=True, return_dict=False, **options
+            )
+    except BaseModelError:  # any error of a template is its refusal
         return None, None
     return text, list(ids)

@@ -92,7 +92,7 @@ def _theirs(template: str, messages: Any, tools: Any, prompted: bool, **variable
                 **variables,
             )
         )
-    except Exception:  # whatever a template raises
+    except Exception:  # any error of a template is a refusal
         return None
 
 
