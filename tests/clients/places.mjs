@@ -10,7 +10,12 @@ const found = {};
 for (const [name, { tokenizer, texts }] of Object.entries(JSON.parse(readFileSync(cases)))) {
   const tokens = new Tokens(new TextEncoder().encode(tokenizer), name);
   found[name] = texts.map((text) => {
-    const row = tokens.row([text], Infinity, "right");
+    let row;
+    try {
+      row = tokens.row([text], Infinity, "right");
+    } catch (error) {
+      return { error: error.message };
+    }
     const ids = row.ids.filter((_, at) => row.places[at]);
     return { ids, places: tokens.characters(text) };
   });

@@ -31,10 +31,11 @@ interface AddedToken {
   lstrip: boolean;
   rstrip: boolean;
   normalized: boolean;
+  single_word: boolean;
 }
 
 /** How the library finds added tokens in a text: most before its normalisation, others after it. Its types do not show these fields. */
-interface Splitting {
+export interface Splitting {
   splitter_unnormalized: { split(text: string): string[] };
   splitter_normalized: { split(text: string): string[] };
   added_tokens_map: Map<string, AddedToken>;

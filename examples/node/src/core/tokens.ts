@@ -4,7 +4,7 @@
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 
-import { type Characters, type Sections, charactersOf } from "./characters.js";
+import { type Characters, type Sections, type Splitting, charactersOf } from "./characters.js";
 import { Fault } from "./fault.js";
 
 export type Side = "right" | "left";
@@ -35,6 +35,10 @@ const NO_TEXT = /[\u{d800}-\u{dfff}\0]/u;
 /** Characters that are blanks either in Unicode or in JavaScript's regular expressions: NEL and the byte order mark. */
 const BLANK_TO_ONE = /[\u0085\ufeff]/;
 
+/** The end and the start of a word, by `\w` of the tokenizers that models are trained with (UTS 18, annex C). */
+const WORD = String.raw`[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]`;
+const [ENDS_WITH_WORD, STARTS_WITH_WORD] = [new RegExp(`${WORD}$`, "u"), new RegExp(`^${WORD}`, "u")];
+
 export class Tokens {
   /** The side on which texts are cut if no task names one. */
   readonly side: Side;
@@ -48,6 +52,7 @@ export class Tokens {
       const config = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as Config;
       this.tokenizer = new Tokenizer(config, {});
       lowerByCharacter(this.tokenizer);
+      refuseInsideWords(this.tokenizer);
       this.side = config.truncation?.direction?.toLowerCase() === "left" ? "left" : "right";
       this.strategy = config.truncation?.strategy ?? "LongestFirst";
       this.sections = config;
@@ -127,6 +132,30 @@ export class Tokens {
     if (one === undefined) return longestFirst(first, second, room);
     if (counts[one]! <= excess) throw noRoom(`${counts[one]} tokens of the text that is cut`, `more than ${excess}`);
     return counts.map((count, part) => (part === one ? count - excess : count));
+  }
+}
+
+/**
+ * Refuse a word with an added token with `single_word` inside. Others leave it in its word. The library finds it there, and has it in
+ * the vocabulary of the model too.
+ */
+function refuseInsideWords(tokenizer: Tokenizer): void {
+  const { added_tokens_map: known, splitter_unnormalized, splitter_normalized } = tokenizer as unknown as Splitting;
+  for (const splitter of [splitter_unnormalized, splitter_normalized]) {
+    const split = splitter.split.bind(splitter);
+    splitter.split = (text) => {
+      const parts = split(text);
+      let start = 0;
+      for (const part of parts) {
+        const end = start + part.length;
+        if (known.get(part)?.single_word && (ENDS_WITH_WORD.test(text.slice(0, start)) || STARTS_WITH_WORD.test(text.slice(end)))) {
+          const what = "holds an added token inside a word, where the tokenizer library of JavaScript reads it otherwise than others";
+          throw new Fault({ what, found: `\`${part}\``, fix: "add a blank, or take the client for another language" });
+        }
+        start = end;
+      }
+      return parts;
+    };
   }
 }
 
