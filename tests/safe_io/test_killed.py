@@ -12,8 +12,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from peft_bases import peft_base
+from peft_folders import adapter_folder
 from tiny_onnx import random_adapter, save_tiny, tiny_bundle
 
+import adapter_export as ae
 from adapter_export.errors import AbandonedFileWarning
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.kinds import houlsby
@@ -96,9 +99,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for name in ("a", "b"):
         write_adapter(random_adapter(name, houlsby(), base, bottleneck=4), folder / name)
     shutil.copytree(tiny_bundle(tmp_path_factory), folder / "bundle")
+    bert = shutil.copytree(peft_base(tmp_path_factory, "bert"), folder / "bert") / "model.onnx"
+    shutil.copytree(adapter_folder("bert_ia3"), folder / "saved")
+    ae.import_peft(folder / "saved", bert, folder / "imported")
     return {
         "folder": [str(folder)],
         "build": ["build", "tiny.onnx", "--adapters", "a,b", "-o", "out"],
+        "export": ["export", "imported", "--to", "peft", "--base", "bert/model.onnx", "-o", "out"],
+        "import": ["import", "peft", "saved", "--base", "bert/model.onnx", "-o", "out"],
         "remove": ["remove", "bundle", "wide"],
         "verify": ["verify", "bundle"],
     }
@@ -106,7 +114,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["build", "remove", "verify"])
+@pytest.mark.parametrize("name", ["build", "export", "import", "remove", "verify"])
 def test_a_killed_command_leaves_nothing_to_the_next(
     commands: dict[str, list[str]], temporary: Path, tmp_path: Path, name: str, seconds: float
 ) -> None:
