@@ -143,7 +143,7 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
     ]
 
 
-def load_file(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
+def load_adapter_file(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
     """Load an adapter from its file under an unused name."""
     name = file.name.partition(".")[0]
     name = f"{name}.loaded" if name in session.adapters else name

@@ -113,7 +113,7 @@ def generate(
     opened = open_bundle(bundle)
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
-        loaded = run_rows.load_file(session, Path(adapter_file), labels, task)
+        loaded = run_rows.load_adapter_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded
     writer = opened.writer(session)
     rows = [Row(prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)]

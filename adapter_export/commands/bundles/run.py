@@ -222,7 +222,7 @@ def run(
         rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
-        loaded = run_rows.load_file(session, Path(adapter_file), labels, task)
+        loaded = run_rows.load_adapter_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded  # an adapter file without a chosen adapter is the one to use
     if adapters is not None:
         names = [None if name == run_rows.BASE else session.named(name) for name in adapters]
