@@ -80,7 +80,8 @@ def _queue(folder: Path, **limits: int | None) -> TextQueue:
 
 
 def _job(queue: TextQueue, prompts: list[str], count: int) -> TextJob:
-    return TextJob(queue.writer.opened(prompts, ["a"] * len(prompts), Decoding(count)), ExitStack())
+    texts = queue.writer.opened(prompts, ["a"] * len(prompts), Decoding(count))
+    return TextJob(texts, queue.writer, ExitStack())
 
 
 async def _finish(job: TextJob, order: list[str], name: str) -> list[str]:

@@ -352,9 +352,9 @@ def test_the_order_of_independent_nodes_does_not_matter(layers, norm_first, rand
 def test_thousands_of_nodes_take_no_time():
     graph = _stack(200, norm_first=True)
     assert len(graph.nodes) > 2000
-    start = time.perf_counter()
+    start = time.process_time()  # other tests run beside it
     sites = discover(graph)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(sites.sublayers) == 400
 
 

@@ -15,7 +15,7 @@ from adapter_export.errors import RequestError, UsageError
 from adapter_export.option import Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.tables import Described
-from adapter_export.words import quoted
+from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
@@ -153,7 +153,7 @@ def _answer(line: str, conversation: Chat, screen: Screen) -> None:
     except RequestError as error:
         screen.fail(error.sentence("shell"))
     if conversation.limited:
-        screen.report("the answer reached the token limit; raise it with `--max-new-tokens N`")
+        screen.report("the answer reached the token limit; raise it with " + argument("max_new_tokens", words="N"))
 
 
 def _obey(line: str, conversation: Chat, screen: Screen) -> bool:
