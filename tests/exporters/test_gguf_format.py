@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gguf
@@ -13,6 +14,7 @@ import torch
 from clients import succeed, tool
 from exported import FINGERPRINT, random_for_sites, with_factor
 from hand_made_sites import site
+from kind_products import single_changes
 from once import once
 from peft import PeftModel
 from tiny_gguf import HEADS, INNER, KV_HEADS, LAYERS, WIDTH, save_llama, write_gguf
@@ -22,7 +24,7 @@ from transformers import LlamaForCausalLM
 from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, AdapterExportError, UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
+from adapter_export.graph.kinds import KINDS, Ia3Options, LoraOptions, ia3, lora
 from adapter_export.numerics.merged_layers import Layer
 from adapter_export.plugins.formats.exporters import FORMATS
 from adapter_export.plugins.formats.exporters.export_format import ExportRequest
@@ -48,6 +50,9 @@ SITES = SiteMap(
     WIDTH,
 )
 TOKENS = (1, 5, 9, 33, 17, 260)
+
+ROUNDING = 2e-2
+"""llama.cpp rounds the cache of keys and values to float16, at 5e-4 of values below 10 (measured: 3e-3)."""
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,23 @@ def node_llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "llama_cpp", make)
 
 
+def log_probabilities(folder: Path, scripts: Path, adapters: Sequence[Path]) -> list[np.ndarray]:
+    """Return what llama.cpp computes after each of the tokens: for the base, then with each adapter."""
+    tokens = ",".join(map(str, TOKENS))
+    program = [tool("node", "nodejs"), scripts / "llama_cpp.mjs", folder / "base.gguf", tokens, *adapters]
+    printed = succeed(program, scripts).splitlines()
+    return [np.log(rows) for rows in json.loads(next(line for line in printed if line.startswith("[[[")))]
+
+
+def log_probabilities_of_peft(folder: Path, request: ExportRequest, place: Path) -> np.ndarray:
+    """Return what PEFT computes with the same adapter, exported to `place`."""
+    place.mkdir()
+    FORMATS["peft"].write(request, place)
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folder / "hf"), place).eval()
+        return np.asarray(model(torch.tensor([TOKENS])).logits[0].log_softmax(-1))
+
+
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_llama_cpp_computes_what_peft_computes(llama, node_llama_cpp: Path, tmp_path: Path) -> None:
@@ -154,20 +176,40 @@ def test_llama_cpp_computes_what_peft_computes(llama, node_llama_cpp: Path, tmp_
     write(request, tmp_path / "lora.gguf")
     forgotten = with_factor(adapter, 1.0)
     write(request_for(forgotten, model, folder / "base.gguf"), tmp_path / "forgotten.gguf")
-    (tmp_path / "peft").mkdir()
-    FORMATS["peft"].write(request, tmp_path / "peft")
-    tokens = ",".join(map(str, TOKENS))
     adapters = [tmp_path / "lora.gguf", tmp_path / "forgotten.gguf"]
-    program = [tool("node", "nodejs"), node_llama_cpp / "llama_cpp.mjs", folder / "base.gguf", tokens, *adapters]
-    printed = succeed(program, node_llama_cpp).splitlines()
-    base, found, other = (np.log(one) for one in json.loads(next(line for line in printed if line.startswith("[[["))))
+    base, found, other = log_probabilities(folder, node_llama_cpp, adapters)
     with torch.no_grad():
         alone = model(torch.tensor([TOKENS])).logits[0].log_softmax(-1).numpy()
-        with_adapter = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folder / "hf"), tmp_path / "peft")
-        wanted = with_adapter.eval()(torch.tensor([TOKENS])).logits[0].log_softmax(-1).numpy()
-    # llama.cpp rounds the cache of keys and values to float16, at 5e-4 of values below 10 (measured: 3e-3)
-    tolerance = 2e-2
-    np.testing.assert_allclose(base, alone, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
-    assert np.abs(alone - wanted).max() > 20 * tolerance
-    assert np.abs(other - wanted).max() > 20 * tolerance
+    wanted = log_probabilities_of_peft(folder, request, tmp_path / "peft")
+    np.testing.assert_allclose(base, alone, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING)
+    assert np.abs(alone - wanted).max() > 20 * ROUNDING
+    assert np.abs(other - wanted).max() > 20 * ROUNDING
+
+
+def accepted_adapters(model: LlamaForCausalLM, folder: Path, place: Path) -> Iterator[tuple[str, ExportRequest, Path]]:
+    """Yield each export that is not refused, of every kind with every value of its options."""
+    for number, choice in enumerate(choice for kind in KINDS for choice in single_changes(kind)):
+        try:
+            adapter = random_for_sites(choice.make(), SITES)
+        except (UsageError, AdapterError):  # options that exclude each other, or that no site can have
+            continue
+        request, file = request_for(adapter, model, folder / "base.gguf"), place / f"{number}.gguf"
+        try:
+            write(request, file)
+        except AdapterError:
+            assert not file.exists()
+            continue
+        yield str(choice), request, file
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_llama_cpp_computes_every_option_or_the_export_is_refused(llama, node_llama_cpp: Path, tmp_path: Path) -> None:
+    model, folder = llama
+    accepted = list(accepted_adapters(model, folder, tmp_path))
+    assert len(accepted) >= 8
+    _, *found = log_probabilities(folder, node_llama_cpp, [file for *_, file in accepted])
+    for (name, request, file), computed in zip(accepted, found, strict=True):
+        wanted = log_probabilities_of_peft(folder, request, file.with_suffix(""))
+        np.testing.assert_allclose(computed, wanted, rtol=0, atol=ROUNDING, err_msg=name)
