@@ -2,12 +2,17 @@
 
 Titles and descriptions are the docstrings of the records: the text before `Attributes:` describes the object, the
 attributes describe its keys.
+
+A schema that changed needs a new version of its format. `--unpublished` lets the version stay, for one that no release
+has written yet.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from descriptions import described
 from service_schemas import answer_schema, http_schema
+from versions import changed_without_version, write_digests
 
 from adapter_export.bundle.signature_claim import SignatureClaim
 from adapter_export.format.adapter_files import AdapterDocument
@@ -179,6 +185,23 @@ def _name(kind: type) -> str:
     return kind.__name__.removesuffix("Record").removesuffix("Document")
 
 
+def main() -> None:
+    """Write all schemas, and what each version allows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unpublished", action="store_true", help="no release has the versions of changed schemas")
+    arguments = parser.parse_args()
+    texts = {name: schema_text(name) for name in NAMES}
+    changed = changed_without_version(texts)
+    if changed and not arguments.unpublished:
+        sys.exit(
+            f"error: schemas changed without a version: {', '.join(changed)}. Raise the version in its module: "
+            "the minor one for a new key, the major one for what readers of today would misread. Give --unpublished if "
+            "no release has it."
+        )
+    for name, text in texts.items():
+        (Path(__file__).parent / f"{name}.schema.json").write_text(text, encoding="utf-8")
+    write_digests(texts)
+
+
 if __name__ == "__main__":
-    for name in NAMES:
-        (Path(__file__).parent / f"{name}.schema.json").write_text(schema_text(name), encoding="utf-8")
+    main()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from make_schemas import NAMES, RECORDS, schema_text
+from versions import VERSIONS, read_digests, schema_digest
 
 from adapter_export.errors import FormatError
 from adapter_export.format.adapter_files import AdapterDocument
@@ -23,8 +24,31 @@ from schemas import SCHEMAS, verdicts
 Document = dict[str, Any]
 
 
-def test_there_is_a_file_for_each() -> None:
-    assert sorted(path.name for path in SCHEMAS.glob("*.json")) == sorted(f"{name}.schema.json" for name in NAMES)
+def test_each_schema_has_a_file() -> None:
+    assert sorted(path.name for path in SCHEMAS.glob("*.schema.json")) == sorted(
+        f"{name}.schema.json" for name in NAMES
+    )
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_changed_schema_has_a_new_version(name: str) -> None:
+    recorded = read_digests()[name].get(VERSIONS[name])
+    assert recorded == schema_digest(schema_text(name)), "raise the version, and run `python schemas/make_schemas.py`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_schema_with_a_version_is_recorded(name: str) -> None:
+    assert ("version" in json.loads(schema_text(name)).get("properties", {})) == (name in VERSIONS)
+
+
+def test_rules_change_a_digest_and_prose_does_not() -> None:
+    schema = json.loads(schema_text("adapter-graph"))
+    digest = schema_digest(json.dumps(schema))
+    schema["description"] += " More."
+    schema["properties"]["version"]["description"] = "Other words."
+    assert schema_digest(json.dumps(schema)) == digest
+    schema["properties"]["description"] = {"type": "string"}
+    assert schema_digest(json.dumps(schema)) != digest
 
 
 @pytest.mark.parametrize("name", NAMES)

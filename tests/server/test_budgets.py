@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from served import Served, made_app, served
 from tiers import extended
-from tiny_generators import END, LONG_CONTEXT, generating
+from tiny_generators import END, generating
 
 from adapter_export.plugins.serve.collector import tokens_of
 from adapter_export.plugins.serve.limits import RefusedError
@@ -190,31 +191,57 @@ def test_memory_of_long_prompts_is_bounded_and_given_back(long: Served) -> None:
     assert _resident(long) - before < 40 * MEGABYTE
 
 
+@pytest.fixture(scope="module")
+@extended
+def both(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of texts, classes and pairs, whose names begin with `film/` and `long/`."""
+    bundle = generating(tmp_path_factory, "long") / "bundle"
+    with served(film, f"long={bundle}", "--qualify", "--quiet", "--drain", "0") as server:
+        yield server
+
+
+def _mixed(length: int) -> list[tuple[int, str, dict[str, object]]]:
+    """The expected status, the path and the body of a request of each kind, good and bad, for texts of a length."""
+    prompt, words = _prompt(length), _prompt(min(length, 100))
+    ids = {"input_ids": [[2, 5, 3]] * 2, "attention_mask": [[1] * 3] * 2}
+    infer = [
+        {"name": name, "shape": [2, 3], "datatype": "INT64", "data": [*rows[0], *rows[1]]} for name, rows in ids.items()
+    ]
+    generated = {"model": "long/a", "prompt": prompt, "max_tokens": 4}
+    return [
+        (200, "/v1/completions", {**generated, "prompt": [prompt] * 3, "stop": ["w1 w2", "w3"]}),
+        (200, "/v1/completions", {**generated, "model": "long/b", "n": 2}),
+        (200, "/v1/completions", {**generated, "stream": True}),
+        (400, "/v1/chat/completions", {"model": "long/a", "messages": [{"role": "user", "content": prompt}]}),
+        (200, "/answer", {"model": "film/tone", "text": words}),
+        (200, "/run", {"adapter": "film/tone", "inputs": ids}),
+        (200, "/v2/models/film/infer", {"inputs": infer}),
+        (400, "/v1/embeddings", {"model": "film/tone", "input": words}),
+        (404, "/answer", {"model": "film/none", "text": words}),
+        (400, "/v1/completions", {"prompt": prompt * 9, "model": "long/a", "max_tokens": "many"}),
+    ]
+
+
 @pytest.mark.extended
-def test_memory_after_many_mixed_requests(long: Served) -> None:
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize("count", [600, 10_000])
+def test_memory_after_many_mixed_requests(both: Served, count: int) -> None:
+    kinds = {length: _mixed(length) for length in (3, 40, 400, 1500)}
+    lengths = np.random.default_rng(0).choice([*kinds], count + 300, p=[0.4, 0.3, 0.25, 0.05]).tolist()
 
-    def some(count: int) -> None:
-        for _ in range(count):
-            length = int(random.choice([3, 40, 400]))
-            kind = random.integers(4)
-            if kind == 0:
-                _post(long, prompt=[_prompt(length)] * 3, stop=["w1 w2", "w3"])
-            elif kind == 1:
-                _post(long, prompt=_prompt(length), n=2, model="b")
-            elif kind == 2:
-                ids = random.integers(2, END, (2, length)).tolist()
-                long.client.post("/run", json={"adapter": "a", "inputs": {"input_ids": ids}})
-            else:
-                long.client.post("/v1/completions", content=b"{" * length)
+    def ask(number: int) -> None:
+        known = kinds[lengths[number]]
+        status, path, body = known[number % len(known)]
+        answer = both.client.post(path, json=body)
+        assert answer.status_code == status, answer.text
 
-    some(100)
-    time.sleep(3)
-    before = _resident(long)
-    some(400)
-    time.sleep(3)
-    assert _resident(long) < 1.05 * before + 4 * MEGABYTE
-    assert LONG_CONTEXT > 400
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(ask, range(300)))
+        time.sleep(3)
+        before = _resident(both)
+        list(clients.map(ask, range(300, count + 300)))
+        time.sleep(3)
+    assert _resident(both) < 1.05 * before + 4 * MEGABYTE
+    assert both.client.get("/metrics").status_code == 200
 
 
 @pytest.mark.extended

@@ -25,6 +25,7 @@ from adapter_export.plugins.serve.server_settings import MAX_ADAPTER_BYTES, Serv
 from adapter_export.plugins.serve.service import Service
 from adapter_export.plugins.serve.telemetry import Metrics, Tracer, log, log_to_stderr
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.arena import limit_heaps
 
 _KEEP_ALIVE = 75
 """Seconds until an idle connection is closed. Longer than in client pools, so that clients close first."""
@@ -83,6 +84,7 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
 def run_server(parts: ServerParts, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
     """Run the application until this process is terminated."""
     log_to_stderr(quiet=settings.quiet)
+    limit_heaps()
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn raises the signal again at its end, which would skip the cleanup
