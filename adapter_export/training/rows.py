@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
     from adapter_export.text import Side, Tokenizer
+    from adapter_export.training.loop.chat_passages import ChatEncoder
     from adapter_export.training.loop.data import LabelledExamples, RowSource, TextSource
     from adapter_export.training.loop.media_examples import MediaSource
     from adapter_export.training.loop.task_files import TextTask
@@ -197,7 +198,8 @@ class RowReader:
 
         tables = self._read_tables(splits=True)
         if isinstance(tables, LanguageTables):
-            endings = Endings(self._end_token(), self.data.packing)
+            ends = self.base.torch.generation.end
+            endings = Endings(self._end_token(), self.data.packing, self._chat_encoder, ends)
             rows = read_language(tables, self._tokenizer, self.base.inputs, endings, seed)
         else:
             rows = read_task(tables, self.source, side=self._side, seed=seed)
@@ -310,6 +312,12 @@ class RowReader:
                 expected=f"{wanted[:12]}…",
                 fix="use the one it was trained with: " + argument("tokenizer"),
             )
+
+    def _chat_encoder(self) -> ChatEncoder:
+        """Return the encoder of conversations; RequestError if the base has no chat template."""
+        from adapter_export.training.loop.chat_passages import ChatEncoder
+
+        return ChatEncoder(self.base.chat, self._tokenizer, self.base.path)
 
     def _end_token(self) -> int | None:
         """Return the id of the token that ends a text; `None` if neither the options nor the base specify one."""

@@ -1,16 +1,17 @@
-"""Tables for language modelling, checked without the model: unique texts, or prompts and answers."""
+"""Tables for language modelling, checked without the model: unique texts, prompts and answers, or conversations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError
+from adapter_export.errors import DataError, UsageError
+from adapter_export.format.tabular.conversations import MESSAGES, Conversation, read_conversation
 from adapter_export.format.tabular.labelled import Columns
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults, rows_that, skipped
-from adapter_export.format.tabular.table_files import DETECTED, open_table, text_lines
+from adapter_export.format.tabular.table_files import DETECTED, TextTable, open_table, text_lines
 from adapter_export.format.tabular.training_tables import SplitFiles
 from adapter_export.graph.tasks.cells import is_blank, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
@@ -22,13 +23,16 @@ PROMPT, ANSWER = "prompt", "answer"
 WrittenText = tuple[str, str | None]
 """A text, or a prompt and its answer."""
 
+Lines = Iterator[tuple[int, WrittenText | None, Mapping[str, Any]]]
+"""The number of each line, its text, or `None` if it is incomplete, and its cells by column."""
+
 
 @dataclass(frozen=True)
 class LanguageFiles(SplitFiles):
     """Files of a language modelling task.
 
     A `.txt` file contains one text per line; other files are tables. With `columns.pair`, or columns `prompt` and
-    `answer`, rows are prompts and answers.
+    `answer`, rows are prompts and answers; with a column `messages`, conversations.
 
     Attributes:
         validation: a file, or the fraction of `training` to hold out.
@@ -44,14 +48,14 @@ class LanguageTexts:
     """The unique texts of a file.
 
     Attributes:
-        texts: the texts, or prompts and answers.
+        texts: the texts, prompts and answers, or conversations.
         repeated: lines of rows that repeat an earlier one, which are skipped.
         incomplete: lines of rows without a text or an answer, which are skipped.
         sha256: SHA-256 of the file.
         notes: notes on reading the file.
     """
 
-    texts: Sequence[WrittenText]
+    texts: Sequence[WrittenText] | Sequence[Conversation]
     repeated: Sequence[int]
     incomplete: Sequence[int]
     sha256: str
@@ -100,7 +104,7 @@ class LanguageLines:
         notes: on how the file was read.
     """
 
-    lines: Iterator[tuple[int, WrittenText | None, Mapping[str, Any]]]
+    lines: Lines
     text: str
     answer: str | None
     faults: TableFaults
@@ -112,14 +116,23 @@ class LanguageLines:
         if path.suffix.lower() == ".txt":
             lines, note = text_lines(read_stream(path), path, columns.form.encoding)
             texts = ((number, line.strip("\r\n")) for number, line in enumerate(lines, 1) if not is_blank(line))
-            rows: Iterator[tuple[int, WrittenText | None, Mapping[str, Any]]] = (
-                (number, (line, None), {}) for number, line in texts
-            )
+            rows: Lines = ((number, (line, None), {}) for number, line in texts)
             return cls(rows, "", None, TableFaults(path), tuple(filter(None, (note,))))
-        table = open_table(path, columns.form)
+        return cls.of_table(open_table(path, columns.form), columns)
+
+    @classmethod
+    def of_table(cls, table: TextTable, columns: Columns) -> LanguageLines:
+        """Return the lines of a table; UsageError for a table of conversations."""
+        if _has_conversations(table, columns):
+            raise UsageError(
+                "has conversations, which only `train` reads",
+                where=table.path,
+                found=f"the column `{MESSAGES}`",
+                expected="texts, or prompts and answers",
+                fix="name the column of texts with " + argument("text"),
+            )
         first, second = columns.text, columns.pair
-        unnamed = replace(columns, form=DETECTED) == Columns()
-        if unnamed and first not in table.columns and {PROMPT, ANSWER} <= set(table.columns):
+        if _is_unnamed(columns) and first not in table.columns and {PROMPT, ANSWER} <= set(table.columns):
             first, second = PROMPT, ANSWER
         fix = "name the column with " + argument("text") + ", and of answers with " + argument("pair")
         cells = table.rows([first] if second is None else [first, second], fix)
@@ -140,9 +153,17 @@ def incomplete_rows(path: Path, lines: Sequence[int]) -> DataError:
 
 
 def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
+    if path.suffix.lower() == ".txt":
+        return _read_texts(path, files, LanguageLines.of(path, files.columns))
+    table = open_table(path, files.columns.form)
+    if _has_conversations(table, files.columns):
+        return _read_conversations(table, files)
+    return _read_texts(path, files, LanguageLines.of_table(table, files.columns))
+
+
+def _read_texts(path: Path, files: LanguageFiles, opened: LanguageLines) -> tuple[LanguageTexts, TableFaults]:
     texts_found: dict[WrittenText, None] = {}
     repeated, incomplete = list[int](), list[int]()
-    opened = LanguageLines.of(path, files.columns)
     faults = opened.faults
     for line, text, _ in opened.lines:
         if text is None:
@@ -156,12 +177,46 @@ def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]
     elif not texts_found and not faults.errors:
         expected = "a text in each line of a .txt file, or a table"
         faults.add(DataError("contains no texts", where=path, expected=expected))
-    elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in texts_found}) < 2:
+    else:
+        _check_groups(path, files, {text for text, _ in texts_found}, faults)
+    digest = sha256_of(path) if texts_found else ""
+    return LanguageTexts(list(texts_found), repeated, incomplete, digest, opened.notes), faults
+
+
+def _read_conversations(table: TextTable, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
+    conversations: dict[Conversation, None] = {}
+    repeated, faults = list[int](), table.faults
+    for line, cells in table.rows([MESSAGES], "write the messages of each row in this column"):
+        with faults.of_line(line):
+            conversation = read_conversation(cells, table.where(line))
+            if conversation in conversations:
+                repeated.append(line)
+            conversations[conversation] = None
+    if not conversations and not faults.errors:
+        faults.add(DataError("contains no conversations", where=table.path))
+    elif conversations:
+        _check_groups(table.path, files, {conversation.opening for conversation in conversations}, faults)
+    digest = sha256_of(table.path) if conversations else ""
+    return LanguageTexts(list(conversations), repeated, (), digest, table.notes), faults
+
+
+def _check_groups(path: Path, files: LanguageFiles, groups: Collection[str], faults: TableFaults) -> None:
+    """Add a fault if the rows cannot be split, since all of them belong together."""
+    if isinstance(files.validation, float) and path == files.training and len(groups) == 1:
         faults.add(
             DataError("a single text cannot be both trained on and validated", where=path, expected="at least two")
         )
-    digest = sha256_of(path) if texts_found else ""
-    return LanguageTexts(list(texts_found), repeated, incomplete, digest, opened.notes), faults
+
+
+def _has_conversations(table: TextTable, columns: Columns) -> bool:
+    """Return whether the rows of a table are conversations: a column `messages`, if no other one has the texts."""
+    if columns.text == MESSAGES:
+        return MESSAGES in table.columns and columns.pair is None
+    return MESSAGES in table.columns and _is_unnamed(columns) and columns.text not in table.columns
+
+
+def _is_unnamed(columns: Columns) -> bool:
+    return replace(columns, form=DETECTED) == Columns()
 
 
 def _complete(text: object, answer: object, second: str | None) -> WrittenText | None:

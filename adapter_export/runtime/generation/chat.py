@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,9 @@ _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles whose messages a template may write."""
 
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""Tag before the text of an answer, as in transformers."""
+
 _SIGN = "Xq7Zv3"
 """Text that no template contains."""
 
@@ -49,14 +53,15 @@ class RenderedChat:
     spans: tuple[tuple[int, int], ...] = ()
 
 
-def no_template(where: object) -> RequestError:
-    """Return the error for a bundle without chat templates."""
-    fix: Words = argument("chat_template", words="FILE") + ", or with a `chat_template.jinja` in the model's folder"
+def no_template(where: object, *, captured: bool = False) -> RequestError:
+    """Return the error for a bundle without chat templates, or for a captured model."""
+    file = "a `chat_template.jinja` in the model's folder"
+    fix: Words = "build it again with " + argument("chat_template", words="FILE") + ", or with " + file
     return RequestError(
-        "the bundle has no chat template, which turns messages into a prompt",
+        f"the {'model' if captured else 'bundle'} has no chat template, which turns messages into a prompt",
         where=where,
         expected="a template of the model's own tokenizer",
-        fix="build it again with " + fix,
+        fix=f"capture it again with {file}" if captured else fix,
     )
 
 
@@ -154,6 +159,10 @@ class ChatRenderer:
     def writes_tools(self) -> bool:
         """Return whether the templates write the descriptions of tools into a prompt."""
         return self._writes([{"role": "user", "content": "Hello."}], [tool_named(_SIGN)])
+
+    def marks_answers(self, tools: object) -> bool:
+        """Return whether the template of a conversation marks what the assistant writes."""
+        return _MARK.search(self._chosen(tools)) is not None
 
     def close(self) -> None:
         """End the child process; the next call starts another."""

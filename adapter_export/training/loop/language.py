@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError
 from adapter_export.format.manifest import InputRecord
+from adapter_export.format.tabular.conversations import Conversation
 from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.training.loop.chat_passages import ChatEncoder
 from adapter_export.training.loop.data import Call, Rows, digest_of, split_groups
 from adapter_export.training.loop.task_files import TextTask
 from adapter_export.words import argument, quoted
@@ -30,10 +32,23 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Passage:
-    """A row of tokens; tokens from `start` on are training targets, each predicted from all before it."""
+    """A row of tokens.
+
+    Attributes:
+        ids: the tokens.
+        start: the tokens from here on are training targets, each predicted from all before it.
+        learnt: whether each token is a target, if not all from `start` on are.
+    """
 
     ids: tuple[int, ...]
     start: int = 1
+    learnt: tuple[bool, ...] | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Whether each token is a training target [tokens]; the first never is."""
+        places = np.arange(len(self.ids)) >= max(1, self.start)
+        return places if self.learnt is None else places & np.array(self.learnt, bool)
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class LanguageExamples:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the rows; a run resumes only if it is equal."""
-        return digest_of([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
+        return digest_of([np.array([*row.targets, *row.ids], np.int64).tobytes() for row in self.texts])
 
     def only(self, rows: Rows) -> LanguageExamples:
         """Return some of the rows, in the given order."""
@@ -101,9 +116,8 @@ class LanguageExamples:
             results: logits of the next token [rows, tokens, vocabulary].
             rows: the rows that they belong to.
         """
-        place = torch.arange(1, results.shape[1])
-        starts = torch.tensor([self.texts[row].start for row in rows])[:, None]
-        learnt = (place >= starts) & (place < torch.from_numpy(self.lengths[rows])[:, None])
+        targets = [torch.from_numpy(self.texts[row].targets) for row in rows]
+        learnt = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True)[:, 1:]
         ids = self._ids(rows)[:, 1:][learnt].to(results.device)
         logits = results[:, :-1][learnt.to(results.device)]
         losses = F.cross_entropy(logits, ids, reduction="none")
@@ -121,10 +135,14 @@ class Endings:
     Attributes:
         end: token that ends each text; `None` if it is unknown.
         packed: whether to concatenate texts and cut them into rows, instead of truncating each.
+        chat: returns the encoder of conversations.
+        ends: tokens that end a text; a chat template should write one after each answer.
     """
 
     end: int | None
     packed: bool
+    chat: Callable[[], ChatEncoder] | None = None
+    ends: Collection[int] = ()
 
 
 def read_language(
@@ -132,7 +150,7 @@ def read_language(
 ) -> TextTask:
     """Split texts with the seed, and encode them; a prompt is on one side of the split only.
 
-    The targets are the tokens of answers if there are prompts, otherwise all tokens.
+    The targets are the tokens of answers if there are prompts or conversations, otherwise all tokens.
 
     Raises:
         DataError: no token can be learned.
@@ -162,10 +180,10 @@ def read_language(
     texts = {name: table.texts for name, table in tables.texts.items()}
     if isinstance(files.validation, float):
         whole = texts["training"]
-        kept, held_out = split_groups([first for first, _ in whole], files.validation, seed)
+        kept, held_out = split_groups(list(map(_group, whole)), files.validation, seed)
         texts |= {"training": [whole[row] for row in kept], "validation": [whole[row] for row in held_out]}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
-    if endings.end is None:
+    if endings.end is None and not all(isinstance(written[0], Conversation) for written in texts.values()):
         notes.append(
             "the end-of-text token is unknown, so the model does not learn to stop; set " + argument("end_token")
         )
@@ -174,7 +192,10 @@ def read_language(
         passages, said = _passages(written, endings, tokenizer, name)
         notes += said
         parts[name] = LanguageExamples(passages, records, tokenizer)
-        sources[name]["tokens_to_learn"] = sum(len(row.ids) - row.start for row in passages)
+        counted = sources[name]["tokens_to_learn"] = sum(int(row.targets.sum()) for row in passages)
+        if isinstance(written[0], Conversation):
+            sources[name]["tokens"] = total = sum(len(row.ids) for row in passages)
+            notes.append(f"{counted:,} of {total:,} tokens of the {name} data are learned, those of the assistant")
     return TextTask(
         CAUSAL_LM,
         (),
@@ -192,10 +213,48 @@ def _filled(role: str, roles: Sequence[str]) -> bool:
     return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
 
 
+def _group(text: WrittenText | Conversation) -> str:
+    """Return what texts on one side of a split have in common."""
+    return text.opening if isinstance(text, Conversation) else text[0]
+
+
 def _passages(
-    texts: Sequence[WrittenText], endings: Endings, tokenizer: Tokenizer, name: str
+    texts: Sequence[WrittenText] | Sequence[Conversation], endings: Endings, tokenizer: Tokenizer, name: str
 ) -> tuple[list[Passage], list[str]]:
     """Return rows of tokens, and notes on truncated, packed or lost texts."""
+    if isinstance(texts[0], Conversation):
+        return _conversation_passages(cast("Sequence[Conversation]", texts), endings, tokenizer, name)
+    return _text_passages(cast("Sequence[WrittenText]", texts), endings, tokenizer, name)
+
+
+def _conversation_passages(
+    texts: Sequence[Conversation], endings: Endings, tokenizer: Tokenizer, name: str
+) -> tuple[list[Passage], list[str]]:
+    """Return rows of tokens of conversations, whose template ends the answers."""
+    if endings.packed:
+        raise _unpacked("conversations")
+    assert endings.chat is not None
+    encoder, limit = endings.chat(), tokenizer.max_tokens
+    try:
+        encoded = [encoder.encode(conversation) for conversation in texts]
+    finally:
+        encoder.close()
+    whole = [Passage(chat.ids, 1, chat.learnt) for chat in encoded]
+    rows = [Passage(row.ids[:limit], 1, (row.learnt or ())[:limit]) for row in whole]
+    rows = [row for row in rows if row.targets.any()]
+    if not rows:
+        raise _nothing_learned(name, len(texts), limit)
+    cut, notes = sum(len(row.ids) > limit for row in whole), list[str]()
+    ended = {token for row in rows for token in np.array(row.ids)[row.targets].tolist()} & {*endings.ends}
+    if endings.ends and not ended:
+        notes.append("the chat template ends answers without an end token, so the model does not learn to stop")
+    return rows, [*notes, *_said(name, len(texts), rows, endings, limit, cut, len(texts) - len(rows), packs=False)]
+
+
+def _text_passages(
+    texts: Sequence[WrittenText], endings: Endings, tokenizer: Tokenizer, name: str
+) -> tuple[list[Passage], list[str]]:
+    """Return rows of tokens of texts, or of prompts and answers."""
     limit, end = tokenizer.max_tokens, () if endings.end is None else (endings.end,)
     first = [tuple(ids) for ids, _ in _marked([text for text, _ in texts], tokenizer)]
     if texts[0][1] is None:
@@ -211,11 +270,7 @@ def _passages(
         ended = False
     else:
         if endings.packed:
-            raise UsageError(
-                "prompts and answers cannot be packed: an answer would be conditioned on another prompt",
-                where=argument("packing", True),
-                fix="remove it",
-            )
+            raise _unpacked("prompts and answers")
         answers = [
             tuple(number for number, special in zip(ids, specials, strict=True) if not special)
             for ids, specials in _marked([str(answer) for _, answer in texts], tokenizer)
@@ -226,23 +281,32 @@ def _passages(
         rows = [Passage(ids[:limit], start) for ids, start in pairs if 0 < start < min(len(ids), limit)]
         cut, lost = sum(len(ids) > limit for ids, _ in pairs), len(pairs) - len(rows)
     if not rows:
-        raise DataError(
-            f"no token of the {name} data can be learned",
-            found=f"{len(texts):,} texts, truncated at {limit} tokens",
-            expected="a text of two tokens, or a prompt that leaves room for its answer",
-            fix="raise " + argument("max_tokens"),
-        )
+        raise _nothing_learned(name, len(texts), limit)
     said = f"removed the end-of-text token from prompts of the {name} data, where it would prevent generation"
-    return rows, [*[said] * ended, *_said(name, texts, rows, endings, limit, cut, lost)]
+    return rows, [*[said] * ended, *_said(name, len(texts), rows, endings, limit, cut, lost, packs=texts[0][1] is None)]
+
+
+def _unpacked(what: str) -> UsageError:
+    reason = f"{what} cannot be packed: an answer would be conditioned on another prompt"
+    return UsageError(reason, where=argument("packing", True), fix="remove it")
+
+
+def _nothing_learned(name: str, texts: int, limit: int) -> DataError:
+    return DataError(
+        f"no token of the {name} data can be learned",
+        found=f"{texts:,} texts, truncated at {limit} tokens",
+        expected="a text of two tokens, or a prompt that leaves room for its answer",
+        fix="raise " + argument("max_tokens"),
+    )
 
 
 def _said(
-    name: str, texts: Sequence[WrittenText], rows: Sequence[Passage], endings: Endings, limit: int, cut: int, lost: int
+    name: str, count: int, rows: Sequence[Passage], endings: Endings, limit: int, cut: int, lost: int, packs: bool
 ) -> Iterator[str]:
     if endings.packed:
-        yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
+        yield f"{count:,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
     if cut:
-        more = "" if texts[0][1] is not None else "; " + argument("packing", True) + " avoids truncation"
+        more = "; " + argument("packing", True) + " avoids truncation" if packs else ""
         yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated" + more
     if lost:
         yield f"{lost:,} texts of the {name} data have no tokens to learn and were skipped"
