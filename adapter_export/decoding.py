@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
+from adapter_export.address import PathLike
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.words import argument, joined
@@ -24,6 +25,7 @@ class Decoding:
             2020, §3.1).
         seed: random seed; the numbers of a row do not depend on the other rows of a batch.
         stop: texts that end the generation; they are removed from the result.
+        json_schema: a JSON schema that each text follows, or a file with one.
     """
 
     max_new_tokens: Annotated[int, Option("Maximum number of generated tokens.", "N", least=1)] = 64
@@ -32,6 +34,9 @@ class Decoding:
     top_p: Annotated[float | None, Option("Sample from the fewest tokens with this probability.", "P")] = None
     seed: Annotated[int, Option("Random seed for sampling.", least=0)] = 0
     stop: Annotated[Sequence[str], Option("Stop before this string. Repeatable.", "TEXT")] = ()
+    json_schema: Annotated[
+        PathLike | Mapping[str, Any] | None, Option("Answer with JSON that follows the schema in this file.", "FILE")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

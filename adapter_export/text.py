@@ -386,6 +386,12 @@ class Tokenizer:
         _check_texts(texts, [f"text {index}" for index in range(len(texts))])
         return self._encode(texts, special=special)
 
+    def to_json(self) -> str:
+        """Return the contents of its `tokenizer.json`, without truncation and padding."""
+        with parsing(_no_tokenizer):
+            text: str = self._whole.to_str()
+        return text
+
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or `None` if it is unknown."""
         token_id: int | None = self._whole.token_to_id(token)

@@ -16,6 +16,7 @@ from adapter_export.plugins.serve.apis.chat_api import (
     Chat,
     ChatMessage,
     ChatTool,
+    ResponseFormat,
     TextPart,
     ToolCall,
 )
@@ -226,6 +227,7 @@ def http_schema() -> Schema:
         "toolCall": ToolCall,
         "calledFunction": CalledFunction,
         "chatTool": ChatTool,
+        "responseFormat": ResponseFormat,
     }
     parts = {
         "adapter": adapter,

@@ -13,6 +13,7 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
+from adapter_export.runtime.generation.json_guide import JsonGuide
 
 _SAMPLE_LENGTHS = (1, 4, 7, 4, 4, 4)
 """Tokens of golden prompts: four of one length, since some decoders write only such rows together."""
@@ -85,8 +86,11 @@ class Decoder:
         adapters: Sequence[str | None],
         decoding: Decoding,
         ends: Collection[int],
+        guide: JsonGuide | None = None,
     ) -> list[WrittenRow]:
-        """Return the rows of prompts; arguments and errors as of `write`."""
+        """Return the rows of prompts; `guide` is that of the JSON schema. Other arguments and errors as of `write`."""
+        if decoding.json_schema is not None and guide is None:
+            raise RequestError("tokens follow no JSON schema", fix="generate texts with `Bundle.writer`")
         if isinstance(adapters, str) or len(adapters) != len(prompts):
             actual = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
             expected = f"a list of {len(prompts)} names; `None` is the base"
@@ -94,7 +98,10 @@ class Decoder:
         for place, prompt in enumerate(prompts):
             self.inputs.check_prompt(prompt, f"prompt {place}")
         both = zip(prompts, adapters, strict=True)
-        return [WrittenRow(place, *row, decoding, ends, self.record.last) for place, row in enumerate(both)]
+        rows = [WrittenRow(place, *row, decoding, ends, self.record.last) for place, row in enumerate(both)]
+        for row in rows:
+            row.guide = None if guide is None else guide.copy()
+        return rows
 
     def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
         """Continue rows, one group of those that share calls after the other; yield and raise as `write`."""

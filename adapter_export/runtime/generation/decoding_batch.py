@@ -14,6 +14,7 @@ from adapter_export.errors import InputError, RequestError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.runtime.generation.call_budget import CallBudget
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
+from adapter_export.runtime.generation.json_guide import JsonGuide
 
 Finish = Literal["end", "stop", "length"]
 """Reason for the end of a text: a token that ends texts, a stop string, or a limit."""
@@ -77,6 +78,7 @@ class WrittenRow:
         abandoned: whether the caller no longer waits for the text.
         top_scores: most likely tokens to keep in `scores`; `None` keeps no scores.
         scores: log probabilities of `tokens`, if they are wanted.
+        guide: restricts the next token to those of a JSON schema.
     """
 
     place: int
@@ -91,6 +93,7 @@ class WrittenRow:
     abandoned: bool = False
     top_scores: int | None = None
     scores: list[TokenScore] = field(default_factory=list)
+    guide: JsonGuide | None = None
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng([self.decoding.seed, self.place])
@@ -102,14 +105,26 @@ class WrittenRow:
 
 
 def next_token(
-    logits: np.ndarray, decoding: Decoding, random: np.random.Generator, suppressed: Sequence[int] = ()
+    logits: np.ndarray,
+    decoding: Decoding,
+    random: np.random.Generator,
+    suppressed: Sequence[int] = (),
+    guide: JsonGuide | None = None,
 ) -> int:
-    """Return the token that follows a row, by its logits [words]; RequestError if one is NaN or infinite."""
+    """Return the token that follows a row, by its logits [words].
+
+    Raises:
+        RequestError: a logit is NaN or infinite, or the guide allows no token.
+    """
     if not np.isfinite(logits).all():
         raise RequestError("a logit is NaN or infinite", fix="run `adapter-export verify` on the bundle")
+    if guide is not None:
+        logits = np.where(guide.allowed(logits.size), logits, -np.inf)
     if suppressed:
         logits = logits.copy()
         logits[list(suppressed)] = -np.inf
+    if guide is not None and logits.max() == -np.inf:
+        raise RequestError("the JSON schema cannot be followed", found="no token of the model that may come next")
     if not decoding.temperature:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")[: decoding.top_k]
@@ -209,7 +224,9 @@ class DecodingBatch:
         last = row.last if is_last else None
         token = record.first if last is None and length == 1 else last
         if token is None:
-            token = next_token(logits, row.decoding, row.random, record.suppressed)
+            token = next_token(logits, row.decoding, row.random, record.suppressed, row.guide)
+            if row.guide is not None:
+                row.guide.take(token)
         ends = token in row.ends
         if not ends:
             row.tokens.append(token)

@@ -13,6 +13,7 @@ from adapter_export.runtime.generation.call_budget import cost_of
 from adapter_export.runtime.generation.chat import ChatRenderer, RenderedChat, no_template
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoding_batch import Finish, TokenScore, WrittenRow
+from adapter_export.runtime.generation.json_guide import JsonSchemas
 from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.tables import Described
@@ -140,6 +141,7 @@ class TextWriter:
     ) -> None:
         self._decoder, self._tokenizer, self._ends = decoder, tokenizer, ends
         self._chat, self._where = chat, where
+        self._schemas = JsonSchemas(tokenizer, ends)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -236,7 +238,8 @@ class TextWriter:
             self._tokenizer.whole([text], special=not isinstance(prompt, RenderedChat))[0].ids
             for text, prompt in zip(texts, prompts, strict=True)
         ]
-        rows = self._decoder.rows(tokens, adapters, decoding, self._ends)
+        guide = None if decoding.json_schema is None else self._schemas.guide(decoding.json_schema)
+        rows = self._decoder.rows(tokens, adapters, decoding, self._ends, guide)
         for row in rows:
             row.top_scores = top_scores
         return [OpenText(self._tokenizer, text, row) for text, row in zip(texts, rows, strict=True)]

@@ -5,7 +5,8 @@ https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import FastAPI
@@ -33,9 +34,13 @@ from adapter_export.plugins.serve.text_queue import TextJob
 from adapter_export.runtime.generation.decoding_batch import TokenScore
 from adapter_export.runtime.generation.text_writer import Piece, TextWriter
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.words import quoted
 
 _MOST_SCORES = 20
 """Maximum `top_logprobs`, as in OpenAI's API."""
+
+_OF_SCHEMAS = ("name", "schema", "description", "strict")
+"""Keys of `response_format.json_schema`."""
 
 _REPLACED = "\ufffd"
 """Shown for a token that is a part of a character."""
@@ -168,6 +173,34 @@ class ChatTool(Strict):
         return self._document
 
 
+class ResponseFormat(Strict):
+    """The form of an answer.
+
+    Attributes:
+        type: `text`, `json_object` for any JSON object, or `json_schema`.
+        json_schema: an object with the `schema`, its `name`, and optionally `description` and `strict`. Answers always
+            follow the schema, also if `strict` is false.
+    """
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+    def schema_to_follow(self) -> Mapping[str, Any] | None:
+        """Return the JSON schema of answers; `None` for any text; RequestError for a malformed format."""
+        where = "`response_format`"
+        if self.type != "json_schema":
+            if self.json_schema is not None:
+                raise RequestError("`json_schema` needs the type `json_schema`", where=where, found=f"`{self.type}`")
+            return {"type": "object"} if self.type == "json_object" else None
+        unknown = [key for key in self.json_schema or () if key not in _OF_SCHEMAS]
+        if unknown:
+            raise RequestError("has unknown keys", where=where, found=quoted(unknown), expected=quoted(_OF_SCHEMAS))
+        schema = (self.json_schema or {}).get("schema")
+        if not isinstance(schema, dict):
+            raise RequestError("has no JSON schema", where=where, expected="an object as `json_schema.schema`")
+        return schema
+
+
 class Chat(Sampling):
     """The body of `POST /v1/chat/completions`.
 
@@ -181,7 +214,7 @@ class Chat(Sampling):
         logprobs: return the log probability of each token.
         top_logprobs: most likely tokens in each place, with their log probabilities.
         chat_template_kwargs: further variables of the chat template, such as `enable_thinking`.
-        response_format: only `text`.
+        response_format: the form of the answer, such as JSON that follows a schema.
         functions: not supported.
         function_call: not supported.
         modalities: not supported.
@@ -198,9 +231,7 @@ class Chat(Sampling):
     logprobs: StrictBool | None = False
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=_MOST_SCORES)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    response_format: Annotated[
-        Any, default_only({"type": "text"}), WithJsonSchema({"enum": [{"type": "text"}, None]})
-    ] = None
+    response_format: ResponseFormat | None = None
     functions: Absent = None
     function_call: Absent = None
     modalities: Absent = None
@@ -218,7 +249,8 @@ class Chat(Sampling):
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise RequestError("`max_tokens` and `max_completion_tokens` exclude each other", fix="remove `max_tokens`")
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return self.decoding_of(getattr(self, name) or most, most, name)
+        schema = None if self.response_format is None else self.response_format.schema_to_follow()
+        return replace(self.decoding_of(getattr(self, name) or most, most, name), json_schema=schema)
 
     def top_scores(self) -> int | None:
         """Return the number of alternatives of each token; `None` without log probabilities."""
