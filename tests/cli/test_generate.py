@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_generators import generating
@@ -53,6 +54,23 @@ def test_a_file_beside_the_bundle_answers_its_prompts(cli, bundle: Path) -> None
     call = ("generate", bundle, "--prompt", PROMPTS[0], "--max-new-tokens", "6")
     found = cli.done(*call, "--adapter-file", bundle / "adapters" / "a.onnx_adapter")
     assert found.stdout == f"{expected.text}\n"
+
+
+def test_a_text_follows_a_schema(
+    cli: Any, tmp_path: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"a": {"enum": ["é", 2]}}, "required": ["a"], "maxProperties": 1}'
+    )
+    call = ("generate", generating(tmp_path_factory, "bytes") / "bundle", "--adapter", "b", "--prompt", "How far?")
+    found = cli.done(*call, "--json-schema", schema, "--max-new-tokens", "100")
+    assert json.loads(found.stdout)["a"] in ("é", 2)
+    schema.write_text('{"not": {}}')
+    cli.refused(3, "the JSON schema cannot be followed", *call, "--json-schema", schema)
+    schema.write_text("{}")
+    plain = (call[0], bundle, *call[2:])
+    cli.refused(3, "the tokenizer cannot follow a JSON schema", *plain, "--json-schema", schema)
 
 
 def test_python_yields_the_same_texts(bundle: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient
         "functions": [{"name": "f"}],
         "logit_bias": {"5": 1},
         "frequency_penalty": 0.5,
-        "response_format": {"type": "json_object"},
+        "response_format": {"type": "grammar"},
         "parallel_tool_calls": False,
         "metadata": {"a": "b"},
         "audio": {"voice": "x"},

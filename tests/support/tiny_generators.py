@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from kept import kept
+from published_chats import byte_tokenizer
 from tiny_llama import example
 
 import adapter_export as ae
@@ -57,6 +58,19 @@ _LONG: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
 
 _CHAT = {"chat": MODELS["llama"]}
 
+BYTES, BYTES_CONTEXT = 416, 640
+"""Logits of the model `bytes`, more than its tokenizer has tokens, and its longest text."""
+
+BYTES_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_OF_BYTES: Mapping[str, Any] = {"vocab_size": BYTES, "max_position_embeddings": BYTES_CONTEXT, "eos_token_id": 1}
+_BYTES: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
+    "bytes": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**{**_CONFIG, "bos_token_id": 0, **_OF_BYTES})),
+}
+"""A model whose tokens are bytes and some longer words, so that it can write any text."""
+
 
 def generating(factory: pytest.TempPathFactory, kind: str) -> Path:
     """A folder with the model `hf`, its PEFT adapters, and the `bundle` of all, with slots and a bank."""
@@ -72,13 +86,16 @@ def peft_model(folder: Path, name: str | None) -> Any:
 def _write(folder: Path, kind: str) -> None:
     torch.manual_seed(0)
     example("make_tiny").save_llama(folder / "hf")  # for its tokenizer, which has a word for each number
-    model = {**MODELS, **_LONG, **_CHAT}[kind]()
+    model = {**MODELS, **_LONG, **_CHAT, **_BYTES}[kind]()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder / "hf")
     if kind in _CHAT:
         (folder / "hf" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    if kind in _BYTES:
+        byte_tokenizer().save_pretrained(folder / "hf")
+        (folder / "hf" / "chat_template.jinja").write_text(BYTES_TEMPLATE)
     base = ae.capture(folder / "hf", folder / "base.pt")
     adapters = []
     for name, layers in ADAPTERS.items():
