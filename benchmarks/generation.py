@@ -40,7 +40,8 @@ def main() -> None:
     warn_if_busy(load)
     print(description(load, "cpu"), end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = _bundle(Path(folder), arguments.width, arguments.layers, arguments.rows)
+        save_llama(Path(folder) / "llama", arguments.width, arguments.layers)
+        bundle = with_adapters(Path(folder), arguments.rows)
         print(_measured(bundle, arguments.rows, arguments.rounds).markdown())
 
 
@@ -71,11 +72,11 @@ def _measured(folder: Path, rows: int, rounds: int) -> Table:
     return Table("Texts of several adapters", ["way", "ms", "time over the first"], lines, note)
 
 
-def _bundle(folder: Path, width: int, layers: int, count: int) -> Path:
-    """Build a bundle with slots and a bank of a random Llama and some adapters."""
+def save_llama(folder: Path, width: int, layers: int, words: int = WORDS, end: int | None = None) -> None:
+    """Save a Llama with random weights; `end` ends its texts, and is never the most likely token."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        vocab_size=WORDS,
+        vocab_size=words,
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
@@ -83,7 +84,17 @@ def _bundle(folder: Path, width: int, layers: int, count: int) -> Path:
         num_key_value_heads=8,
         max_position_embeddings=256,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    if end is not None:
+        config.eos_token_id = end
+    model = LlamaForCausalLM(config)
+    if end is not None:
+        with torch.no_grad():
+            model.lm_head.weight[end] = 0
+    model.save_pretrained(folder)
+
+
+def with_adapters(folder: Path, count: int) -> Path:
+    """Build a bundle with slots and a bank of the model in `llama` and some random adapters."""
     base = ae.capture(folder / "llama", folder / "llama.pt")
     kind = lora(LoraOptions())
     placements = kind.with_widths(r=8).placements(base.sites.map)
