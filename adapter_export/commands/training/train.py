@@ -77,9 +77,9 @@ def train(
 
     Args:
         base: the model; torch must be able to train it.
-        data: labelled texts: csv, tsv, jsonl or Parquet; of `causal_lm` texts, or prompts and answers, or a `.txt` file
-            with a text in each line. For a base with a processor: a folder with a folder of images or audio for each
-            label, or such a table with their paths.
+        data: labelled texts: csv, tsv, jsonl or Parquet; of `causal_lm` texts, prompts and answers, conversations
+            (`messages`), or a `.txt` file with a text in each line. For a base with a processor: a folder with a folder
+            of images or audio for each label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. The same call resumes an interrupted run.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
@@ -248,7 +248,7 @@ COMMAND = Command(
         "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
         "adapter-export train model.pt --data train.tsv --fuse a,b,c --fusion-temperature 50 -o fused",
         "adapter-export train model.pt --data pairs.jsonl --task embedding --text query --pair passage -o search",
-        "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
+        "adapter-export train decoder.pt --task causal_lm --data conversations.jsonl -o replies",
     ),
     sections=SECTIONS,
     common=(
