@@ -1,4 +1,4 @@
-"""Texts that follow a JSON schema: each row its own, whatever the weights, the adapter and the neighbours."""
+"""Texts that follow a JSON schema: each row its own, with random weights and adapters, and beside any neighbours."""
 
 from __future__ import annotations
 

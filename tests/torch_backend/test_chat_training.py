@@ -49,7 +49,7 @@ SAME += ("qwen3_instruct_2507",)
 
 @pytest.fixture
 def encoder_of() -> Iterator[Encoders]:
-    """Makes the encoder of a template, and what is known of the template."""
+    """Makes the encoder of a template, and its record."""
     made = list[ChatEncoder]()
     tokenizer = Tokenizer.from_json(byte_tokenizer().backend_tokenizer.to_str(), 100_000)
 

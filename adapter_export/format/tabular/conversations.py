@@ -63,15 +63,15 @@ def read_conversation(cells: Mapping[str, Any], where: str) -> Conversation:
     Raises:
         DataError: the messages or tools are malformed, or there is no answer to learn.
     """
-    found = cells[MESSAGES]
-    if not isinstance(found, list) or not found:
+    rows = cells[MESSAGES]
+    if not isinstance(rows, list) or not rows:
         raise DataError(
             "has no messages",
             where=where,
-            found=f"`{short(found)}`",
+            found=f"`{short(rows)}`",
             expected='a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )
-    read = [_message(message, f"{where}, message {at}") for at, message in enumerate(found)]
+    read = [_message(message, f"{where}, message {at}") for at, message in enumerate(rows)]
     messages = [message for message, _ in read]
     learnt = tuple(at for at, (message, weight) in enumerate(read) if message["role"] == _ANSWERS and weight)
     if not learnt:

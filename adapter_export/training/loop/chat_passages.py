@@ -58,7 +58,7 @@ class ChatEncoder:
         """Return the tokens of a conversation.
 
         Raises:
-            DataError: the template refuses or drops messages, or the answers cannot be told from other text.
+            DataError: the template refuses or drops messages, or the answers cannot be distinguished.
         """
         try:
             text, spans = self._whole(conversation)
@@ -89,7 +89,7 @@ class ChatEncoder:
     def _answer(self, conversation: Conversation, at: int, text: str, rendered: Callable[..., str]) -> Span:
         """Return the span of an answer; DataError if its beginning or its end is no prefix of the whole text."""
         if not at:
-            what = "begins with an answer, whose header cannot be told from its text"
+            what = "begins with an answer, whose header cannot be distinguished from its text"
             raise DataError(what, where=conversation.where, fix=_MARK_ANSWERS)
         before = rendered(conversation.messages[:at], prompted=True)
         through = rendered(conversation.messages[: at + 1])

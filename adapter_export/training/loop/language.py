@@ -46,7 +46,7 @@ class Passage:
 
     @property
     def targets(self) -> np.ndarray:
-        """Whether each token is a training target [tokens]; the first never is."""
+        """Mask of the training targets [tokens]; the first token is never one."""
         places = np.arange(len(self.ids)) >= max(1, self.start)
         return places if self.learnt is None else places & np.array(self.learnt, bool)
 
