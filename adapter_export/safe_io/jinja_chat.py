@@ -128,17 +128,21 @@ def _variables(text: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
 
 
-def respond(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Render a conversation.
+def respond(call: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
+    """Render a conversation, or each of several.
 
     Args:
         call: `template`, its text; `messages`; `tools`, or null; `prompted`; `now`, a local time or null; `tokens`, the
-            special tokens; `variables` of the caller; `most`, the maximum characters of the prompt.
+            special tokens; `variables` of the caller; `most`, the maximum characters of the prompt. Or a list of calls.
 
     Returns:
         `text` and `spans` of what the assistant wrote, or `refusal`: the reason why the template refuses the
         conversation; or `unread`: names of variables that the template does not read; or `long`: true.
     """
+    return _answer(call) if isinstance(call, Mapping) else list(map(_answer, call))
+
+
+def _answer(call: Mapping[str, Any]) -> dict[str, Any]:
     _clock[:] = [] if call["now"] is None else [datetime.fromisoformat(call["now"])]
     try:
         unread = sorted(set(call["variables"]) - _variables(call["template"]))

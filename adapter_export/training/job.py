@@ -171,7 +171,7 @@ class TrainingJob:
         with engine.open() as accelerator:
             check_complete(self.base.sites.map, self.base.given)  # fail before reading rows, which is slow
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task, self.tables)
-            rows = reader.read(self.loop.seed)
+            rows = reader.read(self.loop.seed, reporter)
             _note(reporter, rows.notes)
             _note(reporter, rare_classes(rows))
             start = self._started(reader, rows, reporter)

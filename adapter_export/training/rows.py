@@ -15,6 +15,7 @@ from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelErro
 from adapter_export.extras import require
 from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.training.specs import PREFIXES, DataSpec, HeadSpec
 from adapter_export.words import argument, joined
 
@@ -185,8 +186,8 @@ class RowReader:
         """True if the base is trained to generate, without a head."""
         return _generates(self.head, self.task)
 
-    def read(self, seed: int) -> TextTask:
-        """Read the files, and split them with the seed.
+    def read(self, seed: int, reporter: Reporter = SILENT) -> TextTask:
+        """Read the files, and split them with the seed; `reporter` receives the progress of conversations.
 
         Raises:
             DataError: a file cannot be used.
@@ -198,9 +199,12 @@ class RowReader:
 
         tables = self._read_tables(splits=True)
         if isinstance(tables, LanguageTables):
+            if self.data.end_token is not None and tables.has_conversations:
+                what = "the chat template ends the answers of conversations"
+                raise UsageError(what, where=argument("end_token"), found=f"`{self.data.end_token}`", fix="remove it")
             ends = self.base.torch.generation.end
             endings = Endings(self._end_token(), self.data.packing, self._chat_encoder, ends)
-            rows = read_language(tables, self._tokenizer, self.base.inputs, endings, seed)
+            rows = read_language(tables, self._tokenizer, self.base.inputs, endings, seed, reporter)
         else:
             rows = read_task(tables, self.source, side=self._side, seed=seed)
             if self.data.unlabelled is not None:

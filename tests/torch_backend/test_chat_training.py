@@ -203,6 +203,8 @@ def test_a_model_learns_an_answer_and_gives_it(base: ae.Base, tmp_path: Path) ->
     # roles have two tokens, as `w1` is a special token: seven of a prompt, three words and the end token
     assert "32 of 88 tokens of the training data are learned, those of the assistant" in heard.notes
     assert adapter.training["data"]["training"]["tokens_to_learn"] == 32
+    assert base.chat is not None
+    assert adapter.training["data"]["training"]["chat_template"] == base.chat.templates.digest
     assert not any("stop" in note for note in heard.notes)
     ae.build(base, [tmp_path / "fixed"], tmp_path / "bundle")
     conversation = chat(tmp_path / "bundle", adapter="fixed")
@@ -222,6 +224,9 @@ def test_what_is_lost_is_said(base: ae.Base, tmp_path: Path, tmp_path_factory: p
     assert "2 texts of the training data exceed 8 tokens and are truncated" in heard.notes
     assert "1 texts of the training data have no tokens to learn and were skipped" in heard.notes
     assert "1 row of the training data repeats another row and was skipped (line 4)" in heard.notes
+    assert any("reading the training conversations" in step for step in heard.steps)
+    with pytest.raises(UsageError, match="the chat template ends the answers"):
+        ae.train(base, data, end_token="w9", **options)
     with pytest.raises(UsageError, match="conversations cannot be packed"):
         ae.train(base, data, packing=True, **options)
     plain = generating(tmp_path_factory, "llama") / "base.pt"

@@ -79,6 +79,11 @@ class LanguageTables:
     files: LanguageFiles
     texts: Mapping[str, LanguageTexts]
 
+    @property
+    def has_conversations(self) -> bool:
+        """True if some file has conversations."""
+        return any(isinstance(texts.texts[0], Conversation) for texts in self.texts.values())
+
 
 def read_language_tables(files: LanguageFiles) -> LanguageTables:
     """Read all files of a language modelling task.

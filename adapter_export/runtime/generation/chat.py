@@ -106,21 +106,33 @@ class ChatRenderer:
             RequestError: the template refuses or ignores the conversation or a variable, or exceeds a limit.
             MissingExtraError: jinja2 is not installed.
         """
-        answer = self._answer(messages, tools, prompted, now, variables or {})
-        if "refusal" in answer:
-            raise RequestError("the chat template refuses the conversation", found=answer["refusal"])
-        if "unread" in answer:
-            raise RequestError("the chat template does not read a variable", found=quoted(answer["unread"]))
-        return RenderedChat(answer["text"], tuple((start, end) for start, end in answer["spans"]))
+        return _rendered(self._render(self._call(messages, tools, prompted, now, variables or {})))
+
+    def render_each(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], bool]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        now: datetime,
+    ) -> list[RenderedChat]:
+        """Return the prompts of conversations in one call, within the limits of one prompt.
+
+        Args:
+            conversations: messages, and whether the prompt ends with the header of an answer.
+            tools: the tools of all of them.
+            now: as in `render`, whose errors are raised.
+        """
+        calls = [self._call(messages, tools, prompted, now, {}) for messages, prompted in conversations]
+        return list(map(_rendered, self._render(calls)))
 
     def attempt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, *, prompted: bool, now: datetime
     ) -> str | None:
         """Return the text of a prompt, or `None` if the template refuses the conversation; other errors as `render`."""
-        text: str | None = self._answer(messages, tools, prompted, now, {}).get("text")
-        return text
+        answer: dict[str, Any] = self._render(self._call(messages, tools, prompted, now, {}))
+        _check_length(answer)
+        return answer.get("text")
 
-    def _answer(
+    def _call(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None,
@@ -132,21 +144,16 @@ class ChatRenderer:
         if not messages:
             raise RequestError("there are no messages", expected="at least one")
         self._check(messages, tools, variables)
-        answer: dict[str, Any] = self._render(
-            {
-                "template": self._chosen(tools),
-                "messages": list(map(dict, messages)),
-                "tools": None if tools is None else list(tools),
-                "prompted": prompted,
-                "now": None if now is None else now.isoformat(),
-                "tokens": dict(self.templates.tokens),
-                "variables": dict(variables),
-                "most": MOST_CHARACTERS,
-            }
-        )
-        if "long" in answer:
-            raise _refused(f"more than {MOST_CHARACTERS:,} characters")
-        return answer
+        return {
+            "template": self._chosen(tools),
+            "messages": list(map(dict, messages)),
+            "tools": None if tools is None else list(tools),
+            "prompted": prompted,
+            "now": None if now is None else now.isoformat(),
+            "tokens": dict(self.templates.tokens),
+            "variables": dict(variables),
+            "most": MOST_CHARACTERS,
+        }
 
     def without_record(self) -> ChatRenderer:
         """Return a renderer of the same templates that refuses nothing which they ignore."""
@@ -226,6 +233,21 @@ def _conversation_of(role: str) -> list[Message]:
         "assistant": [user, sign, user],
         "tool": [user, tool_call("weather", city="Rome"), tool_result("weather", _SIGN)],
     }.get(role, [sign, user])
+
+
+def _rendered(answer: Mapping[str, Any]) -> RenderedChat:
+    """Return a prompt that the child process rendered, or raise the error for its refusal."""
+    _check_length(answer)
+    if "refusal" in answer:
+        raise RequestError("the chat template refuses the conversation", found=answer["refusal"])
+    if "unread" in answer:
+        raise RequestError("the chat template does not read a variable", found=quoted(answer["unread"]))
+    return RenderedChat(answer["text"], tuple((start, end) for start, end in answer["spans"]))
+
+
+def _check_length(answer: Mapping[str, Any]) -> None:
+    if "long" in answer:
+        raise _refused(f"more than {MOST_CHARACTERS:,} characters")
 
 
 def _refused(reason: str) -> RequestError:

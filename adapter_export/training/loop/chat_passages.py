@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import numpy as np
+
 from adapter_export.errors import DataError, RequestError
 from adapter_export.format.generation import CapturedChat
-from adapter_export.format.tabular.conversations import Conversation, Message
+from adapter_export.format.tabular.conversations import Conversation
 from adapter_export.runtime.generation.chat import ChatRenderer, no_template
 from adapter_export.text import Tokenizer
 
@@ -65,7 +67,7 @@ class ChatEncoder:
             (encoding,) = self._tokenizer.whole([text], special=False)
         except RequestError as error:
             raise DataError(error.what, where=conversation.where, found=error.found, expected=error.expected) from error
-        return ChatTokens(tuple(encoding.ids), tuple(_overlapping(encoding.offsets, spans)))
+        return ChatTokens(tuple(encoding.ids), _overlapping(encoding.offsets, spans))
 
     def close(self) -> None:
         """End the process of the templates."""
@@ -73,41 +75,38 @@ class ChatEncoder:
 
     def _whole(self, conversation: Conversation) -> tuple[str, Sequence[Span]]:
         """Return the text of a conversation, and the spans of its answers."""
-        tools = conversation.tools
-
-        def rendered(messages: Sequence[Message], *, prompted: bool = False) -> str:
-            return self._renderer.render(messages, tools, prompted=prompted, now=self._now).text
-
+        messages, tools = conversation.messages, conversation.tools
         if self._renderer.marks_answers(tools) and not conversation.has_unlearnt_answers:
-            whole = self._renderer.render(conversation.messages, tools, prompted=False, now=self._now)
+            whole = self._renderer.render(messages, tools, prompted=False, now=self._now)
             if not whole.spans:
                 raise DataError("the chat template marks no answer", where=conversation.where)
             return whole.text, whole.spans
-        text = rendered(conversation.messages)
-        return text, [self._answer(conversation, at, text, rendered) for at in conversation.learnt]
-
-    def _answer(self, conversation: Conversation, at: int, text: str, rendered: Callable[..., str]) -> Span:
-        """Return the span of an answer; DataError if its beginning or its end is no prefix of the whole text."""
-        if not at:
+        if not conversation.learnt[0]:
             what = "begins with an answer, whose header cannot be distinguished from its text"
             raise DataError(what, where=conversation.where, fix=_MARK_ANSWERS)
-        before = rendered(conversation.messages[:at], prompted=True)
-        through = rendered(conversation.messages[: at + 1])
+        parts = [part for at in conversation.learnt for part in ((messages[:at], True), (messages[: at + 1], False))]
+        rendered = [chat.text for chat in self._renderer.render_each([(messages, False), *parts], tools, self._now)]
+        text, prompts, answered = rendered[0], rendered[1::2], rendered[2::2]
+        places = zip(conversation.learnt, prompts, answered, strict=True)
+        return text, [self._answer(f"{conversation.where}, message {at}", text, *part) for at, *part in places]
+
+    def _answer(self, where: str, text: str, before: str, through: str) -> Span:
+        """Return the span of an answer; DataError if its prompt, or the text up to its end, does not begin the text."""
         for closing in self._closings:  # written after the last message of every conversation, as Phi-3 does
             end = len(through) - len(closing)
             if through.endswith(closing) and text.endswith(closing) and text.startswith(through[:end]):
                 break
         else:
-            raise _unlike(conversation, at, "writes an answer in another way when more messages follow", through, text)
+            raise _unlike("writes an answer in another way when more messages follow", where, through, text)
         if not text.startswith(before) or len(before) >= end:
-            raise _unlike(conversation, at, "begins answers in another way than the prompts for them", before, text)
+            raise _unlike("begins answers in another way than the prompts for them", where, before, text)
         return len(before), end
 
 
-def _unlike(conversation: Conversation, at: int, what: str, alone: str, text: str) -> DataError:
+def _unlike(what: str, where: str, alone: str, text: str) -> DataError:
     return DataError(
         f"the chat template {what}",
-        where=f"{conversation.where}, message {at}",
+        where=where,
         found=_difference(text, alone),
         expected=_difference(alone, text),
         fix=f"{_MARK_ANSWERS}, or learn only the last answer: give the others the weight 0",
@@ -121,6 +120,10 @@ def _difference(text: str, other: str, most: int = 40) -> str:
     return repr(text[start : start + most])
 
 
-def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> Iterator[bool]:
-    """Yield whether each token overlaps a span, as in the mask of transformers."""
-    return (any(start < last and end > first for first, last in spans) for start, end in offsets)
+def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[bool, ...]:
+    """Return whether each token overlaps a span, as in the mask of transformers."""
+    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    overlapping = np.zeros(len(starts), bool)
+    for first, last in spans:
+        overlapping |= (starts < last) & (ends > first)
+    return tuple(overlapping.tolist())

@@ -17,9 +17,10 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.format.tabular.conversations import Conversation
 from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.training.loop.chat_passages import ChatEncoder
+from adapter_export.training.loop.chat_passages import ChatEncoder, ChatTokens
 from adapter_export.training.loop.data import Call, Rows, digest_of, split_groups
 from adapter_export.training.loop.task_files import TextTask
 from adapter_export.words import argument, quoted
@@ -146,7 +147,12 @@ class Endings:
 
 
 def read_language(
-    tables: LanguageTables, tokenizer: Tokenizer, records: tuple[InputRecord, ...], endings: Endings, seed: int = 0
+    tables: LanguageTables,
+    tokenizer: Tokenizer,
+    records: tuple[InputRecord, ...],
+    endings: Endings,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> TextTask:
     """Split texts with the seed, and encode them; a prompt is on one side of the split only.
 
@@ -154,7 +160,7 @@ def read_language(
 
     Raises:
         DataError: no token can be learned.
-        UsageError: prompts and answers cannot be packed.
+        UsageError: prompts and answers cannot be packed, or an end token is named for conversations.
         RequestError: the base has an input that text cannot fill.
     """
     by_role = [record.role for record in records if record.name != _TYPES]
@@ -183,17 +189,23 @@ def read_language(
         kept, held_out = split_groups(list(map(_group, whole)), files.validation, seed)
         texts |= {"training": [whole[row] for row in kept], "validation": [whole[row] for row in held_out]}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
-    if endings.end is None and not all(isinstance(written[0], Conversation) for written in texts.values()):
+    if endings.end is None and not all(map(_are_conversations, texts.values())):
         notes.append(
             "the end-of-text token is unknown, so the model does not learn to stop; set " + argument("end_token")
         )
     parts = {}
     for name, written in texts.items():
-        passages, said = _passages(written, endings, tokenizer, name)
+        if _are_conversations(written):
+            conversations = cast("Sequence[Conversation]", written)
+            passages, said, sources[name]["chat_template"] = _conversation_passages(
+                conversations, endings, tokenizer, name, reporter
+            )
+        else:
+            passages, said = _text_passages(cast("Sequence[WrittenText]", written), endings, tokenizer, name)
         notes += said
         parts[name] = LanguageExamples(passages, records, tokenizer)
         counted = sources[name]["tokens_to_learn"] = sum(int(row.targets.sum()) for row in passages)
-        if isinstance(written[0], Conversation):
+        if _are_conversations(written):
             sources[name]["tokens"] = total = sum(len(row.ids) for row in passages)
             notes.append(f"{counted:,} of {total:,} tokens of the {name} data are learned, those of the assistant")
     return TextTask(
@@ -218,25 +230,22 @@ def _group(text: WrittenText | Conversation) -> str:
     return text.opening if isinstance(text, Conversation) else text[0]
 
 
-def _passages(
-    texts: Sequence[WrittenText] | Sequence[Conversation], endings: Endings, tokenizer: Tokenizer, name: str
-) -> tuple[list[Passage], list[str]]:
-    """Return rows of tokens, and notes on truncated, packed or lost texts."""
-    if isinstance(texts[0], Conversation):
-        return _conversation_passages(cast("Sequence[Conversation]", texts), endings, tokenizer, name)
-    return _text_passages(cast("Sequence[WrittenText]", texts), endings, tokenizer, name)
+def _are_conversations(texts: Sequence[object]) -> bool:
+    return isinstance(texts[0], Conversation)
 
 
 def _conversation_passages(
-    texts: Sequence[Conversation], endings: Endings, tokenizer: Tokenizer, name: str
-) -> tuple[list[Passage], list[str]]:
-    """Return rows of tokens of conversations, whose template ends the answers."""
+    texts: Sequence[Conversation], endings: Endings, tokenizer: Tokenizer, name: str, reporter: Reporter
+) -> tuple[list[Passage], list[str], str]:
+    """Return rows of tokens of conversations, notes, and the digest of the chat template, which ends the answers."""
     if endings.packed:
         raise _unpacked("conversations")
     assert endings.chat is not None
-    encoder, limit = endings.chat(), tokenizer.max_tokens
+    encoder, limit, encoded = endings.chat(), tokenizer.max_tokens, list[ChatTokens]()
     try:
-        encoded = [encoder.encode(conversation) for conversation in texts]
+        for at, conversation in enumerate(texts):
+            reporter.step(f"reading the {name} conversations", at, len(texts))
+            encoded.append(encoder.encode(conversation))
     finally:
         encoder.close()
     whole = [Passage(chat.ids, 1, chat.learnt) for chat in encoded]
@@ -248,7 +257,8 @@ def _conversation_passages(
     ended = {token for row in rows for token in np.array(row.ids)[row.targets].tolist()} & {*endings.ends}
     if endings.ends and not ended:
         notes.append("the chat template ends answers without an end token, so the model does not learn to stop")
-    return rows, [*notes, *_said(name, len(texts), rows, endings, limit, cut, len(texts) - len(rows), packs=False)]
+    notes += _said(name, len(texts), rows, endings, limit, cut, len(texts) - len(rows), packs=False)
+    return rows, notes, encoder.digest
 
 
 def _text_passages(
