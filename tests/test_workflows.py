@@ -180,7 +180,7 @@ def test_python_versions_are_those_that_the_packages_promise() -> None:
 def test_lowest_versions_are_the_lower_bounds() -> None:
     """A bound of `onnx>=1.18` is tested with a release of 1.18; only what another package rules out is newer."""
     pins = _pins("lowest.txt")
-    direct = _direct("torch", "plot", "text", "image", "hf", "evaluate")
+    direct = _direct("torch", "plot", "text", "chat", "image", "hf", "evaluate")
     assert pins.keys() == {canonicalize_name(one.name) for one in direct}
     newer = set()
     for one in direct:
