@@ -1,4 +1,4 @@
-"""What each version of a format allows: a digest of its schema, without titles and descriptions, in `versions.json`."""
+"""Digest of what each version of a format allows: its schema without titles and descriptions, in `versions.json`."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_schemas(built: Path) -> N
     with zipfile.ZipFile(_wheel(built, "adapter_export")) as wheel:
         names = set(wheel.namelist())
     package = [path for path in (ROOT / "adapter_export").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    schemas = {f"adapter_export/schemas/{path.name}" for path in (ROOT / "schemas").glob("*.json")}
+    schemas = {f"adapter_export/schemas/{path.name}" for path in (ROOT / "schemas").glob("*.schema.json")}
     files = {path.relative_to(ROOT).as_posix() for path in package} | schemas
     assert "adapter_export/py.typed" in files
     assert {name for name in names if ".dist-info/" not in name} == files
