@@ -28,6 +28,9 @@ from adapter_export.plugins.serve.apis.inference_protocol import InferenceProtoc
 from adapter_export.plugins.serve.apis.openai_api import OpenAiApi, is_openai, openai_error
 from adapter_export.plugins.serve.apis.plain_api import PlainApi
 from adapter_export.plugins.serve.apis.rerank_api import RerankApi
+from adapter_export.plugins.serve.apis.scoring_api import ScoringApi
+from adapter_export.plugins.serve.apis.tei_api import TeiApi
+from adapter_export.plugins.serve.apis.tokens_api import TokensApi
 from adapter_export.plugins.serve.limits import RefusedError, status_of
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.plugins.serve.telemetry import log
@@ -37,6 +40,7 @@ from adapter_export.words import quoted
 _QUERY: Mapping[str, frozenset[str]] = {
     "/adapters/{name}": frozenset({"labels", "task", "bundle"}),
     "/": frozenset({"model", "text"}),  # read by the page
+    "/info": frozenset({"model"}),
 }
 """Query keys by path of the route. Other routes accept none."""
 
@@ -146,7 +150,8 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(Exception, _fail)
     native = (PlainApi(context), Administration(context), FrontPage())
     of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context))
-    for routes in (*native, InferenceProtocol(context), *of_openai, RerankApi(context)):
+    of_vllm = (ScoringApi(context), TokensApi(context))
+    for routes in (*native, InferenceProtocol(context), *of_openai, RerankApi(context), *of_vllm, TeiApi(context)):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 
