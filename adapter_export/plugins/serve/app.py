@@ -25,6 +25,7 @@ from adapter_export.plugins.serve.apis.chat_api import ChatApi
 from adapter_export.plugins.serve.apis.completions_api import CompletionsApi
 from adapter_export.plugins.serve.apis.front_page import FrontPage
 from adapter_export.plugins.serve.apis.inference_protocol import InferenceProtocol
+from adapter_export.plugins.serve.apis.lora_api import LoraApi
 from adapter_export.plugins.serve.apis.ollama_api import OllamaApi
 from adapter_export.plugins.serve.apis.openai_api import OpenAiApi, is_openai, openai_error
 from adapter_export.plugins.serve.apis.plain_api import PlainApi
@@ -151,7 +152,7 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(Exception, _fail)
     native = (PlainApi(context), Administration(context), FrontPage())
     of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context))
-    others = (InferenceProtocol, RerankApi, ScoringApi, TokensApi, TeiApi, OllamaApi)
+    others = (InferenceProtocol, RerankApi, ScoringApi, TokensApi, TeiApi, OllamaApi, LoraApi)
     for routes in (*native, *of_openai, *(api(context) for api in others)):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
