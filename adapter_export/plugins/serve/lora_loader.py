@@ -149,8 +149,8 @@ async def _run(*arguments: object) -> None:
     """Run a command of this package; errors as of `LoraLoader.prove`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     words = [sys.executable, "-P", "-m", "adapter_export", *map(str, arguments), "--json"]
-    pipes = {"stdin": asyncio.subprocess.DEVNULL, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
-    process = await asyncio.create_subprocess_exec(*words, env=environment, **pipes)
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*words, env=environment, stdin=null, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(_SECONDS):
             output, errors = await process.communicate()

@@ -196,9 +196,12 @@ class Predict(TeiOptions):
 
     def texts(self) -> list[str | TextPair]:
         """Return each text, or each pair of texts."""
-        rows = self.inputs if self.is_batch else [self.inputs]
-        texts: list[list[str]] = [[row] if isinstance(row, str) else list(row) for row in rows]
-        return [row[0] if len(row) == 1 else TextPair(text=row[0], pair=row[1]) for row in texts]
+        inputs = self.inputs
+        if isinstance(inputs, str):
+            return [inputs]
+        batch = [row for row in inputs if isinstance(row, list)]
+        pair = [text for text in inputs if isinstance(text, str)]
+        return [texts[0] if len(texts) == 1 else TextPair(text=texts[0], pair=texts[1]) for texts in batch or [pair]]
 
     def scores(self, row: AnsweredRow) -> list[dict[str, Any]]:
         """Return the labels of a row with their scores, the best first."""

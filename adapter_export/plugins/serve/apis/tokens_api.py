@@ -138,8 +138,8 @@ class TokensApi:
         """Return the tokens of a text, in the format of the request."""
         data = await self._context.body(request)
         document = parse_json(data, "the request")
-        kind = TeiTokenize if isinstance(document, dict) and "inputs" in document else Tokenize
-        body = parse(kind, data)
+        is_of_tei = isinstance(document, dict) and "inputs" in document
+        body = parse(TeiTokenize, data) if is_of_tei else parse(Tokenize, data)
         served = await self._served(body.model, request)
         answer = asyncio.to_thread(body.response, served)
         return JSONResponse(await self._context.in_time(answer))
