@@ -88,7 +88,7 @@ def _load(service: Any, name: str, path: object, **call: Any) -> Any:
 
 
 def _polled(poll: Callable[[], Any], until: Callable[[], object]) -> tuple[set[Any], Any]:
-    """What a call returned while another one ran, and the outcome of that."""
+    """Results of a call that repeats while another one runs, and the outcome of that."""
     seen, done = set[Any](), threading.Event()
 
     def repeat() -> None:
@@ -147,7 +147,7 @@ def test_loading_is_off_without_a_key(places: Path, root: Path) -> None:
                 client.post("/v1/unload_lora_adapter", json={"lora_name": "a"}, headers=ADMIN),
             ):
                 assert answer.status_code == 403
-                assert "--lora-root" in answer.json()["error"]["message"]
+                assert "`lora_root`" in answer.json()["error"]["message"]
     base = str(places / "base.pt")
     for wrong in ({"lora_root": root}, {"lora_root": root, "lora_base": base}, {"lora_base": base}):
         with pytest.raises(UsageError, match="lora_"):

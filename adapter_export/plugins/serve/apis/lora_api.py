@@ -74,5 +74,5 @@ class LoraApi:
     async def _check_enabled(self) -> None:
         """Raise RefusedError (403) unless the server has an admin token and a folder of adapters."""
         if not self._context.admission.has_token or not self._context.control.loads_lora:
-            words = "start it with `ADAPTER_EXPORT_ADMIN_TOKEN`, `--lora-root DIR` and `--lora-base MODEL`"
+            words = "start it with an admin token, `lora_root` and `lora_base`"
             raise RefusedError(403, f"this server does not load LoRA adapters; {words}")

@@ -335,14 +335,13 @@ class TeiApi:
 
     def _info(self, target: Target) -> Mapping[str, Any]:
         manifest, task, limits = target.served.bundle.manifest, _task(target), self._context.limits
-        own = None if task is None else task.max_tokens
         return {
             "model_id": target.name,
             "model_sha": target.digest,
             "model_dtype": manifest.base_precision,
             "model_type": _model_type(task, target.name),
             "max_concurrent_requests": limits.max_connections,
-            "max_input_length": own or manifest.max_tokens,
+            "max_input_length": (None if task is None else task.max_tokens) or manifest.max_tokens,
             "max_batch_tokens": limits.max_queue_tokens,
             "max_batch_requests": target.served.settings.max_batch_size,
             "max_client_batch_size": MOST_ROWS,

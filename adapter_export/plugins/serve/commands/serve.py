@@ -30,8 +30,8 @@ def serve(
     """Serve bundles by HTTP: each adapter is a model, and the name of a bundle is its base.
 
     Protocols: plain JSON (`POST /answer {"model": "trec", "text": "How far?"}`), the Open Inference Protocol v2, and
-    the APIs of OpenAI, Cohere and Text Embeddings Inference. A web page is at `/`, Prometheus metrics at `/metrics`.
-    SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
+    the APIs of OpenAI, Cohere, Text Embeddings Inference, vLLM and Ollama. A web page is at `/`, Prometheus metrics at
+    `/metrics`. SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
     `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes and adapters; without a token, only loopback clients may.
 
     Args:
