@@ -107,7 +107,7 @@ class OllamaApi:
         body, began = parse(OllamaEmbed, await self._context.body(request)), time.perf_counter_ns()
         texts = [body.input] if isinstance(body.input, str) else body.input
         rows = await self._rows(body.model, texts, "refuse" if body.truncate is False else "cut", request)
-        vectors = [encoded(unit(vector_of(row, body.dimensions)), "float") for row in rows]
+        vectors = [encoded(unit(vector_of(row, body.dimensions))) for row in rows]
         durations = {"total_duration": time.perf_counter_ns() - began, "load_duration": 0}
         counts = {"prompt_eval_count": tokens_of(rows)}
         return JSONResponse({"model": body.model, "embeddings": vectors, **durations, **counts})
@@ -116,7 +116,7 @@ class OllamaApi:
         """Return the vector of a text."""
         body = parse(OllamaEmbeddings, await self._context.body(request))
         (row,) = await self._rows(body.model, [body.prompt], "cut", request)
-        return JSONResponse({"embedding": encoded(vector_of(row), "float")})
+        return JSONResponse({"embedding": encoded(vector_of(row))})
 
     async def _rows(self, model: str, texts: list[str], long: LongTexts, request: HttpRequest) -> list[AnsweredRow]:
         call = Call(model=self._known(model), texts=[*texts])

@@ -66,7 +66,7 @@ class Embeddings(Strict):
 
     model: str
     input: Texts
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat | None = "float"
     dimensions: int | None = Field(default=None, ge=1)
     input_type: TextSide | None = None
     user: str | None = None
@@ -169,8 +169,8 @@ def other_task(row: AnsweredRow, what: str, expected: str) -> RequestError:
     return RequestError(what, where=f"model `{row.head.adapter}`", found=actual, expected=f"an adapter for {expected}")
 
 
-def encoded(vector: np.ndarray, encoding_format: EncodingFormat) -> list[float] | str:
-    """Return a vector as numbers, or as base64 of little-endian float32 numbers."""
+def encoded(vector: np.ndarray, encoding_format: EncodingFormat | None = None) -> list[float] | str:
+    """Return a vector as numbers, the default, or as base64 of little-endian float32 numbers."""
     if encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()

@@ -108,7 +108,7 @@ class Pooling(Strict):
 
     model: str
     input: Texts
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat | None = "float"
     dimensions: int | None = Field(default=None, ge=1)
     task: Literal["embed", "classify"] | None = None
     use_activation: StrictBool | None = True

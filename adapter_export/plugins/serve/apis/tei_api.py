@@ -117,7 +117,7 @@ class Embed(TeiOptions):
                 found="`normalize` false",
                 expected="`normalize` true",
             )
-        return encoded(vector if self.normalize is False else unit(vector), "float")
+        return encoded(vector if self.normalize is False else unit(vector))
 
 
 class SentencePairs(Strict):
