@@ -33,6 +33,7 @@ ROWS = pd.DataFrame({"text": TEXTS})
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A store of MLflow in a folder, without its telemetry."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)  # it writes into `mlruns`
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'runs.db'}")
     yield
