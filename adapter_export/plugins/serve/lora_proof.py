@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import adapter_export as ae
+from adapter_export.bases.opening import open_base
+from adapter_export.commands.bundles.add import add
 from adapter_export.errors import AdapterError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
+from adapter_export.plugin import public_calls
 from adapter_export.safe_io.child import Limits, try_out
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    from adapter_export.bases.base import Base
+    from adapter_export.graph.adapter import Adapter
+
+_IMPORT = "import_peft"
+"""The public call that imports PEFT adapters, of another plug-in."""
 
 _LIMITS = Limits(seconds=1800.0, bytes=2**36)
 """Limits for the process; a base of billions of parameters takes minutes."""
@@ -45,9 +57,10 @@ def import_and_prove(folder: str, base: str, name: str, bundles: str, proof: str
 
     Arguments and errors as of `prove_apart`, with JSON for `bundles`.
     """
-    opened = ae.open_base(base)
-    adapter = ae.import_peft(folder, opened, name=name)
-    manifests = {key: read_manifest(Path(home)) for key, (home, _) in json.loads(bundles).items()}
+    places: Any = parse_json(bundles.encode(), "the bundles")
+    opened = open_base(base)
+    adapter = _imported(folder, opened, name)
+    manifests = {key: read_manifest(Path(home)) for key, (home, _) in places.items()}
     fitting = [key for key, manifest in manifests.items() if manifest.base == adapter.base]
     if not fitting:
         raise AdapterError(
@@ -58,10 +71,19 @@ def import_and_prove(folder: str, base: str, name: str, bundles: str, proof: str
             fix="serve a bundle of its base",
         )
     with temporary_folder() as temporary:
-        copy, (home, source) = temporary / "bundle", json.loads(bundles)[fitting[0]]
+        copy, (home, source) = temporary / "bundle", places[fitting[0]]
         _copy_bundle(manifests[fitting[0]], Path(home), Path(source), copy)
-        ae.add(copy, [adapter], against=opened)
+        add(copy, [adapter], against=opened)
         _copy_proof(copy, name, Path(proof, fitting[0]))
+
+
+def _imported(folder: str, base: Base, name: str) -> Adapter:
+    """Import an adapter; errors as of `import_peft`, or AdapterError without that plug-in."""
+    module = public_calls().get(_IMPORT)
+    if module is None:
+        raise AdapterError("cannot be imported without the plug-in `formats`", where=f"adapter `{name}`")
+    adapter: Adapter = getattr(importlib.import_module(module), _IMPORT)(folder, base, name=name)
+    return adapter
 
 
 def _copy_bundle(manifest: Manifest, home: Path, folder: Path, copy: Path) -> None:
