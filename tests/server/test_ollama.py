@@ -145,6 +145,23 @@ def test_tools_reach_the_template(client: ollama.Client, writer: TextWriter) -> 
     assert client.chat("b", messages, tools=TOOLS, options=GREEDY).message.content == expected.text
 
 
+def test_texts_follow_a_json_schema(tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = generating(tmp_path_factory, "bytes") / "bundle"
+    schema = {"type": "object", "properties": {"near": {"type": "boolean"}}, "required": ["near"]}
+    schema["additionalProperties"] = False
+    writer, messages = Bundle.open(bundle).writer(), [{"role": "user", "content": "How far?"}]
+    with made_app(f"llama={bundle}", quiet=True) as service:
+        for name in ("a", "b"):
+            call = {"model": name, "messages": messages, "options": {"temperature": 0, "num_predict": 90}}
+            answer = service.post("/api/chat", json={**call, "format": schema, "stream": False})
+            text = answer.json()["message"]["content"]
+            expected = _written(writer, name, writer.chat.render(messages), max_new_tokens=90, json_schema=schema)
+            assert text == expected.text
+            assert json.loads(text)["near"] in (True, False)
+            plain = service.post("/api/chat", json={**call, "format": "json", "stream": False})
+            assert plain.json()["message"]["content"].startswith("{")
+
+
 def test_vectors_are_those_of_the_bundle(client: ollama.Client, text_folder: Path) -> None:
     reader = Bundle.open(text_folder / "bundle").texts()
     expected = [answer.document()["vector"] for answer in reader.answer(TEXTS, "vector")]
@@ -191,7 +208,7 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(client: ollama.Clie
     ):
         (name,) = options
         assert name in refused("/api/chat", messages=MESSAGES, options=options)
-    unsupported = {"format": "json", "think": True, "logprobs": True, "images": ["x"], "suffix": "x", "context": [1]}
+    unsupported = {"format": "yaml", "think": True, "logprobs": True, "images": ["x"], "suffix": "x", "context": [1]}
     for name, value in unsupported.items():
         assert name in refused("/api/generate", prompt="w5", **{name: value})
     assert "images" in refused("/api/chat", messages=[{"role": "user", "content": "w5", "images": ["x"]}])

@@ -6,6 +6,7 @@ https://docs.ollama.com/api
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo
@@ -132,7 +133,7 @@ class OllamaTexts(Strict):
         options: options of the text.
         keep_alive: ignored.
         think: false leaves reasoning out, if the chat template reads `enable_thinking`; true is not supported.
-        format: not supported.
+        format: `json` for any JSON object, or a JSON schema that the text follows.
         logprobs: not supported.
         top_logprobs: not supported.
     """
@@ -142,13 +143,14 @@ class OllamaTexts(Strict):
     options: OllamaOptions | None = None
     keep_alive: Any = None
     think: Literal[False] | None = None
-    format: Empty = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
     logprobs: No = False
     top_logprobs: Zero = 0
 
     def decoding(self, most: int) -> Decoding:
         """Return the options; errors as of `OllamaOptions.decoding`."""
-        return (self.options or OllamaOptions()).decoding(most)
+        schema = {"type": "object"} if self.format == "json" else self.format or None
+        return replace((self.options or OllamaOptions()).decoding(most), json_schema=schema)
 
     @property
     def variables(self) -> dict[str, Any]:
