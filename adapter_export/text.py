@@ -397,6 +397,19 @@ class Tokenizer:
         token_id: int | None = self._whole.token_to_id(token)
         return token_id
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones included.
+
+        Raises:
+            RequestError: the tokenizer has no token with an id, which its library would leave out.
+        """
+        with parsing(lambda reason: RequestError("the tokenizer cannot decode the tokens", found=reason)):
+            unknown = [token for token in dict.fromkeys(tokens) if self._whole.id_to_token(token) is None]
+            text: str = self._whole.decode(list(tokens), skip_special_tokens=False)
+        if unknown:
+            raise RequestError("the tokenizer has no such token", found=unknown[0], expected="ids of its vocabulary")
+        return text
+
     def token_text(self, token: int) -> str:
         """Return the characters that a token adds behind another one; U+FFFD for a part of a character."""
         with parsing(_no_tokenizer):

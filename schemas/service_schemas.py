@@ -22,8 +22,31 @@ from adapter_export.plugins.serve.apis.chat_api import (
 )
 from adapter_export.plugins.serve.apis.completions_api import Completions
 from adapter_export.plugins.serve.apis.generated_texts import StreamOptions
+from adapter_export.plugins.serve.apis.lora_api import LoadLora, UnloadLora
+from adapter_export.plugins.serve.apis.ollama_requests import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaFunction,
+    OllamaGenerate,
+    OllamaMessage,
+    OllamaOptions,
+    OllamaShow,
+    OllamaToolCall,
+)
 from adapter_export.plugins.serve.apis.openai_api import Embeddings
 from adapter_export.plugins.serve.apis.rerank_api import Classify, CohereDocument, Rerank
+from adapter_export.plugins.serve.apis.scoring_api import Pooling, Scores
+from adapter_export.plugins.serve.apis.tei_api import (
+    Embed,
+    EmbedSparse,
+    Predict,
+    PredictParameters,
+    SentencePairs,
+    Similarity,
+    SimilarityParameters,
+)
+from adapter_export.plugins.serve.apis.tokens_api import Detokenize, TeiTokenize, Tokenize
 from adapter_export.plugins.serve.calls import Call, Question, Strict, TextOnSide, TextPair
 
 Schema = dict[str, Any]
@@ -183,6 +206,14 @@ def answer_schema() -> Schema:
     }
 
 
+_BODIES: tuple[type[Strict], ...] = (
+    *(Scores, Pooling, Tokenize, Detokenize, LoadLora, UnloadLora),
+    *(Embed, EmbedSparse, Predict, Similarity, TeiTokenize),
+    *(OllamaChat, OllamaGenerate, OllamaEmbed, OllamaEmbeddings, OllamaShow),
+)
+"""Bodies of vLLM, TEI and Ollama, which have the names of their classes."""
+
+
 def http_schema() -> Schema:
     """Return the schema of the bodies of HTTP; each is a definition, such as `http.schema.json#/$defs/call`."""
     task = {"anyOf": [{"$ref": "bundle-manifest.schema.json#/$defs/task"}, {"type": "null"}]}
@@ -210,6 +241,7 @@ def http_schema() -> Schema:
         "chat": _of_model(Chat),
         "rerank": _of_model(Rerank),
         "classify": _of_model(Classify),
+        **{f"{kind.__name__[0].lower()}{kind.__name__[1:]}": _of_model(kind) for kind in _BODIES},
         "openaiError": _object(
             "OpenaiError",
             "The response with any status from 400 on under `/v1/` and `/openai/v1/`.",
@@ -228,6 +260,13 @@ def http_schema() -> Schema:
         "calledFunction": CalledFunction,
         "chatTool": ChatTool,
         "responseFormat": ResponseFormat,
+        "sentencePairs": SentencePairs,
+        "similarityParameters": SimilarityParameters,
+        "predictParameters": PredictParameters,
+        "ollamaOptions": OllamaOptions,
+        "ollamaMessage": OllamaMessage,
+        "ollamaToolCall": OllamaToolCall,
+        "ollamaFunction": OllamaFunction,
     }
     parts = {
         "adapter": adapter,

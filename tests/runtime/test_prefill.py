@@ -149,7 +149,7 @@ def test_bases_whose_calls_are_not_invariant_compute_prompts_whole(folder: Path,
 
 @given(st.integers(0, 10**6), st.integers(1, 10**4), st.integers(1, 2**20), st.integers(1, 64))
 def test_a_chunk_is_the_largest_within_the_budget(past: int, tokens: int, cells: int, least: int) -> None:
-    chunk = CallBudget(tokens, cells, least).chunk(past)
+    chunk = CallBudget(tokens, cells, least, part=tokens).chunk(past)
     assert chunk == least or (chunk <= tokens and chunk * (past + chunk) <= cells)
     assert chunk >= tokens or (chunk + 1) * (past + chunk + 1) > cells
 

@@ -24,7 +24,9 @@ from adapter_export.plugins.serve.collector import tokens_of
 from adapter_export.plugins.serve.limits import RefusedError
 from adapter_export.plugins.serve.server_settings import Limits, SessionSettings
 from adapter_export.plugins.serve.text_queue import TextJob, TextQueue
-from adapter_export.runtime import Bundle, Decoding, Request
+from adapter_export.runtime import Bundle, Decoding, Request, Session
+from adapter_export.runtime.generation.decoding_batch import WrittenRow
+from adapter_export.runtime.generation.running_rows import RunningRows
 
 MEGABYTE = 2**20
 
@@ -141,6 +143,27 @@ def test_a_full_queue_says_when_to_come_back(folder: Path) -> None:
     assert (error.status, error.again) == (429, 1)
 
 
+def test_a_cancelled_text_frees_its_place_within_one_token(folder: Path) -> None:
+    async def work() -> tuple[int, int]:
+        queue = _queue(folder, rows=1)
+        first, second = _job(queue, [_prompt(5)], 40), _job(queue, [_prompt(5, 1)], 3)
+        (text,) = first.texts
+        queue.submit(first)
+        queue.submit(second)
+        async for _ in first.pieces():
+            break
+        written = len(text.row.tokens)
+        first.close()
+        assert not second.texts[0].row.tokens, "there is room for one row"
+        await asyncio.wait_for(_finish(second, [], "second"), 30)
+        await queue.stop()
+        return len(text.row.tokens) - written, written
+
+    more, written = asyncio.run(work())
+    assert more <= 1, "that of the step that ran when it was cancelled"
+    assert written < 39
+
+
 def test_the_cost_of_arrays() -> None:
     ids = np.zeros((1, 40), np.int64)
     assert tokens_of(Request({"input_ids": ids, "attention_mask": ids})) == 40
@@ -150,6 +173,41 @@ def test_the_cost_of_arrays() -> None:
 def _resident(server: Served) -> int:
     pages = Path(f"/proc/{server.process.pid}/statm").read_text("ascii").split()[1]
     return int(pages) * 4096
+
+
+@pytest.mark.extended
+def test_a_short_prompt_waits_for_one_part_of_a_long_one(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a step without a further part, and parts stay small until no other short prompt came for a while."""
+    session = Bundle.open(generating(tmp_path_factory, "long") / "bundle").session()
+    prompts = [np.random.default_rng(at).integers(2, END, size).tolist() for at, size in enumerate((1000, 9, 7))]
+    expected = [session.generate([prompt], "a", decoding=Decoding(30))[0] for prompt in prompts]
+    session.generate(prompts, "a", decoding=Decoding(1))  # tries whether padding and parts change nothing
+    sizes, run = list[int](), Session.run
+
+    def counted(self: Session, inputs: dict[str, np.ndarray], *given: object, **named: object) -> object:
+        sizes.append(inputs["input_ids"].shape[1])
+        return run(self, inputs, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Session, "run", counted)
+    rows = [WrittenRow(at, prompt, "a", Decoding(30), {END}) for at, prompt in enumerate(prompts)]
+    running = RunningRows(session.decoder)
+    running.join(rows[:1])
+    running.step()
+    assert sizes == [128]
+    for at, row in enumerate(rows[1:], 1):
+        running.join([row])
+        running.step()
+        assert len(row.tokens) == 1
+        running.step()  # a part of the long prompt beside the tokens of short ones
+        assert sizes == [128, *[9, 1, 32][: 3 * at], *[1, 7, 1, 32][: 4 * (at - 1)]]
+    while not all(row.is_done for row in rows):
+        running.step()
+    assert [row.tokens for row in rows] == [*map(list, expected)]
+    parts = [size for size in sizes if size >= 32]
+    assert parts[:18] == [128, *[32] * 17]
+    assert set(parts[18:-1]) == {128}
 
 
 @pytest.fixture(scope="module")

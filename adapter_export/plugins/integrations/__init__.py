@@ -1,4 +1,4 @@
-"""Bundles as the objects of other libraries: LangChain, LlamaIndex and sentence-transformers."""
+"""Bundles as the objects of other libraries: LangChain, LlamaIndex, MLflow and sentence-transformers."""
 
 from adapter_export.plugin import Plugin
 

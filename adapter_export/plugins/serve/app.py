@@ -25,9 +25,14 @@ from adapter_export.plugins.serve.apis.chat_api import ChatApi
 from adapter_export.plugins.serve.apis.completions_api import CompletionsApi
 from adapter_export.plugins.serve.apis.front_page import FrontPage
 from adapter_export.plugins.serve.apis.inference_protocol import InferenceProtocol
+from adapter_export.plugins.serve.apis.lora_api import LoraApi
+from adapter_export.plugins.serve.apis.ollama_api import OllamaApi
 from adapter_export.plugins.serve.apis.openai_api import OpenAiApi, is_openai, openai_error
 from adapter_export.plugins.serve.apis.plain_api import PlainApi
 from adapter_export.plugins.serve.apis.rerank_api import RerankApi
+from adapter_export.plugins.serve.apis.scoring_api import ScoringApi
+from adapter_export.plugins.serve.apis.tei_api import TeiApi
+from adapter_export.plugins.serve.apis.tokens_api import TokensApi
 from adapter_export.plugins.serve.limits import RefusedError, status_of
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.plugins.serve.telemetry import log
@@ -37,6 +42,7 @@ from adapter_export.words import quoted
 _QUERY: Mapping[str, frozenset[str]] = {
     "/adapters/{name}": frozenset({"labels", "task", "bundle"}),
     "/": frozenset({"model", "text"}),  # read by the page
+    "/info": frozenset({"model"}),
 }
 """Query keys by path of the route. Other routes accept none."""
 
@@ -146,7 +152,8 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(Exception, _fail)
     native = (PlainApi(context), Administration(context), FrontPage())
     of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context))
-    for routes in (*native, InferenceProtocol(context), *of_openai, RerankApi(context)):
+    others = (InferenceProtocol, RerankApi, ScoringApi, TokensApi, TeiApi, OllamaApi, LoraApi)
+    for routes in (*native, *of_openai, *(api(context) for api in others)):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.plugins.serve.limits import RefusedError
+from adapter_export.plugins.serve.lora_loader import LOAD_LORA, LoraLoader, read_proof
 from adapter_export.plugins.serve.models import LoadedAdapter
 from adapter_export.plugins.serve.resolver import Resolver
 from adapter_export.plugins.serve.routes import load_routes, route_of, save_routes
@@ -17,6 +18,7 @@ from adapter_export.plugins.serve.service import Service
 from adapter_export.plugins.serve.telemetry import Metrics, log
 from adapter_export.runtime import Bundle
 from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.safe_io.temporary import temporary_folder
 
 
 class Relayed(Protocol):
@@ -39,6 +41,7 @@ class Control:
         state: the file that stores the routes across restarts; `None` stores nothing.
         keeps_state: whether this process writes `state`.
         relay: applies changes in all processes; `None` for a single one.
+        lora: imports and proves PEFT adapters; `None` refuses them.
 
     Attributes:
         ready: whether the server accepts new calls; false while it drains.
@@ -53,9 +56,10 @@ class Control:
         *,
         keeps_state: bool = True,
         relay: Relayed | None = None,
+        lora: LoraLoader | None = None,
     ) -> None:
         self._service, self._resolver, self._metrics, self._relay = service, resolver, metrics, relay
-        self._state = state if keeps_state else None
+        self._state, self._lora = state if keeps_state else None, lora
         self._changing = asyncio.Lock()
         self.ready = False
         if state is not None:
@@ -71,11 +75,16 @@ class Control:
         """Stop accepting calls."""
         self.ready = False
 
+    @property
+    def loads_lora(self) -> bool:
+        """True if the change `load_lora` is possible."""
+        return self._lora is not None
+
     async def do(self, change: str, **arguments: Any) -> dict[str, Any]:
         """Make a change in all processes, and return a JSON description.
 
         Args:
-            change: `load`, `fetch`, `unload`, `reload`, `route`, `unroute` or `rollback`.
+            change: `load`, `load_lora`, `fetch`, `unload`, `reload`, `route`, `unroute` or `rollback`.
             arguments: the arguments of the change.
 
         Raises:
@@ -83,6 +92,10 @@ class Control:
         """
         if self._relay is not None:
             return await self._relay.ask(change, arguments)
+        if change == LOAD_LORA and self._lora is not None:
+            bundles = {served.name: served.bundle for served in self._service.models.served}
+            with temporary_folder() as folder:
+                return await self.apply("load", await self._lora.prove(**arguments, bundles=bundles, into=folder))
         return await self.apply(change, arguments)
 
     async def apply(self, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +113,15 @@ class Control:
         labels: Sequence[str] | None = None,
         task: ProblemType | None = None,
         bundle: str | None = None,
+        proof: str | None = None,
     ) -> dict[str, Any]:
-        """Load an adapter from bytes, or from a file."""
-        if data is None:
-            data = await asyncio.to_thread(read_bytes, Path(str(path)))
-        extra = LoadedAdapter(name, data, None if labels is None else tuple(labels), task)
+        """Load an adapter from bytes, from a file, or from a folder with its golden data."""
+        if proof is not None:
+            extra = await asyncio.to_thread(read_proof, Path(proof), name)
+        else:
+            if data is None:
+                data = await asyncio.to_thread(read_bytes, Path(str(path)))
+            extra = LoadedAdapter(name, data, None if labels is None else tuple(labels), task)
         served = await self._service.models.load(extra, bundle=bundle)
         return {"bundle": served.name, "digest": extra.digest}
 

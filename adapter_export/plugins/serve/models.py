@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -96,6 +96,7 @@ class LoadedAdapter:
         task: its task.
         by_name: whether a request loaded it by name. Such an adapter is unloaded when others need the room, and loaded
             again on demand.
+        proof: a bundle with golden data of the adapter, with which it is compared before calls can name it.
     """
 
     name: str
@@ -103,11 +104,18 @@ class LoadedAdapter:
     labels: tuple[str, ...] | None = None
     task: Task | ProblemType | None = None
     by_name: bool = False
+    proof: Bundle | None = None
 
     @property
     def digest(self) -> str:
         """The sha256 of its file."""
         return hashlib.sha256(self.data).hexdigest()
+
+    def check(self, session: Session) -> None:
+        """Compare the results of a session that has loaded it with its golden data; errors as of `check_session`."""
+        if self.proof is not None:
+            check_session(self.proof, session, [self.name])
+            check_joined_rows(self.proof, session, [self.name])
 
 
 def _reader(bundle: Bundle, session: Session) -> Reader | None:
@@ -162,11 +170,16 @@ class LoadedBundle:
         self.texts: TextQueue | None = None  # only if the bundle generates text
 
     def load(self, extra: LoadedAdapter) -> None:
-        """Load a further adapter; errors as in `Session.load_bytes`."""
+        """Load a further adapter, which calls may name from then on; errors as in `Session.load_bytes` and `check`."""
         self.session.load_bytes(
             extra.name, extra.data, labels=extra.labels, task=extra.task, where=f"adapter `{extra.name}`"
         )
-        self.extras[extra.name] = extra
+        try:
+            extra.check(self.session)
+        except Exception:
+            self.session.unload(extra.name)
+            raise
+        self.extras[extra.name] = replace(extra, proof=None)
         self.digests[extra.name] = extra.digest
         self.used[extra.name] = next(_uses)  # otherwise it would be the first to be unloaded
 
@@ -358,12 +371,13 @@ class Models:
         """
         check_name(extra.name)
         try:
-            async with asyncio.timeout(self._limits.request_timeout):
+            async with asyncio.timeout(self._limits.request_timeout) as limit:
                 while True:
                     async with self._changing:  # concurrent loads must not share the last place
                         loaded = sum(len(served.extras) for served in self._served.values())
                         leaving = any(extra.name in served.closing for served in self._served.values())
                         if loaded < self._limits.max_adapters and not leaving:
+                            limit.reschedule(None)  # its thread would go on, and load it after the error
                             return await self._load(extra, bundle)
                     await (asyncio.sleep(_POLL) if leaving else self._make_room(keep))
         except TimeoutError:

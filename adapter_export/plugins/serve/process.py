@@ -18,6 +18,7 @@ from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.plugins.serve.app import make_app
 from adapter_export.plugins.serve.control import Control, Relayed
 from adapter_export.plugins.serve.limits import RefusedError, impatient
+from adapter_export.plugins.serve.lora_loader import LoraLoader
 from adapter_export.plugins.serve.models import Models, named_bundles
 from adapter_export.plugins.serve.resolver import Fetch, Resolver
 from adapter_export.plugins.serve.route_context import Admission, Context
@@ -52,7 +53,15 @@ def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Rel
     models = Models(bundles, settings.sessions, settings.limits, qualify=settings.qualify)
     resolver = Resolver(settings.adapters_dir, fetcher(settings), MAX_ADAPTER_BYTES)
     service = Service(models, resolver, metrics, settings.limits)
-    control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
+    control = Control(
+        service,
+        resolver,
+        metrics,
+        settings.state,
+        keeps_state=settings.keeps_state,
+        relay=relay,
+        lora=LoraLoader.of(settings),
+    )
     context = Context(service, control, settings.limits, metrics, Tracer(), Admission(settings.token))
     return ServerParts(make_app(context), control, models)
 

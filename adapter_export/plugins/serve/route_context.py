@@ -34,6 +34,11 @@ class Admission:
     def __init__(self, token: str | None) -> None:
         self._token = token
 
+    @property
+    def has_token(self) -> bool:
+        """True if administrators need the token."""
+        return self._token is not None
+
     async def check(self, request: HttpRequest) -> None:
         """Raise RefusedError (401, 403) for clients that are not admitted."""
         if self._token is not None:

@@ -86,6 +86,8 @@ class ServerSettings:
         qualify: name models with their bundles only, `bundle/adapter`.
         adapters_dir: a folder of adapters to load by name.
         hub: let administrators load adapters from hubs and registries.
+        lora_root: the folder below which PEFT adapters may be that administrators load; needs `token` and `lora_base`.
+        lora_base: the model that the bundles were built from, which proves those adapters.
         state: the file that stores the routes across restarts.
         drain: seconds after SIGTERM during which requests are answered and readiness fails.
         quiet: log failures only.
@@ -102,6 +104,10 @@ class ServerSettings:
         Path | None, Option("Folder of adapters to load by name on demand.", "DIR", "--adapters")
     ] = None
     hub: Annotated[bool, "Let administrators load adapters from `hf://…` and `oci://…`."] = False
+    lora_root: Annotated[
+        Path | None, Option("Folder of PEFT adapters that administrators may load. Needs an admin token.", "DIR")
+    ] = None
+    lora_base: Annotated[str | None, Option("Model that the bundles were built from; it proves them.", "MODEL")] = None
     state: Annotated[Path | None, Option("File that stores the routes across restarts.", "FILE")] = None
     drain: Annotated[float, "Shutdown grace period in seconds; readiness fails meanwhile."] = 5.0
     quiet: Annotated[bool, "Log failures only."] = False

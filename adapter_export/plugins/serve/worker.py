@@ -53,7 +53,7 @@ class Task:
         settings = document["settings"]
         settings["sessions"] = SessionSettings(**settings["sessions"])
         settings["limits"] = Limits(**settings["limits"])
-        settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters_dir", "state")}
+        settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters_dir", "state", "lora_root")}
         return cls(ServerSettings(**settings), document["bundles"], Path(document["folder"]), document["changes"])
 
 

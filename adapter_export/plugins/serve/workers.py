@@ -22,6 +22,7 @@ from typing import Any
 
 from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.plugins.serve.limits import RefusedError
+from adapter_export.plugins.serve.lora_loader import LOAD_LORA, LoraLoader
 from adapter_export.plugins.serve.models import check_resident, named_bundles, open_session
 from adapter_export.plugins.serve.process import OnReady, address_of, listen
 from adapter_export.plugins.serve.server_settings import ServerSettings
@@ -85,6 +86,7 @@ class _Watch:
         self._workers: list[_Worker] = []
         self._changes: list[tuple[str, dict[str, Any]]] = []
         self._changing, self._ending = asyncio.Lock(), asyncio.Event()
+        self._lora = LoraLoader.of(settings)
         self._numbers = itertools.count()
         self._tasks = set[asyncio.Task[None]]()
 
@@ -177,6 +179,8 @@ class _Watch:
 
     async def _change(self, change: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Apply a change in the first worker, which may refuse it, then in the others."""
+        if change == LOAD_LORA and self._lora is not None:
+            change, arguments = "load", await self._lora.prove(**arguments, bundles=self._bundles, into=self._folder)
         async with self._changing:
             fresh = None
             if change == "reload" and arguments["name"] in self._bundles:

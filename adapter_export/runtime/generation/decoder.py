@@ -158,9 +158,9 @@ class Decoder:
         """Return batches of the rows that share a call for their prompts."""
         return [batch for group in self._groups(rows) for batch in self._calls(group)]
 
-    def is_long(self, batch: DecodingBatch) -> bool:
-        """Return whether the prompt of a batch takes several calls."""
-        return batch.is_long(self.budget) and self._reads_chunks(batch.rows[0].adapter)
+    def is_long(self, batch: DecodingBatch, budget: CallBudget | None = None) -> bool:
+        """Return whether the prompt of a batch takes several calls. Default budget: that of the decoder."""
+        return batch.is_long(budget or self.budget) and self._reads_chunks(batch.rows[0].adapter)
 
     def _calls(self, rows: Sequence[WrittenRow]) -> list[DecodingBatch]:
         return [self.batch_type(self.inputs, self.session, call) for call in self.budget.calls(rows)]

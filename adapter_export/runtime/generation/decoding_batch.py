@@ -186,6 +186,11 @@ class DecodingBatch:
         """Tokens that the next calls compute, padding included."""
         return self._new.size
 
+    @property
+    def is_begun(self) -> bool:
+        """True if a part of the prompt is computed, and the rest is not."""
+        return self.is_new and self._past > 0
+
     def is_long(self, budget: CallBudget) -> bool:
         """Return whether a call takes only a part of the new tokens."""
         return len(self.rows) == 1 and self._new.shape[1] > budget.chunk(self._past)

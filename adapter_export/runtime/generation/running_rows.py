@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from adapter_export.errors import InputError
+from adapter_export.runtime.generation.call_budget import CallBudget
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, WrittenRow
+
+_CALM = 16
+"""Steps after a short prompt in which the parts of long ones stay small: other short ones may follow."""
 
 
 class RunningRows:
     """Rows that generate together, each with the tokens that it has by itself.
 
-    New rows compute their prompts in calls of their own, then join the others. A step computes a part of the oldest
-    prompt, and other prompts if they are short, each up to the budget of a call: a long prompt delays neither the rows
-    that are written nor short prompts. Not thread-safe.
+    New rows compute their prompts in calls of their own, then join the others. A step computes short prompts up to the
+    budget of a call, and a part of the oldest long one. After a part, short prompts have a step without another part,
+    and the parts beside them are small, so that a short prompt waits no longer than it takes. Not thread-safe.
 
     Args:
         decoder: computes the rows.
@@ -26,6 +30,7 @@ class RunningRows:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._batches: list[DecodingBatch] = []
+        self._has_read_part, self._calm_steps = False, _CALM
         self.calls: list[int] = []
 
     def join(self, rows: Sequence[WrittenRow]) -> None:
@@ -52,10 +57,18 @@ class RunningRows:
         return [row for batch in done for row in batch.rows]
 
     def _prompts(self, new: Sequence[DecodingBatch]) -> list[DecodingBatch]:
-        """Return the batches whose prompts this step computes: the oldest, and the shortest others."""
-        if not new:
+        """Return the batches whose prompts this step computes: short ones, and the oldest long one."""
+        long = [batch for batch in new if batch.is_begun or self._decoder.is_long(batch)]
+        chosen = self._short_prompts([batch for batch in new if batch not in long])
+        self._calm_steps = 0 if chosen else self._calm_steps + 1
+        self._has_read_part = bool(long) and not (chosen and self._has_read_part)
+        return [*chosen, *long[: int(self._has_read_part)]]
+
+    def _short_prompts(self, short: Sequence[DecodingBatch]) -> list[DecodingBatch]:
+        """Return the oldest short prompt, and the shortest others within the budget of a call."""
+        if not short:
             return []
-        oldest, *others = new
+        oldest, *others = short
         chosen, total, budget = [oldest], 0, self._decoder.budget.tokens
         for batch in sorted(others, key=lambda batch: batch.unread):
             total += batch.unread
@@ -63,6 +76,12 @@ class RunningRows:
                 break
             chosen.append(batch)
         return chosen
+
+    @property
+    def _budget(self) -> CallBudget:
+        """Budget of parts of long prompts."""
+        budget = self._decoder.budget
+        return budget if self._calm_steps > _CALM else budget.beside
 
     def _shared(self) -> list[DecodingBatch]:
         """Return the batches that have rows, those that can share calls as one."""
@@ -80,8 +99,8 @@ class RunningRows:
 
     def _advance(self, batch: DecodingBatch) -> Iterator[DecodingBatch]:
         try:
-            if batch.is_new and self._decoder.is_long(batch):
-                batch.read_chunk(self._decoder.budget)
+            if batch.is_new and self._decoder.is_long(batch, self._budget):
+                batch.read_chunk(self._budget)
             else:
                 batch.step()
         except InputError as error:

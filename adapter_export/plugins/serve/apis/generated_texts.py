@@ -156,11 +156,8 @@ class Answer(ABC):
     async def response(self, context: Context, request: HttpRequest) -> Response:
         """Return the whole response, or the stream of events; the job ends with it."""
         if self._call.stream:
-            return _Events(self._events(context), self.job)
-        try:
-            done = await context.while_connected(request, _all(self.job))
-        finally:
-            self.job.close()
+            return TextStream(self._events(context), self.job, "text/event-stream")
+        done = await whole_texts(self.job, context, request)
         choices = [self.choice(at, text) for at, text in enumerate(done)]
         return JSONResponse({**self._head, "object": self.whole_object, "choices": choices, "usage": self._usage()})
 
@@ -190,23 +187,36 @@ class Answer(ABC):
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-class _Events(StreamingResponse):
-    """A stream of events. It closes the job after the last event, or when the client disconnects."""
+class TextStream(StreamingResponse):
+    """A stream of pieces of texts. It closes the job after the last one, or when the client disconnects.
 
-    def __init__(self, events: AsyncIterator[str], job: TextJob) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    Args:
+        lines: the pieces, in the format of the API.
+        job: the texts.
+        media_type: the format.
+    """
+
+    def __init__(self, lines: AsyncIterator[str], job: TextJob, media_type: str) -> None:
+        super().__init__(lines, media_type=media_type, headers={"cache-control": "no-cache"})
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
+        """Send the pieces."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._job.close()
 
 
+async def whole_texts(job: TextJob, context: Context, request: HttpRequest) -> list[WholeText]:
+    """Return the texts of a job, in the order of their prompts, and close it; errors as in `while_connected`."""
+    try:
+        return await context.while_connected(request, _all(job))
+    finally:
+        job.close()
+
+
 async def _all(job: TextJob) -> list[WholeText]:
-    """Return the texts of a job, in the order of their prompts."""
     scores: list[list[TokenScore]] = [[] for _ in job.texts]
     done: dict[int, WholeText] = {}
     async for piece in job.pieces():

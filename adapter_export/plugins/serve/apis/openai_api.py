@@ -27,6 +27,9 @@ from adapter_export.text import TextSide
 PREFIXES = ("/v1", "/openai/v1")
 """Prefixes of the paths; the second is KServe's."""
 
+EncodingFormat = Literal["float", "base64"]
+"""Numbers, or base64 of little-endian float32 numbers."""
+
 
 def text_or_texts(fix: str) -> BeforeValidator:
     """Refuse token ids, and lists with too few or too many texts; `fix` tells clients how to send texts."""
@@ -63,7 +66,7 @@ class Embeddings(Strict):
 
     model: str
     input: Texts
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: EncodingFormat | None = "float"
     dimensions: int | None = Field(default=None, ge=1)
     input_type: TextSide | None = None
     user: str | None = None
@@ -106,10 +109,8 @@ class OpenAiApi:
         body = parse(Embeddings, await self._context.body(request))
         call = self._service.answer_rows(body.call(), request.state.key, request.state, Reading(long="refuse"))
         rows = await self._context.in_time(call)
-        data = [
-            {"object": "embedding", "index": at, "embedding": _encoded(_vector(row, body.dimensions), body)}
-            for at, row in enumerate(rows)
-        ]
+        vectors = [encoded(vector_of(row, body.dimensions), body.encoding_format) for row in rows]
+        data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens_of(rows), "total_tokens": tokens_of(rows)}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
@@ -143,22 +144,34 @@ def tokens_of(rows: Sequence[AnsweredRow]) -> int:
     return sum(len(encoded.encoding.ids) for row in rows if row.read is not None for encoded in row.read.rows)
 
 
-def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
+def vector_of(row: AnsweredRow, width: int | None = None) -> np.ndarray:
+    """Return the vector of a row.
+
+    Args:
+        row: the row.
+        width: one of the `widths` of its task. Default: the full width.
+
+    Raises:
+        RequestError: its adapter returns no vectors, or was not trained at this width; a number is NaN or infinite.
+    """
     answer, task = row.answer.answer, row.head.task
     if not isinstance(answer, Vector) or task is None:
-        raise RequestError(
-            "does not return vectors",
-            where=f"model `{row.head.adapter}`",
-            found=f"the task `{None if task is None else task.type}`",
-            expected="an adapter for `embedding`",
-        )
-    return answer.vector if width is None else task.truncated(answer.vector, width)
-
-
-def _encoded(vector: np.ndarray, body: Embeddings) -> list[float] | str:
+        raise other_task(row, "does not return vectors", "`embedding`")
+    vector = answer.vector if width is None else task.truncated(answer.vector, width)
     if not np.isfinite(vector).all():
         raise RequestError("a vector is NaN or infinite", fix="run `adapter-export verify` on the bundle")
-    if body.encoding_format == "base64":
+    return vector
+
+
+def other_task(row: AnsweredRow, what: str, expected: str) -> RequestError:
+    """Return the error of a row whose adapter has another task than a route expects."""
+    actual = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
+    return RequestError(what, where=f"model `{row.head.adapter}`", found=actual, expected=f"an adapter for {expected}")
+
+
+def encoded(vector: np.ndarray, encoding_format: EncodingFormat | None = None) -> list[float] | str:
+    """Return a vector as numbers, the default, or as base64 of little-endian float32 numbers."""
+    if encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()
     return numbers

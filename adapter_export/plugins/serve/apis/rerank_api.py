@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import LabelSet, Prediction, Score
-from adapter_export.plugins.serve.apis.openai_api import PREFIXES, Texts, tokens_of
+from adapter_export.plugins.serve.apis.openai_api import PREFIXES, Texts, other_task, tokens_of
 from adapter_export.plugins.serve.calls import Call, Strict, TextPair, Words, parse
 from adapter_export.plugins.serve.limits import MOST_ROWS
 from adapter_export.plugins.serve.route_context import Context
@@ -108,7 +108,7 @@ class RerankApi:
         texts = body.candidates()
         call = Call(model=body.model, texts=[TextPair(text=body.query, pair=text) for text in texts])
         rows = await self._answer(call, request, body.long)
-        scores = [_score(row, raw=body.raw_scores) for row in rows]
+        scores = [score_of(row, raw=body.raw_scores) for row in rows]
         best = sorted(range(len(texts)), key=lambda at: -scores[at])[: body.top_n]
         if body.texts is not None:
             shown = [{"text": text} if body.return_text else {} for text in texts]
@@ -144,25 +144,21 @@ class RerankApi:
 _META = {"api_version": {"version": "2"}}
 
 
-def _score(row: AnsweredRow, *, raw: bool) -> float:
+def score_of(row: AnsweredRow, *, raw: bool) -> float:
+    """Return the score of a pair, or with `raw` that before the activation; RequestError for other tasks."""
     answer = row.answer.answer
     if not isinstance(answer, Score) or row.head.task is None or not row.head.task.kind.ranks:
-        raise _other(row, "does not rank texts", "`ranking`")
+        raise other_task(row, "does not rank texts", "`ranking`")
     return float(np.mean(row.results)) if raw else answer.score
 
 
 def _classified(row: AnsweredRow) -> dict[str, Any]:
     answer = row.answer.answer
     if not isinstance(answer, Prediction | LabelSet):
-        raise _other(row, "does not classify texts", "`single_label` or `multi_label`")
+        raise other_task(row, "does not classify texts", "`single_label` or `multi_label`")
     probabilities = answer.probabilities
     return {
         "label": max(probabilities, key=probabilities.__getitem__),
         "probs": [*probabilities.values()],
         "num_classes": len(probabilities),
     }
-
-
-def _other(row: AnsweredRow, what: str, expected: str) -> RequestError:
-    actual = "no task" if row.head.task is None else f"the task `{row.head.task.type}`"
-    return RequestError(what, where=f"model `{row.head.adapter}`", found=actual, expected=f"an adapter for {expected}")

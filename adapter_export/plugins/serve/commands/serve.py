@@ -30,8 +30,8 @@ def serve(
     """Serve bundles by HTTP: each adapter is a model, and the name of a bundle is its base.
 
     Protocols: plain JSON (`POST /answer {"model": "trec", "text": "How far?"}`), the Open Inference Protocol v2, and
-    the APIs of OpenAI, Cohere and Text Embeddings Inference. A web page is at `/`, Prometheus metrics at `/metrics`.
-    SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
+    the APIs of OpenAI, Cohere, Text Embeddings Inference, vLLM and Ollama. A web page is at `/`, Prometheus metrics at
+    `/metrics`. SIGHUP reloads the bundles; SIGTERM finishes running requests and exits. Clients with the token in
     `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes and adapters; without a token, only loopback clients may.
 
     Args:
@@ -77,8 +77,25 @@ def _settings(options: Mapping[str, Any], token: str | None) -> ServerSettings:
         raise UsageError("must be a port", where=argument("port"), found=port, expected=f"0 to {_LAST_PORT:,}")
     if token == "":
         raise UsageError("the admin token is empty", fix="set a token, or none")
-    of_server |= {name: Path(of_server[name]) for name in ("adapters_dir", "state") if name in of_server}
+    of_server |= {name: Path(of_server[name]) for name in ("adapters_dir", "state", "lora_root") if name in of_server}
+    _check_lora(of_server, token)
     return ServerSettings(**of_server, sessions=SessionSettings(**of_sessions), limits=Limits(**limits), token=token)
+
+
+def _check_lora(of_server: Mapping[str, Any], token: str | None) -> None:
+    """Raise UsageError if one of the settings that loading PEFT adapters needs is missing."""
+    wanted = [argument(name) for name in ("lora_root", "lora_base") if name in of_server]
+    if not wanted:
+        return
+    if len(wanted) == 1:
+        raise UsageError(argument("lora_root") + " and " + argument("lora_base") + " need each other")
+    if token is None:
+        raise UsageError(
+            wanted[0] + " needs an admin token",
+            fix="set `ADAPTER_EXPORT_ADMIN_TOKEN`, or `admin_token` in Python",
+        )
+    if not of_server["lora_root"].is_dir():
+        raise UsageError("is not a folder", where=wanted[0], found=of_server["lora_root"])
 
 
 def _show(ready: tuple[str, Sequence[str]], screen: Screen) -> None:
@@ -103,7 +120,7 @@ COMMAND = Command(
         "adapter-export serve bundle --adapters tenants/ --resident 64",
     ),
     sections={
-        "adapters": ("qualify", "adapters_dir", "hub", "resident", "max_adapters", "state"),
+        "adapters": ("qualify", "adapters_dir", "hub", "resident", "max_adapters", "lora_root", "lora_base", "state"),
         "calls": (
             *("workers", "mapped_weights", "provider", "threads", "concurrency"),
             *("max_batch_size", "max_batch_tokens", "max_batch_delay"),
