@@ -38,13 +38,11 @@ class LoadedKeys:
 
     Attributes:
         model_class: class of the model, as `AutoPeftModel` chooses it.
-        modules: module paths of that model.
         missing: tensors that PEFT expected; the adapter keeps their initial values.
         unexpected: tensors of the file that PEFT ignored.
     """
 
     model_class: str
-    modules: frozenset[str]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
@@ -61,9 +59,7 @@ def loaded_keys(folder: Path, adapter: Path) -> LoadedKeys:
 
     with captured_logs(), quiet_transformers(), parsing(refusal):
         config: Any = peft.PeftConfig.from_pretrained(str(adapter))
-        of_base = transformers.AutoConfig.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        of_base = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         model_class = _model_class(config, of_base)
         try:
             return _load(model_class, of_base, config, adapter, on_meta=True)
@@ -79,10 +75,12 @@ def _load(model_class: Any, of_base: Any, config: Any, adapter: Path, *, on_meta
     make = getattr(model_class, "from_config", model_class)
     with torch.device("meta" if on_meta else "cpu"):
         model = make(of_base)
-    name, modules = type(model).__name__, frozenset(path for path, _ in model.named_modules())
+    name = type(model).__name__
     wrapped: Any = peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta)
     result = wrapped.load_adapter(str(adapter), "default", low_cpu_mem_usage=on_meta)
-    return LoadedKeys(name, modules, tuple(result.missing_keys), tuple(result.unexpected_keys))
+    if config.is_prompt_learning:  # its vectors are no parameters of the model, and are loaded apart
+        return LoadedKeys(name, (), ())
+    return LoadedKeys(name, tuple(result.missing_keys), tuple(result.unexpected_keys))
 
 
 def _model_class(config: Any, of_base: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import Address, PathLike, locate
@@ -14,7 +13,7 @@ from adapter_export.bases.opening import base_for
 from adapter_export.commands.adapters._made_adapter import BASE, BY_NUMBER, WithoutHead
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterExportError, InputError, MissingExtraError, UsageError
-from adapter_export.option import SITE_MAP, TRUST_PICKLE
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.plugins.formats.commands.import_.adapterhub import import_adapterhub
 from adapter_export.plugins.formats.commands.import_.peft import import_peft
 from adapter_export.plugins.formats.importing import base_of_import, import_request
@@ -46,7 +45,7 @@ def doctor(
     folder: Address,
     base: Annotated[Base | Address | None, BASE] = None,
     *,
-    member: Annotated[str | None, "Adapter to examine in a folder of several."] = None,
+    member: Annotated[str | None, Option("Adapter to examine in a folder of several.", "NAME", "--name")] = None,
     by_number: Annotated[bool, BY_NUMBER] = False,
     dense: Annotated[bool, "Allow full-rank updates."] = False,
     without_head: WithoutHead = False,
@@ -104,7 +103,7 @@ def doctor(
     return examine(Subject(path, library, request, without_head, outcome, tuple(notes.notes)), opened)
 
 
-_WIDTH = 80
+_WIDTH, _INDENT = 80, 11
 _STYLES: Mapping[str, str] = {"broken": "bold red", "caution": "yellow"}
 
 
@@ -134,10 +133,9 @@ def _show(diagnosis: Diagnosis, screen: Screen) -> None:
 
 
 def _show_fact(label: str, text: str, screen: Screen) -> None:
-    if text:
-        indent = " " * 11
-        for line in textwrap.wrap(text, _WIDTH, initial_indent=f"  {label:9}", subsequent_indent=indent):
-            screen.line(line)
+    wrapped = textwrap.wrap(text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(wrapped):
+        screen.line(f"  {label}".ljust(_INDENT) if number == 0 else " " * _INDENT, line)
 
 
 COMMAND = Command(

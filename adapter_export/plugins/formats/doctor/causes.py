@@ -39,7 +39,7 @@ from adapter_export.plugins.formats.doctor.diagnosis import Cause, Severity, Too
 from adapter_export.plugins.formats.doctor.site_changes import SiteChange
 from adapter_export.plugins.formats.importers.peft.peft_importer import LOST_MODULES
 from adapter_export.plugins.formats.importers.peft.peft_options import STARTS_OF_BASE
-from adapter_export.words import joined, quoted
+from adapter_export.words import joined
 
 Match = tuple[str, str]
 """The measurement of a rule, and the values it expects."""
@@ -68,6 +68,14 @@ class Case:
     changes: Sequence[SiteChange]
     tools: Mapping[str, ToolReading]
     imports: Callable[[AdapterFiles], bool]
+
+    def misfit(self) -> str | None:
+        """Return the first module of a LoRA whose matrices are incomplete, or do not fit the base's layer."""
+        for path, pair in self.pairs.items():
+            known, down, up = self.widths(path), pair.get("lora_A.weight"), pair.get("lora_B.weight")
+            if down is None or up is None or (known is not None and (len(up), down.shape[1]) != known):
+                return path
+        return next((tensor.path for tensor in self.files.modules if self.files.tensors[tensor.key].size == 0), None)
 
     @cached_property
     def linear_paths(self) -> dict[str, tuple[int, int]]:
@@ -111,8 +119,9 @@ class Rule:
 
 def causes_of(case: Case) -> tuple[Cause, ...]:
     """Apply all rules; a refusal that none explains is a cause by itself."""
+    rules = [rule for rule in RULES if rule.severity == "broken" or case.error is None]
     causes = [
-        Cause(rule.name, rule.severity, *match, rule.reason, rule.fix) for rule in RULES for match in rule.find(case)
+        Cause(rule.name, rule.severity, *match, rule.reason, rule.fix) for rule in rules for match in rule.find(case)
     ]
     if case.error is not None and not any(cause.severity == "broken" for cause in causes):
         causes.insert(0, cause_of_error(case.error))
@@ -190,9 +199,15 @@ def _two_adapters(case: Case) -> Iterator[Match]:
 def _name_in_keys(case: Case) -> Iterator[Match]:
     names = list(_names_in_keys(case))
     if len(names) == 1 and case.error is not None:
-        renamed = case.files.with_keys(lambda key: key.replace(f".{names[0]}.", "."))
-        proof = "; without it, they import" if case.imports(renamed) else ""
+        proof = "; without it, they import" if case.imports(_with_plain_keys(case)) else ""
         yield f"keys contain the adapter's name `{names[0]}`{proof}", "keys as `save_pretrained` writes them"
+
+
+def _with_plain_keys(case: Case) -> AdapterFiles:
+    """Return the files with keys as PEFT saves them."""
+    names = list(_names_in_keys(case))
+    name = f".{names[0]}." if len(names) == 1 else ""
+    return case.files.with_keys(lambda key: plain_key(key.replace(name, ".") if name else key))
 
 
 def _halves(case: Case) -> Iterator[Match]:
@@ -216,13 +231,13 @@ def _prefix(case: Case) -> Iterator[Match]:
         return
     example = next(path for path, known in paths.items() if known is not None)
     if case.error is not None:
-        plain = case.files.with_keys(plain_key)
-        if plain.tensors.keys() != case.files.tensors.keys() and case.imports(plain):
+        if plain_key(example) != example and case.imports(_with_plain_keys(case)):
             yield f"`{example}…`; as `{plain_key(example)}…`, it imports", f"keys that begin with `{PREFIX}`"
         return
     reading = case.tools.get("PEFT")
     if reading is not None and reading.reads == "none":
-        yield f"PEFT ignores all tensors, such as `{example}…`: {reading.reason}", "paths of the model of training"
+        expected = f"`{reading.missing[0]}`" if reading.missing else "paths of the model of training"
+        yield f"PEFT ignores all {len(reading.ignored)} tensors, such as `{reading.ignored[0]}`", expected
 
 
 def _mlx(case: Case) -> Iterator[Match]:
@@ -286,9 +301,8 @@ def _other_layers(case: Case) -> Iterator[Match]:
     of_base = layer_numbers(list(case.linear_paths))
     if not of_adapter or not of_base:
         return
-    if max(of_adapter) > max(of_base):
-        yield f"tensors for {max(of_adapter) + 1} layers", f"the base's {max(of_base) + 1}"
-    elif case.error.what == LOST_MODULES and of_adapter == set(range(max(of_adapter) + 1)) < of_base:
+    lost = case.error.what == LOST_MODULES and of_adapter == set(range(max(of_adapter) + 1)) < of_base
+    if lost or max(of_adapter) > max(of_base):
         yield f"tensors for {max(of_adapter) + 1} layers", f"the base's {max(of_base) + 1}"
 
 
@@ -310,11 +324,14 @@ _VOCABULARY = re.compile(r"(?:embed_tokens|word_embeddings|wte|embed_in|lm_head|
 
 def _other_vocabulary(case: Case) -> Iterator[Match]:
     size = case.base_config.get("vocab_size")
-    for key, tensor in case.files.tensors.items():
-        if isinstance(size, int) and _VOCABULARY.search(key) and "lora_" not in key and tensor.ndim == 2:
-            if len(tensor) != size:
-                yield f"`{key}` has {len(tensor):,} rows", f"the base's vocabulary of {size:,}"
-                return
+    rows = {
+        key: len(tensor)
+        for key, tensor in case.files.tensors.items()
+        if _VOCABULARY.search(key) and "lora_" not in key and tensor.ndim == 2
+    }
+    other = next((key for key, count in rows.items() if count != size), None)
+    if isinstance(size, int) and other is not None:
+        yield f"`{other}` has {rows[other]:,} rows", f"the base's vocabulary of {size:,}"
 
 
 def _other_labels(case: Case) -> Iterator[Match]:
@@ -331,9 +348,9 @@ def _other_labels(case: Case) -> Iterator[Match]:
 
 
 def _untrained(case: Case) -> Iterator[Match]:
-    if case.changes and all(change.zero for change in case.changes) and case.adapter is not None:
-        if case.adapter.head is None:
-            yield f"the update is exactly zero at all {len(case.changes)} sites", "a trained adapter"
+    only_sites = case.adapter is not None and case.adapter.head is None
+    if only_sites and case.changes and all(change.zero for change in case.changes):
+        yield f"the update is exactly zero at all {len(case.changes)} sites", "a trained adapter"
 
 
 def _idle_sites(case: Case) -> Iterator[Match]:
@@ -369,7 +386,10 @@ def _strength_elsewhere(case: Case) -> Iterator[Match]:
 def _ignored_elsewhere(case: Case) -> Iterator[Match]:
     for reading in case.tools.values():
         if reading.ignored and not (reading.tool == "PEFT" and reading.reads == "none" and list(_prefix(case))):
-            yield f"{reading.tool} ignores {len(reading.ignored)} tensors without an error: {reading.reason}", "none"
+            yield (
+                f"{reading.tool} ignores {len(reading.ignored)} tensors without an error: {reading.reason}",
+                "all tensors",
+            )
 
 
 RULES: Sequence[Rule] = (
@@ -434,8 +454,8 @@ RULES: Sequence[Rule] = (
     Rule(
         "ignored-by-peft",
         "caution",
-        "the paths are those of another class of the same model, which PEFT does not translate",
-        "open the model in PEFT with the class of training",
+        "the paths are those of another class, or of a wrapped model; PEFT keeps the adapter at its initialization",
+        "open the model in PEFT with the class of training, or rename the keys",
         lambda case: _prefix(case) if case.error is None else iter(()),
     ),
     Rule(

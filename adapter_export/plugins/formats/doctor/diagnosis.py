@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from adapter_export.errors import MistakeError
@@ -78,6 +77,7 @@ class ToolReading:
         ignored: tensors that it ignores without an error.
         reason: why it ignores or refuses them.
         scale: factor that it applies, where it differs.
+        missing: tensors that it expects and the file lacks.
     """
 
     tool: str
@@ -85,6 +85,7 @@ class ToolReading:
     ignored: tuple[str, ...] = ()
     reason: str = ""
     scale: str | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +178,9 @@ class Diagnosis(Described):
 
     def tool_table(self) -> Table:
         """Return a row for each tool."""
-        rows = [(each.tool, self._share(each), "; ".join(filter(None, (each.reason, each.scale)))) for each in self.tools]
+        rows = [
+            (each.tool, self._share(each), "; ".join(filter(None, (each.reason, each.scale)))) for each in self.tools
+        ]
         return Table(("tool", "loads", "why"), rows)
 
     def _share(self, reading: ToolReading) -> str:

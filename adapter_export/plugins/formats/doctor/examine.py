@@ -12,7 +12,7 @@ from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.evaluate_adapter import check_fit
-from adapter_export.plugins.formats.doctor.adapter_files import AdapterFiles, Library, read_adapter_files
+from adapter_export.plugins.formats.doctor.adapter_files import PREFIX, AdapterFiles, Library, read_adapter_files
 from adapter_export.plugins.formats.doctor.causes import Case, cause_of_error, causes_of
 from adapter_export.plugins.formats.doctor.diagnosis import Cause, Diagnosis
 from adapter_export.plugins.formats.doctor.other_tools import Reader, tool_readings
@@ -52,9 +52,7 @@ def examine(subject: Subject, base: Base) -> Diagnosis:
     name = subject.request.name
     error = subject.outcome if isinstance(subject.outcome, AdapterExportError) else None
     try:
-        files = read_adapter_files(
-            subject.folder, subject.library, subject.request.member, subject.request.read_pickle
-        )
+        files = read_adapter_files(subject.folder, subject.library, subject.request.member, subject.request.read_pickle)
     except (InputError, UsageError) as unreadable:
         if error is None:  # a setup of several adapters
             return _of_adapter(subject, base, name)
@@ -114,10 +112,11 @@ def _case(subject: Subject, files: AdapterFiles, base: Base, error: AdapterExpor
     view, config = base.view, _config_of(base)
     options = _options(files)
     changes = () if adapter is None else tuple(site_changes(adapter, view, _factor_at(adapter, options)))
+    case = Case(files, view, config, error, adapter, changes, {}, _importer(subject, view))
     factors = {} if options is None else _factors(files, options)
-    readings = tool_readings(Reader(files, base.path if base.form == "folder" else None, factors))
-    tools = {reading.tool: reading for reading in readings}
-    return Case(files, view, config, error, adapter, changes, tools, _importer(subject, view))
+    folder = base.path if base.form == "folder" else None
+    readings = tool_readings(Reader(files, folder, factors, case.misfit()))
+    return replace(case, tools={reading.tool: reading for reading in readings})
 
 
 def _importer(subject: Subject, view: BaseView) -> Callable[[AdapterFiles], bool]:
@@ -155,7 +154,7 @@ def _options(files: AdapterFiles) -> Options | None:
 
 
 def _factors(files: AdapterFiles, options: Options) -> dict[str, float]:
-    paths = dict.fromkeys(tensor.path.removeprefix("base_model.model.") for tensor in files.modules)
+    paths = dict.fromkeys(tensor.path.replace(PREFIX, "") for tensor in files.modules)
     return {path: options.factor_at(path) for path in paths}
 
 

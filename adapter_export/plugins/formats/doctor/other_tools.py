@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adapter_export.errors import InputError
 from adapter_export.plugins.formats.doctor.adapter_files import PREFIX, AdapterFiles
-from adapter_export.plugins.formats.doctor.diagnosis import ToolReading
+from adapter_export.plugins.formats.doctor.diagnosis import Reads, ToolReading
 from adapter_export.plugins.formats.importers.adapterhub.adapterhub_folder import names_of
 from adapter_export.words import quoted
 
@@ -33,11 +33,13 @@ class Reader:
         files: the adapter's files.
         folder: the base's Hugging Face folder, if it is one.
         factors: the factor of each module that the adapter's own library applies, by module path.
+        misfit: first module whose matrices do not fit its layer, if any.
     """
 
     files: AdapterFiles
     folder: Path | None
     factors: Mapping[str, float]
+    misfit: str | None = None
 
 
 def tool_readings(reader: Reader) -> tuple[ToolReading, ...]:
@@ -60,9 +62,11 @@ def _peft(reader: Reader) -> ToolReading:
         return ToolReading("PEFT", "refuses", reason=str(error.found))
     if not keys.unexpected and not keys.missing:
         return ToolReading("PEFT", "all")
-    ignored = tuple(keys.unexpected)
-    example = f"; it looks for `{keys.missing[0]}`" if keys.missing else ""
-    return ToolReading("PEFT", _share(ignored, reader), ignored, f"no module of `{keys.model_class}` has these names" + example)
+    if not keys.unexpected:
+        reason = f"{len(keys.missing)} tensors that it expects are missing, and stay as they were initialized"
+        return ToolReading("PEFT", "all", reason=reason, missing=keys.missing)
+    reason = f"no module of `{keys.model_class}` has the path of these"
+    return ToolReading("PEFT", _share(keys.unexpected, reader), keys.unexpected, reason, missing=keys.missing)
 
 
 def _vllm(reader: Reader) -> ToolReading:
@@ -71,7 +75,7 @@ def _vllm(reader: Reader) -> ToolReading:
         return ToolReading("vLLM", "refuses", reason=_NOT_PEFT)
     known = _served_modules(reader.folder)
     paths = {key: _FACTORS.sub("", key).replace(PREFIX, "") for key in files.tensors if _FACTORS.search(key)}
-    refusals = list(_refusals_of_vllm(files, paths, known))
+    refusals = [*_refusals_of_vllm(files, paths, known), *_misfits(reader)]
     if refusals:
         return ToolReading("vLLM", "refuses", reason="; ".join(refusals))
     ignored = tuple(key for key in files.tensors if key.endswith(_EMBEDDING_WEIGHTS))
@@ -103,6 +107,10 @@ def _refusals_of_vllm(files: AdapterFiles, paths: Mapping[str, str], known: Coll
         yield f"the model has no module named {quoted(unknown)}"
 
 
+def _misfits(reader: Reader) -> list[str]:
+    return [] if reader.misfit is None else [f"the matrices of `{reader.misfit}` do not fit its layer"]
+
+
 def _vllm_factor(config: Mapping[str, object]) -> float | None:
     """Return the factor of all modules, by the config's alpha and rank."""
     alpha, rank = config.get("lora_alpha"), config.get("r")
@@ -127,6 +135,11 @@ def _llama_cpp(reader: Reader) -> ToolReading:
         for key, tensor in files.tensors.items()
         if key.endswith(".lora_A.weight") and tensor.ndim == 2 and len(tensor)
     }
+    known = _served_modules(reader.folder)
+    outside = [path for path in ranks if known and path not in known]
+    refusals = [*(f"the model has no tensor `{path}.weight`" for path in outside), *_misfits(reader)]
+    if refusals:
+        return ToolReading("llama.cpp", "refuses", reason=refusals[0])
     alpha = config["lora_alpha"]
     scale = _other_factor(reader, lambda path: alpha / ranks[path] if alpha and path in ranks else 1.0)
     reason = "saved weights of the base are skipped" if ignored else ""
@@ -147,7 +160,7 @@ def _adapterhub(reader: Reader) -> ToolReading:
 _TOOLS: tuple[Callable[[Reader], ToolReading], ...] = (_peft, _vllm, _llama_cpp, _adapterhub)
 
 
-def _share(ignored: Collection[str], reader: Reader) -> str:
+def _share(ignored: Collection[str], reader: Reader) -> Reads:
     if not ignored:
         return "all"
     return "none" if len(ignored) >= len(reader.files.tensors) else "part"

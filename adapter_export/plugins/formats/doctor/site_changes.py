@@ -98,8 +98,9 @@ def groups_of(changes: Iterable[SiteChange]) -> tuple[SiteGroup, ...]:
 
 
 def _factor_of(graph: AdapterGraph) -> float | None:
-    """Return the product of constant factors in a graph; `None` for a graph without matrices to scale."""
-    if not any(node.op == "linear" for node in graph.nodes):
+    """Return the constant factor of two matrices; `None` for other graphs, and for those with learned factors."""
+    learned = any(name.startswith(("scaling.", "gate.")) for name in graph.parameters)
+    if learned or sum(node.op == "linear" for node in graph.nodes) != 2:
         return None
     return float(np.prod([node.attributes["factor"] for node in graph.nodes if node.op == "scale"]))
 
