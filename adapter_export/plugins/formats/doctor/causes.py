@@ -146,7 +146,7 @@ def cause_of_error(error: AdapterExportError, name: str | None = None) -> Cause:
     return Cause(named, "broken", measured, error.expected or "", "the importer refuses it", error.fix or "")
 
 
-# Rules on the tensors alone.
+# Rules on the tensors.
 
 
 def _empty(case: Case) -> Iterator[Match]:

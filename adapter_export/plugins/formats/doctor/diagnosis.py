@@ -69,7 +69,7 @@ class SiteGroup:
 
 @dataclass(frozen=True)
 class ToolReading:
-    """What a tool makes of an adapter.
+    """Result of loading an adapter with a tool.
 
     Attributes:
         tool: its name.

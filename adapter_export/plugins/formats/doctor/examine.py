@@ -23,6 +23,7 @@ from adapter_export.plugins.formats.importers.peft.peft_folder import parse_fold
 from adapter_export.plugins.formats.importers.peft.peft_importer import import_read
 from adapter_export.plugins.formats.importers.peft.peft_options import Options, read_options
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.site import Site
 
 
@@ -101,7 +102,7 @@ def examine_own(adapter: Adapter, base: Base) -> Diagnosis:
 
 
 def _of_adapter(subject: Subject, base: Base, name: str) -> Diagnosis:
-    """Return the diagnosis of a composition, from its graphs alone."""
+    """Return the diagnosis of a composition, from its graphs."""
     assert isinstance(subject.outcome, Adapter), "the importer read what the doctor cannot"
     found = examine_own(replace(subject.outcome, base=base.fingerprint), base)
     return replace(found, adapter=name, library=subject.library, notes=subject.notes)
@@ -212,5 +213,5 @@ def _cause_of_folder(folder: Path, error: AdapterExportError) -> Cause:
 
 
 def _starts_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(start)) == start
