@@ -47,8 +47,18 @@ class LoadedKeys:
     unexpected: tuple[str, ...]
 
 
-def loaded_keys(folder: Path, adapter: Path) -> LoadedKeys:
+_MOST_PARAMETERS = 10**9
+"""Maximum size of a model that is made in memory, 4 GB."""
+
+
+def loaded_keys(folder: Path, adapter: Path, *, in_memory: bool) -> LoadedKeys:
     """Load an adapter with PEFT into a model of a Hugging Face folder, without the weights of the model.
+
+    Args:
+        folder: the folder, whose config is read.
+        adapter: the adapter's folder.
+        in_memory: make the model in memory if an initialization computes with its weights. The config of a broken
+            adapter may state matrices of any size.
 
     Raises:
         AdapterError: PEFT or transformers refuses.
@@ -60,21 +70,26 @@ def loaded_keys(folder: Path, adapter: Path) -> LoadedKeys:
     with captured_logs(), quiet_transformers(), parsing(refusal):
         config: Any = peft.PeftConfig.from_pretrained(str(adapter))
         of_base = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        model_class = _model_class(config, of_base)
+        model = _made(_model_class(config, of_base), of_base, "meta")
+        small = sum(parameter.numel() for parameter in model.parameters()) <= _MOST_PARAMETERS
         try:
-            return _load(model_class, of_base, config, adapter, on_meta=True)
+            return _load(model, config, adapter, on_meta=True)
         except (NotImplementedError, RuntimeError) as error:
             mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
             if mismatches:
                 raise refusal(mismatches[0]) from error
-        # some initializations compute with the weights of the base
-        return _load(model_class, of_base, config, adapter, on_meta=False)
+            if not in_memory or not small:
+                raise
+        return _load(_made(type(model), of_base, "cpu"), config, adapter, on_meta=False)
 
 
-def _load(model_class: Any, of_base: Any, config: Any, adapter: Path, *, on_meta: bool) -> LoadedKeys:
-    make = getattr(model_class, "from_config", model_class)
-    with torch.device("meta" if on_meta else "cpu"):
-        model = make(of_base)
+def _made(model_class: Any, of_base: Any, device: str) -> Any:
+    make = getattr(model_class, "from_config", model_class) if "Auto" in model_class.__name__ else model_class
+    with torch.device(device):
+        return make(of_base)
+
+
+def _load(model: Any, config: Any, adapter: Path, *, on_meta: bool) -> LoadedKeys:
     name = type(model).__name__
     wrapped: Any = peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta)
     result = wrapped.load_adapter(str(adapter), "default", low_cpu_mem_usage=on_meta)
@@ -109,5 +124,4 @@ def named_modules(folder: Path) -> frozenset[str]:
         named: Any = getattr(transformers, str((config.architectures or [None])[0]), None)
         if not isinstance(named, type) or not issubclass(named, transformers.PreTrainedModel):
             return frozenset()
-        with torch.device("meta"):
-            return frozenset(path for path, _ in named(config).named_modules())
+        return frozenset(path for path, _ in _made(named, config, "meta").named_modules())

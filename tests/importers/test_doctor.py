@@ -229,6 +229,34 @@ def test_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_
         assert {tool(found, name).reads for name in ("PEFT", "vLLM", "llama.cpp")} == {"refuses"}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": "much"},
+        {"r": "4"},
+        {"r": 10**9},
+        {"target_modules": 3},
+        {"peft_type": 3},
+        {"peft_type": "NEWEST"},
+        {"rank_pattern": [1]},
+        {"task_type": "NO_TASK"},
+        {"init_lora_weights": ["pissa"]},
+        {"auto_mapping": 1, "task_type": None},
+    ],
+)
+def test_any_config_gets_a_cause(
+    config: dict[str, object], folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path
+) -> None:
+    folder = broken.copied(folders("good"), tmp_path / "adapter")
+    broken.changed_config(folder, lambda values: values.update(config))
+    found = ae.doctor(folder, bases("llama"))
+    assert found.fits != any(cause.severity == "broken" for cause in found.causes)
+
+
+def test_a_config_without_alpha_is_noted(diagnosed: Callable[[str], Diagnosis]) -> None:
+    assert any("no `lora_alpha`" in note for note in diagnosed("no_alpha").notes)
+
+
 def test_adapterhub_ignores_tensors_of_another_name(adapterhub_bert: ae.Base, tmp_path: Path) -> None:
     folder = shutil.copytree(ADAPTERHUB / "bert" / "lora", tmp_path / "lora")
     broken.changed_config(folder, lambda config: config.update(name="renamed"))

@@ -83,7 +83,7 @@ def doctor(
     library = library_of(path)
     reporter.step("examining the adapter")
     if library == "adapter-export":
-        return examine_own(load_adapter(path), opened)
+        return examine_own(load_adapter(path), opened, reporter)
     notes = _Notes(reporter)
     outcome: Adapter | AdapterExportError
     try:
@@ -100,7 +100,7 @@ def doctor(
     except (InputError, UsageError) as error:
         outcome = error
     request = import_request(path, None, member, by_number)
-    return examine(Subject(path, library, request, without_head, outcome, tuple(notes.notes)), opened)
+    return examine(Subject(path, library, request, without_head, outcome, tuple(notes.notes)), opened, reporter)
 
 
 _WIDTH, _INDENT = 80, 11

@@ -16,12 +16,13 @@ from adapter_export.plugins.formats.doctor.adapter_files import PREFIX, AdapterF
 from adapter_export.plugins.formats.doctor.causes import Case, cause_of_error, causes_of
 from adapter_export.plugins.formats.doctor.diagnosis import Cause, Diagnosis
 from adapter_export.plugins.formats.doctor.other_tools import Reader, tool_readings
-from adapter_export.plugins.formats.doctor.site_changes import Factor, groups_of, site_changes
+from adapter_export.plugins.formats.doctor.site_changes import Factor, SiteChange, groups_of, site_changes
 from adapter_export.plugins.formats.importers.match import Renaming
 from adapter_export.plugins.formats.importers.peft.head import HeadChoice
 from adapter_export.plugins.formats.importers.peft.peft_folder import parse_folder
 from adapter_export.plugins.formats.importers.peft.peft_importer import import_read
 from adapter_export.plugins.formats.importers.peft.peft_options import Options, read_options
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.site import Site
@@ -48,7 +49,7 @@ class Subject:
     notes: tuple[str, ...]
 
 
-def examine(subject: Subject, base: Base) -> Diagnosis:
+def examine(subject: Subject, base: Base, reporter: Reporter = SILENT) -> Diagnosis:
     """Return the diagnosis of an adapter of PEFT or AdapterHub."""
     name = subject.request.name
     error = subject.outcome if isinstance(subject.outcome, AdapterExportError) else None
@@ -56,9 +57,9 @@ def examine(subject: Subject, base: Base) -> Diagnosis:
         files = read_adapter_files(subject.folder, subject.library, subject.request.member, subject.request.read_pickle)
     except (InputError, UsageError) as unreadable:
         if error is None:  # a setup of several adapters
-            return _of_adapter(subject, base, name)
+            return _of_adapter(subject, base, name, reporter)
         return Diagnosis(name, subject.library, None, 0, False, causes=(_cause_of_folder(subject.folder, unreadable),))
-    case = _case(subject, files, base, error)
+    case = _case(subject, files, base, reporter)
     kind = files.kind or (None if case.adapter is None else case.adapter.kind)
     return Diagnosis(
         name,
@@ -74,7 +75,7 @@ def examine(subject: Subject, base: Base) -> Diagnosis:
     )
 
 
-def examine_own(adapter: Adapter, base: Base) -> Diagnosis:
+def examine_own(adapter: Adapter, base: Base, reporter: Reporter = SILENT) -> Diagnosis:
     """Return the diagnosis of an adapter of this package."""
     view, causes = base.view, []
     try:
@@ -95,29 +96,40 @@ def examine_own(adapter: Adapter, base: Base) -> Diagnosis:
             )
         )
     files = AdapterFiles(Path(), "adapter-export", {}, adapter.weights)
-    changes = tuple(site_changes(adapter, view, lambda _: None))
+    changes = _changes(adapter, view, lambda _: None, reporter)
     case = Case(files, view, {}, None, adapter, changes, {}, lambda _: False)
     facts = (adapter.name, "adapter-export", adapter.kind, len(adapter.weights), not causes)
     return Diagnosis(*facts, groups_of(changes), _head_of(adapter), (), (*causes, *causes_of(case)))
 
 
-def _of_adapter(subject: Subject, base: Base, name: str) -> Diagnosis:
+def _of_adapter(subject: Subject, base: Base, name: str, reporter: Reporter) -> Diagnosis:
     """Return the diagnosis of a composition, from its graphs."""
     assert isinstance(subject.outcome, Adapter), "the importer read what the doctor cannot"
-    found = examine_own(replace(subject.outcome, base=base.fingerprint), base)
+    found = examine_own(replace(subject.outcome, base=base.fingerprint), base, reporter)
     return replace(found, adapter=name, library=subject.library, notes=subject.notes)
 
 
-def _case(subject: Subject, files: AdapterFiles, base: Base, error: AdapterExportError | None) -> Case:
+def _case(subject: Subject, files: AdapterFiles, base: Base, reporter: Reporter) -> Case:
+    error = subject.outcome if isinstance(subject.outcome, AdapterExportError) else None
     adapter = subject.outcome if isinstance(subject.outcome, Adapter) else None
     view, config = base.view, _config_of(base)
     options = _options(files)
-    changes = () if adapter is None else tuple(site_changes(adapter, view, _factor_at(adapter, options)))
+    changes = () if adapter is None else _changes(adapter, view, _factor_at(adapter, options), reporter)
     case = Case(files, view, config, error, adapter, changes, {}, _importer(subject, view))
     factors = {} if options is None else _factors(files, options)
     folder = base.path if base.form == "folder" else None
-    readings = tool_readings(Reader(files, folder, factors, case.misfit()))
+    readings = tool_readings(Reader(files, folder, factors, error is None, case.misfit()))
     return replace(case, tools={reading.tool: reading for reading in readings})
+
+
+def _changes(
+    adapter: Adapter, view: BaseView, factor: Callable[[Site], Factor | None], reporter: Reporter
+) -> tuple[SiteChange, ...]:
+    changes, total = list[SiteChange](), len(adapter.placements)
+    for change in site_changes(adapter, view, factor):
+        changes.append(change)
+        reporter.step("measuring the changes", len(changes), total)
+    return tuple(changes)
 
 
 def _importer(subject: Subject, view: BaseView) -> Callable[[AdapterFiles], bool]:

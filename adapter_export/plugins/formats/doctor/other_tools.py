@@ -33,12 +33,14 @@ class Reader:
         files: the adapter's files.
         folder: the base's Hugging Face folder, if it is one.
         factors: the factor of each module that the adapter's own library applies, by module path.
+        fits: whether the importer accepts it.
         misfit: first module whose matrices do not fit its layer, if any.
     """
 
     files: AdapterFiles
     folder: Path | None
     factors: Mapping[str, float]
+    fits: bool = False
     misfit: str | None = None
 
 
@@ -57,7 +59,7 @@ def _peft(reader: Reader) -> ToolReading:
     from adapter_export.torch_backend.peft_model import loaded_keys
 
     try:
-        keys = loaded_keys(reader.folder, reader.files.path)
+        keys = loaded_keys(reader.folder, reader.files.path, in_memory=reader.fits)
     except InputError as error:
         return ToolReading("PEFT", "refuses", reason=str(error.found))
     if not keys.unexpected and not keys.missing:
@@ -140,10 +142,17 @@ def _llama_cpp(reader: Reader) -> ToolReading:
     refusals = [*(f"the model has no tensor `{path}.weight`" for path in outside), *_misfits(reader)]
     if refusals:
         return ToolReading("llama.cpp", "refuses", reason=refusals[0])
-    alpha = config["lora_alpha"]
-    scale = _other_factor(reader, lambda path: alpha / ranks[path] if alpha and path in ranks else 1.0)
+    scale = _other_factor(reader, lambda path: _llama_cpp_factor(config, ranks.get(path)))
     reason = "saved weights of the base are skipped" if ignored else ""
     return ToolReading("llama.cpp", _share(ignored, reader), ignored, reason, scale)
+
+
+def _llama_cpp_factor(config: Mapping[str, object], rank: int | None) -> float | None:
+    """Return the factor of a module: alpha by its rank, and 1 if alpha is 0."""
+    alpha = config["lora_alpha"]
+    if not isinstance(alpha, int | float) or rank is None:
+        return None
+    return alpha / rank if alpha else 1.0
 
 
 def _adapterhub(reader: Reader) -> ToolReading:
