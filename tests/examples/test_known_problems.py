@@ -19,7 +19,7 @@ ROWS = {
     if line.startswith("| `") and len(cells := line.strip("| ").split(" | ")) == 4
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.extended, pytest.mark.filterwarnings("ignore")]
 
 
 def cases() -> dict[str, Any]:

@@ -192,7 +192,8 @@ def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> N
     assert tool(diagnosed("good"), "AdapterHub").reads == "refuses"
 
 
-def test_a_file_an_onnx_base_and_a_member(
+@pytest.mark.extended
+def test_a_file_an_archive_and_a_member(
     folders: Folders, bases: Callable[[str], ae.Base], diagnosed: Callable[[str], Diagnosis], tmp_path: Path
 ) -> None:
     found = ae.doctor(folders("good") / TENSORS, bases("llama"))
@@ -220,6 +221,7 @@ def adapterhub_bert() -> ae.Base:
         ("setup_average", "value", None),
     ],
 )
+@pytest.mark.extended
 def test_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_bert: ae.Base) -> None:
     found = ae.doctor(ADAPTERHUB / "bert" / name, adapterhub_bert)
     assert found.passed
@@ -257,6 +259,7 @@ def test_a_config_without_alpha_is_noted(diagnosed: Callable[[str], Diagnosis]) 
     assert any("no `lora_alpha`" in note for note in diagnosed("no_alpha").notes)
 
 
+@pytest.mark.extended
 def test_adapterhub_ignores_tensors_of_another_name(adapterhub_bert: ae.Base, tmp_path: Path) -> None:
     folder = shutil.copytree(ADAPTERHUB / "bert" / "lora", tmp_path / "lora")
     broken.changed_config(folder, lambda config: config.update(name="renamed"))
@@ -266,6 +269,7 @@ def test_adapterhub_ignores_tensors_of_another_name(adapterhub_bert: ae.Base, tm
     assert found.causes[0].severity == "broken"
 
 
+@pytest.mark.extended
 def test_own_adapters(folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path) -> None:
     adapter = ae.import_peft(folders("good"), bases("llama"), tmp_path / "own")
     assert ae.doctor(tmp_path / "own", bases("llama")).passed
@@ -281,6 +285,7 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(main, ["doctor", *map(str, arguments)])
 
 
+@pytest.mark.extended
 def test_command(folders: Folders) -> None:
     done = run(folders("rslora"), "--base", folders("llama"))
     assert done.exit_code == 0, done.output
