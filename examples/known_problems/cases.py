@@ -22,12 +22,17 @@ from adapter_export.torch_backend.attach import attach
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened: `silent` if the other library answered wrongly without an error; `ours` names our causes."""
+    """Result of a case: `silent` if the other library answers wrongly without an error; `ours` names our causes."""
 
     other: str
     silent: bool
     ours: str
     warned: bool = False
+
+    @property
+    def manner(self) -> str:
+        """Manner of the failure."""
+        return ("with a warning" if self.warned else "in silence") if self.silent else "with an error"
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def other_class(folder: Path) -> Outcome:
             input_ids=tiny.IDS, attention_mask=torch.ones_like(tiny.IDS)
         )
     distance = float((hidden - expected).abs().max() / expected.abs().max())
-    return Outcome("PEFT answers as the base", silent, f"`import`: trained answer, {distance:.0e} off", warned)
+    return Outcome("PEFT answers as the base", silent, f"`import`: the trained answer, {distance:.0e} off", warned)
 
 
 def untrained(folder: Path) -> Outcome:
@@ -190,7 +195,7 @@ def mixed_rows(folder: Path) -> Outcome:
         float((torch.as_tensor(rows[number][:labels]) - tiny.outputs(trained[name])[0]).abs().max())
         for number, (name, (labels, _)) in enumerate(kinds.items())
     ]
-    return Outcome(other, False, f"one call, {max(errors):.0e} off each model")
+    return Outcome(other, False, f"both rows in one call of a bank, {max(errors):.0e} off")
 
 
 def mixed_ia3(folder: Path) -> Outcome:
@@ -206,7 +211,7 @@ def mixed_ia3(folder: Path) -> Outcome:
     ours = session.run(_inputs(), adapters=["ia3", None])["last_hidden_state"]
     error = max(float((torch.as_tensor(row) - right).abs().max()) for row, right in zip(ours, expected, strict=True))
     other = "PEFT adapts the base's row, too" if silent else "PEFT answers each row"
-    return Outcome(other, silent, f"one call, {error:.0e} off each model")
+    return Outcome(other, silent, f"both rows in one call of a bank, {error:.0e} off")
 
 
 def _bank(folder: Path, base: Any, adapters: Any) -> Any:
