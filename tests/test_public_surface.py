@@ -56,7 +56,7 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 def test_the_commands_stay() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
-    making = ["capture", "sites", "identify", *training, "pack", "import", "compose", "merge", "export"]
+    making = ["capture", "sites", "identify", *training, "pack", "import", "doctor", "compose", "merge", "export"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "generate"]
     using += ["run-many", "inspect"]
     serving = ["serve", "bench", "ship", "push", "pull"]
@@ -74,6 +74,7 @@ def test_the_verbs_stay() -> None:
         "distil",
         "import_adapterhub",
         "import_peft",
+        "doctor",
         "compose",
         "merge",
         "export",

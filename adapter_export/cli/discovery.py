@@ -21,7 +21,7 @@ from adapter_export.plugin import first_of_each, imported_modules, part_modules,
 _ORDER: Mapping[str, tuple[str, ...]] = {
     "models": ("capture", "sites"),
     "training": ("plan", "train", "sweep", "lint", "drop", "distil"),
-    "adapters": ("pack", "import", "compose", "merge", "export"),
+    "adapters": ("pack", "import", "doctor", "compose", "merge", "export"),
     "bundles": (
         "build",
         "add",

@@ -96,7 +96,7 @@ def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Mat
     value = read @ layer.weight.T + bias
     for site in sites:
         graph, parameters = graphs[site.name], adapter.parameters(site.name)
-        places = _features(site, len(layer.weight))
+        places = features_of(site, len(layer.weight))
         values = {"u": read[:, None], "h": value[:, None][..., places]}  # each vector is a text of its own
         result = np.asarray(evaluate(graph, {name: values[name] for name in graph.inputs}, parameters), np.float64)[
             :, 0
@@ -128,7 +128,7 @@ def _changed_norm(adapter: Adapter, layer: Layer, site: Site) -> tuple[Matrix, M
     return layer.weight * scale, bias * scale + shift
 
 
-def _features(site: Site, width: int) -> slice | list[int]:
+def features_of(site: Site, width: int) -> slice | list[int]:
     """Return the features of a layer's output that belong to a site."""
     if site.role != "part":
         return slice(None)

@@ -6,8 +6,9 @@ _COMMANDS = "adapter_export.plugins.formats.commands"
 
 PLUGIN = Plugin(
     "formats",
-    commands={"adapters": tuple(f"{_COMMANDS}.{name}" for name in ("pack", "import_", "export"))},
+    commands={"adapters": tuple(f"{_COMMANDS}.{name}" for name in ("pack", "import_", "doctor", "export"))},
     calls={
+        "doctor": f"{_COMMANDS}.doctor",
         "export": f"{_COMMANDS}.export",
         "import_adapterhub": f"{_COMMANDS}.import_.adapterhub",
         "import_peft": f"{_COMMANDS}.import_.peft",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,19 @@ class PeftFolder:
 
 def read_folder(folder: Path, name: str | None = None, read_pickle: ReadPickle | None = None) -> PeftFolder:
     """Read an adapter's folder, or the adapter `name` in a folder of several."""
-    path = _adapter_in(folder, name)
-    document: Any = read_json(path / CONFIG_FILE)
+    path = adapter_in(folder, name)
+    return parse_folder(path, read_json(path / CONFIG_FILE), partial(read_peft_tensors, path, read_pickle))
+
+
+def parse_folder(path: Path, document: Any, tensors: Callable[[], Tensors]) -> PeftFolder:
+    """Parse the config of a folder, then read its tensors, which may be large."""
     options = read_options(document, path / CONFIG_FILE)
     config = {key: value for key, value in document.items() if not is_off(value)}
+    return PeftFolder(path, config, options, tensors())
+
+
+def read_peft_tensors(path: Path, read_pickle: ReadPickle | None = None) -> Tensors:
+    """Read the tensors of an adapter's folder."""
     files = [path / name for name in TENSOR_FILES if (path / name).is_file()]
     if not files:
         raise FileError(
@@ -46,10 +56,11 @@ def read_folder(folder: Path, name: str | None = None, read_pickle: ReadPickle |
             expected=" or ".join(f"`{name}`" for name in TENSOR_FILES),
             fix="copy both files of the adapter",
         )
-    return PeftFolder(path, config, options, read_file(files[0], read_pickle))
+    return read_file(files[0], read_pickle)
 
 
-def _adapter_in(folder: Path, name: str | None) -> Path:
+def adapter_in(folder: Path, name: str | None = None) -> Path:
+    """Return the folder of an adapter, or of the adapter `name` in a folder of several."""
     if (folder / CONFIG_FILE).is_file():
         return folder
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []

@@ -28,11 +28,14 @@ from adapter_export.plugins.formats.importers.peft.head import HeadBase, HeadCho
 from adapter_export.plugins.formats.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.plugins.formats.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.plugins.formats.importers.peft.methods.method import Matrix
-from adapter_export.plugins.formats.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
+from adapter_export.plugins.formats.importers.peft.peft_folder import PeftFolder, Sorted, read_folder, sort_tensors
 from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Recipe, Source, TensorMap
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 from adapter_export.words import argument, quoted
+
+LOST_MODULES = "tensors are missing for modules selected by the config"
+"""The problem of a file that lacks tensors of modules which its config selects."""
 
 
 def import_peft(
@@ -55,6 +58,13 @@ def import_peft(
         UsageError: the description of the head does not match.
     """
     read = read_folder(folder, request.member, request.read_pickle)
+    return import_read(read, base, request, head=head, dense=dense)
+
+
+def import_read(
+    read: PeftFolder, base: BaseView, request: ImportRequest, *, head: HeadChoice | None = None, dense: bool = False
+) -> Imported:
+    """Import a PEFT adapter whose files were read; arguments and errors as for `import_peft`."""
     options, where, mapped = read.options, read.path, TensorMap(read.tensors, read.path)
     sorted_keys = sort_tensors(mapped, options, where)
     with within(where):
@@ -102,7 +112,7 @@ def _check_lost(paths: Sequence[str], where: object) -> None:
     """Reject a file that lacks tensors of modules selected by the config."""
     if paths:
         raise TensorError(
-            "tensors are missing for modules selected by the config",
+            LOST_MODULES,
             where=where,
             found=quoted(paths),
             fix="get the file from its source again; if it is complete, list these in `exclude_modules` of the config",
@@ -512,6 +522,8 @@ def _notes(matched: Match, sorted_keys: Sorted, options: Options) -> Iterator[st
     if matched.renaming.add:
         yield f"the adapter's modules match the base's with the prefix `{matched.renaming.add}.`"
     yield from matched.notes()
+    if options.kind == "lora" and "lora_alpha" not in options.config.values:
+        yield f"the config has no `lora_alpha`: the factor is that of PEFT's default, {options.alpha:g}"
     formula = options.method is not None or options.of_weights or options.kind == "ln_tuning"
     if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
         version = f"version {options.version}" if options.versioned else "an unknown version"
