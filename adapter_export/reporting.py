@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from adapter_export.words import visible
 
 
+class Percent(int):
+    """Units of work that mean nothing to a reader, who sees a percentage of them instead of their number."""
+
+
 class Reporter:
     """Receives the steps, measurements and notes of a long call.
 
@@ -21,7 +25,8 @@ class Reporter:
         Args:
             label: description of the step, such as `writing the graph`.
             done: finished units of work.
-            total: units of work of the whole call, or of this stage; `None` if the call cannot count them.
+            total: units of work of the whole call, or of this stage; `None` if the call cannot count them, `Percent` if
+                their number means nothing to a reader.
         """
 
     def measure(self, values: Mapping[str, float], step: int) -> None:

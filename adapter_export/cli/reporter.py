@@ -21,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from adapter_export.cli.terminal import console, report, warn
-from adapter_export.reporting import Reporter
+from adapter_export.reporting import Percent, Reporter
 from adapter_export.tables import duration
 from adapter_export.words import worded
 
@@ -106,13 +106,27 @@ class _LabelColumn(ProgressColumn):
         return Text(str(task.fields["label"]), no_wrap=True, overflow="ellipsis")
 
 
+class _CountColumn(MofNCompleteColumn):
+    """Finished units of all, or the percentage of units that mean nothing to a reader."""
+
+    def render(self, task: Task) -> Text:
+        """Return the count of a bar."""
+        if not task.fields["percent"]:
+            return super().render(task)
+        return Text(_percentage(int(task.completed), int(task.total or 1)), style="progress.download")
+
+
+def _percentage(done: int, total: int) -> str:
+    return f"{100 * done // max(total, 1):3d} %"
+
+
 def progress_on(target: Console) -> Progress:
     """Return the columns of a bar: numbers never break, and the bar is short on a narrow terminal."""
     whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_BAR if target.width >= _WIDE else _SHORT_BAR, table_column=whole),
-        MofNCompleteColumn(table_column=whole),
+        _CountColumn(table_column=whole),
         TimeElapsedColumn(table_column=whole),
         TextColumn("left"),
         TimeRemainingColumn(table_column=whole),
@@ -132,7 +146,9 @@ class _Bar:
         self._progress: Progress | None = None
         if target.is_terminal:
             self._progress = progress_on(target)
-            self._task = self._progress.add_task(title, total=total, completed=done, label=label)
+            self._task = self._progress.add_task(
+                title, total=total, completed=done, label=label, percent=isinstance(total, Percent)
+            )
             self._progress.start()
 
     def continues(self, done: int, total: int) -> bool:
@@ -159,4 +175,6 @@ class _Bar:
         elapsed, moved = self._written - self._began, self._done - self._first
         left = elapsed / moved * (self._total - self._done) if moved else 0.0
         when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
-        report("  ".join(filter(None, (self._title, f"{self._done}/{self._total}", when, self._label))))
+        count = f"{self._done}/{self._total}"
+        count = _percentage(self._done, self._total).strip() if isinstance(self._total, Percent) else count
+        report("  ".join(filter(None, (self._title, count, when, self._label))))

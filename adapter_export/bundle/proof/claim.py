@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.proof.context import Context, Need
 from adapter_export.format.check_report import Finding
-from adapter_export.reporting import SILENT, Reporter
+from adapter_export.reporting import SILENT, Percent, Reporter
 
 
 def _single(*_: object) -> int:
@@ -77,11 +77,14 @@ def verify(claims: Iterable[Claim], context: Context, reporter: Reporter = SILEN
 
 
 class _Progress(Reporter):
-    """Counts steps up to the cost of each claim, so that the bar ends on time even if a cost is only an estimate."""
+    """Counts steps up to the cost of each claim, so that the bar ends on time even if a cost is only an estimate.
+
+    Costs are runs and findings are results, so their numbers differ: a reader sees the percentage of the cost.
+    """
 
     def __init__(self, reporter: Reporter, total: int) -> None:
-        self._reporter, self._total, self._done, self._end = reporter, total, 0, 0
-        reporter.step("", 0, total)
+        self._reporter, self._total, self._done, self._end = reporter, Percent(total), 0, 0
+        reporter.step("", 0, self._total)
 
     def begin(self, cost: int) -> None:
         """Begin a claim."""
