@@ -111,7 +111,10 @@ class AdapterExportError(Exception):
         facts = [known["where"] + ": " + known["what"] if "where" in known else known["what"]]
         facts += [f"{name} " + known[name] for name in ("found", "expected") if name in known]
         sentence = joined(facts, "; ") + "."
-        return sentence + " " + known["fix"].capitalized() + "." if "fix" in known else sentence
+        if "fix" not in known:
+            return sentence
+        fix = known["fix"].capitalized()
+        return sentence + " " + fix + ("" if fix.endswith(("?", "?`")) else ".")
 
     def problem(self, separator: str = ": ") -> Words:
         """Return what is wrong and the value found, for texts that quote them."""

@@ -128,6 +128,14 @@ def number_of(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def verb_for(count: int, verb: str) -> str:
+    """Return a verb in the number of its subject: `are` for 2 rows, `is` for 1."""
+    if count != 1:
+        return verb
+    irregular = {"have": "has", "are": "is", "were": "was", "do": "does"}
+    return irregular.get(verb, f"{verb}es" if verb.endswith("ch") else f"{verb}s")
+
+
 def bar(probability: float) -> str:
     """Draw a probability as a bar, in eighths of a character."""
     full, eighths = divmod(round(probability * _BAR * 8), 8)

@@ -24,6 +24,7 @@ from adapter_export.safe_io.child import Limits, try_out
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.safe_io.tokenizer_bounds import unbounded_part
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 if TYPE_CHECKING:
@@ -361,7 +362,9 @@ class Tokenizer:
         if count <= limit:
             return [EncodedText(whole, count, range(count))]
         if room < 1:
-            raise _no_room(place, f"{count - len(places)} tokens besides the second text", f"fewer than {limit}")
+            raise _no_room(
+                place, f"{number_of(count - len(places), 'token')} besides the second text", f"fewer than {limit}"
+            )
         stride = room // 4 if stride is None else stride
         if not 0 <= stride < room:
             raise RequestError(
@@ -493,7 +496,8 @@ class Tokenizer:
             strategy = self._strategy
             part = {"only_first": 0, "only_second": 1}.get(strategy)
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
-                actual = f"{row.total} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
+                from_text = row.encoding.sequence_ids.count(part)
+                actual = f"{number_of(row.total, 'token')}, {from_text} of them from the truncated text"
                 raise _no_room(place, actual, f"at most {limit} with `{strategy}`")
         encoding = None
         if side == "right" and not _is_words(text) and excess > _LONG_REST:
@@ -610,7 +614,7 @@ def _check_text(text: Text, are_words: bool, where: str) -> None:
             raise RequestError(
                 "is too long",
                 where=where,
-                found=f"{len(piece):,} characters",
+                found=number_of(len(piece), "character"),
                 expected=f"at most {MOST_CHARACTERS:,}",
                 fix="split it into several texts",
             )

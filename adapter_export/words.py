@@ -209,7 +209,7 @@ def shortened(text: Words, most: int) -> Words:
     length = length_of(text)
     if length <= most:
         return text
-    ending, parts = f"… ({length:,} characters)", list[str | Argument | Call]()
+    ending, parts = f"… ({length} characters)", list[str | Argument | Call]()
     room = most - len(ending)
     for part in text.parts:
         if length_of(part) > room:

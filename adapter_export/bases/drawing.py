@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import SITE_VALUES, cost
 from adapter_export.sites.site import SiteName
-from adapter_export.tables import size
+from adapter_export.tables import number_of, size
 
 _BASE_WIDTHS = {symbol for shape in SITE_VALUES.values() for symbol in shape}
 
@@ -70,7 +70,9 @@ class PlacementMap:
             run = tuple(alike)
             if len(run) >= _FOLDED and run[0][0].layer:
                 yield Block(
-                    f"{_layer_name(run[0][0], 's')}–{_number(run[-1][0])}", run[0], f"; the same in {len(run)} layers"
+                    f"{_layer_name(run[0][0], 's')}–{_number(run[-1][0])}",
+                    run[0],
+                    f"; the same in {number_of(len(run), 'layer')}",
                 )
             else:
                 yield from (Block(_layer_name(rows[0]), rows) for rows in run)
@@ -102,7 +104,7 @@ def _column(name: str, adapter: Adapter) -> Column:
         own_widths = {symbol: width for symbol, width in widths.items() if symbol not in _BASE_WIDTHS}
         ops = " → ".join(node.op for node in graph.nodes)
         listed = [", ".join(f"{symbol} {width}" for symbol, width in own_widths.items())] if own_widths else []
-        count = f"{cost(graph, widths).parameters:,} parameters"
+        count = number_of(cost(graph, widths).parameters, "parameter")
         detail = "; ".join([f"{name} at {owner}: {ops}", *listed, count])
         cells[owner] = Cell("·".join(map(str, own_widths.values())), detail)
     return Column(name, adapter.kind, adapter.cost().parameters, cells)
@@ -164,7 +166,9 @@ class _Drawing:
         root = ET.Element(
             "svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "font-family": _FONT, "font-size": "12"}
         )
-        acts = (f"{column.name} ({column.kind}) acts at {len(column.cells)} places" for column in what.columns)
+        acts = (
+            f"{column.name} ({column.kind}) acts at {number_of(len(column.cells), 'place')}" for column in what.columns
+        )
         ET.SubElement(root, "title").text = what.title
         ET.SubElement(root, "desc").text = "; ".join(acts) or "no adapters"
         ET.SubElement(root, "style").text = _STYLE

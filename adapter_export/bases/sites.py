@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.sites.site import SiteName
-from adapter_export.tables import Described, Table
+from adapter_export.tables import Described, Table, number_of
 
 if TYPE_CHECKING:
     from adapter_export.bases.base import Base
@@ -108,7 +108,9 @@ class Sites(Described):
         for _, group in groupby(layers, key=_structure):
             alike = list(group)
             (first, sublayers), (last, _) = alike[0], alike[-1]
-            lines.append(f"├── {first}" if len(alike) == 1 else f"├── {first} … {last}  ({len(alike)} layers)")
+            lines.append(
+                f"├── {first}" if len(alike) == 1 else f"├── {first} … {last}  ({number_of(len(alike), 'layer')})"
+            )
             for number, site in enumerate(sublayers, 1):
                 corner, line = ("└", " ") if number == len(sublayers) else ("├", "│")
                 lines.append(f"│   {corner}── {site.role}  h + x → {site.followed_by}   ▣ site")

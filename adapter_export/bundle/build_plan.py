@@ -54,6 +54,7 @@ from adapter_export.onnx_backend.slots import Reserved, SlotPlan, head_records, 
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
+from adapter_export.tables import number_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
 from adapter_export.words import argument, quoted
@@ -226,7 +227,7 @@ class _Build:
     def _with_slots(self, slots: SlotPlan) -> GraphDraft:
         """Insert the slots into the base's graph, and checksums if the bundle has them."""
         base, options = self.plan.base, self.plan.graphs
-        self.reporter.step(f"inserting {len(slots.slots)} slots into the graph")
+        self.reporter.step(f"inserting {number_of(len(slots.slots), 'slot')} into the graph")
         model, checksums = insert_slots(base, slots), None
         if options.checksums:
             names = [*self.outputs, *(head.output for head in self.writer.heads)]

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Array
+from adapter_export.errors import UsageError
 from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord, token_lengths
@@ -24,6 +25,7 @@ from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import open_session, run_session
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.words import argument
 
 _ROUNDS, _WARM_UP = 15, 2
 
@@ -142,6 +144,19 @@ def ratio(seconds: Array, numerator: int, denominator: int) -> Latency:
     """Return the ratio of two calls' times: the median over the rounds, and its quartiles."""
     low, middle, high = quartiles(seconds[:, numerator] / seconds[:, denominator])
     return Latency(middle, low, high)
+
+
+def supported_tokens(records: Sequence[InputRecord], lengths: Bounds, usual: int, chosen: int | None) -> int:
+    """Return the tokens of a timed text: those that the user chose, or the supported number near the usual one.
+
+    Raises:
+        UsageError: the base takes no text of the chosen length.
+    """
+    allowed = token_lengths(records, lengths)
+    if chosen is not None and chosen not in allowed:
+        where = argument("tokens")
+        raise UsageError("the base takes no text of this length", where=where, found=chosen, expected=str(allowed))
+    return allowed.near(usual) if chosen is None else chosen
 
 
 def sample(records: Sequence[InputRecord], rows: int, tokens: int, lengths: Bounds) -> Mapping[str, np.ndarray]:

@@ -23,7 +23,7 @@ from adapter_export.format.check_report import (
     Scope,
     verdict,
 )
-from adapter_export.tables import Described, Table
+from adapter_export.tables import Described, Table, number_of
 from adapter_export.words import Words, argument, worded
 
 BASE = "base"
@@ -173,7 +173,7 @@ class Report(Described):
             raise NothingComparedError(
                 "nothing was compared",
                 where=self.bundle,
-                found=f"{len(outputs)} outputs without one comparable element",
+                found=f"{number_of(len(outputs), 'output')} without one comparable element",
                 expected="at least one",
                 fix="rebuild the bundle, or pass " + argument("against") + ": the model it was built from",
             )

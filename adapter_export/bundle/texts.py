@@ -33,6 +33,7 @@ from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import encoded, prepared
+from adapter_export.tables import number_of, verb_for
 from adapter_export.text import EncodedText, Pair, SidedText, TextSide, Tokenizer, unfillable
 from adapter_export.words import quoted
 
@@ -78,7 +79,7 @@ class TextMaker:
         if wrong:
             raise BaseModelError(
                 "the tokenizer's ids differ from those of the model's own library",
-                found=f"different ids for {len(wrong)} texts: {quoted(wrong[:3])}",
+                found=f"different ids for {number_of(len(wrong), 'text')}: {quoted(wrong[:3])}",
                 expected=f"the ids of {self.library_texts.tokenizer if self.library_texts else ''}",
                 fix="save the tokenizer again with `save_pretrained`, and capture the base again",
             )
@@ -284,10 +285,10 @@ def check_contract(
     if model.texts is not None:
         library = f"ids differ from those of {model.texts.tokenizer}"
         faults |= {f"`{name}`": library for name in different(ours, model.texts)}
-    detail = f"the ids of {count} texts match the model's own tokenizer"
+    detail = f"the ids of {number_of(count, 'text')} match the model's own tokenizer"
     if faults:
         place, fault = next(iter(faults.items()))
-        detail = f"{len(faults)} texts differ from the model's own tokenizer; {place}: {fault}"
+        detail = f"{number_of(len(faults), 'text')} unlike the model's own tokenizer; {place}: {fault}"
     yield Finding.tested(CHECK, "model", not faults, detail)
 
 
@@ -312,16 +313,17 @@ def _replay(
     if session is not None and answered:
         for name, fault in _answer_faults(session, answered, text_set, bundle):
             faults.setdefault(name, fault)
-    detail = f"{len(text_set.texts)} texts" + (f", {missing}" if missing else ", ids equal")
+    detail = number_of(len(text_set.texts), "text") + (f", {missing}" if missing else ", ids equal")
     if answered and session is not None:
-        detail += f", {len(answered)} answers within {text_set.absolute:.1e}"
+        detail += f", {number_of(len(answered), 'answer')} within {text_set.absolute:.1e}"
         undecided = sum(not text.decided for text in answered)
         detail += f", {undecided} of them by their numbers only" if undecided else ""
     elif text_set.adapter is not None:
         detail += ", no answers"
     if faults:
         name, fault = next(iter(faults.items()))
-        detail = f"{len(faults)} of {len(text_set.texts)} texts differ; `{name}`: {fault}"
+        differ = f"{len(faults)} of {number_of(len(text_set.texts), 'text')} {verb_for(len(faults), 'differ')}"
+        detail = f"{differ}; `{name}`: {fault}"
     return Finding.tested(CHECK, text_set.adapter or BASE, not faults, detail)
 
 
@@ -345,7 +347,9 @@ def _shown(first: Sequence[int], other: Sequence[int]) -> str:
     same = next((at for at, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1]), len(other))
     start = max(0, min(same, len(first)) - _SHOWN // 3)
     some = " ".join(map(str, first[start : start + _SHOWN]))
-    return f"{'… ' if start else ''}{some}{' …' if len(first) > start + _SHOWN else ''} ({len(first)} tokens)"
+    return (
+        f"{'… ' if start else ''}{some}{' …' if len(first) > start + _SHOWN else ''} ({number_of(len(first), 'token')})"
+    )
 
 
 def _answer_faults(
@@ -404,7 +408,7 @@ def answer_faults(actual: Any, expected: Any, absolute: float, *, decided: bool,
         and not any(isinstance(value, str) for value in (*actual, *expected))
     ):
         if len(actual) != len(expected):
-            yield f"`{where}` has {len(actual)} values, expected {len(expected)}"
+            yield f"`{where}` has {number_of(len(actual), 'value')}, expected {len(expected)}"
             return
         for at, pair in enumerate(zip(actual, expected, strict=True)):
             yield from answer_faults(*pair, absolute, decided=decided, where=f"{where}[{at}]")

@@ -223,7 +223,8 @@ def check_names(names: Sequence[str], existing: Sequence[str] = ()) -> None:
             "the bundle has an adapter with this name" if existing else "two adapters have the same name",
             found=quoted(dict.fromkeys([*twice, *(name for name in existing if name.casefold() in folded)])),
             expected="names that differ in more than case",
-            fix="remove the old one first, or add the new one under another name: `other=FOLDER`"
+            fix="remove the old one first, or add the new one under another name, `other=FOLDER`: a route of the "
+            "server then replaces the old one without downtime"
             if existing
             else "rename the folder of one of them",
         )

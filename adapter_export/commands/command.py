@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -48,6 +49,11 @@ class Screen(Protocol):
 
     def fail(self, text: str) -> None:
         """Write a failure to stderr."""
+
+
+def next_line(*words: object) -> str:
+    """Return a command line that a shell can run, for `Next:` lines."""
+    return shlex.join(["adapter-export", *map(str, words)])
 
 
 def result_document(result: Any, _: Screen) -> Mapping[str, object]:

@@ -21,6 +21,7 @@ from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 MANIFEST_VERSION = "1.0.0"
@@ -181,7 +182,7 @@ def _check_references(manifest: Manifest) -> None:
             raise FormatError(
                 "has a default with another number of axes",
                 where=f"`$.slots`, `{slot.name}`",
-                found=f"{len(slot.neutral)} axes",
+                found=number_of(len(slot.neutral), "axis", "axes"),
                 expected=len(slot.axes),
             )
     _check_known("heads", filled, outputs)
@@ -439,7 +440,7 @@ def verify_files(
             "has files that its manifest does not list",
             where=folder,
             found=quoted(extra[:_SHOWN]) + more,
-            expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} listed files",
+            expected=f"`{MANIFEST_FILE}` and the {number_of(len(manifest.files), 'listed file')}",
             fix="move them out of the folder, or get the bundle from its source again",
         )
     for record in manifest.files:

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 from adapter_export.errors import UPGRADE, AdapterError, FormatError, GraphError, VersionError
 from adapter_export.interval import Interval
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 Record = TypeVar("Record")
@@ -261,7 +262,7 @@ def _plain_reader(kind: Any) -> _Reader:
             if same is not None:
                 return tuple([same(item, f"{path}[{index}]") for index, item in enumerate(value)])
             if len(each) != len(value):
-                raise _fault(path, value, f"{len(each)} values")
+                raise _fault(path, value, number_of(len(each), "value"))
             return tuple([read(value[index], f"{path}[{index}]") for index, read in enumerate(each)])
 
         return read_list

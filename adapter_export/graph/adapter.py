@@ -15,7 +15,7 @@ from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import CLASSES, OUTPUT_SHAPES, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 from adapter_export.words import quoted
 
 BASE_HEAD = "base-head"
@@ -236,7 +236,9 @@ def _check_head(head: Head) -> None:
         return
     classes = head.widths.get(CLASSES, len(task.labels))
     if task.kind.has_labels and classes != len(task.labels):
-        raise AdapterError("labels and classes differ", found=f"{len(task.labels)} labels", expected=f"{classes}")
+        raise AdapterError(
+            "labels and classes differ", found=number_of(len(task.labels), "label"), expected=f"{classes}"
+        )
     wanted = task.kind.width or classes
     if classes != wanted:
         raise AdapterError(f"a head for `{task.type}` gives another number of columns", found=classes, expected=wanted)

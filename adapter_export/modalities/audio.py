@@ -14,6 +14,7 @@ from adapter_export.errors import DataError
 from adapter_export.interval import Interval
 from adapter_export.modalities.modality import FileModality, Step, UnknownStepsError
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.tables import number_of
 
 Samples = Annotated[int, Interval(1, 2**26)]
 Edge = Annotated[int, Interval(1, 16_384)]
@@ -205,7 +206,7 @@ def _checked(data: bytes, rate: int | None, where: object) -> tuple[Any, bytes]:
             "does not match the audio format of the model", where=where, found=facts_found, expected=expected, fix=fix
         )
     if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
-        facts_found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
+        facts_found = f"{number_of(len(frames) // facts.sampwidth, 'sample')} of {facts.nframes:,}"
         raise DataError(
             "is an empty or truncated audio file", where=where, found=facts_found, fix="copy the file again as a whole"
         )

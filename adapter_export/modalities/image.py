@@ -15,6 +15,7 @@ from adapter_export.errors import DataError, MissingExtraError
 from adapter_export.interval import Interval
 from adapter_export.modalities.modality import FileModality, Step, UnknownStepsError
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 Edge = Annotated[int, Interval(1, 16_384)]
@@ -215,7 +216,7 @@ class ImageModality(FileModality):
         if fields.get("do_normalize"):
             mean, std = (fields[name] for name in ("image_mean", "image_std"))
             if len(mean) != 3 or len(std) != 3:
-                raise UnknownStepsError(f"reads images of {len(mean)} channels")
+                raise UnknownStepsError(f"reads images of {number_of(len(mean), 'channel')}")
             yield Normalize("normalize", tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
 
     def samples(self, rate: int | None) -> dict[str, bytes]:  # noqa: ARG002

@@ -28,7 +28,7 @@ from adapter_export.runtime.batches import TOKEN_BUDGET, Request
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.head_results import Head, check_context, own_classes
 from adapter_export.runtime.strength import Strength, strength_of_each
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 from adapter_export.text import Pair, SidedText, TextSide
 
 LongTexts = Literal["cut", "refuse", "windows"]
@@ -172,7 +172,7 @@ class Reader(ABC):
         names = [adapter] * len(rows) if adapters is None else list(adapters)
         if not len(rows) or len(names) != len(rows):
             what = f"`adapters` must have one entry per {self.word}" if len(rows) else f"no {self.word}s"
-            actual = f"{len(names)} adapters for {len(rows)} {self.word}s"
+            actual = f"{number_of(len(names), 'adapter')} for {len(rows)} {self.word}s"
             raise RequestError(
                 what, found=actual, expected=f"a list of {self.word}s, and one adapter or one per {self.word}"
             )

@@ -64,7 +64,7 @@ class RowLayout:
         if sorted(held) != sorted(self._slots) or others:
             raise FormatError(
                 "the tensors of the bank do not match the slots and heads",
-                found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
+                found=f"tensors: {len(held)}, slots: {len(self._slots)}; {', '.join(others) or 'no others'}",
                 fix="build the bundle again with " + argument("variants", ["slots", "inputs", "bank"]),
             )
 

@@ -404,7 +404,7 @@ def _check_adapter(
             "does not fit this bundle's graph",
             where=where,
             found="; ".join(faults),
-            expected=f"a float32 tensor for each of {len(manifest.slots)} slots, as `manifest.json` lists them",
+            expected=f"a float32 tensor for each slot, {len(manifest.slots)} in all, as `manifest.json` lists them",
             fix="build the adapter for this bundle",
         )
     head = _head(tensors, manifest, claim, where)

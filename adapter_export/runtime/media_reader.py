@@ -17,6 +17,7 @@ from adapter_export.modalities.modality import MediaFile
 from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 _AT_ONCE, _ROWS_IN_A_CALL = 32, 8
@@ -109,7 +110,9 @@ class MediaReader(Reader):
             path = None if isinstance(file, bytes | np.ndarray) else str(file)
             row = self._row(file, path or (places[at] if places else f"{word} {at}"))
             if row.cut and long == "refuse":
-                raise RequestError("exceeds the input length", where=row.where, found=f"{row.cut:,} samples more")
+                raise RequestError(
+                    "exceeds the input length", where=row.where, found=f"{number_of(row.cut, 'sample')} more"
+                )
             read.append(ReadText(path or row.where, (row,), name, tasks[name]))
         return read
 
@@ -126,7 +129,7 @@ class MediaReader(Reader):
             lengths = sorted(array.shape[-1] for array in samples)
             raise RequestError(
                 "audio files of different lengths cannot share a call, since the base has no mask",
-                found=f"{lengths[0]:,} to {lengths[-1]:,} values",
+                found=f"{lengths[0]:,} to {number_of(lengths[-1], 'value')}",
                 fix="run them one by one",
             )
         return {self.record.input: np.stack(samples)}

@@ -15,6 +15,7 @@ from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.batches import TOKEN_BUDGET
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
+from adapter_export.tables import number_of
 from adapter_export.text import EncodedText, Pair, Side, SidedText, Text, Tokenizer, Tokens, check_inputs
 from adapter_export.words import argument
 
@@ -87,7 +88,7 @@ class TextReader(Reader):
                 raise RequestError(
                     "has more tokens than are taken",
                     where=place if name is None else f"{place}, adapter `{name}`",
-                    found=f"{max(row.total for row in cut):,} tokens",
+                    found=number_of(max(row.total for row in cut), "token"),
                     expected=f"at most {limit:,}, special tokens included",
                     fix="shorten it, or pass " + argument("long", "windows", option="long_texts") + " or `cut`",
                 )
@@ -158,7 +159,7 @@ def encoded(
             raise RequestError(
                 "has more tokens than are taken, and a prompt is not truncated",
                 where=places[at] if places else None,
-                found=f"{row.total:,} tokens",
+                found=number_of(row.total, "token"),
                 expected=f"at most {len(row.encoding.ids):,}, including the template",
                 fix="shorten it",
             )

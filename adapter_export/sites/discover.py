@@ -19,6 +19,7 @@ from adapter_export.sites.linear_layers import layer_of, linear_sites, outside_s
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream
+from adapter_export.tables import number_of
 
 OTHER_CALLS_KEY = "adapter_export.other_calls"
 """Metadata key of an ONNX graph for the base's `FlowGraph.other_calls` before the export, as JSON."""
@@ -248,8 +249,8 @@ def _no_sites(flow: FlowGraph) -> NoSitesError:
     shaped = sum(is_stream(flow, value) and flow.rank(value) == 3 for value in sums)
     return NoSitesError(
         "no residual stream was found in this base, so there are no sites for adapters",
-        found=f"{products} products with trained weights and {len(sums)} sums of two activations, {shaped} of them of "
-        "shape [batch, tokens, width] with a known width",
+        found=f"{products} products with trained weights and {number_of(len(sums), 'sum')} of two activations, "
+        f"{shaped} of them of shape [batch, tokens, width] with a known width",
         expected="sums `x + h` of that shape, `h` computed from `x` through trained weights, as in every transformer",
         fix="pass a base with residual sublayers; capture a transformer with a fixed width and with its "
         "layers visible (in torch: `torch.backends.mha.set_fastpath_enabled(False)`)",

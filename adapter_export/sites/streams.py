@@ -271,7 +271,7 @@ def named_streams(index: FlowIndex) -> list[Stream]:
     how = "; one runs inside the sublayers of another" if nested else ""
     raise NoSitesError(
         "this base has several residual streams, which site names cannot distinguish",
-        found=f"{len(streams_found)} streams, of {', '.join(str(len(sums)) for sums in streams_found)} sublayers{how}",
+        found=f"streams of {', '.join(str(len(sums)) for sums in streams_found)} sublayers{how}",
         expected="one stream, or an encoder and a decoder that attends to its end",
         fix="define the sites in a site map"
         if nested

@@ -26,6 +26,7 @@ from adapter_export.graph.adapter import Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.base_head import BaseHead, TracedHead, head_results, traced_head
 from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.huggingface_folder import pretrained, quiet_transformers
@@ -244,7 +245,7 @@ def _check_same_base(whole: Any, base: TorchBase) -> None:
     if differing or len(common) * 2 < len(shapes):
         raise AdapterError(
             "the configuration of the base is not that of its program",
-            found=quoted(differing[:3]) or f"{len(common)} of {len(shapes)} tensors",
+            found=quoted(differing[:3]) or f"{len(common)} of {number_of(len(shapes), 'tensor')}",
             fix="capture the base again",
         )
 

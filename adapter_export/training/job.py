@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from adapter_export.bases.base import Base
 from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.training.loop.settings import LoopSpec, Machine, Schedule
 from adapter_export.training.notes import collapsed, not_better, rare_classes, too_many_parameters, undecided
 from adapter_export.training.rows import RowReader
@@ -321,9 +322,14 @@ def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
 def _counts(rows: TextTask) -> str:
     from adapter_export.graph.tasks import TASK_TYPES
 
-    counts = f"{len(rows.training.texts):,} training rows, {len(rows.validation.texts):,} validation rows"
+    parts = (("training", rows.training), ("validation", rows.validation))
+    counts = ", ".join(number_of(len(examples.texts), f"{name} row") for name, examples in parts)
     task = TASK_TYPES[rows.problem].recorded or rows.problem
-    return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{task}`"
+    return (
+        f"{counts}, {number_of(len(rows.labels), 'class', 'classes')}"
+        if rows.labels
+        else f"{counts}, the task `{task}`"
+    )
 
 
 def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:

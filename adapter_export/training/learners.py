@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapter_export.bases.forms import ArchiveBase
 from adapter_export.option import changed
+from adapter_export.tables import number_of
 from adapter_export.training.fusion import FusionSpec
 from adapter_export.training.job import Start, Trained, TrainingJob
 from adapter_export.words import quoted
@@ -145,7 +146,7 @@ class NewStudent:
 
     @property
     def _origin(self) -> str:
-        return f"all weights of {len(self.layers)} layers learn"
+        return f"all weights of {number_of(len(self.layers), 'layer')} learn"
 
     def student(self, done: Trained) -> TorchBase:
         """Return the trained student as a base with its head and the training record."""

@@ -93,8 +93,8 @@ def too_many_parameters(start: Start, rows: int) -> Iterator[str]:
     if count > MOST_PER_ROW * rows:
         narrower = command("plan(…, rows=…)", f"plan MODEL --rows {rows}")
         yield (
-            f"{count:,} parameters for {rows:,} training rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
-            "memorize them; compare it with the narrower one recommended by " + narrower
+            f"{number_of(count, 'parameter')} for {number_of(rows, 'training row')}, more than {MOST_PER_ROW:,} per "
+            "row, so the adapter may memorize them; compare it with the narrower one recommended by " + narrower
         )
 
 

@@ -16,6 +16,7 @@ from adapter_export.extras import require
 from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.training.specs import PREFIXES, DataSpec, HeadSpec
 from adapter_export.words import argument, joined
 
@@ -169,7 +170,9 @@ class RowReader:
         problem = head.task if task is None else task.type
         data.columns.check(problem)
         _, columns = data.columns.read_as(problem)
-        limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
+        limit = data.max_tokens
+        if limit is None:
+            limit = _own_length(base, head) if task is None else task.max_tokens
         own = base.base_head.head if head.head == "base" and base.base_head is not None else None
         known = own.task if task is None and own is not None else task
         prompt = known if known is not None and known.template else None
@@ -210,7 +213,16 @@ class RowReader:
             if self.data.unlabelled is not None:
                 rows = self._with_unlabelled(rows, locate(self.data.unlabelled, "table").path)
         self._check_ids(rows)
-        return rows
+        return replace(rows, notes=(*rows.notes, *self._longer(rows)))
+
+    def _longer(self, rows: TextTask) -> Iterator[str]:
+        """Yield a note if rows are truncated although the base takes longer ones."""
+        most = self.base.max_tokens
+        if self.generates or self.source.medium is not None or not any(part.cut for part in rows.parts.values()):
+            return
+        if most is None or self._tokenizer.max_tokens < most:
+            limit = "" if most is None else f", up to the model's {most:,} tokens"
+            yield "truncated texts lose their rest; read more of them with " + argument("max_tokens") + limit
 
     def read_all(self) -> tuple[LabelledExamples, tuple[str, ...]]:
         """Read the training file without splitting it; returns its rows, and notes on it.
@@ -336,6 +348,17 @@ class RowReader:
         return found
 
 
+def _own_length(base: Base, head: HeadSpec) -> int | None:
+    """Return the length that a model of vectors was made for, if the task is vectors; `None` for the default."""
+    from adapter_export.graph.tasks import TASK_TYPES
+
+    known = base.base_head.head if base.base_head is not None else None
+    task = None if known is None else known.task
+    if task is None or not task.kind.is_vector or not TASK_TYPES[head.task].is_vector:
+        return None
+    return task.max_tokens
+
+
 def _check_no_cache(base: Base) -> None:
     """Reject a base with a cache: rows of a table have no past, and a head reads the hidden state."""
     caches = [record.name for record in base.inputs if record.role == "cache"]
@@ -343,7 +366,7 @@ def _check_no_cache(base: Base) -> None:
         raise BaseModelError(
             "was captured with its cache, for generation, but rows of a table have no past",
             where=base.path,
-            found=f"{len(caches)} inputs such as `{caches[0]}`",
+            found=f"{number_of(len(caches), 'input')} such as `{caches[0]}`",
             expected="the bare model",
             fix="train it to generate with "
             + argument("task", CAUSAL_LM)

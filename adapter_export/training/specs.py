@@ -78,7 +78,11 @@ class DataSpec:
     tokenizer: Annotated[Address | None, TOKENIZER] = None
     max_tokens: Annotated[
         int | None,
-        Option("Truncate texts to N tokens; defaults to 128, the model's maximum or the teacher's limit.", least=1),
+        Option(
+            "Truncate texts to N tokens; defaults to 128, the model's maximum or the teacher's limit, and for vectors "
+            "to the model's own length.",
+            least=1,
+        ),
     ] = None
     truncation: Annotated[
         Literal["right", "left"] | None, "Side on which long texts are truncated; defaults to the tokenizer's."

@@ -176,7 +176,7 @@ def test_labels_of_words(world: World, tmp_path: Path) -> None:
     long = [{"text": ["good"] * 30, "label": ["O"] * 30}]
     cut = measured(world, "entity", write(tmp_path / "long.jsonl", long))
     assert cut.notes == (
-        "1 texts are longer than 24 tokens and were cut there, as every client cuts them (line 1)",
+        "1 text is longer than 24 tokens and cut there, as every client cuts it (line 1)",
         "8 truncated words were skipped",
     )
 

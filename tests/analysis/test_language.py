@@ -123,7 +123,7 @@ def test_texts_without_answers(llama: Path, tmp_path: Path) -> None:
     allowed = math.expm1(2 * bundle.manifest.adapters[1].golden.absolute["logits"])  # as above
     assert found.scores["perplexity"].value == pytest.approx(math.exp(float(each.mean())), rel=allowed)
     assert list(found.scores) == ["perplexity", "token_accuracy"]
-    cut = f"1 texts are longer than {LONGEST} tokens and were cut there (line 3): 5 tokens are not measured"
+    cut = f"1 text is longer than {LONGEST} tokens and cut there (line 3): 5 tokens not measured"
     assert cut in found.notes
     low, value, high = (getattr(found.scores["perplexity"], name) for name in ("low", "value", "high"))
     assert low < value < high

@@ -320,7 +320,7 @@ def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path
     assert found.keys() == {"topic", "model"}
     assert found["topic"].check == "task"
     assert found["topic"].detail.startswith("was trained with the tokenizer ")
-    assert "texts differ from the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
+    assert "text unlike the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
 
 
 def test_ids_are_those_that_transformers_made_at_capture(made: Path, tmp_path: Path) -> None:

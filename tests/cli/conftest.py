@@ -18,6 +18,7 @@ from once import once
 from safetensors.numpy import save_file
 from small_disk import small_disk
 from widths import WIDTHS, check_whole
+from wording import wrong_words
 
 from adapter_export.cli import terminal
 from adapter_export.cli.fitted_table import fitted
@@ -83,6 +84,8 @@ class Cli:
         ):
             patch.setattr(terminal, "fitted", _checked)
             found = CliRunner().invoke(main, words, input=stdin)
+        if "--help" not in words and "--json" not in words:
+            assert not [*wrong_words(found.stdout), *wrong_words(found.stderr)], found.stdout + found.stderr
         return Finished(found.exit_code, found.stdout, found.stderr)
 
     def done(self, *arguments: object, **settings: Any) -> Finished:

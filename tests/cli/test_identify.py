@@ -17,7 +17,7 @@ def test_the_proof_is_shown_and_written(cli, tmp_path: Path) -> None:
     command = ("identify", tmp_path / "model", "--weights", tmp_path / "llama")
     done = cli.done(*command)
     assert "layers.1.mlp.down_proj.weight" in done.stdout
-    assert "21 weights match within their rounding; all are accounted for" in done.stderr
+    assert "21 weights equal within rounding; none is left over" in done.stderr
     made = cli.json(*command, "--force")
     written = json.loads((tmp_path / "model" / "base_identity.json").read_text())
     assert {key: made[key] for key in written} == written

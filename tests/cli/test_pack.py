@@ -40,7 +40,7 @@ def test_other_float_types_are_converted_with_a_word(cli, model: Path, plain_ten
     halves = {name: tensor.astype(np.float16) for name, tensor in plain_tensors("pfeiffer").items()}
     save_file(halves, tmp_path / "halves.safetensors")
     found = cli.done("pack", tmp_path / "halves.safetensors", *OPTIONS, "--base", model, "-o", tmp_path / "a")
-    assert "8 tensors are float16 and were converted to float32" in found.stderr
+    assert "8 tensors of float16 converted to float32" in found.stderr
 
 
 def _spoiled(tensors: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:

@@ -116,14 +116,14 @@ def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> N
     cut, notes = learnt(base, texts, max_tokens=4)
     assert cut.training["data"]["training"]["tokens_to_learn"] == 3 + 2
     assert "1 row of the training data repeats another row and was skipped (line 4)" in notes
-    assert any("1 texts of the training data exceed 4 tokens and are truncated" in note for note in notes)
+    assert any("1 text of the training data exceeds 4 tokens and is truncated" in note for note in notes)
     packed, notes = learnt(base, texts, max_tokens=4, packing=True)
     # <s> n1 n2 n3 | n4 n5 n6 </s> | <s> n7 </s>
     assert packed.training["data"]["training"]["tokens_to_learn"] == 3 + 3 + 2
     assert "2 texts of the training data are packed into 3 rows of 4 tokens" in notes
     pairs = write(tmp_path / "a.jsonl", [{"prompt": "n1", "answer": "n2"}, {"prompt": "n1 n2 n3 n4", "answer": "n5"}])
     _, notes = learnt(base, pairs, max_tokens=4)
-    assert "1 texts of the training data have no tokens to learn and were skipped" in notes
+    assert "1 text of the training data has no tokens to learn and was skipped" in notes
     ended, _ = learnt(base, texts, max_tokens=9, end_token="n0")
     assert ended.training["settings"]["end_token"] == "n0"
 

@@ -11,6 +11,7 @@ from adapter_export.errors import MissingExtraError
 from adapter_export.format.check_report import Finding
 from adapter_export.format.generation import GoldenChats
 from adapter_export.runtime.generation.golden_chats import chat_faults
+from adapter_export.tables import number_of, verb_for
 from adapter_export.text import Tokenizer
 
 CHECK = "golden chats"
@@ -37,14 +38,15 @@ def replay_chats(bundle: OpenedBundle, chats: GoldenChats) -> Finding:
         return Finding.unverified(CHECK, BASE, "`jinja2` is not installed")
     if faults:
         name, fault = next(iter(faults.items()))
-        detail = f"{len(faults)} of {len(chats.chats)} prompts differ; `{name}`: {fault}"
+        differ = f"{len(faults)} of {number_of(len(chats.chats), 'prompt')} {verb_for(len(faults), 'differ')}"
+        detail = f"{differ}; `{name}`: {fault}"
         return Finding.tested(CHECK, BASE, False, detail)
     if facts != (record.roles, record.tools):
         detail = (
             f"the templates write {facts[0]} and tools: {facts[1]}; the manifest has {record.roles}, {record.tools}"
         )
         return Finding.tested(CHECK, BASE, False, detail)
-    return Finding.tested(CHECK, BASE, True, f"{len(chats.chats)} prompts equal{missing}")
+    return Finding.tested(CHECK, BASE, True, f"{number_of(len(chats.chats), 'prompt')} equal{missing}")
 
 
 def compare_chats(bundle: OpenedBundle, model: str | None) -> Iterator[Finding]:

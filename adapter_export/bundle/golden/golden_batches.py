@@ -30,6 +30,7 @@ from adapter_export.numerics.runner import Arrays, Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors
 from adapter_export.runtime.answerer import Answerer, Row
 from adapter_export.runtime.session import Session
+from adapter_export.tables import number_of, verb_for
 
 CHECK = "golden batches"
 """Name of the check in reports."""
@@ -416,12 +417,13 @@ def replay_batches(
     """
     rows = sum(row.adapter in names for batch in batches.batches for row in batch.rows)
     if "slots" not in variants:
-        return Finding.tested(CHECK, "bundle", True, f"{rows} rows, not run")
+        return Finding.tested(CHECK, "bundle", True, f"{number_of(rows, 'row')}, not run")
     session = bundle.runtime_session(only=variants)
     faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
-    detail = f"{rows} rows in {len(batches.batches)} requests, each matches the reference's separate answer"
+    requests = number_of(len(batches.batches), "request")
+    detail = f"{number_of(rows, 'row')} in {requests}, each matches the reference's separate answer"
     if faults:
-        detail = f"{len(faults)} of {rows} rows differ; " + faults[0]
+        detail = f"{len(faults)} of {number_of(rows, 'row')} {verb_for(len(faults), 'differ')}; " + faults[0]
     return Finding.tested(CHECK, "bundle", not faults, detail)
 
 

@@ -25,6 +25,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.media_reader import check_answered
+from adapter_export.tables import number_of
 
 CHECK = "golden media"
 """Name of the check in reports."""
@@ -97,9 +98,8 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
         yield Finding.tested(CHECK, BASE, True, f"clients cannot preprocess files: the processor {record.unknown}")
         return
     faults = [] if media.digest == record.digest else [f"made with the processor {media.digest[:12]}…"]
-    detail = (
-        f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {format_steps(record.steps)}"
-    )
+    samples = number_of(len(media.samples), "file")
+    detail = f"{samples} within {media.absolute:.1e} of {media.processor}: {format_steps(record.steps)}"
     try:
         faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
     except MissingExtraError as error:
@@ -122,7 +122,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
                 except RequestError as error:  # NaN, for example
                     differ = [error.what]
                 faults += [f"`{wanted.sample}`: " + fault for fault in differ]
-            detail = f"{len(answers.answers)} answers within {answers.absolute:.1e}"
+            detail = f"{number_of(len(answers.answers), 'answer')} within {answers.absolute:.1e}"
             yield Finding.tested(CHECK, adapter.name, not faults, "; ".join(faults[:3]) or detail)
 
 

@@ -36,6 +36,7 @@ from adapter_export.numerics.sample_inputs import (
 )
 from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 SEED = 20
@@ -129,7 +130,9 @@ def stored_case(name: str, tensors: Mapping[str, np.ndarray], inputs: Sequence[I
             continue
         if arrays[record.name].ndim != len(record.axes):
             shape = list(arrays[record.name].shape)
-            faults.append(f"`{name}.input.{record.name}` {shape}, expected {len(record.axes)} axes")
+            faults.append(
+                f"`{name}.input.{record.name}` {shape}, expected {number_of(len(record.axes), 'axis', 'axes')}"
+            )
     if faults:
         raise TensorError(
             "the golden data do not match their cases",

@@ -25,6 +25,7 @@ from adapter_export.format.manifest import VARIANT_NAMES, GoldenRecord, Manifest
 from adapter_export.numerics.runner import Arrays
 from adapter_export.providers import PROVIDERS
 from adapter_export.runtime.graphs import run_session
+from adapter_export.tables import number_of, verb_for
 from adapter_export.words import quoted
 
 CHECK = "recorded runs"
@@ -265,7 +266,8 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
             why = "a tensor did not arrive unchanged, or this runtime rounds differently"
             yield Finding.tested(CHECK, name or BASE, False, f"{difference}: {why}")
         elif compared:
-            detail = f"{', '.join(compared)}: {len(recorded.cases)} cases match the build, bit-exact"
+            cases = f"{number_of(len(recorded.cases), 'case')} {verb_for(len(recorded.cases), 'match')}"
+            detail = f"{', '.join(compared)}: {cases} the build, bit-exact"
             yield Finding.tested(CHECK, name or BASE, True, detail)
 
 

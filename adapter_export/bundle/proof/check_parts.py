@@ -11,6 +11,7 @@ from adapter_export.bundle.golden.golden_parts import GoldenParts
 from adapter_export.bundle.golden.neighbours import MOST
 from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import AdapterRecord, PartRecord
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 CHECK = "golden parts"
@@ -75,7 +76,8 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
         else:
             worst = max(of_adapter, key=lambda measured: measured.ratio)
             faults = {measured.part.fault for measured in of_adapter}
-            detail = f"{len(faults)} faults ruled out; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
+            nearest = f"nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
+            detail = f"{number_of(len(faults), 'fault')} ruled out; {nearest}"
         yield Finding.tested(CHECK, adapter, not wrong, detail)
 
 

@@ -47,6 +47,7 @@ from adapter_export.format.check_report import Finding
 from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.golden_schedule import Replay, golden_texts, replay_schedule
 from adapter_export.runtime.graphs import run_session
+from adapter_export.tables import number_of
 
 _MOST_FAILED_CASES = 3
 """Maximum number of failing cases on which the sites of an adapter are checked."""
@@ -299,7 +300,7 @@ def _generation(context: Context) -> Iterator[Finding]:
             reason = "the reference decides no token of a golden text within the budget"
             yield Finding.unverified("golden generation", name or BASE, reason)
             continue
-        detail = "; ".join(faults[name][:3]) or f"{len(sizes)} texts, {sum(sizes)} tokens"
+        detail = "; ".join(faults[name][:3]) or f"{number_of(len(sizes), 'text')}, {number_of(sum(sizes), 'token')}"
         yield Finding.tested("golden generation", name or BASE, not faults[name], detail)
         wrong = [
             f"{engine}: {fault}" for engine, replay in replays.items() for fault in replay.faults.get(name, ())[:2]

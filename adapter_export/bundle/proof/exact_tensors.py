@@ -36,6 +36,7 @@ from adapter_export.onnx_backend.rewrite.fanout import crossing_values
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import SlotPlan, slot_tensors
 from adapter_export.safe_io.regular_files import sha256_of
+from adapter_export.tables import number_of
 from adapter_export.words import joined, quoted
 
 _FEW = 16
@@ -290,7 +291,7 @@ class _NewExport:
         if self.model is None:
             return Finding("nodes", file, claim, "unverified", file, self.why)
         status: Status = "exact" if self.differs is None else "failed"
-        detail = self.differs or f"{len(self.model.graph)} nodes match the export of {self.by}"
+        detail = self.differs or f"{number_of(len(self.model.graph), 'node')} as in the export of {self.by}"
         return Finding("nodes", file, claim, status, file, detail)
 
 
@@ -318,9 +319,12 @@ def _constant(
     if exported is not None and not same_bits(values := values_of(exported), array):
         return result("failed", f"differs from a new export of the model: {_difference(array, values)}")
     if direct:
-        return result("exact", f"{origin}, {array.size:,} elements, bit-exact")
+        return result("exact", f"{origin}, {number_of(array.size, 'element')}, bit-exact")
     if exported is not None:
-        return result("exact", f"{array.size:,} elements match the export of {export.by}, bit-exact")
+        return result(
+            "exact",
+            f"{number_of(array.size, 'element')} as in the export of {export.by}, bit-exact",
+        )
     if record is None:
         reason = export.why or "a new export has no constant of this name"
         return result("unverified", f"`{DERIVATION_FILE}` does not cover it; " + reason)
@@ -348,7 +352,7 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> str:
     at = np.unravel_index(int(wrong[0]), actual.shape)
     index = ", ".join(map(str, at))
     numbers = f"[{index}] is {actual[at]!s}, expected {expected[at]!s}"
-    return f"{len(wrong):,} of {actual.size:,} elements, the first {numbers}"
+    return f"{len(wrong):,} of {number_of(actual.size, 'element')}, the first {numbers}"
 
 
 def node_differences(actual: ir.Model, expected: ir.Model) -> Iterator[str]:
@@ -364,7 +368,7 @@ def node_differences(actual: ir.Model, expected: ir.Model) -> Iterator[str]:
     counts = [sum(1 for _ in model.graph.all_nodes()) for model in (actual, expected)]
     if counts[0] != counts[1]:
         longer = list((actual if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
-        yield f"{counts[0]} nodes, expected {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
+        yield f"nodes: {counts[0]}, expected {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
     for what in ("inputs", "outputs"):
         names = [[value.name for value in getattr(model.graph, what)] for model in (actual, expected)]
         if names[0] != names[1]:
@@ -420,7 +424,7 @@ def _as_rebuilt(bundle: OpenedBundle, again: RebuiltGraph, expected: ir.Model, c
     if apart and differs is None:
         differs = f"constants that differ: {', '.join(sorted(apart)[:_SHOWN])}"
     status: Status = "exact" if differs is None else "failed"
-    detail = differs or f"{len(model.graph)} nodes, {len(stored)} constants, bit-exact"
+    detail = differs or f"{number_of(len(model.graph), 'node')}, {number_of(len(stored), 'constant')}, bit-exact"
     return Finding(check, again.file, claim, status, again.file, detail)
 
 
@@ -488,6 +492,6 @@ def _slots(name: str, where: str, actual: Weights, expected: Weights, wrong: Seq
     both = next((slot for slot in wrong if slot in actual and slot in expected), None)
     more = "" if both is None else f"; `{both}`: {_difference(actual[both], expected[both])}"
     names = joined("`" + slot + "`" for slot in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
-    detail = f"{len(wrong)} differ: " + names + more if wrong else f"{len(expected)} tensors, bit-exact"
+    detail = f"{len(wrong)} differ: " + names + more if wrong else f"{number_of(len(expected), 'tensor')}, bit-exact"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
     return replace(Finding.exact("slots", name, not wrong, detail, where=where), coverage=(span,))

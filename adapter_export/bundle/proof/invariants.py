@@ -44,6 +44,7 @@ from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.graphs import run_session
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.tables import number_of
 
 _SHOWN = 5
 """Maximum number of faults listed in a message."""
@@ -63,7 +64,7 @@ def check_files(
     """
     manifest, adapters = bundle.manifest, [name for name in names if name is not None]
     if not bundle.staged:
-        detail = f"{len(manifest.files)} files match their SHA-256"
+        detail = f"{number_of(len(manifest.files), 'file')}: SHA-256 as listed"
         yield Finding.exact("files", "bundle", True, detail)
         yield Finding.exact("schema", MANIFEST_FILE, True, f"format {manifest.version}")
     yield from _check_graphs(bundle)
@@ -212,13 +213,15 @@ def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
         slot for slot in tensors.keys() | others.keys() if not same_bits(tensors.get(slot), others.get(slot))
     )
     apart += sorted(slot for slot, dtype in wanted.items() if slot not in tensors or tensors[slot].dtype != dtype)
-    detail = f"the two files differ: {', '.join(apart)}" if apart else f"{len(tensors)} tensors, bit-exact"
+    detail = f"the two files differ: {', '.join(apart)}" if apart else f"{number_of(len(tensors), 'tensor')}, bit-exact"
     complete = bool(tensors) or not bundle.manifest.slots  # a head that only pools fills no slot
     return Finding.exact("adapter files", name, not apart and complete, detail)
 
 
 def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> Finding:
-    detail = f"differs from the adapter's file: {', '.join(wrong)}" if wrong else f"{count} tensors, bit-exact"
+    detail = (
+        f"differs from the adapter's file: {', '.join(wrong)}" if wrong else f"{number_of(count, 'tensor')}, bit-exact"
+    )
     return Finding.exact(name, subject, not wrong, detail)
 
 
@@ -286,7 +289,7 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
             compared += 1
             differences = compare(reverse[name][::-1], expected, budgets(adapter, name, expected)).faults
             faults += [f"{name}: {'; '.join(differences)}"] if differences else []
-    detail = "; ".join(faults) or f"every output of {rows} rows, within the budget"
+    detail = "; ".join(faults) or f"every output of {number_of(rows, 'row')}, within the budget"
     return Finding.tested("row order", adapter or BASE, bool(compared) and not faults, detail)
 
 
@@ -315,7 +318,7 @@ def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets
             if len(together[output]) == len(rows):
                 compared += 1
                 faults += _faults(output, together[output][at * count :][:count], expected, name, budgets)
-    detail = "; ".join(faults) or f"{count} texts per adapter match separate calls, within the budget"
+    detail = "; ".join(faults) or f"texts per adapter: {count}, as in separate calls, within the budget"
     subject = ", ".join(name or BASE for name in names)
     return Finding.tested("fan-out", subject, bool(compared) and not faults, detail)
 

@@ -40,6 +40,7 @@ from adapter_export.onnx_backend.steps import Step
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.graphs import Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_graph
+from adapter_export.tables import number_of
 from adapter_export.version import __version__
 from adapter_export.words import quoted
 
@@ -184,7 +185,7 @@ def _nodes(walk: Lockstep, records: Sequence[Measurement]) -> Finding:
         return _unverified(walk, "the graph and the reference have no value in common")
     worst, total = max(records, key=lambda record: record.ratio), len(walk.steps.names)
     return replace(
-        _unverified(walk, f"{len(records)} of {total} values at `{walk.case.name}`, worst `{worst.name}`"),
+        _unverified(walk, f"{len(records)} of {number_of(total, 'value')} at `{walk.case.name}`, worst `{worst.name}`"),
         status="tested",
         coverage=(SpanRecord("values", len(records), total),),
         ratio=worst.ratio,
@@ -500,7 +501,7 @@ def _offset(actual: np.ndarray, expected: np.ndarray, error: np.ndarray, budget:
         return
     places = np.flatnonzero(np.abs(rows).max(axis=1) > budget)
     if len(places) * 2 <= len(rows):
-        yield f"wrong in {len(places)} of {len(rows)} rows only"
+        yield f"wrong in {len(places)} of {number_of(len(rows), 'row')} only"
 
 
 def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> Path:

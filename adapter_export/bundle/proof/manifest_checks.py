@@ -29,6 +29,7 @@ from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.generation.text_writer import CONFIG_FILE, end_tokens, padding_token
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.sites.site import SUBLAYERS
+from adapter_export.tables import number_of, verb_for
 
 _FOLDERS = ("adapters/", "golden/", DERIVATION_FILE)
 """Where a bundle has the files of adapters, of golden data and of the derivation."""
@@ -124,7 +125,7 @@ def _axes(bundle: OpenedBundle) -> Finding:
         "axes with one name in the graph have one name in the manifest",
         "failed" if apart else "exact",
         f"{MANIFEST_FILE}: inputs, outputs",
-        "; ".join(apart) or f"{len(names)} names match the graph",
+        "; ".join(apart) or f"{number_of(len(names), 'name')} {verb_for(len(names), 'match')} the graph",
     )
 
 
@@ -148,7 +149,7 @@ def _files(bundle: OpenedBundle) -> Finding:
         "the manifest names every file of adapters, golden data and the derivation",
         "failed" if unnamed else "exact",
         f"{MANIFEST_FILE}: files",
-        f"not named: {', '.join(unnamed)}" if unnamed else f"{len(manifest.files)} files",
+        f"not named: {', '.join(unnamed)}" if unnamed else number_of(len(manifest.files), "file"),
     )
 
 
@@ -166,7 +167,7 @@ def _accepted(bundle: OpenedBundle, golden: Golden) -> Finding:
         "clients accept the inputs of golden vectors",
         "failed" if refused else "exact",
         f"{MANIFEST_FILE}: inputs, lengths",
-        refused[0] if refused else f"{len(golden.cases)} cases",
+        refused[0] if refused else number_of(len(golden.cases), "case"),
     )
 
 
@@ -261,7 +262,7 @@ def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, qu
         golden, where = bundle.golden(name), f"golden vectors of `{name or BASE}`"
         stored = {case.name for case in golden.cases}
         lacking = [case for case in owed if case not in stored] + sorted(kinds - _kinds(golden.cases))
-        detail = f"without {', '.join(lacking)}" if lacking else f"{len(golden.cases)} cases"
+        detail = f"without {', '.join(lacking)}" if lacking else number_of(len(golden.cases), "case")
         yield Finding(
             "golden",
             f"{name or BASE}/cases",

@@ -12,7 +12,7 @@ from adapter_export.bundle.golden.ablation import note_of
 from adapter_export.bundle.report import BASE, Report, failures, unverified
 from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status
 from adapter_export.page import Markup, document, element, head, heat, prose, table
-from adapter_export.tables import Table
+from adapter_export.tables import Table, number_of
 from adapter_export.version import __version__
 from adapter_export.words import joined, quoted
 
@@ -72,7 +72,7 @@ def overview(report: Report) -> Iterator[Line | Table]:
     whole = report.table()
     yield replace(whole, title=None, rows=whole.rows[:_MANY])
     if len(whole.rows) > _MANY:
-        yield Line(f"… and {len(whole.rows) - _MANY} more rows", "facts")
+        yield Line(f"… and {number_of(len(whole.rows) - _MANY, 'more row')}", "facts")
     yield _summary(report)
     yield from _effects(report)
     yield from _reasons(report.findings)
@@ -155,7 +155,7 @@ def _outputs(report: Report) -> Iterator[Line | Table]:
     if golden:
         worst, bad = max(golden, key=lambda output: output.badness), sum(not output.passed for output in golden)
         failed = f", {bad} failed" if bad else ""
-        yield Line(f"golden vectors: {len(golden)} outputs, worst {worst.ratio:.2f} of its budget{failed}")
+        yield Line(f"golden vectors: {number_of(len(golden), 'output')}, worst {worst.ratio:.2f} of its budget{failed}")
 
 
 def _of_adapters(results: Sequence[Measurement]) -> Table:
@@ -184,7 +184,7 @@ def _padding(measurement: Measurement) -> str:
 
 def _shapes(results: Sequence[Measurement]) -> str:
     names = {measurement.case for measurement in results}
-    return f"{len(names)} shapes" if len(names) > 1 else names.pop()
+    return number_of(len(names), "shape") if len(names) > 1 else names.pop()
 
 
 def _of_variants(results: Sequence[Measurement]) -> Table:
@@ -242,7 +242,7 @@ def _top_class(measurements: Sequence[Measurement]) -> str:
 
 def _summary(report: Report) -> Line:
     of = report.counts()
-    verified = f"{of['exact'] + of['tested']} of {len(report.findings)} claims verified"
+    verified = f"{of['exact'] + of['tested']} of {number_of(len(report.findings), 'claim')} verified"
     failed = f", {of['failed']} failed" if of["failed"] else ""
     return Line(f"{verified} ({of['exact']} bit-exact, {of['tested']} tested), {of['unverified']} unverified{failed}")
 
@@ -270,7 +270,7 @@ def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
         more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
         yield Line(f"unverified: {', '.join(names[:_FEW])}{more}: " + reason, "note")
     if len(left) > _MANY:
-        yield Line(f"… for {len(left) - _MANY} more reasons", "note")
+        yield Line(f"… for {number_of(len(left) - _MANY, 'more reason')}", "note")
 
 
 def _coverage(report: Report) -> Table:
@@ -297,7 +297,7 @@ def _compared(report: Report) -> Iterator[Line]:
     coverage = report.coverage()
     left_out = f"; not compared: {'; '.join(coverage.left_out[:_FEW])}" if coverage.left_out else ""
     more = " …" if len(coverage.left_out) > _FEW else ""
-    values = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
+    values = f"compared {coverage.compared} of {coverage.planned} values, {number_of(coverage.elements, 'element')}"
     yield Line(f"{values}{left_out}{more}")
 
 
@@ -309,7 +309,7 @@ def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
     bad = sum(not site.passed for site in results)
     failed = f", {bad} over their budgets" if bad else ""
     yield Line(
-        f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget "
+        f"{number_of(len(results), 'site')} and heads against float64, worst {worst.ratio:.2f} of its budget "
         f"({worst.adapter}, `{worst.name}`){failed}"
     )
     layers: dict[str, dict[str, float]] = {}

@@ -20,6 +20,7 @@ from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.runtime.self_check import ways
 from adapter_export.runtime.session import Session
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.tables import number_of
 from adapter_export.words import argument, joined
 
 NAME = "other runtime"
@@ -133,7 +134,7 @@ def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str
     """Return whether all comparisons passed, and a summary."""
     wrong = [f"{place}: {'; '.join(comparison.faults)}" for place, comparison in compared if not comparison.passed]
     worst = max((comparison.ratio for _, comparison in compared), default=0.0)
-    detail = "; ".join(wrong[:3]) or f"{len(compared)} golden outputs, worst {worst:.2f} of its budget"
+    detail = "; ".join(wrong[:3]) or f"{number_of(len(compared), 'golden output')}, worst {worst:.2f} of its budget"
     return bool(compared) and not wrong, detail
 
 

@@ -37,6 +37,7 @@ from adapter_export.onnx_backend.rewrite.bank_graph import (
 from adapter_export.onnx_backend.rewrite.checksums import add_bank_checksums
 from adapter_export.onnx_backend.slots import SLOT_PREFIX
 from adapter_export.runtime.bank import MASK_BELOW
+from adapter_export.tables import number_of
 
 BANK_FILE = "bank.bin"
 """File with the tensors of all adapters."""
@@ -97,7 +98,7 @@ class BankVariant(Variant):
         for tensor in () if bank is None else bank.tensors:
             rows = held.get(tensor.name)
             if bank is not None and rows is not None and rows.shape[:1] != (len(bank.rows),):
-                yield f"`{tensor.name}` {list(rows.shape)} does not have {len(bank.rows)} rows"
+                yield f"`{tensor.name}` {list(rows.shape)} does not have {number_of(len(bank.rows), 'row')}"
 
     def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
         """Compare an adapter's row, which is padded with zeros if the adapter is narrower than others."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import PathLike
 from adapter_export.bases.adapters import save
-from adapter_export.commands.command import Screen
+from adapter_export.commands.command import Screen, next_line
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def show_adapter(adapter: Adapter, screen: Screen) -> None:
     """Render the written adapter."""
     output, head = screen.given["output"], adapter.head
     with_head = "" if head is None else ", a head" if head.task is None else f", a head for `{head.task.type}`"
-    places = f"{len(adapter.placements)} sites{with_head}"
-    parameters = f"{adapter.cost().parameters:,} parameters"
+    places = f"{number_of(len(adapter.placements), 'site')}{with_head}"
+    parameters = number_of(adapter.cost().parameters, "parameter")
     screen.report(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
-    model = screen.given.get("base", "MODEL")
-    build = ("adapter-export", "build", str(model), "--adapters", str(output), "-o", "bundle")
-    screen.report(f"Next: {shlex.join(build)}")
+    model = screen.given.get("base")
+    build = ("inspect", output) if model is None else ("build", model, "--adapters", output, "-o", "bundle")
+    screen.report(f"Next: {next_line(*build)}")
 
 
 def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:

@@ -14,12 +14,12 @@ from adapter_export.bases.adapters import check_site_map, load_adapter
 from adapter_export.bases.base import Base, MergedWeights, OpenOptions
 from adapter_export.bases.comparing import compare_outputs
 from adapter_export.bases.opening import base_for
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import AdapterError, BaseMismatchError, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -115,11 +115,11 @@ def _sha256(adapter: Adapter) -> str:
 
 
 def _show(merged: Merged, screen: Screen) -> None:
-    new = f"{len(merged.tensors)} tensors of {screen.given['base'].name} changed"
+    new = f"{number_of(len(merged.tensors), 'tensor')} of {screen.given['base'].name} changed"
     screen.report(f"wrote {merged.path}: {new}, fingerprint {merged.fingerprint[:19]}…")
     within = f"are within {merged.error:.1e} of model and adapter"
-    screen.report(f"{merged.compared:,} values, up to {merged.scale:.3g}, {within}.")
-    screen.report(f"Next: adapter-export build {merged.path} -o bundle")
+    screen.report(f"{number_of(merged.compared, 'value')}, up to {merged.scale:.3g}, {within}.")
+    screen.report(f"Next: {next_line('build', merged.path, '-o', 'bundle')}")
 
 
 def _document(merged: Merged, screen: Screen) -> Mapping[str, object]:

@@ -110,6 +110,7 @@ def chat(
     writer = opened.writer(opened.session(provider=provider, threads=threads, on_demand=True))
     _ = writer.chat  # raises an error without a template
     conversation = Chat(writer, None, Decoding(**decoding))
+    writer.check_limit(conversation.decoding)
     conversation.adapter = writer.named(adapter)
     if conversation.adapter is not None:
         conversation.switch(conversation.adapter)

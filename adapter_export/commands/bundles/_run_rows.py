@@ -22,6 +22,7 @@ from adapter_export.graph.tasks.cells import is_blank
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.tables import number_of
 from adapter_export.text import Pair
 from adapter_export.words import argument, joined
 
@@ -97,7 +98,7 @@ def _typed_rows(texts: Sequence[str], pairs: Sequence[str]) -> list[Row]:
         raise UsageError(
             "the number of pairs does not match the number of texts",
             where=argument("pairs", option="pair"),
-            found=f"{len(pairs)} for {len(texts)} texts",
+            found=f"{len(pairs)} for {number_of(len(texts), 'text')}",
             fix="give one per text, in the same order; for a single text, several are its choices",
         )
     contents = list(map(Pair, texts, pairs)) if pairs else texts
@@ -133,7 +134,7 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
     checked = check_inputs(arrays, inputs, bundle.manifest.lengths)
     count = len(next(iter(checked.values())))
     if contexts is not None and len(contexts) != count:
-        mismatch = f"{len(contexts)} for {count} rows"
+        mismatch = f"{len(contexts)} for {number_of(count, 'row')}"
         raise FormatError("has the wrong number of rows", where="`context`", found=mismatch)
     each = [{name: array[row : row + 1] for name, array in checked.items()} for row in range(count)]
     with_context = [None] * count if contexts is None else [row != 0 for row in contexts]
@@ -159,7 +160,7 @@ def with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_ou
         raise UsageError(
             "the number of adapters does not match the number of rows",
             where=argument("adapters"),
-            found=f"{len(adapters)} adapters for {len(rows)} rows",
+            found=f"{number_of(len(adapters), 'adapter')} for {number_of(len(rows), 'row')}",
             fix=f"name one per row, `{BASE}` for the base; "
             + argument("fan_out", True)
             + " runs every row through all of them; "

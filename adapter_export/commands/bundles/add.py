@@ -12,7 +12,7 @@ from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for
 from adapter_export.bases.prepared_base import model_of, same_precision
 from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch, own_folder
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.words import quoted
@@ -96,7 +96,7 @@ def _names(bundle: Bundle, screen: Screen) -> list[str]:
 def _show(bundle: Bundle, screen: Screen) -> None:
     names = quoted(record.name for record in bundle.manifest.adapters)
     screen.report(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {names}")
-    screen.report(f"Next: adapter-export verify {bundle.folder}")
+    screen.report(f"Next: {next_line('verify', bundle.folder)}")
 
 
 def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +13,14 @@ from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for, unopened
 from adapter_export.bases.prepared_base import golden_cases, open_prepared_base, origin_of
 from adapter_export.bundle.open_bundle import AdapterPrecisionOption, AllowBaseMismatch
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.extras import require
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
 from adapter_export.option import SITE_MAP, TOKENIZER, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.tables import Table, size
+from adapter_export.tables import Table, number_of, size
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -302,7 +301,8 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     sizes = {file.path: file.bytes for file in manifest.files}
     what = {file: f"the graph: {variant.summary}" for variant in VARIANTS.values() for file in variant.files(manifest)}
     what |= {
-        each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters
+        each.onnx_adapter: f"`{each.name}`, {each.kind}, {number_of(each.parameters, 'parameter')}"
+        for each in manifest.adapters
     }
     what |= {path: _WEIGHTS_WORDS.get(path, "") for path in sizes if path.endswith(".bin")}
     rows = [(path, words, size(sizes[path])) for path, words in what.items()]
@@ -311,10 +311,8 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     title = f"{bundle.folder}  {size(sum(sizes.values()))}"
     screen.show(Table(("file", "what", "size"), rows, title, numbers="llr"))
     base = screen.given["base"]
-    check = shlex.join(["adapter-export", "check", str(bundle.folder), "--against", str(base)])
-    screen.report(f"Next: {check}  # every claim, a minute or more")
-    verify = shlex.join(["adapter-export", "verify", str(bundle.folder)])
-    screen.report(f"  or: {verify}  # golden vectors, seconds")
+    screen.report(f"Next: {next_line('check', bundle.folder, '--against', base)}  # every claim, a minute or more")
+    screen.report(f"  or: {next_line('verify', bundle.folder)}  # golden vectors, seconds")
     precision = screen.given.get("base_precision", "fp32")
     if precision != "fp32":
         adapters = [str(address).rpartition("=")[2] for address in screen.given.get("adapters", ())]

@@ -23,6 +23,7 @@ from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, F
 from adapter_export.providers import provider_names
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def reference_sides(
             yield reference, None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)
-        inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
+        inputs = "random inputs" if texts is None else number_of(len(texts), "text")
         yield reference, Original(base.runner(allow_mismatch=True), cases, inputs)
 
 

@@ -14,7 +14,7 @@ from adapter_export.commands.bundles.run import AdapterFile, FileLabels, FileTas
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
 from adapter_export.option import Option, OptionsOf
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
@@ -33,11 +33,13 @@ class Texts(Described):
         pieces: parts of the texts, as they are generated.
         count: the number of texts.
         many: render each text as a line of JSON.
+        most: the maximum number of tokens of each text.
     """
 
     pieces: Iterator[Piece]
     count: int
     many: bool
+    most: int
 
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
@@ -99,7 +101,7 @@ def generate(
 
     Raises:
         UsageError: arguments exclude each other, or no adapter is named although the bundle has adapters.
-        RequestError: the bundle does not generate text, or a prompt or an adapter does not fit.
+        RequestError: the bundle does not generate text, or a prompt, an adapter or the number of tokens does not fit.
         InputError: the bundle cannot be used.
     """
     (settings,) = OptionsOf(Decoding).split("generate", decoding)
@@ -116,33 +118,44 @@ def generate(
         loaded = run_rows.load_adapter_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded
     writer = opened.writer(session)
+    writer.check_limit(chosen)
     rows = [Row(prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)]
     names = [None if name == run_rows.BASE else writer.named(name) for name in adapters or (adapter,)]
     rows = run_rows.with_adapters(rows, names if adapters else names * len(rows), fan_out=fan_out)
     run_rows.check_adapters(rows, session)
     of_rows = [row.adapter for row in rows]
-    return Texts(writer.stream([row.asked for row in rows], adapters=of_rows, decoding=chosen), len(rows), many)
+    return Texts(
+        writer.stream([row.asked for row in rows], adapters=of_rows, decoding=chosen),
+        len(rows),
+        many,
+        chosen.max_new_tokens,
+    )
 
 
 def _show(texts: Texts, screen: Screen) -> None:
     """Print a single text while it is generated; print several one after another, under their prompts."""
-    limited = 0
+    limited = list[Generated]()
     if texts.many:
         for text in texts.whole:
             screen.write(f"{json.dumps(text.document(), ensure_ascii=False)}\n")
     elif texts.count == 1:
         for piece in texts.pieces:
             screen.write(piece.text)
-            limited += piece.done is not None and piece.done.finish == "length"
+            limited += [piece.done] if piece.done is not None and piece.done.finish == "length" else []
         screen.write("\n")
     else:
         for text in texts.whole:
-            limited += text.finish == "length"
+            limited += [text] if text.finish == "length" else []
             screen.line((f"{text.prompt} ", "bold"), (f"[{text.adapter or 'base'}]", "dim"))
             screen.write(f"{text.text}\n\n")
-    if limited:
-        which = "the text" if texts.count == 1 else f"{limited:,} of {texts.count:,} texts"
-        screen.report(f"{which} reached the token limit; raise it with `--max-new-tokens N`")
+    full = [text for text in limited if len(text.tokens) < texts.most]
+    for count, limit in (
+        (len(limited) - len(full), "the token limit; raise it with `--max-new-tokens N`"),
+        (len(full), "the most tokens that the base takes, with its prompt"),
+    ):
+        which = "the text" if texts.count == 1 else f"{count:,} of {number_of(texts.count, 'text')}"
+        if count:
+            screen.report(f"{which} reached {limit}")
 
 
 def _document(texts: Texts, _: Screen) -> Mapping[str, object]:

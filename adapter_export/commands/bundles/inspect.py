@@ -19,7 +19,7 @@ from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SUBLAYERS, SiteName
-from adapter_export.tables import Described, Table, size
+from adapter_export.tables import Described, Table, number_of, size
 from adapter_export.words import argument, command
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _slots(manifest: Manifest) -> Table:
     for (site, graph), tensors in places.items():
         alike.setdefault((SiteName.parse(site).place, graph, ", ".join(tensors)), []).append(site)
     rows = [(_range(sites), graph, tensors) for (_, graph, tensors), sites in alike.items()]
-    return Table(("site", "graph", "tensors"), rows, f"{len(manifest.slots)} slots")
+    return Table(("site", "graph", "tensors"), rows, number_of(len(manifest.slots), "slot"))
 
 
 def _range(sites: list[str]) -> str:
@@ -379,7 +379,7 @@ def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
         elif isinstance(value, list | tuple) and (
             len(value) > _MANY_LABELS or any(isinstance(v, Mapping) for v in value)
         ):
-            yield f"{prefix}{key}", f"{len(value)} entries"
+            yield f"{prefix}{key}", number_of(len(value), "entry", "entries")
         else:
             yield f"{prefix}{key}", str(value)
 

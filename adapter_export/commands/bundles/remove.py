@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.option import Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.words import quoted
@@ -45,7 +45,7 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     screen.report(
         f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {names}"
     )
-    screen.report(f"Next: adapter-export verify {bundle.folder}")
+    screen.report(f"Next: {next_line('verify', bundle.folder)}")
 
 
 def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 from adapter_export.words import argument, command
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
     from adapter_export.modalities import FILE_MODALITIES
 
     named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
-    more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
+    more = f"; and {number_of(len(cut) - _FEW, 'more text')}" if len(cut) > _FEW else ""
     if medium is not None:
         return f"{FILE_MODALITIES[medium].word}s were truncated; samples dropped: {named}{more}"
     fix = argument("long_texts", "windows") + " reads them in full, `refuse` refuses them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
 from adapter_export.bundle.verify_signature import require_signatures
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import UsageError
 from adapter_export.option import Force, Option
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -79,8 +81,14 @@ def sign(
 
 def _show(signed: Signature, screen: Screen) -> None:
     bundle = screen.given["bundle"]
-    screen.report(f"signed {len(signed.files)} files of {bundle} by {signed.signer}")
-    screen.report(f"Next: adapter-export verify {bundle} --key PUBLIC")
+    screen.report(f"signed {number_of(len(signed.files), 'file')} of {bundle} by {signed.signer}")
+    if "certificate" in screen.given:
+        screen.report("users verify it with the root of the certificate: `verify --certificate ROOT`")
+        return
+    key = Path(screen.given["key"])
+    public = key.with_name(f"{key.stem}.pub.pem")
+    screen.report(f"Next: {shlex.join(['openssl', 'pkey', '-in', str(key), '-pubout', '-out', str(public)])}")
+    screen.report(f"  and: {next_line('verify', bundle, '--key', public)}")
 
 
 def _document(signed: Signature, screen: Screen) -> Mapping[str, object]:

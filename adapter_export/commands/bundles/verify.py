@@ -14,6 +14,7 @@ from adapter_export.commands.command import Command
 from adapter_export.option import Option
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 
 if TYPE_CHECKING:
     from adapter_export.bundle.report import Report
@@ -74,7 +75,7 @@ def verify(
         read_manifest(folder, expect=expect)
         signature = verify_signature(folder, key=key, certificates=certificates)
         expect = signature.digest
-        detail = f"{len(signature.files)} files, signed by {signature.signer}"
+        detail = f"{number_of(len(signature.files), 'file')}, signed by {signature.signer}"
         signed.append(Finding.exact("signature", "bundle", True, detail))
     plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
     provided = [] if provider is None else [check_provider(plan.bundle, plan.golden, provider)]

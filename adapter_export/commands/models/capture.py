@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.address import Address, Located, PathLike, is_remote, locate
 from adapter_export.bases.base import Base
 from adapter_export.bases.opening import open_base
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.extras import require
 from adapter_export.format.lengths import parse_lengths
@@ -262,17 +262,18 @@ def _show(base: Base, screen: Screen) -> None:
     tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
     screen.report(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
     screen.report(f"Next: {_show_next_step(base, output)}")
-    screen.report(f"  or: adapter-export sites {output}")
+    screen.report(f"  or: {next_line('sites', output)}")
 
 
 def _show_next_step(base: Base, output: Path) -> str:
     """Return the command that makes an adapter for the base: encoder–decoders are trained elsewhere and imported."""
     roles = [record.role for record in base.inputs]
     if "cache" not in roles:
-        return f"adapter-export train {output} --data train.tsv -o adapter"
+        return next_line("train", output, "--data", "train.tsv", "-o", "adapter") + "  # with a table of your own"
     if roles.count("ids") == 1:
-        return f"adapter-export train {output} --task causal_lm --data texts.jsonl -o adapter"
-    return f"adapter-export import peft LORA --base {output} -o adapter"
+        line = next_line("train", output, "--task", "causal_lm", "--data", "texts.jsonl", "-o", "adapter")
+        return line + "  # with texts of your own"
+    return next_line("import", "peft", "lora", "--base", output, "-o", "adapter") + "  # with a PEFT folder `lora`"
 
 
 def _document(base: Base, screen: Screen) -> Mapping[str, object]:

@@ -11,13 +11,13 @@ from adapter_export.address import Address, PathLike
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.forms import GenaiBase
 from adapter_export.bases.opening import unopened
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import BaseModelError
 from adapter_export.extras import require
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.tables import Described, Table
+from adapter_export.tables import Described, Table, number_of
 
 if TYPE_CHECKING:
     from adapter_export.numerics.weight_match import Counterpart
@@ -155,9 +155,10 @@ def identify(
 
 def _show(identified: Identified, screen: Screen) -> None:
     screen.show(identified.table(), "")
-    numbers = f"{len(identified.weights)} weights match within their rounding; all are accounted for"
+    numbers = f"{number_of(len(identified.weights), 'weight')} equal within rounding; none is left over"
     screen.report(f"wrote {identified.path}: fingerprint {identified.fingerprint[:19]}…, {numbers}.")
-    screen.report(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
+    screen.report(f"Next: {next_line('sites', screen.given['folder'])}")
+    screen.report("Adapters that were trained on the torch model can now be built into a bundle of this folder")
 
 
 def _document(identified: Identified, screen: Screen) -> Mapping[str, object]:

@@ -17,6 +17,7 @@ from adapter_export.format.tabular.table_faults import lines_of, raise_faults
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.tables import number_of, verb_for
 from adapter_export.words import argument, did_you_mean, quoted
 
 _SEED = 0
@@ -199,9 +200,11 @@ class DataOptions:
     def _left_out(self, incomplete: Sequence[int], drawn: int, total: int) -> Iterator[str]:
         """Yield clauses on rows that are not answered."""
         if incomplete:
-            yield f"{len(incomplete):,} rows without a text or a label were skipped ({lines_of(incomplete)})"
+            count = len(incomplete)
+            rows = f"{number_of(count, 'row')} without a text or a label {verb_for(count, 'were')}"
+            yield f"{rows} skipped ({lines_of(incomplete)})"
         if drawn < total:
-            yield f"{drawn:,} of {total:,} rows were drawn at random"
+            yield f"{drawn:,} of {number_of(total, 'row')} {verb_for(drawn, 'were')} drawn at random"
 
     def _sampled(self, units: Sequence[str]) -> list[int]:
         """Return the indices of a random sample in file order, deterministic for equal rows.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapter_export.errors import AdapterExportError, DataError
-from adapter_export.tables import number_of
+from adapter_export.tables import number_of, verb_for
 from adapter_export.words import Words, joined
 
 _MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
@@ -25,14 +25,12 @@ def lines_of(lines: Sequence[int]) -> str:
 def rows_that(count: int, verb: str, part: str | None = None, word: str = "row") -> str:
     """Format rows and a verb in the right number: `1 row has`, `2 rows of the training data repeat`."""
     of_part = "" if part is None else f" of the {part} data"
-    if count == 1:
-        verb = {"have": "has", "are": "is"}.get(verb, f"{verb}s")
-    return f"{number_of(count, word)}{of_part} {verb}"
+    return f"{number_of(count, word)}{of_part} {verb_for(count, verb)}"
 
 
 def skipped(count: int) -> str:
     """Return `and was skipped`, or `and were skipped`."""
-    return f"and {'was' if count == 1 else 'were'} skipped"
+    return f"and {verb_for(count, 'were')} skipped"
 
 
 @dataclass
@@ -101,7 +99,7 @@ def raise_faults(tables: Sequence[TableFaults]) -> None:
     more = len(kinds) - _MOST_KINDS
     listed = [*kinds[:_MOST_KINDS], *([f"{more} more kinds of faults."] if more > 0 else [])]
     where = ", ".join(str(table.path) for table in faulty)
-    raise DataError(joined([f"{len(errors):,} faults:", *listed], "\n  ").rstrip("."), where=where)
+    raise DataError(joined([f"{number_of(len(errors), 'fault')}:", *listed], "\n  ").rstrip("."), where=where)
 
 
 def _sentence(file: str, faults: Sequence[tuple[int | None, AdapterExportError]]) -> str:

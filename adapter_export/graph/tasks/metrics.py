@@ -19,6 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from adapter_export.errors import DataError
 from adapter_export.graph.tasks import TASK_TYPES, Learnt
+from adapter_export.tables import number_of
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -455,7 +456,7 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
     if not judged:
         raise DataError(
             "nothing can be ranked",
-            found=f"{len(rows)} groups",
+            found=number_of(len(rows), "group"),
             expected="a group with at least two rows, one of them relevant",
         )
     unit, each = np.full(len(groups), -1, np.int64), []

@@ -18,6 +18,7 @@ from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, T
 from adapter_export.graph.tasks.types import HEAD_TYPES, TASK_TYPES
 from adapter_export.interval import Interval
 from adapter_export.modalities import FILE_MODALITIES, INPUTS
+from adapter_export.tables import number_of
 from adapter_export.text import TextSide
 from adapter_export.words import argument, quoted
 
@@ -153,11 +154,11 @@ class Task:
         check(
             len(set(labels)) == count and all(labels),
             "the labels are not one name for each class",
-            f"{count} labels, {len(set(labels))} different",
+            f"{number_of(count, 'label')}, {len(set(labels))} different",
             "different names",
         )
         wanted = "at least 1 different one" if kind.has_labels else f"no labels: the type is `{self.type}`"
-        check((count > 0) == kind.has_labels, "labels and classes differ", f"{count} labels", wanted)
+        check((count > 0) == kind.has_labels, "labels and classes differ", number_of(count, "label"), wanted)
         check(
             self.activation is None or self.activation in kind.activations,
             f"an activation that `{self.type}` does not have",
@@ -167,7 +168,7 @@ class Task:
         check(
             not self.thresholds or (kind.has_thresholds and len(self.thresholds) == count),
             "thresholds are not one for each label of a multi-label task",
-            f"{len(self.thresholds)} thresholds for {count} labels of `{self.type}`",
+            f"{number_of(len(self.thresholds), 'threshold')} for {number_of(count, 'label')} of `{self.type}`",
             "one for each label, or none",
         )
         outside = [number for number in self.thresholds if not 0 <= number <= 1]

@@ -15,6 +15,7 @@ from adapter_export.numerics.paired_sites import SitePairs
 from adapter_export.numerics.weight_match import Counterpart
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
+from adapter_export.tables import number_of
 from adapter_export.version import __version__
 from adapter_export.words import command, quoted
 
@@ -75,7 +76,8 @@ class BaseIdentity:
                 expected="a unique name for each site",
                 fix="delete the file, and compare again",
             )
-        note = f"`{IDENTITY_FILE}`: its {len(self.weights)} weights match {self.base}, each within its rounding"
+        weights = number_of(len(self.weights), "weight")
+        note = f"`{IDENTITY_FILE}`: {weights} of {self.base} found, each within its rounding"
         return replace(graph, fingerprint=self.base, sites=sites, notes=(*graph.notes, note))
 
 

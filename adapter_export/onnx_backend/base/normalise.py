@@ -115,7 +115,7 @@ def _check_arity(model: ir.Model) -> None:
             raise BaseModelError(
                 "has a node with a wrong number of inputs or outputs",
                 where=f"`{node.outputs[0].name if node.outputs else node.name}`",
-                found=f"`{node.op_type}` with {sum(is_there)} inputs and {len(node.outputs)} outputs",
+                found=f"`{node.op_type}`, inputs: {sum(is_there)}, outputs: {len(node.outputs)}",
                 expected=f"at least {max(fewest, len(required))} inputs and {outputs[0]} outputs",
                 fix="run `onnx.checker.check_model` on it, and export the model again",
             )

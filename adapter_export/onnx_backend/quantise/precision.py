@@ -18,6 +18,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.weight_file import WeightFile
 from adapter_export.onnx_backend.quantise.recipes import RECIPES
 from adapter_export.onnx_backend.quantise.rewritten import rewrite_base
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 
@@ -51,7 +52,7 @@ def convert_precision(base: OnnxBase, precision: Precision, folder: Path) -> Onn
         raise BaseModelError(
             "has no products that can be quantized",
             where=base.path,
-            found=f"no product with an initializer among {len(base.model.graph)} nodes",
+            found=f"no product with an initializer among {number_of(len(base.model.graph), 'node')}",
             expected="`MatMul` or `Gemm` with an initializer",
             fix="keep the base in float32, or in float16",
         )

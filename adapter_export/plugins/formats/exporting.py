@@ -80,8 +80,9 @@ def adapter_with_base(
     source: Adapter | PathLike, model: Base | PathLike, options: OpenOptions, reporter: Reporter
 ) -> tuple[Adapter, Base]:
     """Read an adapter and open its base; `BaseMismatchError` if it was trained on another base."""
+    near = model.path if isinstance(model, Base) else Path(model)
+    adapter = load_adapter(source, near=near) if isinstance(source, str | Path) else source
     base = base_for(model, options, reporter, recorded=True)
-    adapter = load_adapter(source, near=base.path) if isinstance(source, str | Path) else source
     if adapter.base != base.fingerprint:
         raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
     check_site_map([adapter], base.given)

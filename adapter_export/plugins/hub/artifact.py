@@ -13,6 +13,7 @@ from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, ve
 from adapter_export.format.records import Count, RelativePath, Sha256, record_from_json
 from adapter_export.safe_io.documents import MOST_JSON_BYTES
 from adapter_export.safe_io.regular_files import MOST_BYTES, sha256_of
+from adapter_export.tables import number_of
 from adapter_export.words import quoted, visible
 
 Kind = Literal["bundle", "adapter"]
@@ -140,7 +141,7 @@ def check_bounds(files: Collection[RemoteFile], where: object) -> None:
     total = sum(file.size for file in files)
     large = next((file for file in files if file.size > (MOST_JSON_BYTES if file.path in heads else MOST_BYTES)), None)
     if len(files) > MOST_FILES or total > MOST_TOTAL_BYTES or large is not None:
-        totals = f"{len(files):,} files of {total:,} bytes"
+        totals = f"{number_of(len(files), 'file')} of {total:,} bytes"
         raise FormatError(
             "is too large",
             where=where,

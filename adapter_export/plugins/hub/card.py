@@ -26,6 +26,7 @@ from adapter_export.markdown import escaped, labels_cell, table_lines
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.plugins.hub.artifact import Kind, digest_of
 from adapter_export.plugins.hub.reference import parse_reference
+from adapter_export.tables import number_of
 from adapter_export.words import visible
 
 LIBRARY = "adapter-export"
@@ -237,9 +238,9 @@ def _about_bundle(name: str, manifest: Manifest, folder: Path) -> Iterator[str]:
             ("precision of the base", escaped(manifest.base_precision)),
             ("graphs", escaped(", ".join(sorted(manifest.graphs)))),
             ("inputs", escaped(", ".join(record.name for record in manifest.inputs))),
-            *([] if manifest.max_tokens is None else [("longest text", f"{manifest.max_tokens:,} tokens")]),
+            *([] if manifest.max_tokens is None else [("longest text", number_of(manifest.max_tokens, "token"))]),
             ("ONNX Runtime", f"{escaped(manifest.minimum_onnxruntime)} or newer"),
-            ("size", f"{size:,} bytes in {len(manifest.files) + 1} files"),
+            ("size", f"{size:,} bytes in {number_of(len(manifest.files) + 1, 'file')}"),
             ("made by", escaped(manifest.producer)),
         ],
     )

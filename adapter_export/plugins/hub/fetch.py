@@ -55,7 +55,7 @@ from adapter_export.plugins.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, hold_lock
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 
 Proof = Callable[[Path], object]
 """Callback with the folder of a download before its use; raises an error of this package to reject it."""
@@ -324,7 +324,7 @@ def download_all(source: Source, files: Collection[RemoteFile], folder: Path, or
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
-    order.reporter.step(f"downloading {len(files) + before} files, {total / 1e6:,.1f} MB")
+    order.reporter.step(f"downloading {number_of(len(files) + before, 'file')}, {total / 1e6:,.1f} MB")
     for file in files:
         source.download(file, folder)
 

@@ -14,7 +14,7 @@ from adapter_export.plugins.hub.reference import HubReference, parse_reference
 from adapter_export.plugins.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.temporary import temporary_folder
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +99,7 @@ def push_folder(
             files[CARD_FILE] = temporary / CARD_FILE
             files[CARD_FILE].write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in files.values())
-        reporter.step(f"uploading {len(files)} files, {size / 1e6:,.1f} MB")
+        reporter.step(f"uploading {number_of(len(files), 'file')}, {size / 1e6:,.1f} MB")
         if isinstance(where, HubReference):
             hub = Hub(where)
             before = hub.current()

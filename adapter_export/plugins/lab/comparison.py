@@ -26,7 +26,7 @@ from adapter_export.plugins.lab.scores import Resampling, Score, percentiles, su
 from adapter_export.plugins.lab.seen_rows import SeenRows
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.session import Session
-from adapter_export.tables import Described, Table, size
+from adapter_export.tables import Described, Table, number_of, size, verb_for
 
 COMPARISON_VERSION = "1.0.0"
 """The version of the format of the document."""
@@ -308,9 +308,8 @@ class Comparison(Described, _Compared):
             (contestant.name, *(cell for metric in self.metrics for cell in _cells(contestant.scores[metric.name])))
             for contestant in self.contestants
         ]
-        title = (
-            f"{len(self.contestants):,} contestants ({self.setting.task}) on {self.rows:,} rows of {self.setting.data}"
-        )
+        contestants = f"{number_of(len(self.contestants), 'contestant')} ({self.setting.task})"
+        title = f"{contestants} on {number_of(self.rows, 'row')} of {self.setting.data}"
         return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 
     def sizes(self) -> Table:
@@ -387,7 +386,7 @@ class Comparison(Described, _Compared):
         for row in self.differing:
             answers = list(map(cut, row.answers)) if apart else [_grouped(names, row.answers)]
             rows.append((row.line, cut(row.text), cut(row.right), *answers))
-        shown = f"{len(rows)} of {self.differing_rows:,} rows"
+        shown = f"{len(rows)} of {number_of(self.differing_rows, 'row')}"
         title = f"{shown}, those with the largest differences" if self.numeric else f"{shown} that differ"
         return Table(("line", "text", "right", *(names if apart else ["answers"])), rows, title, "r")
 
@@ -435,7 +434,7 @@ def compare_measured(
     fusions = list(_attentions(measured, reporter))
     records, tokens = [replace(ContestantRecord.of(entry.contestant), seen=entry.seen) for entry in measured], None
     if rounds:
-        reporter.step(f"timing {len(contestants)} contestants, {rounds} rounds")
+        reporter.step(f"timing {number_of(len(contestants), 'contestant')}, {rounds} rounds")
         at = first.usual()
         tokens = first.tokens(at)
         records = _timed(records, _calls(measured, at), rounds)
@@ -456,7 +455,8 @@ def compare_measured(
 def _repeated_rows(rows: EvalRows) -> Iterator[str]:
     repeated = len(rows.rows) - len(rows.distinct())
     if repeated:
-        yield f"{repeated:,} rows repeat an earlier one, and the tests take rows as independent of each other"
+        repeats = f"{number_of(repeated, 'row')} {verb_for(repeated, 'repeat')} an earlier one"
+        yield f"{repeats}, and the tests take rows as independent of each other"
 
 
 def _attentions(measured: Sequence[Measured], reporter: Reporter) -> Iterator[Attention]:

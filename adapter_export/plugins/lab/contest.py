@@ -21,6 +21,7 @@ from adapter_export.plugins.lab.eval_rows import EvalRows, Results, judge, read_
 from adapter_export.plugins.lab.seen_rows import SeenRows
 from adapter_export.reporting import SILENT, Part, Reporter
 from adapter_export.runtime.answerer import Answerer, Reader, Row
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 _NAMED = 3
@@ -211,7 +212,7 @@ def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
         "holds labels that not every contestant has",
         where=where,
         found="; ".join(f"`{name}` has no {some(labels)}" for name, labels in list(unknown.items())[:_NAMED])
-        + (f"; {more} more contestants" if more > 0 else ""),
-        expected=f"labels that all {len(contestants)} contestants have",
+        + (f"; {number_of(more, 'more contestant')}" if more > 0 else ""),
+        expected="labels that all contestants have",
         fix=alone + fix,
     )

@@ -18,7 +18,7 @@ from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similariti
 from adapter_export.graph.tasks.task_type import Measured
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
-from adapter_export.tables import one_line
+from adapter_export.tables import number_of, one_line, verb_for
 from adapter_export.text import Pair, SidedText, TextSide
 
 Results = Sequence[Sequence[np.ndarray]]
@@ -97,16 +97,14 @@ class EvalRows:
         """Yield facts about the rows that limit the meaning of scores."""
         places = self.rows * self.width
         lines = list(dict.fromkeys(row.line for row, reading in zip(places, self.read, strict=True) if reading.cut))
-        cut, clause = (
-            sum(reading.cut > 0 for reading in self.read),
-            f"were cut there, as every client cuts them ({lines_of(lines)})",
-        )
+        cut = sum(reading.cut > 0 for reading in self.read)
+        clause = f"cut there, as every client cuts {'it' if cut == 1 else 'them'} ({lines_of(lines)})"
         if cut and self.task.input in FILE_MODALITIES:
             word = FILE_MODALITIES[self.task.input].word
-            yield f"{cut:,} {word}s are longer than the model reads and {clause}"
+            yield f"{number_of(cut, word)} {verb_for(cut, 'are')} longer than the model reads and {clause}"
         elif cut:
             limit = max(len(row.encoding.ids) for reading in self.read if reading.cut for row in reading.rows)
-            yield f"{cut:,} texts are longer than {limit} tokens and {clause}"
+            yield f"{number_of(cut, 'text')} {verb_for(cut, 'are')} longer than {limit} tokens and {clause}"
         if self.task.kind.one_label and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
             yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 
@@ -182,7 +180,7 @@ def _similarities(examples: EvalRows) -> Any:
     """Return the number of each pair [rows]."""
     for row in examples.rows:
         if len(row.answer) != 1:
-            shown = f"{len(row.answer)} numbers"
+            shown = number_of(len(row.answer), "number")
             raise DataError("has another number of numbers", where=f"line {row.line}", found=shown, expected=1)
     return np.array([row.answer[0] for row in examples.rows], np.float64)
 

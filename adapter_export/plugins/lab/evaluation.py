@@ -24,7 +24,7 @@ from adapter_export.plugins.lab.language import MeasuredTexts
 from adapter_export.plugins.lab.record_check import RecordCheck, compare_with_training_record
 from adapter_export.plugins.lab.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.plugins.lab.seen_rows import SeenRows
-from adapter_export.tables import Described, Table
+from adapter_export.tables import Described, Table, number_of
 from adapter_export.words import argument, quoted
 
 _BINS = 10
@@ -237,7 +237,7 @@ def check_options(data: EvalData, metrics: Sequence[Metric], gates: Mapping[str,
         raise UsageError(
             "the column has too many values to slice by",
             where=argument("slices"),
-            found=f"{len(values):,} different values",
+            found=number_of(len(values), "different value"),
             expected=f"at most {_MOST_SLICES}",
         )
 
@@ -404,7 +404,11 @@ class Evaluation(Described):
         )
         if self.versus is not None:
             count = len(self.versus.differing)
-            alike = f"differ in {count:,} of {self.rows:,} rows" if count else f"answer all {self.rows:,} rows alike"
+            alike = (
+                f"differ in {count:,} of {number_of(self.rows, 'row')}"
+                if count
+                else f"answer all {number_of(self.rows, 'row')} alike"
+            )
             largest = f"largest difference of a result {self.versus.largest:.1e} (rounding: {self.versus.allowed:.1e})"
             yield f"the bundle and {self.versus.reference} {alike}; {largest}."
         if self.training_record is not None:
@@ -463,7 +467,7 @@ class Evaluation(Described):
             + ((other[metric.name],) if other else ())
             for metric in self.metrics
         ]
-        title = f"{self.bundle}: adapter `{self.adapter}` ({self.task}) on {self.rows:,} rows of {self.data}"
+        title = f"{self.bundle}: adapter `{self.adapter}` ({self.task}) on {number_of(self.rows, 'row')} of {self.data}"
         further = (*(() if always is None else ("majority",)), *(("reference",) if other else ()))
         return Table(("metric", "value", "95 % interval", *further), rows, title, numbers="lrrrr")
 
@@ -513,7 +517,7 @@ class Evaluation(Described):
             yield Table(
                 ("line", "text", "right", "bundle", "reference"),
                 [(row.line, *map(cut, (row.text, row.right, *row.answers))) for row in differing[:_SHOWN]],
-                f"{len(differing):,} rows where the bundle and {self.versus.reference} differ{more}",
+                f"{number_of(len(differing), 'row')} where the bundle and {self.versus.reference} differ{more}",
                 numbers="r",
             )
 

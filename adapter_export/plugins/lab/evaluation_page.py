@@ -12,7 +12,7 @@ from adapter_export.page import Markup, document, element, escaped, head, heat, 
 from adapter_export.plugins.lab.comparison import Comparison
 from adapter_export.plugins.lab.evaluation import Calibration, Evaluation
 from adapter_export.plugins.lab.scores import Score
-from adapter_export.tables import Table
+from adapter_export.tables import Table, number_of
 from adapter_export.version import __version__
 
 _SIDE, _LEFT, _BASE = 260, 58, 44
@@ -28,7 +28,7 @@ def page(evaluation: Evaluation) -> str:
 
 def _parts(evaluation: Evaluation) -> Iterator[str]:
     facts = (
-        f"{evaluation.rows:,} rows (sha256 {evaluation.sha256[:12]}…) answered by {evaluation.bundle}, "
+        f"{number_of(evaluation.rows, 'row')} (sha256 {evaluation.sha256[:12]}…) answered by {evaluation.bundle}, "
         f"task {evaluation.task}, {evaluation.runtime}, adapter-export {__version__}."
     )
     remarks = " ".join(remark[:1].upper() + remark[1:] for remark in evaluation.remarks())
@@ -84,7 +84,7 @@ def _reliability(calibration: Calibration) -> Markup:
     for part in calibration.bins:
         left, width = _LEFT + part.low * _SIDE, (part.high - part.low) * _SIDE
         height = part.right * _SIDE
-        title = f"{part.low:.1f} to {part.high:.1f}: {part.count:,} answers, {part.right:.1%} right"
+        title = f"{part.low:.1f} to {part.high:.1f}: {number_of(part.count, 'answer')}, {part.right:.1%} right"
         bars.append(
             f'<rect x="{left + 1:.1f}" y="{_SIDE - height:.1f}" width="{width - 2:.1f}" height="{height:.1f}"'
             f' class="blue" opacity=".7"><title>{escaped(title)}</title></rect>'
@@ -108,14 +108,14 @@ def _reliability(calibration: Calibration) -> Markup:
 def comparison_page(comparison: Comparison) -> str:
     """Return a page of a comparison."""
     names = [contestant.name for contestant in comparison.contestants]
-    title = " and ".join(names) if len(names) == 2 else f"{len(names):,} contestants"
+    title = " and ".join(names) if len(names) == 2 else number_of(len(names), "contestant")
     return document(f"{title} on {comparison.setting.data}", _comparison_parts(comparison))
 
 
 def _comparison_parts(comparison: Comparison) -> Iterator[str]:
     setting = comparison.setting
     facts = (
-        f"{comparison.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, "
+        f"{number_of(comparison.rows, 'row')} of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, "
         f"{comparison.runtime}, adapter-export {__version__}."
     )
     yield element("p", facts, "facts")

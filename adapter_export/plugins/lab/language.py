@@ -21,6 +21,7 @@ from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.text_writer import TextWriter
+from adapter_export.tables import number_of, verb_for
 from adapter_export.text import Tokenizer
 
 _AT_ONCE = 16
@@ -152,7 +153,7 @@ def read_passages(
             raise DataError(
                 "leaves no token to predict",
                 where=f"line {row.line}",
-                found=f"{len(prompt)} tokens of a prompt, {len(tokens)} to predict",
+                found=f"{number_of(len(prompt), 'token')} of a prompt, {len(tokens)} to predict",
                 expected="at least one of each" if inputs.longest is None else f"at most {inputs.longest} in all",
                 fix="leave the row out",
             )
@@ -199,8 +200,8 @@ def _notes(
     if cut:
         tokens = sum(passage.cut for passage in passages)
         yield (
-            f"{len(cut):,} texts are longer than {longest} tokens and were cut there ({lines_of(cut)}): {tokens:,} "
-            "tokens are not measured"
+            f"{number_of(len(cut), 'text')} {verb_for(len(cut), 'are')} longer than {longest} tokens and cut there "
+            f"({lines_of(cut)}): {number_of(tokens, 'token')} not measured"
         )
     if end is None:
         yield "the token that ends a text is unknown, so it is not measured"

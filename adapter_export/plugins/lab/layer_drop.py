@@ -13,7 +13,7 @@ from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.plugins.lab.scores import Score
 from adapter_export.runtime.graphs import open_session
-from adapter_export.tables import Described, Table, html_of
+from adapter_export.tables import Described, Table, html_of, number_of
 
 POINT = 0.01
 """Acceptable loss of a metric from 0 to 1."""
@@ -85,7 +85,9 @@ class Drop(Described):
         ]
         words = [Metric(name).words for name in (self.metric, *(name for name in names if name != self.metric))]
         columns = ["dropped layers", "sites", "parameters", *words, "idle slots", "no slots"]
-        return Table(columns, rows, f"adapter `{self.adapter}`, {self.rows:,} rows", "l" + "r" * (len(columns) - 1))
+        return Table(
+            columns, rows, f"adapter `{self.adapter}`, {number_of(self.rows, 'row')}", "l" + "r" * (len(columns) - 1)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON data."""
@@ -126,7 +128,8 @@ def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
         notes.append(f"the adapters {named} can be dropped for at most 1 point of {metric.words}: {change}")
     last = max(curve, key=lambda point: len(point.layers))
     notes.append(
-        f"where the adapter of {len(last.layers)} layers is dropped, idle slots take {last.idle} times as long as the "
-        f"base, and a graph without slots there {last.without}: bundles of the dropped adapter have none there"
+        f"where the adapter of {number_of(len(last.layers), 'layer')} is dropped, idle slots take {last.idle} times as "
+        f"long as the base, and a graph without slots there {last.without}: bundles of the dropped adapter have none "
+        "there"
     )
     return tuple(notes)

@@ -18,7 +18,7 @@ from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import exposed, site_norms, with_site_outputs
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import SiteName
-from adapter_export.tables import Table
+from adapter_export.tables import Table, number_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Attention:
             roles.setdefault(role, []).append((name.block or site, weights))
         for role, lines in roles.items():
             rows = [(layer, *("–" if weight is None else f"{weight:.3f}" for weight in row)) for layer, row in lines]
-            title = f"`{self.adapter}` at `{role}`: mean attention weight over {self.tokens:,} tokens"
+            title = f"`{self.adapter}` at `{role}`: mean attention weight over {number_of(self.tokens, 'token')}"
             yield Table(("layer", *self.members), rows, title, "l" + "r" * len(self.members))
 
 

@@ -18,7 +18,7 @@ from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, cost,
 from adapter_export.graph.ops import OPS
 from adapter_export.numerics.evaluate_adapter import borrowed, values_of
 from adapter_export.sites.site import Norm
-from adapter_export.tables import Described, Table
+from adapter_export.tables import Described, Table, number_of
 from adapter_export.training.specs import MOST_PER_ROW
 
 Needs = Literal["weights", "trained", "rows", "base", "values", "start"]
@@ -222,8 +222,13 @@ def _too_narrow(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 
 def _too_many(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     count = sum(math.prod(shape) for name, shape in subject.adapter.tensor_shapes().items() if "." in name)
-    if not subject.validated and count > MOST_PER_ROW * (subject.rows or 0):
-        yield None, f"{count:,} parameters, {subject.rows:,} rows", f"at most {MOST_PER_ROW:,} parameters for a row"
+    rows = subject.rows or 0
+    if not subject.validated and count > MOST_PER_ROW * rows:
+        yield (
+            None,
+            f"{number_of(count, 'parameter')}, {number_of(rows, 'row')}",
+            f"at most {MOST_PER_ROW:,} parameters for a row",
+        )
 
 
 def _graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:
@@ -350,7 +355,7 @@ def _dead_units(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
             units = values[node.output].reshape(-1, values[node.output].shape[-1])
             dead = int((units.max(0) <= 0).sum())
             if dead > _MOST_DEAD * units.shape[1]:
-                detail = f"{dead} of {units.shape[1]} units are zero for all of {len(units):,} tokens"
+                detail = f"{dead} of {units.shape[1]} units are zero for all of {number_of(len(units), 'token')}"
                 yield site, detail, f"at most {_MOST_DEAD:.0%} of them"
 
 

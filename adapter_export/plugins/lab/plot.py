@@ -14,6 +14,7 @@ from adapter_export.plugins.lab.adapter_costs import Choice, Plan
 from adapter_export.plugins.lab.layer_drop import Drop
 from adapter_export.plugins.lab.sweep_results import Cost, Sweep, Trial
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import number_of
 
 
 def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
@@ -105,7 +106,7 @@ def draw_drop(drop: Drop, path: Path, *, force: bool = False) -> None:
     for axes in (scores, seconds):
         axes.set_xlabel("layers without adapter, from the bottom")
         axes.set_xticks(places)
-    figure.suptitle(f"{drop.adapter}, {drop.rows:,} rows")
+    figure.suptitle(f"{drop.adapter}, {number_of(drop.rows, 'row')}")
     _save(figure, path, force=force)
 
 

@@ -14,6 +14,7 @@ from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.plugins.lab.contest import Measured
 from adapter_export.plugins.lab.eval_rows import Results, judge
+from adapter_export.tables import number_of
 
 _DRAWS = 16
 _SLACK = 1e-6
@@ -90,7 +91,7 @@ def compare_with_training_record(
     rows = measured.rows.distinct()
     counted = training["data"][part].get("rows")
     if counted not in (None, len(rows)):
-        counts = f"{counted:,} rows of this file, and {len(rows):,} are read here"
+        counts = f"{number_of(counted, 'row')} of this file, and {len(rows):,} are read here"
         return None, f"training record not compared: it was measured on {counts}"
     examples, results = measured.rows.only(rows, measured.results)
     judged = judge(examples, results)

@@ -10,6 +10,7 @@ import numpy as np
 
 from adapter_export.graph.tasks import TASK_TYPES
 from adapter_export.graph.tasks.metrics import RETRIEVALS, Floats, Indices, Judged
+from adapter_export.tables import number_of
 
 _PERCENTILES = (2.5, 97.5)
 
@@ -63,7 +64,7 @@ class Resampling:
         """Return how intervals of the metrics of a task are computed, in words."""
         units = "groups" if TASK_TYPES[task].ranks else "rows"
         units = "anchors" if {metric.name for metric in RETRIEVALS} <= {*metrics} else units
-        return f"percentile bootstrap over {units}, {self.count:,} draws, seed {self.seed}"
+        return f"percentile bootstrap over {units}, {number_of(self.count, 'draw')}, seed {self.seed}"
 
 
 DEFAULT, NO_INTERVALS = Resampling(), Resampling(0)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from adapter_export.bundle.latency import Latency
 from adapter_export.graph.tasks.metrics import Metric
-from adapter_export.tables import Described, Table, html_of
+from adapter_export.tables import Described, Table, html_of, number_of
 
 Cost = Literal["parameters", "latency"]
 
@@ -223,7 +223,7 @@ class Sweep(Described):
     def summary(self) -> str:
         """Return a sentence on the best trial."""
         scores = f"{self.words} {_with_spread(self.best.mean, self.best.spread)}"
-        many = f"the mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+        many = f"the mean of {number_of(len(self.seeds), 'seed')}" if len(self.seeds) > 1 else "one seed"
         best = f"best on the validation rows: `{self.best.setting.name}`, {scores}, {many}"
         return f"{best}; its best adapter is `{self.adapter}`"
 

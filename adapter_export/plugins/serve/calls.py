@@ -12,9 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import Asked
 from adapter_export.plugins.serve.limits import MOST_ROWS
+from adapter_export.plugins.serve.schema_faults import form_error
 from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.tables import number_of
 from adapter_export.text import MOST_CHARACTERS, Pair, SidedText, TextSide
 from adapter_export.words import quoted
 
@@ -182,7 +184,7 @@ class Call(Strict):
         if self.context is None:
             return [None] * rows
         if self.inputs is None or len(self.context) != rows:
-            actual = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
+            actual = "texts" if self.inputs is None else f"{len(self.context)} for {number_of(rows, 'row')}"
             raise RequestError("`context` needs `inputs`, and one list per row", found=actual)
         return [None if row is None else np.array(row, bool) for row in self.context]
 
@@ -194,9 +196,6 @@ class Call(Strict):
         }
         return split_rows(inputs)
 
-
-_INSTEAD = "Input should be "
-"""Start of pydantic's messages that state the expected value."""
 
 _ROWS = ("text", "texts", "file", "files", "inputs")
 """Keys that contain the rows of a call."""
@@ -226,17 +225,8 @@ def parse(kind: type[Document], data: bytes) -> Document:
     Raises:
         FormatError, RequestError: the data is not JSON, or does not match the model.
     """
+    document = parse_json(data, "the request")
     try:
-        return kind.model_validate(parse_json(data, "the request"))
+        return kind.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or None
-        message, known = str(first["msg"]), sorted(kind.model_fields)
-        facts: dict[str, str] = {"found": message}
-        if first["type"] == "extra_forbidden":
-            facts = {"found": "an unknown field", **({"expected": quoted(known)} if len(first["loc"]) == 1 else {})}
-        elif first["type"] == "missing":
-            facts = {"found": "no such field"}
-        elif message.startswith(_INSTEAD):
-            facts = {"found": "another value", "expected": message.removeprefix(_INSTEAD)}
-        raise RequestError("the request is not of the expected form", where=where, **facts) from error
+        raise form_error(error, document, kind) from error

@@ -28,6 +28,7 @@ from adapter_export.plugins.serve.telemetry import Metrics, log
 from adapter_export.plugins.serve.text_queue import TextJob
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, ReadRow, Row
 from adapter_export.runtime.generation.text_writer import Prompt, TextWriter
+from adapter_export.tables import number_of
 from adapter_export.text import Pair, SidedText
 
 _MOST_SHADOWS = 64
@@ -298,7 +299,7 @@ class Service:
         values, most = sum(_output_values(served.bundle.manifest, row) for row in read), self._limits.max_outputs
         if values > most:
             expected = f"expected at most {most:,} (`max_outputs` of the server)"
-            raise RefusedError(413, f"the outputs have {values:,} values; {expected}")
+            raise RefusedError(413, f"the outputs have {number_of(values, 'value')}; {expected}")
         outputs = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(outputs) for _ in row.requests]) for row in read]
 
@@ -328,7 +329,7 @@ class Service:
                 continue
             size, most = record.size(row.asked, row.where), self._limits.max_file
             if size > most:
-                actual = f"{row.where} has {size:,} pixels or samples"
+                actual = f"{row.where} has {number_of(size, 'pixel')} or samples"
                 raise RefusedError(413, f"{actual}; expected at most {most:,} (`max_file` of the server)")
         return answerer.read(rows)
 

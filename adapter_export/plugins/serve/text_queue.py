@@ -14,6 +14,7 @@ from adapter_export.plugins.serve.limits import RefusedError, check_queue
 from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
 from adapter_export.runtime.generation.text_writer import OpenText, Piece, TextWriter
+from adapter_export.tables import number_of
 
 _SHARE = 8
 """The short lane has an eighth of the rows and tokens."""
@@ -142,7 +143,9 @@ class TextQueue:
         costs = [self.writer.cost(text) for text in job.texts]
         if max(costs) > self._running_tokens:
             most = f"at most {self._running_tokens:,} (`max_batch_tokens` of the server)"
-            raise RefusedError(413, f"a prompt and its completion need {max(costs):,} tokens; expected {most}")
+            raise RefusedError(
+                413, f"a prompt and its completion need {number_of(max(costs), 'token')}; expected {most}"
+            )
         waiting = self._waiting()
         check_queue(len(waiting), len(costs), self._most_waiting, "rows", "max_queue")
         tokens = sum(map(self.writer.cost, waiting))

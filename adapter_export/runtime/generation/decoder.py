@@ -14,6 +14,7 @@ from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
 from adapter_export.runtime.generation.json_guide import JsonGuide
+from adapter_export.tables import number_of
 
 _SAMPLE_LENGTHS = (1, 4, 7, 4, 4, 4)
 """Tokens of golden prompts: four of one length, since some decoders write only such rows together."""
@@ -92,8 +93,8 @@ class Decoder:
         if decoding.json_schema is not None and guide is None:
             raise RequestError("tokens follow no JSON schema", fix="generate texts with `Bundle.writer`")
         if isinstance(adapters, str) or len(adapters) != len(prompts):
-            actual = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
-            expected = f"a list of {len(prompts)} names; `None` is the base"
+            actual = repr(adapters) if isinstance(adapters, str) else number_of(len(adapters), "adapter")
+            expected = f"a list of {number_of(len(prompts), 'name')}; `None` is the base"
             raise RequestError("there is not one adapter for each prompt", found=actual, expected=expected)
         for place, prompt in enumerate(prompts):
             self.inputs.check_prompt(prompt, f"prompt {place}")

@@ -58,6 +58,16 @@ class DecoderInputs:
             longest_prompt = axis_lengths(source.axes[1], manifest.lengths).maximum
         return cls(ids, mask, logits, source, source_mask, caches, record, longest, longest_prompt)
 
+    def check_limit(self, tokens: int) -> None:
+        """Raise RequestError if the base never writes this number of new tokens: prompt and text share its length."""
+        if self.longest is not None and tokens > self.longest:
+            raise RequestError(
+                "more new tokens than the base takes, prompt included",
+                where=argument("max_new_tokens"),
+                found=f"{tokens:,}",
+                expected=f"at most {self.longest:,}",
+            )
+
     def length(self, prompt: Sequence[int], tokens: Sequence[int]) -> int:
         """Return how many tokens precede the next one: the prompt, or the one that begins a text, and the text."""
         return (len(prompt) if self.source is None else 1) + len(tokens)

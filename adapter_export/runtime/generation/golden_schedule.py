@@ -12,6 +12,7 @@ from adapter_export.runtime.generation.call_budget import CallBudget
 from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.running_rows import RunningRows
+from adapter_export.tables import number_of
 
 _WAVE = 12
 """Golden texts of a wave: six of two adapters. Each is written twice, so up to 24 rows run at a time."""
@@ -46,7 +47,7 @@ class GoldenText:
         if row.error is not None:
             return f"{list(self.prompt)}: {row.error}"
         if row.finish is None:
-            return f"{list(self.prompt)}: the text has no end after {len(row.tokens)} tokens"
+            return f"{list(self.prompt)}: the text has no end after {number_of(len(row.tokens), 'token')}"
         same = row.tokens == expected if ended else row.tokens[: len(expected)] == expected
         return None if same else f"{row.tokens} of {list(self.prompt)}, not {expected}"
 
@@ -69,7 +70,7 @@ class Replay:
     def detail(self) -> str:
         """The counts, in words."""
         calls = f"up to {self.most} in a call" if self.most > 1 else "each in calls of its own"
-        return f"{self.rows} rows that join and leave, {calls}"
+        return f"{number_of(self.rows, 'row')} that join and leave, {calls}"
 
 
 def golden_texts(manifest: Manifest, names: Iterable[str | None]) -> list[GoldenText]:

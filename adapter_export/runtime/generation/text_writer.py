@@ -244,6 +244,11 @@ class TextWriter:
             row.top_scores = top_scores
         return [OpenText(self._tokenizer, text, row) for text, row in zip(texts, rows, strict=True)]
 
+    def check_limit(self, decoding: Decoding) -> None:
+        """Raise RequestError if a chosen number of new tokens exceeds the base's length; the default may."""
+        if decoding.max_new_tokens != Decoding.max_new_tokens:
+            self._decoder.inputs.check_limit(decoding.max_new_tokens)
+
     @property
     def running_tokens(self) -> int:
         """Default of the maximum tokens of all texts that are written at a time."""

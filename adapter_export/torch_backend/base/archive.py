@@ -33,6 +33,7 @@ from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveErro
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
+from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import SYMBOL, TRUST, check_program, check_texts, cleaned
 from adapter_export.words import argument
@@ -129,7 +130,9 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
     sizes, strides = _numbers(meta.get("sizes"), where), _numbers(meta.get("strides"), where)
     (offset,) = _numbers([meta.get("storage_offset")], where)
     if len(sizes) != len(strides):
-        raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride per axis")
+        raise _wrong(
+            where, f"{number_of(len(sizes), 'size')} and {number_of(len(strides), 'stride')}", "one stride per axis"
+        )
     steps = sum((length - 1) * stride for length, stride in zip(sizes, strides, strict=True))
     needed = (offset + steps + 1) * _BYTES[dtype] if math.prod(sizes) else 0
     if needed > size or size % _BYTES[dtype]:

@@ -23,6 +23,7 @@ from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
+from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine, program_facts
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.program_signature import Signature
@@ -173,7 +174,7 @@ def _named_inputs(module: nn.Module, example: Inputs) -> dict[str, Any]:
         raise UsageError(
             "the example inputs do not match the arguments of the model",
             where=f"`{type(module).__name__}.forward`",
-            found=", ".join(unknown) or f"{len(example)} inputs",
+            found=", ".join(unknown) or number_of(len(example), "input"),
             expected=f"some of {', '.join(known) or 'its arguments by name'}",
             fix="pass a dict of tensors by argument name",
         )

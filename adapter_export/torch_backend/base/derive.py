@@ -16,6 +16,7 @@ from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
+from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 
 
@@ -78,7 +79,7 @@ def with_layers(base: TorchBase, sites: SiteMap, layers: Sequence[int]) -> Torch
     except NoSitesError as error:
         raise _needed(left_out[0], error.what, "the kept layers") from error
     if found_there != expected:
-        raise _needed(left_out[0], f"{len(found_there)} sublayers without it", f"{len(expected)}")
+        raise _needed(left_out[0], f"{number_of(len(found_there), 'sublayer')} without it", f"{len(expected)}")
     return cut
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 from adapter_export.errors import BaseModelError
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.safe_io.tokenizer_bounds import MOST_VOCABULARY
+from adapter_export.tables import number_of
 
 _SIZE_BYTES, _MOST_HEADER, _TENSOR = 8, 100_000_000, b'"data_offsets"'
 """Bytes of the length of a safetensors header, the library's maximum of that length, and a key of each tensor."""
@@ -64,7 +65,7 @@ def bounded_model(folder: Path) -> Iterator[None]:
         nonlocal modules
         modules += 1
         if modules > most:
-            raise _too_large(folder, f"more than {most:,} modules", f"those of {tensors:,} tensors")
+            raise _too_large(folder, f"more than {most:,} modules", f"those of {number_of(tensors, 'tensor')}")
 
     def count_parameter(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
         nonlocal parameters, values
@@ -73,7 +74,7 @@ def bounded_model(folder: Path) -> Iterator[None]:
         parameters, values = parameters + 1, values + parameter.numel()
         if parameters > most or values > most_values:
             found = f"more than {most:,} parameters or {most_values:,} values"
-            raise _too_large(folder, found, f"those of {tensors:,} tensors in {size:,} bytes")
+            raise _too_large(folder, found, f"those of {number_of(tensors, 'tensor')} in {size:,} bytes")
 
     hooks = [
         register_module_module_registration_hook(count_module),

@@ -42,6 +42,7 @@ from adapter_export.safe_io.documents import parse_json, read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.tables import number_of
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
@@ -203,7 +204,8 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
     if not wrong:
         return golden, ()
     named = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
-    differs = f"`{TOKENIZER_FILE}` and transformers disagree on the ids of {len(wrong)} of {len(texts)} texts ({named})"
+    some = f"{len(wrong)} of {number_of(len(texts), 'text')} ({named})"
+    differs = f"`{TOKENIZER_FILE}` and transformers disagree on the ids of {some}"
     fix = (
         "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"
     )

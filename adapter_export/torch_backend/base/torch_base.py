@@ -46,6 +46,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
+from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.archive import (
     Archive,
     memoized,
@@ -649,7 +650,7 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
         reason = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
         raise BaseModelError("contains a head that cannot be read", found=reason, fix=fix) from error
     if head.placements or head.base != fingerprint or head.name != BASE_HEAD:
-        reason = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
+        reason = f"`{head.name}` for the base {head.base}, with {number_of(len(head.placements), 'site')}"
         expected = f"`{BASE_HEAD}` for {fingerprint}, without sites"
         raise BaseModelError(
             "contains a head of another base", where=places[0], found=reason, expected=expected, fix=fix

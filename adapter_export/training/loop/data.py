@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.tasks import DEFAULT_TYPE, HEAD_TYPES, TASK_TYPES, Learnt, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
+from adapter_export.tables import number_of
 from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
 from adapter_export.training.objectives import OBJECTIVES
 from adapter_export.words import argument
@@ -238,7 +239,7 @@ class TextExamples:
         if cut and prompt is not None:
             raise RequestError(
                 "rows exceed the maximum length, and prompts are not truncated",
-                found=f"{len(cut)} of {len(texts)} rows",
+                found=f"{len(cut)} of {number_of(len(texts), 'row')}",
                 expected=f"at most {examples.limit}, including the template",
                 fix="raise " + argument("max_tokens") + ", or shorten the rows",
             )

@@ -16,8 +16,10 @@ from adapter_export.errors import BaseModelError, DataError, RequestError, Usage
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.tabular.conversations import Conversation
 from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
+from adapter_export.format.tabular.table_faults import rows_that, skipped
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of, verb_for
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.training.loop.chat_passages import ChatEncoder, ChatTokens
@@ -304,7 +306,7 @@ def _unpacked(what: str) -> UsageError:
 def _nothing_learned(name: str, texts: int, limit: int) -> DataError:
     return DataError(
         f"no token of the {name} data can be learned",
-        found=f"{texts:,} texts, truncated at {limit} tokens",
+        found=f"{number_of(texts, 'text')}, truncated at {limit} tokens",
         expected="a text of two tokens, or a prompt that leaves room for its answer",
         fix="raise " + argument("max_tokens"),
     )
@@ -314,12 +316,13 @@ def _said(
     name: str, count: int, rows: Sequence[Passage], endings: Endings, limit: int, cut: int, lost: int, packs: bool
 ) -> Iterator[str]:
     if endings.packed:
-        yield f"{count:,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
+        packed = f"packed into {number_of(len(rows), 'row')} of {limit} tokens"
+        yield f"{number_of(count, 'text')} of the {name} data {verb_for(count, 'are')} {packed}"
     if cut:
         more = "; " + argument("packing", True) + " avoids truncation" if packs else ""
-        yield f"{cut:,} texts of the {name} data exceed {limit} tokens and are truncated" + more
+        yield f"{rows_that(cut, 'exceed', name, 'text')} {limit} tokens and {verb_for(cut, 'are')} truncated" + more
     if lost:
-        yield f"{lost:,} texts of the {name} data have no tokens to learn and were skipped"
+        yield f"{rows_that(lost, 'have', name, 'text')} no tokens to learn {skipped(lost)}"
 
 
 def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

@@ -228,7 +228,7 @@ class _Run:
                 "at least one layer must always be trained",
                 where=argument("drop_layers"),
                 found=settings.drop_layers,
-                expected=f"fewer than the {len(self._layers)} layers with adapters",
+                expected=f"fewer than the {number_of(len(self._layers), 'layer')} with adapters",
             )
         self._steps_per_epoch = len(self._batches(0))
         self._steps = self._steps_per_epoch * settings.epochs
@@ -551,7 +551,7 @@ def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
         raise TrainingError(
             "out of memory",
             where=where,
-            found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
+            found=f"{number_of(len(rows), 'row')} of up to {int(examples.lengths[rows].max())} tokens",
             fix="raise "
             + argument("gradient_accumulation")
             + ", which does not change the result, or lower "

@@ -11,6 +11,7 @@ from adapter_export.errors import DataError
 from adapter_export.graph.tasks.answers import Score, ShownRow
 from adapter_export.graph.tasks.cells import Cells, Found, numbers, short, text_cell
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
+from adapter_export.tables import number_of
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
@@ -62,7 +63,7 @@ class Ranking(TaskType):
         if not any(len(relevances) > 1 and any(relevances) for relevances in rows.values()):
             raise DataError(
                 f"nothing can be ranked in the {part} rows",
-                found=f"{len(rows):,} queries",
+                found=number_of(len(rows), "query", "queries"),
                 expected="a query with two texts or more, one of them relevant",
             )
 

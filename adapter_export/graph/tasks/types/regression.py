@@ -11,7 +11,7 @@ from adapter_export.errors import DataError
 from adapter_export.graph.tasks.answers import Numbers, ShownRow
 from adapter_export.graph.tasks.cells import Cells, Found, numbers
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
-from adapter_export.tables import Table, numbers_cell
+from adapter_export.tables import Table, number_of, numbers_cell
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
@@ -56,7 +56,9 @@ class Regression(TaskType):
     def check_right(self, answer: Any, result: np.ndarray) -> None:
         """Raise DataError if a row has another number of numbers than the head gives."""
         if len(answer) != len(result):
-            raise DataError("has another number of numbers", found=f"{len(answer)} numbers", expected=len(result))
+            raise DataError(
+                "has another number of numbers", found=number_of(len(answer), "number"), expected=len(result)
+            )
 
     def judge(self, task: Task, rows: Measured) -> Judged:
         """Judge numbers [rows, numbers]."""

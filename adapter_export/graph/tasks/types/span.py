@@ -13,7 +13,7 @@ from adapter_export.errors import DataError, RequestError
 from adapter_export.graph.tasks.answers import ReadText, ShownRow, Span, TextAnswer, softmax
 from adapter_export.graph.tasks.cells import Cells, Found, short, text_cell
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
-from adapter_export.tables import probability_cells
+from adapter_export.tables import number_of, probability_cells
 from adapter_export.text import Pair
 from adapter_export.words import argument
 
@@ -70,7 +70,9 @@ class SpanType(TaskType):
         context = real if context is None else context
         if context.shape != result.shape[:1]:
             raise RequestError(
-                "`context` needs one value per token of the row", found=len(context), expected=f"{len(result)} tokens"
+                "`context` needs one value per token of the row",
+                found=len(context),
+                expected=number_of(len(result), "token"),
             )
         places = np.flatnonzero(context & real)
         if not len(places):

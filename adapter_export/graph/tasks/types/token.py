@@ -20,7 +20,7 @@ from adapter_export.graph.tasks.answers import (
 from adapter_export.graph.tasks.cells import Cells, Found, labels, words
 from adapter_export.graph.tasks.labels import balanced_classes, class_indices, label_names, ranked
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
-from adapter_export.tables import Table, probability_cells
+from adapter_export.tables import Table, number_of, probability_cells, verb_for
 from adapter_export.text import Pair
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TokenType(TaskType):
             raise DataError(
                 "words and labels differ in number",
                 where=cells.where,
-                found=f"{len(words_found)} words and {len(learnt)} labels",
+                found=f"{number_of(len(words_found), 'word')} and {number_of(len(learnt), 'label')}",
                 expected="a label for each word",
             )
         return cells.complete(words_found, None, learnt)
@@ -103,7 +103,7 @@ class TokenType(TaskType):
             means.append(np.array([*of_word.values()]).reshape(-1, logits_of_row[0].shape[-1]))
             answers.append(np.asarray(row)[[*of_word]])
         lost = sum(map(len, right)) - sum(map(len, answers))
-        notes = (f"{lost:,} truncated words were skipped",) if lost else ()
+        notes = (f"{number_of(lost, 'truncated word')} {verb_for(lost, 'were')} skipped",) if lost else ()
         return Measured(means, answers, notes=notes)
 
     def judge(self, task: Task, rows: Measured) -> Judged:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import Address, PathLike, is_remote, locate, repository_in
+from adapter_export.bases.adapters import load_adapter
 from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.comparing import compare_outputs
 from adapter_export.commands.command import Command, Screen
@@ -17,7 +18,7 @@ from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.plugins.formats.exporting import adapter_in_bundle, adapter_with_base, is_bundle
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
-from adapter_export.tables import Described
+from adapter_export.tables import Described, number_of
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def _request(
         loaded, opened = adapter_with_base(source, base, options, reporter)
         return ExportRequest(loaded, opened.view), opened
     if view is None or isinstance(source, str | Path):
+        if isinstance(source, str | Path):
+            load_adapter(source)  # a wrong folder is reported before the base that its adapter would need
         raise UsageError(
             "other libraries find layers by module path, which only the base records",
             where=str(source),
@@ -194,7 +197,7 @@ def _model_class(model_type: str | None) -> str | None:
 
 
 def _show(exported: Exported, screen: Screen) -> None:
-    modules = f"{len(exported.modules)} modules, {exported.tensors} tensors"
+    modules = f"{number_of(len(exported.modules), 'module')}, {exported.tensors} tensors"
     screen.report(f"wrote {exported.path}: {exported.form} at {modules}.")
     screen.report(f"Read back, it is within {exported.error:.1e} of the adapter, in float64.")
     if exported.loaded is not None:

@@ -19,6 +19,7 @@ from adapter_export.graph.kinds import Kind, kind_named
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Tensors, conversions, unfit
+from adapter_export.tables import verb_for
 from adapter_export.words import argument, command, nearest
 
 
@@ -155,7 +156,7 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
     if faults:
         sites = command("open_base(MODEL).sites", "sites MODEL")
         raise TensorError(
-            f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
+            f"{len(faults)} of the tensors {verb_for(len(faults), 'do')} not fit",
             found="; ".join(faults),
             fix="list the names of the sites with " + sites + ", and write the tensors again",
         )

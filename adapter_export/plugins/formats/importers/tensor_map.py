@@ -18,6 +18,7 @@ from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, resolve
 from adapter_export.graph.ops import Shape
 from adapter_export.sites.site import Site
+from adapter_export.tables import number_of, verb_for
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -136,7 +137,7 @@ def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
     counts = Counter(tensor.dtype.name for tensor in tensors)
     for dtype in sorted(counts.keys() & (FLOAT_TYPES.keys() - {"float32"})):
         loss = "each number rounded once" if dtype == "float64" else "without loss"
-        yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
+        yield f"{number_of(counts[dtype], 'tensor')} of {dtype} converted to float32, {loss}"
 
 
 class TensorMap:
@@ -221,7 +222,7 @@ class TensorMap:
         if faults:
             more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
             raise TensorError(
-                f"{len(faults)} tensors do not match the config and the base",
+                f"{number_of(len(faults), 'tensor')} {verb_for(len(faults), 'do')} not match the config and the base",
                 where=self._where,
                 found="; ".join(faults[:_MOST_LISTED]) + more,
                 fix="pass the model that it was trained on, and the unchanged folder of the library",

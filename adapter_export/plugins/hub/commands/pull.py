@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import PathLike
 from adapter_export.bundle.verify_signature import require_signatures, verify_signature
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.option import Force, Option
 from adapter_export.plugins.hub.commands.push import PLAIN_HTTP
 from adapter_export.plugins.hub.remote_addresses import require_hub
@@ -82,7 +82,7 @@ def pull(
 def _show(pulled: Fetched, screen: Screen) -> None:
     screen.report(f"pulled {pulled.pinned}: {pulled.kind} in {pulled.path}")
     screen.report(f"digest {pulled.digest}")
-    screen.report(f"Next: adapter-export {'verify' if pulled.kind == 'bundle' else 'inspect'} {pulled.path}")
+    screen.report(f"Next: {next_line('verify' if pulled.kind == 'bundle' else 'inspect', pulled.path)}")
 
 
 def _document(pulled: Fetched, _: Screen) -> Mapping[str, object]:

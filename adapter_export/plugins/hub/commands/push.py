@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.address import PathLike
 from adapter_export.bundle.open_bundle import own_folder
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.plugins.hub.remote_addresses import require_hub
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -110,10 +111,10 @@ def push(
 
 
 def _show(pushed: Pushed, screen: Screen) -> None:
-    size = f"{pushed.bytes / 1e6:,.1f} MB in {len(pushed.files)} files"
+    size = f"{pushed.bytes / 1e6:,.1f} MB in {number_of(len(pushed.files), 'file')}"
     screen.report(f"pushed {screen.given['path']} to {pushed.reference}: {size}")
     screen.report(f"digest {pushed.digest}")
-    screen.report(f"Next: adapter-export pull {pushed.pinned} --expect {pushed.digest} -o {pushed.kind}")
+    screen.report(f"Next: {next_line('pull', pushed.pinned, '--expect', pushed.digest, '-o', pushed.kind)}")
 
 
 def _document(pushed: Pushed, _: Screen) -> Mapping[str, object]:

@@ -16,6 +16,7 @@ from adapter_export.commands.bundles.build import build
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.precision import known_precisions
 from adapter_export.reporting import Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import argument, command, did_you_mean, quoted
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class Contestants:
             group = groups.setdefault(plan_slots([adapter], base.sites.complete).digest, {})
             group[first_free(adapter.name.casefold(), group)] = at
         for group in groups.values():
-            self.reporter.step(f"building {len(group)} adapters of one topology")
+            self.reporter.step(f"building {number_of(len(group), 'adapter')} of one topology")
             apart = {name: adapters[at][0] for name, at in group.items()}
             for name, adapter in apart.items():
                 apart[name] = adapter if adapter.name.casefold() == name else replace(adapter, name=name)

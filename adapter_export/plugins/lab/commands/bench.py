@@ -23,6 +23,8 @@ from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
+    from adapter_export.format.lengths import Bounds
+    from adapter_export.format.manifest import InputRecord
     from adapter_export.format.precision import PrecisionName
     from adapter_export.plugins.lab.speed.concurrency import Benchmark
     from adapter_export.plugins.lab.speed.forms import Candidate, FormBenchmark
@@ -106,17 +108,31 @@ def bench(
             fix="leave it out, or build bundles and give those",
         )
     if len(bundles) == 1:
+        from adapter_export.bundle.latency import supported_tokens
         from adapter_export.plugins.lab.speed.concurrency import Load, measure_ways
 
-        load = Load(adapter, rows or _ROWS, tokens or _TOKENS)
-        return measure_ways(open_bundle(bundles[0]), load, seconds, reporter)
+        opened = open_bundle(bundles[0])
+        length = supported_tokens(opened.manifest.inputs, opened.manifest.lengths, _TOKENS, tokens)
+        return measure_ways(opened, Load(adapter, rows or _ROWS, length), seconds, reporter)
     from adapter_export.plugins.lab.speed.forms import SHAPES
 
-    shapes = SHAPES if rows is None and tokens is None else ((rows or _ROWS, tokens or _TOKENS),)
+    shapes: Sequence[tuple[int, int]] = (
+        SHAPES if rows is None and tokens is None else ((rows or _ROWS, tokens or _TOKENS),)
+    )
     if not models:
-        return _of_bundles(bundles, adapter, shapes, seconds, reporter)
+        return _of_bundles(bundles, adapter, shapes, tokens, seconds, reporter)
     base = base_for(models[0], OpenOptions(site_map, trust_pickle), reporter)
+    shapes = _supported(shapes, base.inputs, base.lengths, tokens)
     return _of_model(base, chosen, shapes, seconds, reporter)
+
+
+def _supported(
+    shapes: Sequence[tuple[int, int]], inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None
+) -> Sequence[tuple[int, int]]:
+    """Return the distinct shapes with lengths that a base takes; `tokens` are those that the user chose."""
+    from adapter_export.bundle.latency import supported_tokens
+
+    return tuple(dict.fromkeys((rows, supported_tokens(inputs, lengths, length, tokens)) for rows, length in shapes))
 
 
 def _of_model(
@@ -145,6 +161,7 @@ def _of_bundles(
     sources: Sequence[Bundle | Path],
     adapter: str | None,
     shapes: Sequence[tuple[int, int]],
+    tokens: int | None,
     seconds: float,
     reporter: Reporter,
 ) -> FormBenchmark:
@@ -166,6 +183,9 @@ def _of_bundles(
             found=", ".join(f"`{name}` of {base[:19]}…" for name, base in bases.items()),
             expected="bundles built from one model",
         )
+
+    manifest = next(iter(bundles.values())).manifest
+    shapes = _supported(shapes, manifest.inputs, manifest.lengths, tokens)
 
     def graphs() -> Iterator[Candidate]:
         plain = [name for name, bundle in bundles.items() if bundle.numerics.precision.name == "fp32"]

@@ -12,7 +12,7 @@ from adapter_export.address import Address, PathLike
 from adapter_export.bases.base import Base
 from adapter_export.bases.forms import ArchiveBase
 from adapter_export.bases.kinds import at_least_1
-from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.command import Command, Screen, next_line
 from adapter_export.commands.training.train import SECTIONS
 from adapter_export.errors import ParityError, UsageError
 from adapter_export.extras import require
@@ -249,7 +249,7 @@ def _show(distillation: Distillation, screen: Screen) -> None:
     for note in distillation.notes:
         screen.report("  " + note)
     screen.report(f"wrote {output}.")
-    screen.report(f"Next: adapter-export build {output / STUDENT} -o bundle")
+    screen.report(f"Next: {next_line('build', output / STUDENT, '-o', 'bundle')}")
 
 
 def _document(distillation: Distillation, screen: Screen) -> Mapping[str, object]:

@@ -33,6 +33,7 @@ from adapter_export.plugins.lab.commands._plots import writable_plot
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.tables import number_of
 from adapter_export.training.rows import (
     RowReader,
     adapter_with_task,
@@ -181,7 +182,8 @@ def _judged(
         [],
     )
     for done, dropped in enumerate(choices):
-        label = f"answering {len(rows.lengths):,} rows without the adapters of {len(dropped)} layers"
+        without = f"without the adapters of {number_of(len(dropped), 'layer')}"
+        label = f"answering {number_of(len(rows.lengths), 'row')} {without}"
         reporter.step(label, done, len(choices))
         model.leave_out([place for sites in dropped.values() for place in sites])
         order, results, targets = answer_examples(model, rows, settings)

@@ -14,6 +14,7 @@ from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.training.specs import DataSpec
 from adapter_export.words import argument, joined
 
@@ -153,7 +154,7 @@ def _show(report: Lint, screen: Screen) -> None:
     if report.findings:
         screen.show(f"adapter `{report.adapter}`", report.table())
     else:
-        screen.show(f"adapter `{report.adapter}`: {len(report.looked_for)} checks passed")
+        screen.show(f"adapter `{report.adapter}`: {number_of(len(report.looked_for), 'check')} passed")
     reasons: dict[str, list[str]] = {}
     for rule, reason in report.skipped.items():
         reasons.setdefault(reason, []).append(rule)

@@ -27,6 +27,7 @@ from adapter_export.plugins.serve.service import TargetRow
 from adapter_export.runtime.answerer import AnsweredRow, Reading, Row
 from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.tables import number_of
 from adapter_export.text import MOST_CHARACTERS, Pair, TextSide
 from adapter_export.version import __version__
 from adapter_export.words import quoted
@@ -258,7 +259,9 @@ def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
         texts = list(_strings(raw, where)) if raw is not None else list(_flat(tensor.data))
         if len(texts) != count or not all(isinstance(text, str) for text in texts):
             raise RequestError(
-                "has data that does not match its shape and type", where=where, found=f"{len(texts)} values"
+                "has data that does not match its shape and type",
+                where=where,
+                found=number_of(len(texts), "value"),
             )
         if any(len(text) > MOST_CHARACTERS for text in texts):
             raise RequestError("is too long", where=where, expected=f"at most {MOST_CHARACTERS:,} characters")
@@ -275,7 +278,9 @@ def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
     flat = list(_flat(tensor.data))
     kinds = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
     if len(flat) != count or not all(isinstance(x, kinds) and (dtype.kind == "b") == isinstance(x, bool) for x in flat):
-        raise RequestError("has data that does not match its shape and type", where=where, found=f"{len(flat)} values")
+        raise RequestError(
+            "has data that does not match its shape and type", where=where, found=number_of(len(flat), "value")
+        )
     try:
         return np.array(flat, dtype).reshape(tensor.shape)
     except OverflowError:

@@ -26,6 +26,7 @@ from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import DELIMITER, ENCODING, Force, Option
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import argument
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def run_many(
 
 
 def _show(answered: Answered, screen: Screen) -> None:
-    screen.report(f"wrote {answered.folder}: {answered.shards:,} shards ({answered.reused:,} already complete)")
+    screen.report(
+        f"wrote {answered.folder}: {number_of(answered.shards, 'shard')} ({answered.reused:,} already complete)"
+    )
 
 
 def _document(answered: Answered, _: Screen) -> Mapping[str, object]:

@@ -13,6 +13,7 @@ from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.plugins.formats.importers.match import check_architecture
 from adapter_export.sites.site import Site, SiteMap
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 _NEWEST = (1, 3)
@@ -122,7 +123,7 @@ def read_config(document: Mapping[str, Any]) -> Config:
     if len({type(parsed) for parsed in methods}) < len(methods):
         raise AdapterError(
             "is a union of two methods of one kind; a site can have only one of them",
-            found=f"{len(methods)} members",
+            found=number_of(len(methods), "member"),
             expected="a bottleneck, and LoRA or IA3",
             fix="train them as two adapters",
         )

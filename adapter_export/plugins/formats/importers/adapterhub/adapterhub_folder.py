@@ -20,6 +20,7 @@ from adapter_export.plugins.formats.importers.match import Target
 from adapter_export.plugins.formats.importers.tensor_map import Tensors, read_file
 from adapter_export.safe_io.documents import read_json
 from adapter_export.sites.site import Role, SiteMap
+from adapter_export.tables import number_of
 from adapter_export.words import argument, command, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -391,7 +392,7 @@ def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
         raise FormatError(
             "the weights of an average do not match its children",
             found=f"`kwargs`: {kwargs}",
-            expected=f"{count} finite numbers",
+            expected=number_of(count, "finite number"),
         )
     return tuple(float(np.float32(weight)) for weight in weights)  # as the library rounds them
 

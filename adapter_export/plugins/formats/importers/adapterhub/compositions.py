@@ -41,6 +41,7 @@ from adapter_export.plugins.formats.importers.adapterhub.methods import (
 )
 from adapter_export.plugins.formats.importers.tensor_map import Recipe, TensorMap, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
@@ -151,7 +152,8 @@ def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[st
         raise AdapterError(
             "its members act in different places or ways, and AdapterHub's library cannot run them together",
             found=", ".join(
-                f"`{adapter.name}`: {adapter.kind} at {len(adapter.placements)} layers" for adapter in adapters
+                f"`{adapter.name}`: {adapter.kind} at {number_of(len(adapter.placements), 'layer')}"
+                for adapter in adapters
             ),
             expected="the same method at the same layers in all of them",
         )

@@ -28,6 +28,7 @@ from adapter_export.plugins.formats.importers.tensor_map import (
     zeros,
 )
 from adapter_export.sites.site import LAYERS, Site, SiteMap
+from adapter_export.tables import number_of
 
 # Bottlenecks: every field of `BnConfig`, invertible adapters, and shared tensors of Compacter (`methods/modeling.py`).
 
@@ -312,7 +313,9 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
     wanted = attention * config.selfattn_lora + config.intermediate_lora + config.output_lora
     layer_names = [name for name in everywhere if not name.startswith("cross_")]
     if len(layer_names) != wanted:
-        mapped.fault(f"each layer has {len(layer_names)} adapted linear layers, and the config requires {wanted}")
+        mapped.fault(
+            f"each layer has {number_of(len(layer_names), 'adapted linear layer')}, and the config requires {wanted}"
+        )
 
 
 def low_rank_form(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:

@@ -32,6 +32,7 @@ from adapter_export.plugins.formats.importers.peft.peft_folder import PeftFolder
 from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Recipe, Source, TensorMap
 from adapter_export.sites.site import LAYERS, Site, SiteMap
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 LOST_MODULES = "tensors are missing for modules selected by the config"
@@ -436,7 +437,8 @@ def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
         raise AdapterError(
             "changes the weights by full-rank matrices, as large as the layers",
             where=where,
-            found=f"{sum(cost.values()):,} bytes at {len(full)} layers, and a product for each 4 of them in every call",
+            found=f"{sum(cost.values()):,} bytes at {number_of(len(full), 'layer')}, and a product for each 4 of them "
+            "in every call",
             expected="changes of low rank",
             fix="allow them with " + argument("dense", True) + "; if you need only one adapter, merge it into the base "
             "instead",

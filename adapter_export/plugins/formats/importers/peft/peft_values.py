@@ -9,6 +9,7 @@ from typing import Any
 
 from adapter_export.errors import FormatError
 from adapter_export.safe_io.linear_regex import MOST_STATES, UnboundedPatternError, linear_pattern
+from adapter_export.tables import number_of
 
 Names = str | tuple[str, ...] | None
 """Modules in PEFT: a regular expression for whole paths, or path suffixes."""
@@ -129,5 +130,5 @@ class Config:
             except UnboundedPatternError as error:
                 raise self.wrong(key, f"{pattern[:80]} ({error})", "a regular expression") from error
         if len(patterns) > _MOST_PATTERNS or states > _MOST_STATES:
-            counted = f"{len(patterns):,} patterns of {states:,} states"
+            counted = f"{number_of(len(patterns), 'pattern')} of {number_of(states, 'state')}"
             raise self.wrong(key, counted, f"at most {_MOST_PATTERNS:,} patterns of {_MOST_STATES:,} states in all")
