@@ -14,7 +14,15 @@ from adapter_export.errors import UsageError
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import number_of
 from adapter_export.training.loop.settings import LoopSpec, Machine, Schedule
-from adapter_export.training.notes import collapsed, not_better, rare_classes, too_many_parameters, undecided
+from adapter_export.training.notes import (
+    collapsed,
+    not_better,
+    rare,
+    rare_classes,
+    rare_recall,
+    too_many_parameters,
+    undecided,
+)
 from adapter_export.training.rows import RowReader
 from adapter_export.training.specs import DataSpec, HeadSpec
 from adapter_export.words import argument
@@ -174,7 +182,8 @@ class TrainingJob:
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task, self.tables)
             rows = reader.read(self.loop.seed, reporter)
             _note(reporter, rows.notes)
-            _note(reporter, rare_classes(rows))
+            few = rare_classes(rows)
+            _note(reporter, rare(few))
             start = self._started(reader, rows, reporter)
             _note(reporter, too_many_parameters(start, len(rows.training.texts)))
             facts, origin = self._described(start, rows)
@@ -195,12 +204,15 @@ class TrainingJob:
             )
             _note(reporter, undecided(result.best.validation))
             test, measured = None, rows.validation if rows.test is None else rows.test
-            if rows.test is not None or baseline is not None:
+            recall: dict[str, tuple[int, int]] = {}
+            if rows.test is not None or baseline is not None or few:
                 order, results, targets = answers = answer_examples(model, measured, loop, accelerator)
                 test = None if rows.test is None else score_answers(model, measured, loop, answers)
+                ours = judged(model.task, results, targets, measured.only(order))
                 if baseline is not None:
-                    ours = judged(model.task, results, targets, measured.only(order))
                     _note(reporter, not_better(ours, baseline, result, loop))
+                recall = {} if ours.decisions is None else {label: ours.decisions.recall(label) for label in few}
+                _note(reporter, rare_recall(recall, "validation" if rows.test is None else "test"))
             facts |= {} if reader.generates else {"padding_neutral": start.pads}
             facts |= {} if self.base.given is None else {SITE_MAP_KEY: self.base.given.digest}
             done = Trained(
@@ -208,7 +220,8 @@ class TrainingJob:
                 rows,
                 result,
                 training_record(loop, {**facts, **reader.record()}, rows, result, test)
-                | ({} if baseline is None else {"baseline": baseline.document()}),
+                | ({} if baseline is None else {"baseline": baseline.document()})
+                | ({"rare": {label: [few[label], *recall[label]] for label in recall}} if recall else {}),
                 [],
                 accelerator.is_main_process,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adapter_export.tables import number_of
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _ALIKE = 0.99
 """Mean cosine of dissimilar rows above which the contrastive loss is within 0.1 nats of that of equal vectors."""
 
-_ENOUGH = 20
-"""Fewest rows whose scores can tell an adapter from a baseline."""
-
 _FELL = 0.5
 """Share of its first value below which the training loss has fallen."""
 
@@ -30,38 +27,59 @@ _RARE, _SHARE, _NAMED = 5, 0.25, 5
 """Training rows, and share of the mean of all classes, below which a class is rare; most classes that a note names."""
 
 
-def rare_classes(rows: TextTask) -> Iterator[str]:
-    """Yield a note that names the classes with few training rows."""
+def rare_classes(rows: TextTask) -> dict[str, int]:
+    """Return the training rows of each class with few of them, the rarest first."""
     import numpy as np
 
     from adapter_export.graph.tasks import TASK_TYPES
 
     kind = TASK_TYPES[rows.problem]
     if not (kind.has_labels and kind.pools):
-        return
+        return {}
     answers = np.asarray(rows.training.answers)
     # unlabelled rows of a distillation have a negative class
     counts = answers.sum(0) if answers.ndim > 1 else np.bincount(answers[answers >= 0], minlength=len(rows.labels))
     most = min(_RARE, _SHARE * counts.mean())
     rare = sorted((int(count), label) for label, count in zip(rows.labels, counts, strict=True) if count < most)
-    if rare:
-        named = ", ".join(f"`{label}` ({count})" for count, label in rare[:_NAMED])
-        more = f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
+    return {label: count for count, label in rare}
+
+
+def rare(classes: Mapping[str, int]) -> Iterator[str]:
+    """Yield a note that names the classes with few training rows."""
+    if classes:
+        named = _some(f"`{label}` ({count})" for label, count in classes.items())
         yield (
-            f"{number_of(len(rare), 'class', 'classes')} with fewer than {_RARE} training rows: {named}{more}; the "
+            f"{number_of(len(classes), 'class', 'classes')} with fewer than {_RARE} training rows: {named}; the "
             "scores hardly measure them: add rows, or try " + argument("class_weights", "balanced")
         )
+
+
+def rare_recall(recall: Mapping[str, Sequence[int]], part: str) -> Iterator[str]:
+    """Yield a note on the recall of rare classes, as right answers and rows of each."""
+    if recall:
+        named = _some(
+            f"`{label}` {right} of {count}" if count else f"`{label}` not among them"
+            for label, (right, count) in recall.items()
+        )
+        yield f"right answers to rare classes, on the {part} rows: {named}"
+
+
+def _some(entries: Iterable[str]) -> str:
+    """Join the first entries, and count the others."""
+    listed = list(entries)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more
 
 
 def not_better(ours: Judged, baseline: Baseline, result: TrainingResult, loop: LoopSpec) -> Iterator[str]:
     """Yield a note if the adapter does not beat the baseline beyond the interval of the difference."""
     import numpy as np
 
-    from adapter_export.training.loop.baseline import is_better
+    from adapter_export.graph.tasks.metrics import FEWEST_COMPARED, is_better
 
     part = "test" if "test" in baseline.judged else "validation"
     other, metric = baseline.judged[part], ours.metrics[0]
-    if ours.units < _ENOUGH or is_better(ours, other, metric):
+    if ours.units < FEWEST_COMPARED or is_better(ours, other, metric):
         return
     score, reference = (judged.measure(np.arange(judged.units))[0] for judged in (ours, other))
     yield (

@@ -87,6 +87,13 @@ WRITINGS = (*TOKENS, SPANS[0])
 """Metrics of prompts with answers: those of their tokens, and the share of answers that are written word for word."""
 
 
+FEWEST_COMPARED = 20
+"""Fewest rows whose scores can tell an adapter from a baseline."""
+
+_DRAWS, _LEVEL = 1000, 0.025
+"""Bootstrap draws of a paired difference, and the quantile that must be above 0."""
+
+
 @dataclass(frozen=True)
 class Decisions:
     """Right and given answers: classes by number, of rows or of words, or all labels [rows, labels]."""
@@ -104,6 +111,13 @@ class Decisions:
         label = int(np.bincount(right).argmax())
         accuracy, macro = _of_classes(right, np.full_like(right, label))
         return Majority(self.classes[label], {_ACCURACY.name: accuracy, _MACRO_F1.name: macro})
+
+    def recall(self, label: str) -> tuple[int, int]:
+        """Return the right answers among the rows or words of a class, and their number."""
+        at = self.classes.index(label)
+        of_class = self.right == at if self.right.ndim == 1 else self.right[:, at].astype(bool)
+        hits = self.answered == at if self.right.ndim == 1 else self.answered[:, at].astype(bool)
+        return int((of_class & hits).sum()), int(of_class.sum())
 
     @property
     def collapse(self) -> str | None:
@@ -544,3 +558,13 @@ def _of_ranks(ranks: Indices) -> list[float]:
 def worded_scores(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     """Return the metrics among scores, each by its name for people."""
     return [(Metric(name).words, value) for name, value in scores.items() if name != "loss"]
+
+
+def is_better(ours: Judged, other: Judged, metric: Metric, seed: int = 0) -> bool:
+    """Return whether a metric is better beyond the 95 % interval of the paired difference (percentile bootstrap)."""
+    at = ours.metrics.index(metric)
+    generator = np.random.default_rng(seed)
+    draws = [generator.choice(ours.units, ours.units) for _ in range(_DRAWS if ours.units > 1 else 0)]
+    differences = np.array([ours.measure(units)[at] - other.measure(units)[at] for units in draws])
+    differences = differences[np.isfinite(differences)] * (1 if metric.more_is_better else -1)
+    return bool(len(differences)) and float(np.quantile(differences, _LEVEL)) > 0

@@ -18,12 +18,14 @@ from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks import CAUSAL_LM, Task
 from adapter_export.graph.tasks.asked import BASE
 from adapter_export.graph.tasks.metrics import TOKENS, WRITINGS, Decisions, Judged, Majority, Metric, metrics_of
+from adapter_export.plugins.lab.baselines import Baseline, baselines_of, notes_on, recorded_baseline
 from adapter_export.plugins.lab.contest import Measured
 from adapter_export.plugins.lab.eval_rows import DifferingRow, cut, shown_text
 from adapter_export.plugins.lab.language import MeasuredTexts
 from adapter_export.plugins.lab.record_check import RecordCheck, compare_with_training_record
 from adapter_export.plugins.lab.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.plugins.lab.seen_rows import SeenRows
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import Described, Table, number_of
 from adapter_export.words import argument, quoted
 
@@ -248,15 +250,24 @@ def evaluation(
     resampling: Resampling,
     gates: Mapping[str, float],
     *,
+    training: EvalData | None = None,
     allow_training_rows: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Report the scores of the first contestant, and the rows that a second one answers differently."""
+    """Report the scores of the first contestant, its baselines, and the rows that a second one answers differently."""
     entry, *others = measured
     contestant, judged = entry.contestant, entry.judged
     bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
     allowed = record.golden.absolute[str(record.output)]
     check, note = compare_with_training_record(contestant.original.training, data, entry, allowed)
+    majority = None if judged.decisions is None else judged.decisions.majority
+    baselines = list(baselines_of(entry, data, training, resampling, reporter))
+    if check is not None and not baselines:
+        first = judged.metrics[0].name
+        recorded = recorded_baseline(contestant.original.training, check.part, first, scores[first])
+        baselines += [] if recorded is None else [recorded]
     notes = [*data.notes, *entry.notes(), *judged.notes, *([] if note is None else [note])]
+    notes += notes_on(baselines, majority, judged, scores)
     source = f"{record.source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
@@ -272,7 +283,8 @@ def evaluation(
         seed=resampling.seed,
         metrics=judged.metrics,
         scores=scores,
-        majority=None if judged.decisions is None else judged.decisions.majority,
+        majority=majority,
+        baselines=tuple(baselines),
         classes=() if judged.decisions is None else class_scores(judged.decisions),
         confusion=None if judged.decisions is None else confusion(judged.decisions),
         calibration=calibrate(judged),
@@ -317,6 +329,7 @@ def evaluation_of_texts(
         metrics=judged.metrics,
         scores=scores,
         majority=None,
+        baselines=(),
         classes=(),
         confusion=None,
         calibration=None,
@@ -350,6 +363,7 @@ class Evaluation(Described):
         metrics: the metrics, the primary one first.
         scores: value and interval of each metric.
         majority: the scores of always answering the most frequent label; `None` if answers are not classes.
+        baselines: scores without the adapter: of the base head, the frozen base, or a logistic regression on it.
         classes: precision, recall and F1 of each class; empty if answers are not classes.
         confusion: counts by true class (row) and predicted class (column); `None` if answers are not classes.
         calibration: the calibration of the probabilities; `None` if answers have none.
@@ -377,6 +391,7 @@ class Evaluation(Described):
     metrics: tuple[Metric, ...]
     scores: Mapping[str, Score]
     majority: Majority | None
+    baselines: tuple[Baseline, ...]
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     calibration: Calibration | None
@@ -399,6 +414,8 @@ class Evaluation(Described):
         resampling = Resampling(self.resamples, self.seed)
         if self.majority is not None:
             yield f"majority: scores of always answering `{self.majority.label}`."
+        for baseline in self.baselines:
+            yield f"{baseline.name}: {baseline.meaning}."
         yield (
             f"95 % intervals: {resampling.description(self.task, self.scores)}." if self.resamples else "no intervals."
         )
@@ -463,13 +480,20 @@ class Evaluation(Described):
         always = None if self.majority is None else self.majority.scores
         rows = [
             (metric.words, self.scores[metric.name], self.scores[metric.name].interval)
-            + (() if always is None else (f"{always[metric.name]:.4f}" if metric.name in always else "",))
+            + (() if always is None else (_cell(always, metric.name),))
+            + tuple(_cell(baseline.scores, metric.name) for baseline in self.baselines)
             + ((other[metric.name],) if other else ())
             for metric in self.metrics
         ]
         title = f"{self.bundle}: adapter `{self.adapter}` ({self.task}) on {number_of(self.rows, 'row')} of {self.data}"
-        further = (*(() if always is None else ("majority",)), *(("reference",) if other else ()))
-        return Table(("metric", "value", "95 % interval", *further), rows, title, numbers="lrrrr")
+        further = (
+            *(() if always is None else ("majority",)),
+            *(baseline.name for baseline in self.baselines),
+            *(("reference",) if other else ()),
+        )
+        return Table(
+            ("metric", "value", "95 % interval", *further), rows, title, numbers="l" + "r" * (2 + len(further))
+        )
 
     def tables(self) -> Iterator[Table]:
         """Yield the table of the metrics, then all others that there are."""
@@ -542,3 +566,7 @@ class Evaluation(Described):
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables())
+
+
+def _cell(scores: Mapping[str, float], metric: str) -> str:
+    return f"{scores[metric]:.4f}" if metric in scores else ""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from adapter_export.bases.base import Base
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import TASK_TYPES, Task
-from adapter_export.graph.tasks.metrics import Judged, Metric
+from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.torch_backend.attach import attach
 from adapter_export.training.loop.init_adapter import head_alone
 from adapter_export.training.loop.measure import judged, measure
@@ -30,9 +30,6 @@ _PENALTY = 1.0
 """Coefficient of half the squared norm of the weights, beside the summed loss: scikit-learn's `C=1`."""
 
 _ITERATIONS = 500
-
-_DRAWS, _LEVEL = 1000, 0.025
-"""Bootstrap draws of a paired difference, and the quantile that must be above 0."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +125,3 @@ class Linear:
         with torch.enable_grad():
             optimizer.step(loss)  # type: ignore[no-untyped-call]
         return cls(weight.detach(), bias.detach())
-
-
-def is_better(ours: Judged, other: Judged, metric: Metric, seed: int = 0) -> bool:
-    """Return whether a metric is better beyond the 95 % interval of the paired difference (percentile bootstrap)."""
-    at = ours.metrics.index(metric)
-    generator = np.random.default_rng(seed)
-    draws = [generator.choice(ours.units, ours.units) for _ in range(_DRAWS if ours.units > 1 else 0)]
-    differences = np.array([ours.measure(units)[at] - other.measure(units)[at] for units in draws])
-    differences = differences[np.isfinite(differences)] * (1 if metric.more_is_better else -1)
-    return bool(len(differences)) and float(np.quantile(differences, _LEVEL)) > 0

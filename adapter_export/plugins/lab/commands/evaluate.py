@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,8 @@ from adapter_export.words import argument, did_you_mean, quoted
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
+    from adapter_export.format.tabular.eval_data import DataOptions, EvalData
+    from adapter_export.graph.tasks import Task
     from adapter_export.plugins.lab.evaluation import Evaluation
     from adapter_export.runtime import Bundle
 
@@ -69,6 +72,13 @@ def evaluate(
         Mapping[str, float] | Sequence[str],
         Option("Minimum value of a metric (maximum if lower is better). Repeatable.", "METRIC=N"),
     ] = (),
+    training_data: Annotated[
+        Address | None,
+        Option(
+            "Also score a logistic regression on the frozen base, learnt from these labelled rows, read as DATA.",
+            "FILE",
+        ),
+    ] = None,
     allow_training_rows: Annotated[bool, "Allow gates on rows that the adapter was trained on."] = False,
     against: Annotated[
         Base | Address | None,
@@ -92,11 +102,15 @@ def evaluate(
     are tokenized as the bundle records. If training recorded scores for this same file, they are compared. A warning
     names rows that the adapter was trained or validated on.
 
+    Baselines stand beside the scores: the most frequent label, the base's own head, the frozen base for vectors, and
+    with `--training-data` a logistic regression. A warning names those that the adapter does not clearly beat.
+
     Args:
         bundle: the bundle, or its folder.
         data: labelled rows: csv, tsv, jsonl or Parquet; images and audio as `train` reads them; of a language model
             texts, prompts with answers, or a `.txt` file with a text in each line.
         gate: bound per metric, also as strings such as `accuracy=0.92`.
+        training_data: rows that the adapter was trained on, for a baseline without it.
         allow_training_rows: allow gates on training rows.
         against: the model that the bundle was built from, to answer the same rows.
         site_map: the sites of that model.
@@ -131,6 +145,9 @@ def evaluate(
         raise UsageError("only language models write texts that end", where=argument("stop"), fix="leave it out")
     task = None if writes else task_of(manifest, str(chosen), folder)
     rows = options.read_texts(file) if task is None else options.read(file, task)
+    training = None
+    if training_data is not None:
+        training = _training_rows(replace(options, limit=None, slices=None), training_data, task, output, reporter)
     if task is not None:
         rows.check_pairs(task, str(chosen))
         rows.check_labels(task)
@@ -162,10 +179,28 @@ def evaluate(
                 )
             )
         outcome = evaluation(
-            measure(contestants, rows, reporter), rows, resampling, gates, allow_training_rows=allow_training_rows
+            measure(contestants, rows, reporter),
+            rows,
+            resampling,
+            gates,
+            training=training,
+            allow_training_rows=allow_training_rows,
+            reporter=reporter,
         )
     write_page(output, lambda: page(outcome))
     return outcome
+
+
+def _training_rows(
+    options: DataOptions, data: Address, task: Task | None, output: Output | None, reporter: Reporter
+) -> EvalData:
+    """Read the rows of a logistic regression; UsageError for a task that has none."""
+    if task is None or not (task.kind.one_label and task.kind.pools):
+        what = "a logistic regression needs a task with one label per row"
+        raise UsageError(what, where=argument("training_data"), fix="leave it out")
+    rows = options.read(data_file(data, output, reporter), task)
+    rows.check_labels(task)
+    return rows
 
 
 def _writes(manifest: Manifest) -> bool:
@@ -245,6 +280,7 @@ COMMAND = Command(
         "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
         "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
         "adapter-export evaluate bundle --data pairs.jsonl --text query --pair passage --dimensions 128",
+        "adapter-export evaluate bundle --data test.tsv --training-data train.tsv",
         "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     ),
     sections={
