@@ -53,6 +53,14 @@ def test_the_command_says_it_as_json(bundle: Path) -> None:
     assert document["most_rows"] in document["ways"]
 
 
+def test_a_length_that_the_base_does_not_take_is_refused(bundle: Path) -> None:
+    longest = ae.open_bundle(bundle).manifest.max_tokens
+    with pytest.raises(
+        UsageError, match=rf"`tokens`: the base takes no text .*; found 100000; expected 1 to {longest}"
+    ):
+        ae.bench(bundle, tokens=100_000)
+
+
 def test_what_cannot_be_measured_is_named(bundle: Path) -> None:
     with pytest.raises(RequestError, match="nobody"):
         ae.bench(bundle, adapter="nobody")

@@ -398,6 +398,28 @@ def test_the_record_of_training_is_confirmed_on_its_own_file(trained: Path) -> N
     assert not [note for note in found.notes if "training record" in note]
 
 
+def test_baselines_stand_beside_the_scores(trained: Path) -> None:
+    found = ae.evaluate(trained / "bundle", trained / "test.tsv", training_data=trained / "train.tsv")
+    (linear,) = found.baselines
+    assert (linear.name, found.majority is not None) == ("linear", True)
+    assert linear.meaning == "logistic regression on the frozen base, learnt from train.tsv"
+    recorded = ae.load_adapter(trained / "trained").training["baseline"]["test"]
+    assert linear.scores["accuracy"] == pytest.approx(recorded["accuracy"], abs=0.05)
+    assert f"  {linear.scores['accuracy']:.4f}" in str(found.table())
+    noted = [note for note in found.notes if "of logistic regression on the frozen base" in note]
+    assert bool(noted) != linear.beaten
+    (known,) = ae.evaluate(trained / "bundle", trained / "test.tsv").baselines
+    assert known.scores["accuracy"] == pytest.approx(recorded["accuracy"])
+    assert known.meaning.endswith("as recorded by training")
+
+
+def test_an_adapter_at_the_level_of_its_baselines_is_noted(world: World, tmp_path: Path) -> None:
+    labels = ("red", "green", "blue")
+    rows = [{"text": text, "label": labels[at % 3]} for at, text in enumerate(sentences(60))]
+    notes = measured(world, "topic", write(tmp_path / "random.jsonl", rows)).notes
+    assert any("is not clearly better than 0.333 of always answering `red`" in note for note in notes)
+
+
 def test_labels_that_were_rotated_after_training_contradict_the_record(trained: Path, world: World) -> None:
     adapter = ae.load_adapter(trained / "trained")
     assert adapter.head is not None
@@ -458,7 +480,7 @@ def test_an_adapter_that_changes_nothing_is_named(world: World, topics: Path, tm
     )
     said = "adapter `topic` has no effect: at each of its sites its result equals the replaced value"
     assert heard.notes == [said]
-    assert ae.evaluate(bundle, topics, resamples=0).notes == (said,)
+    assert ae.evaluate(bundle, topics, resamples=0).notes[0] == said
 
 
 def test_a_head_without_a_task_is_refused(world: World, topics: Path, tmp_path: Path) -> None:

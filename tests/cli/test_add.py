@@ -57,7 +57,9 @@ def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Pa
     assert "at layers.0.ffn" in found.stderr
     assert "Train it again with the `--activation` of the slots, or rebuild with this adapter" in found.stderr
     assert "or with its kind in `--reserve`" in found.stderr
-    cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
+    taken = ("add", copy, f"tone={more / 'mood'}", "--against", model)
+    found = cli.refused(3, "`tone`; expected names that differ", *taken)
+    assert "a route of the server then replaces the old one without downtime" in found.stderr
     twice = f"{more / 'mood'},{more / 'mood'}"
     cli.refused(3, "two adapters have the same name; found `mood` 2 times", "add", copy, twice, "--against", model)
     found = cli.refused(2, "has an empty item", "add", copy, ",a", "--against", model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ HOW = {
 def composed(cli, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composed")
     for name, (how, *options) in HOW.items():
-        cli.done("compose", how, adapters / "topic", adapters / "tone", *options, "--head", "tone", "-o", folder / name)
+        call = ("compose", how, adapters / "topic", adapters / "tone", *options, "--head", "tone", "-o", folder / name)
+        (following,) = re.findall(r"^Next: adapter-export (.*)$", cli.done(*call).stderr, re.MULTILINE)
+        cli.done(*shlex.split(following))
     return folder
 
 

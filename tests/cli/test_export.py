@@ -39,6 +39,8 @@ def test_wrong_calls_write_nothing(cli, lora: Path, base: Path, tmp_path: Path) 
     out = ("-o", tmp_path / "out")
     cli.refused(2, "by module path", "export", lora, "--to", "peft", *out)
     cli.refused(2, "is for a bundle", "export", lora, "--adapter", "a", "--base", base, "--to", "peft", *out)
+    cli.refused(3, "`nope`: is not an adapter; found nothing", "export", "nope", "--to", "peft", *out)
+    cli.refused(3, "`nope`: is not an adapter", "export", "nope", "--base", base, "--to", "peft", *out)
     cli.refused(3, "is not an adapter", "export", tmp_path, "--base", base, "--to", "peft", *out)
     cli.refused(2, "'peft'", "export", lora, "--base", base, "--to", "onnx", *out)
     other = FIXTURES / "bases" / "electra"

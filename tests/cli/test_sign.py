@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -112,6 +114,14 @@ def test_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
         3, "does not match the expected bundle", "verify", signed, "--key", keys / "a.pub", "--expect", 64 * "0"
     )
     cli.refused(3, "already exists", "sign", signed, "--key", keys / "a.pem")
+
+
+def test_the_next_steps_after_signing_can_be_pasted(cli, bundle: Path, keys: Path, tmp_path: Path) -> None:
+    folder, key = shutil.copytree(bundle, tmp_path / "a bundle"), shutil.copy(keys / "a.pem", tmp_path / "my key.pem")
+    made = cli.done("sign", folder, "--key", key).stderr
+    export, verify = re.findall(r"^ *(?:Next|and): (.*)$", made, re.MULTILINE)
+    subprocess.run(shlex.split(export), check=True)
+    assert "passed" in cli.done(*shlex.split(verify)[1:]).stdout
 
 
 def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> None:

@@ -30,6 +30,7 @@ def test_a_whole_bundle(cli, bundle: Path) -> None:
     assert keys == alone | {("bank", name, True) for name in (None, "topic", "tone")}
     assert all(one["ratio"] < 1 and one["elements"] and not one["faults"] for one in outputs)
     done = cli.done("verify", bundle)
+    assert "verify  100 %  in" in done.stderr
     assert all(one["status"] != "unverified" for one in found["findings"])
     assert done.stdout.splitlines()[-1] == found["summary"] == "passed (golden vectors only)"
     assert "in mixed batches" in done.stdout

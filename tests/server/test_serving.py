@@ -78,8 +78,21 @@ def test_a_model_by_its_name(server: httpx2.Client, film: Path) -> None:
             {"model": "tone", "text": TEXT, "strenght": 0.5},
             "strenght: the request is not of the expected form; found an unknown field; expected `",
         ),
-        ({"model": "tone", "text": TEXT, "strength": True}, "found another value; expected a valid "),
-        ({"model": "tone", "text": TEXT, "strength": "0.5"}, "the request is not of the expected form"),
+        ({"model": "tone", "text": TEXT, "strength": True}, "found true; expected a number or a list"),
+        (
+            {"model": "tone", "text": TEXT, "strength": "0.5"},
+            "strength: the request is not of the expected form; found the ",
+        ),
+        (
+            {"model": "tone", "texts": [TEXT, 5]},
+            "texts.1: the request is not of the expected form; found 5; expected a ",
+        ),
+        (
+            {"model": "tone", "texts": [{"text": TEXT}]},
+            "found an object; expected a string or an object with `side` or an ",
+        ),
+        ({"model": "tone", "text": TEXT, "side": "left"}, "found the string `left`; expected `query` or `document`"),
+        ({"model": "tone", "text": TEXT, "id": "x" * 201}, "expected at most 200 characters"),
         ({"model": "tone", "text": TEXT, "strength": 1001}, "is no strength"),
         ({"model": "tone", "texts": [TEXT, TEXT], "strength": [1]}, "one for each row"),
     ],

@@ -11,8 +11,8 @@ from heard import Heard
 from sklearn.linear_model import LogisticRegression
 
 import adapter_export as ae
-from adapter_export.graph.tasks.metrics import judge_classes
-from adapter_export.training.loop.baseline import Linear, is_better
+from adapter_export.graph.tasks.metrics import is_better, judge_classes
+from adapter_export.training.loop.baseline import Linear
 
 
 def _features(classes: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -71,8 +71,11 @@ def test_an_adapter_that_does_not_beat_the_base_is_noted(text_folder: Path, tabl
 
 
 def test_rare_classes_are_named(text_folder: Path, table: Path) -> None:
-    _, notes = _trained(ae.open_base(text_folder / "model.pt"), table, quick=True)
+    adapter, notes = _trained(ae.open_base(text_folder / "model.pt"), table, quick=True)
     assert any("1 class with fewer than 5 training rows: `rare` (1)" in note for note in notes)
+    trained, right, rows = adapter.training["rare"]["rare"]
+    assert (trained, rows) == (1, 1)
+    assert f"right answers to rare classes, on the validation rows: `rare` {right} of 1" in notes
 
 
 def test_a_quick_run_has_no_baseline(text_folder: Path, table: Path) -> None:

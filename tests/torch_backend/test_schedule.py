@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
+import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.training.loop.settings import LoopSpec, Schedule
 from adapter_export.training.loop.train_loop import rate_factor
@@ -39,6 +45,8 @@ def test_it_stays_above_zero_and_rises_before_it_falls(total: int, warmup: float
         ("warmup", -0.1),
         ("weight_decay", -1.0),
         ("seed", -1),
+        ("max_minutes", 0.0),
+        ("max_minutes", float("inf")),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, value: float) -> None:
@@ -60,3 +68,22 @@ def test_passed_values_win() -> None:
     assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (12, 2, 0.002, 0.3)
     assert Schedule(quick=True).loop(LoopSpec(), 100) == LoopSpec()
     assert Schedule(quick=True, epochs=2).loop(LoopSpec(), 100).epochs == 2
+
+
+def test_a_limit_of_time_ends_training_and_keeps_the_best_epoch(text_folder: Path, tmp_path: Path) -> None:
+    table, heard, limit = tmp_path / "train.tsv", Heard(), 0.03
+    rows = [f"number {n} is {'good' if n % 2 else 'bad'}\t{n % 2}\n" for n in range(200)]
+    table.write_text("text\tlabel\n" + "".join(rows), "utf-8")
+    base, began = ae.open_base(text_folder / "model.pt"), time.monotonic()
+    options = {"kind": "pfeiffer", "bottleneck": 2, "epochs": 100_000, "patience": 100_000, "max_minutes": limit}
+    adapter = ae.train(base, table, name="a", reporter=heard, **options)
+    record = adapter.training
+    assert 1 <= len(record["history"]) < 100_000
+    assert record["seconds"] < 60 * limit + 2
+    assert time.monotonic() - began < 60
+    assert any("and never more than 1.8 s" in step for step in heard.steps)
+    (note,) = [note for note in heard.notes if "stopped by `max_minutes=0.03`" in note]
+    assert note.endswith(f"epoch {record['best_epoch']} is kept")
+    best = max(epoch["validation"]["accuracy"] for epoch in record["history"])
+    assert record["validation"]["accuracy"] == best
+    assert np.isfinite([epoch["training_loss"] for epoch in record["history"]]).all()

@@ -134,7 +134,7 @@ def generate(
 
 def _show(texts: Texts, screen: Screen) -> None:
     """Print a single text while it is generated; print several one after another, under their prompts."""
-    limited = list[Generated]()
+    limited: list[Generated] = []
     if texts.many:
         for text in texts.whole:
             screen.write(f"{json.dumps(text.document(), ensure_ascii=False)}\n")

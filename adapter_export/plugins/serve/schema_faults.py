@@ -79,6 +79,8 @@ def _resolved(location: Sequence[str | int], document: object) -> tuple[tuple[st
 def _expected(fault: Mapping[str, Any]) -> str | None:
     """Return the expected value of one fault; `None` if it is of an unknown kind."""
     kind, facts = str(fault["type"]), fault.get("ctx", {})
+    if kind == "missing":
+        return f"an object with `{fault['loc'][-1]}`"
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return words.format(facts[name])

@@ -62,7 +62,10 @@ class RunState:
 
 
 def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) -> Identity:
-    """Return the facts that identify a run: base, initial weights, trained tensors, labels, rows and settings."""
+    """Return the facts that identify a run: base, initial weights, trained tensors, labels, rows and settings.
+
+    A run may be resumed with another limit of its time.
+    """
     adapter = model.adapter
     weights = hashlib.sha256()
     for name, tensor in model.tensors().items():
@@ -72,7 +75,7 @@ def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) ->
     return {
         "base": model.base.fingerprint,
         "padding": model.pads,
-        **asdict(settings),
+        **{name: value for name, value in asdict(settings).items() if name != "max_minutes"},
         "labels": list(task.labels) if task else [],
         "training rows": data.training.fingerprint,
         "validation rows": data.validation.fingerprint,

@@ -37,6 +37,7 @@ class LoopSpec:
         value_penalty: coefficient of ‖I − V‖² in the loss, over the value projections of a fusion.
         temperature: divisor of the cosines in the loss of vectors; `None` uses the loss' default.
         precision: precision of matrix products; `no` is float32.
+        max_minutes: time after which training stops, and within which the learning rate falls; `None` for no limit.
 
     Raises:
         UsageError: a value is out of range.
@@ -70,6 +71,7 @@ class LoopSpec:
     value_penalty: float = 0.0
     temperature: float | None = None
     precision: str = "no"
+    max_minutes: float | None = None
 
     def __post_init__(self) -> None:
         rules: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
@@ -86,6 +88,7 @@ class LoopSpec:
                 "at least 0",
             ),
             (("seed",), lambda x: x >= 0, "at least 0"),
+            (("max_minutes",), lambda x: x is None or 0 < x < _INFINITE, "a number above 0"),
         )
         for names, holds, expected in rules:
             for name in names:
@@ -95,6 +98,10 @@ class LoopSpec:
         weights = self.class_weights if isinstance(self.class_weights, Mapping) else {}
         if not all(0 < weight < _INFINITE for weight in weights.values()):
             raise UsageError(argument("class_weights") + " is out of range", found=weights, expected="above 0")
+
+
+_OF_SCHEDULE = ("epochs", "learning_rate", "warmup", "patience", "max_minutes")
+"""Options of a schedule that are settings of a loop."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,10 @@ class Schedule:
         int | None,
         Option("Stop after N epochs without an improvement; half of the epochs by default, at least 3.", "N"),
     ] = None
+    max_minutes: Annotated[
+        float | None,
+        Option("Stop training after N minutes, and keep the best epoch; results then depend on the machine.", "N"),
+    ] = None
     quick: Annotated[bool, f"A first look: at most {LoopSpec.epochs} epochs, and no baseline."] = False
 
     def __post_init__(self) -> None:
@@ -135,7 +146,7 @@ class Schedule:
 
     @property
     def _chosen(self) -> dict[str, Any]:
-        chosen = {name: getattr(self, name) for name in ("epochs", "learning_rate", "warmup", "patience")}
+        chosen = {name: getattr(self, name) for name in _OF_SCHEDULE}
         return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -200,6 +200,40 @@ class _Pace:
         return f"training, epoch {len(history) + 1}: loss {self._means[0]:.3f}, {self._means[1]:,.0f} rows/s{score}"
 
 
+class _Clock:
+    """Time of a run, and its limit.
+
+    Args:
+        minutes: the limit; `None` for none.
+        before: seconds of the interrupted run that is resumed.
+        accelerator: of the run; all processes follow the clock of the first.
+    """
+
+    def __init__(self, minutes: float | None, before: float, accelerator: Accelerator) -> None:
+        self._limit, self._accelerator = None if minutes is None else 60 * minutes, accelerator
+        self._began = time.monotonic() - before
+        self.reserved = 0.0  # seconds of the scores of an epoch, which end within the limit too
+        self._part = self._measured()
+
+    @property
+    def part(self) -> float:
+        """Share of the limit that was over at the last look; 0 without a limit."""
+        return self._part
+
+    def is_over(self) -> bool:
+        """Look at the clock; return whether training must stop."""
+        self._part = self._measured()
+        return self._part >= 1
+
+    def _measured(self) -> float:
+        if self._limit is None:
+            return 0.0
+        part = (time.monotonic() - self._began + self.reserved) / self._limit
+        if self._accelerator.num_processes > 1:
+            part = float(gather_object([part])[0])
+        return part
+
+
 class _Run:
     """State of a run, and its next step."""
 
@@ -234,22 +268,33 @@ class _Run:
         self._steps = self._steps_per_epoch * settings.epochs
         self._identity = run_identity(model, data, settings) | ({} if teacher is None else teacher.facts())
         self._state = RunState()
+        self._clock = _Clock(None, 0.0, accelerator)
 
     def finish(self) -> TrainingResult:
         self._check_processes()
         resumed_at = self._resume()
+        before = sum(record.seconds for record in self._state.history) + self._state.seconds
+        self._clock = _Clock(self._settings.max_minutes, before, self._accelerator)
         self._start_trackers()
         self._fill_caches()
         if resumed_at is not None:
             self._reporter.step(f"resuming the interrupted run after step {resumed_at:,} of {self._steps:,}")
-        elif self._settings.epochs > 1:
+        elif self._settings.epochs > 1 or self._settings.max_minutes is not None:
             self._reporter.step(self._bound())
         self._reporter.step("training", self._state.step, self._steps)
         history, patience = self._state.history, self._settings.patience
-        while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
+        in_time = True
+        while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience and in_time:
             self._train_epoch()
+            in_time = not self._clock.is_over()
+        if not in_time and len(history) < self._settings.epochs:
+            self._reporter.warn(
+                "stopped by "
+                + argument("max_minutes", self._settings.max_minutes)
+                + f" in epoch {len(history)} of {self._settings.epochs}; epoch {self._state.best_epoch} is kept"
+            )
         _load(self._tensors, self._state.best)
-        self._cool(self._state.best_epoch * self._steps_per_epoch)
+        self._cool(min(self._state.best_epoch * self._steps_per_epoch, self._state.step))
         self._model.eval()
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
 
@@ -262,10 +307,13 @@ class _Run:
         # the first pass warms up
         seconds = [len(parts) * self._timed_pass(parts[0], gradient=gradient) for gradient in (True, True, False)][1:]
         measured = math.ceil(len(self._data.validation.lengths) / settings.batch_size)
-        total = settings.epochs * (self._steps_per_epoch * seconds[0] + measured * seconds[1])
+        self._clock.reserved = measured * seconds[1]
+        total = settings.epochs * (self._steps_per_epoch * seconds[0] + self._clock.reserved)
         epochs = f"at most {settings.epochs} epochs of {number_of(self._steps_per_epoch, 'step')}"
         patience = f"stops after {number_of(settings.patience, 'epoch')} without an improvement"
-        return f"{epochs}, about {duration(total)}" + (f"; {patience}" if settings.patience < settings.epochs else "")
+        limit = "" if settings.max_minutes is None else f", and never more than {duration(60 * settings.max_minutes)}"
+        stops = f"; {patience}" if settings.patience < settings.epochs else ""
+        return f"{epochs}, about {duration(total)}{limit}{stops}"
 
     def _timed_pass(self, rows: Rows, *, gradient: bool) -> float:
         """Return the seconds of a pass over a batch, which is discarded."""
@@ -317,9 +365,9 @@ class _Run:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
 
     def _train_epoch(self) -> None:
-        state = self._state
+        state, batches = self._state, self._batches(len(self._state.history))
         self._model.train()
-        for rows in self._batches(len(state.history))[state.step_in_epoch :]:
+        for rows in batches[state.step_in_epoch :]:
             before = time.monotonic()
             with _memory(rows, self._data.training, f"step {state.step + 1}"):
                 loss, norm = self._take_step(rows)
@@ -340,10 +388,12 @@ class _Run:
             self._reporter.step(self._pace.label(loss, len(rows) / seconds, state.history), state.step, self._steps)
             if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
                 self._save()
+            if self._clock.is_over():
+                break
         self._cool(state.step)
         before = time.monotonic()
         scores = evaluate(self._model, self._data.validation, self._settings, self._accelerator, self._caches[0])
-        loss = state.loss_sum / len(self._data.training.lengths)
+        loss = state.loss_sum / sum(map(len, batches[: state.step_in_epoch]))
         record = EpochRecord(len(state.history) + 1, loss, scores, state.seconds + time.monotonic() - before)
         state.history.append(record)
         if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
@@ -370,7 +420,9 @@ class _Run:
         process = (accelerator.process_index,) if accelerator.process_index else ()
         sequence = np.random.SeedSequence((self._settings.seed, self._state.step, *process))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        factor = rate_factor(self._state.step, self._steps, self._settings.warmup)
+        # within a limit of time, the rate falls as if its steps took all of it
+        passed = max(self._state.step, min(int(self._clock.part * self._steps), self._steps - 1))
+        factor = rate_factor(passed, self._steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         self._cool(self._state.step)
