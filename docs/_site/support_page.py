@@ -36,6 +36,17 @@ LANGUAGES = {
 }
 """Columns of languages, with their entry points in the tests. The Java client calls the C interface."""
 
+CLIENTS = (
+    ("Python", "texts or ids", "library", True),
+    ("Node", "texts or ids", "npm package", True),
+    ("Browser", "texts or ids", "page for WebAssembly and WebGPU", True),
+    ("C, C++", "ids", "client, service and C interface", True),
+    ("Java", "ids", "client on the C interface", True),
+    ("Rust, Go, C#", "ids", "calls to the C interface", False),
+    ("Kotlin, Swift, Objective-C", "ids", "ONNX Runtime's packages", False),
+)
+"""Languages: what a client takes, what it is, and whether the tests run it."""
+
 SERVERS = {
     "`serve`": ("serve /answer", "serve /answer, inputs"),
     "C++ service (ids)": ("C++ service",),
@@ -85,7 +96,7 @@ def summary() -> str:
         ("Bases", f"{_plain(families)}: {complete} of {tried} architectures pass the whole pipeline"),
         ("Adapters", f"{_names(KINDS)}; any other graph of the ops"),
         ("Precisions", _names(PRECISION_NAMES)),
-        ("Languages", "Python, C, C++, Java, Node, browser; any other with ONNX Runtime"),
+        ("Languages", "Python, Node, browser (texts or ids), C, C++, Java (ids); any other with ONNX Runtime"),
         ("Servers", f"`serve` (HTTP), C++ service; {_names(get_args(Layout))}"),
     ]
     link = PAGE.relative_to(ROOT).as_posix()
@@ -131,6 +142,15 @@ adapters, padded, truncated, and on bases where padding changes answers. Clients
     yield """
 `causal_lm` writes texts ([generate](../how-to/generate.md)).
 
+## Languages
+
+[Embed](../how-to/embed.md) has a page for each.
+"""
+    yield _row("language", "takes", "client", "tested")
+    yield _rule(4)
+    for language, takes, client, is_tested in CLIENTS:
+        yield _row(language, takes, client, _MARK if is_tested else "no")
+    yield """
 ## Base families
 
 `make zoo` takes small models of each architecture through capture, sites, build and check. The
