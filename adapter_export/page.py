@@ -18,7 +18,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 .verdict { font-size: 1.6rem; margin: .4rem 0 0 }
 .facts { color: var(--soft); margin-top: .3rem }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto } details { color: var(--soft) } summary { cursor: pointer }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft) }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
@@ -76,6 +76,11 @@ def element(tag: str, content: object, style: str = "") -> Markup:
     """Render an element with a class of the style sheet, such as `facts`, `note`, `passed`, `partial` or `failed`."""
     named = f' class="{style}"' if style else ""
     return Markup(f"<{tag}{named}>{escaped(content)}</{tag}>")
+
+
+def fold(title: str, content: object) -> Markup:
+    """Render details that a reader opens with a click; print shows the title only."""
+    return Markup(f"<details><summary>{escaped(title)}</summary>{element('p', content, 'facts')}</details>")
 
 
 def head(title: str) -> Markup:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from adapter_export.bundle import risks
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.proof.report_view import page
 from adapter_export.bundle.report import Report, failures
@@ -66,7 +69,7 @@ def test_a_broken_invariant_fails_the_report() -> None:
     ("scope", "unverified", "summary", "style"),
     [
         ("full", 0, "passed", "passed"),
-        ("full", 2, "passed (2 of 3 unverified)", "passed"),
+        ("full", 2, "passed (2 of 3 unverified)", "partial"),
         ("quick", 2, "passed (quick, 2 of 3 unverified)", "partial"),
         ("part", 0, "passed (partial)", "partial"),
         ("golden", 1, "passed (golden vectors only, 1 of 2 unverified)", "partial"),
@@ -81,6 +84,27 @@ def test_the_verdict_says_what_was_skipped(scope: Scope, unverified: int, summar
     assert f'<p class="verdict {style}">{summary}</p>' in page(found, date="today", command="check")
     wrong = replace(found, findings=(*found.findings, Finding.tested("swap", "a", False, "changed")))
     assert (wrong.summary, wrong.to_json()["summary"]) == ("failed", "failed")
+
+
+def test_the_page_begins_with_what_was_compared_and_names_each_risk() -> None:
+    left = Finding.unverified("source", "a", "compared only with copies", where="adapters/a")
+    found = replace(report(output(GOOD), invariants=(left,)), scope="full")
+    body = page(found, date="today", command="check").partition("<h1>")[2]
+    risk = body.index("adapters/a: compared only with copies. A risk only if")
+    assert body.index('class="verdict partial"') < body.index("was compared with") < risk
+    assert f"on this machine ({platform.system()} {platform.machine()}, " in body
+    folded = body[body.index("<details>") : body.index("</details>")]
+    assert "<summary>An error of at most 1 budget passes" in folded
+    formula = "the same formula with their scale"
+    assert body.count(formula) == folded.count(formula) == 1
+    wrong = replace(found, findings=(*found.findings, Finding.tested("swap", "a", False, "changed")))
+    assert "do not ship it" in page(wrong, date="today", command="check")
+
+
+def test_every_risk_is_that_of_a_claim() -> None:
+    files = [path for path in Path(risks.__file__).parent.rglob("*.py") if path.name != "risks.py"]
+    sources = "".join(path.read_text("utf-8") for path in files)
+    assert not [check for check in risks._RISKS if f'"{check}"' not in sources]
 
 
 @pytest.mark.parametrize("results", [(), (output(EMPTY),), (output(missing(BUDGET)),), (site(GOOD, "ffn"),)])

@@ -91,7 +91,7 @@ def test_wrong_calls_are_refused(cli, bundle: Path, text_folder: Path) -> None:
     cli.refused(3, "prompt 0", "generate", bundle, "--adapter", "a", "--prompt", "")
     cli.refused(3, "prompt 0", "generate", bundle, "--adapter", "nobody", *prompt)
     call = ("generate", bundle, "--adapter", "a", *prompt, "--max-new-tokens", "100000")
-    cli.refused(2, "more new tokens than the base takes, prompt included; found 100,000", *call)
+    cli.refused(3, "more new tokens than the base takes, prompt included; found 100,000", *call)
     cli.refused(3, "does not generate text", "generate", text_folder / "bundle", "--adapter", "topic", *prompt)
 
 

@@ -116,6 +116,7 @@ def test_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
     cli.refused(3, "already exists", "sign", signed, "--key", keys / "a.pem")
 
 
+@pytest.mark.starts_program
 def test_the_next_steps_after_signing_can_be_pasted(cli, bundle: Path, keys: Path, tmp_path: Path) -> None:
     folder, key = shutil.copytree(bundle, tmp_path / "a bundle"), shutil.copy(keys / "a.pem", tmp_path / "my key.pem")
     made = cli.done("sign", folder, "--key", key).stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +12,9 @@ from typing import Literal
 
 from adapter_export.bundle.golden.ablation import note_of
 from adapter_export.bundle.report import BASE, Report, failures, unverified
+from adapter_export.bundle.risks import risk
 from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status
-from adapter_export.page import Markup, document, element, head, heat, prose, table
+from adapter_export.page import Markup, document, element, fold, head, heat, items, prose, table
 from adapter_export.tables import Table, number_of
 from adapter_export.version import __version__
 from adapter_export.words import joined, quoted
@@ -33,7 +36,7 @@ class Line:
     """A line of text; `style` names a style of the page."""
 
     text: str
-    style: Literal["", "facts", "note", "failed"] = ""
+    style: Literal["", "facts", "note", "failed", "formula"] = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def style_of(report: Report) -> Literal["passed", "partial", "failed"]:
     """Return the style of the verdict: `partial` for a check that passed and skipped something."""
     if not report.passed:
         return "failed"
-    return "passed" if report.is_full else "partial"
+    return "passed" if report.is_full and not report.counts()["unverified"] else "partial"
 
 
 def page(report: Report, *, date: str, command: str) -> str:
@@ -109,8 +112,10 @@ def page(report: Report, *, date: str, command: str) -> str:
 def _page(report: Report, date: str, command: str) -> Iterator[str]:
     """Yield the verdict, failed and unverified claims, the map of the sites, the details and the provenance."""
     yield element("p", report.summary, f"verdict {style_of(report)}")
+    yield element("p", prose(_conclusion(report)))
+    yield from map(_html, failed_lines(report))
+    yield from _not_covered(report.findings)
     yield _html(_summary(report))
-    yield from map(_html, (*failed_lines(report), *_reasons(report.findings)))
     reference = report.reference or "the golden vectors of the bundle"
     yield element("p", f"{report.runtime} against {reference}; adapter-export {__version__}; {date}.", "facts")
     above = (_summary(report), *_reasons(report.findings))
@@ -126,11 +131,43 @@ def _page(report: Report, date: str, command: str) -> Iterator[str]:
     )
 
 
+def _conclusion(report: Report) -> str:
+    """Return what was compared, where, and the outcome, for a reader who knows none of the terms below."""
+    machine = f"{platform.system()} {platform.machine()}, {number_of(os.cpu_count() or 1, 'processor')}"
+    other = f"its model {report.against}" if report.against else "the outputs that the training code recorded in it"
+    of = report.counts()
+    done = f"The bundle {report.bundle} was compared with {other}, on this machine ({machine}). "
+    if of["failed"]:
+        return f"{done}{number_of(of['failed'], 'claim')} failed: do not ship it before the differences are explained."
+    results = [result for result in (*report.outputs, *report.sites) if result.compared]
+    numbers = number_of(sum(result.compared for result in results), "number")
+    left_out = "; the others are named below, with their risks" if of["unverified"] else ""
+    covered = f"{of['exact'] + of['tested']} of {number_of(len(report.findings), 'claim')}{left_out}"
+    return f"{done}All {numbers} agree within rounding, and no other claim failed. This covers {covered}."
+
+
+def _not_covered(findings: Sequence[Finding]) -> Iterator[Markup]:
+    """Yield the unverified claims by reason, each with its risk."""
+    left = list(unverified(findings).items())
+    if left:
+        yield head("Not covered")
+    entries = []
+    for reason, group in left[:_MANY]:
+        names = ", ".join(finding.where for finding in group[:_FEW])
+        more = f" and {len(group) - _FEW} more" if len(group) > _FEW else ""
+        entries.append(f"{names}{more}: {reason}. {risk(group)}")
+    yield items(entries, "note")
+    if len(left) > _MANY:
+        yield _html(Line(f"… for {number_of(len(left) - _MANY, 'more reason')}", "note"))
+
+
 def _html(part: Line | Table | Heat) -> Markup:
     if isinstance(part, Table):
         return table(part)
     if isinstance(part, Heat):
         return heat(part.columns, part.rows, part.shares)
+    if part.style == "formula":
+        return fold("An error of at most 1 budget passes. How the budget is computed", prose(part.text))
     return element("p", prose(part.text), part.style)
 
 
@@ -146,7 +183,8 @@ def _outputs(report: Report) -> Iterator[Line | Table]:
     if first:
         largest = max(first, key=lambda output: output.budget.absolute)
         yield Line(
-            f"budget of `{largest.name}` (others: the same formula with their scale): {largest.budget.reason}", "facts"
+            f"budget of `{largest.name}` (others: the same formula with their scale): {largest.budget.reason}",
+            "formula",
         )
     else:
         yield Line("no outputs were compared", "facts")

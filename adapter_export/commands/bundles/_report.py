@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapter_export.bundle.report import Report
 
 _VERDICTS = {"passed": "bold green", "partial": "bold yellow", "failed": "bold red"}
-_STYLES = {"": "", "facts": "dim", "note": "yellow", "failed": "bold red"}
+_STYLES = {"": "", "facts": "dim", "formula": "dim", "note": "yellow", "failed": "bold red"}
 
 
 VERBOSE = "Show every claim, shape, site and the coverage, not only a summary."
