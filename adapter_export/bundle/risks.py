@@ -1,4 +1,4 @@
-"""Risks of unverified claims, in words for whoever signs a release."""
+"""Risks of unverified claims, for the person who signs a release."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RISKS: Mapping[str, str] = {
     "padding not compared": "No risk for clients that ask texts one by one; others must not pad.",
     "recorded runs not compared": "No risk: the golden vectors were compared, within the error budget.",
     "faults barely shown": "A risk: a client cannot see from its golden data if a part of this adapter is missing.",
-    "golden generation": "A risk for generated texts: nobody compared them here.",
+    "golden generation": "A risk for generated texts, which were not compared here.",
     "node": "No risk for the outputs, which were compared; only the place of a difference is less exact.",
 }
 """Risks by check."""

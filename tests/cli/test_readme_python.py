@@ -11,7 +11,7 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_five_lines_classify(
     cli, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    listed = f"a={adapters / 'topic'},b={adapters / 'tone'}"
+    listed = f"questions={adapters / 'topic'},messages={adapters / 'tone'}"
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)
     cli.done("build", graph, *text, "--adapters", listed, "-o", tmp_path / "bundle")
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)

@@ -61,3 +61,15 @@ def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> 
     demo_data.write_splits(demo_data.sentiment(), tmp_path)
     found = labelled_rows(tmp_path / "test.tsv", Columns(), "single_label")
     assert [(row.text, row.answer) for row in found.rows] == demo_data.read(tmp_path / "test.tsv")
+
+
+def test_the_folder_of_the_readme_has_its_tables_and_its_base(demo_data: ModuleType, tmp_path: Path) -> None:
+    demo_data.write_readme(tmp_path)
+    tables = {path.name: path.read_text("utf-8").splitlines() for path in tmp_path.glob("*.csv")}
+    sizes = {name: len(lines) - 1 for name, lines in tables.items()}
+    assert sizes == {"questions.csv": 300, "questions-test.csv": 200, "messages.csv": 300}
+    assert not {*tables["questions.csv"][1:]} & {*tables["questions-test.csv"][1:]}
+    assert (tmp_path / "all-MiniLM-L6-v2" / "config.json").is_file()
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    for name in (*tables, "all-MiniLM-L6-v2", "make test"):
+        assert name in readme

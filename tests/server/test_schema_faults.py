@@ -42,7 +42,7 @@ THEIRS = re.compile(
 
 
 def _requests() -> Iterator[tuple[type[BaseModel], dict[str, Any]]]:
-    """Yield requests with a wrong value in each field, and one with a field that nobody knows."""
+    """Yield requests with a wrong value in each field, and one with an unknown field."""
     for kind in BODIES:
         yield kind, {"nobody": 1}
         yield from ((kind, {name: value}) for name in kind.model_fields for value in WRONG)

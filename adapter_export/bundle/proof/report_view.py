@@ -132,7 +132,7 @@ def _page(report: Report, date: str, command: str) -> Iterator[str]:
 
 
 def _conclusion(report: Report) -> str:
-    """Return what was compared, where, and the outcome, for a reader who knows none of the terms below."""
+    """Return the compared sides, the machine and the outcome, for a reader who knows none of the terms below."""
     machine = f"{platform.system()} {platform.machine()}, {number_of(os.cpu_count() or 1, 'processor')}"
     other = f"its model {report.against}" if report.against else "the outputs that the training code recorded in it"
     of = report.counts()

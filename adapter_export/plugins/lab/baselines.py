@@ -197,6 +197,6 @@ def _compared(
 
 
 def _is_above(ours: Score, other: float) -> bool:
-    """Return whether the interval of a score lies above another score; without an interval, whether the score does."""
+    """Return whether the lower end of a score, or a score without an interval, exceeds another score."""
     low = ours.value if ours.low is None else ours.low
     return low is not None and low > other

@@ -102,7 +102,7 @@ def evaluate(
     are tokenized as the bundle records. If training recorded scores for this same file, they are compared. A warning
     names rows that the adapter was trained or validated on.
 
-    Baselines stand beside the scores: the most frequent label, the base's own head, the frozen base for vectors, and
+    The table has baselines: the most frequent label, the base's own head, the frozen base for vectors, and
     with `--training-data` a logistic regression. A warning names those that the adapter does not clearly beat.
 
     Args:
