@@ -1,7 +1,7 @@
 """A server under 16 clients, beside its session in process, KServe, a process for each adapter, and AdapterHub.
 
     python benchmarks/serving.py                                # eight adapters of MiniLM, 16 clients
-    python benchmarks/serving.py --write                        # and write the table and the chart into docs/
+    python benchmarks/serving.py --write                        # and write the table into docs/
     python benchmarks/serving.py --adapters 32 --rounds 10 --without adapterhub
     python benchmarks/serving.py --without adapterhub each      # the decision 0027: `serve` or KServe's ModelServer
 
@@ -36,8 +36,6 @@ from kit.adapters import random_houlsby
 from kit.machine import description, load_average, warn_if_busy
 from kit.part import tell
 from kit.tables import Table, spread
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import adapter_export as ae
 from adapter_export.format.adapter_files import write_adapter
@@ -92,7 +90,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=ALTERNATIVES, help="the one that has AdapterHub")
     parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each", "kserve"])
     parser.add_argument("--bundles", type=Path, help="folder that keeps the built bundles")
-    parser.add_argument("--write", action="store_true", help="replace the table and the chart in docs/")
+    parser.add_argument("--write", action="store_true", help="replace the table in docs/")
     given = parser.parse_args()
     load = load_average()
     warn_if_busy(load)
@@ -123,7 +121,7 @@ def main() -> None:
         )
         with Output(page, force=True).file() as temporary:
             temporary.write_text(text, "utf-8")
-        _draw(ways)
+        tell("draw the chart with: python docs/_site/load_chart.py")
 
 
 def _prepare(folder: Path, names: Sequence[str]) -> None:
@@ -331,23 +329,6 @@ def _table(ways: dict[str, Way], given: argparse.Namespace) -> Table:
     columns += ["median, ms", "95 %, ms", "memory, MB"]
     title = f"{given.clients} clients, {given.adapters} adapters"
     return Table(title, columns, rows, "A text of 20 tokens each, each for another adapter; one thread computes.")
-
-
-def _draw(ways: dict[str, Way]) -> None:
-    """Draw requests per second, and memory."""
-    figure = Figure(figsize=(8, 2.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    speed, memory = figure.subplots(1, 2, sharey=True)
-    names = [name.replace("`", "") for name in ways]
-    speed.barh(names, [statistics.median(way.rates) for way in ways.values()], color="#2f5fd0")
-    speed.set_xlabel("requests per second")
-    memory.barh(names, [way.memory / 1e6 for way in ways.values()], color="#c3c9d6")
-    memory.set_xlabel("memory, MB")
-    speed.invert_yaxis()
-    for axes in (speed, memory):
-        axes.spines[["top", "right"]].set_visible(False)
-    with Output(DOCS / "serving-load.svg", force=True).file() as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import forms_chart
+import load_chart
+import pictures
 import pytest
 import site_hooks
 import support_page
@@ -19,7 +21,7 @@ from mkdocs.config import load_config
 from tiers import extended
 
 import adapter_export
-from adapter_export import errors
+from adapter_export import errors, palette
 from adapter_export.cli.main import COMMANDS
 from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.graph.kinds import KINDS
@@ -156,3 +158,27 @@ def test_a_page_has_the_first_place_that_names_it_and_no_second_one() -> None:
     nav = [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/*.md"]}, {"None": ["tutorial/*.md"]}]
     assert site_hooks.expanded(nav, left) == [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/a.md"]}]
     assert left == ["how-to/deep/c.md"]
+
+
+def test_the_chart_of_the_load_is_that_of_its_table() -> None:
+    """Write it anew by `python docs/_site/load_chart.py`."""
+    chart = load_chart.chart()
+    assert load_chart.CHART.read_text("utf-8") == chart
+    for row in load_chart.rows():
+        assert f">{row['memory, MB']}</text>" in chart
+
+
+def test_pictures_have_one_palette_and_the_figures_of_the_demo() -> None:
+    """Write them anew by `python docs/_site/pictures.py`."""
+    for name in pictures.PICTURES:
+        picture = (pictures.DOCS / name).read_text("utf-8")
+        assert pictures.drawn(picture) == picture
+    charts = ("placements.svg", "serving-load.svg", "project/which-form.svg")
+    known = {colour.lower() for colour in re.findall(r"#[0-9a-f]{6}", f"{palette.STYLE}{pictures._MORE}")}
+    for name in (*pictures.PICTURES, *charts):
+        colours = re.findall(r"#[0-9a-fA-F]{6}", (pictures.DOCS / name).read_text("utf-8"))
+        assert {colour.lower() for colour in colours} <= known, name
+    weights = pictures.figures()
+    drawing = (pictures.DOCS / "placements.svg").read_text("utf-8")
+    for adapter in ("trec", "sentiment"):
+        assert f">{weights[f'weights {adapter}']}<" in drawing

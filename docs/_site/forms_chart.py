@@ -11,30 +11,21 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from adapter_export.palette import ORANGE, STYLE
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 CHART = ROOT / "docs" / "project" / "which-form.svg"
 
-_WIDTH, _ROW, _TOP = 1000, 76, 96
+_WIDTH, _ROW, _TOP, _HEAD = 1000, 76, 136, 74
 _ZERO, _PERCENT, _MORE = 500, 9, 745
 """The x of 0 %, the pixels of 1 % of extra time, and the x of the last column."""
 
-_STYLE = """
-    text { font: 15px system-ui, sans-serif; fill: #1f2328 }
-    .small { font-size: 12.5px; fill: #59636e }
-    .form { font: 600 16px ui-monospace, monospace }
-    .head { font-size: 12.5px; font-weight: 600; fill: #59636e }
-    .line { stroke: #d1d9e0 }
-    .short { fill: #e8730c }
-    .long { fill: #f5b27a }
-    .pill { fill: #ddf4ff; stroke: #54aeff }
-    @media (prefers-color-scheme: dark) {
-      text { fill: #e6edf3 }
-      .small, .head { fill: #9198a1 }
-      .line { stroke: #3d444d }
-      .long { fill: #8a4a12 }
-      .pill { fill: #0d2d4a; stroke: #1f6feb }
-    }
+_STYLE = f"""{STYLE}
+    text {{ font-family: system-ui, sans-serif; font-size: 15px }} .small, .head {{ font-size: 12.5px }}
+    .form {{ font: 600 16px ui-monospace, monospace }} .head {{ font-weight: 600 }}
+    .title {{ font-size: 17px; font-weight: 600 }}
+    .short {{ fill: {ORANGE} }} .long {{ fill: {ORANGE}; opacity: .45 }}
 """
 
 
@@ -124,26 +115,29 @@ def _lines() -> Iterator[str]:
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="t">'
     yield '  <title id="t">Which form of the graph to choose, and what it costs</title>'
     yield f"  <style>{_STYLE}  </style>"
-    yield _text(24, 34, "If …", "head") + _text(330, 34, "choose", "head")
-    yield _text(_ZERO, 34, "extra time of a call, over the base without adapters", "head")
+    yield _text(24, 34, "Which form of the graph to choose, and what it costs", "ink title")
+    yield _text(24, _HEAD, "If …", "soft head") + _text(330, _HEAD, "choose", "soft head")
+    yield _text(_ZERO, _HEAD, "extra time of a call", "soft head")
     for x, kind, words in ((_ZERO, "short", "1 × 16 tokens"), (_ZERO + 130, "long", "1 × 128")):
-        yield f'  <rect class="{kind}" x="{x}" y="46" width="11" height="11"/>' + _text(x + 18, 56, words, "small")
-    yield _text(_MORE, 56, "with more adapters", "head")
+        yield f'  <rect class="{kind}" x="{x}" y="{_HEAD + 12}" width="11" height="11"/>'
+        yield _text(x + 18, _HEAD + 22, words, "soft small")
+    yield _text(_MORE, _HEAD, "with more adapters", "soft head")
     for at, row in enumerate(rows):
         y = _TOP + _ROW * at
-        yield f'  <line class="line" x1="20" x2="{_WIDTH - 20}" y1="{y - 20}" y2="{y - 20}"/>'
-        yield _text(24, y + 14, row.when) + _text(24, y + 35, row.why, "small")
-        yield f'  <rect class="pill" x="330" y="{y - 3}" width="140" height="36" rx="8"/>'
-        yield f'  <text class="form" x="400" y="{y + 21}" text-anchor="middle">{escape(row.name)}</text>'
+        yield f'  <line class="guide" x1="20" x2="{_WIDTH - 20}" y1="{y - 20}" y2="{y - 20}"/>'
+        yield _text(24, y + 14, row.when, "ink") + _text(24, y + 35, row.why, "soft small")
+        yield f'  <rect class="frozen" x="330" y="{y - 3}" width="140" height="36" rx="8"/>'
+        yield f'  <text class="ink form" x="400" y="{y + 21}" text-anchor="middle">{escape(row.name)}</text>'
         for number, (percent, kind) in enumerate(zip(row.extra, ("short", "long"), strict=False)):
             top = y - 2 + 20 * number
             yield f'  <rect class="{kind}" x="{_ZERO}" y="{top}" width="{max(1, percent) * _PERCENT}" height="16"/>'
-            yield _text(_ZERO + max(1, percent) * _PERCENT + 6, top + 13, f"+{percent} %", "small")
+            yield _text(_ZERO + max(1, percent) * _PERCENT + 6, top + 13, f"+{percent} %", "soft small")
         if not row.extra:
-            yield _text(_ZERO, y + 21, "the lower layers run once per text", "small")
-        yield _text(_MORE, y + 14, row.more[0], "small")
-        yield _text(_MORE, y + 33, row.more[1], "small")
-    yield _text(24, height - 14, "all-MiniLM-L6-v2, Houlsby 64, float32, one thread; benchmarks/RESULTS.md", "small")
+            yield _text(_ZERO, y + 21, "the lower layers run once per text", "soft small")
+        yield _text(_MORE, y + 14, row.more[0], "soft small")
+        yield _text(_MORE, y + 33, row.more[1], "soft small")
+    setting = "all-MiniLM-L6-v2, Houlsby 64, float32, one thread; benchmarks/RESULTS.md"
+    yield _text(24, height - 14, f"Extra time over the base without adapters. {setting}", "soft small")
     yield "</svg>"
 
 
