@@ -22,7 +22,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-si
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft) }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
-td { max-width: 40rem; overflow-wrap: anywhere } .right { text-align: right; white-space: nowrap }
+td { max-width: 40rem; overflow-wrap: break-word } td code { overflow-wrap: anywhere }
+.right { text-align: right; white-space: nowrap }
 .passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
 .note { color: var(--note) } .partial { color: var(--note); font-weight: 600 }
 code { font-size: .95em }

@@ -134,9 +134,9 @@ def _page(report: Report, date: str, command: str) -> Iterator[str]:
 def _conclusion(report: Report) -> str:
     """Return the compared sides, the machine and the outcome, for a reader who knows none of the terms below."""
     machine = f"{platform.system()} {platform.machine()}, {number_of(os.cpu_count() or 1, 'processor')}"
-    other = f"its model {report.against}" if report.against else "the outputs that the training code recorded in it"
+    other = f"its model `{report.against}`" if report.against else "the outputs that the training code recorded in it"
     of = report.counts()
-    done = f"The bundle {report.bundle} was compared with {other}, on this machine ({machine}). "
+    done = f"The bundle `{report.bundle}` was compared with {other}, on this machine ({machine}). "
     if of["failed"]:
         return f"{done}{number_of(of['failed'], 'claim')} failed: do not ship it before the differences are explained."
     results = [result for result in (*report.outputs, *report.sites) if result.compared]

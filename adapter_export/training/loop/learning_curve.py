@@ -29,7 +29,8 @@ _HEADROOM = 1.03
 def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str) -> None:
     """Plot the training loss per step, and the validation loss and metrics per epoch, as PNG; replaces the file.
 
-    The metric that selected the epoch is coloured and has its value; the others are grey. Legends are above the curves.
+    The metric that selected the epoch is coloured; the others are grey. Legends are above the curves, with the value of
+    the best epoch.
     """
     figure = Figure(figsize=(8, 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -54,7 +55,8 @@ def _draw_losses(axes: Axes, result: TrainingResult, name: str) -> None:
     window = max(1, round(per_epoch / _WINDOWS_PER_EPOCH))
     smooth = np.convolve(result.losses, np.ones(window) / window, "valid")
     axes.plot(steps, result.losses, color=BLUE, alpha=0.3, linewidth=0.8)
-    axes.plot(steps[window - 1 :], smooth, color=BLUE, label=f"training, mean of {number_of(window, 'step')}")
+    label = "training" if window == 1 else f"training, mean of {number_of(window, 'step')}"
+    axes.plot(steps[window - 1 :], smooth, color=BLUE, label=label)
     axes.plot(epochs, [record.validation.loss for record in result.history], "o-", color=ORANGE, label="validation")
     axes.set_ylabel(name)
     axes.set_xlim(0, epochs[-1] * _HEADROOM)
@@ -69,9 +71,8 @@ def _draw_scores(axes: Axes, result: TrainingResult) -> None:
     for at, name in enumerate(sorted(names, key=lambda name: name == first)):
         values = [record.validation.metrics.get(name, np.nan) for record in history]
         if name == first:
-            axes.plot(epochs, values, "o-", color=ORANGE, label=Metric(name).words)
-            value, place = best.validation.metrics[name], (best.epoch, best.validation.metrics[name])
-            axes.annotate(f"{value:.3f}", place, (6, -14), textcoords="offset points", color=ORANGE, weight="bold")
+            label = f"{Metric(name).words}, {best.validation.metrics[name]:.3f} kept"
+            axes.plot(epochs, values, "o-", color=ORANGE, label=label)
         else:
             words = ", ".join(Metric(other).words for other in others[:_NAMED])
             axes.plot(epochs, values, "-", color=GREY, linewidth=1, label=words if not at else None)
