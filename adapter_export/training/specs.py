@@ -41,7 +41,8 @@ _HELD_OUT = 0.1
 
 MOST_PER_ROW = 1000
 """Parameters per training row up to which memorising the rows is unlikely: a rule of thumb, for before training.
-Afterwards the validation rows tell."""
+Afterwards the validation rows tell. On 145 questions, Houlsby 64 (4,600 per row) scored 3.3 points less than Pfeiffer
+16 (600), and on 100 reviews 3.2 points less; it fit its training rows perfectly (two seeds and one)."""
 
 LINEAR, FROZEN = "logistic regression on the base", "frozen base"
 """Baselines: a linear classifier of the base's pooled hidden states, and its vectors as they are."""
