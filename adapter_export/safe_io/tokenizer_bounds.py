@@ -32,7 +32,7 @@ def unbounded_part(text: str) -> str | None:
     added = document.get("added_tokens")
     count += len(added) if isinstance(added, list) else 0
     if count > MOST_VOCABULARY:
-        return f"a vocabulary of {count:,}, more than {MOST_VOCABULARY:,}"
+        return f"a vocabulary of {count:,} entries, more than {MOST_VOCABULARY:,}"
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         growth, by_library = 1, 1
         for step in _steps(document.get(part)):

@@ -12,6 +12,7 @@ from itertools import dropwhile
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.site import Role
 from adapter_export.sites.view import FlowIndex, FlowNode, is_stream
+from adapter_export.tables import number_of
 
 _ATTENTIONS: frozenset[Role] = frozenset({"attention", "cross_attention"})
 
@@ -268,10 +269,11 @@ def named_streams(index: FlowIndex) -> list[Stream]:
         for inner in streams_found
         if inner is not outer
     )
+    sizes = [str(len(sums)) for sums in streams_found]
     how = "; one runs inside the sublayers of another" if nested else ""
     raise NoSitesError(
         "this base has several residual streams, which site names cannot distinguish",
-        found=f"streams of {', '.join(str(len(sums)) for sums in streams_found)} sublayers{how}",
+        found=f"{number_of(len(sizes), 'stream')}, of {', '.join(sizes)} sublayers{how}",
         expected="one stream, or an encoder and a decoder that attends to its end",
         fix="define the sites in a site map"
         if nested

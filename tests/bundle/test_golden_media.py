@@ -63,7 +63,7 @@ def test_steps_give_what_transformers_gives(name: str, tmp_path: Path) -> None:
     ("make", "said"),
     [
         (lambda: hf.ConvNextImageProcessorPil(), "crop_pct"),
-        (lambda: hf.ViTImageProcessorPil(image_mean=[0.5], image_std=[0.5]), "1 channels"),
+        (lambda: hf.ViTImageProcessorPil(image_mean=[0.5], image_std=[0.5]), "1 channel"),
         (lambda: hf.CLIPImageProcessorPil(crop_size={"height": 300, "width": 224}), "crops beyond"),
         (lambda: hf.WhisperFeatureExtractor(dither=0.1), "noise"),
         (lambda: hf.ASTFeatureExtractor(num_mel_bins=20), "max_length"),

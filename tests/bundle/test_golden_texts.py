@@ -434,6 +434,6 @@ def test_differences_of_answers() -> None:
     assert faults({**one, "probabilities": {"a": 0.6}}, one) == ["`probabilities` has a, expected a, b"]
     assert faults({"labels": ["a"]}, {"labels": []}) == ["`labels` found ['a'], expected []"]
     assert faults({"tokens": [None, one]}, {"tokens": [one, one]}) != []
-    assert faults({"numbers": [1.0]}, {"numbers": [1.0, 2.0]}) == ["`numbers` has 1 values, expected 2"]
+    assert faults({"numbers": [1.0]}, {"numbers": [1.0, 2.0]}) == ["`numbers` has 1 value, expected 2"]
     span = {"first_token": 3, "last_token": 5, "probability": 0.5}
     assert faults({**span, "last_token": 4}, span) == ["`last_token` found 4, expected 5"]

@@ -25,7 +25,7 @@ def test_an_adapter_beside_itself_in_a_bundle(cli, bundle: Path, adapters: Path,
     for said in ("2 contestants (single_label) on 6 rows", "bundle/tone", "adapters/tone", "exact McNemar", "latency"):
         assert said in done.stdout
     for said in (
-        "building 1 adapters of one topology",
+        "building 1 adapter of one topology",
         "not significantly different on these rows",
         f"wrote {page}",
     ):

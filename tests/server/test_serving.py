@@ -353,7 +353,7 @@ def test_a_load_times_out(film: Path) -> None:
             assert (models.find("first"), models.find("second")) == (None, None)
         await loading
         assert (models.find("first"), models.find("second") is not None) == (None, True)
-        with pytest.raises(RefusedError, match="1 adapters are loaded; unload one first") as caught:
+        with pytest.raises(RefusedError, match="1 adapter is loaded; unload one first") as caught:
             await models.load(LoadedAdapter("third", data))  # `second` was not loaded by name
         assert caught.value.status == 409
         await models.unload("second")

@@ -28,6 +28,7 @@ from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.generation.text_writer import TextWriter
 from adapter_export.runtime.self_check import check_joined_rows
+from adapter_export.tables import number_of, verb_for
 from adapter_export.words import argument, quoted
 
 PIN = "@sha256:"
@@ -353,6 +354,10 @@ class Models:
             )
         return self.served[0]
 
+    def _full(self) -> str:
+        most = self._limits.max_adapters
+        return f"{number_of(most, 'adapter')} {verb_for(most, 'are')} loaded"
+
     async def load(
         self, extra: LoadedAdapter, *, bundle: str | None = None, keep: Collection[Target] = ()
     ) -> LoadedBundle:
@@ -381,7 +386,7 @@ class Models:
                             return await self._load(extra, bundle)
                     await (asyncio.sleep(_POLL) if leaving else self._make_room(keep))
         except TimeoutError:
-            words = f"{self._limits.max_adapters} adapters are loaded and in use; try again later"
+            words = f"{self._full()} and in use; try again later"
             raise RefusedError(503, words, again=1) from None
 
     async def _load(self, extra: LoadedAdapter, bundle: str | None) -> LoadedBundle:
@@ -406,7 +411,7 @@ class Models:
         others = [target for target in replaceable if target not in keep]
         if not others:
             words = "one request names more adapters than can be loaded" if replaceable else "unload one first"
-            raise RefusedError(409, f"{self._limits.max_adapters} adapters are loaded; {words}")
+            raise RefusedError(409, f"{self._full()}; {words}")
         free = [target for target in others if target.served.has(str(target.adapter))]
         if free:
             await self._unload(min(free, key=lambda target: (target.is_busy, target.served.used[target.adapter])))
