@@ -107,7 +107,7 @@ class AdapterExportError(Exception):
     @property
     def message(self) -> Words:
         """The message, for texts that quote it."""
-        known = self._known()
+        known = {name: _unfinished(value) for name, value in self._known().items()}
         facts = [known["where"] + ": " + known["what"] if "where" in known else known["what"]]
         facts += [f"{name} " + known[name] for name in ("found", "expected") if name in known]
         sentence = joined(facts, "; ") + "."
@@ -139,6 +139,11 @@ class AdapterExportError(Exception):
             told[name] = shortened(visible(shortened(known[name], most)), most)
             room -= length_of(told[name])
         return told
+
+
+def _unfinished(text: Words) -> Words:
+    """Return a text without the period of a sentence at its end, since it becomes a part of one."""
+    return text.rstrip(".") if text.endswith(".") and text[-2:-1].isalpha() else text
 
 
 def _fact(fact: object | None) -> Words | None:

@@ -14,7 +14,7 @@ from adapter_export.tables import Table, html_of, number_of, verb_for
 
 PACKAGE = Path(__file__).parents[1] / "adapter_export"
 PLURAL = re.compile(r" (?:[a-z-]+ )?[a-z]*[^su ]s\b")
-NO_PLURAL = re.compile(r" (?:[a-z-]+ )?(?:is|was|has|does|this|as|its|points|tensors do|of the)\b")
+NO_PLURAL = re.compile(r" (?:[a-z-]+ )?(?:is|was|has|does|this|as|its|bytes|points)\b| of\b")
 
 
 def test_what_a_sentence_quotes_is_no_markup() -> None:

@@ -111,7 +111,7 @@ class _CountColumn(MofNCompleteColumn):
 
     def render(self, task: Task) -> Text:
         """Return the count of a bar."""
-        if not task.fields["percent"]:
+        if not task.fields.get("percent"):
             return super().render(task)
         return Text(_percentage(int(task.completed), int(task.total or 1)), style="progress.download")
 

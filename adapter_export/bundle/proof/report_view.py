@@ -155,7 +155,7 @@ def _not_covered(findings: Sequence[Finding]) -> Iterator[Markup]:
     for reason, group in left[:_MANY]:
         names = ", ".join(finding.where for finding in group[:_FEW])
         more = f" and {len(group) - _FEW} more" if len(group) > _FEW else ""
-        entries.append(f"{names}{more}: {reason}. {risk(group)}")
+        entries.append(f"{names}{more}: " + reason + ". " + risk(group))
     yield items(entries, "note")
     if len(left) > _MANY:
         yield _html(Line(f"… for {number_of(len(left) - _MANY, 'more reason')}", "note"))

@@ -74,10 +74,7 @@ def evaluate(
     ] = (),
     training_data: Annotated[
         Address | None,
-        Option(
-            "Also score a logistic regression on the frozen base, learnt from these labelled rows, read as DATA.",
-            "FILE",
-        ),
+        Option("Rows of a baseline: a logistic regression on the base.", "FILE"),
     ] = None,
     allow_training_rows: Annotated[bool, "Allow gates on rows that the adapter was trained on."] = False,
     against: Annotated[
@@ -101,9 +98,6 @@ def evaluate(
     texts, or of the answers in `--pair`, which it also writes: exact match. Rows are read as `train` reads them, and
     are tokenized as the bundle records. If training recorded scores for this same file, they are compared. A warning
     names rows that the adapter was trained or validated on.
-
-    The table has baselines: the most frequent label, the base's own head, the frozen base for vectors, and
-    with `--training-data` a logistic regression. A warning names those that the adapter does not clearly beat.
 
     Args:
         bundle: the bundle, or its folder.
@@ -280,7 +274,6 @@ COMMAND = Command(
         "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
         "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
         "adapter-export evaluate bundle --data pairs.jsonl --text query --pair passage --dimensions 128",
-        "adapter-export evaluate bundle --data test.tsv --training-data train.tsv",
         "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     ),
     sections={
