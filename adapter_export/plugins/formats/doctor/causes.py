@@ -39,6 +39,7 @@ from adapter_export.plugins.formats.doctor.diagnosis import Cause, Severity, Too
 from adapter_export.plugins.formats.doctor.site_changes import SiteChange
 from adapter_export.plugins.formats.importers.peft.peft_importer import LOST_MODULES
 from adapter_export.plugins.formats.importers.peft.peft_options import STARTS_OF_BASE
+from adapter_export.tables import number_of, verb_for
 from adapter_export.words import joined
 
 Match = tuple[str, str]
@@ -152,14 +153,15 @@ def cause_of_error(error: AdapterExportError, name: str | None = None) -> Cause:
 def _empty(case: Case) -> Iterator[Match]:
     empty = [key for key, tensor in case.files.tensors.items() if tensor.size == 0]
     if empty:
-        yield f"{len(empty)} of {len(case.files.tensors)} tensors are empty, such as `{empty[0]}`", "no empty tensor"
+        count = f"{len(empty)} of {number_of(len(case.files.tensors), 'tensor')} {verb_for(len(empty), 'are')} empty"
+        yield f"{count}, such as `{empty[0]}`", "no empty tensor"
 
 
 def _not_finite(case: Case) -> Iterator[Match]:
     floats = {key: tensor for key, tensor in case.files.tensors.items() if tensor.dtype.name in FLOAT_TYPES}
     wrong = [key for key, tensor in floats.items() if not np.isfinite(tensor).all()]
     if wrong:
-        yield f"{len(wrong)} tensors contain NaN or Inf, such as `{wrong[0]}`", "finite numbers"
+        yield f"{number_of(len(wrong), 'tensor')} with NaN or Inf, such as `{wrong[0]}`", "finite numbers"
 
 
 _QUANTIZED = re.compile(r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format|quant_state\.\w+)$")
@@ -176,7 +178,7 @@ def _quantized(case: Case) -> Iterator[Match]:
 def _alpha_in_tensors(case: Case) -> Iterator[Match]:
     alphas = [key for key in case.files.tensors if key.endswith(".alpha")]
     if alphas:
-        yield f"{len(alphas)} tensors `….alpha`, which PEFT ignores", "`lora_alpha` in the config"
+        yield f"{number_of(len(alphas), 'tensor')} `….alpha`, which PEFT ignores", "`lora_alpha` in the config"
 
 
 def _names_in_keys(case: Case) -> dict[str, int]:
@@ -213,7 +215,8 @@ def _with_plain_keys(case: Case) -> AdapterFiles:
 def _halves(case: Case) -> Iterator[Match]:
     halves = [f"{path}.{role}" for path, pair in case.pairs.items() if len(pair) == 1 for role in _other_half(pair)]
     if case.error is not None and halves:
-        yield f"{len(halves)} matrices are missing, such as `{halves[0]}`", "`lora_A` and `lora_B` for each module"
+        count = f"{number_of(len(halves), 'matrix', 'matrices')} {verb_for(len(halves), 'are')} missing"
+        yield f"{count}, such as `{halves[0]}`", "`lora_A` and `lora_B` for each module"
     elif case.error is not None and case.error.what == LOST_MODULES and not list(_other_layers(case)):
         yield f"no tensors for {case.error.found}, which the config selects", "tensors of every selected module"
 
@@ -237,7 +240,10 @@ def _prefix(case: Case) -> Iterator[Match]:
     reading = case.tools.get("PEFT")
     if reading is not None and reading.reads == "none":
         expected = f"`{reading.missing[0]}`" if reading.missing else "paths of the model of training"
-        yield f"PEFT ignores all {len(reading.ignored)} tensors, such as `{reading.ignored[0]}`", expected
+        yield (
+            f"PEFT ignores all of {number_of(len(reading.ignored), 'tensor')}, such as `{reading.ignored[0]}`",
+            expected,
+        )
 
 
 def _mlx(case: Case) -> Iterator[Match]:
@@ -261,7 +267,8 @@ def _transposed(case: Case) -> Iterator[Match]:
         turned = {key: tensor.T if key in factors else tensor for key, tensor in case.files.tensors.items()}
         proof = "; transposed, they import" if case.imports(replace(case.files, tensors=turned)) else ""
         shape = list(case.pairs[reversed_paths[0]]["lora_A.weight"].shape)
-        yield f"`lora_A` is {shape} at `{reversed_paths[0]}`, and so at {len(reversed_paths)} modules{proof}", "[r, in]"
+        modules = number_of(len(reversed_paths), "module")
+        yield f"`lora_A` is {shape} at `{reversed_paths[0]}`, and so at {modules}{proof}", "[r, in]"
 
 
 # Rules on the config.
@@ -350,14 +357,15 @@ def _other_labels(case: Case) -> Iterator[Match]:
 def _untrained(case: Case) -> Iterator[Match]:
     only_sites = case.adapter is not None and case.adapter.head is None
     if only_sites and case.changes and all(change.zero for change in case.changes):
-        yield f"the update is exactly zero at all {len(case.changes)} sites", "a trained adapter"
+        yield f"the update is exactly zero at all {number_of(len(case.changes), 'site')}", "a trained adapter"
 
 
 def _idle_sites(case: Case) -> Iterator[Match]:
     idle = [change.site.name for change in case.changes if change.zero]
     with_head = case.adapter is not None and case.adapter.head is not None
     if idle and (len(idle) < len(case.changes) or with_head):
-        yield f"the update is exactly zero at {len(idle)} of {len(case.changes)} sites, such as `{idle[0]}`", "none"
+        sites = number_of(len(case.changes), "site")
+        yield f"the update is exactly zero at {len(idle)} of {sites}, such as `{idle[0]}`", "none"
 
 
 _MERGED_RANGE, _MOST_ERROR, _LEAST_SITES = (0.8, 1.25), 0.1, 2
@@ -373,7 +381,7 @@ def _merged(case: Case) -> Iterator[Match]:
     if len(clear) >= _LEAST_SITES and sum(low < value < high for value in clear) > 0.9 * len(clear):
         middle = float(np.median(clear))
         error = math.sqrt(sum(error**2 for _, error in overlaps)) / len(overlaps)
-        measured = f"⟨W, ΔW⟩/‖ΔW‖² is {middle:.2f} ± {error:.2f} over {len(clear)} layers"
+        measured = f"⟨W, ΔW⟩/‖ΔW‖² is {middle:.2f} ± {error:.2f} over {number_of(len(clear), 'layer')}"
         yield measured, "near 0: 1 means that the base already contains the update"
 
 
@@ -386,8 +394,9 @@ def _strength_elsewhere(case: Case) -> Iterator[Match]:
 def _ignored_elsewhere(case: Case) -> Iterator[Match]:
     for reading in case.tools.values():
         if reading.ignored and not (reading.tool == "PEFT" and reading.reads == "none" and list(_prefix(case))):
+            tensors = number_of(len(reading.ignored), "tensor")
             yield (
-                f"{reading.tool} ignores {len(reading.ignored)} tensors without an error: {reading.reason}",
+                f"{reading.tool} ignores {tensors} without an error: {reading.reason}",
                 "all tensors",
             )
 

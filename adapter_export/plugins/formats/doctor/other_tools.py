@@ -18,6 +18,7 @@ from adapter_export.errors import InputError
 from adapter_export.plugins.formats.doctor.adapter_files import PREFIX, AdapterFiles
 from adapter_export.plugins.formats.doctor.diagnosis import Reads, ToolReading
 from adapter_export.plugins.formats.importers.adapterhub.adapterhub_folder import names_of
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 _NOT_PEFT = "it reads PEFT's `adapter_config.json` and `adapter_model.safetensors`"
@@ -65,7 +66,7 @@ def _peft(reader: Reader) -> ToolReading:
     if not keys.unexpected and not keys.missing:
         return ToolReading("PEFT", "all")
     if not keys.unexpected:
-        reason = f"{len(keys.missing)} tensors that it expects are missing, and stay as they were initialized"
+        reason = f"expected but missing: {number_of(len(keys.missing), 'tensor')}, which stay as they were initialized"
         return ToolReading("PEFT", "all", reason=reason, missing=keys.missing)
     reason = f"no module of `{keys.model_class}` has the path of these"
     return ToolReading("PEFT", _share(keys.unexpected, reader), keys.unexpected, reason, missing=keys.missing)

@@ -26,6 +26,7 @@ from adapter_export.plugins.serve.limits import MOST_ROWS
 from adapter_export.plugins.serve.models import Target
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.runtime.answerer import AnsweredRow, LongTexts, Reading
+from adapter_export.tables import number_of
 from adapter_export.text import TextSide
 from adapter_export.version import __version__
 
@@ -45,7 +46,7 @@ def _check_sequences(value: object, info: ValidationInfo) -> object:
     if is_flat and isinstance(value, list) and len(value) not in (1, 2):
         raise RequestError(
             f"{name} is a list of texts, which is a pair",
-            found=f"{len(value)} texts",
+            found=number_of(len(value), "text"),
             expected="a text, or a pair `[text, text]`",
             fix="send a batch as a list of lists: `[[text], [text]]`",
         )
