@@ -481,6 +481,29 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
     )
 
 
+def named_class(folder: Path) -> type[transformers.PreTrainedModel]:
+    """Return the class of transformers that a folder's `architectures` names; its weights are safetensors.
+
+    Raises:
+        FileError, BaseModelError: the folder is incomplete, its weights are pickles, or it names no class of
+            transformers.
+    """
+    _check_files(folder)
+    _check_custom_class(folder)
+    config = _json(folder / "config.json")
+    name = _class_name(config)
+    named = _class(name, config.get("model_type"))
+    if named is None:
+        raise BaseModelError(
+            "names no class of the installed transformers",
+            where=folder / "config.json",
+            found=f"`{name}`, and transformers {transformers.__version__}" if name else "no `architectures`",
+            expected="a class in `architectures`, such as `BertForSequenceClassification`",
+            fix="save the model again with `model.save_pretrained(folder)`",
+        )
+    return named
+
+
 _UNHEEDED = (
     *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
     *("min_length", "min_new_tokens", "begin_suppress_tokens", "sequence_bias"),
