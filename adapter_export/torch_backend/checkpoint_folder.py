@@ -28,10 +28,12 @@ from adapter_export.torch_backend.base.folder_size import bounded_model
 from adapter_export.torch_backend.base.huggingface_folder import (
     changed_folder,
     named_class,
+    one_choice,
     pretrained,
     quiet_transformers,
 )
 from adapter_export.torch_backend.base.log_capture import captured_logs
+from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.words import quoted
 
@@ -39,6 +41,9 @@ _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights by safetensors' names; quantized ones are no weights of a fine-tuned model."""
+
+_CHOICES = "ForMultipleChoice"
+"""End of the names of classes whose inputs have an axis of choices."""
 
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
@@ -108,10 +113,14 @@ class CheckpointFolder:
 def open_checkpoint(folder: Path) -> Iterator[CheckpointFolder]:
     """Open a folder for reading its tensors; temporary files, if any, are deleted after the block.
 
+    The folder is one of transformers, or one of sentence-transformers with its model.
+
     Raises:
         FileError, BaseModelError: the folder is incomplete, its class is unknown, or it lacks weights of its class.
         FormatError: a file of weights is invalid.
     """
+    sentences = read_sentence_folder(folder)
+    folder = folder if sentences is None else sentences.model
     kind, files = named_class(folder), _stored_in(_weight_files(folder))
     config = read_json(folder / "config.json")
     known, groups = _model_tensors(folder, kind)
@@ -222,6 +231,8 @@ class LibraryModel:
         models: list[nn.Module] = []
         self.run: Outputs = changed_folder(folder, base, models.append, head)
         (self._model,) = models
+        if head is not None and _CHOICES in head[0]:
+            self._model.register_forward_pre_hook(one_choice, with_kwargs=True)
 
     def replace(self, value: Callable[[str], np.ndarray | None]) -> None:
         """Replace each floating-point tensor for which `value` returns an array; names are those of the model."""

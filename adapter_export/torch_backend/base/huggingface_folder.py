@@ -416,11 +416,12 @@ def _with_class(folder: Path, name: str) -> nn.Module:
     if missing:
         raise BaseModelError("the folder lacks its weights", found=quoted(missing[:3]))
     if class_type(name) == "multiple_choice":
-        model.register_forward_pre_hook(_one_choice, with_kwargs=True)
+        model.register_forward_pre_hook(one_choice, with_kwargs=True)
     return model
 
 
-def _one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the inputs of rows as those of texts with one choice each; a hook before `forward`."""
     return given, {name: value.unsqueeze(1) for name, value in inputs.items()}
 
 

@@ -20,14 +20,14 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import BaseModelError, RequestError, UsageError
+from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError
 from adapter_export.extras import require
 from adapter_export.option import LABEL, LABELLED_DATA, PAIR, SITE_MAP, TEXT, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.plugin import public_calls
 from adapter_export.plugins.formats.importing import complete_import, last_token_notes
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import Described, Table
-from adapter_export.words import argument
+from adapter_export.words import argument, joined
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -172,6 +172,28 @@ class _Rows:
             model, adapter, base=base, data=self._path, rounds=0, reporter=self._reporter, **self._columns
         )
         return comparison
+
+
+def _modules_head(folder: Path, reporter: Reporter) -> FinetunedHead | None:
+    """Return the head of the modules in a folder of sentence-transformers; `None` for other folders.
+
+    Raises:
+        AdapterError: the modules cannot be expressed.
+    """
+    from adapter_export.plugins.formats.importers.finetuned.finetuned_head import captured_head
+    from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE
+
+    if not (folder / MODULES_FILE).is_file():
+        return None
+    opened = base_for(folder, OpenOptions(), reporter)
+    if opened.base_head is None:
+        raise AdapterError(
+            "has modules after the model that an adapter cannot carry",
+            where=folder / MODULES_FILE,
+            found=joined(opened.notes, "; "),
+            fix="import it without them: " + argument("without_head", True),
+        )
+    return captured_head(opened.base_head)
 
 
 def _checked(rows: _Rows | None) -> CheckTask:

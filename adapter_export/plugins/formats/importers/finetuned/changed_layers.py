@@ -141,7 +141,7 @@ def find_changes(
             found="; ".join(f"`{name}`: {reason}" for name, reason in faults.items()),
             expected="changes of linear layers, of norms after a sum or the embeddings, and of a head",
             fix="build a bundle of the checkpoint; or omit these changes with "
-            + argument("leave_out", [_module(name) for name in faults][:2])
+            + argument("leave_out", list(dict.fromkeys(map(_module, faults))))
             + " and measure the loss on rows",
         )
     return Changes(tuple(layers), tuple(norms), tuple(left_out))

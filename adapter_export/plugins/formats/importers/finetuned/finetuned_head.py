@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError, within
 from adapter_export.format.model_config import class_type, head_task
-from adapter_export.graph.adapter import Head
+from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.tasks import CLASSES, TASK_TYPES
 from adapter_export.plugins.formats.importers.head_accounting import head_tensors
 from adapter_export.words import argument, quoted
@@ -41,16 +41,19 @@ class FinetunedHead:
     library: tuple[Sequence[str], int] | None = None
 
 
-def take_finetuned_head(
-    checkpoint: CheckpointFolder, view: BaseView, extra: Sequence[str], *, without_head: bool
-) -> FinetunedHead:
-    """Return the head of a checkpoint.
+def captured_head(adapter: Adapter) -> FinetunedHead:
+    """Return the head of a captured model, such as the modules of sentence-transformers."""
+    assert adapter.head is not None, "a base head is an adapter with a head"
+    return FinetunedHead(adapter.head, adapter.parameters(HEAD))
+
+
+def take_finetuned_head(checkpoint: CheckpointFolder, view: BaseView, extra: Sequence[str]) -> FinetunedHead:
+    """Return the head of a checkpoint's class.
 
     Args:
         checkpoint: the checkpoint.
         view: the base.
         extra: names of tensors that the base does not have.
-        without_head: whether to omit the head.
 
     Raises:
         AdapterError: the class has a head without a task type, or one that no head graph expresses; or tensors belong
@@ -58,8 +61,6 @@ def take_finetuned_head(
     """
     if not extra:
         return FinetunedHead()
-    if without_head:
-        return FinetunedHead(omitted=tuple(extra))
     kind = class_type(checkpoint.name)
     if kind is None:
         raise AdapterError(

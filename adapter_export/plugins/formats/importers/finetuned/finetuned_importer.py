@@ -49,12 +49,14 @@ class FinetunedRequest:
         limits: limits of its ranks and its size.
         leave_out: modules whose changes are left out.
         without_head: whether to omit the head.
+        head: the head of modules after the model, as of sentence-transformers; `None` takes that of the class.
     """
 
     name: str
     limits: RankLimits
     leave_out: Sequence[str] = ()
     without_head: bool = False
+    head: FinetunedHead | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ def import_checkpoint(
     with within(checkpoint.path):
         check_architecture(str(model_type) if model_type else None, view.model_type, by_number=False)
     comparison = compare_tensors(checkpoint, weights, reporter)
-    check_complete(checkpoint, weights, _inner(comparison.missing, view))
-    head = take_finetuned_head(checkpoint, view, comparison.extra, without_head=request.without_head)
+    head = _head(checkpoint, view, comparison.extra, request)
+    missing = comparison.missing if head.library is None else _inner(comparison.missing, view)
+    check_complete(checkpoint, weights, missing)
     check_task(head)
     changed = {name: stored for name, stored in comparison.changed.items() if stored not in head.read}
     changes = find_changes(changed, view, checkpoint, request.leave_out)
@@ -170,6 +173,16 @@ def import_checkpoint(
         (*changes.left_out, *head.omitted),
         tuple(_notes(checkpoint, comparison, head, changes)),
     )
+
+
+def _head(
+    checkpoint: CheckpointFolder, view: BaseView, extra: Sequence[str], request: FinetunedRequest
+) -> FinetunedHead:
+    if request.without_head:
+        return FinetunedHead(omitted=tuple(extra))
+    if request.head is not None and not extra:
+        return request.head
+    return take_finetuned_head(checkpoint, view, extra)
 
 
 def _inner(missing: Sequence[str], view: BaseView) -> list[str]:

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adapter_export.errors import ParityError
-from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.merged_layers import Layer
 from adapter_export.numerics.runner import head_output
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.plugins.formats.importers.finetuned.finetuned_importer import ImportedCheckpoint
 from adapter_export.plugins.formats.importers.placing import norm_sites
 from adapter_export.sites.site import Site
+from adapter_export.torch_backend.checkpoint_folder import CheckpointFolder, LibraryModel
 
 if TYPE_CHECKING:
     from adapter_export.bases.base import Base
-    from adapter_export.torch_backend.checkpoint_folder import CheckpointFolder
 
 _ALLOWED = 1e-4
 """Maximum deviation of an output, relative to the largest value: float32 rounds once more."""
@@ -56,14 +55,12 @@ def prove_import(imported: ImportedCheckpoint, checkpoint: CheckpointFolder, bas
         ParityError: the checkpoint with the adapter's weights computes something else than base and adapter; or it is
             imported without loss, and outputs differ.
     """
-    from adapter_export.torch_backend.checkpoint_folder import LibraryModel
-
     library, adapter = LibraryModel(checkpoint.path, base.torch, imported.head.library), imported.adapter
-    cases = list(_cases(base, checkpoint, pooled=imported.head.head is not None))
+    cases = list(_cases(base, checkpoint, pooled=imported.head.library is not None))
     originals = [library.run(case) for case in cases]
     library.replace(_Replaced(imported, base).tensor)
     runner, original, approximated = base.runner(), list[Deviation](), list[Deviation]()
-    names = _result_names(adapter, base)
+    names = _result_names(imported, base)
     for case, before in zip(cases, originals, strict=True):
         after, outputs = library.run(case), runner.run(case, adapter)
         for name, other in names.items():
@@ -76,12 +73,12 @@ def prove_import(imported: ImportedCheckpoint, checkpoint: CheckpointFolder, bas
     return deviation
 
 
-def _result_names(adapter: Adapter, base: Base) -> dict[str, str]:
+def _result_names(imported: ImportedCheckpoint, base: Base) -> dict[str, str]:
     """Return names of outputs in the library, by their names in base and adapter."""
-    outputs = [record.name for record in base.outputs]
-    if adapter.head is None:
+    outputs, head = [record.name for record in base.outputs], imported.adapter.head
+    if head is None or imported.head.library is None:
         return {name: name for name in outputs}
-    return {head_output(outputs, adapter.head.output): "logits"}
+    return {head_output(outputs, head.output): "logits"}
 
 
 def _check(deviation: Deviation, what: str) -> None:
