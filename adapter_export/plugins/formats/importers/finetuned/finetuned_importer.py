@@ -23,7 +23,7 @@ from adapter_export.plugins.formats.importers.finetuned.low_rank import WeightCh
 from adapter_export.plugins.formats.importers.finetuned.rank_choice import LayerSpectrum, RankLimits, choose_ranks
 from adapter_export.plugins.formats.importers.finetuned.same_base import (
     BaseWeights,
-    Comparison,
+    TensorComparison,
     check_complete,
     compare_tensors,
 )
@@ -104,7 +104,7 @@ class ImportedCheckpoint:
     """
 
     adapter: Adapter
-    comparison: Comparison
+    comparison: TensorComparison
     layers: tuple[ImportedLayer, ...]
     head: FinetunedHead
     left_out: tuple[str, ...]
@@ -203,11 +203,11 @@ def _place_layers(
     spectra = []
     for count, layer in enumerate(layers):
         reporter.step("finding ranks", count, len(layers))
-        of_base = reader.of_base(layer).weight
-        cost = _BYTES * sum(of_base.shape) * len(layer.sites)
-        spectra.append(LayerSpectrum(reader.change(layer), cost, float(np.linalg.norm(of_base))))
-    fixed = sum(tensor.nbytes for tensor in mapped.weights.values()) + sum(map(_vector_bytes, layers, spectra))
-    ranks = choose_ranks(spectra, limits, fixed, mapped.where)
+        site = layer.sites[0]
+        cost = _BYTES * (site.width + site.width_in) * len(layer.sites)
+        change = reader.change(layer)
+        spectra.append(LayerSpectrum(change, cost, _vector_bytes(layer, change)))
+    ranks = choose_ranks(spectra, limits, _bytes_of(mapped), mapped.where)
     imported = []
     for count, (layer, spectrum, rank) in enumerate(zip(layers, spectra, ranks, strict=True)):
         reporter.step("computing the adapter", count, len(layers))
@@ -215,17 +215,21 @@ def _place_layers(
         whole = limits.dense and change.rank is None
         of_base = reader.of_base(layer)
         approximation = reader.approximation(layer, change, rank, whole=whole)
-        before = sum(tensor.nbytes for tensor in mapped.weights.values())
-        for site in layer.sites:
+        before = _bytes_of(mapped)
+        for site in layer.sites if whole or rank or spectrum.vector_bytes else ():
             place_change(mapped, layer.path, site, approximation, of_base.bias)
-        size = sum(tensor.nbytes for tensor in mapped.weights.values()) - before
+        size = _bytes_of(mapped) - before
         imported.append(ImportedLayer(layer.path, layer.sites[0].place, rank, change, whole, size))
     return imported
 
 
-def _vector_bytes(layer: ChangedLayer, spectrum: LayerSpectrum) -> int:
+def _bytes_of(mapped: TensorMap) -> int:
+    return sum(tensor.nbytes for tensor in mapped.weights.values())
+
+
+def _vector_bytes(layer: ChangedLayer, change: WeightChange) -> int:
     """Return the bytes of a layer's bias and factors."""
-    vectors = (layer.bias is not None) + 2 * (spectrum.change.scale is not None)
+    vectors = (layer.bias is not None) + 2 * (change.scale is not None)
     return _BYTES * layer.sites[0].width * vectors * len(layer.sites)
 
 
@@ -263,7 +267,7 @@ def _adapter(
 
 
 def _record(
-    checkpoint: CheckpointFolder, comparison: Comparison, changes: Changes, layers: Sequence[ImportedLayer]
+    checkpoint: CheckpointFolder, comparison: TensorComparison, changes: Changes, layers: Sequence[ImportedLayer]
 ) -> dict[str, object]:
     return {
         "from": "finetuned",
@@ -275,7 +279,9 @@ def _record(
     }
 
 
-def _notes(checkpoint: CheckpointFolder, comparison: Comparison, head: FinetunedHead, changes: Changes) -> list[str]:
+def _notes(
+    checkpoint: CheckpointFolder, comparison: TensorComparison, head: FinetunedHead, changes: Changes
+) -> list[str]:
     notes = list(head.notes)
     if changes.left_out:
         notes.append(f"changes of {len(changes.left_out)} tensors are left out: {quoted(changes.left_out)}")

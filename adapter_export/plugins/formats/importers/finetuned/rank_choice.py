@@ -72,12 +72,17 @@ class LayerSpectrum:
     Attributes:
         change: the difference of its weights.
         rank_bytes: bytes of one rank at all of its calls.
-        weight_norm: Frobenius norm of the base's weight.
+        vector_bytes: bytes of its factors and bias, whose graph has at least rank 1.
     """
 
     change: WeightChange
     rank_bytes: int
-    weight_norm: float
+    vector_bytes: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes at the lowest rank."""
+        return self.vector_bytes + self.rank_bytes if self.vector_bytes else 0
 
     def most(self, limits: RankLimits) -> int:
         """Return the highest rank within a limit of rank."""
@@ -88,7 +93,7 @@ class LayerSpectrum:
 def choose_ranks(layers: Sequence[LayerSpectrum], limits: RankLimits, fixed_bytes: int, where: object) -> list[int]:
     """Return the rank of each layer: within a size, those with the largest change for their bytes.
 
-    A layer that `dense` carries whole gets its full rank.
+    A layer that `dense` carries whole gets its full rank. `fixed_bytes` are those of other tensors.
 
     Raises:
         AdapterError: changes have full rank, and there is no limit; or the size is too small for the other tensors.
@@ -99,6 +104,7 @@ def choose_ranks(layers: Sequence[LayerSpectrum], limits: RankLimits, fixed_byte
         return [layer.most(limits) for layer in layers]
     if limits.size is None:
         return [layer.most(limits) for layer in layers]
+    fixed_bytes += sum(layer.fixed_bytes for layer in layers)
     left = limits.size - fixed_bytes
     if left < 0:
         raise AdapterError(
@@ -112,17 +118,16 @@ def choose_ranks(layers: Sequence[LayerSpectrum], limits: RankLimits, fixed_byte
 
 
 def _within(layers: Sequence[LayerSpectrum], most: Sequence[int], left: int) -> list[int]:
-    """Return the ranks whose singular values, relative to their layer, are largest for their bytes.
+    """Return the ranks that carry the most of the changes' norm for their bytes.
 
-    The values of a layer fall, so that the best choice of single values is one of ranks.
+    The singular values of a layer fall, so that the best choice of single values is one of ranks.
     """
-    ranks = [0] * len(layers)
+    ranks = [min(1, highest) if layer.vector_bytes else 0 for layer, highest in zip(layers, most, strict=True)]
 
     def gain(at: int) -> float:
-        layer = layers[at]
-        return (float(layer.change.sizes[ranks[at]]) / (layer.weight_norm or 1.0)) ** 2 / layer.rank_bytes
+        return float(layers[at].change.sizes[ranks[at]]) ** 2 / layers[at].rank_bytes
 
-    queue = [(-gain(at), at) for at in range(len(layers)) if most[at]]
+    queue = [(-gain(at), at) for at in range(len(layers)) if ranks[at] < most[at]]
     heapq.heapify(queue)
     while queue:
         _, at = heapq.heappop(queue)
@@ -155,7 +160,10 @@ def _curve(layers: Sequence[LayerSpectrum], fixed_bytes: int) -> Iterator[str]:
     """Yield size and captured norm of some ranks."""
     for rank in _SHOWN_RANKS:
         ranks = [layer.most(RankLimits(rank)) for layer in layers]
-        total = fixed_bytes + sum(chosen * layer.rank_bytes for chosen, layer in zip(ranks, layers, strict=True))
+        total = fixed_bytes + sum(
+            layer.vector_bytes + max(chosen, bool(layer.vector_bytes)) * layer.rank_bytes
+            for chosen, layer in zip(ranks, layers, strict=True)
+        )
         parts = [(each.change.norm, each.change.captured(chosen)) for chosen, each in zip(ranks, layers, strict=True)]
         yield f"rank {rank}: {size_text(total)}, {captured_norm(parts):.0%} of the norm"
 

@@ -1,4 +1,4 @@
-"""Comparison of a checkpoint's tensors with those of its base, and refusal of another base."""
+"""TensorComparison of a checkpoint's tensors with those of its base, and refusal of another base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapter_export.errors import OtherModulesError
+from adapter_export.errors import OtherModulesError, TensorError
 from adapter_export.plugins.formats.importers.match import Renaming, find_renaming
 from adapter_export.reporting import Reporter
 from adapter_export.words import argument, quoted
@@ -33,7 +33,7 @@ class BaseWeights:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TensorComparison:
     """A checkpoint's tensors beside those of the base.
 
     Attributes:
@@ -51,11 +51,12 @@ class Comparison:
     missing: tuple[str, ...]
 
 
-def compare_tensors(checkpoint: CheckpointFolder, base: BaseWeights, reporter: Reporter) -> Comparison:
+def compare_tensors(checkpoint: CheckpointFolder, base: BaseWeights, reporter: Reporter) -> TensorComparison:
     """Compare each tensor of a checkpoint with the base's, one at a time.
 
     Raises:
         OtherModulesError: the checkpoint was not made from this base; the message names the nearest layers.
+        TensorError: a tensor contains NaN or infinity.
     """
     shapes = checkpoint.shapes()
     renaming = find_renaming(shapes, base.tensors, checkpoint.path)
@@ -68,13 +69,15 @@ def compare_tensors(checkpoint: CheckpointFolder, base: BaseWeights, reporter: R
         reporter.step("comparing with the base", count, len(common))
         stored, of_base = checkpoint.tensor(name), base.tensors[known]
         floating = stored.dtype.kind == "f"
+        if floating and not np.isfinite(stored).all():
+            raise TensorError("contains NaN or infinity", where=checkpoint.path, found=f"`{name}`")
         if floating and stored.ndim > 1:
             cosines[name] = _cosine(stored, of_base)
         if not np.array_equal(stored, checkpoint.rounded(name, of_base) if floating else of_base):
             changed[known] = name
     _check_alike(checkpoint, base, cosines)
     reached = set(common.values())
-    return Comparison(
+    return TensorComparison(
         renaming,
         changed,
         len(common) - len(changed),
