@@ -30,10 +30,8 @@ FOLDER = Path("demo") / "finetuned"
 ROWS = {"train": 3500, "validation": 300, "test": 1500}
 BATCH, EPOCHS, RATE, WARM_UP = 32, 4, 5e-5, 0.06
 LIMITS: Mapping[str, Mapping[str, Any]] = {
+    **{f"{share} %": {"size": f"{share}%"} for share in (5, 1, 2)},
     "whole": {"dense": True},
-    **{f"{share} %": {"size": f"{share}%"} for share in (10, 5, 2, 1)},
-    "rank 16": {"rank": 16},
-    "rank 4": {"rank": 4},
 }
 """Arguments of `import_finetuned` by the name of a limit."""
 

@@ -1,7 +1,7 @@
 """Import an adapter that another library trained, or a fine-tuned model.
 
-The import needs the base for its sites. It does not need PEFT or AdapterHub's library. Inputs that cannot be expressed are
-refused by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with defects of the formats.
+The import needs the base for its sites. It does not need PEFT or AdapterHub's library. Inputs that cannot be expressed
+are refused by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with defects of the formats.
 """
 
 EXAMPLES = (

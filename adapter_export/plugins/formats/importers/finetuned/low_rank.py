@@ -108,12 +108,12 @@ def _rounding(before: Matrix, after: Matrix, difference: Matrix, unit: float) ->
 
 
 def _wide(matrix: Matrix) -> bool:
-    return matrix.shape[0] <= matrix.shape[1]
+    return bool(matrix.shape[0] <= matrix.shape[1])
 
 
 def _is_whole(matrix: Matrix) -> bool:
     """Return whether all singular values of a matrix are computed."""
-    return min(matrix.shape) <= _MOST_EXACT
+    return bool(min(matrix.shape) <= _MOST_EXACT)
 
 
 def _singular(matrix: Matrix) -> tuple[Matrix, Matrix]:
