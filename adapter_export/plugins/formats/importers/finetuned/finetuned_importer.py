@@ -234,7 +234,7 @@ def _vector_bytes(layer: ChangedLayer, change: WeightChange) -> int:
 
 
 def _place_norm(mapped: TensorMap, norm: ChangedNorm, view: BaseView, reader: LayerReader) -> None:
-    """Place a changed norm, or its bias alone."""
+    """Place a changed norm, or only its bias."""
     roles = {"weight": norm.weight, "bias": norm.bias}
     of_base = {role: view.tensor(f"{norm.path}.{role}") for role in roles}
     before = {role: tensor.astype(np.float64) for role, tensor in of_base.items() if tensor is not None}

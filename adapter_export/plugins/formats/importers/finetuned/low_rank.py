@@ -137,7 +137,7 @@ def _scaled_change(before: Matrix, after: Matrix, unit: float) -> WeightChange |
         return None
     scale = (after * before).sum(axis=1) / squares
     change = _change(before, after, unit, scale)
-    if change.rank is not None:  # a scaled weight alone, as of a merged IA3
+    if change.rank is not None:  # only scaled, as by a merged IA3
         return change
     quarter = max(len(change.sizes) // 4, 1)
     tail = change.norm**2 - float((change.sizes[:quarter] ** 2).sum())
