@@ -126,7 +126,7 @@ def import_finetuned(
         checkpoint.dtype,
         imported.layers,
         imported.comparison.equal,
-        imported.left_out,
+        (*imported.left_out, *imported.head.omitted),
         deviation,
         comparison,
         notes,
@@ -219,7 +219,7 @@ def _show(result: FinetunedImport, screen: Screen) -> None:
     deviation = result.deviation
     within = f"within {deviation.difference:.1e} of the checkpoint's, which are up to {deviation.scale:.3g}"
     screen.report(f"Outputs of base and adapter on sample inputs are {within}.")
-    if not result.is_exact:
+    if not all(layer.exact for layer in result.layers):
         screen.warn(f"the adapter is an approximation: it carries {result.captured:.1%} of the change's norm.")
     if result.comparison is not None:
         for table in _score_tables(result.comparison):

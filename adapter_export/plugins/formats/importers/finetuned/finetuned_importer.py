@@ -112,7 +112,7 @@ class ImportedCheckpoint:
 
     @property
     def exact(self) -> bool:
-        """True if only rounding errors are lost."""
+        """True if the change of the base loses nothing but rounding errors."""
         return not self.left_out and all(layer.exact for layer in self.layers)
 
 
@@ -170,7 +170,7 @@ def import_checkpoint(
         comparison,
         tuple(layers),
         head,
-        (*changes.left_out, *head.omitted),
+        changes.left_out,
         tuple(_notes(checkpoint, comparison, head, changes)),
     )
 

@@ -45,7 +45,7 @@ class FinetunedImport(Described):
         dtype: type of the checkpoint's weights; differences below its rounding are no change.
         layers: the changed linear layers.
         equal: number of tensors that equal the base's.
-        left_out: tensors whose changes are left out.
+        left_out: tensors whose changes are left out, and those of an omitted head.
         deviation: difference of the checkpoint's outputs to those of base and adapter, on sample inputs.
         comparison: scores of checkpoint and adapter on labelled rows, as `compare` returns them; `None` without rows.
         notes: notes for the user.
