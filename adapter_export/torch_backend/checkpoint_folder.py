@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from adapter_export.errors import BaseModelError, FormatError
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.torch_backend.base.folder_size import bounded_model
 from adapter_export.torch_backend.base.huggingface_folder import (
@@ -90,7 +91,7 @@ class CheckpointFolder:
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor; floating-point numbers become float32."""
         stored = self._stored(name)
-        with parsing(partial(_unreadable, stored.path)), safe_open(stored.path, framework="pt") as file:
+        with _opened(stored.path) as file:
             tensor: Tensor = file.get_tensor(stored.name)
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
@@ -162,11 +163,20 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Map a safetensors file; a file that is not regular, or broken, is refused."""
+    with open_regular(path):
+        pass
+    with parsing(partial(_unreadable, path)), safe_open(path, framework="pt") as file:
+        yield file
+
+
 def _stored_in(paths: Sequence[Path]) -> dict[str, StoredTensor]:
     """Return the tensors in the headers of files."""
     stored: dict[str, StoredTensor] = {}
     for path in paths:
-        with parsing(partial(_unreadable, path)), safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 a file is no mapping
             records = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
         for name, (shape, dtype) in records.items():

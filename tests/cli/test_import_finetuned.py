@@ -59,7 +59,7 @@ def test_a_merged_adapter_on_rows(cli, merged: Path, minilm_archive: Path, rows:
     assert made["deviation"]["difference"] < 1e-5 * made["deviation"]["scale"]
     assert made["task"]["labels"] == list(LABELS)
     assert made["comparison"]["agreements"][0]["value"] == 1
-    cli.refused(2, "label", *place, "--data", rows, "--label", "class", "-o", tmp_path / "b")
+    cli.refused(3, "no column `class`", *place, "--data", rows, "--label", "class", "-o", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 

@@ -112,7 +112,9 @@ def import_finetuned(
     if not located.path.is_dir():
         raise BaseModelError("is no Hugging Face folder", where=located.path, expected="the folder of a model")
     limits = limits_of(rank, size, dense, _BYTES * opened.torch.parameters)
-    request = FinetunedRequest(target.name(name) or located.path.resolve().name, limits, tuple(leave_out), without_head)
+    head = None if without_head else _modules_head(located.path, reporter)
+    named = target.name(name) or located.path.resolve().name
+    request = FinetunedRequest(named, limits, tuple(leave_out), without_head, head)
     with open_checkpoint(located.path) as checkpoint:
         weights = opened.view, _weights(opened)
         imported = import_checkpoint(checkpoint, weights, request, reporter, _checked(rows))
