@@ -123,7 +123,7 @@ def open_checkpoint(folder: Path) -> Iterator[CheckpointFolder]:
     sentences = read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
     kind, files = named_class(folder), _stored_in(_weight_files(folder))
-    config = read_json(folder / "config.json")
+    config: Any = read_json(folder / "config.json")
     known, groups = _model_tensors(folder, kind)
     names = {group[0]: group for group in groups}
     present = {name: next((each for each in group if each in files), None) for name, group in names.items()}
@@ -140,7 +140,7 @@ def open_checkpoint(folder: Path) -> Iterator[CheckpointFolder]:
         return
     with temporary_folder() as temporary:
         stored, unread = _written_again(folder, kind, [group[0] for group in groups], dtype[0][0], temporary)
-        tied = {name: group[1:] for name, group in names.items()}
+        tied = {name: tuple(group[1:]) for name, group in names.items()}
         yield CheckpointFolder(folder, kind.__name__, config, stored, tied, unread, described)
 
 

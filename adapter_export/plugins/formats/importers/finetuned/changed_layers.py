@@ -132,7 +132,8 @@ def find_changes(
     carried = {name: stored for name, stored in changed.items() if name not in left_out}
     layers, faults = _layers(carried, view)
     norms = _norms(carried, view)
-    reached = {f"{each.path}.{role}" for each in (*layers, *norms) for role in ("weight", "bias")}
+    paths = [*(layer.path for layer in layers), *(norm.path for norm in norms)]
+    reached = {f"{path}.{role}" for path in paths for role in ("weight", "bias")}
     faults |= {name: _reason(name, view) for name in carried if name not in reached and name not in faults}
     if faults:
         raise AdapterError(
