@@ -67,7 +67,7 @@ def base(bert: Path) -> ae.Base:
     return ae.open_base(bert / "base.pt")
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.extended)], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", some_quick([name for name in CONFIGS if name != "vit"], "bert"))
 def test_the_logits_of_a_merged_adapter(name: str, dora: bool, tmp_path: Path) -> None:
     model = write_merged(tmp_path, name, use_dora=dora)
@@ -104,6 +104,7 @@ def test_shards(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     assert all(np.array_equal(one.adapter.weights[name], several.adapter.weights[name]) for name in one.adapter.weights)
 
 
+@pytest.mark.extended
 def test_bfloat16(tmp_path: Path) -> None:
     """Rounding is no change, and the adapter without it is closer to the trained model than the checkpoint."""
     model = write_merged(tmp_path, "bert", torch.bfloat16)
@@ -128,6 +129,7 @@ def full_rank(tensors: dict[str, torch.Tensor]) -> None:
         weight += 0.05 * torch.randn_like(weight)
 
 
+@pytest.mark.extended
 def test_the_best_rank(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     """Two layers have full rank: their approximations are those of torch's singular values."""
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
@@ -147,6 +149,7 @@ def test_the_best_rank(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     assert imported.deviation.difference > 1e-3
 
 
+@pytest.mark.extended
 def test_a_size(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
     for size, most in (("14kB", 14_000), ("13%", int(0.13 * 4 * base.parameters))):
@@ -159,6 +162,7 @@ def test_a_size(bert: Path, base: ae.Base, tmp_path: Path) -> None:
         import_it(checkpoint, base, size="5 apples")
 
 
+@pytest.mark.extended
 def test_dense_changes(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
     imported = import_it(checkpoint, base, dense=True)
@@ -179,6 +183,7 @@ def vectors(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"bert.encoder.layer.0.{path}.bias"] += STD * torch.randn(32)
 
 
+@pytest.mark.extended
 def test_norms_and_biases(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "vectors", vectors, bert / "merged")
     imported = import_it(checkpoint, base)
@@ -218,6 +223,7 @@ def test_a_norm_before_a_layer(tmp_path: Path) -> None:
         import_it(checkpoint)
 
 
+@pytest.mark.extended
 def test_a_head_alone(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     def original(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
@@ -232,12 +238,14 @@ def test_a_head_alone(bert: Path, base: ae.Base, tmp_path: Path) -> None:
         import_it(bert / "base", base)
 
 
+@pytest.mark.extended
 def test_a_head_that_is_no_adapter(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     hf.BertForMaskedLM.from_pretrained(bert / "merged").save_pretrained(tmp_path / "masked")
     with pytest.raises(AdapterError, match=r"`BertForMaskedLM` has no head that an adapter can carry"):
         import_it(tmp_path / "masked", base)
 
 
+@pytest.mark.extended
 def test_tensors_that_nothing_reads(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "more", lambda tensors: tensors.update(unused=torch.ones(2)), bert / "merged")
     imported = import_it(checkpoint, base)
@@ -245,6 +253,7 @@ def test_tensors_that_nothing_reads(bert: Path, base: ae.Base, tmp_path: Path) -
 
 
 class TestOtherBases:
+    @pytest.mark.extended
     def test_weights(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
         """The layers of the base in reverse order: the nearest ones are named."""
 
@@ -265,6 +274,7 @@ class TestOtherBases:
         with pytest.raises(OtherModulesError, match=r"`embeddings.word_embeddings.weight` \[70, 32\], not \[60, 32\]"):
             import_it(tmp_path / "words", base)
 
+    @pytest.mark.extended
     def test_layers(self, base: ae.Base, tmp_path: Path) -> None:
         config = hf.BertConfig(**{**CONFIGS["bert"].to_dict(), "num_hidden_layers": 1})
         model = hf.BertModel(config)
@@ -274,11 +284,13 @@ class TestOtherBases:
         with pytest.raises(OtherModulesError, match=r"no such tensors: `encoder.layer.1"):
             import_it(tmp_path / "short", base)
 
+    @pytest.mark.extended
     def test_architectures(self, base: ae.Base, tmp_path: Path) -> None:
         write_base(tmp_path, "deberta")
         with pytest.raises(OtherModulesError, match="another architecture"):
             import_it(tmp_path / "base", base)
 
+    @pytest.mark.extended
     def test_settings(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
         """The weights are those of a merged LoRA, and the configuration has another activation."""
         checkpoint = write_changed(tmp_path / "relu", lambda _: None, bert / "merged")
@@ -306,6 +318,7 @@ def test_a_language_model(name: str, tmp_path: Path) -> None:
     assert imported.deviation.relative < 1e-5
 
 
+@pytest.mark.extended
 def test_numbers_that_are_not_finite(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     name = "bert.encoder.layer.0.attention.self.query.weight"
     checkpoint = write_changed(tmp_path / "nan", lambda tensors: tensors[name].fill_(float("nan")), bert / "merged")
