@@ -29,10 +29,7 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 FOLDER = Path("demo") / "finetuned"
 ROWS = {"train": 3500, "validation": 300, "test": 1500}
 BATCH, EPOCHS, RATE, WARM_UP = 32, 4, 5e-5, 0.06
-LIMITS: Mapping[str, Mapping[str, Any]] = {
-    **{f"{share} %": {"size": f"{share}%"} for share in (5, 2)},
-    "whole": {"dense": True},
-}
+LIMITS: Mapping[str, Mapping[str, Any]] = {f"{share} %": {"size": f"{share}%"} for share in (5, 2)}
 """Arguments of `import_finetuned` by the name of a limit."""
 
 COSTS: Mapping[str, Mapping[str, Any]] = {"merged": {}, "changed": {"size": "5%"}}

@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import adapter_export as ae
 from adapter_export.tables import size
 
-ROWS, BATCH, RATE = 300, 16, 1e-4
+ROWS, BATCH = 300, 16
+RATES = {"questions": 3e-4, "messages": 3e-3}
 BASE = demo_data.base_folder()
 
 
@@ -32,9 +33,9 @@ def open_model(labels: list[str]) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(labels), **settings, **problem)
 
 
-def fine_tune(model: Any, rows: list[demo_data.Row], labels: list[str]) -> None:
+def fine_tune(model: Any, rows: list[demo_data.Row], labels: list[str], rate: float) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=RATE)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=rate)
     model.train()
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -55,7 +56,7 @@ def main(folder: Path) -> None:
             model = peft.get_peft_model(
                 model, peft.LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"])
             )
-        fine_tune(model, chosen, labels)
+        fine_tune(model, chosen, labels, RATES[name])
         if name == "messages":
             model = model.merge_and_unload()
         model.eval().save_pretrained(folder / f"{name}_model")
@@ -71,7 +72,7 @@ def main(folder: Path) -> None:
     texts, asked = bundle.texts(), ["Who wrote Hamlet?", "WINNER! Call now to claim your prize"]
     for name in tables:
         for text, answer in zip(asked, texts.answer(asked, name), strict=True):
-            print(f"{name}: {text} {answer.answer}")
+            print(f"{name}: {text} {answer.document()['label']}")
     copies = sum((folder / f"{name}_model" / "model.safetensors").stat().st_size for name in tables)
     adapters = sum(4 * each.adapter.cost().parameters for each in (merged, whole))
     print(f"two models: {size(copies)}; their adapters: {size(adapters)}, beside one base")
