@@ -29,8 +29,13 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 FOLDER = Path("demo") / "finetuned"
 ROWS = {"train": 3500, "validation": 300, "test": 1500}
 BATCH, EPOCHS, RATE, WARM_UP = 32, 4, 5e-5, 0.06
-LIMITS: Mapping[str, Mapping[str, Any]] = {f"{share} %": {"size": f"{share}%"} for share in (5, 2)}
-"""Arguments of `import_finetuned` by the name of a limit."""
+LIMITS: Mapping[str, Mapping[str, Any]] = {
+    "5 %": {"size": "5%"},
+    "2 %": {"size": "2%"},
+    "whole": {"dense": True},
+}
+"""Arguments for copies of a BERT-base."""
+
 
 COSTS: Mapping[str, Mapping[str, Any]] = {"merged": {}, "changed": {"size": "5%"}}
 """Arguments for copies of a BERT-base."""
