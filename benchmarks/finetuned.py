@@ -34,8 +34,7 @@ LIMITS: Mapping[str, Mapping[str, Any]] = {
     "2 %": {"size": "2%"},
     "whole": {"dense": True},
 }
-"""Arguments for copies of a BERT-base."""
-
+"""Arguments of `import_finetuned` by the name of a limit."""
 
 COSTS: Mapping[str, Mapping[str, Any]] = {"merged": {}, "changed": {"size": "5%"}}
 """Arguments for copies of a BERT-base."""
