@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.plugins.formats.commands.export import export as export
     from adapter_export.plugins.formats.commands.import_.adapterhub import import_adapterhub as import_adapterhub
+    from adapter_export.plugins.formats.commands.import_.finetuned import import_finetuned as import_finetuned
     from adapter_export.plugins.formats.commands.import_.peft import import_peft as import_peft
     from adapter_export.plugins.formats.commands.pack import pack as pack
     from adapter_export.plugins.hub.commands.pull import pull as pull

@@ -73,6 +73,7 @@ def test_the_verbs_stay() -> None:
         "drop",
         "distil",
         "import_adapterhub",
+        "import_finetuned",
         "import_peft",
         "doctor",
         "compose",

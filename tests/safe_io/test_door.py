@@ -44,6 +44,7 @@ FREE = {
     "runtime/bundle.py::__init__": "locks a folder that it made",
     "runtime/bundle.py::_remove_abandoned": "locks a folder that another process of ours made",
     "runtime/adapter_file.py::_parameter": "is called in a block of `parsing`",
+    "torch_backend/checkpoint_folder.py::_opened": "maps a regular file, in a block of `parsing`",
     "torch_backend/processors/": "is called in blocks of `parsing`",
     "torch_backend/base/archive.py::stored_weights": "maps entries of a screened archive into memory",
     "torch_backend/peft_model.py::load": "a folder that `export` wrote; errors are caught where it is called",

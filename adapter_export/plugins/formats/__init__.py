@@ -11,6 +11,7 @@ PLUGIN = Plugin(
         "doctor": f"{_COMMANDS}.doctor",
         "export": f"{_COMMANDS}.export",
         "import_adapterhub": f"{_COMMANDS}.import_.adapterhub",
+        "import_finetuned": f"{_COMMANDS}.import_.finetuned",
         "import_peft": f"{_COMMANDS}.import_.peft",
         "pack": f"{_COMMANDS}.pack",
     },

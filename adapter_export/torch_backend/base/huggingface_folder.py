@@ -416,11 +416,12 @@ def _with_class(folder: Path, name: str) -> nn.Module:
     if missing:
         raise BaseModelError("the folder lacks its weights", found=quoted(missing[:3]))
     if class_type(name) == "multiple_choice":
-        model.register_forward_pre_hook(_one_choice, with_kwargs=True)
+        model.register_forward_pre_hook(one_choice, with_kwargs=True)
     return model
 
 
-def _one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the inputs of rows as those of texts with one choice each; a hook before `forward`."""
     return given, {name: value.unsqueeze(1) for name, value in inputs.items()}
 
 
@@ -479,6 +480,29 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
         if fits or (own is not None and architecture in known and issubclass(known[architecture], own))
         else None
     )
+
+
+def named_class(folder: Path) -> type[transformers.PreTrainedModel]:
+    """Return the class of transformers that a folder's `architectures` names; its weights are safetensors.
+
+    Raises:
+        FileError, BaseModelError: the folder is incomplete, its weights are pickles, or it names no class of
+            transformers.
+    """
+    _check_files(folder)
+    _check_custom_class(folder)
+    config = _json(folder / "config.json")
+    name = _class_name(config)
+    named = _class(name, config.get("model_type"))
+    if named is None:
+        raise BaseModelError(
+            "names no class of the installed transformers",
+            where=folder / "config.json",
+            found=f"`{name}`, and transformers {transformers.__version__}" if name else "no `architectures`",
+            expected="a class in `architectures`, such as `BertForSequenceClassification`",
+            fix="save the model again with `model.save_pretrained(folder)`",
+        )
+    return named
 
 
 _UNHEEDED = (

@@ -148,7 +148,7 @@ class TensorMap:
         self.graphs: dict[str, AdapterGraph] = {}
         self.placements: dict[str, Placement] = {}
         self.weights: Weights = {}
-        self._where = where
+        self.where = where
         self._used: set[str] = set()
         self._faults: dict[str, None] = {}
 
@@ -223,7 +223,7 @@ class TensorMap:
             more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
             raise TensorError(
                 f"{number_of(len(faults), 'tensor')} {verb_for(len(faults), 'do')} not match the config and the base",
-                where=self._where,
+                where=self.where,
                 found="; ".join(faults[:_MOST_LISTED]) + more,
                 fix="pass the model that it was trained on, and the unchanged folder of the library",
             )

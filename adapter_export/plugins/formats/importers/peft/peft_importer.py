@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ import numpy as np
 from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.chain import Chain
-from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
+from adapter_export.graph.kinds.linear import ia3_graph, lora_graph
 from adapter_export.plugins.formats.importers.match import (
     Match,
     Renaming,
@@ -27,11 +24,11 @@ from adapter_export.plugins.formats.importers.match import (
 from adapter_export.plugins.formats.importers.peft.head import HeadBase, HeadChoice, MadeHead, take_head
 from adapter_export.plugins.formats.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.plugins.formats.importers.peft.methods.low_rank import lora as lora_of_weights
-from adapter_export.plugins.formats.importers.peft.methods.method import Matrix
 from adapter_export.plugins.formats.importers.peft.peft_folder import PeftFolder, Sorted, read_folder, sort_tensors
 from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
+from adapter_export.plugins.formats.importers.placing import norm_sites, place_change, place_norm, place_shift
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Recipe, Source, TensorMap
-from adapter_export.sites.site import LAYERS, Site, SiteMap
+from adapter_export.sites.site import Site, SiteMap
 from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
@@ -105,7 +102,7 @@ def _matched(sorted_keys: Sorted, sites: SiteMap, options: Options, where: objec
     """Match the modules of the adapter with those of the base; norms by path."""
     if options.kind != "ln_tuning":
         return match([Target(path, path) for path in sorted_keys.adapted], sites, where, by_number=by_number)
-    renaming = find_renaming(sorted_keys.adapted, _norms(sites), where) or Renaming()
+    renaming = find_renaming(sorted_keys.adapted, norm_sites(sites), where) or Renaming()
     return Match({}, renaming, False, (), where)
 
 
@@ -137,9 +134,10 @@ def _place(
         elif update.keys:
             change = changes.at(update.path)
             if change is not None:
-                cost[update.site.name] = _place_change(mapped, update, change, base.bias(update.path))
+                cost[update.site.name] = place_change(mapped, update.path, update.site, change, base.bias(update.path))
         else:
-            _place_shift(mapped, update)
+            assert update.shift is not None, "an update without tensors is a shift"
+            place_shift(mapped, update.site, update.value, update.shift)
     return cost
 
 
@@ -156,15 +154,6 @@ class _Update:
     keys: Mapping[str, str]
     shift: np.ndarray | None = None
     value: str = "h"
-
-
-def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
-    """Return the site of each norm after a sum or the embeddings by path, and the site value of its result."""
-    norms = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
-    for site in sites.sublayers:
-        if site.norm is not None and site.norm.weight is not None:
-            norms[site.norm.weight.removesuffix(".weight")] = (site, "y")
-    return norms
 
 
 class _Changes:
@@ -220,7 +209,7 @@ class _Base:
         for site in sites.of_roles(("linear",)):
             if site.path is not None:
                 self.linears.setdefault(site.path, []).append(site)
-        self.norms = _norms(sites)
+        self.norms = norm_sites(sites)
 
     def sites(self, path: str) -> Sequence[Site]:
         """Return the calls of a linear layer of the adapter's model."""
@@ -396,40 +385,6 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
     mapped.place(update.site, names[scale, bias], graph, recipes, widths, update.keys)
 
 
-def _place_change(mapped: TensorMap, update: _Update, change: Change, base_bias: np.ndarray | None) -> int:
-    """Place a change of a layer's weight and bias; return the bytes of a dense matrix.
-
-    The layer's output contains `base_bias`, which is scaled with it: the difference is added.
-    """
-    site, bias, base_bias = update.site, change.bias, np.zeros(update.site.width) if base_bias is None else base_bias
-    shift = (base_bias if bias is None else bias) - (base_bias if change.scale is None else change.scale * base_bias)
-    dense, scaled, shifted = change.dense is not None, change.scale is not None, bool(shift.any())
-    parts: dict[str, Matrix] = {}
-    if change.dense is not None:
-        parts["delta.weight"] = change.dense.T
-    elif change.up is not None and change.down is not None:
-        parts |= {"lora_A.weight": change.down.T, "lora_B.weight": change.up.T}
-    else:
-        parts |= {"lora_A.weight": np.zeros((site.width_in, 1)), "lora_B.weight": np.zeros((1, site.width))}
-    if change.scale is not None:
-        parts["scaling.weight"] = change.scale
-    if shifted:
-        parts["delta.bias" if dense else "lora_B.bias"] = shift
-    name = "_".join(["scaled"] * scaled + ["delta" if dense else "lora"] + ["bias"] * shifted)
-    graph = changed_layer_graph(scale=scaled, dense=dense, bias=shifted)
-    widths = {"d": site.width, "d_in": site.width_in, "r": 0 if dense else parts["lora_A.weight"].shape[1]}
-    fits = all(parts[name].shape == shape for name, shape in graph.parameter_shapes(widths).items())
-    if not fits:
-        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
-        mapped.fault(
-            f"the tensors of `{update.path}` make {shapes}, which does not fit {site.width_in} to {site.width}"
-        )
-        return 0
-    recipes = {name: Recipe((), partial(np.asarray, part)) for name, part in parts.items()}
-    mapped.place(site, name, graph, recipes, widths, {})
-    return 4 * site.width * site.width_in if dense else 0
-
-
 def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
     """Reject full-rank changes, as large as the layers, unless they are allowed."""
     full = [name for name, size in cost.items() if size]
@@ -446,63 +401,18 @@ def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
 
 
 def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
-    """Place a trained norm after the base's norm: `w'/w ⊙ v + (b' − b·w'/w)`."""
-    site, path = update.site, update.path
+    """Place a trained norm after the base's norm."""
+    path = update.path
     trained = {role.rpartition(".")[2]: mapped.tensors[key].astype(np.float64) for role, key in update.keys.items()}
     of_base = {role: base.tensor(f"{path}.{role}") for role in trained}
     if any(tensor is None or tensor.shape != trained[role].shape for role, tensor in of_base.items()):
         mapped.fault(f"`{path}` does not match the norm in the base")
         return
-    weight = np.asarray(of_base["weight"], np.float64)
-    if (weight == 0).any():
+    before = {role: np.asarray(tensor, np.float64) for role, tensor in of_base.items()}
+    if (before["weight"] == 0).any():
         mapped.fault(f"`{path}` has factors of zero in the base, which cannot be rescaled")
         return
-    scale = trained["weight"] / weight
-    recipes = {"scaling.weight": Recipe((), lambda: scale)}
-    if "bias" in trained:
-        shift = trained["bias"] - np.asarray(of_base["bias"], np.float64) * scale
-        recipes |= _bias_alone(site.width, shift)
-    name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
-    graph = _behind_value(update.value, scale=True, bias="bias" in trained)
-    mapped.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
-
-
-def _behind_value(value: str, *, scale: bool, bias: bool) -> AdapterGraph:
-    """Return the graph of `s⊙v + B(A v)` for `v`, with a bias on B; without `scale` or `bias`, that part is absent."""
-    chain = Chain(value)
-    if bias:
-        chain.linear("lora_A", "d", "r", bias=False)
-        chain.linear("lora_B", "r", "d")
-    delta, chain.value = chain.value, value
-    if scale:
-        chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
-    if bias:
-        chain.op("add", "result", delta)
-    return chain.graph(replaces=value)
-
-
-def _bias_alone(width_in: int, bias: np.ndarray) -> dict[str, Recipe]:
-    """Return a LoRA of rank 1 with zero matrices, to place a bias in the slots of a LoRA with bias."""
-    return {
-        "lora_A.weight": Recipe((), lambda: np.zeros((width_in, 1))),
-        "lora_B.weight": Recipe((), lambda: np.zeros((1, len(bias)))),
-        "lora_B.bias": Recipe((), lambda: bias),
-    }
-
-
-def _place_shift(mapped: TensorMap, update: _Update) -> None:
-    """Place a single bias.
-
-    At a linear layer it uses the graph of LoRA with zero matrices; elsewhere the graph reads the value that it
-    replaces.
-    """
-    site, shift = update.site, update.shift
-    assert shift is not None, "an update without tensors is a shift"
-    linear = site.role in LAYERS
-    name = "lora_bias" if linear else f"shift_{update.value}"
-    graph = lora_graph(1.0, bias=True) if linear else _behind_value(update.value, scale=False, bias=True)
-    recipes = _bias_alone(site.width_in if linear else site.width, shift)
-    mapped.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+    place_norm(mapped, update.site, update.value, before, trained)
 
 
 def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:

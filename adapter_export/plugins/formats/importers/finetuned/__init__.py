@@ -1,0 +1,1 @@
+"""Adapters from fine-tuned checkpoints: the differences of their weights from those of a base."""
