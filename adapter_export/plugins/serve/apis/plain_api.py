@@ -1,9 +1,8 @@
-"""The plain API: answers, adapters, statistics and metrics."""
+"""The plain API: answers, adapters and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 
 from fastapi import Depends, FastAPI
 from starlette.requests import Request as HttpRequest
@@ -25,7 +24,6 @@ class PlainApi:
         app.get("/adapters")(self.adapters)
         app.put("/adapters/{name}", dependencies=admitted)(self.load)
         app.delete("/adapters/{name:path}", dependencies=admitted)(self.unload)
-        app.get("/statistics")(self.statistics)
         app.get("/metrics")(self.metrics)
         for path, endpoint in (("/answer", self.answer), ("/run", self.run)):
             app.add_route(path, endpoint, methods=["POST"])  # FastAPI's dependency injection adds time to each request
@@ -68,11 +66,6 @@ class PlainApi:
         data = await self._context.body(request)
         call = parse(Call, data) if len(data) < 2**14 else await asyncio.to_thread(parse, Call, data)
         return call, call.id or request.state.key
-
-    async def statistics(self) -> Response:
-        """Return cache statistics of the session; with several bundles, by bundle."""
-        by_bundle = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
-        return JSONResponse(next(iter(by_bundle.values())) if len(by_bundle) == 1 else by_bundle)
 
     async def metrics(self) -> Response:
         """Return metrics in Prometheus's text format."""
