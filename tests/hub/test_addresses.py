@@ -124,7 +124,7 @@ def test_only_what_is_read_is_taken(
     assert names(found.path) == taken
     assert all((found.path / name).read_bytes() == files[name] for name in taken)
     assert (found.address, found.source, found.path.name) == ("me/it", f"hf://me/it@{commit}", "it")
-    assert heard.steps[0].startswith(f"downloading {len(taken)} files, ")
+    assert heard.steps[0].startswith(f"downloading {len(taken)} file")
     hub.asked.clear()
     for again in (f"me/it@{commit}", Path(f"hf://me/it@{commit}"), f"hf://me/it@{commit}"):
         assert locate(again, contents).path == found.path
