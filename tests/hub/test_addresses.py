@@ -40,6 +40,7 @@ STRAY = {
     "checkpoint-1/model.safetensors": TENSORS,
 }
 """Files that no reader of a model needs."""
+TEMPLATES = {"chat_template.jinja": b"{{ messages }}", "additional_chat_templates/tools.jinja": b"{{ tools }}"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
     [
         ("model", {**MODEL, **STRAY}, set(MODEL)),
         ("tokenizer", {**MODEL, **STRAY}, {"tokenizer.json"}),
+        ("model", {**MODEL, **TEMPLATES, **STRAY}, {*MODEL, *TEMPLATES}),
         (
             "model",
             {**indexed("a.safetensors", "b.safetensors"), "a.safetensors": TENSORS, "b.safetensors": b"b", **STRAY},
@@ -113,7 +115,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
             {"one/adapter_config.json", "one/adapter.safetensors"},
         ),
     ],
-    ids=["model", "tokenizer", "shards", "sentences", "sentences inside", "PEFT", "several adapters"],
+    ids=["model", "tokenizer", "chat templates", "shards", "sentences", "sentences inside", "PEFT", "several adapters"],
 )
 def test_only_what_is_read_is_taken(
     contents: Contents, files: dict[str, bytes], taken: set[str], hub: HubServer

@@ -26,8 +26,9 @@ Wanted = Literal["model", "adapter", "tokenizer"]
 
 _LISTING = ".files.json"  # repository names do not start with a dot
 _TOKENIZER = "tokenizer.json"
-_TEXTS = (".json", ".txt", ".model", ".spm")
-"""Suffixes of configurations, tokenizers and vocabularies."""
+_TEXTS = (".json", ".txt", ".model", ".spm", ".jinja")
+"""Suffixes of configurations, tokenizers, vocabularies and chat templates."""
+_TEMPLATES = "additional_chat_templates"
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _MODULES = "modules.json"
@@ -147,6 +148,7 @@ class _Repository:
         if not names.keys() & {"config.json", _MODULES}:
             raise self._no_model("neither `config.json` nor `modules.json`")
         first = self._take_texts("")
+        first += self._take_texts(_TEMPLATES)
         folders = self._module_folders() if _MODULES in names else []
         first += [file for folder in folders for file in self._take_texts(folder)]
         weights = {folder: self._weights(folder) for folder in ["", *folders]}
