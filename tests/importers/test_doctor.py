@@ -305,6 +305,9 @@ def test_command(folders: Folders) -> None:
     done = run(folders("several"), "--base", folders("llama"))
     assert "select one of them with `--name`" in done.stdout
     assert run(folders("several"), "--base", folders("llama"), "--name", "two").exit_code == 0
+    done = run(folders("good") / "none", "--base", folders("llama"))
+    assert done.exit_code == 3
+    assert "none: does not exist" in done.stderr
     done = run(folders("good"))
     assert done.exit_code == 2
     assert "Pass the model: `--base MODEL`" in done.stderr

@@ -12,7 +12,7 @@ from adapter_export.bases.base import Base, OpenOptions
 from adapter_export.bases.opening import base_for
 from adapter_export.commands.adapters._made_adapter import BASE, BY_NUMBER, WithoutHead
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterExportError, InputError, MissingExtraError, UsageError
+from adapter_export.errors import AdapterExportError, FileError, InputError, MissingExtraError, UsageError
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.plugins.formats.commands.import_.adapterhub import import_adapterhub
 from adapter_export.plugins.formats.commands.import_.peft import import_peft
@@ -78,6 +78,8 @@ def doctor(
     from adapter_export.plugins.formats.doctor.examine import Subject, examine, examine_own
 
     located = locate(folder, "adapter", reporter)
+    if not located.path.exists():
+        raise FileError("does not exist", where=located.path, expected="the folder of an adapter", fix="check the path")
     path = located.path.parent if located.path.is_file() else located.path
     opened = base_for(base_of_import(base, located), OpenOptions(site_map, trust_pickle), reporter, recorded=True)
     library = library_of(path)

@@ -536,7 +536,7 @@ RULES: Sequence[Rule] = (
         "head-of-other-labels",
         "caution",
         "the base's own head has other labels; other tools refuse the adapter, or keep the base's head",
-        "open the base with the adapter's number of labels there; pass `labels` here",
+        "in other tools, open the base with the adapter's number of labels; the import takes the adapter's head",
         _other_labels,
     ),
     Rule(
