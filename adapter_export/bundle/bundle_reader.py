@@ -55,6 +55,8 @@ Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
 adapters: the others use the first for all rows."""
 
 _TRIED_TOKENS = 5
+"""Odd: `MatMulNBits` multiplies tokens two by two, and the last of an odd number by another kernel."""
+
 _SAME_SHAPE = 2e-5
 """Allowed difference of two runs of one shape in any precision, relative to the largest value: kernels whose rows
 are independent give equal bits."""
@@ -430,6 +432,7 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
     arrays = input_cases(manifest.inputs, seed=0, shapes=[shape])[0].arrays
     if not batched or any(len(arrays[name]) != 2 for name in batched):
         return True
+    # a row and its copy cannot influence each other's scale, maximum or order of sums
     alike = [
         {name: array[[row, row]] if name in batched else array for name, array in arrays.items()} for row in (0, 1)
     ]

@@ -33,6 +33,7 @@ _SHORT_TEXT, _FEW_TOKENS = 64, 8
 """Tokens of the text that two bases are timed with, and of the one for large bases, which take seconds for each."""
 
 _LEAST_SECONDS, _MOST_SECONDS, _FEWEST_ROUNDS = 0.001, 2.0, 3
+"""Shortest call that is timed, time for all rounds, and minimum rounds."""
 
 Call = tuple[ort.InferenceSession, Mapping[str, np.ndarray]]
 """A session and its inputs."""

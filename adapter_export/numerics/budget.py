@@ -70,6 +70,7 @@ def extent(flow: FlowGraph) -> Extent:
 
 ROUNDING = 3.0
 ACCUMULATION = 0.28
+"""Roundings of a product, and of a sum per root of its terms: calibrated, as the module's docstring describes."""
 
 MOST_AMPLIFIED = 1e-3
 """Largest part of the scale that a measured error may add: beyond it, float32 decides nothing."""

@@ -20,6 +20,8 @@ from adapter_export.sites.site import LAYERS, Site, SiteMap
 Matrix = npt.NDArray[np.float64]
 
 _RANDOM_ROWS = 8
+"""Vectors besides zeros and unit vectors: those determine a weight and a bias, these show that nothing else acts."""
+
 _TOLERANCE = 1e-9
 """Relative difference allowed between an adapted layer and the weight and bias solved for it."""
 
@@ -93,6 +95,7 @@ def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Mat
     bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias
     random = np.random.default_rng(0).standard_normal((_RANDOM_ROWS, width_in))
     read = np.vstack([np.zeros((1, width_in)), np.eye(width_in), random])
+    # zeros give the bias, unit vectors the rows of the weight
     value = read @ layer.weight.T + bias
     for site in sites:
         graph, parameters = graphs[site.name], adapter.parameters(site.name)

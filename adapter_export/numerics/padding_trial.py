@@ -52,6 +52,7 @@ class PaddingTrial:
         """
         alone, padded, *hidden = results
         coarse = _RELATIVE.get(precision, _RELATIVE_QUANTISED)
+        # both runs have one shape then
         if self.real is not None and precision in _RELATIVE:  # 8 bits may have one scale for all tokens
             coarse = _SAME_SHAPE
         return self._differ(alone, padded, outputs, coarse) or any(

@@ -141,6 +141,7 @@ def _can_have(inputs: Sequence[InputRecord], chosen: Chosen) -> bool:
     """Return true if the mask of a shape is long enough for a padding."""
     shape, padding = chosen
     mask = _padded_mask(inputs)
+    # a hole lies between two real tokens
     least = {"none": 1, "right": 2, "left": 2, "holes": 3}[padding]
     return mask is None or length(mask.axes[1], shape) >= least
 
@@ -261,6 +262,7 @@ MOST_AT_EDGES = 512
 """The longest input of `edge_cases`, unless the smallest that a base takes is longer."""
 
 _MOST_NUMBERS = 2**22
+"""Maximum numbers of an input: a model of images must not run on as many rows as one of texts."""
 
 
 def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> list[InputCase]:
@@ -284,6 +286,7 @@ def outside_case(
     """Make inputs with one forbidden length of an axis, all others allowed, or `None` if they would be too large."""
     shape = _sized(inputs, lengths, 1, 1, 0)
     first, *others = sorted(names(axis), key=lambda name: name not in _past_axes(inputs))
+    # an axis may be a sum, such as past and new tokens
     shape[first] = size - sum(shape[name] for name in others)
     largest = max(math.prod(length(each, shape) for each in record.axes) for record in inputs)
     if shape[first] < (0 if others else 1) or largest > _MOST_NUMBERS:
@@ -457,6 +460,7 @@ def _cut(record: InputRecord, array: np.ndarray, real: npt.NDArray[np.bool_]) ->
     """Masks and ids are 0 at the padding; other values stay, because a masked token must not matter."""
     if record.role == "values" or array.shape != real.shape:
         return array
+    # 0 at padding
     return (array * real).astype(array.dtype)
 
 

@@ -217,6 +217,7 @@ def _compared(first: _Rest, other: _Rest) -> Counterpart | _Fault:
         error, beyond = np.abs(ours.values - theirs), ours.saturated(theirs)
         with np.errstate(divide="ignore", invalid="ignore"):
             in_steps = np.where(ours.half > 0, error / (2 * ours.half), 0)
+        # `<=` in parentheses is false for NaN, which then counts as outside
         outside = ~(error <= ours.half * np.where(beyond, np.float32(2 * SATURATED_STEPS), np.float32(1)))
         if outside.any():
             wrong += int(np.count_nonzero(outside))

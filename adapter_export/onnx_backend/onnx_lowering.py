@@ -14,6 +14,7 @@ from adapter_export.graph.graph import BORROWED_WEIGHT, AdapterGraph, Lowering, 
 from adapter_export.graph.ops import check_three_axes
 
 _SMALLEST_NORM = 1e-12
+"""The smallest divisor of `l2_normalise`: the `eps` of torch's `normalize`."""
 
 MINIMUM_OPSET = 17
 """First opset with `LayerNormalization`."""
@@ -205,6 +206,7 @@ def _masked_mean(writer: Writer, name: str, x: ir.Value, mask: ir.Value) -> ir.V
         row = writer.op(f"{name}/row", "Unsqueeze", (mask, axis))
         total = writer.op(f"{name}/total", "Squeeze", (writer.op(f"{name}/product", "MatMul", (row, x)), axis))
         count = writer.op(f"{name}/count", "ReduceSum", (mask, axis))
+    # a row without tokens is 0 instead of 0/0
     at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, mask)))
     return writer.op(name, "Div", (total, at_least_one))
 
@@ -216,6 +218,7 @@ def _last_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Valu
     shown = writer.op(
         f"{name}/kept", "Cast", (writer.nonzero(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32
     )
+    # the last of equal maxima is the last shown token
     last = {"axis": -1, "keepdims": int(not writer.stacked), "select_last_index": 1}
     place = writer.op(f"{name}/place", "ArgMax", (shown,), last, type=_INT64)
     token = writer.op(f"{name}/token", "GatherND", (x, place), {"batch_dims": 1})
@@ -230,6 +233,7 @@ def _max_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
         column = writer.op(f"{name}/column", "Transpose", (mask,), {"perm": [0, 2, 1]})
     else:
         column = writer.op(f"{name}/column", "Unsqueeze", (mask, writer.integers(f"{name}/axis", [2])))
+    # -inf loses against every number; a row without tokens becomes 0 below
     shown = (writer.nonzero(f"{name}/shown", column), x, writer.number(f"{name}/lowest", -math.inf, x))
     largest = writer.op(f"{name}/kept", "Where", shown, type=x.type)
     return _unless_empty(writer, name, writer.largest(f"{name}/largest", largest, 1, keep=writer.stacked), mask)
@@ -318,6 +322,7 @@ def _gelu_tanh(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value
     if writer.opset >= _GELU_OPSET:
         return writer.op(name, "Gelu", (x,), {"approximate": "tanh"})
     square = writer.op(f"{name}/square", "Mul", (x, x))
+    # the coefficient of the tanh approximation (Hendrycks & Gimpel 2016, §2)
     cubic = writer.op(f"{name}/cubic", "Mul", (square, writer.number(f"{name}/coefficient", 0.044715, x)))
     factor = writer.op(f"{name}/factor", "Add", (cubic, writer.number(f"{name}/unit", 1.0, x)))
     inner = writer.op(f"{name}/inner", "Mul", (x, factor))
@@ -339,6 +344,7 @@ def _silu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 def _quick_gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     (x,), name = values, node.output
+    # the factor of the sigmoid approximation (Hendrycks & Gimpel 2016, §2)
     scaled = writer.op(f"{name}/scaled", "Mul", (x, writer.number(f"{name}/factor", 1.702, x)))
     return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Sigmoid", (scaled,))))
 

@@ -121,6 +121,7 @@ class Pieces:
         if self._open is not None:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
+        # by identity: comparing contents would cost more than most pieces
         keys = [frozenset((name, id(values[name])) for name in inputs if name in values) for values in known]
         remaining, computed = Counter(keys), dict[frozenset[tuple[str, int]], Arrays]()
         for at, (key, values) in enumerate(zip(keys, known, strict=True)):

@@ -95,6 +95,7 @@ def find_tensors(data: Bytes, where: object) -> Places:
         FormatError: it is not an adapter file, is truncated or damaged, or has another format version.
         TensorError: a name is duplicate, a type is unsupported, or a size does not match its shape.
     """
+    # the identifier of a flatbuffer follows the offset of its root table
     if data[4:8] != _IDENTIFIER:
         raise FormatError(
             "is not an ONNX Runtime adapter file",

@@ -42,6 +42,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self._lock = Lock()
+        # monotonic: the clock of the system may be set back
         self._last, self._times = time.monotonic(), 0
 
     def is_due(self) -> bool:

@@ -69,6 +69,7 @@ def copy_verified(
     try:
         private = PrivateFolder()
         verify_files(manifest, folder, copied=paths, into=private.path, copy_file=copy_file)
+        # last, when all files that it lists are verified
         (private.path / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
     except OSError as error:
         needed = sum(file.bytes for file in manifest.files if file.path in paths)
@@ -140,6 +141,7 @@ class Bundle(Described):
             if not verify:
                 return cls(place, manifest, False)
             adapters = {record.onnx_adapter for record in manifest.adapters}
+            # what sessions read: graphs and weights at the top, and adapters; not golden data or sources
             run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
             otherwise = "if the bundle is read-only, open it with `Bundle.open(…, copy=False)`"
             return cls._verify_and_copy(place, manifest, run if copy else None, otherwise)

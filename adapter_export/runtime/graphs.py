@@ -90,6 +90,7 @@ def open_session(
     check_threads(threads)
     options = ort.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimization]
+    # 0 lets ONNX Runtime choose
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would log a warning
     if where is not None:

@@ -318,6 +318,7 @@ class Adapters:
                 self._cache[entry] = file
                 self._cache.move_to_end(entry)
             while len(self._cache) > self._limit:
+                # not the last one, which was just loaded
                 del self._cache[self._uses.rarest(list(self._cache)[:-1] or self._cache)]
                 self._counts["evictions"] += 1
         return file
@@ -339,6 +340,7 @@ class Adapters:
                     found=f"`{entry.name}`",
                     fix="unload it, or use another name",
                 )
+            # a new mapping, as in `remove`
             self._entries = {**self._entries, entry.name: entry}
 
     def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
@@ -463,6 +465,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
     inputs = {record.name for record in manifest.inputs}
     yield from (f"`{name}` is missing" for name in slots if name not in tensors)
     for name in tensors:
+        # ONNX Runtime would let the tensor override that input without an error
         if name in inputs:
             yield f"`{name}` is the name of a data input"
         elif name not in slots:
@@ -480,6 +483,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
             yield f"`{slot.name}` has shape {list(tensor.shape)}, not {list(slot.axes)}"
         if tensor.dtype != np.float32:
             yield f"`{slot.name}` is {tensor.dtype}, not float32"
+        # ONNX Runtime computes with NaN without an error
         elif not np.isfinite(tensor).all():
             yield f"`{slot.name}` holds NaN or Inf"
         for axis, size in axes:

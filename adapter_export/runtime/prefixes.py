@@ -20,6 +20,7 @@ def digest_of(arrays: Iterable[np.ndarray]) -> bytes:
     """Return a SHA-256 of the shapes and contents of contiguous arrays."""
     digest = hashlib.sha256()
     for array in arrays:
+        # shapes too: arrays of different shapes may have equal bytes
         digest.update(f"{array.shape}".encode())
         digest.update(array.data)
     return digest.digest()

@@ -154,6 +154,7 @@ class _Check:
             outputs = self._run(self._vectors, case)
             for output in sorted(self._record.absolute):
                 value = outputs[output]
+                # little-endian, so that the digest does not depend on the machine
                 digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest() == expected
 

@@ -91,6 +91,7 @@ class Session(Described):
         self._can_split = batches.rows_are_apart(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
         self._decoder: Decoder | None = None
+        # compared in each call, since a fork copies the session without its threads
         self._process = os.getpid()
 
     @property
@@ -721,6 +722,7 @@ class Session(Described):
                 padded = self._maskable if may_pad[entry] else frozenset[str]()
                 for part, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows):
                     rows, sizes = len(next(iter(part.values()))), batches.sizes_of(part, inputs, self._batch_axis)
+                    # equal rows beside each other share a call, and the computation below the adapters
                     twin = 0 if manifest.fanout is None else twins.setdefault(digest_of(part.values()), index)
                     items.append(Item(index, request, part, entry, rows, sizes, padded, twin, origin))
         return items

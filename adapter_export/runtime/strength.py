@@ -101,6 +101,7 @@ def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, st
                 fix="leave the strength out for this adapter",
             )
         if slot.parameter in names:
+            # in float64, so that the result is rounded once
             wide = slot.neutral_value + strength * (trained.astype(np.float64) - slot.neutral_value)
             scaled_tensors[slot.name] = wide.astype(np.float32)
     return scaled_tensors

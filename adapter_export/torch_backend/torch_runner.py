@@ -24,6 +24,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import modules_of
 
 _MOST_ATTACHED = 32
+"""Models to keep: they share the base's weights, so each has only those of its adapter."""
 
 _ROUNDED = 1e-5
 """Rounding allowed between two runs, relative to the largest value: kernels may depend on tensor addresses."""
@@ -77,6 +78,7 @@ class TorchRunner:
             if adapter is not None and known.adapter is not adapter:
                 known.adapter = adapter
                 for name, tensor in known.tensors().items():
+                    # a copy: the tensor must not share memory with the adapter's array
                     tensor.data = torch.tensor(adapter.weights[name])
         self._models = [*self._models[1 - _MOST_ATTACHED :], known]  # most recently used last; the first is evicted
         return known
@@ -206,6 +208,7 @@ class _Walk(fx.Interpreter):
             return None
         return NodeValue(
             name,
+            # a later operator may write into the tensor
             value.numpy().copy(),
             exact,
             reach,
@@ -235,6 +238,7 @@ class _Walk(fx.Interpreter):
 
         call = getattr(self._wide, node.op)
         try:
+            # clones, because the operator may write into its inputs
             exact = call(node.target, *pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
             if not isinstance(exact, Tensor) or not exact.is_floating_point():
                 return None, None
@@ -279,6 +283,7 @@ def _sees_nothing(module: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
 
 
 def _tensors(inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    # copies: a base may write into its inputs
     return {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
 
 

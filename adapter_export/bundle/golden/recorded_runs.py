@@ -104,6 +104,7 @@ def _bytes(golden: Golden, at: int, outputs: Arrays) -> bytes:
         expected, value = golden.outputs[at][name], outputs[name]
         is_whole = name not in golden.sketches and expected.ndim and value.ndim
         cut = value[..., : expected.shape[-1]] if is_whole else value
+        # little-endian, so that the digest does not depend on the machine
         parts.append(cut.astype(cut.dtype.newbyteorder("<"), copy=False).tobytes())
     return b"".join(parts)
 

@@ -37,6 +37,7 @@ class PartValue:
     def ratio(self) -> float:
         """Absolute value divided by the limit; infinite for NaN."""
         size = abs(self.value)
+        # `ulp(0.0)` is the smallest positive number: a limit of 0 allows nothing
         return math.inf if math.isnan(size) else size / (self.part.limit or math.ulp(0.0))
 
 

@@ -174,6 +174,7 @@ class _Finder:
     def _parts(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
         """Yield concatenations that fused operators read, such as query, key and value."""
         for axis in range(array.ndim):
+            # query, key and value, or key and value, which a fusion packs
             for count in (3, 2):
                 if array.shape[axis] % count == 0 and array.size // count >= _FEW:
                     parts = np.split(array, count, axis)

@@ -239,8 +239,10 @@ RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
 
 _WIDTH = 3
 _STD = 0.2
+"""Large enough that every part of an adapter changes the result."""
 
 _MOST_FOR_ALL_PAIRS = 5
+"""Adapters of which all ordered pairs are swapped, whose number grows quadratically; of more, neighbours in a ring."""
 
 
 def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
@@ -248,6 +250,7 @@ def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
     if len(names) <= _MOST_FOR_ALL_PAIRS:
         return list(permutations(names, 2))
     ring = [(name, names[(index + 1) % len(names)]) for index, name in enumerate(names)]
+    # each adapter runs before and after another one
     return [pair for first, second in ring for pair in ((first, second), (second, first))]
 
 

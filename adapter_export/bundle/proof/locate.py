@@ -417,7 +417,9 @@ def _changes(node: ir.Node) -> Iterator[tuple[str, Change]]:
                 yield f"`{node.op_type}`, expected `{other}`", partial(_become, operator=other)
     if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
         present_epsilon = node.attributes.get_float("epsilon", 1e-5)
+        # epsilons of common architectures, torch's default first
         for epsilon in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-3):
+            # relative only: a default `atol` of 1e-8 would make 1e-12 and 1e-8 equal
             if not np.isclose(epsilon, present_epsilon, rtol=1e-3, atol=0):
                 yield f"epsilon {present_epsilon:.0e}, expected {epsilon:.0e}", attribute("epsilon", epsilon)
     if node.op_type in ("Add", "Sub"):

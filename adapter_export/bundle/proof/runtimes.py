@@ -26,6 +26,7 @@ from adapter_export.words import argument, joined
 NAME = "other runtime"
 
 _SECONDS = 600
+"""Timeout of all golden vectors in another Python."""
 
 _RUN = """
 import json, sys

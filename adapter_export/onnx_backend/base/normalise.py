@@ -124,6 +124,7 @@ def _check_arity(model: ir.Model) -> None:
 def _is_random(node: ir.Node) -> bool:
     if node.domain not in ("", "ai.onnx"):
         return False
+    # in ONNX, dropout is random only if its third input, `training_mode`, is true
     if node.op_type == "Dropout":
         training = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
         return training is not None and bool(training.numpy())
@@ -140,6 +141,7 @@ def _is_there(domain: str, name: str) -> bool:
     graph = helper.make_graph([helper.make_node(name, ["x"], ["y"], domain=domain)], "operator", [x], [y])
     opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
     options = ort.SessionOptions()
+    # fatal: the expected failure would be logged
     options.log_severity_level = 4
     try:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -157,6 +159,7 @@ def normalise(model: ir.Model) -> None:
     model.ir_version, has_functions = _IR_VERSION, bool(model.functions)
     try:
         if has_functions:
+            # before weights become constants: those of functions are in their bodies
             InlinePass()(model)
         RemoveInitializersFromInputsPass()(model)
     except LIBRARY_ERRORS as error:
@@ -242,6 +245,7 @@ def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir
         return reduce(lambda total, value: tape.op("Add", [total, value]), read)
     if node.op_type == "Gemm" and added is not None and added in read:
         attributes = {name: each.value for name, each in node.attributes.items() if name != "beta"}
+        # `beta` scales the summand, which leaves the product
         product = tape.op("Gemm", node.inputs[:_ADDED], attributes)
         beta = node.attributes.get_float("beta", 1.0)
         return tape.op("Add", [product, added if beta == 1.0 else tape.op("Mul", [added, number(beta)])])
@@ -312,6 +316,7 @@ def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequenc
         for name, value in expected.items():
             if value.dtype.kind != "f":
                 continue
+            # masks may be -inf, which has no scale
             scale = float(np.abs(value[np.isfinite(value)]).max(initial=0))
             if not np.allclose(outputs[name], value, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
                 worst = np.abs(outputs[name].astype(np.float64) - value).max()
@@ -361,6 +366,7 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
 def small_cases(inputs: Sequence[InputRecord]) -> list[InputCase]:
     """Return two cases of small inputs; no named axis has the same length in both."""
     named = axis_names(inputs)
+    # odd lengths, two apart, so that they and their successors differ from one another
     lengths = [2, *range(5, 2 * len(named) + 5, 2)]
     shapes = [{name: length + more for name, length in zip(named, lengths, strict=False)} for more in (0, 1)]
     return input_cases(inputs, seed=0, shapes=shapes)[:2]

@@ -74,6 +74,7 @@ def _fuse(model: ir.Model, base: OnnxBase) -> tuple[ir.Model, Mapping[str, int]]
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
             fix="build it without " + argument("optimize") + "; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
+    # a norm fused with its sum would hide a site
     model = _separate_sums(model)
     if numerics(base.model).precision.name == "int8":
         model = _use_standard_attention(model)
@@ -108,6 +109,7 @@ def _use_standard_attention(model: ir.Model) -> ir.Model:
     fused = {node: _separate(node) for node in graph.all_nodes() if node.op_type == "MultiHeadAttention"}
     is_older = tuple(map(int, ort.__version__.split(".")[:2])) < _ATTENTION_RUNTIME
     changes = any(node.op_type == "GroupNormalization" for node in graph.all_nodes())
+    # the opset rises to 23, which must not change the meaning of other operators
     if is_older or changes or graph.opset_imports[""] < _SAME_MEANING or not fused or not all(fused.values()):
         return model
     for node, read in fused.items():

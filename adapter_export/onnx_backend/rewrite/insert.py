@@ -114,6 +114,7 @@ def baked(model: ir.Model, plan: SlotPlan, adapter: Adapter) -> ir.Model:
     for name, tensor in slot_tensors(plan, adapter).items():
         slot = copy.graph.initializers[name]
         slot.const_value = ir.Tensor(np.ascontiguousarray(tensor), name=name)
+        # the neutral default may be narrower
         slot.shape = ir.Shape(tensor.shape)
         copy.graph.inputs.remove(slot)
     return copy
@@ -173,6 +174,7 @@ class _Insertion:
         writer = self._writer(tape, site.name, site.path)
         place = "" if replaced == "h" else f"{replaced}/"
         inputs = {}
+        # sorted, so that each build writes the same bytes
         for name in sorted({replaced}.union(*(group.graph.inputs for group in groups))):
             value = _cast(read[name], ir.DataType.FLOAT, f"{place}{name}", writer)
             inputs[name] = self._binding.enter(value, f"{place}{name}", writer, sequence_first=site.sequence_first)
@@ -193,6 +195,7 @@ class _Insertion:
         if site.norm is not None:
             self._norms[site.name] = site.norm
             if site.norm.weight is None:
+                # `LayerNormalization` requires a weight
                 ones = ir.tensor(np.ones(site.width, np.float32))
                 tensors[BORROWED_WEIGHT] = writer.constant(f"{place}{BORROWED_WEIGHT}.ones", ones)
         return {name: _cast(value, ir.DataType.FLOAT, f"{place}{name}", writer) for name, value in tensors.items()}
@@ -260,6 +263,7 @@ class _Insertion:
             outputs = {head.graph: head.output for head in head_records(sums)}
             metadata[HEAD_OUTPUTS_KEY] = json.dumps(outputs, sort_keys=True)
         for node in model.graph.all_nodes():
+            # traces contain folders of the machine that exported the base
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
@@ -313,6 +317,7 @@ def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
     inputs = {value.name for value in model.graph.inputs}
     names = {slot.name for slot in slots}
     faults = [fault for slot in slots for fault in _faults(model.graph, slot, slot.name in inputs)]
+    # an overridable weight of the base could be replaced by an adapter's file
     extra = [name for name in model.graph.initializers if name in inputs and name not in names]
     faults += [f"`{name}` can be overridden, but is not a slot" for name in extra]
     if faults:

@@ -55,6 +55,7 @@ class TokenScore(NamedTuple):
 def score_token(logits: np.ndarray, token: int, top: int) -> TokenScore:
     """Return the log probabilities of a token and of the `top` most likely ones, by their logits [words]."""
     exact = logits.astype(np.float64)
+    # log-softmax; the shift keeps `exp` from overflowing
     exact -= exact.max()
     exact -= np.log(np.exp(exact).sum())
     best = np.argsort(-exact, kind="stable")[:top]
@@ -127,11 +128,13 @@ def next_token(
         raise RequestError("the JSON schema cannot be followed", found="no token of the model that may come next")
     if not decoding.temperature:
         return int(logits.argmax())
+    # stable, so that equal logits are in the order in which `argmax` picks them
     order = np.argsort(-logits, kind="stable")[: decoding.top_k]
     scaled = (logits[order].astype(np.float64) - float(logits[order[0]])) / decoding.temperature
     sums = np.exp(scaled).cumsum()
     sums /= sums[-1]
     if decoding.top_p is not None:
+        # the token that reaches `top_p` belongs to the nucleus (Holtzman et al. 2020, §3.1)
         sums = sums[: int(np.searchsorted(sums, decoding.top_p)) + 1]
     return int(order[np.searchsorted(sums, random.random() * sums[-1], side="right")])
 
@@ -219,6 +222,7 @@ class DecodingBatch:
                 tokens.append(self._write(row, logits))
             except RequestError as error:
                 row.error = error
+                # a failed row must not shift the tokens of the others
                 tokens.append(0)  # the row leaves before the next step
         self.append(tokens)
 

@@ -69,9 +69,12 @@ _BYTES = {
 """Bytes per number by `ScalarType` (`torch/_export/serde/schema.py`)."""
 
 _STRIDED = 7
+"""`Layout.Strided` of `torch/_export/serde/schema.py`."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 _FILE = re.compile(r"(weight|tensor)_\d{1,9}")
 _LARGEST = 2**62
+"""Bound of sizes and strides: torch computes with int64."""
 
 
 def _check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
@@ -243,6 +246,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
         if name in entries:
             raise _damaged(path, f"two entries `{name}`")
         entries[name] = info
+    # entries that overlap could multiply the bytes of a small file
     if sum(info.file_size for info in infos) > path.stat().st_size:
         raise _damaged(path, "entries larger than the file")
     return entries
@@ -251,6 +255,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
 def _checked_name(info: zipfile.ZipInfo, root: str, path: Path) -> str:
     folder, _, name = info.filename.partition("/")
     limit = next((limit for pattern, limit in _LIMITS if pattern.fullmatch(name)), 0)
+    # a name must not lead out of the folder
     if folder != root or limit == 0 or ".." in name:
         raise UnsafeArchiveError(
             "contains an unexpected entry",
@@ -259,6 +264,7 @@ def _checked_name(info: zipfile.ZipInfo, root: str, path: Path) -> str:
             expected="one program, its tensors, and text in `extra/`",
             fix=TRUST,
         )
+    # without compression there is no zip bomb
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise _damaged(path, f"`{name}` compressed, but torch never compresses")
     if limit is not None and info.file_size > limit:
@@ -330,6 +336,7 @@ def write_outline(archive: Archive, target: BinaryIO) -> None:
     for payload in config["config"].values():
         meta = payload["tensor_meta"]
         zeros[f"{folder}/{payload['path_name']}"] = b"\0" * (_BYTES[meta["dtype"]] if _elements(meta) else 0)
+        # stride 0 repeats the one zero that is stored
         meta |= {"strides": [{"as_int": 0}] * len(meta["sizes"]), "storage_offset": {"as_int": 0}}
     others = {name: entry for name, entry in archive.tensors.items() if name not in zeros}
     _write(archive, {**archive.texts, WEIGHTS: json.dumps(config), **zeros}, others, target)

@@ -71,6 +71,7 @@ class CachedDecoder(_CachedModel):
         """
         check: Any = torch._check  # makes the mask's length a sum in the captured program
         check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
+        # padding on the left gets position 0, as in `generate` of transformers
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         options = {} if self._counts_itself else {"position_ids": positions}
         result = self._model(
@@ -89,6 +90,7 @@ class CachedDecoder(_CachedModel):
 
     def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
         """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
+        # all different, and none is 1: torch treats equal lengths as one axis, and 1 as a constant
         batch, tokens, past = 2, 3, 5
         with torch.no_grad():
             kept = self._model(input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True).past_key_values
@@ -164,6 +166,7 @@ class CachedSeq2Seq(_CachedModel):
 
     def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
         """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
+        # all different, and none is 1, as for a decoder
         batch, tokens, past, new, before = 2, 7, 4, 3, 5
         ids = torch.ones(batch, past, dtype=torch.int64)
         with torch.no_grad():
@@ -214,6 +217,7 @@ class CachedSeq2Seq(_CachedModel):
             for layer in inputs["past_key_values"]
         ]
         whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :3]}
+        # the guards were derived from examples with encoder tokens
         flat = program.module(check_guards=False)
         try:
             with torch.no_grad():
@@ -236,6 +240,7 @@ class CachedSeq2Seq(_CachedModel):
 def fix_sizes(program: ExportedProgram) -> None:
     """Replace sizes that a view infers by known ones: for empty tensors they cannot be inferred."""
     for node in program.graph.nodes:
+        # with zero elements, any size fits in place of -1
         if node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default) and -1 in node.args[1]:
             sizes = zip(node.args[1], node.meta["val"].shape, strict=True)
             known = [size if own == -1 and isinstance(size, int) else own for own, size in sizes]

@@ -114,6 +114,7 @@ def live(module: nn.Module, example_inputs: Inputs) -> Run:
     untouched = pristine(module)
 
     def run(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        # a fresh copy per run, as a model may change itself when it runs
         own = pristine(untouched)
         with settled(own):
             found = own(**pytree.tree_unflatten([tensors[name] for name in names], structure))
@@ -240,6 +241,7 @@ def _computed(
         if before == shapes or (before and max(shape.numel() for shape in shapes) > _LARGEST):
             break
         try:
+            # twice: a model that draws random numbers in `eval` mode has no reference
             first, second = (_run(module, structure, list(widened.values())) for _ in range(2))
         except LIBRARY_ERRORS as error:
             failures.append((error, _shapes(widened)))
@@ -352,7 +354,9 @@ def settled(module: nn.Module) -> Iterator[None]:
             config: Any = getattr(inner, "config", None)  # encoder and decoder may have separate copies
             if getattr(config, "use_cache", None) is not None:
                 stack.callback(setattr, config, "use_cache", config.use_cache)
+                # a `DynamicCache` in the output is no type that torch can export
                 config.use_cache = False
+        # fused layers hide their sublayers, and cannot be exported
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -471,6 +475,7 @@ def _strip(program: ExportedProgram) -> None:
 
 def source_line(trace: str) -> str | None:
     """Return the innermost line of a stack trace outside torch, by module path: `transformers/activations.py:59`."""
+    # the longest first, as one root may be inside another
     roots = [root for root in sorted(sys.path, key=len, reverse=True) if root]
     lines = []
     for name, number in _FRAME.findall(trace):
@@ -539,6 +544,7 @@ def _all_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_we
     """Return the weighted sum [tokens, width] of the results of the chosen experts, as defined by transformers."""
     up, up_bias = ("gate_up_proj", "gate_up_proj_bias") if self.has_gate else ("up_proj", "up_proj_bias")
     activation = self._apply_gate if self.has_gate else self.act_fn
+    # every expert for every token, so that no shape depends on the routing
     value = activation(_products(self, hidden_states, up, up_bias))
     value = _products(self, value, "down_proj", "down_proj_bias")  # [experts, tokens, width]
     if self.has_post_expert_norm:

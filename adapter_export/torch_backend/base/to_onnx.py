@@ -63,6 +63,8 @@ OPSET = 20
 """First opset with `Gelu`; supported by onnxruntime 1.21 and newer."""
 
 _IR_VERSION = 10
+"""First version with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
+
 _FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 _LENGTHS_KEY = "adapter_export.lengths"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
@@ -111,6 +113,7 @@ def to_onnx(base: TorchBase) -> ir.Model:
     return model
 
 
+# weak, so that the cache does not keep the weights of a base alive
 _CONVERTED: WeakKeyDictionary[ExportedProgram, ir.Model] = WeakKeyDictionary()
 """Cache of exported programs: the exporter takes seconds, and a process may build several bundles of a base."""
 
@@ -127,6 +130,7 @@ def converted(program: ExportedProgram) -> ir.Model:
 
 
 def _converted(program: ExportedProgram) -> ir.Model:
+    # the fast path calls `_transformer_encoder_layer_fwd`, which has no translation to ONNX
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -138,6 +142,7 @@ def _converted(program: ExportedProgram) -> ir.Model:
             try:
                 return _convert(program)
             except LIBRARY_ERRORS:
+                # only after a failure: the copies stay in the graph
                 with contiguous_attention(program) as changed:
                     if not changed:
                         raise
@@ -249,6 +254,7 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
     for output in program.graph_signature.output_specs:
         output.arg.name = renamed.get(output.arg.name, output.arg.name)
     exported = _core._exported_program_to_onnx_program(program, registry=_registry())
+    # torch writes the opset of its own operators, which may be older
     version_converter.convert_version(exported.model, OPSET, fallback=True)
     _use_fast_matchers()
     exported.optimize()
@@ -325,6 +331,7 @@ def _batch_norm(node: Any) -> None:
 
 def _subtract(node: Any) -> None:
     """Rewrite `1 - mask`, the usual form of an attention mask."""
+    # `rsub` has no translation: one such node would send the whole program through torch's decompositions
     subtrahend, minuend, *factor = node.args
     node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
     node.kwargs = {**node.kwargs, **({"alpha": factor[0]} if factor else {})}
@@ -362,6 +369,7 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
             continue
         if node.target in _CONVERSIONS:
             source, dtype = node.args[0], node.meta["val"].dtype
+            # an output needs a value of its own
             if source.meta["val"].dtype == dtype and all(user.op != "output" for user in node.users):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)
@@ -376,6 +384,7 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
         node.target = _SPELLINGS.get(node.target, node.target)
         if node.op != "call_function" or not _returns(node) or node.target not in known or not _is_plain(node.target):
             return None
+    # unused sizes of inputs, added above
     graph.eliminate_dead_code()
     return ExportedProgram(
         root=module,

@@ -30,7 +30,9 @@ def _float16(model: ir.Model, _precision: Precision, weights: WeightFile) -> ir.
     converted: ir.Model = ir.from_proto(
         convert_float_to_float16(
             proto,
+            # clients pass and receive float32 in every precision
             keep_io_types=True,
+            # arrays without elements have no valid shapes
             disable_shape_infer=True,
             min_positive_val=_SMALLEST_HALF,
             max_finite_val=_LARGEST_HALF,

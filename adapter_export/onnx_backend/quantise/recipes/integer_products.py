@@ -22,10 +22,13 @@ from adapter_export.onnx_backend.quantise.graph_edits import (
 from adapter_export.onnx_backend.quantise.recipes import Recipe
 
 _LARGEST_ACTIVATION, _ZERO = 127, 128
+"""Symmetric range of activations, and the integer of 0 in uint8."""
+
 _LARGEST_WEIGHT = 63
 """Maximum weight: processors without VNNI add two byte products in 16 bits and saturate; 2 x 255 x 63 fits."""
 
 _TINY = 1e-30
+"""Smallest scale of a token: one of only zeros would be divided by 0."""
 
 _AXES_OF_MAX_OPSET = 18
 """First opset in which the axes of `ReduceMax` and `ReduceMean` are an input."""
@@ -99,6 +102,7 @@ def _quantize(weight: ir.Value, graph: ir.Graph, weights: WeightFile) -> tuple[i
     for part in columns_of(matrix):
         columns = matrix[:, part]
         widths = np.abs(columns).max(0) / np.float32(_LARGEST_WEIGHT)
+        # a column of zeros has no step; any other keeps it at 0
         widths[widths == 0] = 1
         integers[:, part], steps[part] = np.rint(columns / widths), widths
     return weights.add(graph, f"{weight.name}.int8", integers), weights.add(graph, f"{weight.name}.step", steps)
