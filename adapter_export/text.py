@@ -154,6 +154,7 @@ def try_tokenizer(text: str) -> None:
 
 
 _tried: set[str] = set()
+"""Digests of tokenizers that loaded: a child process takes part of a second."""
 
 
 def open_and_encode(text: str) -> None:

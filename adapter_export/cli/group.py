@@ -22,6 +22,7 @@ from adapter_export.version import __version__
 from adapter_export.words import nearest, visible
 
 _BUG, _INTERRUPTED = 5, 130
+"""Exit codes of a bug, and of Ctrl-C: 128 plus the number of the signal, as shells report it."""
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Garbage-collector threshold: exports allocate millions of objects, few of them in cycles. Python's default is 700."""

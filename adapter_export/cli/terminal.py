@@ -15,6 +15,7 @@ from adapter_export.tables import Table
 from adapter_export.words import visible, worded
 
 _PLAIN_WIDTH = 160
+"""Columns of a file or a pipe, which have no width: wide enough for most tables."""
 
 
 class _Console(Console):

@@ -2,11 +2,15 @@
 
 The strict reader here and the published JSON Schemas (`schema.py`) follow from the same hints:
 
-| hint | in JSON | |---|---| | `str`, `int`, `float`, `bool`, `None`, `Any` | a string, a whole number, a number, true
-or false, null, anything | | `Literal["a", "b"]` | one of these strings | | `tuple[X, …]`, `Mapping[str, X]` | a list,
-an object with any keys | | a dataclass | an object with these keys; a field with a default may be absent | | `A | B` |
-by the type of the value; records are distinguished by their `Literal` field | | `Annotated[X, rule]` | as `X`, and
-`Pattern`, `Interval`, `OneOf`, `NotEmpty`, `Different` or `NotNull` |
+| hint | in JSON |
+|---|---|
+| `str`, `int`, `float` | a string, a whole number, a number |
+| `bool`, `None`, `Any` | true or false, null, anything |
+| `Literal["a", "b"]` | one of these strings |
+| `tuple[X, …]`, `Mapping[str, X]` | a list, an object with any keys |
+| a dataclass | an object with these keys; a field with a default may be absent |
+| `A | B` | by the type of the value; records are distinguished by their `Literal` field |
+| `Annotated[X, rule]` | as `X`; the rule is one of `Rule` |
 
 A class attribute `AT_LEAST_ONE_OF` lists keys of which at least one is required. Uses only the standard library.
 """

@@ -118,6 +118,7 @@ def filled(seed: int, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -
         raise ValueError(f"an input of {np.dtype(dtype)} {list(shape)} from the seed {seed}")
     numbers = (np.arange(size, dtype=np.uint64) + np.uint64(seed)).astype(np.uint32)
     steps = mix(numbers) >> np.uint32(32 - _VALUE_BITS)
+    # from -2 up to 2 in steps of 1/64, which float16 represents exactly
     return (steps.astype(np.float32) / 64 - 2).astype(dtype).reshape(shape)
 
 

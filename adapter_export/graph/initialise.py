@@ -16,6 +16,7 @@ from adapter_export.graph.ops import OPS, First
 SMALL_STD = 0.01
 HEAD_STD = 0.02
 SHARED_RULE_STD, OWN_RULE_STD = 1e-4, 1e-2
+"""Standard deviations; the functions that draw with them name their sources."""
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 """Draws a weight [in, out], or the tensor in its name."""

@@ -54,6 +54,7 @@ _QUICK_GELU_FACTOR = 1.702
 _GELU_TANH_FACTOR = math.sqrt(2 / math.pi)
 _GELU_TANH_CUBIC = 0.044715
 _RELU6_LIMIT = 6
+"""Constants of the approximations of GELU (Hendrycks & Gimpel 2016, §2) and of ReLU6."""
 
 
 def erf(x: Array) -> Array:

@@ -95,9 +95,12 @@ class LogMel(Step):
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Return the spectrogram."""
         mirrored = np.pad(values.astype(np.float64), self.fft // 2, mode="reflect")
+        # without the last frame, as in `WhisperFeatureExtractor`
         frames = np.lib.stride_tricks.sliding_window_view(mirrored, self.fft)[:: self.hop][:-1]
+        # the periodic Hann window, whose last value would be that of the next period
         window = np.hanning(self.fft + 1)[:-1]
         power = np.abs(np.fft.rfft(frames * window)) ** 2
+        # floor, range and scale are those of `WhisperFeatureExtractor`
         logs = np.log10(np.maximum(power @ _mel_filters(self), 1e-10)).T
         found: np.ndarray = (np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
         return found
@@ -142,6 +145,7 @@ class AudioModality(FileModality):
         samples = np.frombuffer(frames, dtype).astype(np.float32)  # rounded once: `one` is a power of two
         samples /= np.float32(one)
         if width == 1:
+            # WAV stores 8 bits unsigned, with silence at 128
             samples -= 1
         return samples
 
@@ -157,16 +161,18 @@ class AudioModality(FileModality):
         """Yield the steps of a feature extractor of spectrograms or of samples."""
         if "n_fft" not in fields:
             if fields.get("do_normalize"):
+                # the epsilon of `Wav2Vec2FeatureExtractor`
                 yield Standardize("standardize", 1e-7)
             return
         if fields.get("dither"):
             raise UnknownStepsError("adds noise (`dither`)")
         yield Fit("fit", fields["chunk_length"] * fields["sampling_rate"])
         bands, fft, hop, rate = (fields[name] for name in ("feature_size", "n_fft", "hop_length", "sampling_rate"))
+        # the frequencies are constants in `WhisperFeatureExtractor`
         yield LogMel("log_mel", bands, fft, hop, 0.0, 8000.0, rate)
 
     def samples(self, rate: int | None) -> dict[str, bytes]:
-        """Return tones in noise of 0.25 and 0.4 seconds, 16-bit WAV."""
+        """Return tones in noise of 0.25 and 0.5 seconds, 16-bit WAV."""
         assert rate is not None
         drawn, files = np.random.default_rng(0), {}
         for title, seconds, pitch in (("low", 0.25, 220), ("high", 0.5, 1760)):
@@ -215,6 +221,7 @@ def _checked(data: bytes, rate: int | None, where: object) -> tuple[Any, bytes]:
 
 def _mel_filters(step: LogMel) -> np.ndarray:
     """Triangles [bins, bands] on Slaney's scale, linear below 1 kHz, each of area 1 (Slaney 1998, Auditory Toolbox)."""
+    # 27 logarithmic steps from 1 to 6.4 kHz; below, 15 linear ones of 200/3 Hz
     log_step = np.log(6.4) / 27
 
     def mels(hertz: float) -> float:

@@ -57,6 +57,7 @@ def try_session(session: ort.InferenceSession, arrays: Mapping[str, np.ndarray])
     """Run an untrusted graph on small inputs, as `run_session` does; `BaseModelError` after a timeout."""
     options = ort.RunOptions()
     timer = Timer(_MOST_SECONDS, setattr, (options, "terminate", True))
+    # a waiting timer must not keep the process alive
     timer.daemon = True
     timer.start()
     try:

@@ -53,6 +53,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     if not sys.executable:
         return
     task = json.dumps({"function": function, "arguments": arguments, "bytes": limits.bytes})
+    # the child imports the same package, wherever this process found it
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
@@ -107,7 +108,9 @@ def limit_memory(count: int) -> None:
     """Let this process allocate at most `count` more bytes, where the system can limit them."""
     if resource is not None:
         most = _allocated_bytes() + count
+        # a crash is an expected outcome here, and needs no core dump
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # not `RLIMIT_AS`, which also counts mapped files and reserved addresses
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 

@@ -55,6 +55,7 @@ class ChildService:
     def _start(self) -> subprocess.Popen[str]:
         if not sys.executable:
             raise self._refusal("Python cannot be started: this interpreter is embedded")
+        # the child imports the same package, wherever this process found it
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _CHILD],  # `-P`: import nothing from the current folder
@@ -121,10 +122,12 @@ def _end_process(process: subprocess.Popen[str]) -> None:
 def answer_calls() -> None:
     """Answer calls from standard input, a line each, on standard output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
+    # a library that prints must not write into the answers
     output, sys.stdout = sys.stdout, sys.stderr
     first = json.loads(sys.stdin.readline())
     module, _, name = first["function"].partition(":")
     function = getattr(importlib.import_module(module), name)
+    # after the import, whose memory does not count
     limit_memory(first["bytes"])
     output.write("null\n")
     output.flush()

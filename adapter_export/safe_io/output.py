@@ -118,6 +118,7 @@ class Output:
                 try:
                     yield temporary
                     self._check_free(target)
+                    # before the rename: after a power failure, the name must not belong to incomplete contents
                     _sync(temporary)
                     _move_into_place(temporary, target)
                     _sync_folder(target.parent)
@@ -223,6 +224,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         yield
         return
     lock = target.with_name(f".{target.name}.adapter-export.lock")
+    # before the lock: from then on, another process finds what this one leaves if it is killed
     with _keep_note(target):
         file = _acquire(lock, path)
         held.add(target)
@@ -232,6 +234,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         finally:
             held.discard(target)
             with suppress(OSError):
+                # before it is released: later, it may be the file of the next owner
                 lock.unlink()
             os.close(file)
 
@@ -270,6 +273,7 @@ def _acquire(lock: Path, named: Path) -> int:
     deadline = time.monotonic() + _PATIENCE_S
     try:
         while True:
+            # without following a link, whose target would be truncated
             file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             with ExitStack() as on_failure:
                 on_failure.callback(os.close, file)
@@ -319,6 +323,7 @@ def exchange(path: Path, other: Path) -> bool:
 def _move_into_place(temporary: Path, target: Path) -> None:
     """Swap the two paths; if unsupported, move the target aside, and restore it if renaming fails."""
     if temporary.is_file() and not target.is_dir():
+        # one rename replaces a file atomically; a folder cannot be replaced by one
         temporary.replace(target)
         return
     if os.path.lexists(target) and exchange(temporary, target):

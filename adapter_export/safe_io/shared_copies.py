@@ -141,6 +141,7 @@ def _shared_folder(*, create: bool = False) -> Path | None:
     try:
         if create:
             with suppress(FileExistsError):
+                # other users must not be able to exchange verified copies
                 folder.mkdir(0o700)
         status = folder.lstat()  # another user may have made it
     except OSError:
@@ -217,6 +218,7 @@ class _Seal:
                 digest = self._compare(path, lambda file: sha256_of_open(file, path))
                 if digest != sha256:
                     return digest
+            # this changes the times of the copy, which are written below
             os.link(self.copy, link)
         else:
             digest = self._renew(path, link, size)
@@ -247,6 +249,7 @@ class _Seal:
         self.sources = []
         digest = self._compare(path, lambda file: copy_open(file, path, link, size))
         if digest == self.copy.name:
+            # several processes map these bytes
             link.chmod(0o400)
             os.link(link, self.copy)
         return digest

@@ -100,6 +100,7 @@ class AttachedAdapter(Described, nn.Module):
             raise AdapterError("the adapter does not have the tensors to train", found=", ".join(unknown))
         norms = {site.name: site.norm for site in sites}
         tensors = {
+            # a copy, because training changes it in place
             name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
             for name, array in adapter.weights.items()
         }
@@ -178,6 +179,7 @@ class AttachedAdapter(Described, nn.Module):
         """Set the temperature of a fusion to the initial one times `1 - decay`, at least 1."""
         for owner, graph, _ in () if self.adapter is None else self.adapter.components():
             first = temperature_of(graph)
+            # `min`, because an initial temperature below 1 does not rise
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
     def leave_out(self, sites: Collection[str]) -> None:
@@ -333,6 +335,7 @@ class AdaptedModel(AttachedAdapter):
         with self.with_random_weights(), torch.inference_mode():
             for row in trial.runs:
                 inputs = self.placed({name: torch.from_numpy(array) for name, array in row.items()})
+                # the rounding of half precision would look like an effect of padding
                 with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
                     outputs.append({name: value.cpu().numpy() for name, value in self(**inputs).items()})
         return not trial.changes(outputs, outputs[0].keys())

@@ -89,6 +89,7 @@ def attach_to_module(
     check_complete(sites, site_map)
     fitted = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
+    # random weights, because a new adapter changes nothing and would hide a misplaced hook
     drawn = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in fitted.weights.items()}
     trial = attach(base, replace(fitted, weights=drawn), sites=sites)  # also checks that it fits
     with ExitStack() as undoing:
@@ -139,6 +140,7 @@ class HookedAdapter(AttachedAdapter):
         self._weights = weight_facts(base.program)
         self._signature = inspect.signature(module.forward)
         self._mask_name = self._mask()
+        # a different length for each axis, so that axes cannot be mistaken for each other
         lengths = {name: 3 + 2 * place for place, name in enumerate(axis_names(base.inputs))}
         case = input_cases(base.inputs, seed=0, max_tokens=base.max_tokens, shapes=[lengths])[-1]  # with padding
         self._inputs = {name: torch.from_numpy(array) for name, array in case.arrays.items()}
@@ -369,6 +371,7 @@ def _unreachable(where: str, found: str) -> NoSitesError:
 
 def _run(module: nn.Module, base: TorchBase, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the outputs of a module for inputs by their names in its base."""
+    # clones, because the module may write into its inputs
     values = [inputs[record.name].clone() for record in base.inputs]
     args, kwargs = pytree.tree_unflatten(values, base.program.call_spec.in_spec)
     return dict(named_tensors(module(*args, **kwargs), ""))
@@ -392,6 +395,7 @@ class _Boundaries:
         with torch.no_grad(), settled(module), ExitStack() as recording:
             for submodule in module.modules():
                 recording.callback(submodule.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                # first, because a hook of `settled` changes the result of the whole module
                 recording.callback(submodule.register_forward_hook(self._leave, prepend=True).remove)
             _run(module, base, inputs)
             run.run(*(inputs[record.name] for record in base.inputs))

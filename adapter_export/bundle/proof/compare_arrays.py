@@ -65,6 +65,7 @@ def compare_top_class(
     differ = np.flatnonzero((top != other) & seen)
     margins = rows[differ, top[differ]].astype(np.float64) - rows[differ, other[differ]]
     flips = tuple(
+        # twice, because both logits may be off
         FlipRecord(int(row), int(other[row]), int(top[row]), float(margin), bool(margin <= 2 * absolute))
         for row, margin in zip(differ, margins, strict=True)
     )

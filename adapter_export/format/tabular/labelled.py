@@ -22,6 +22,8 @@ from adapter_export.safe_io.regular_files import sha256_of
 from adapter_export.words import argument
 
 _DIGEST_BYTES, _SALT_BYTES = 4, 16
+"""BLAKE2b takes a salt of 16 bytes. Of 2,048 digests of 4 bytes, one in two million other rows matches one by chance."""
+
 _LABEL = "label"
 MOST_DIGESTS = 2048
 """Row digests of each file in a training record: 8 kB."""
@@ -341,6 +343,7 @@ class RememberedRows:
 
     def count(self, rows: Iterable[LabelledRow]) -> tuple[int, int]:
         """Return the number of known rows, and the number of rows that could be looked up."""
+        # only the smallest digests are stored: a larger one may be of a known row
         most = 2 ** (8 * _DIGEST_BYTES) if len(self.digests) >= self.rows else max(self.digests, default=-1)
         known = [digest for digest in (row_digest(row, self.salt) for row in rows) if digest <= most]
         return sum(digest in self.digests for digest in known), len(known)

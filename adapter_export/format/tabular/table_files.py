@@ -32,6 +32,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')
 """Excel's optional first line, which names the delimiter."""
 
 _LONGEST_CELL = 10_000_000
+"""Maximum characters of a cell: some texts exceed the csv module's own limit of 131,072."""
+
 _ROWS_COMPARED = 20
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # `splitlines` would also split at form feeds and U+2028
 

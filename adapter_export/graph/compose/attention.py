@@ -25,6 +25,7 @@ VALUE = "fusion.value.weight"
 
 _MIX, _MIXED = "softmax_mix", "mixed"
 _OFF_DIAGONAL = 1e-6
+"""Elements beside the diagonal of the first value projection, as in AdapterHub."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from adapter_export.sites.site import SiteName
 from adapter_export.words import argument, quoted
 
 DEFAULT_RANK = 8
+"""PEFT's default."""
 
 
 @dataclass(frozen=True)

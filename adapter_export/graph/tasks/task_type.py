@@ -227,6 +227,7 @@ class TaskType(TaskFacts):
         """Return the result whose numbers are the mean of those of several windows."""
         if task.activation == "sigmoid":
             shares: np.ndarray = np.mean([task.activated(result) for result in results], axis=0)
+            # the logits of 0 and 1 are infinite
             inside = np.clip(shares, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
             logits: np.ndarray = np.log(inside) - np.log1p(-inside)
             return logits

@@ -140,6 +140,7 @@ def is_known(shape: ir.Shape | None) -> bool:
     if shape is None:
         return False
     last = shape[-1] if len(shape) in (2, 3) else 0
+    # ONNX's inference gives unknown sizes such names
     return isinstance(last, int) or (last.value is not None and not last.value.startswith("unk__"))
 
 

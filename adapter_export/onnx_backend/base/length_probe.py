@@ -90,6 +90,7 @@ def equal_axes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> 
     if all(len(group) < 2 for group in places.values()):
         return {}
     runs = runs_with(model, folder, inputs)
+    # a different odd length for each axis: if that runs, none need be equal
     if runs({name: 2 * place + 3 for place, name in enumerate(known)}):
         return {}
     at = {name: place for place, group in reversed(places.items()) for name in group}
@@ -179,6 +180,7 @@ class _Search:
         """Return the largest length if it is below one of the sizes, otherwise `None`."""
         longest = max(LENGTHS)
         good, pace = self._usual, 0.0
+        # one more than the rows of a table of positions is the first length that fails
         for size in (longest, *(size + 1 for size in sizes if longest <= size <= _MOST_POSITIONS)):
             if size <= good:
                 continue
@@ -194,6 +196,7 @@ class _Search:
         """Return the largest valid length between two: usually a little below the size of a table."""
         step = 1
         while bad - good > 1 and time.monotonic() < self._until:
+            # from the end, where the limit usually is, in growing steps
             middle = max(bad - step, (good + bad) // 2)
             good, bad, step = (middle, bad, step) if self._runs(middle) else (good, middle, 2 * step)
         return good

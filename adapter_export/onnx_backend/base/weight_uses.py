@@ -28,6 +28,7 @@ _UNIT_ROUNDOFF = {
     ir.DataType.FLOAT16: 2.0**-11,
     ir.DataType.BFLOAT16: 2.0**-8,
 }
+"""Largest relative error of rounding to a type: half the distance from 1 to the next number."""
 
 _ROUNDINGS = 4
 """Roundings before a number becomes an integer: of the weight, the scale, its reciprocal, the product and the sum with

@@ -246,6 +246,7 @@ def _cache() -> Path:
         raise UsageError("downloads need a cache, which is disabled", where=f"`{CACHE_VARIABLE}`", fix=fix)
     cache = folder / "remote"
     try:
+        # private repositories are downloaded here, too
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(cache, error.strerror or error) from error

@@ -563,6 +563,7 @@ def _difference(
     if first is not None and second is not None:
         return facts | {"test": PERMUTATION, "p": _exchanged(first, second, seed)}
     beyond = min((known <= 0).sum(), (known >= 0).sum())
+    # with 1 added to both: no number of draws shows that p is 0
     p = min(1.0, 2 * float(beyond + 1) / (len(known) + 1))
     return facts | {"test": BOOTSTRAP, "p": p if len(known) else None}
 

@@ -104,6 +104,7 @@ def listen(settings: ServerSettings) -> socket.socket:
     """Return a listening socket; UsageError if the port is in use."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        # uvicorn's own backlog
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         reason, _, _ = (error.strerror or str(error)).partition(" (while")  # Python appends the address

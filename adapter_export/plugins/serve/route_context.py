@@ -43,13 +43,16 @@ class Admission:
         """Raise RefusedError (401, 403) for clients that are not admitted."""
         if self._token is not None:
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            # in constant time: the duration must not tell how much of a token is right
             if scheme.lower() != "bearer" or not secrets.compare_digest(token.encode(), self._token.encode()):
                 raise RefusedError(401, "the header `authorization: Bearer TOKEN` with the admin token is required")
             return
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         near = request.client is not None and _is_loopback(request.client.host)
+        # a browser here may send what a foreign page asks for: its origin differs, or its host after DNS rebinding
         is_local = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
+        # behind a proxy on this machine, all clients would seem to be local
         if not near or not is_local or any(name in request.headers for name in _PROXY_HEADERS):
             raise RefusedError(403, "only loopback clients may administer this server; start it with an admin token")
 

@@ -174,6 +174,7 @@ def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
     with or_else(CAPTURE_BARE):
         base = _captured(module, examples, folder, lengths, most)
     if isinstance(module, CachedSeq2Seq):
+        # before the steps are checked: the second has no encoder tokens
         fix_sizes(base.program)
         with within(folder), captured_logs(), quiet_transformers():
             module.check_steps(base.program)
@@ -605,6 +606,7 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
     if missing:
         # computed weights, such as sinusoidal positions, need not be in a folder
         with captured_logs(), quiet_transformers(), bounded_model(folder):
+            # weights that a second model of the class has as well are computed, not drawn
             another = type(model)(model.config).float()
         weights = dict(model.named_parameters())
         frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
@@ -631,7 +633,9 @@ def pretrained(folder: Path, kind: Any, **options: Any) -> tuple[Any, Mapping[st
         model, info = kind.from_pretrained(
             str(folder),
             local_files_only=True,
+            # pickles can run code when they are loaded
             use_safetensors=True,
+            # code of the folder must not run
             trust_remote_code=False,
             output_loading_info=True,
             dtype=torch.float32,

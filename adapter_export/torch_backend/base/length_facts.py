@@ -36,7 +36,10 @@ _OTHERS = (2, 3, 5, 8)
 """Lengths of other axes with which a condition on several axes must be true."""
 
 _MOST_EXCEPTIONS = 8
+"""Maximum single lengths that a record excludes; with more, the condition is of a form that records cannot express."""
+
 _LARGEST = 2**62
+"""Bound of a result: NumPy's int64 would wrap without an error."""
 
 Numbers = npt.NDArray[Any]
 
@@ -176,6 +179,7 @@ def _add(guard: str, tree: ast.expr, size: int, axes: Mapping[str, Sequence[Axis
             raise only_some(f"`{guard}`"[:300])
         return
     several: list[tuple[str, Numbers]] = []
+    # the batch last: a condition on several axes should limit another one
     for name in sorted(known, key=lambda name: name == "batch"):
         others = [one for one in known if one != name]
         holds = np.ones(size, bool)
@@ -264,6 +268,7 @@ class _Condition:
             wrong = np.equal(right, 0)
             right = np.where(wrong, 1, right)
         else:
+            # in float64, which does not wrap
             wrong = np.abs(np.multiply(left, right, dtype=np.float64)) >= _LARGEST
             left = np.where(wrong, 0, left)
         self._wrong = np.logical_or(self._wrong, wrong)
@@ -336,6 +341,7 @@ def probed_lengths(
     """
     free = [name for name in facts if any(name in record.axes for record in inputs)]
     given = {axis: _record(axis, facts[axis], wanted) for axis in free}
+    # a different length for each axis: torch treats equal ones as one
     usual = {axis: given[axis].near(3 + 2 * place) for place, axis in enumerate(free)}
 
     @lru_cache(1)  # only the last: outputs are large, and are compared right after they are computed
@@ -360,6 +366,7 @@ def probed_lengths(
         top = lengths.at_most(_most_probed(inputs, usual, axis)) or lengths.minimum
         if not computes(axis, top):  # for example RoBERTa, whose positions start after the padding row
             tries = range(usual[axis] + 1, top)
+            # bisection, which assumes that a module that rejects a length rejects longer ones
             longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
             lengths = lengths.within(Lengths(maximum=longest)) or lengths
             top = lengths.maximum or top
@@ -457,6 +464,7 @@ def may_pad(live: Run, program: Run, inputs: Sequence[InputRecord], lengths: Bou
     if axis is None or not masks:
         return False
     own = axis_lengths(axis, lengths)
+    # a length that the program excludes, far from the minimum if possible
     shorter = (own.minimum // 3, own.minimum - 1, *own.exceptions, own.minimum + 1)
     short = next((length for length in shorter if length > 0 and length not in own), 0)
     long = own.at_least(short)

@@ -43,6 +43,7 @@ _DTYPES = frozenset(
     }
 )
 _MAX_PICKLE = 64 * 2**20
+"""Maximum bytes of a pickle that is followed: it names tensors, whose numbers are in other entries."""
 
 
 def foreign_globals(data: bytes) -> set[str]:
@@ -74,10 +75,12 @@ def _globals(data: bytes) -> set[str]:
     pushed: list[str] = []
     memo: dict[int, str] = {}
     for opcode, argument, _ in pickletools.genops(data):
+        # opcodes that look up a name
         if opcode.name in {"GLOBAL", "INST"}:
             names.add(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
             names.add(".".join(pushed[-2:]) if len(pushed) >= 2 else "?")
+        # a number in a registry of the process, whose name is unknown
         elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
             names.add("?")
         elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
@@ -233,6 +236,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         with captured_logs(), parsing(_damaged):
             for pickled in _pickles(data):
                 _check_pickle(pickled)
+            # the bytes that were checked, not the file, which may have changed
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(loaded, dict):
             _refuse("does not contain a dictionary of tensors", type(loaded).__name__)
@@ -244,6 +248,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         if others:
             _refuse("contains more than tensors by name", quoted(others[:8]))
         size = sum(tensor.numel() * tensor.element_size() for tensor in loaded.values())
+        # strides of 0 let a small file ask for gigabytes
         if size > _MOST_SHARED * len(data):
             _refuse("contains many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
         return {name: _array(name, tensor) for name, tensor in loaded.items()}

@@ -38,6 +38,8 @@ _FUNCTIONS = frozenset(
 )
 _LONGEST = 10_000
 _DEEPEST = 60
+"""Limits of an expression before it is parsed: deep nesting exhausts Python's parser."""
+
 _LARGEST_EXPONENT = 16
 _LARGEST_NUMBER = 2**63
 _MOST_BITS = 2**14
@@ -355,6 +357,7 @@ def _is_operator(text: str) -> bool:
         return text in _ON_NUMBERS or text in _REGIONS
     name, overload = aten.groups()
     packet = getattr(torch.ops.aten, name, None)
+    # `from_file` maps any file of the machine
     if not isinstance(packet, torch._ops.OpOverloadPacket) or name == "from_file":
         return False
     return overload.removeprefix("default") in packet._overload_names
@@ -418,6 +421,7 @@ _REASONS = {
 
 def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a program without guards, stack traces (except one line) and paths of the machine it was made on."""
+    # torch would run the guards as Python; they were read before
     return {**_cleaned(document, ""), "guards_code": []}
 
 

@@ -167,6 +167,7 @@ def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
     """Return parameters, buffers and constants by name, without copies and without types that NumPy lacks."""
     lifted = ((name, value) for name, value in program.constants.items() if isinstance(value, Tensor))
     named = {**dict(lifted), **dict(program.named_buffers()), **dict(program.named_parameters())}
+    # parameters last, as they win against constants of the same name
     return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
 
 
@@ -244,6 +245,7 @@ class TorchBase:
         """Return the number of nodes that read a weight: a language head may share the embeddings'."""
         if name not in self.program.state_dict:
             return 0
+        # by address: tied weights have several names
         return self._readers[attrgetter(name)(self.flat).data_ptr()]
 
     @cached_property
@@ -280,6 +282,7 @@ class TorchBase:
 
         Sums of activations inside other operators are expanded.
         """
+        # the guards reject lengths that the record allows after a comparison, such as 1
         module = self.program.module(check_guards=False)
         open_sums(module)
         for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):

@@ -104,7 +104,9 @@ class Linear:
     def fitted(cls, features: Tensor, targets: Tensor, *, classes: int) -> Linear:
         """Fit classes [rows], or sets of labels [rows, classes], by L-BFGS: the minimum that scikit-learn finds."""
         features = features.double()
+        # in float64, so that L-BFGS converges to the minimum
         weight = torch.zeros(features.shape[1], classes, dtype=torch.float64, requires_grad=True)
+        # not in the penalty, as in scikit-learn
         bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=1e-9

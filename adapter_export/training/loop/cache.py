@@ -55,6 +55,7 @@ class HiddenCache:
                 for call in examples.calls(rows, pads=model.pads):
                     values = below(*model.base.ordered(model.placed(call.inputs)))
                     places = cache._places(rows[call.places], values[0].device)
+                    # the base was padded to a longer allowed length, so tokens are not where they are expected
                     if any(value.shape[:2] != places.shape for value in values):
                         return None
                     if not cache._values:

@@ -29,6 +29,8 @@ Rows = npt.NDArray[np.int64]
 """Indices of rows, or one number per row."""
 
 _BATCHES_PER_WINDOW = 50
+"""Batches that are sorted by length together: less padding than one, and more random than all."""
+
 _CHUNK = 256
 
 
@@ -423,5 +425,6 @@ def digest_of(chunks: Sequence[bytes]) -> str:
     """Return the SHA-256 of some bytes and their boundaries."""
     digest = hashlib.sha256()
     for chunk in chunks:
+        # with its length, so that other boundaries give another digest
         digest.update(len(chunk).to_bytes(8, "little") + chunk)
     return digest.hexdigest()

@@ -69,6 +69,7 @@ def with_prior(adapter: Adapter, targets: np.ndarray) -> Adapter:
     name = f"{HEAD}.classifier.bias"
     if name not in adapter.weights:
         return adapter
+    # Laplace's rule of succession: no rate is 0 or 1, whose logits are infinite
     rates = (targets.sum(0) + 1) / (len(targets) + 2)
     bias = np.log(rates / (1 - rates)).astype(np.float32).reshape(-1)
     return replace(adapter, weights={**adapter.weights, name: bias})

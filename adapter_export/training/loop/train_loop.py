@@ -115,6 +115,7 @@ def answer_examples(
     batches = evaluation_batches(examples.lengths, settings.batch_size)
     parts = []
     with torch.inference_mode():
+        # interleaved: batches are sorted by length, so that all processes get some of each length
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
             with _memory(rows, examples, "validation"):
                 with accelerator.autocast():
@@ -211,6 +212,7 @@ class _Clock:
 
     def __init__(self, minutes: float | None, before: float, accelerator: Accelerator) -> None:
         self._limit, self._accelerator = None if minutes is None else 60 * minutes, accelerator
+        # the time before an interruption counts as well
         self._began = time.monotonic() - before
         self.reserved = 0.0  # seconds of the scores of an epoch, which end within the limit too
         self._part = self._measured()
@@ -230,6 +232,7 @@ class _Clock:
             return 0.0
         part = (time.monotonic() - self._began + self.reserved) / self._limit
         if self._accelerator.num_processes > 1:
+            # the clocks of processes differ, and all must stop at the same step
             part = float(gather_object([part])[0])
         return part
 
@@ -419,6 +422,7 @@ class _Run:
         accelerator, tensors = self._accelerator, self._tensors.values()
         process = (accelerator.process_index,) if accelerator.process_index else ()
         sequence = np.random.SeedSequence((self._settings.seed, self._state.step, *process))
+        # a seed per step, not one per run: a resumed run must draw the same dropout
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         # within a limit of time, the rate falls as if its steps took all of it
         passed = max(self._state.step, min(int(self._clock.part * self._steps), self._steps - 1))
@@ -442,20 +446,24 @@ class _Run:
             sums = self._summed(learnt, sums)
         total, weight = sums.tolist()
         loss = total / weight if weight else total
+        # each part was divided by the rows, because the weight of all is only known now
         if weight not in (0, len(rows)):
             torch._foreach_mul_(learnt, len(rows) / weight)
+        # after the sum over processes: every process would add the whole penalty
         values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
         if self._settings.value_penalty and values:
             # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)
             apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
             distance = torch.stack([each.square().sum() for each in apart]).sum()
             accelerator.backward(self._settings.value_penalty * distance)
+        # after the penalty, so that its gradient is clipped, too
         norm = accelerator.clip_grad_norm_(tensors, self._settings.clip).item()
         overflow = accelerator.scaler is not None  # the scaler skips the step and lowers its scale
         for name, value in (("loss", loss), *(() if overflow else (("gradient", norm),))):
             if not math.isfinite(value):
                 raise self._not_finite(name, value, rows)
         self._optimizer.step()
+        # the next evaluation runs with all layers
         self._model.leave_out(())
         return loss, norm
 
@@ -463,6 +471,7 @@ class _Run:
         """Skip the adapters of a random number of the lowest layers in the next step, at most `drop_layers`."""
         most = self._settings.drop_layers
         if most:
+            # drawn from the step, so that a resumed run and all processes skip the same layers
             drawn = np.random.default_rng((self._settings.seed, self._state.step, most)).integers(most + 1)
             self._model.leave_out([site for layer in self._layers[:drawn] for site in layer])
 
@@ -483,14 +492,17 @@ class _Run:
         if self._objective.compares and len(shares) > 1:
             results, _ = examples.matched(results, read)
             most = len(shares[0])
+            # `gather` takes equal shapes, and the shares of rows may differ by one
             filled = pad(results.detach(), (0, 0) * (results.ndim - 1) + (0, most - len(results)))
             every = accelerator.gather(filled).unflatten(0, (len(shares), most))
             parts = [of_all[: len(share)] for of_all, share in zip(every, shares, strict=True)]
+            # gathered results have no gradient: each process inserts its own
             parts[accelerator.process_index] = results[: len(local_rows)]
             results, read = torch.cat(parts), rows
         total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
         if self._teacher is not None:
             total = self._teacher.loss.hard * total + weight * apart
+        # 0 times the loss still has a gradient for the sum
         return (total, weight) if counts else (total * 0, weight * 0)
 
     def _compare_parts(self, parts: Sequence[Rows]) -> Tensor:
@@ -526,6 +538,7 @@ class _Run:
         """Sum the gradients of all processes in place, and return their summed `sums`."""
         if self._objective.compares:
             sums = sums / self._accelerator.num_processes  # each process has computed all of it
+        # one exchange for all tensors: adapters have many small ones
         flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
         flat = self._accelerator.reduce(flat, "sum")
         sums, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
@@ -640,12 +653,14 @@ def _optimizer(tensors: Collection[Tensor], settings: LoopSpec) -> torch.optim.A
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     for tensor in tensors:
+        # torch creates them at the first step, but a checkpoint is loaded before
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
     return optimizer
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> Weights:
+    # copies: the optimizer updates the tensors in place
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
 
 

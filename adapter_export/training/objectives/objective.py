@@ -102,6 +102,7 @@ class Objective(ABC):
         logits, wanted = (one.clamp(min=_LOWEST) / temperature for one in (logits, wanted))
         own, goal = (torch.log_softmax(each, 1) for each in (logits, wanted))
         terms = F.kl_div(own, goal, reduction="none", log_target=True)
+        # T² keeps the size of the gradient, which falls with 1/T²
         return temperature**2 * terms.sum(1).mean()
 
     def matched(self, examples: TextExamples, results: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,7 @@ class SpanType(TaskType):
         places = np.flatnonzero(context)
         sums = np.add.outer(result[places, 0].astype(np.float64), result[places, 1])[_within_reach(places)]
         ordered = np.sort(sums)
+        # two sums of two logits, each of which may be off by `absolute`
         return len(ordered) < 2 or bool(ordered[-1] - ordered[-2] > 4 * absolute)
 
     def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002

@@ -315,6 +315,7 @@ def _factor(width: int, narrow: int) -> float:
     if whole and width // whole == narrow:
         return whole
     factor = width / narrow
+    # AdapterHub rounds the quotient down, which may be just below the width
     while int(width // factor) != narrow:
         factor = float(np.nextafter(factor, 0))
     return factor

@@ -122,8 +122,10 @@ def _singular(matrix: Matrix) -> tuple[Matrix, Matrix]:
     if _is_whole(matrix):
         squares, vectors = np.linalg.eigh(tall @ tall.T)
         return np.sqrt(np.maximum(squares[::-1], 0)), vectors[:, ::-1]
+    # 16 more columns than wanted (oversampling; Halko et al. 2011, §4.2)
     sketch = tall @ np.random.default_rng(0).standard_normal((tall.shape[1], _MOST_RANK + 16))
     for _ in range(2):
+        # made orthogonal in between, or rounding would lose the small singular values
         sketch = tall @ (tall.T @ np.linalg.qr(sketch)[0])
     basis = np.linalg.qr(sketch)[0]
     inner, sizes, _ = np.linalg.svd(basis.T @ tall, full_matrices=False)

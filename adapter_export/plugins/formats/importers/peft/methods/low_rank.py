@@ -49,6 +49,7 @@ def adalora(layer: Layer) -> Change:
     ranks = layer.get("ranknum")  # older versions saved it
     rank = layer.config.count("init_r", 12) if ranks is None else float(ranks[0])
     alpha = layer.config.number("lora_alpha", 8)
+    # PEFT divides by the rank of the config even after pruning, plus 1e-5
     return Change(up=up * ((alpha if alpha > 0 else len(down)) / (rank + 1e-5)), down=down)
 
 
@@ -129,6 +130,7 @@ def delora(layer: Layer) -> Change:
     norms = layer.get("delora_w_norm")
     if norms is None:
         norms = np.linalg.norm(layer.weight, axis=0)
+    # PEFT's lower bound of both norms
     sizes = np.maximum(np.linalg.norm(down, axis=1), 1e-4) * np.maximum(np.linalg.norm(up, axis=0), 1e-4)
     return Change(up=up * (layer["delora_lambda"] / len(down) / sizes), down=down * norms)
 
