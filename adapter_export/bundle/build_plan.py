@@ -165,6 +165,7 @@ class BuildPlan:
             bundle = build.open(base, pairs)
             build.write_golden_sets(bundle, base, pairs)
             manifest = prove_and_record(bundle, build.writer, self.references, build.adapters, reporter)
+            # last: the manifest lists the SHA-256 of all other files
             return build.writer.manifest(manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
 
     @cached_property

@@ -93,6 +93,7 @@ def sign_bundle(
         else:
             between = chain or [certificate]  # the library requires a chain
             config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=between)
+    # from hashing to signing: no other process may change the files in between
     with hold_lock(folder):
         bundle = OpenedBundle.open(folder, copy=False)
         with Output(folder / SIGNATURE_FILE, force).file() as temporary:

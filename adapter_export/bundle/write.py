@@ -160,6 +160,7 @@ def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> 
     precision of the base: adapters of one precision fit another.
     """
     digest = hashlib.sha256("\n".join((fingerprint, plan.digest, site_map or "")).encode()).digest()
+    # ONNX Runtime's adapter files store an int32
     number = int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
     return number if number not in _UNSAID else number + len(_UNSAID)
 

@@ -44,7 +44,7 @@ def canonical_json(document: object) -> bytes:
 
 
 _NO_CHECKSUM = "0" * 64
-"""Stands for the digest while the file that contains it is hashed."""
+"""Replaces the digest while the file that contains it is hashed."""
 
 
 def checked_json(document: Mapping[str, object]) -> bytes:
@@ -53,7 +53,7 @@ def checked_json(document: Mapping[str, object]) -> bytes:
     Raises:
         FormatError: see `canonical_json`.
     """
-    # a digest cannot be part of what it is computed from
+    # a digest cannot depend on itself
     data = canonical_json({**document, "checksum": _NO_CHECKSUM})
     return canonical_json({**document, "checksum": hashlib.sha256(data).hexdigest()})
 

@@ -107,6 +107,7 @@ class RowLayout:
             if values is not None and values.shape == target.shape:
                 target[...] = values
                 continue
+            # a row may contain a wider adapter that was evicted
             target[...] = 0.0
             if values is not None:
                 target[tuple(slice(size) for size in values.shape)] = values
@@ -140,6 +141,7 @@ class Bank:
         self._feeds: Feeds = {}
         self._uses = Uses(resident)
         self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the most recently used last
+        # row 0 is the base
         self._unused = list(range(resident, 0, -1))
         self._users: Counter[Entry] = Counter()
         self._waiting: deque[object] = deque()
@@ -218,6 +220,7 @@ class Bank:
         ahead = {entry: self._row(entry) for entry in absent}  # without the lock, so that other calls continue
         with self._changed:
             self._wait_for_room(wanted)
+            # one that was evicted in the meantime is read again
             self._put_in(wanted, lambda entry: ahead.get(entry) or self._row(entry))
             self._users.update(wanted.keys())
             rows, feeds = [0 if entry is None else self._lent[entry] for entry in entries], self._feeds
@@ -243,6 +246,7 @@ class Bank:
             return missing <= len(self._unused) or missing <= len(self._unused) + len(self._replaceable(wanted))
 
         ticket = object()
+        # in order of arrival: otherwise a batch of many adapters might never find room
         self._waiting.append(ticket)
         try:
             self._changed.wait_for(lambda: self._waiting[0] is ticket and has_room())
@@ -270,6 +274,7 @@ class Bank:
             self._lent.move_to_end(entry)
             self._uses.add(entry)
         self._counts.update(hits=len(wanted) - len(missing), loads=len(missing))
+        # on the CPU the arrays themselves are fed, without a copy
         if missing and not self._graphs.in_place:
             self._feeds = self._place_all(self._arrays)
 

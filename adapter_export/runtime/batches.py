@@ -123,6 +123,7 @@ def batches(
     for item in items:
         groups.setdefault((item.fixed, item.entry if adapters == 1 else None), []).append(item)
     for group in groups.values():
+        # similar lengths first, as padding costs most; the index makes the order the same in each run
         ordered = sorted(group, key=lambda item: (item.tokens, item.twin, item.name, item.index))
         choice = together and len(ordered) > 1
         cuts = _cheapest_cuts(ordered, token_budget, adapters, call_tokens) if choice else range(len(ordered) + 1)

@@ -190,6 +190,7 @@ class _Check:
         )
         wrong = [at for at in parts if not abs(values[at]) <= record.parts[at].limit]
         if wrong:
+            # NaN differs from itself, and comes last
             likeliest = min(wrong, key=lambda at: abs(values[at] - 1) if values[at] == values[at] else math.inf)
             part, value = record.parts[likeliest], values[likeliest]
             actual = f"outputs move as with `{part.fault}`, {value:.2g} of ±{part.limit:g}"

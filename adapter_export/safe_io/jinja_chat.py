@@ -93,6 +93,7 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
+# the filter of jinja2 escapes characters of HTML, which prompts contain as they are
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -110,7 +111,10 @@ def _now(form: str) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        # as in transformers: other settings write other line breaks
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
     )
     environment.filters["tojson"] = _to_json
     functions: dict[str, Any] = {"raise_exception": _raise, "strftime_now": _now}
@@ -159,6 +163,7 @@ def _rendered(call: Mapping[str, Any]) -> dict[str, Any]:
     extension = _environment().extensions[_Generation.identifier]
     assert isinstance(extension, _Generation)
     with extension.tracking(written) as spans:
+        # in parts, so that a template which writes for ever is stopped
         for part in template.generate(
             messages=_normalized(call["messages"]),
             tools=call["tools"],

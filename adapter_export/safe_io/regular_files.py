@@ -40,6 +40,7 @@ def open_regular(path: Path) -> BufferedReader:
     """
 
     def unblocked(name: str, flags: int) -> int:
+        # opening a FIFO would wait for a writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
@@ -167,6 +168,7 @@ def copy_open(file: BufferedReader, path: Path, copy: Path, size: int) -> str:
         if not _try_clone(file, copied):
             return _copy_blocks(file, path, copied, size)
         copied.truncate(min(size, os.fstat(copied.fileno()).st_size))
+        # of the copy: the file may change after it was cloned
         return hashlib.file_digest(copied, "sha256").hexdigest()
 
 

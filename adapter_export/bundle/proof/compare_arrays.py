@@ -39,7 +39,7 @@ from adapter_export.numerics.sample_inputs import has_rows_per_token
 from adapter_export.reporting import SILENT, Reporter
 
 _LARGEST = float(np.finfo(np.float64).max)
-"""Stands for a difference of two float64 that overflows, so that it is not mistaken for an infinite result."""
+"""Replaces a difference of two float64 that overflows, so that it is not mistaken for an infinite result."""
 
 _NOWHERE = MasksRecord(0, 0, 0)
 

@@ -22,9 +22,9 @@ from adapter_export.reporting import SILENT, Reporter
 Need = Literal["model", "source", "base", "whole", "words", "written", "slots", "fanout"]
 """Requirements of claims.
 
-`model`: a reference model. `source`: a reference that can be exported again. `base`, `slots`, `fanout`: the base or this
-variant is checked. `whole`: more than golden vectors at one level. `words`: the vocabulary sweep. `written`: a finished
-bundle, not one being built.
+`model`: a reference model. `source`: a reference that can be exported again. `base`, `slots`, `fanout`: the base or
+this variant is checked. `whole`: more than golden vectors at one level. `words`: the vocabulary sweep. `written`: a
+finished bundle, not one being built.
 """
 
 

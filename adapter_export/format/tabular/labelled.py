@@ -22,7 +22,7 @@ from adapter_export.safe_io.regular_files import sha256_of
 from adapter_export.words import argument
 
 _DIGEST_BYTES, _SALT_BYTES = 4, 16
-"""BLAKE2b takes a salt of 16 bytes. Of 2,048 digests of 4 bytes, one in two million other rows matches one by chance."""
+"""BLAKE2b takes a salt of 16 bytes. Of 2,048 digests of 4 bytes, one in two million other rows matches by chance."""
 
 _LABEL = "label"
 MOST_DIGESTS = 2048

@@ -79,6 +79,7 @@ class Registry:
         self._login, self._authorization = _read_login(reference.host), dict[str, str]()
         self._client = httpx2.Client(
             base_url=self._origin.join(f"/v2/{reference.repository}/"),
+            # digests are of the bytes as stored, and a compressed answer could expand without limit
             headers={"Accept-Encoding": "identity"},
             timeout=_TIMEOUT,
             follow_redirects=True,
@@ -211,6 +212,7 @@ class Registry:
     ) -> Iterator[httpx2.Response]:
         """Send a request; raise an error unless it succeeds, or the object is missing and may be (`missing`)."""
         where, target = self.reference, self._origin.join(self._client.base_url).join(url)
+        # the login goes to the registry only, not to where an upload is redirected
         is_own = target.netloc == self._origin.netloc and target.scheme == self._origin.scheme
         headers = request.pop("headers", {})
         try:
@@ -375,6 +377,7 @@ def _read_login(host: str) -> str | None:
 
 def _ask_helper(helper: str, host: str) -> str | None:
     """Return the login for a host from a `docker-credential-…` program, or `None`."""
+    # the name becomes part of a program's name
     if not re.fullmatch(r"[\w.-]+", helper):
         return None
     try:

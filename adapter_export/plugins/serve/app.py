@@ -62,6 +62,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        # of a client: limited and printable, as it goes to the log
         named = headers.get("x-request-id", "")[:200]
         key = named if named.isprintable() and named else uuid.uuid4().hex
         scope.setdefault("state", {})["key"] = key
@@ -183,6 +184,7 @@ async def _fail(request: HttpRequest, error: Exception) -> JSONResponse:
 
 
 def _refusal(request: HttpRequest, words: str, status: int, again: int | None = None) -> JSONResponse:
+    # the rest of the request is not read, or another server should get the next one
     headers = {"connection": "close"} if status in (408, 413, 503) else {}
     if again is not None:
         headers["retry-after"] = str(again)

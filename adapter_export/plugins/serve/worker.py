@@ -141,6 +141,7 @@ def main(connection: int, listening: int) -> None:
     relay = Relay(pair, task)
     log_to_stderr(quiet=task.settings.quiet)
     try:
+        # the supervisor has verified these copies
         bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
         server = make_server(bundles, task.settings, relay)
     except AdapterExportError as error:

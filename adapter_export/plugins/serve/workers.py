@@ -122,6 +122,7 @@ class _Watch:
             )
             theirs.close()  # held by the worker only, so that the connection ends when it exits
             worker = _Worker(process, *await asyncio.open_connection(sock=ours, limit=MOST_LINE))
+            # one worker writes the file of the routes
             settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
             keeps = self._settings.state is not None  # the state file contains the routes
             worker.send(
@@ -192,6 +193,7 @@ class _Watch:
                 arguments = {**arguments, "home": str(fresh.home)}
             if not self._workers:
                 raise RefusedError(503, "no worker is running; try again", again=1)
+            # the first alone: a change that it refuses must not be made anywhere
             first, *others = self._workers
             done = await self._apply(first, change, arguments)
             await asyncio.gather(*(self._apply(worker, change, arguments) for worker in others))

@@ -319,6 +319,7 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
                 found=f"another {quoted(differing)}",
                 fix="pass another folder, or " + argument("force", True),
             )
+        # the shards first: a killed process must not leave some that seem to belong to the new job
         for left in [*output.glob("shard-*.jsonl"), file]:
             left.unlink()
     output.mkdir(parents=True, exist_ok=True)

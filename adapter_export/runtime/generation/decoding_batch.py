@@ -165,6 +165,7 @@ class DecodingBatch:
         self._new = np.zeros((len(rows), width), np.int64)
         self._mask = np.zeros((len(rows), width), np.int64)
         for at, prompt in enumerate(prompts):
+            # on the right, so that the next token of each row has the same place
             self._new[at, width - len(prompt) :] = prompt
             self._mask[at, width - len(prompt) :] = 1
         self._caches = {record.name: np.zeros(_empty(record, len(rows)), record.dtype) for record in inputs.caches}
@@ -283,6 +284,7 @@ class DecodingBatch:
             feeds, adapters[0] if is_uniform else None, adapters=None if is_uniform else adapters, allow_padding=True
         )
         self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
+        # an encoder reads its tokens once: later calls have their keys and values
         self._source = self._source[:, :0]
         logits: np.ndarray = outputs[inputs.logits.name]
         return logits

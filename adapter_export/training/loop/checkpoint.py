@@ -75,6 +75,7 @@ def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) ->
     return {
         "base": model.base.fingerprint,
         "padding": model.pads,
+        # a run that was interrupted may get another limit of time
         **{name: value for name, value in asdict(settings).items() if name != "max_minutes"},
         "labels": list(task.labels) if task else [],
         "training rows": data.training.fingerprint,
@@ -121,6 +122,7 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
         raise damaged(error.message) from error
     with parsing(damaged):
         metadata = metadata_of(data, path)
+        # through JSON, in which tuples are lists
         recorded, expected = json.loads(metadata["run"]), json.loads(json.dumps(identity))
         numbers = json.loads(metadata["state"])
         history = [

@@ -126,4 +126,5 @@ def _fresh_state() -> Iterator[None]:
             state._shared_state.clear()
             state._shared_state.update(old)
         if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # only at the exit, because torch cannot replace the group for a later run
             atexit.register(torch.distributed.destroy_process_group)

@@ -40,6 +40,7 @@ def init_adapter(
     for site, component in placed:
         drawn = initialise(component.graph, component.widths_at(site), scheme, rng)
         names = component.tensor_names(site.name)
+        # the first draw of a tensor that sites share stays
         weights = {names[parameter]: tensor for parameter, tensor in drawn.items()} | weights
     if head is not None:
         weights |= _head_weights(head, scheme, rng)

@@ -288,6 +288,7 @@ def _text_passages(
             for ids, specials in _marked([str(answer) for _, answer in texts], tokenizer)
         ]
         ended = bool(end) and any(ids[-1:] == end for ids in first)
+        # a prompt that ends with this token tells the model to stop
         prompts = [ids[:-1] if end and ids[-1:] == end else ids for ids in first]
         pairs = [((*prompt, *answer, *end), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
         rows = [Passage(ids[:limit], start) for ids, start in pairs if 0 < start < min(len(ids), limit)]

@@ -57,6 +57,7 @@ class GgufFormat(ExportFormat):
         places = {site.name: base.place(request, site, self) for site, _ in request.placed()}
         matrices = {site.name: self._matrices(request, site, graph) for site, graph in request.placed()}
         alphas = Counter(factors[name] * len(down) for name, (down, _) in matrices.items() if factors[name])
+        # the most common, so that few matrices are multiplied by a factor
         alpha = alphas.most_common(1)[0][0] if alphas else 1.0
         writer = gguf.GGUFWriter(str(path), base.architecture)
         writer.add_type("adapter")
