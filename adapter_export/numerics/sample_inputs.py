@@ -460,7 +460,6 @@ def _cut(record: InputRecord, array: np.ndarray, real: npt.NDArray[np.bool_]) ->
     """Masks and ids are 0 at the padding; other values stay, because a masked token must not matter."""
     if record.role == "values" or array.shape != real.shape:
         return array
-    # 0 at padding
     return (array * real).astype(array.dtype)
 
 

@@ -37,7 +37,6 @@ _CLIPPED = 4.0
 """Weights are clipped at this many standard deviations, so that 8 bits resolve the many small ones."""
 
 _LARGEST = 127
-"""Largest magnitude of a weight in int8."""
 
 Vector = npt.NDArray[np.float64]
 

@@ -75,7 +75,6 @@ def _globals(data: bytes) -> set[str]:
     pushed: list[str] = []
     memo: dict[int, str] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        # opcodes that look up a name
         if opcode.name in {"GLOBAL", "INST"}:
             names.add(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
