@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.bundle.signature import Signature as Signature
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.plugins.formats.commands.doctor import doctor as doctor
     from adapter_export.plugins.formats.commands.export import export as export
     from adapter_export.plugins.formats.commands.import_.adapterhub import import_adapterhub as import_adapterhub
     from adapter_export.plugins.formats.commands.import_.finetuned import import_finetuned as import_finetuned

@@ -320,7 +320,7 @@ def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path
     assert found.keys() == {"topic", "model"}
     assert found["topic"].check == "task"
     assert found["topic"].detail.startswith("was trained with the tokenizer ")
-    assert "text unlike the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
+    assert "texts unlike the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
 
 
 def test_ids_are_those_that_transformers_made_at_capture(made: Path, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_answers_of_other_weights_are_found(bundle: Path) -> None:
         topic = document["sets"][1]
         topic["texts"][3]["answer"]["probabilities"]["a"] += 10 * topic["absolute"]
     detail = texts_of(replayed(bundle))["topic"].detail
-    assert detail.startswith("1 of 52 texts differ; `mixed case`: `probabilities.a` found ")
+    assert detail.startswith("1 of 52 texts differs; `mixed case`: `probabilities.a` found ")
 
 
 def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:

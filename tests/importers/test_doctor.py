@@ -186,7 +186,7 @@ def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> N
     assert tool(more, "PEFT").reads == tool(more, "vLLM").reads == "part"
     assert all("layers.2" in key for key in (*tool(more, "PEFT").ignored, *tool(more, "vLLM").ignored))
     assert len(tool(more, "PEFT").ignored) == len(tool(more, "vLLM").ignored) == 4
-    assert "are missing" in tool(diagnosed("fewer_layers"), "PEFT").reason
+    assert "missing: 4 tensors" in tool(diagnosed("fewer_layers"), "PEFT").reason
     for name in ("transposed", "wider", "empty", "lost_half"):
         assert tool(diagnosed(name), "vLLM").reads == tool(diagnosed(name), "llama.cpp").reads == "refuses"
     assert tool(diagnosed("good"), "AdapterHub").reads == "refuses"

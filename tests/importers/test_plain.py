@@ -89,7 +89,7 @@ def test_other_float_types_are_converted_with_a_word(dtype: str, word: str) -> N
     packed = _pack(tensors)
     assert all(weight.dtype == np.float32 for weight in packed.adapter.weights.values())
     (note,) = packed.notes
-    assert note.startswith(f"16 tensors are {dtype} and were converted")
+    assert note.startswith(f"16 tensors of {dtype} converted to float32")
     assert note.endswith(word)
     assert np.array_equal(packed.adapter.weights["layers.0.ffn.up.bias"], tensors["layers.0.ffn.up.bias"].astype("f4"))
 

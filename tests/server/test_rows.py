@@ -143,7 +143,7 @@ def test_weights_of_a_fusion_are_those_of_each_row(counting: TestClient, session
         ({"adapter": "fused", "weights": OTHER, "strength": 0.5}, "strengths of a fusion's members"),
         ({"adapter": "tone", "weights": OTHER}, "has no weights"),
         ({"adapter": "base", "weights": OTHER}, "weights are those of a fusion's members"),
-        ({"adapter": "fused", "weights": {"topic": "1", "tone": 1}}, "weights.dict"),
+        ({"adapter": "fused", "weights": {"topic": "1", "tone": 1}}, "weights.topic"),
         ({"adapter": "tone", "context": [[1], [1]]}, "`context` needs `inputs`"),
     ],
 )

@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base.flow import flow_graph
+from adapter_export.onnx_backend.base.operators import DEFAULT_EPSILON
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 
@@ -177,3 +179,12 @@ def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():
     body = "i = MatMul(x, w) f = com.microsoft.BiasGelu(i, b) h = MatMul(f, w) s = Add(x, h) out = Identity(s)"
     with pytest.raises(BaseModelError, match=r"1 `BiasGelu` of unknown output shape"):
         view(body, weights="w=[8,8] b=[8]", domain="com.microsoft")
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_norms_without_epsilon_have_that_of_onnxruntime(op: str) -> None:
+    """Schemas of the runtime say what a graph without the attribute computes."""
+    schemas = [schema for schema in get_all_operator_schema() if schema.name == op]
+    latest = max(schemas, key=lambda schema: schema.since_version)
+    default = onnx.AttributeProto.FromString(latest.attributes["epsilon"]._default_value)
+    assert DEFAULT_EPSILON.get(op, 1e-5) == pytest.approx(default.f, rel=1e-6)

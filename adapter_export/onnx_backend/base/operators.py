@@ -72,7 +72,8 @@ _ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "Bias
 
 NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
-_DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-6}
+DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-12}
+"""Epsilon of operators without the attribute, by ONNX Runtime's schemas."""
 
 
 def required_inputs(op: str) -> Sequence[int]:
@@ -370,7 +371,7 @@ def _whole(node: ir.Node, activations: Set[str]) -> Norm:
     over_features = axis == -1 or (shape is not None and axis == len(shape) - 1)
     if not over_features or any(tensor is not None and tensor.name in activations for tensor in tensors):
         return Norm("unknown", 0.0, None, None)
-    epsilon = _as_written(node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5)))
+    epsilon = _as_written(node.attributes.get_float("epsilon", DEFAULT_EPSILON.get(node.op_type, 1e-5)))
     weight, bias = (*(None if tensor is None else tensor.name for tensor in tensors), None)[:2]
     return Norm("rms" if is_rms else "layer", epsilon, weight, bias)
 

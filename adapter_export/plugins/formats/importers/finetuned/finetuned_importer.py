@@ -31,6 +31,7 @@ from adapter_export.plugins.formats.importers.match import check_architecture
 from adapter_export.plugins.formats.importers.placing import place_change, place_norm, place_shift
 from adapter_export.plugins.formats.importers.tensor_map import Recipe, TensorMap
 from adapter_export.reporting import Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import quoted
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _notes(
 ) -> list[str]:
     notes = list(head.notes)
     if changes.left_out:
-        notes.append(f"changes of {len(changes.left_out)} tensors are left out: {quoted(changes.left_out)}")
+        notes.append(f"left out: changes of {number_of(len(changes.left_out), 'tensor')}: {quoted(changes.left_out)}")
     if head.omitted:
         notes.append(f"the head is left out: {quoted(head.omitted)}")
     if checkpoint.unread:

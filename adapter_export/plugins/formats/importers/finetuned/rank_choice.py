@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.plugins.formats.importers.finetuned.low_rank import WeightChange
+from adapter_export.tables import number_of
 from adapter_export.tables import size as size_text
 from adapter_export.words import argument
 
@@ -145,7 +146,7 @@ def _full_rank(layers: Sequence[LayerSpectrum], fixed_bytes: int, where: object)
     return AdapterError(
         "changes weights by matrices of full rank",
         where=where,
-        found=f"{len(full)} of {len(layers)} changed layers; " + "; ".join(_curve(layers, fixed_bytes)),
+        found=f"{len(full)} of {number_of(len(layers), 'changed layer')}; " + "; ".join(_curve(layers, fixed_bytes)),
         expected="changes of low rank, such as a merged LoRA, or a limit for their best approximation",
         fix="pass "
         + argument("rank", _SHOWN_RANKS[1])

@@ -11,6 +11,7 @@ import numpy as np
 from adapter_export.errors import OtherModulesError, TensorError
 from adapter_export.plugins.formats.importers.match import Renaming, find_renaming
 from adapter_export.reporting import Reporter
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def _check_alike(checkpoint: CheckpointFolder, base: BaseWeights, cosines: Mappi
         apart = sorted(unlike, key=lambda name: cosines[name])[:_NAMED]
         found = "; ".join(f"`{name}` {cosines[name]:.2f}, {_nearest(checkpoint, base, name)}" for name in apart)
         raise _other_base(
-            checkpoint, base, f"{len(unlike)} of {len(cosines)} matrices without likeness (cosine)", found
+            checkpoint,
+            base,
+            f"{len(unlike)} of {number_of(len(cosines), 'matrix', 'matrices')} without likeness (cosine)",
+            found,
         )
 
 
