@@ -67,7 +67,7 @@ def _hook(**config: str) -> Any:
     return module.RepositoryMetadata(str(ROOT), {**ADDRESS, **config})
 
 
-def test_twine_finds_nothing(built: Path) -> None:
+def test_twine_accepts_both_packages(built: Path) -> None:
     check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
     done = subprocess.run(check, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

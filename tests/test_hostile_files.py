@@ -135,6 +135,6 @@ def test_a_vocabulary_without_bound(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 99999999999])
-def test_threads_without_bound(folder: Path, threads: int) -> None:
+def test_excessive_thread_counts_are_refused(folder: Path, threads: int) -> None:
     with pytest.raises(UsageError, match=r"`threads` is out of range; found .*; expected 1 to 1,024"):
         Bundle.open(folder / "bundle").session(threads=threads)

@@ -243,7 +243,7 @@ class TestNeutral:
 
     @pytest.mark.parametrize("level", ["disabled", "all"])
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_whatever_the_activation(self, activation: str, level: str) -> None:
+    def test_idle_bottlenecks_return_h_for_every_activation(self, activation: str, level: str) -> None:
         self.assert_idle(bottleneck("h", BottleneckOptions(activation=activation, norm_after=True)), level)
 
     @staticmethod

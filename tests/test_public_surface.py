@@ -50,11 +50,11 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
         ("NothingComparedError", 4),
     ],
 )
-def test_exit_codes_stay(name: str, code: int) -> None:
+def test_exit_codes_are_stable(name: str, code: int) -> None:
     assert getattr(errors, name).exit_code == code
 
 
-def test_the_commands_stay() -> None:
+def test_commands_and_their_order_are_stable() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
     making = ["capture", "sites", "identify", *training, "pack", "import", "doctor", "compose", "merge", "export"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "generate"]
@@ -63,7 +63,7 @@ def test_the_commands_stay() -> None:
     assert list(COMMANDS) == [*making, *using, *serving]
 
 
-def test_the_verbs_stay() -> None:
+def test_public_verbs_are_stable_and_documented() -> None:
     """A new verb: export it, show it in `docs/how-to/python.md`, and name it here."""
     making = {"capture", "identify", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {

@@ -310,7 +310,7 @@ class TestRefused:
         }
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :1], **caches}
 
-    def test_an_empty_prompt(self, session: Session) -> None:
+    def test_empty_prompts_are_refused(self, session: Session) -> None:
         with pytest.raises(RequestError, match="prompt 1: has too few or too many tokens; found 0"):
             session.generate([[5], []])
 

@@ -42,7 +42,7 @@ def ours(minilm_folder: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("limit", [3, 64, 512])
-def test_equals_transformers(minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int) -> None:
+def test_tokenizer_equals_transformers(minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int) -> None:
     ours = Tokenizer.from_folder(minilm_folder, limit)
     for texts in BATCHES:
         expected = theirs(texts, padding="longest", truncation=True, max_length=limit, return_tensors="np")

@@ -112,7 +112,7 @@ def test_a_p_value_is_as_rare_as_it_says_where_nothing_differs() -> None:
     assert below / 150 <= 0.05
 
 
-def test_holm() -> None:
+def test_holm_corrects_p_values_and_skips_missing_tests() -> None:
     assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 

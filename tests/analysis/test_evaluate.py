@@ -64,7 +64,7 @@ def topics(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("topics") / "topics.jsonl", rows)
 
 
-def test_one_label(world: World, topics: Path) -> None:
+def test_single_label_rows_are_scored_with_slices_and_calibration(world: World, topics: Path) -> None:
     heard = Heard()
     found = measured(world, "topic", topics, slices="half", reporter=heard)
     assert found.scores["accuracy"].value == 0.75
@@ -128,7 +128,7 @@ def test_a_limit_samples_a_sorted_file_and_keeps_groups_whole(tmp_path: Path) ->
     assert sorted(Counter(found.groups).values()) == [5, 5, 5, 5]
 
 
-def test_pairs(world: World, tmp_path: Path) -> None:
+def test_pairs_are_read_from_the_selected_columns(world: World, tmp_path: Path) -> None:
     pairs = list(pairwise(sentences(12)))
     answers = [("yes", "no")[int(world.torch("nli", Pair(*pair)).argmax())] for pair in pairs]
     rows = [{"a": one, "b": two, "label": answer} for (one, two), answer in zip(pairs, answers, strict=True)]
@@ -142,7 +142,7 @@ def test_pairs(world: World, tmp_path: Path) -> None:
     assert swapped.scores["accuracy"].value == pytest.approx(np.mean(truth))
 
 
-def test_sets_of_labels(world: World, tmp_path: Path) -> None:
+def test_label_sets_are_scored_at_their_thresholds(world: World, tmp_path: Path) -> None:
     rows, names = [], np.array(["x", "y", "z"])
     for text in sentences(20):
         shares = 1 / (1 + np.exp(-world.torch("tags", text).astype(np.float64)))
@@ -154,7 +154,7 @@ def test_sets_of_labels(world: World, tmp_path: Path) -> None:
     assert values(measured(world, "tags", write(tmp_path / "tags.jsonl", rows)))["subset_accuracy"] == 0.95
 
 
-def test_choices(world: World, tmp_path: Path) -> None:
+def test_choices_of_a_row_are_scored_by_accuracy(world: World, tmp_path: Path) -> None:
     texts, rows = sentences(40), []
     for at in range(0, 40, 4):
         question, *choices = texts[at : at + 4]
@@ -165,7 +165,7 @@ def test_choices(world: World, tmp_path: Path) -> None:
     assert values(found) == {"accuracy": 0.9}
 
 
-def test_labels_of_words(world: World, tmp_path: Path) -> None:
+def test_word_labels_are_scored_and_truncated_words_skipped(world: World, tmp_path: Path) -> None:
     rows = []
     for text in sentences(20):
         logits = world.torch("entity", text.split())[1:-1]
@@ -197,7 +197,7 @@ def test_answers_in_a_text(world: World, tmp_path: Path) -> None:
     assert values(found) == {"exact_match": 1.0, "f1": 1.0}
 
 
-def test_numbers(world: World, tmp_path: Path) -> None:
+def test_numbers_are_scored_by_correlation_and_error(world: World, tmp_path: Path) -> None:
     rows = [
         {"text": one, "pair": two, "label": float(world.torch("grade", Pair(one, two))[0]) + 0.25}
         for one, two in pairwise(sentences(15))
@@ -208,7 +208,7 @@ def test_numbers(world: World, tmp_path: Path) -> None:
     assert found.passed
 
 
-def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
+def test_similarities_of_pairs_are_scored_by_correlation(world: World, tmp_path: Path) -> None:
     rows = []
     for one, two in pairwise(sentences(15)):
         first, second = (world.torch("vector", text).astype(np.float64) for text in (one, two))
@@ -218,7 +218,7 @@ def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
     assert (values(found)["pearson"] or 1.0) < 1.0
 
 
-def test_neighbours(world: World, tmp_path: Path) -> None:
+def test_vectors_are_scored_by_their_nearest_neighbour(world: World, tmp_path: Path) -> None:
     texts = sentences(20)
     rows = [{"text": text, "label": "odd" if at % 2 else "even"} for at, text in enumerate(texts)]
     vectors = np.stack([world.torch("vector", text) for text in texts]).astype(np.float64)
@@ -228,7 +228,7 @@ def test_neighbours(world: World, tmp_path: Path) -> None:
     assert values(found)["neighbour_accuracy"] == pytest.approx(np.mean(cosines.argmax(-1) % 2 == np.arange(20) % 2))
 
 
-def test_rankings(world: World, tmp_path: Path) -> None:
+def test_rankings_are_scored_per_query(world: World, tmp_path: Path) -> None:
     texts, rows = sentences(40), []
     for group in range(8):
         query, *documents = texts[5 * group : 5 * group + 5]

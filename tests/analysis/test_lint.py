@@ -52,7 +52,7 @@ def changed(adapter: Adapter, change: Mapping[str, Callable[[Array], Array]]) ->
     return replace(adapter, weights={name: tensor.astype(np.float32) for name, tensor in weights.items()})
 
 
-def test_an_adapter_without_mistakes(right: Adapter, base: ae.Base) -> None:
+def test_lint_finds_nothing_in_a_correct_adapter(right: Adapter, base: ae.Base) -> None:
     lint = ae.lint(right, base=base)
     assert (lint.findings, lint.skipped, lint.passed) == ((), {}, True)
     assert lint.looked_for == tuple(rule.name for rule in RULES)
@@ -66,13 +66,13 @@ def test_what_could_not_be_looked_for_is_said(right: Adapter) -> None:
 
 
 @pytest.mark.parametrize(("bottleneck", "rule"), [(17, "wide-bottleneck"), (16, None)])
-def test_a_wide_bottleneck(bottleneck: int, rule: str | None, base: ae.Base) -> None:
+def test_lint_reports_a_wide_bottleneck(bottleneck: int, rule: str | None, base: ae.Base) -> None:
     kind = kind_named("houlsby")().with_widths(b=bottleneck)
     adapter = init_adapter(kind, base.sites.map, name="wide", base=base.fingerprint, scheme="normal")
     assert found(adapter).get("wide-bottleneck", "none") == ("layers.0.attention" if rule else "none")
 
 
-def test_a_narrow_bottleneck() -> None:
+def test_lint_reports_a_narrow_bottleneck() -> None:
     graph = kind_named("pfeiffer")().graph
     weights = {"layers.0.ffn.down.weight": np.ones((1024, 2), np.float32) / 50, "layers.0.ffn.down.bias": np.zeros(2)}
     weights |= {"layers.0.ffn.up.weight": np.ones((2, 1024)), "layers.0.ffn.up.bias": np.zeros(1024)}
@@ -97,7 +97,7 @@ def test_more_parameters_than_the_rows_can_teach(right: Adapter, base: ae.Base, 
     assert found(replace(right, training={**record, "validation": {"accuracy": 0.9}})) == {}
 
 
-def test_no_residual_path(right: Adapter) -> None:
+def test_lint_reports_a_missing_residual_path(right: Adapter) -> None:
     chain = Chain("h")
     chain.linear("down", "d", "b")
     chain.activation("relu", "activated")
@@ -132,7 +132,7 @@ def test_one_layer_out_of_line(right: Adapter, base: ae.Base) -> None:
     assert found(grown) == {"outlying-norm": "layers.3.ffn"}
 
 
-def test_another_base(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_different_base(right: Adapter, base: ae.Base) -> None:
     assert found(replace(right, base="sha256:" + "0" * 64), base) == {"other-base": None}
 
 
@@ -149,7 +149,7 @@ def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
     assert "not trained yet" in ae.lint(at_the_base, base=base, fresh=True).skipped["no-effect"]
 
 
-def test_dead_units(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_dead_units(right: Adapter, base: ae.Base) -> None:
     dead = changed(right, {"layers.1.ffn.down.bias": lambda old: np.where(np.arange(8) < 5, -1000, old)})
     assert found(dead, base) == {"dead-units": "layers.1.ffn"}
     (one,) = ae.lint(dead, base=base).findings
@@ -176,7 +176,7 @@ def test_nan_is_an_error(right: Adapter, tmp_path: Path) -> None:
         ae.lint(tmp_path / "a")
 
 
-def test_texts_are_read(right: Adapter, text_folder: Path, tmp_path: Path) -> None:
+def test_lint_reads_texts_for_the_dead_unit_rule(right: Adapter, text_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "rows.tsv"
     table.write_text("text\tlabel\n" + "".join(f"good film {n}\tgood\n" for n in range(90)), encoding="utf-8")
     with_words = ae.open_base(text_folder / "model.pt")
@@ -224,7 +224,7 @@ def test_fresh_needs_a_base(right: Adapter) -> None:
         ae.lint(right, fresh=True)
 
 
-def test_the_command(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
+def test_lint_command_reports_findings_and_skipped_rules(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
     ae.save(right, tmp_path / "right")
     ae.save(replace(right, base="sha256:" + "0" * 64), tmp_path / "wrong")
     call = ["lint", str(tmp_path / "right"), "--base", str(base.path)]

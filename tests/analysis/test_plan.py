@@ -170,7 +170,7 @@ def test_an_onnx_base_is_measured_and_not_trained(tmp_path: Path) -> None:
     assert "latency" in found.table().columns
 
 
-def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
+def test_plan_command_writes_table_json_and_plot(tiny_bert_archive: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plan.svg"
     call = ["plan", str(tiny_bert_archive), "--bottlenecks", "2,8", "--tokens", "4", "--plot", str(picture)]
     done = CliRunner().invoke(main, [*call, "--json"])
@@ -207,7 +207,7 @@ def test_the_command_takes_the_number_of_rows_into_account(tiny_bert_archive: Pa
         ({"tokens": 0}, "too small"),
     ],
 )
-def test_what_is_refused(options: dict[str, object], said: str, base: ae.Base) -> None:
+def test_plan_refuses_invalid_options(options: dict[str, object], said: str, base: ae.Base) -> None:
     with pytest.raises(UsageError, match=said):
         ae.plan(base, **options)  # type: ignore[arg-type]
 

@@ -77,7 +77,7 @@ def test_a_ranking_draws_groups() -> None:
     assert (found.value, found.low, found.high) == (0.75, 0.5, 1.0)
 
 
-def test_calibration() -> None:
+def test_calibration_bins_match_values_worked_out_by_hand() -> None:
     """Five bins with one answer each: 0.55 right, 0.7 right, 0.75 wrong, 0.9 wrong, 0.95 right."""
     found = calibrate(JUDGED)
     assert found is not None
@@ -87,7 +87,7 @@ def test_calibration() -> None:
     assert found.error == pytest.approx((0.45 + 0.3 + 0.75 + 0.9 + 0.05) / 5)
 
 
-def test_confusion_and_classes() -> None:
+def test_confusion_and_class_scores_match_values_by_hand() -> None:
     """Class a: answered thrice, twice right, and right thrice; class b: answered twice, once right, right twice."""
     assert JUDGED.decisions is not None
     assert confusion(JUDGED.decisions) == ((2, 1), (1, 1))
@@ -96,7 +96,7 @@ def test_confusion_and_classes() -> None:
     assert (second.precision, second.recall, second.f1, second.support) == (0.5, 0.5, 0.5, 2)
 
 
-def test_slices() -> None:
+def test_slices_are_scored_separately() -> None:
     first, second = slice_by(["en", "de", "en", "de", "en"], JUDGED, Resampling(50, 0))
     assert (first.value, first.rows, first.scores["accuracy"].value) == ("en", 3, 1.0)
     assert (second.value, second.rows, second.scores["accuracy"].value) == ("de", 2, 0.0)

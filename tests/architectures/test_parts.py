@@ -54,7 +54,7 @@ def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], Export
         np.testing.assert_allclose(found[real], wanted, rtol=0, atol=1e-4)
 
 
-def test_parts_learn(exported: Callable[[str], ExportedBase]) -> None:
+def test_gradients_reach_all_tensors_of_part_adapters(exported: Callable[[str], ExportedBase]) -> None:
     made = exported("gpt_neox")
     model = TorchRunner(made.in_torch).model(random_adapter("a", lora(LoraOptions(rank=3)), made.in_onnx))
     (result,) = model(**made.architecture.inputs(2, 5)).values()

@@ -115,7 +115,9 @@ class TestContents:
         assert manifest.heads == ()
         assert [output.name for output in manifest.outputs] == ["hidden"]
 
-    def test_text_is_described(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
+    def test_build_records_the_tokenizer_and_its_digest(
+        self, base: OnnxBase, cases: list[InputCase], tmp_path: Path
+    ) -> None:
         words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "ä": 1}, unk_token="?"))
         text = words.to_str(pretty=True).replace("\n", "\r\n")
         adapters = [random_adapter("a", pfeiffer(), base)]
@@ -214,7 +216,7 @@ class TestRefusals:
         cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
         build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, **options)  # type: ignore[arg-type]
 
-    def test_nothing_to_build(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_build_without_adapters_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no adapters"):
             self._build(base, [], tmp_path / "b")
 

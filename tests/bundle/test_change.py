@@ -199,13 +199,13 @@ class TestRefused:
                 base, bundle, adapter, "slots that the exported graph does not have.*layers.0.*ebuild with this adapter"
             )
 
-    def test_another_base(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_an_adapter_of_another_base(self, base: OnnxBase, bundle: Path) -> None:
         adapter = random_adapter("c", houlsby(), base, fingerprint="sha256:other")
         with pytest.raises(BaseMismatchError, match="sha256:other"):
             _add(base, bundle, adapter)
 
     @pytest.mark.parametrize("name", ["a", "A", "base"])
-    def test_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
+    def test_add_refuses_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
         self._refused(base, bundle, replace(_adapters(base)["c"], name=name), f"`{name}`")
 
     def test_two_of_one_name(self, base: OnnxBase, bundle: Path) -> None:
@@ -213,7 +213,7 @@ class TestRefused:
         with pytest.raises(AdapterError, match="`c`, `C`"):
             _add(base, bundle, adapter, replace(adapter, name="C"))
 
-    def test_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
         with pytest.raises(BaseModelError, match="a different site map"):
             _add(base, bundle, _adapters(base)["c"], site_map="sha256:map")
 
@@ -223,7 +223,7 @@ class TestRefused:
         with pytest.raises(AdapterError, match=r"`nobody`; expected one of `a`, `b`"):
             remove_adapters(bundle, ["nobody"])
 
-    def test_a_damaged_bundle(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_a_damaged_bundle(self, base: OnnxBase, bundle: Path) -> None:
         path = bundle / "adapters/a.safetensors"
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

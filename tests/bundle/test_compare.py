@@ -78,7 +78,7 @@ def test_infinities_of_different_sign_differ() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3, 4)])
-def test_empty_never_passes(shape: tuple[int, ...]) -> None:
+def test_empty_arrays_never_pass(shape: tuple[int, ...]) -> None:
     comparison = compare(np.zeros(shape, np.float32), np.zeros(shape, np.float32), UNLIMITED)
     assert comparison.faults == ("nothing to compare",)
     assert comparison.compared == 0

@@ -58,7 +58,7 @@ def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, heard.notes
 
 
-def test_build_names_them(built: tuple[Path, list[str]]) -> None:
+def test_build_names_adapters_without_effect(built: tuple[Path, list[str]]) -> None:
     nothing = "has no effect: at each of its sites its result equals the replaced value"
     assert built[1] == [
         f"adapter `zeros` {nothing}",
@@ -67,7 +67,7 @@ def test_build_names_them(built: tuple[Path, list[str]]) -> None:
     ]
 
 
-def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
+def test_add_names_adapters_without_effect(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
     folder, heard = shutil.copytree(built[0], tmp_path / "bundle"), Heard()
     alive = random_adapter("more", houlsby(), base, labels=("a", "b"))
     adapters = [alive, scaled(alive, "silent", 0.0)]

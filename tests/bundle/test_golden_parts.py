@@ -116,7 +116,7 @@ def _faults(bundle: OpenedBundle) -> Iterator[tuple[AdapterRecord, Fault]]:
 
 
 class TestEveryFaultShows:
-    def test_in_each_precision(self, each: Path) -> None:
+    def test_golden_data_expose_faults_in_each_precision(self, each: Path) -> None:
         bundle = OpenedBundle.open(each, copy=False)
         for record, fault in _faults(bundle):
             separation = record.golden.separation
@@ -167,7 +167,7 @@ class TestVerify:
         assert "model.bank.onnx" not in detail  # the bank has separate tensors
         assert _detail(report, "golden parts", "b")[0]
 
-    def test_inspect_shows_it(self, built: Path) -> None:
+    def test_inspect_shows_the_separation(self, built: Path) -> None:
         table = next(one for one in ae.inspect(built).tables if one.title == "separation of golden data")
         shown = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
         for record in read_manifest(built).adapters:
@@ -177,7 +177,7 @@ class TestVerify:
             assert shown[record.name][:2] == [f"{separation.least:.3g}", separation.fault]
             assert shown[record.name][3] == separation.nearest.adapter
 
-    def test_nan_fails(self, bundle: Path) -> None:
+    def test_nan_in_golden_parts_fails_verification(self, bundle: Path) -> None:
         record = next(one for one in read_manifest(bundle).adapters if one.name == "a").golden.parts
         assert record is not None
         key = f"{record.cases[0]}.output.{record.parts[0].output}"
@@ -258,7 +258,7 @@ class TestWeakFaults:
 
 
 class TestChange:
-    def test_add_and_remove(self, bundle: Path, int8: OnnxBase) -> None:
+    def test_golden_parts_follow_added_and_removed_adapters(self, bundle: Path, int8: OnnxBase) -> None:
         new = random_adapter("new", houlsby(), int8, bottleneck=6, labels="uv")
         before = {one.name: one.golden for one in read_manifest(bundle).adapters}
         after = add_adapters(bundle, [new], references=CutRunner(int8))

@@ -131,7 +131,7 @@ def test_the_file_conforms_to_its_schema(made: Path) -> None:
         parse_golden_texts(json.dumps(document).encode(), "x")
 
 
-def test_verify_replays_them(made: Path) -> None:
+def test_verify_replays_golden_texts(made: Path) -> None:
     report = ae.verify(made / "bundle")
     assert report.passed
     found = texts_of(report)
@@ -420,7 +420,7 @@ def test_what_is_near_a_tie_is_not_decided() -> None:
         assert task.is_decided(result, 0.1, context) is expected, (task.type, result)
 
 
-def test_differences_of_answers() -> None:
+def test_differences_between_answers_are_described() -> None:
     def faults(found: Any, expected: Any, *, decided: bool = True) -> list[str]:
         return list(answer_faults(found, expected, 0.01, decided=decided))
 

@@ -185,7 +185,7 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
     assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}
 
 
-def test_all_is_covered(report: Report) -> None:
+def test_check_compares_every_planned_output_and_site(report: Report) -> None:
     coverage = report.coverage()
     assert coverage.compared == coverage.planned == len(report.outputs) + len(report.sites)
     assert coverage.elements == sum(result.elements for result in (*report.outputs, *report.sites))

@@ -154,7 +154,7 @@ def test_another_session_gives_the_digests(built: Path, threads: int) -> None:
             assert record.recorded[variant] == _digest(built, name, variant, threads)
 
 
-def test_they_are_compared(built: Path) -> None:
+def test_verify_compares_recorded_runs(built: Path) -> None:
     report = _verify(built)
     assert report.passed
     end = "2 cases match the build, bit-exact"

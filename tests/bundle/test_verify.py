@@ -54,7 +54,7 @@ def _verify(folder: Path) -> Report:
     return prove(plan_check(folder, quick=True), None)
 
 
-def test_a_whole_bundle(built: Built) -> None:
+def test_verify_covers_every_variant_and_adapter(built: Built) -> None:
     found = _verify(built.folder)
     assert found.passed
     forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}

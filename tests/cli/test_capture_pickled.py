@@ -114,7 +114,9 @@ def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) ->
         ([SRC, SRC], "described twice"),
     ],
 )
-def test_bad_descriptions(cli, pickled: Path, tmp_path: Path, described: list[str], words: str) -> None:
+def test_invalid_input_descriptions_are_refused(
+    cli, pickled: Path, tmp_path: Path, described: list[str], words: str
+) -> None:
     options = [word for text in described for word in ("--input", text)]
     cli.refused(2, words, "capture", "--trust-pickle", pickled, *options, "-o", tmp_path / "m.pt")
     assert not (tmp_path / "m.pt").exists()

@@ -38,7 +38,7 @@ def _boxes(svg: str) -> list[tuple[float, float]]:
     return [(float(box.attrib["x"]), float(box.attrib["y"])) for group in groups for box in group.iter(f"{_SVG}rect")]
 
 
-def test_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_inspect_draws_the_adapters_of_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
     svg = tmp_path / "deep" / "a.svg"
     done = cli.done("inspect", bundle, "--svg", svg)
     assert f"wrote {svg}" in done.stderr
@@ -137,5 +137,5 @@ def test_it_has_colours_for_light_and_dark_and_words_for_those_who_do_not_see_it
     assert ET.fromstring(svg).findtext(f"{_SVG}desc") == "a (houlsby) acts at 1 places"
 
 
-def test_nothing_is_drawn() -> None:
+def test_empty_placements_draw_only_the_title() -> None:
     assert _texts(draw(PlacementMap("empty", (), ()))) == ["empty"]

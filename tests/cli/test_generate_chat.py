@@ -36,7 +36,7 @@ def _answer(writer: TextWriter, adapter: str | None, messages: list[dict[str, st
     return writer.write([prompt], adapters=[adapter], decoding=Decoding(count))[0].text
 
 
-def test_adapters_take_turns(cli: Any, bundle: Path, writer: TextWriter) -> None:
+def test_adapters_can_change_within_a_conversation(cli: Any, bundle: Path, writer: TextWriter) -> None:
     first = _answer(writer, "a", _said("w5 w9", system="w3"))
     messages = _said("w5 w9", first, "w33", system="w3")
     second = _answer(writer, "b", messages)

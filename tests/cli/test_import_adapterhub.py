@@ -55,12 +55,12 @@ def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
     assert adapter.training["imported_from"]["version"] == "adapters.1.3.0"
 
 
-def test_notes_are_warnings(cli, onnx: Path, tmp_path: Path) -> None:
+def test_import_notes_are_printed_as_warnings(cli, onnx: Path, tmp_path: Path) -> None:
     found = cli.done("import", "adapterhub", FIXTURES / "bert/legacy", "--base", onnx, "-o", tmp_path / "a")
     assert "warning: the file has no version: its activation `gelu` is now named `gelu_new`." in found.stderr
 
 
-def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+def test_name_selects_one_of_several_adapters(cli, onnx: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for name in ("seq_bn", "lora"):
         shutil.copytree(FIXTURES / "bert" / name, folder / name)

@@ -93,7 +93,7 @@ def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_labels(cli, onnx: Path, tmp_path: Path) -> None:
+def test_labels_option_names_the_classes(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--labels", "bad, fair,good", "-o", tmp_path / "a")
     assert made["task"]["labels"] == ["bad", "fair", "good"]
@@ -111,7 +111,7 @@ def test_labels_of_the_base(cli, tmp_path: Path) -> None:
     assert made["task"]["labels"] == [f"LABEL_{index}" for index in range(5)]
 
 
-def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+def test_name_selects_one_of_several_adapters(cli, onnx: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         changed(adapter_folder("bert_lora"), tmp_path / "saved" / name)
     made = cli.json("import", "peft", tmp_path / "saved", "--name", "two", "--base", onnx, "-o", tmp_path / "a")
@@ -120,7 +120,7 @@ def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(3, "`one`, `two`", "import", "peft", tmp_path / "saved", "--base", onnx, "-o", tmp_path / "b")
 
 
-def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
+def test_without_head_ignores_the_head(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify_pooler"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--without-head", "-o", tmp_path / "a")
     assert made["task"] is None
@@ -148,6 +148,6 @@ def test_a_head_that_reads_the_last_token(cli, llama: Path, tmp_path: Path) -> N
     assert read_adapter(tmp_path / "a").head is None
 
 
-def test_another_base(cli, llama: Path, tmp_path: Path) -> None:
+def test_base_of_another_architecture_is_refused(cli, llama: Path, tmp_path: Path) -> None:
     words = "acts on modules that the base does not have"
     cli.refused(3, words, "import", "peft", adapter_folder("bert_lora"), "--base", llama, "-o", tmp_path / "a")

@@ -236,5 +236,5 @@ def test_a_near_miss_is_named() -> None:
     assert "train" in CliRunner().invoke(main, ["xyz"]).stderr
 
 
-def test_the_version() -> None:
+def test_version_option_prints_the_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"adapter-export {__version__}\n"

@@ -92,7 +92,7 @@ def test_small_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path
     cli.done("check", tmp_path / "bundle", "--against", graph, "--quick")
 
 
-def test_fused_operators(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_optimize_fuses_operators_and_passes_check(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     found = cli.done("build", graph, "--adapters", adapters / "topic", "--optimize", "-o", tmp_path / "bundle")
     assert "2 bias_gelu" in found.stderr
     assert "is close to the original base: minimum cosine 1.0000" in found.stderr

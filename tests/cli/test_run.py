@@ -134,7 +134,7 @@ def test_another_adapter_file_is_loaded_at_run_time(cli, bundle: Path) -> None:
     cli.refused(3, "labels and classes differ", "run", bundle, "--adapter-file", file, "--labels", "a", "--text", "x")
 
 
-def test_wrong_calls(cli, bundle: Path, tmp_path: Path) -> None:
+def test_run_refuses_conflicting_or_missing_inputs(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(2, "exclude each other", "run", bundle, "--text", "x", "--arrays", tmp_path / "in.npz")
     cli.refused(2, "no lines on stdin", "run", bundle, "--adapter", "topic", stdin="\n \n")
     cli.refused(2, " needs `--", "run", bundle, "--labels", "a,b", "--text", "x")

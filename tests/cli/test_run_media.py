@@ -18,7 +18,7 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_images_are_answered(cli, vit_folder: Path, images: list[Path]) -> None:
+def test_run_answers_image_files(cli, vit_folder: Path, images: list[Path]) -> None:
     options = [word for path in images for word in ("--image", path)]
     found = cli.json("run", vit_folder / "bundle", *options)["rows"]
     assert [one["text"] for one in found] == [str(path) for path in images]

@@ -153,7 +153,9 @@ def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: A
         (("--data", "a.tsv", *_texts("a")), "`--text` and `--data` exclude each other"),
     ],
 )
-def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str) -> None:
+def test_run_refuses_adapters_that_do_not_match_rows(
+    cli: Any, mixed: Path, options: tuple[str, ...], words: str
+) -> None:
     cli.refused(2, words, "run", mixed, *options)
 
 

@@ -104,7 +104,7 @@ def copy(signed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(signed, tmp_path / "bundle")
 
 
-def test_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
+def test_verify_accepts_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
     found = cli.json("verify", signed, "--key", keys / "a.pub")
     assert found["verdict"] == "passed"
     signature = ae.verify_signature(signed, key=keys / "a.pub")
@@ -295,6 +295,6 @@ def test_a_changed_bundle_is_not_signed_any_more(cli, copy: Path, keys: Path) ->
     cli.refused(3, "is not signed", "verify", copy, "--key", keys / "a.pub")
 
 
-def test_without_the_library(cli, signed: Path, keys: Path, monkeypatch) -> None:
+def test_verify_names_the_missing_signing_extra(cli, signed: Path, keys: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     cli.refused(2, "pip install 'adapter-export[sign]'", "verify", signed, "--key", keys / "a.pub")

@@ -108,7 +108,7 @@ def test_vectors_that_are_all_alike_are_said(
     assert not any("alike" in note for note in made["vec"]["notes"])
 
 
-def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
+def test_training_reports_task_labels_and_columns(made: dict[str, dict[str, Any]]) -> None:
     assert made["tag"]["task"]["labels"] == ["N", "O", "P"]
     assert "labels" not in made["grade"]["task"]
     assert "labels" not in made["vec"]["task"]
@@ -194,7 +194,7 @@ def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
     assert "film" in shown
 
 
-def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_run_writes_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
     texts = ("--text", "the film is good", "--text", "dull", "--out", tmp_path / "out.npz")
     numbers = cli.json("run", bundle, "--adapter", "grade", *texts)["rows"]
     saved = np.load(tmp_path / "out.npz")["logits"]

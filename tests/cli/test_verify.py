@@ -21,7 +21,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "bundle")
 
 
-def test_a_whole_bundle(cli, bundle: Path) -> None:
+def test_verify_passes_a_complete_bundle(cli, bundle: Path) -> None:
     found = cli.json("verify", bundle)
     assert found["verdict"] == "passed"
     outputs = [one for each in found["findings"] for one in each["measurements"]]

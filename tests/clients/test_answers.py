@@ -59,7 +59,7 @@ def _expected(session: Session, rows: dict[str, np.ndarray], names: list[str]) -
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
-def test_an_adapter_alone(
+def test_clients_answer_with_one_adapter_as_python_does(
     client: Client,
     task_bundle: Path,
     session: Session,

@@ -59,7 +59,7 @@ def _cases(bundle: Bundle, name: str | None) -> dict[str, tuple[Arrays, Arrays]]
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_alone(bundle: Bundle, session: Session, name: str | None) -> None:
+def test_each_adapter_reproduces_its_golden_vectors(bundle: Bundle, session: Session, name: str | None) -> None:
     for inputs, expected in _cases(bundle, name).values():
         found, bound = session.run(inputs, name), session.run_on_device(inputs, name)
         for output, allowed in _golden(bundle, name).absolute.items():

@@ -257,7 +257,7 @@ def batches(text_folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_golden_batches(
+def test_golden_batches_pass_and_detect_faults_of_batching(
     cpp_client: Client, text_folder: Path, batches: dict[str, Any], tmp_path: Path, fault: str | None
 ) -> None:
     """They hold, and one fault of how rows are put together is enough for them to fail."""

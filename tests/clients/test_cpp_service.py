@@ -258,7 +258,7 @@ def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> No
     )
 
 
-def test_raw_outputs(task_service: httpx2.Client, task_bundle: Path) -> None:
+def test_service_returns_raw_outputs_per_row(task_service: httpx2.Client, task_bundle: Path) -> None:
     """Outputs of the base, and of each row's head with its own width; a span needs no context for them."""
     session = Bundle.open(task_bundle).session(threads=1)
     inputs = _arrays(np.random.default_rng(3), 4)

@@ -210,7 +210,7 @@ def test_arrays_of_pairs_need_their_types(client: Client, text_folder: Path, tmp
 
 
 @every_client
-def test_golden_batches(client: Client, text_folder: Path, tmp_path: Path) -> None:
+def test_golden_batches_are_replayed_and_must_be_listed(client: Client, text_folder: Path, tmp_path: Path) -> None:
     """They are replayed, and a file of them that is another one fails."""
     (found,) = [one for one in client.verify(text_folder / "bundle") if one["variant"] == "batches"]
     assert (found["adapter"], found["mixed"], found["passed"], found["faults"]) == (None, True, True, [])

@@ -79,7 +79,7 @@ def test_many_requests_at_once_each_with_its_own_adapter(
         assert list(pool.map(ask, range(16))) == list(range(16))
 
 
-def test_a_mixed_batch(service: httpx2.Client, session: Session, conformance_bundle: Path) -> None:
+def test_service_answers_a_mixed_batch(service: httpx2.Client, session: Session, conformance_bundle: Path) -> None:
     names = ["first", "wide", "narrow", "wide"]
     answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()["rows"]
     for found, text, name in zip(answer, TEXTS, names, strict=True):
@@ -121,7 +121,7 @@ def test_golden_batches_as_padded_arrays(service: httpx2.Client, conformance_bun
             assert not list(answer_faults(said, row.answer, row.absolute, decided=row.decided))
 
 
-def test_outputs_of_arrays(service: httpx2.Client, session: Session) -> None:
+def test_service_returns_outputs_for_arrays(service: httpx2.Client, session: Session) -> None:
     ids = [[101, 2040, 102], [101, 2054, 102]]
     arrays = {"input_ids": ids, "attention_mask": [[1] * 3] * 2, "token_type_ids": [[0] * 3] * 2}
     answer = service.post("/run", json={"adapters": ["wide", None], "inputs": arrays}).json()

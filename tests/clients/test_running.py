@@ -42,7 +42,9 @@ def _holds(answer: Mapping[str, Any], expected: Prediction) -> None:
     assert found == {"label": expected.label, "probability": pytest.approx(expected.probability, abs=CLOSE)}
 
 
-def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+def test_rows_of_a_mixed_batch_equal_single_runs(
+    client: Client, small_bundle: Path, three_rows: Path, session: Session
+) -> None:
     """Each row equals its single run; the second one has no adapter."""
     inputs = _arrays(three_rows)
     choices = ["--adapter", "tone", "--adapter", "-", "--adapter", "topic"]
@@ -67,7 +69,9 @@ def _other(adapter: str, weights: str) -> list[str]:
     return ["--adapter", adapter, "--weights", weights]
 
 
-def test_strengths(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+def test_strength_scales_the_adapter_of_each_row(
+    client: Client, small_bundle: Path, three_rows: Path, session: Session
+) -> None:
     """A row at a strength of its own, also below 0; at 0 there is the base, and the head."""
     names, strengths = ["tone", "topic", "tone"], [0.5, -1.0, 0.0]
     words = [word for name in names for word in ("--adapter", name)]

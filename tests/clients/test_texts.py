@@ -70,7 +70,7 @@ def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None
     assert any("cut" in row for row in rows)
 
 
-def test_golden_texts(client: Client, text_folder: Path) -> None:
+def test_clients_reproduce_golden_texts(client: Client, text_folder: Path) -> None:
     """Ids of all texts, bit for bit, and the answers of torch."""
     found = [each for each in client.verify(text_folder / "bundle") if each["variant"] == "texts"]
     assert [each["adapter"] for each in found] == [None, *TASKS]
@@ -106,7 +106,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
+def test_golden_texts_detect_a_changed_tokenizer(client: Client, tampered: Path, fault: str) -> None:
     """Golden vectors begin at ids and end at logits, and would not see it."""
     plant, name = FAULTS[fault]
     path = tampered / "tokenizer.json"

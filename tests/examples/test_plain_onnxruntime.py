@@ -163,7 +163,7 @@ def abridged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.extended
-def test_sketches_and_fills(abridged: Path) -> None:
+def test_sketches_and_fills_pass_and_detect_changes(abridged: Path) -> None:
     """They pass as they are, and fail with another seed, shape or element."""
     abridge(abridged, SKETCHES, {"features": SEED})
     done = _run(abridged)
@@ -203,7 +203,7 @@ def test_a_sketch_of_another_output(abridged: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_damaged_file(bundle: Path) -> None:
+def test_example_refuses_a_damaged_adapter_file(bundle: Path) -> None:
     path = bundle / "adapters" / "wide.onnx_adapter"
     data = bytearray(path.read_bytes())
     data[-100] ^= 1

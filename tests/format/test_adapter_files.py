@@ -56,7 +56,7 @@ def put_weights(folder: Path, data: bytes) -> None:
     edit(folder, lambda document: document["weights"].update(sha256=hashlib.sha256(data).hexdigest()))
 
 
-def test_round_trip(adapter: Adapter, folder: Path) -> None:
+def test_written_adapters_are_read_back_unchanged(adapter: Adapter, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_graph.json", "weights.safetensors"]
     assert_equal(read_adapter(folder), adapter)
 
@@ -77,7 +77,7 @@ def test_an_adapter_without_head_and_training(adapter: Adapter, tmp_path: Path) 
     assert_equal(read_adapter(tmp_path / "bare"), bare)
 
 
-def test_a_head_alone(adapter: Adapter, tmp_path: Path) -> None:
+def test_adapter_with_only_a_head_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in adapter.weights.items() if name.startswith("head.")}
     alone = replace(adapter, graphs={}, placements={}, weights=weights)
     write_adapter(alone, tmp_path / "alone")
@@ -278,14 +278,14 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_graph.json", "weights.safetensors"])
-def test_a_missing_file(folder: Path, name: str) -> None:
+def test_missing_file_of_an_adapter_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileError, match="Copy both files of the adapter") as caught:
         read_adapter(folder)
     assert caught.value.where == str(folder / name)
 
 
-def test_damaged_weights(folder: Path) -> None:
+def test_damaged_weights_fail_their_hash(folder: Path) -> None:
     path = folder / "weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -295,7 +295,7 @@ def test_damaged_weights(folder: Path) -> None:
     assert caught.value.where == str(path)
 
 
-def test_truncated_weights(folder: Path) -> None:
+def test_truncated_weights_are_refused(folder: Path) -> None:
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FormatError, match="not fully covered"):

@@ -33,12 +33,12 @@ def test_lists_every_file_but_the_manifest(manifest: Manifest, bundle: Path) -> 
     assert (record.sha256, record.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
-def test_whole(manifest: Manifest, bundle: Path) -> None:
+def test_complete_bundle_passes_verification(manifest: Manifest, bundle: Path) -> None:
     verify_files(manifest, bundle)
 
 
 @pytest.mark.parametrize("path", ["base.bin", "adapters/tiny-1.0/weights.safetensors"])
-def test_missing(manifest: Manifest, bundle: Path, path: str) -> None:
+def test_missing_files_are_named(manifest: Manifest, bundle: Path, path: str) -> None:
     (bundle / path).unlink()
     with pytest.raises(FileError, match="is missing from the bundle") as caught:
         verify_files(manifest, bundle)
@@ -52,13 +52,13 @@ def test_a_folder_in_place_of_a_file(manifest: Manifest, bundle: Path) -> None:
         verify_files(manifest, bundle)
 
 
-def test_truncated(manifest: Manifest, bundle: Path) -> None:
+def test_truncated_files_are_refused(manifest: Manifest, bundle: Path) -> None:
     (bundle / "base.bin").write_bytes((bundle / "base.bin").read_bytes()[:-1])
     with pytest.raises(FormatError, match="recorded size"):
         verify_files(manifest, bundle)
 
 
-def test_damaged(manifest: Manifest, bundle: Path) -> None:
+def test_damaged_files_fail_their_hash(manifest: Manifest, bundle: Path) -> None:
     data = bytearray((bundle / "model.onnx").read_bytes())
     data[0] ^= 1
     (bundle / "model.onnx").write_bytes(data)
@@ -67,7 +67,7 @@ def test_damaged(manifest: Manifest, bundle: Path) -> None:
     assert caught.value.where == str(bundle / "model.onnx")
 
 
-def test_links(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_bundle_are_refused(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
     """A link within the bundle is a file like others; one that leads out could change what runs."""
     (bundle / "base.bin").rename(bundle / ".shared.bin")
     (bundle / "base.bin").symlink_to(".shared.bin")

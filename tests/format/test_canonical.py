@@ -20,7 +20,7 @@ JSON = st.recursive(
 )
 
 
-def test_layout() -> None:
+def test_canonical_json_has_one_layout() -> None:
     document = {"b": [1, 2.5, 1e-05, 100.0, True, None], "a": {"ü": "🙂\n"}, "Z": {}, "A": []}
     expected = """{
   "A": [],

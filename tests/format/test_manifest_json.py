@@ -29,7 +29,7 @@ def as_json(manifest: Manifest) -> Document:
     return document
 
 
-def test_round_trip(manifest: Manifest, bundle: Path) -> None:
+def test_written_manifests_are_read_back_unchanged(manifest: Manifest, bundle: Path) -> None:
     write_manifest(manifest, bundle)
     assert read_manifest(bundle) == manifest
     first = (bundle / "manifest.json").read_bytes()

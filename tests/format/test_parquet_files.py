@@ -68,7 +68,7 @@ def test_texts_of_language_models(tmp_path: Path) -> None:
     assert found.texts[next(iter(found.texts))].texts == [("a", "b"), ("c", "d")]
 
 
-def test_faults_are_named(tmp_path: Path) -> None:
+def test_faults_of_parquet_tables_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: there is no column `words`; found `text`, `label`, `other`"):
         labelled_rows(path, Columns("words"), "single_label")

@@ -50,7 +50,7 @@ def test_order_of_the_names_does_not_matter() -> None:
     assert tensor_bytes(dict(reversed(TENSORS.items()))) == tensor_bytes(TENSORS)
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_written_tensors_are_read_back_unchanged(tmp_path: Path) -> None:
     write_tensors(tmp_path / "t.safetensors", TENSORS)
     found = read_tensors(tmp_path / "t.safetensors")
     assert list(found) == sorted(TENSORS)

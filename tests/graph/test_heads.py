@@ -55,7 +55,7 @@ def test_two_dense_layers_of_another_width_by_hand() -> None:
     np.testing.assert_allclose(result(head, w), value @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
 
 
-def test_tokens_by_hand() -> None:
+def test_token_head_equals_its_formula() -> None:
     head = make_head("token", width=D, labels="ab")
     w = draw(head.graph.parameter_shapes(head.widths))
     np.testing.assert_allclose(result(head, w), HIDDEN @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)

@@ -222,7 +222,7 @@ def adapterhub_bert() -> ae.Base:
     ],
 )
 @pytest.mark.extended
-def test_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_bert: ae.Base) -> None:
+def test_doctor_passes_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_bert: ae.Base) -> None:
     found = ae.doctor(ADAPTERHUB / "bert" / name, adapterhub_bert)
     assert found.passed
     assert {(group.of, group.scale) for group in found.groups} == {(of, scale)}
@@ -270,7 +270,9 @@ def test_adapterhub_ignores_tensors_of_another_name(adapterhub_bert: ae.Base, tm
 
 
 @pytest.mark.extended
-def test_own_adapters(folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path) -> None:
+def test_doctor_diagnoses_adapters_of_this_format(
+    folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path
+) -> None:
     adapter = ae.import_peft(folders("good"), bases("llama"), tmp_path / "own")
     assert ae.doctor(tmp_path / "own", bases("llama")).passed
     assert adapter.name == "own"
@@ -286,7 +288,7 @@ def run(*arguments: object) -> Any:
 
 
 @pytest.mark.extended
-def test_command(folders: Folders) -> None:
+def test_doctor_command_prints_causes_and_json(folders: Folders) -> None:
     done = run(folders("rslora"), "--base", folders("llama"))
     assert done.exit_code == 0, done.output
     for words in ("`rslora`: PEFT LORA, 8 tensors", "scale = 16/√4", "8 of 8", "other-strength (caution)"):
@@ -321,7 +323,7 @@ def test_tables_fit_a_terminal(name: str, width: int, diagnosed: Callable[[str],
         check_whole(table, width)
 
 
-def test_display(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_diagnosis_has_text_and_html_displays(diagnosed: Callable[[str], Diagnosis]) -> None:
     found = diagnosed("untrained")
     assert repr(found).startswith("Diagnosis(adapter='untrained', library='PEFT', fits=True, passed=False")
     assert "exactly zero at all 4 sites" in str(found)

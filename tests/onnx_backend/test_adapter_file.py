@@ -38,6 +38,6 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 10_000, 40_000])
-def test_a_full_disk(tmp_path: Path, limit: int) -> None:
+def test_full_disk_raises_a_write_error(tmp_path: Path, limit: int) -> None:
     with small_disk(limit), pytest.raises(WriteError):
         write_adapter_file(tmp_path / "a", {"w": np.ones((100, 100), np.float32)}, 5)

@@ -27,7 +27,7 @@ class TestDescription:
     def test_outputs_keep_their_names_and_axes(self, base: OnnxBase) -> None:
         assert base.outputs == (OutputRecord("hidden", "float32", ("batch", "tokens", WIDTH)),)
 
-    def test_sites_are_found(self, base: OnnxBase) -> None:
+    def test_sites_of_every_layer_are_found(self, base: OnnxBase) -> None:
         assert [site.name for site in base.sites.sublayers] == [
             f"layers.{i}.{role}" for i in (0, 1) for role in ("attention", "ffn")
         ]
@@ -140,7 +140,7 @@ class TestBadFiles:
         with pytest.raises(BaseModelError, match=message):
             open_onnx(path)
 
-    def test_missing(self, tmp_path: Path) -> None:
+    def test_missing_model_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="does not exist"):
             open_onnx(tmp_path / "none.onnx")
 

@@ -139,15 +139,15 @@ class TestTheRuntime:
             assert [one is not None for one in row] == [bool(real) for real in kept]
             assert [one.label for one in row if one] == [TAGS[k] for k in numbers[kept == 1].argmax(-1)]
 
-    def test_classes_of_texts(self, session: Session) -> None:
+    def test_classify_returns_the_most_likely_label(self, session: Session) -> None:
         logits = session.run(INPUTS, "hub")["logits"]
         assert [one.label for one in session.classify(INPUTS, "hub")] == ["abcd"[k] for k in logits.argmax(-1)]
 
-    def test_numbers(self, session: Session) -> None:
+    def test_predict_returns_the_logits_of_regression(self, session: Session) -> None:
         assert session.predict(INPUTS, "grade").shape == (3, 1)
         np.testing.assert_array_equal(session.predict(INPUTS, "axes"), session.run(INPUTS, "axes")["logits"])
 
-    def test_vectors(self, session: Session) -> None:
+    def test_embed_returns_vectors_of_the_head(self, session: Session) -> None:
         assert session.embed(INPUTS, "mean").shape == (3, WIDTH)
         assert session.embed(INPUTS, "wide").shape == (3, 20)
         for name in ("unit", "small"):

@@ -114,7 +114,7 @@ class TestResults:
             assert np.abs(found - plain).max() > 0.01, adapter.name
 
     @pytest.mark.parametrize("lengths", [(1,), (1, 1), (7,), (30, 2, 11)])
-    def test_every_shape(
+    def test_slots_match_the_reference_at_every_shape(
         self, mixed: list[Adapter], run_mixed: Run, reference: CutRunner, lengths: tuple[int, ...]
     ) -> None:
         inputs = token_inputs(*lengths)
@@ -124,7 +124,7 @@ class TestResults:
                 np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
 
     @pytest.mark.parametrize("level", [LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_ALL])
-    def test_every_optimization_level(
+    def test_slots_match_the_reference_at_every_optimization_level(
         self, base: OnnxBase, mixed: list[Adapter], reference: CutRunner, level: ort.GraphOptimizationLevel
     ) -> None:
         plan = plan_slots(mixed, base.sites)

@@ -93,7 +93,7 @@ def test_a_deviation_beyond_rounding_is_refused() -> None:
                 check_deviation(wrong)
 
 
-def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
+def test_deviations_of_a_different_base_are_measured(base: OnnxBase, tmp_path: Path) -> None:
     other = open_onnx(save_tiny(tmp_path, tiny_model(seed=1)))
     (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
     assert found.absolute > 100 * found.allowed

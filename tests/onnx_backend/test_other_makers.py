@@ -188,7 +188,7 @@ def test_what_hides_a_residual_sum_is_named(tmp_path: Path) -> None:
         open_onnx(saved(tmp_path, parsed(body, more=', "com.microsoft" : 1')))
 
 
-def test_functions_are_opened(tmp_path: Path) -> None:
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
     model = parsed("y = local.Layer(x, w)", opset=17, more=', "local" : 1')
     nodes = [helper.make_node("MatMul", ["v", "m"], ["f"]), helper.make_node("Add", ["v", "f"], ["o"])]
     imports = [helper.make_opsetid("", 17)]

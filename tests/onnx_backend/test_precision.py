@@ -110,7 +110,7 @@ class TestBase:
         assert not np.array_equal(before, after)
         assert cosine > 0.97
 
-    def test_weights_are_smaller(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_quantized_weights_take_less_space(self, made: OnnxBase, base: OnnxBase) -> None:
         assert (made.folder / "base.bin").stat().st_size < (base.folder / "tiny.onnx.data").stat().st_size
 
     def test_fp32_is_the_base_itself(self, base: OnnxBase, tmp_path: Path) -> None:

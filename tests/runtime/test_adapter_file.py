@@ -70,7 +70,7 @@ def test_a_shape_that_reaches_past_the_data(whole: bytes) -> None:
         parse_adapter(whole.replace(old, new), "a")
 
 
-def test_a_negative_shape(whole: bytes) -> None:
+def test_negative_shapes_are_refused(whole: bytes) -> None:
     old, new = np.array([3, 4], "<i8").tobytes(), np.array([-3, -4], "<i8").tobytes()
     with pytest.raises(TensorError, match=r"\[-3, -4\]"):
         parse_adapter(whole.replace(old, new), "a")

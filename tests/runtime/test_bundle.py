@@ -78,7 +78,7 @@ class TestDamage:
         with pytest.raises(FormatError, match="not valid JSON"):
             Bundle.open(copy)
 
-    def test_no_bundle(self, tmp_path: Path) -> None:
+    def test_folder_without_a_bundle_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is not a bundle"):
             Bundle.open(tmp_path)
 
@@ -110,11 +110,11 @@ class TestProviders:
             for output, expected in cpu.run(inputs, name).items():
                 np.testing.assert_allclose(cuda.run(inputs, name)[output], expected, rtol=0, atol=1e-4)
 
-    def test_an_unknown_provider(self, bundle: Bundle) -> None:
+    def test_unknown_providers_are_refused(self, bundle: Bundle) -> None:
         with pytest.raises(UsageError, match=r"`gpu`.*cpu, cuda"):
             bundle.session(provider="gpu")  # type: ignore[arg-type]
 
-    def test_an_unknown_level(self, bundle: Bundle) -> None:
+    def test_unknown_optimization_levels_are_refused(self, bundle: Bundle) -> None:
         with pytest.raises(UsageError, match=r"`most`.*all, basic, none"):
             bundle.session(optimization="most")  # type: ignore[arg-type]
 

@@ -178,7 +178,7 @@ class TestReload:
         assert not same(answers(session), answers(new.session(threads=1)))
 
     @pytest.mark.parametrize("half", ["base.bin", "manifest.json"])
-    def test_takes_no_half(self, copy: Path, bundle: Bundle, second: Path, half: str) -> None:
+    def test_half_replaced_bundles_are_refused(self, copy: Path, bundle: Bundle, second: Path, half: str) -> None:
         opened = Bundle.open(copy)
         shutil.copy(second / half, copy / half)
         with pytest.raises(FormatError):
@@ -220,7 +220,7 @@ class TestReload:
         with pytest.raises(FileError, match="does not exist"):
             Bundle.open(copy)
 
-    def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
+    def test_reloads_under_load_give_no_wrong_answer(self, built: Path, second: Path, tmp_path: Path) -> None:
         """`make trust` runs a million requests."""
         counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000, reloads=2)
         assert counts["right"] >= 2_000

@@ -68,7 +68,7 @@ def test_more_adapters_than_the_bank_has_rows(bundle: Bundle) -> None:
     _hold(session, requests, session.run_many(requests))
 
 
-def test_without_a_bank(bundle: Bundle) -> None:
+def test_run_many_works_without_a_bank(bundle: Bundle) -> None:
     manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
     session = replace(bundle, manifest=manifest).session(threads=1)
     requests = _requests(30)
@@ -164,7 +164,7 @@ def test_rows_that_influence_each_other_run_alone(bundle: Bundle) -> None:
     assert _calls(session, requests, allow_mixed_rows=True) == [6]
 
 
-def test_a_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_many_shows_a_progress_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     session.run_many(_requests(4), reporter=ProgressBar())
     assert capsys.readouterr().err.endswith("] 4/4\n")
 
@@ -225,7 +225,7 @@ def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None
         session.run(left, "plain")
 
 
-def test_heads_alone(session: Session) -> None:
+def test_head_only_requests_return_only_the_head(session: Session) -> None:
     requests = [replace(request, head_only=True) for request in _requests(20)]
     for request, found in zip(requests, session.run_many(requests), strict=True):
         own = session.run(request.inputs, request.adapter)

@@ -88,7 +88,7 @@ class TestTable:
         exec(compile(code.replace('"a"', '"wide"'), "docs/how-to/providers.md", "exec"), names)  # noqa: S102
         assert {"outputs", "mixed"} <= names.keys()
 
-    def test_names_are_chosen(self) -> None:
+    def test_provider_names_are_validated_and_ordered(self) -> None:
         assert provider_names(["all"]) == tuple(PROVIDERS)
         assert provider_names(["openvino", "cpu"]) == ("cpu", "openvino")
         with pytest.raises(UsageError, match=r"unknown provider; found `gpu`; expected cpu, cuda"):
@@ -110,7 +110,9 @@ class TestTable:
 
 class TestOpenVino:
     @pytest.mark.parametrize("name", NAMES)
-    def test_adapters_swap(self, bundle: Bundle, session: Session, openvino: Session, name: str | None) -> None:
+    def test_openvino_swaps_adapters_as_the_cpu_does(
+        self, bundle: Bundle, session: Session, openvino: Session, name: str | None
+    ) -> None:
         found, expected = openvino.run(INPUTS, name), session.run(INPUTS, name)
         assert found.keys() == expected.keys()
         for output, array in found.items():
@@ -237,7 +239,7 @@ class TestProof:
         with pytest.raises(FileError, match="golden"):
             bundle.session(provider="openvino")
 
-    def test_verify_reports_it(self, built: Path) -> None:
+    def test_verify_reports_the_provider(self, built: Path) -> None:
         report = ae.verify(built, provider="openvino")
         (found,) = [one for one in report.findings if one.check == "providers"]
         assert (found.subject, found.status) == ("openvino", "tested")

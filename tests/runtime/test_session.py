@@ -62,7 +62,7 @@ class TestRun:
             for output, expected in first[name].items():
                 np.testing.assert_array_equal(session.run(INPUTS, name)[output], expected)
 
-    def test_all_adapters_differ(self, session: Session) -> None:
+    def test_adapters_give_different_results(self, session: Session) -> None:
         found = [session.run(INPUTS, name)["hidden"] for name in NAMES]
         for index, one in enumerate(found):
             for other in found[index + 1 :]:
@@ -106,13 +106,13 @@ class TestRun:
         gc.collect()
         np.testing.assert_array_equal(first, kept)
 
-    def test_an_unknown_adapter(self, session: Session) -> None:
+    def test_unknown_adapters_are_refused_with_suggestions(self, session: Session) -> None:
         with pytest.raises(RequestError, match=r"adapter `wid`.*`wide`, `narrow`"):
             session.run(INPUTS, "wid")
 
 
 class TestClassify:
-    def test_probabilities_by_label(self, session: Session) -> None:
+    def test_probabilities_are_keyed_by_label(self, session: Session) -> None:
         predictions = session.classify(INPUTS, "narrow")
         logits = session.run(INPUTS, "narrow")["logits"].astype(np.float64)
         expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -189,7 +189,7 @@ class TestLoad:
         with pytest.raises(RequestError, match="pass `labels`"):
             session.classify(INPUTS, "more")
 
-    def test_unload(self, session: Session) -> None:
+    def test_unloaded_adapters_can_no_longer_run(self, session: Session) -> None:
         session.unload("wide")
         assert "wide" not in session.adapters
         with pytest.raises(RequestError, match="not loaded"):
@@ -323,7 +323,7 @@ class TestFilesThatDoNotFit:
         with pytest.raises(AdapterError, match="was made for another bundle"):
             session.load("x", _write(tmp_path / "x", _tensors(bundle, "wide"), version))
 
-    def test_something_else(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_files_of_another_format(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(FormatError, match="not an ONNX Runtime adapter file"):
             session.load("x", bundle.folder / "model.onnx")
 

@@ -97,7 +97,7 @@ def _odd_compression() -> bytes:
         b"",
     ],
 )
-def test_a_broken_npz(data: bytes, tmp_path: Path) -> None:
+def test_damaged_npz_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(FormatError, match=r"is not an `\.npz` file of arrays"):
         read_arrays(tmp_path / "a.npz")

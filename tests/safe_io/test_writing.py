@@ -168,7 +168,7 @@ def test_force_does_not_replace_the_folder_that_you_work_in(
         pytest.fail("the block must not run")
 
 
-def test_hash(tmp_path: Path) -> None:
+def test_sha256_of_a_file_matches_hashlib(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
 

@@ -173,7 +173,7 @@ def test_adapters_are_found_by_name(server: httpx2.Client, film: Path, tenants: 
         server.delete(f"/adapters/{name}")
 
 
-def test_prometheus_metrics(server: httpx2.Client) -> None:
+def test_metrics_count_requests_without_unknown_names(server: httpx2.Client) -> None:
     def value(name: str) -> float:
         line = next((one for one in server.get("/metrics").text.splitlines() if one.startswith(name)), "0")
         return float(line.split()[-1])
@@ -261,7 +261,7 @@ def test_duplicate_names_are_refused(film: Path) -> None:
         named_bundles([str(film), f"film={film}"])
 
 
-def test_comparison_of_shadows() -> None:
+def test_shadow_answers_are_compared_within_tolerance() -> None:
     token = {"tokens": [{"token": "a", "label": "x", "probability": 0.9}]}
     assert same_answers(
         {"adapter": "a", "label": "x", "probability": 0.9}, {"adapter": "b", "label": "x", "probability": 0.7}
@@ -363,7 +363,7 @@ def test_a_load_times_out(film: Path) -> None:
     asyncio.run(work())
 
 
-def test_mapped_weights(server: httpx2.Client, film: Path) -> None:
+def test_mapped_weights_give_the_same_answers(server: httpx2.Client, film: Path) -> None:
     with made_app(film, sessions=SessionSettings(mapped_weights=True), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
@@ -424,7 +424,7 @@ def test_no_request_is_lost_during_reloads_and_route_changes(film: Path, tmp_pat
 
 
 @pytest.mark.extended
-def test_workers_are_alike(film: Path) -> None:
+def test_changes_reach_all_workers_and_their_replacements(film: Path) -> None:
     """A change requested from one process reaches all; a process that dies is replaced by one that has it, too."""
     with served(film, "--drain", "0", "--workers", "2") as found:
         client = found.client
@@ -469,7 +469,7 @@ def test_a_damaged_bundle_is_refused(film: Path, tmp_path: Path) -> None:
         assert _answer(client, "tone")["label"]
 
 
-def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
+def test_bundles_and_adapters_load_from_a_registry(film: Path, registry: OciRegistry) -> None:
     """A bundle, and an adapter loaded by an administrator."""
     bundle, adapter = (f"oci://{registry.host}/team/{name}" for name in ("films:1", "mood:2"))
     ae.push(film, bundle, license="mit")

@@ -133,7 +133,7 @@ def test_sample_inputs_that_are_no_pickle_are_a_named_error_with_trust_too(entri
 
 
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.5, 0.9, 0.99, 0.9999])
-def test_truncated(archive: Path, tmp_path: Path, part: float) -> None:
+def test_truncated_archives_are_refused(archive: Path, tmp_path: Path, part: float) -> None:
     data = archive.read_bytes()
     path = tmp_path / "short.pt2"
     path.write_bytes(data[: int(len(data) * part)])
@@ -207,7 +207,7 @@ def treespec(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged(name: str, entries: Entries, tmp_path: Path) -> None:
+def test_damaged_archives_are_refused(name: str, entries: Entries, tmp_path: Path) -> None:
     damage, message = DAMAGE[name]
     damage(entries)
     write_entries(tmp_path / "bad.pt2", entries)
@@ -262,7 +262,7 @@ UNSAFE: dict[str, Callable[[Entries], object]] = {
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_unsafe(name: str, entries: Entries, tmp_path: Path) -> None:
+def test_unsafe_archives_require_trust_pickle(name: str, entries: Entries, tmp_path: Path) -> None:
     UNSAFE[name](entries)
     write_entries(tmp_path / "bad.pt2", entries)
     with pytest.raises(UnsafeArchiveError, match="trust_pickle=True"):

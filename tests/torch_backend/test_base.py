@@ -95,7 +95,7 @@ def test_outputs_that_are_no_tensors(form: Any, message: str, tmp_path: Path) ->
         round_trip(Returning(form), (torch.ones(1, 3),), tmp_path)
 
 
-def test_a_text_encoder(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
+def test_saved_text_encoder_keeps_outputs_and_tokenizer(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     module = Encoder(layers=1)
     base = round_trip(module, encoder_inputs, tmp_path, tokenizer=tokenizer_json(), max_tokens=20)
@@ -293,7 +293,7 @@ def test_inputs_that_do_not_fit(inputs: dict[str, Tensor], message: str, tmp_pat
         ({"x": torch.ones(2, 4)}, {"x": {2: "batch"}}, "an axis is named"),
     ],
 )
-def test_wrong_examples(inputs: Any, axes: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_example_inputs_are_refused(inputs: Any, axes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         save_base(Small(), inputs, tmp_path / "model.pt", axes=axes)
     assert list(tmp_path.iterdir()) == []
@@ -459,7 +459,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.pt"
     device = Path("/dev/full")
     if not device.exists():

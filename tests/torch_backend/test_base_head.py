@@ -79,7 +79,9 @@ def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("name", "head", "options", "kind"), HEADS, ids=[f"{one[0]}{one[1]}" for one in HEADS])
-def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_base_heads_match_transformers_in_onnx_runtime(
+    name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
     model = small(name, head, **options)
     model.save_pretrained(tmp_path / "folder")
     heard = Heard()

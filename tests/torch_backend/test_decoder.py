@@ -165,7 +165,7 @@ def test_a_model_that_keeps_something_else_is_refused(tmp_path):
         ("VisionEncoderDecoderModel", "vision-encoder-decoder", False),
     ],
 )
-def test_classes_that_generate(name: str, kind: str, expected: bool, tmp_path: Path) -> None:
+def test_model_classes_decide_whether_a_base_generates(name: str, kind: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], "model_type": kind}))
     assert generates(tmp_path) is expected
     (tmp_path / "modules.json").write_text("[]")

@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[bool, int]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_of_transformers(name: str, folder: Path) -> None:
+def test_opened_folders_compute_what_transformers_computes(name: str, folder: Path) -> None:
     typed, longest = MODELS[name]
     model = small(name)
     model.save_pretrained(folder)
@@ -66,7 +66,7 @@ def test_models_of_transformers(name: str, folder: Path) -> None:
         torch.testing.assert_close(*hidden, rtol=0, atol=1e-5)
 
 
-def test_images(folder: Path) -> None:
+def test_vision_folders_compute_what_transformers_computes(folder: Path) -> None:
     model = small("ViT")
     model.save_pretrained(folder)
     base = open_folder(folder)
@@ -177,7 +177,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         ("config.json", b'{"model_type": "bert", "hidden_size": 64}'),
     ],
 )
-def test_a_damaged_folder(file: str, contents: bytes, folder: Path) -> None:
+def test_damaged_folders_are_refused(file: str, contents: bytes, folder: Path) -> None:
     small("Bert").save_pretrained(folder)
     (folder / file).write_bytes(contents)
     with pytest.raises(BaseModelError, match=r"cannot open|random numbers") as caught:
@@ -206,7 +206,7 @@ def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_nothing_is_printed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_capture_prints_nothing(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small("Bert", "ForMaskedLM").save_pretrained(folder)
     capfd.readouterr()
     bars = transformers.utils.logging.is_progress_bar_enabled()

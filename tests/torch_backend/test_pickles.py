@@ -29,12 +29,12 @@ PLAIN = {
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_tensors(name: str, protocol: int) -> None:
+def test_plain_tensors_have_no_foreign_globals(name: str, protocol: int) -> None:
     assert foreign_globals(saved(PLAIN[name], protocol)) == set()
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_module(protocol: int) -> None:
+def test_pickled_modules_name_their_class(protocol: int) -> None:
     assert "archives.Small" in foreign_globals(saved(Small(), protocol))
 
 
@@ -59,7 +59,7 @@ def test_what_is_no_pickle(data: bytes) -> None:
         foreign_globals(data)
 
 
-def test_nothing_is_run(tmp_path: Path) -> None:
+def test_reading_globals_runs_no_code(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     assert foreign_globals(pickle_that_makes(marker)) == {"os.mkdir"}
     assert not marker.exists()

@@ -63,7 +63,7 @@ def test_small_tables_get_enough_steps_and_time_to_anneal(rows: int, epochs: int
     assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (epochs, patience, 1e-3, warmup)
 
 
-def test_passed_values_win() -> None:
+def test_passed_values_override_the_schedule() -> None:
     loop = Schedule(epochs=12, learning_rate=0.002, patience=2, warmup=0.3).loop(LoopSpec(batch_size=8), 100)
     assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (12, 2, 0.002, 0.3)
     assert Schedule(quick=True).loop(LoopSpec(), 100) == LoopSpec()

@@ -324,7 +324,7 @@ def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_fold
         (["Transformer"], "module that cannot be read"),
     ],
 )
-def test_no_base(modules: list[Any], message: str, tmp_path: Path) -> None:
+def test_folders_without_a_transformer_are_refused(modules: list[Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(BaseModelError, match=message):
         ae.open_base(tmp_path)

@@ -39,12 +39,12 @@ def write_rows(path: Path, rows: list[tuple[str, str]], *, delimiter: str = ",",
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("tab", "\t")])
-def test_separated_values(tmp_path: Path, suffix: str, delimiter: str, end: str) -> None:
+def test_csv_and_tsv_files_are_read(tmp_path: Path, suffix: str, delimiter: str, end: str) -> None:
     found = read(write_rows(tmp_path / f"rows.{suffix}", ROWS, delimiter=delimiter, end=end))
     assert list(zip(found.texts, found.labels, strict=True)) == ROWS
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_json_lines_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"label": label, "text": text, "more": [1]}) for text, label in ROWS]
     found = read(written(tmp_path, "rows.jsonl", "\n\n".join(lines)))
     assert list(zip(found.texts, found.labels, strict=True)) == ROWS

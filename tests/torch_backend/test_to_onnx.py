@@ -142,7 +142,7 @@ class Awkward(nn.Module):
         return {"x": x, "linear": h + y, "same": h, "again": h, "add": h * 2, "weight": self.x}
 
 
-def test_awkward_outputs(tmp_path: Path) -> None:
+def test_exported_output_names_equal_those_of_the_base(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_base(Awkward(), (torch.randn(1, 4), torch.randn(1, 4)), tmp_path / "model.pt")
     base = load_base(tmp_path / "model.pt")

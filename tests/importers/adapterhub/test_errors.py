@@ -87,12 +87,12 @@ class TestConfigs:
         with pytest.raises(FormatError, match=r"unknown options; found `rotary`, `twist`"):
             load(folder, bert)
 
-    def test_an_unknown_method(self, copied: Copy, bert: Made) -> None:
+    def test_unknown_methods_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(FormatError, match="an unknown method; found `architecture`: `hydra`"):
             load(edit(copied("bert/seq_bn"), config={"architecture": "hydra"}), bert)
 
     @pytest.mark.parametrize("version", ["adapters.1.4.0", "adapters.2.0", "4.0.0"])
-    def test_a_newer_version(self, version: str, copied: Copy, bert: Made) -> None:
+    def test_newer_versions_are_refused(self, version: str, copied: Copy, bert: Made) -> None:
         with pytest.raises(VersionError, match=rf"newer version.*found `{version}`.*pip install --upgrade"):
             load(edit(copied("bert/seq_bn"), version=version), bert)
 
@@ -123,7 +123,9 @@ class TestConfigs:
             ({"phm_layer": True, "phm_dim": 3, "shared_phm_rule": False}, "cannot be cut into equal blocks"),
         ],
     )
-    def test_values_that_contradict(self, change: dict[str, Any], message: str, copied: Copy, bert: Made) -> None:
+    def test_unsupported_config_values_are_named(
+        self, change: dict[str, Any], message: str, copied: Copy, bert: Made
+    ) -> None:
         with pytest.raises(AdapterError, match=message):
             load(edit(copied("bert/seq_bn"), config=change), bert)
 
@@ -144,7 +146,7 @@ class TestConfigs:
                 load(folder, bert)
             edit(folder, version=None)
 
-    def test_a_missing_field(self, copied: Copy, bert: Made) -> None:
+    def test_missing_config_fields_are_listed(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         path = folder / "adapter_config.json"
         document = json.loads(path.read_text())
@@ -488,7 +490,7 @@ class TestFolders:
         with pytest.raises(FormatError, match="two weight files differ"):
             load(folder, bert)
 
-    def test_several_adapters(self, copied: Copy) -> None:
+    def test_folders_with_several_adapters_require_a_name(self, copied: Copy) -> None:
         folder = copied("bert/setup_stack")
         assert choose(folder) == choose(folder, "c") == folder
         (folder / "adapter_setup.json").unlink()

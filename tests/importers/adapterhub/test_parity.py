@@ -154,7 +154,7 @@ def test_a_head_for_multiple_choice(bert: Made, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", FUSIONS)
-def test_fusions(case: str, bert: Made) -> None:
+def test_fusions_compute_what_adapterhub_computes(case: str, bert: Made) -> None:
     """In NumPy, torch and ONNX Runtime."""
     expected, path = load_file(FIXTURES / case / "expected.safetensors"), FIXTURES / case
     adapter = import_adapterhub(path, bert.sites, name="fused", base=bert.source.fingerprint).adapter
@@ -164,7 +164,7 @@ def test_fusions(case: str, bert: Made) -> None:
     assert_close(in_slots(bert.onnx, adapter)(bert.inputs)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
-def test_the_given_fusion(bert: Made) -> None:
+def test_recorded_fusion_computes_what_adapterhub_computed(bert: Made) -> None:
     path = FIXTURES / "given/fusion"
     with np.load(path / "io.npz") as expected:
         inputs = {
@@ -180,7 +180,7 @@ def test_the_given_fusion(bert: Made) -> None:
 
 @pytest.mark.parametrize("case", ["seq_bn", "double_seq_bn", "lora"])
 @pytest.mark.parametrize("folder", ["task", "task_safetensors", "task_from_BertModel"])
-def test_the_given_adapters(case: str, folder: str, bert: Made) -> None:
+def test_recorded_adapters_compute_what_adapterhub_computed(case: str, folder: str, bert: Made) -> None:
     path = FIXTURES / "given" / case / folder
     if not path.exists():
         assert folder == "task_from_BertModel"

@@ -89,7 +89,7 @@ def test_the_first_invertible_adapter_acts_alone(copied: Copy, bert: Made) -> No
     assert any("uses only the first invertible adapter: that of `a` has no effect" in note for note in found.notes)
 
 
-def test_heads(copied: Copy, bert: Made) -> None:
+def test_setups_keep_the_head_of_their_last_adapter(copied: Copy, bert: Made) -> None:
     """A stack has that of its last adapter, others the one that was saved for the whole, or none."""
     stacked = imported("setup_stack_head", bert)
     assert stacked.adapter.head is not None

@@ -40,7 +40,7 @@ def test_ranks_of_merged_adapters(shape: tuple[int, int], decay: float, scaled: 
         assert change.scale is None
 
 
-def test_factors_alone() -> None:
+def test_scaled_weights_have_rank_zero_and_a_scale() -> None:
     """As of a merged IA3."""
     before, _, scale = merged((64, 48), 1, scaled=True)
     change = weight_change(before, (scale[:, None] * before).astype(np.float32).astype(float), UNIT)
@@ -48,7 +48,7 @@ def test_factors_alone() -> None:
     np.testing.assert_allclose(change.scale, scale, rtol=1e-6)
 
 
-def test_no_low_rank() -> None:
+def test_full_rank_changes_have_no_low_rank() -> None:
     before, after, _ = merged((64, 64), 64)
     change = weight_change(before, after, UNIT)
     assert (change.rank, change.scale) == (None, None)
@@ -57,7 +57,7 @@ def test_no_low_rank() -> None:
     assert change.captured(8) == pytest.approx(float(np.linalg.norm(change.sizes[:8]) / np.linalg.norm(change.sizes)))
 
 
-def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_rank_of_large_matrices_is_found_by_sketching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Singular values of large matrices are those of a random sketch."""
     before, after, _ = merged((160, 320), 8)
     monkeypatch.setattr(low_rank, "_MOST_EXACT", 100)

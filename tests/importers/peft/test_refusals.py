@@ -306,7 +306,7 @@ def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
     refused(tmp_path / "a", FormatError, "adapter_config.json")
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     path = changed(adapter_folder("bert_lora"), tmp_path / "a") / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     refused(tmp_path / "a", FormatError, "adapter_model.safetensors")

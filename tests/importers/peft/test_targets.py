@@ -31,7 +31,7 @@ PATHS = [f"model.layers.{layer}.{name}" for layer in range(3) for name in ("attn
         ({}, []),
     ],
 )
-def test_modules(config: dict[str, object], expected: list[str]) -> None:
+def test_configs_select_the_modules_of_peft(config: dict[str, object], expected: list[str]) -> None:
     options = read_options({"peft_type": "LORA", **config}, "a")
     assert list(targeted(options, PATHS)) == [f"model.layers.{path}" for path in expected]
 
