@@ -117,7 +117,7 @@ def test_holm_corrects_p_values_and_skips_missing_tests() -> None:
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
-def test_agreement_and_rows_that_differ() -> None:
+def test_compare_counts_agreements_and_differing_rows() -> None:
     found = compared(classes([0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0]))
     assert [(one.first, one.second, one.value) for one in found.agreements] == [
         ("c0", "c1", 0.75),
@@ -361,7 +361,7 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
     refused(DataError, "no text or no label", lambda: run(bench, empty, "one", "two"))
 
 
-def test_one_class_is_said(bench: Bench, tmp_path: Path) -> None:
+def test_notes_mention_repeated_rows_and_a_single_class(bench: Bench, tmp_path: Path) -> None:
     data = write(tmp_path / "red.jsonl", [{"text": text, "label": "red"} for text in (*sentences(3), *sentences(2))])
     found = run(bench, data, "one", "two")
     assert "2 rows repeat an earlier one, and the tests take rows as independent of each other" in found.notes

@@ -25,7 +25,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("processors", "expected"),
     [(1, [(1, 1)]), (2, [(1, 1), (1, 2), (2, 1)]), (6, [(1, 1), (1, 6), (2, 3), (4, 1)])],
 )
-def test_ways_take_all_processors(processors: int, expected: list[tuple[int, int]]) -> None:
+def test_every_way_uses_all_processors(processors: int, expected: list[tuple[int, int]]) -> None:
     assert list(ways(processors)) == expected
 
 

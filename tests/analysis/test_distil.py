@@ -23,7 +23,7 @@ from adapter_export.plugins.lab.student import Distillation, Side, time_student
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}
 
 
-def test_labels_alone_tune_all_weights(taught: Path, tmp_path: Path) -> None:
+def test_distilling_from_labels_tunes_all_weights(taught: Path, tmp_path: Path) -> None:
     data = {"data": taught / "train.tsv", "test_data": taught / "test.tsv", "output": tmp_path / "tuned"}
     found = ae.distil(taught / "model.pt", **data, **QUICK)
     assert found.teacher is None
@@ -116,7 +116,7 @@ def test_rows_that_a_teacher_cannot_teach(table: str, words: str, taught: Path, 
     ],
     ids=str,
 )
-def test_calls_that_make_no_sense(given: dict[str, Any], words: str, taught: Path) -> None:
+def test_distil_refuses_conflicting_options(given: dict[str, Any], words: str, taught: Path) -> None:
     with pytest.raises(UsageError, match=words):
         ae.distil(taught / "model.pt", taught / "train.tsv", **{"adapter": taught / "teacher", **given})
 

@@ -68,7 +68,7 @@ def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
     ],
     ids=str,
 )
-def test_calls_that_make_no_sense(given: dict[str, Any], words: str, taught: Path) -> None:
+def test_drop_refuses_invalid_options(given: dict[str, Any], words: str, taught: Path) -> None:
     with pytest.raises(UsageError, match=words):
         ae.drop(taught / "teacher", taught / "model.pt", taught / "test.tsv", **given)
 

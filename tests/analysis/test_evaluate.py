@@ -106,7 +106,7 @@ def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path:
     assert [side.scores for side in compared.contestants] == [found.scores] * 2
 
 
-def test_a_part_of_the_rows(world: World, topics: Path) -> None:
+def test_limit_draws_rows_at_random(world: World, topics: Path) -> None:
     found = measured(world, "topic", topics, limit=30)
     accuracy = found.scores["accuracy"].value
     assert accuracy is not None
@@ -181,7 +181,7 @@ def test_word_labels_are_scored_and_truncated_words_skipped(world: World, tmp_pa
     )
 
 
-def test_answers_in_a_text(world: World, tmp_path: Path) -> None:
+def test_spans_are_scored_by_exact_match_and_f1(world: World, tmp_path: Path) -> None:
     rows = []
     for question, context in pairwise(sentences(15)):
         first, words = len(question.split()) + 2, context.split()
@@ -346,7 +346,7 @@ def test_a_page_is_complete_in_itself(world: World, topics: Path, tmp_path: Path
     measured(world, "topic", data, report=page, force=True)
 
 
-def test_the_document_is_json(world: World, topics: Path) -> None:
+def test_evaluation_is_valid_json_with_gates(world: World, topics: Path) -> None:
     found = measured(world, "topic", topics, slices="half", gate={"accuracy": 0.9}, against=world.base)
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["passed"] is False
@@ -398,7 +398,7 @@ def test_the_record_of_training_is_confirmed_on_its_own_file(trained: Path) -> N
     assert not [note for note in found.notes if "training record" in note]
 
 
-def test_baselines_stand_beside_the_scores(trained: Path) -> None:
+def test_evaluation_reports_baselines_beside_the_scores(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", training_data=trained / "train.tsv")
     (linear,) = found.baselines
     assert (linear.name, found.majority is not None) == ("linear", True)

@@ -120,7 +120,7 @@ def test_an_effective_rank_far_below_the_width(base: ae.Base) -> None:
     assert found(one)["low-rank"] == "layers.1.ffn"
 
 
-def test_one_layer_out_of_line(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_layer_with_an_outlying_norm(right: Adapter, base: ae.Base) -> None:
     # three more layers of the same, so that there is a median
     more = {
         site.replace("layers.1", f"layers.{n}"): place for n in (1, 2, 3, 4) for site, place in right.placements.items()
@@ -219,7 +219,7 @@ def test_options_of_data_need_data_and_held_out_rows_do_not_count(right: Adapter
     assert found(adapter, data=table, validation=0.5) == {"many-parameters": None}
 
 
-def test_fresh_needs_a_base(right: Adapter) -> None:
+def test_fresh_option_requires_a_base(right: Adapter) -> None:
     with pytest.raises(UsageError, match="fresh"):
         ae.lint(right, fresh=True)
 

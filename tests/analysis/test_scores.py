@@ -71,7 +71,7 @@ def test_there_is_no_interval_where_nothing_can_be_drawn() -> None:
     assert score(constant, Resampling(10))["mean_absolute_error"].low is not None
 
 
-def test_a_ranking_draws_groups() -> None:
+def test_ranking_intervals_resample_groups() -> None:
     judged = judge_ranking(np.array([2.0, 1, 2, 1]), np.array([1.0, 0, 0, 1]), ("p", "p", "q", "q"))
     found = score(judged, Resampling(200))["mrr"]
     assert (found.value, found.low, found.high) == (0.75, 0.5, 1.0)

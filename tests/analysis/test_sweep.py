@@ -53,7 +53,7 @@ def base(model: Path) -> ae.Base:
     return ae.open_base(model)
 
 
-def test_means_spreads_and_the_best() -> None:
+def test_sweep_computes_means_spreads_and_the_best_trial() -> None:
     tried = [trial(10, 0.5, 0.7), trial(20, 0.9, None), trial(30, 0.6, 0.8), trial(40, 0.8, 0.6)]
     found = Sweep.of("rows.tsv", Metric("accuracy"), (0, 1), tried)
     assert [one.mean for one in found.trials] == pytest.approx([0.6, None, 0.7, 0.7])

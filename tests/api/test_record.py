@@ -82,7 +82,7 @@ def test_other_weights_beside_a_graph_are_another_model(cache: Path, tmp_path: P
     assert recorded_base(graph).fingerprint == ae.open_base(graph).fingerprint != before
 
 
-def test_a_damaged_record_is_none(cache: Path, tmp_path: Path) -> None:
+def test_damaged_records_are_ignored_and_rewritten(cache: Path, tmp_path: Path) -> None:
     graph = save_tiny(tmp_path)
     fingerprint = recorded_base(graph).fingerprint
     (record,) = cache.iterdir()

@@ -36,7 +36,7 @@ def test_layers_of_one_structure_are_drawn_once(base: ae.Base) -> None:
     assert "layers.0.attention" in str(base.sites)
 
 
-def test_a_notebook_shows_both(base: ae.Base) -> None:
+def test_notebooks_show_the_table_and_the_drawing(base: ae.Base) -> None:
     html = base.sites._repr_html_()
     assert html.startswith("<table>")
     assert '<td style="text-align:right">16</td>' in html

@@ -131,7 +131,7 @@ def test_a_gate_over_the_tokens_is_refused_there(base: Base) -> None:
         insert_slots(base.in_onnx, plan_slots([gated], base.in_onnx.sites))
 
 
-def test_a_site_map_keeps_them(base: Base, tmp_path: Path) -> None:
+def test_site_maps_keep_fused_projections(base: Base, tmp_path: Path) -> None:
     flow = flow_graph(base.in_torch.flat)
     write_site_map({"torch": discover(flow)}, tmp_path / "sites.json")
     given = sites_of(flow, "torch", read_site_map(tmp_path / "sites.json"))

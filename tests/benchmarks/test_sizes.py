@@ -133,7 +133,7 @@ def rows(sizes: ModuleType) -> list[Any]:
     ]
 
 
-def test_laws_are_least_squares(sizes: ModuleType, rows: list[Any]) -> None:
+def test_size_laws_are_fitted_by_least_squares(sizes: ModuleType, rows: list[Any]) -> None:
     """Costs that follow a law return its coefficients; of four points, one 4 s too high shows in residuals."""
     from kit.size_law import memory_law, resident_law, time_law
 

@@ -135,7 +135,7 @@ class TestContents:
         assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == text.encode()
         assert manifest.text.digest == tokenizer_digest(text)
 
-    def test_each_step_is_told(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
+    def test_build_reports_each_step(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
         heard = Heard()
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, reporter=heard)
@@ -144,7 +144,7 @@ class TestContents:
 
 
 class TestGolden:
-    def test_they_hold_the_references_outputs(self, bundle: Path, base: OnnxBase) -> None:
+    def test_golden_vectors_contain_the_outputs_of_the_reference(self, bundle: Path, base: OnnxBase) -> None:
         runner = CutRunner(base)
         adapters: dict[str, Adapter | None] = {adapter.name: adapter for adapter in mixed_adapters(base)}
         manifest = read_manifest(bundle)
@@ -162,7 +162,7 @@ class TestGolden:
             for allowed in record.golden.absolute.values():
                 assert 1e-7 < allowed < 1e-3
 
-    def test_the_reference_is_named(self, bundle: Path) -> None:
+    def test_manifest_names_the_reference(self, bundle: Path) -> None:
         assert read_manifest(bundle).golden.reference.startswith("onnxruntime ")
 
 
@@ -204,7 +204,7 @@ class TestSelfCheck:
             )
         assert list(tmp_path.iterdir()) == []
 
-    def test_no_cases_prove_nothing(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_build_without_cases_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(NothingComparedError):
             build_bundle(
                 base, [random_adapter("a", pfeiffer(), base)], tmp_path / "b", references=CutRunner(base), cases=[]
@@ -221,15 +221,15 @@ class TestRefusals:
             self._build(base, [], tmp_path / "b")
 
     @pytest.mark.parametrize("names", [("a", "a"), ("a", "A")])
-    def test_one_name_for_two(self, base: OnnxBase, tmp_path: Path, names: tuple[str, str]) -> None:
+    def test_adapters_of_equal_names_are_refused(self, base: OnnxBase, tmp_path: Path, names: tuple[str, str]) -> None:
         with pytest.raises(AdapterError, match="two adapters have the same name"):
             self._build(base, [random_adapter(name, pfeiffer(), base) for name in names], tmp_path / "b")
 
-    def test_the_name_of_the_base(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_name_of_the_base_is_reserved(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(AdapterError, match="is reserved for the base"):
             self._build(base, [random_adapter("base", pfeiffer(), base)], tmp_path / "b")
 
-    def test_another_base_unless_allowed(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_another_base_is_refused_unless_allowed(self, base: OnnxBase, tmp_path: Path) -> None:
         adapter = random_adapter("a", pfeiffer(), base, fingerprint="sha256:other")
         with pytest.raises(BaseMismatchError, match="sha256:other"):
             self._build(base, [adapter], tmp_path / "b")
@@ -237,7 +237,7 @@ class TestRefusals:
         manifest = read_manifest(tmp_path / "b")
         assert (manifest.base, manifest.adapters[0].base) == (base.fingerprint, "sha256:other")
 
-    def test_an_existing_folder_unless_forced(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_existing_folders_are_replaced_only_with_force(self, base: OnnxBase, tmp_path: Path) -> None:
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "precious").write_text("mine")
         adapter = random_adapter("a", pfeiffer(), base)
@@ -247,7 +247,7 @@ class TestRefusals:
         self._build(base, [adapter], tmp_path / "b", force=True)
         assert not (tmp_path / "b" / "precious").exists()
 
-    def test_a_tokenizer_without_its_length(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_tokenizer_without_a_maximum_length_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="tokenizer"):
             self._build(base, [random_adapter("a", pfeiffer(), base)], tmp_path / "b", tokenizer="{}")
 

@@ -191,7 +191,7 @@ class TestRefused:
         with pytest.raises(AdapterError, match=words):
             _add(base, bundle, adapter, **settings)
 
-    def test_what_has_no_slots(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_adapters_without_matching_slots(self, base: OnnxBase, bundle: Path) -> None:
         other, other_norm = houlsby(BottleneckOptions("tanh")), BottleneckOptions(norm_before=True)
         for kind in (other, pfeiffer(other_norm)):
             adapter = random_adapter("c", kind, base, bottleneck=4)
@@ -208,7 +208,7 @@ class TestRefused:
     def test_add_refuses_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
         self._refused(base, bundle, replace(_adapters(base)["c"], name=name), f"`{name}`")
 
-    def test_two_of_one_name(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_adapters_of_equal_names(self, base: OnnxBase, bundle: Path) -> None:
         adapter = _adapters(base)["c"]
         with pytest.raises(AdapterError, match="`c`, `C`"):
             _add(base, bundle, adapter, replace(adapter, name="C"))

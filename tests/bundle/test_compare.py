@@ -89,7 +89,7 @@ def test_only_nan_on_both_sides_is_nothing_compared() -> None:
     assert compare(values, values.copy(), UNLIMITED).faults == ("no element is finite on both sides",)
 
 
-def test_nothing_selected_never_passes() -> None:
+def test_empty_selections_never_pass() -> None:
     values = np.ones((2, 3), np.float32)
     assert not compare(values, values, TENTH, where=np.zeros((2, 3), bool)).passed
 

@@ -290,7 +290,7 @@ def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: 
     assert len(sets["gated"].texts) == len(sets["plain"].texts) > len(answered["gated"])
 
 
-def test_a_base_that_counts_padding(tmp_path: Path) -> None:
+def test_golden_batches_expose_a_base_that_counts_padding(tmp_path: Path) -> None:
     folder = build_small(tmp_path, counts_padding=True).folder
     assert not read_manifest(folder).padding_neutral
     assert replayed(folder).passed
@@ -359,7 +359,7 @@ def test_two_builds_write_the_same_file(built: Built, tmp_path: Path) -> None:
     assert (again / "golden/batches.json").read_bytes() == (built.folder / "golden/batches.json").read_bytes()
 
 
-def test_adding_and_removing_keeps_them(tmp_path: Path) -> None:
+def test_golden_batches_follow_added_and_removed_adapters(tmp_path: Path) -> None:
     """The result matches a build with all adapters; removing the last rows removes the file."""
     base = tiny_base(tmp_path)
     adapters = [random_adapter(name, pfeiffer(), base, labels="ab") for name in ("a", "b", "c")]

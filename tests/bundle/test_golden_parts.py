@@ -125,7 +125,7 @@ class TestEveryFaultShows:
             assert shown > 1 or fault.name in separation.weak, (record.name, fault.name, shown)
             assert shown > 0.9 * separation.least, (record.name, fault.name)
 
-    def test_each_part_is_tried(self, each: Path) -> None:
+    def test_faults_cover_every_site_layer_and_head(self, each: Path) -> None:
         bundle = OpenedBundle.open(each, copy=False)
         layers, sites = {"layer 0 off", "layer 1 off"}, ["attention", "ffn"]
         names = {fault.name for fault in faults_of(bundle, "a")}
@@ -187,7 +187,7 @@ class TestVerify:
         assert not passed
         assert "nan" in detail
 
-    def test_says_how_well_faults_show(self, bundle: Path) -> None:
+    def test_verify_reports_the_separation_of_faults(self, bundle: Path) -> None:
         separation = read_manifest(bundle).adapters[0].golden.separation
         assert separation is not None
         passed, detail = _detail(_verify(bundle), "separation", "a")
@@ -221,7 +221,7 @@ class TestVerify:
 
 
 class TestWeakFaults:
-    def test_are_named_by_build(self, int8: OnnxBase, tmp_path: Path) -> None:
+    def test_build_names_weak_faults(self, int8: OnnxBase, tmp_path: Path) -> None:
         strong = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
         up = "layers.1.ffn.up"
         faint = {
@@ -278,7 +278,7 @@ class TestChange:
 
 
 class TestProjection:
-    def test_adds_up_in_double_precision(self) -> None:
+    def test_projection_accumulates_in_double_precision(self) -> None:
         expected = np.array([[1e8, 1.0], [2.0, 3.0]], np.float32)
         weight = np.array([[1, 2], [-3, 4]], np.int8)
         assert projection(expected + np.float32(8), expected, weight) == 8 * (1 + 2 - 3 + 4)

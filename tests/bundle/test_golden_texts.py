@@ -280,7 +280,7 @@ def test_every_fault_is_planted() -> None:
     assert sorted(fault for faults in TOGETHER for fault in faults) == sorted(FAULTS)
 
 
-def test_check_finds_them_too(bundle: Path, made: Path) -> None:
+def test_check_detects_rotated_labels(bundle: Path, made: Path) -> None:
     FAULTS["rotated labels"][0](bundle)
     report = ae.check(bundle, against=made / "model.pt", only=["topic"], **ONE_CASE)
     assert not texts_of(report)["topic"].passed
@@ -390,7 +390,7 @@ def test_a_limit_below_that_of_an_adapter_is_refused(made: Path, tmp_path: Path)
     assert not (tmp_path / "b").exists()
 
 
-def test_adding_and_removing_keeps_them(bundle: Path, made: Path) -> None:
+def test_golden_texts_follow_added_and_removed_adapters(bundle: Path, made: Path) -> None:
     before = read_golden_texts(bundle / "golden" / "texts.json")
     ae.remove(bundle, ["topic", "words"])
     fewer = read_golden_texts(bundle / "golden" / "texts.json")

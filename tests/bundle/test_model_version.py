@@ -21,7 +21,7 @@ def _plan(base: OnnxBase, activation: str = "relu") -> SlotPlan:
     return plan_slots([random_adapter("a", houlsby(BottleneckOptions(activation)), base)], base.sites)
 
 
-def test_it_is_written_everywhere(tmp_path: Path) -> None:
+def test_model_version_is_equal_in_graph_and_adapter_files(tmp_path: Path) -> None:
     bundle = build_tiny(tmp_path)
     manifest = read_manifest(bundle)
     assert 1 < manifest.model_version < 2**31

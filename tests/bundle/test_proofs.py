@@ -99,7 +99,7 @@ class TestRuns:
         base = open_onnx(save_tiny(tmp_path))
         return _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path)
 
-    def test_a_base_that_counts_padding(self, manifest: Manifest) -> None:
+    def test_bases_that_count_padding_are_recorded(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             counted = [np.float32(feeds["input_ids"].shape[1]) for feeds in requests]
             return [{record.name: np.full((1, 5), count) for record in manifest.outputs} for count in counted]
@@ -137,7 +137,7 @@ class TestCheck:
         _built(base, [random_adapter("gated", GATED, base, labels="ab"), normed], tmp_path)
         return tmp_path / "bundle"
 
-    def test_what_was_tried_out_holds(self, gated: Path) -> None:
+    def test_recorded_facts_pass_the_check(self, gated: Path) -> None:
         assert [result.passed for result in check_proofs(OpenedBundle.open(gated))] == [True, True]
 
     def test_a_manifest_that_promises_more_is_found(self, gated: Path) -> None:

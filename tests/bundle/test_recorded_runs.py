@@ -245,7 +245,7 @@ def test_a_bundle_without_recorded_runs_passes(bundle: Path) -> None:
     assert not _found(report, NOT_COMPARED)
 
 
-def test_adding_and_removing_renews_them(base: OnnxBase, bundle: Path) -> None:
+def test_adding_and_removing_renews_recorded_runs(base: OnnxBase, bundle: Path) -> None:
     before = _records(read_manifest(bundle))
     rehash(bundle, unrecorded)
     after = _records(add_adapters(bundle, _adapters(base)[2:], references=CutRunner(base)))

@@ -170,7 +170,7 @@ def test_a_failure_names_the_first_site_of_its_own_adapter() -> None:
     assert (other.adapter, other.output) == ("other", None)
 
 
-def test_the_command_can_be_pasted() -> None:
+def test_failure_command_can_be_pasted_into_a_shell() -> None:
     (failure,) = failures(report(output(BAD, adapter=None)))
     assert failure.command == "adapter-export check 'my bundle' --only base --case batch2"
 

@@ -183,7 +183,9 @@ def _linked(folder: Path) -> None:
         ),
     ],
 )
-def test_bad_input_is_named(copy: Path, change: Callable[[Path], None], error: type[InputError], words: str) -> None:
+def test_bundles_that_contradict_their_manifest_are_refused(
+    copy: Path, change: Callable[[Path], None], error: type[InputError], words: str
+) -> None:
     change(copy)
     with pytest.raises(error, match=words):
         plan_check(copy)

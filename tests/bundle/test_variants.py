@@ -145,7 +145,7 @@ class TestBank:
         other = _run(session, {**inputs, **twice, "adapter_ids": np.array([6, 7, 5])})
         assert np.array_equal(one["hidden"], other["hidden"])
 
-    def test_one_token_and_one_row(self, bundle: Path) -> None:
+    def test_bank_matches_slots_for_one_row_of_one_token(self, bundle: Path) -> None:
         inputs = token_inputs(1)
         found = _run(_session(bundle, "model.bank.onnx"), {**inputs, "adapter_ids": np.array([4])})
         assert np.allclose(found["hidden"], _by_slots(bundle, inputs, "plain")["hidden"], atol=2e-6)
@@ -162,7 +162,7 @@ def test_a_baked_adapter_needs_no_feed(bundle: Path, manifest: Manifest) -> None
 
 
 class TestRefusals:
-    def test_an_unknown_name_to_bake(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_baking_an_unknown_adapter_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no adapter has this name"):
             _build(base, _adapters(base), tmp_path / "bundle", bake=["nobody"])
         assert not list(tmp_path.iterdir())

@@ -132,7 +132,7 @@ def test_a_class_that_python_does_not_find(cli, tmp_path: Path, monkeypatch: pyt
     assert "PYTHONPATH" in found.stderr
 
 
-def test_what_is_no_pickle(cli, model: Path, hf_folder: Path, tmp_path: Path) -> None:
+def test_capture_refuses_inputs_that_are_not_pickles(cli, model: Path, hf_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.pt"
     cli.refused(3, "an archive of `torch.export` already", "capture", "--trust-pickle", model, "-o", out)
     cli.refused(3, "an archive of `torch.export` already", "capture", model, "-o", out)

@@ -113,7 +113,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_wrong_calls_are_named(cli, adapters: Path, tmp_path: Path, words: str) -> None:
+def test_compose_refuses_invalid_calls(cli, adapters: Path, tmp_path: Path, words: str) -> None:
     cli.refused(2, words, "compose", *REFUSED[words], "-o", tmp_path / "c", folder=adapters)
     assert not (tmp_path / "c").exists()
 

@@ -63,7 +63,7 @@ def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
 
 
-def test_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path: Path) -> None:
+def test_inspect_draws_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path: Path) -> None:
     cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
     assert _texts((tmp_path / "a.svg").read_text("utf-8")).count("4") == 2
     cli.done("inspect", model, "--svg", tmp_path / "m.svg")

@@ -92,7 +92,7 @@ def test_a_message_that_cannot_be_answered_is_forgotten(writer: TextWriter) -> N
     assert conversation.messages == _said("w5", first)
 
 
-def test_wrong_calls_are_refused(cli: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_chat_refuses_invalid_calls(cli: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     plain = generating(tmp_path_factory, "llama") / "bundle"
     cli.refused(3, "no chat template", "generate", plain, "--chat", "--adapter", "a")
     cli.refused(2, "--prompt", "generate", bundle, "--chat", "--adapter", "a", "--prompt", "w5")

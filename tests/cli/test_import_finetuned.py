@@ -50,7 +50,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_merged_adapter_on_rows(cli, merged: Path, minilm_archive: Path, rows: Path, tmp_path: Path) -> None:
+def test_merged_adapter_agrees_with_the_checkpoint_on_rows(
+    cli, merged: Path, minilm_archive: Path, rows: Path, tmp_path: Path
+) -> None:
     place = ("import", "finetuned", merged, "--base", minilm_archive)
     made = cli.json(*place, "--data", rows, "-o", tmp_path / "a")
     assert made["exact"]

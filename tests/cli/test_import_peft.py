@@ -77,7 +77,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     assert head.task == Task("multi_label", labels, thresholds=(0.3,) * 3, input="pair", max_tokens=64)
 
 
-def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
+def test_task_facts_are_refused_without_a_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
     cli.refused(2, "the adapter's head has no task, so facts about it cannot be set", *call, "--max-tokens", 64)
     cli.refused(
@@ -100,7 +100,7 @@ def test_labels_option_names_the_classes(cli, onnx: Path, tmp_path: Path) -> Non
     cli.refused(2, "number of labels", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
 
 
-def test_labels_of_the_base(cli, tmp_path: Path) -> None:
+def test_labels_are_read_from_the_configuration_of_the_base(cli, tmp_path: Path) -> None:
     base = shutil.copytree(BASE, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     names = {"0": "bad", "2": "good", "1": "fair"}

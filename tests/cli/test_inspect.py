@@ -21,7 +21,7 @@ def test_inspect_shows_the_contents_of_a_bundle(cli, bundle: Path) -> None:
         assert words in shown
 
 
-def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
+def test_inspect_groups_many_files_in_its_tables(cli, bundle: Path, monkeypatch) -> None:
     from adapter_export.commands.bundles import inspect as inspect_bundle
 
     shown = cli.done("inspect", bundle).stdout

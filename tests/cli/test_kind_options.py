@@ -120,7 +120,7 @@ def test_an_option_that_a_kind_does_not_have_is_an_error(name: str, option: str)
         ("lora", {"rank": {"query": 1.5}}, "`--rank` is a whole number; found 1.5"),
     ],
 )
-def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -> None:
+def test_invalid_kind_options_are_refused(name: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         make_kind(name, given)
     assert message in error.value.sentence("shell")
@@ -180,7 +180,7 @@ def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
         (("--kind", "houlsby", "--sublayers", "attention,"), "has an empty item"),
     ],
 )
-def test_the_command_line_reads_them(options: tuple[str, ...], words: str) -> None:
+def test_command_line_refuses_invalid_kind_options(options: tuple[str, ...], words: str) -> None:
     found = CliRunner().invoke(main, ["pack", "w", "--base", "b", *options, "-o", "a"])
     assert found.exit_code == 2, found.output
     assert words in " ".join(found.stderr.split())

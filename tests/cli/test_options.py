@@ -145,7 +145,7 @@ def test_values_are_what_the_types_say(made: click.Command, words: list[str], ex
         (["--init", "lucky"], "'lucky' is not one of 'normal', 'zero'"),
     ],
 )
-def test_values_that_are_not(made: click.Command, words: list[str], message: str) -> None:
+def test_invalid_option_values_are_refused(made: click.Command, words: list[str], message: str) -> None:
     found = CliRunner().invoke(made, ["m", "x", "-o", "out", *words])
     assert found.exit_code == 2
     assert message in " ".join(found.stderr.split())

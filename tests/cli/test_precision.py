@@ -83,7 +83,7 @@ def test_a_float32_bundle_agrees_on_texts(cli, model: Path, bundle: Path, texts:
     assert (logits["agree"], logits["rows"]) == (20, 20)
 
 
-def test_small_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_build_quantizes_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--base-precision", "int4-weights", "--int8-embeddings")
     made = cli.json("build", graph, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
     assert made["manifest"]["base_precision"] == "int4-weights"
@@ -100,7 +100,7 @@ def test_optimize_fuses_operators_and_passes_check(cli, graph: Path, adapters: P
     assert "passed" in cli.done("check", tmp_path / "bundle", "--against", graph, "--quick").stdout
 
 
-def test_fused_operators_of_integers(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+def test_fused_integer_operators_are_batch_invariant(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
     """The reference is the base in 8 bits before anything was fused, and a row is the same in any batch."""
     options = ("--base-precision", "int8", "--optimize", "--variants", "slots,bank")
     made = cli.json("build", model, "--adapters", adapters / "topic", *options, "-o", tmp_path / "bundle")["manifest"]

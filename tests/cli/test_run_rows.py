@@ -62,7 +62,7 @@ def _holds(session: Session, encode: Any, rows: list[dict[str, Any]], names: tup
         assert tuple(row["probabilities"]) == LABELS[name]
 
 
-def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
+def test_run_selects_an_adapter_per_row(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
     found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(*TEXTS))
     assert [row["text"] for row in found["rows"]] == list(TEXTS)
     _holds(session, encode, found["rows"])
@@ -71,7 +71,7 @@ def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode
         assert words in shown
 
 
-def test_one_text_through_several_adapters(
+def test_fan_out_runs_several_adapters_on_each_row(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path
 ) -> None:
     found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(TEXTS[0]))
@@ -108,7 +108,7 @@ def test_a_table_names_the_adapters(
     _holds(session, encode, rows)
 
 
-def test_many_lines_in_their_order(
+def test_run_answers_many_lines_in_order(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TextReader, "window", 6)  # several windows, and no two with the same texts
@@ -124,7 +124,7 @@ def test_many_lines_in_their_order(
     assert "20/20" in found.stderr
 
 
-def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
+def test_run_writes_npz_and_safetensors(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
     arrays = encode(*TEXTS)
     np.savez(tmp_path / "in.npz", **arrays)
     save_file(arrays, tmp_path / "in.safetensors")

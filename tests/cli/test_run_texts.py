@@ -53,7 +53,7 @@ def test_run_selects_one_of_several_choices(cli: Any, folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
+def test_run_reports_truncated_texts(cli: Any, folder: Path, many: bool) -> None:
     (read,) = Bundle.open(folder).texts().read([LONG], "topic")
     options = ("--many",) if many else ("--json",)
     found = cli.done("run", folder, "--adapter", "topic", "--text", "short", "--text", LONG, *options)

@@ -71,7 +71,7 @@ def shown(one: object) -> tuple[str, str]:
 
 
 @pytest.mark.extended
-def test_bases_adapters_and_bundles(model: Path, adapters: Path, bundle: Path) -> None:
+def test_public_objects_have_a_readable_repr(model: Path, adapters: Path, bundle: Path) -> None:
     base = ArchiveBase(model)
     assert "parameters=" not in shown(base)[0]  # nothing is opened to be shown
     assert not base.is_open

@@ -259,7 +259,7 @@ def test_what_is_not_signed_as_it_should_be(cli, copy: Path, keys: Path, what: s
         ("nobody.pem", None, "does not exist"),
     ],
 )
-def test_keys_that_cannot_sign(
+def test_invalid_keys_cannot_sign(
     cli, copy: Path, keys: Path, monkeypatch, key: str, password: str | None, words: str
 ) -> None:
     before = (copy / "model.sig").read_bytes()
@@ -269,7 +269,7 @@ def test_keys_that_cannot_sign(
     assert (copy / "model.sig").read_bytes() == before
 
 
-def test_a_key_with_a_password(cli, copy: Path, keys: Path, monkeypatch) -> None:
+def test_encrypted_keys_sign_with_their_password(cli, copy: Path, keys: Path, monkeypatch) -> None:
     monkeypatch.setenv(PASSWORD, "open")
     cli.done("sign", copy, "--key", keys / "a.sealed.pem", "--force")
     assert ae.verify_signature(copy, key=keys / "a.pub").files

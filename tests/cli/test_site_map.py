@@ -37,7 +37,7 @@ def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) 
     assert document["sites"]["embeddings"].keys() == {"role", "torch", "onnx"}
 
 
-def test_it_is_not_written_over(cli, model: Path, written: Path) -> None:
+def test_existing_site_maps_are_not_overwritten(cli, model: Path, written: Path) -> None:
     cli.refused(3, "already", "sites", model, "--write-site-map", written)
 
 

@@ -131,7 +131,7 @@ def test_every_command_says_what_it_is_and_what_to_do(
 
 
 @pytest.mark.parametrize("what", BAD_GRAPHS)
-def test_graphs_without_their_weights(cli, adapters: Path, tmp_path: Path, what: str) -> None:
+def test_graphs_without_complete_weights_are_refused(cli, adapters: Path, tmp_path: Path, what: str) -> None:
     write, words = BAD_GRAPHS[what]
     path = tmp_path / "model"
     write(path)
@@ -197,7 +197,7 @@ def test_a_file_takes_the_place_of_no_folder(cli, model: Path, tmp_path: Path) -
     assert (tmp_path / "work/kept").is_dir()
 
 
-def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:
+def test_file_types_are_detected_by_content(cli, model: Path, tmp_path: Path) -> None:
     shutil.copy(model, tmp_path / "archive.onnx")
     (tmp_path / "graph.pt").write_bytes(tiny_model().SerializeToString())
     assert cli.json("sites", tmp_path / "archive.onnx")["sites"] == cli.json("sites", model)["sites"]

@@ -133,7 +133,7 @@ def test_training_reports_task_labels_and_columns(made: dict[str, dict[str, Any]
     assert made["grade"]["task"]["type"] == "regression"
 
 
-def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
+def test_bundle_of_all_tasks_passes_check(cli: Any, bundle: Path, model: Path) -> None:
     found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded", "--quick")
     assert found["verdict"] == "passed"
     outputs = [one for each in found["findings"] for one in each["measurements"]]
@@ -207,7 +207,7 @@ def test_run_writes_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) 
     assert "--out FILE.npz" in shown.stderr
 
 
-def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
+def test_rows_of_different_tasks_equal_single_results(cli: Any, bundle: Path) -> None:
     """In one call or many, each row equals the single result of its adapter for its text."""
     names, texts = ("tag", "grade", "vec"), ("the film is good", "dull", "how many films")
     options = [word for text in texts for word in ("--text", text)]
@@ -231,7 +231,7 @@ def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
         assert words in shown
 
 
-def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_token_answers_for_arrays_skip_padding(cli: Any, bundle: Path, tmp_path: Path) -> None:
     mask = np.array([[1, 1, 1], [1, 0, 0]])
     names = {record["name"] for record in json.loads((bundle / "manifest.json").read_text())["inputs"]}
     arrays = {"input_ids": np.array([[2, 4, 3], [5, 0, 0]]), "attention_mask": mask, "token_type_ids": mask * 0}
@@ -242,7 +242,7 @@ def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
     assert [shown.count(f"token {place}") for place in range(3)] == [2, 1, 1]
 
 
-def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
+def test_adapter_file_runs_with_the_given_task(cli: Any, bundle: Path) -> None:
     file = bundle / "adapters/grade.onnx_adapter"
     found = cli.json("run", bundle, "--adapter-file", file, "--task", "regression", "--text", "dull")
     (own,) = cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["rows"]

@@ -17,14 +17,14 @@ from adapter_export.words import argument
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (91_400_000, "91.4 MB"), (4e12, "4000.0 GB")]
 )
-def test_sizes_are_read_by_people(count: int, words: str) -> None:
+def test_sizes_are_formatted_for_reading(count: int, words: str) -> None:
     assert size(count) == words
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (125.0, "2:05"), (3725, "62:05")]
 )
-def test_durations_are_read_by_people(seconds: float, words: str) -> None:
+def test_durations_are_formatted_for_reading(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 

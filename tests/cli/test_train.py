@@ -135,7 +135,7 @@ def test_options_reach_the_graph(cli, model: Path, data: Path, tmp_path: Path, k
     assert (adapter.name, adapter.kind) == ("tone", kind)
 
 
-def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_train_reads_json_lines_with_other_columns(cli, hf_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "rows.jsonl"
     lines = [json.dumps({"sentence": text, "stars": 5 if label == "good" else 1}) for text, label in rows()]
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (3, "name", ("--name", "no/slash")),
     ],
 )
-def test_wrong_calls_and_bad_input(
+def test_train_refuses_invalid_options_and_data(
     cli, model: Path, data: Path, tmp_path: Path, code: int, words: str, options
 ) -> None:
     cli.refused(code, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a", *options)

@@ -167,7 +167,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_wrong_calls_are_named(cli, model: Path, adapters: Path, data: Path, tmp_path: Path, words: str) -> None:
+def test_train_fusion_refuses_invalid_calls(
+    cli, model: Path, adapters: Path, data: Path, tmp_path: Path, words: str
+) -> None:
     code, options = REFUSED[words]
     cli.refused(code, words, "train", model, "--data", data, *options, "-o", tmp_path / "f", folder=adapters)
     assert not (tmp_path / "f").exists()

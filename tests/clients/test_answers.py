@@ -93,7 +93,7 @@ def test_a_span_of_arrays_without_context_is_refused(
     client.refuses("context", "run", task_bundle, "--inputs", path, "--adapter", "span")
 
 
-def test_nobody_knows_the_task(
+def test_adapters_without_a_task_return_raw_outputs(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """There is no answer: results are given as they are, with the base's."""

@@ -68,7 +68,7 @@ def test_each_adapter_reproduces_its_golden_vectors(bundle: Bundle, session: Ses
             np.testing.assert_allclose(bound[output].numpy(), expected[output], rtol=0, atol=allowed)
 
 
-def test_rows_of_one_batch(bundle: Bundle, session: Session) -> None:
+def test_rows_of_a_mixed_batch_reproduce_golden_vectors(bundle: Bundle, session: Session) -> None:
     """Every row is another subject in turn: each subject's rows are what the reference computed for it."""
     subjects = (None, *NAMES)
     expected = {name: _cases(bundle, name) for name in subjects}

@@ -273,7 +273,7 @@ def test_golden_batches_pass_and_detect_faults_of_batching(
     assert 0 < found["worst"] <= 1
 
 
-def test_golden_batches_that_are_none(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
+def test_empty_or_malformed_golden_batches_are_refused(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(text_folder / "bundle", tmp_path / "bundle")
     _with_batches(bundle, {"version": "1.0.0", "reference": "torch", "batches": []})
     cpp_client.refuses("holds no golden batches", "verify", bundle)

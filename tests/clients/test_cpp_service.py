@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused(service: httpx2.Client, body: object, word
     assert words in answer.json()["error"]
 
 
-def test_an_adapter_at_a_strength(service: httpx2.Client, session: Session) -> None:
+def test_strength_scales_adapters_per_row(service: httpx2.Client, session: Session) -> None:
     """For all rows, or for each, in a mixed batch, too; at 1 it is as it is."""
     inputs = _arrays(np.random.default_rng(2), 3)
     for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
@@ -238,7 +238,7 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx2.Clie
         assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
 
 
-def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> None:
+def test_rows_of_several_lengths_equal_single_runs(service: httpx2.Client, session: Session) -> None:
     """Each row equals its single run, also with its own fusion weights."""
     rng = np.random.default_rng(5)
     rows = [_arrays(rng, 1) for _ in range(12)]
@@ -273,7 +273,7 @@ def test_service_returns_raw_outputs_per_row(task_service: httpx2.Client, task_b
     assert len(rows[2]["outputs"]["logits"]) == 4
 
 
-def test_the_adapters_with_their_tasks(task_service: httpx2.Client, task_bundle: Path) -> None:
+def test_adapters_route_lists_tasks_as_python_does(task_service: httpx2.Client, task_bundle: Path) -> None:
     """As Python gives them: records without the keys that have their default."""
     found = task_service.get("/adapters").json()
     session = Bundle.open(task_bundle).session(threads=1)
@@ -370,7 +370,7 @@ def test_a_task_that_the_head_cannot_do(
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
-def test_an_overflow_is_no_answer(
+def test_overflowing_outputs_are_refused(
     task_service: httpx2.Client, task_bundle: Path, tmp_path: Path, problem: ProblemType
 ) -> None:
     """Tensors are finite, and what the head computes from them is not."""

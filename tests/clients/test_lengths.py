@@ -104,7 +104,7 @@ def test_clients_pad_texts_to_supported_lengths(
 
 @every_client
 @pytest.mark.parametrize(("lengths", "count"), REFUSED, ids=str)
-def test_arrays_of_other_lengths(
+def test_clients_refuse_arrays_of_unsupported_lengths(
     client: Client, length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths, count: int
 ) -> None:
     path = tmp_path / "inputs.json"

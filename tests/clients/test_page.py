@@ -61,7 +61,9 @@ def test_a_text_by_the_chosen_adapter(seen: dict[str, Any], session: Session, in
     _holds(shown["blocks"][0], dict(session.classify(inputs, "tone")[0].probabilities))
 
 
-def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_answers_of_all_adapters(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     shown = seen["all"]
     assert "6 rows in one call" in shown["latency"]
     assert [block["title"] for block in shown["blocks"]] == ["topic", "tone", "mood", "fusion", "fixed", "attended"]
@@ -69,13 +71,17 @@ def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: 
         _holds(block, dict(session.classify(inputs, block["title"])[0].probabilities))
 
 
-def test_a_text_by_the_base(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_outputs_of_the_base(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     (line,) = seen["none"]["blocks"][0]["lines"]
     numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs)["hidden"][0, 0, :6])
     assert line == f"hidden [10 × 16]: {numbers}, …"
 
 
-def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_selects_a_loaded_adapter_file(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     """It is selected at once; its task is unknown."""
     shown = seen["loaded"]
     assert (shown["error"], shown["chosen"]) == (None, "new")

@@ -102,7 +102,7 @@ def test_a_long_text_is_cut_and_said(service: httpx2.Client) -> None:
     assert "cut" not in found[1]
 
 
-def test_golden_batches_as_padded_arrays(service: httpx2.Client, conformance_bundle: Path) -> None:
+def test_padded_arrays_reproduce_golden_batches(service: httpx2.Client, conformance_bundle: Path) -> None:
     """Padding after the tokens changes no answer; outputs of the base exclude padded positions."""
     for batch in read_golden_batches(conformance_bundle / "golden" / "batches.json").batches:
         longest = max(len(row.inputs["input_ids"]) for row in batch.rows)

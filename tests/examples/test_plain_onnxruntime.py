@@ -116,7 +116,7 @@ def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_adapters_in_float16_and_int8(tmp_path: Path) -> None:
+def test_example_runs_adapters_in_float16_and_int8(tmp_path: Path) -> None:
     """ONNX Runtime activates neither; their tensors are fed."""
     built = build_small(tmp_path, ["slots"], precisions={"topic": "int8", "tone": "float16"})
     done = _run(built.folder)
@@ -197,7 +197,7 @@ def _raise_middle(value: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.extended
-def test_a_sketch_of_another_output(abridged: Path) -> None:
+def test_sketches_of_changed_outputs_fail(abridged: Path) -> None:
     abridge(abridged, {"logits": SKETCHES["logits"]}, change=_raise_middle)
     assert _run(abridged).returncode == 1
 

@@ -240,7 +240,7 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(adapter: Adapter, 
         (b'{"version": NaN}', "`NaN`"),
     ],
 )
-def test_names_what_is_no_document(folder: Path, data: bytes, found: str) -> None:
+def test_invalid_adapter_documents_are_refused(folder: Path, data: bytes, found: str) -> None:
     (folder / "adapter_graph.json").write_bytes(data)
     with pytest.raises(FormatError) as caught:
         read_adapter(folder)
@@ -269,7 +269,7 @@ def test_zeros_elsewhere_do_not_disturb_the_checksum(adapter: Adapter, tmp_path:
     assert_equal(read_adapter(tmp_path / "zeros"), zeros)
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_paths_without_an_adapter_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="is not an adapter folder"):
         read_adapter(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -336,7 +336,7 @@ def shifted(parameter: str) -> AdapterGraph:
     return AdapterGraph(("h",), {parameter: ("d", "d")}, nodes, "result")
 
 
-def test_two_tensors_of_one_name(adapter: Adapter) -> None:
+def test_tensors_of_equal_names_are_refused(adapter: Adapter) -> None:
     """Site `a` with parameter `b.c` and site `a.b` with parameter `c` would share a tensor."""
     graphs = {"outer": shifted("b.c"), "inner": shifted("c")}
     placements = {"a": Placement("outer", {"d": 8}), "a.b": Placement("inner", {"d": 8})}

@@ -76,7 +76,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("data", "found"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_refuses_what_is_not_json(data: bytes, found: str, tmp_path: Path) -> None:
+def test_reader_refuses_invalid_json(data: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(data)
     with pytest.raises(FormatError) as caught:

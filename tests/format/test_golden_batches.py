@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], type[FormatError], s
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_refuses_what_breaks_the_format(name: str) -> None:
+def test_reader_refuses_malformed_golden_batches(name: str) -> None:
     change, kind, message = BROKEN[name]
     document = json.loads(golden_batches_json(batches()))
     change(document)

@@ -168,7 +168,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
 
 
 @pytest.mark.parametrize(("change", "error", "place"), BAD.values(), ids=BAD.keys())
-def test_names_what_is_wrong(
+def test_reader_names_the_invalid_field(
     manifest: Manifest, tmp_path: Path, change: Change, error: type[InputError], place: str
 ) -> None:
     document = as_json(manifest)
@@ -192,7 +192,7 @@ def test_writes_only_what_can_be_read(manifest: Manifest, tmp_path: Path) -> Non
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+def test_folders_without_a_manifest_are_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileError, match="is not a bundle"):
             read_manifest(folder)

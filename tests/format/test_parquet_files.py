@@ -62,7 +62,7 @@ def test_classes_have_the_names_that_datasets_writes_and_minus_1_is_no_label(tmp
         assert {row.answer for row in labelled_rows(path, Columns(), "single_label").rows} == {"-1", "0", "1"}
 
 
-def test_texts_of_language_models(tmp_path: Path) -> None:
+def test_language_model_tables_are_read_from_parquet(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}])
     found = read_language_tables(LanguageFiles(path, validation=0.5))
     assert found.texts[next(iter(found.texts))].texts == [("a", "b"), ("c", "d")]

@@ -74,7 +74,7 @@ def objects(schema: Any, place: str = "$") -> Iterator[tuple[str, Document]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_describes_every_object_and_property(name: str) -> None:
+def test_schemas_describe_every_object_and_property(name: str) -> None:
     for place, schema in objects(json.loads(schema_text(name))):
         assert schema["title"], place
         assert schema["description"].endswith("."), place

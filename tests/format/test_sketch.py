@@ -126,7 +126,7 @@ class TestFilled:
         expected = [(mixed((seed + at) % 2**32) >> 24) / 64 - 2 for at in range(6)]
         assert filled(seed, (2, 3)).ravel().tolist() == expected
 
-    def test_is_exact_in_float16(self) -> None:
+    def test_fill_is_exact_in_float16(self) -> None:
         np.testing.assert_array_equal(filled(7, (1000,)), filled(7, (1000,), np.float16).astype(np.float32))
 
     def test_fill_may_be_empty(self) -> None:
@@ -138,6 +138,6 @@ class TestFilled:
             read_fill(np.array(stored, np.int64), np.float32)
 
     @pytest.mark.parametrize(("stored", "dtype"), [(np.zeros(2), "float32"), (np.array([0, 2]), "int64")])
-    def test_other_types_are_refused(self, stored: np.ndarray, dtype: str) -> None:
+    def test_fill_of_another_type_is_refused(self, stored: np.ndarray, dtype: str) -> None:
         with pytest.raises(ValueError, match="seed"):
             read_fill(stored, dtype)

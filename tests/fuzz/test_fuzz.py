@@ -18,7 +18,7 @@ from readers import HEAVY, LIGHT, Reader
 
 
 @pytest.mark.extended
-def test_the_first_changed_files(tmp_path: Path) -> None:
+def test_readers_survive_the_first_mutations(tmp_path: Path) -> None:
     """The same mutations each time: a failure means another reader, not another draw."""
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(Path(__file__).parent / "fuzz.py"), "--executions", "15", "--json", str(figures)]

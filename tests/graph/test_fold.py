@@ -97,7 +97,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("why", STAYS)
-def test_a_factor_stays_where(why: str) -> None:
+def test_factors_with_other_readers_are_not_folded(why: str) -> None:
     assert inference_form(STAYS[why]) == STAYS[why]
     assert_same_value(STAYS[why])
 
@@ -115,7 +115,7 @@ def test_a_factor_out_of_range_is_refused() -> None:
 
 @given(graph=graphs())
 @examples(200)
-def test_the_form_is_final(graph: AdapterGraph) -> None:
+def test_folding_is_idempotent_and_drops_constants(graph: AdapterGraph) -> None:
     form = inference_form(graph)
     assert inference_form(form) == form
     assert not {"identity", "dropout", "drop_path", "phm_linear"} & set(ops(form))

@@ -38,7 +38,7 @@ def test_the_result_is_that_of_the_task(name: str) -> None:
     assert found.shape[:-1] == ((B, T) if head.task.type == "token" else (B,))
 
 
-def test_adapterhubs_head_by_hand() -> None:
+def test_head_of_adapterhub_equals_its_formula() -> None:
     head = make_head(width=D, labels="abc", options=HeadOptions("first", dense=1, dropout=0.1))
     w = draw(head.graph.parameter_shapes(head.widths))
     dense = np.tanh(HIDDEN[:, 0] @ w["dense_1.weight"] + w["dense_1.bias"])
@@ -91,7 +91,7 @@ def test_classification_and_regression_have_one_graph() -> None:
         ("token", {"l2_normalise": True}, "only an embedding"),
     ],
 )
-def test_what_no_head_can_be(task: ProblemType, options: dict[str, Any], message: str) -> None:
+def test_invalid_heads_are_refused(task: ProblemType, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         head_graph(task, HeadOptions(**options))
 

@@ -43,7 +43,7 @@ def test_every_kind_moves_along_a_line(name: str, strength: float) -> None:
         np.testing.assert_allclose(*moved(slot_form(graph), strength), rtol=0, atol=1e-12)
 
 
-def test_scaled_layers_do_too() -> None:
+def test_scaled_layers_move_along_a_line() -> None:
     for options in ({"scale": True, "bias": True}, {"dense": True}, {"scale": True, "dense": True, "bias": True}):
         np.testing.assert_allclose(*moved(slot_form(changed_layer_graph(**options)), 0.5), rtol=0, atol=1e-12)
 

@@ -82,7 +82,7 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
-def test_a_stack_reads_results(values: Values) -> None:
+def test_stacked_adapters_read_the_previous_result(values: Values) -> None:
     h = values["h"]
     for one in ON_H:
         h = at(one, values, h=h)

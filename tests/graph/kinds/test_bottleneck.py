@@ -80,7 +80,7 @@ def test_first_pooling_reads_the_first_token() -> None:
     np.testing.assert_allclose(evaluate(graph, {"hidden": hidden}, p), expected)
 
 
-def test_what_the_kinds_read() -> None:
+def test_bottleneck_kinds_read_their_documented_inputs() -> None:
     assert KINDS["parallel"]().graph.inputs == ("h", "u")
     assert houlsby().graph.inputs == pfeiffer().graph.inputs == ("h",)
 

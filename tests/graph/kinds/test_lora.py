@@ -162,7 +162,7 @@ def test_options_of_lora_that_cannot_be_are_refused(options: LoraOptions, messag
         lora(options)
 
 
-def test_ia3_multiplies_something_once() -> None:
+def test_ia3_refuses_empty_or_repeated_modules() -> None:
     with pytest.raises(UsageError, match="found neither"):
         ia3(Ia3Options((), ()))
     with pytest.raises(UsageError, match=r"found `ffn\.down` for both"):
