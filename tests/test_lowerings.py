@@ -194,7 +194,7 @@ class TestOnnxNodes:
         assert [list(node.output) for node in model.graph.node] == [[name] for name in names]
 
     @pytest.mark.parametrize("op", ["identity", "dropout", "drop_path"])
-    def test_what_does_nothing_writes_nothing(self, op: str) -> None:
+    def test_inactive_ops_emit_no_nodes(self, op: str) -> None:
         tape, value = ir.tape.Tape(), ir.Value(name="h")
         assert emit(single_op(op), {"h": value}, {}, Writer(tape, "place", 20)) is value
         assert not tape.nodes

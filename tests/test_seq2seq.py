@@ -318,7 +318,7 @@ class TestRefused:
         with pytest.raises(RequestError, match=f"`input_ids`: an id is out of range; found {WORDS}"):
             session.generate([[WORDS]])
 
-    def test_a_text_without_a_source(self, session: Session, first: Arrays) -> None:
+    def test_empty_encoder_inputs_are_refused(self, session: Session, first: Arrays) -> None:
         first |= {"input_ids": first["input_ids"][:, :0], "attention_mask": first["attention_mask"][:, :0]}
         with pytest.raises(RequestError, match=r"`attention_mask`: .*; found \[3, 0\]"):
             session.run(first)

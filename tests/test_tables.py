@@ -72,5 +72,5 @@ def test_wrong_words_are_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["1 row is", "11 rows", "v0.1 rows", "1 is", "did you mean `run`? If not, …", "a...", "../x.."]
 )
-def test_right_words_are_not(text: str) -> None:
+def test_correct_words_are_not_reported(text: str) -> None:
     assert not list(wrong_words(text))

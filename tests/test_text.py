@@ -255,7 +255,7 @@ def test_pads_after_the_tokens_and_cuts_where_the_file_says() -> None:
     assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_refuses_a_text_without_tokens() -> None:
+def test_texts_without_tokens_are_refused() -> None:
     with pytest.raises(RequestError, match="text 1: has no tokens"):
         Tokenizer(word_tokenizer([]), 8).batch(["a", ""], ["input_ids", "attention_mask"])
 
@@ -283,7 +283,7 @@ def test_refuses_a_limit_without_room_for_text(minilm_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": "1.0", "model": {"type": "X"}}', "\ud800", "\x80"])
-def test_refuses_what_is_no_tokenizer(text: str) -> None:
+def test_invalid_tokenizer_files_are_refused(text: str) -> None:
     with pytest.raises(BaseModelError, match="is not a tokenizer"):
         Tokenizer.from_json(text, 8)
 

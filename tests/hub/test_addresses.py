@@ -239,7 +239,7 @@ def test_names_with_dots_are_ids(hub: HubServer) -> None:
         assert names(locate(name, "model").path) == set(MODEL)
 
 
-def test_no_slash_is_lost() -> None:
+def test_addresses_keep_their_slashes() -> None:
     assert as_written(Path("hf://a/b@main")) == "hf://a/b@main"
     assert as_written(Path("oci://host/a/b:1")) == "oci://host/a/b:1"
     assert as_written("hf://a/b") == "hf://a/b"
@@ -250,7 +250,7 @@ def test_no_slash_is_lost() -> None:
         ae.open_base("gone", site_map="hf://a/b")
 
 
-def test_offline_the_caches_are_enough(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_models_open_without_network(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(hub, "me/it", MODEL, STRAY)
     repository(hub, "me/other", MODEL, STRAY)
     found = locate("me/it", "model")
@@ -316,7 +316,7 @@ def _datasets(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("_datasets")
 @pytest.mark.extended
-def test_rows_of_a_dataset(hub: HubServer, tmp_path: Path) -> None:
+def test_rows_are_read_from_datasets_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
     configs = [{"config_name": "one", "data_files": "train.csv"}, {"config_name": "two", "data_files": "two.csv"}]
     card = f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()
     rows = {"train.csv": b"text,label\na,x\nb,y\n", "two.csv": b"text,label\nc,x\n", "README.md": card}

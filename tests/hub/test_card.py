@@ -65,7 +65,7 @@ def classifier(adapter: Path) -> Adapter:
     return replace(found, training=TRAINING, head=replace(found.head, task=Task("single_label", labels)))
 
 
-def test_metadata_say_what_is_given(bundle: Path) -> None:
+def test_card_metadata_match_the_given_facts(bundle: Path) -> None:
     digest = digest_of(bundle, "bundle")
     card = _card(bundle, "bundle", licence="apache-2.0", base_model="me/base", measured=[_measured(digest=digest)])
     data = card.data.to_dict()

@@ -87,7 +87,7 @@ def test_an_own_file_in_the_repository_stays_and_is_not_taken(
     assert "modeling.py" in hub.repositories["me/one"].commits[fetch_all("hf://me/one", reporter=Heard()).pin]
 
 
-def test_offline_the_caches_are_enough(
+def test_cached_revisions_are_fetched_without_network(
     hub: HubServer, adapter: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _push(adapter, "hf://me/one")

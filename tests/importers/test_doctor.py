@@ -91,7 +91,7 @@ def test_the_verdict_is_that_of_the_importer(
         assert found.sites == len(adapter.placements)
 
 
-def test_every_cause_has_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_every_cause_is_tested_with_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
     assert {rule.name for rule in RULES} <= {cause for folder in FOLDERS.values() for cause in folder.causes}
 
 

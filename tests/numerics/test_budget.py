@@ -26,7 +26,7 @@ def test_minilm_is_held_to_1e_5_of_its_scale(scale: float) -> None:
     assert 2 * MINILM_DEVIATION * scale < allowed <= 1e-5 * max(1.0, scale)
 
 
-def test_it_is_the_formula() -> None:
+def test_budget_equals_its_formula() -> None:
     epsilon = float(np.finfo(np.float32).eps)
     expected = 3.0 * math.sqrt(8) * (ROUNDING * epsilon + ACCUMULATION * math.sqrt(100) * epsilon)
     assert budget("float32", inner=100, depth=8, scale=3.0).absolute == pytest.approx(expected, rel=1e-12)

@@ -110,7 +110,7 @@ class TestTheNormOfTheBase:
     def test_where_there_is_none_it_is_the_identity(self) -> None:
         assert {node.op for node in bind_base_norm(behind_the_norm("h"), None).nodes} == {"add", "linear", "relu"}
 
-    def test_an_unknown_one_is_refused(self) -> None:
+    def test_unknown_base_norms_are_refused(self) -> None:
         with pytest.raises(GraphError, match="could not be read"):
             bind_base_norm(behind_the_norm("h"), UNKNOWN)
 

@@ -57,7 +57,7 @@ class TestDescription:
 
 
 class TestFingerprint:
-    def test_follows_the_weights_alone(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_fingerprint_changes_with_the_weights(self, base: OnnxBase, tmp_path: Path) -> None:
         assert open_onnx(save_tiny(tmp_path)).fingerprint == base.fingerprint
         other = save_tiny(tmp_path, tiny_model(seed=1))
         assert open_onnx(other).fingerprint != base.fingerprint
@@ -76,7 +76,7 @@ class TestOverridableBase:
     """A base whose weights are also inputs: IR 3 requires it, and some later exporters do it, too."""
 
     @pytest.mark.parametrize("ir_version", [3, 8])
-    def test_its_weights_become_constants(self, base: OnnxBase, tmp_path: Path, ir_version: int) -> None:
+    def test_overridable_weights_become_constants(self, base: OnnxBase, tmp_path: Path, ir_version: int) -> None:
         model = tiny_model()
         model.ir_version = ir_version
         for tensor in model.graph.initializer:
@@ -133,7 +133,9 @@ class TestBadFiles:
         ],
         ids=["empty", "zip", "text", "cut", "no-data", "cut-data", "absolute", "parent", "link"],
     )
-    def test_each_has_a_named_error(self, tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+    def test_invalid_model_files_are_refused_by_name(
+        self, tmp_path: Path, change: Callable[[Path], None], message: str
+    ) -> None:
         (tmp_path / "model").mkdir()
         path = save_tiny(tmp_path / "model")
         change(path)

@@ -71,7 +71,7 @@ class TestCut:
 
 
 class TestCutRunner:
-    def test_it_says_what_computes(self, base: OnnxBase) -> None:
+    def test_description_states_the_precision(self, base: OnnxBase) -> None:
         assert "float64 for adapters" in CutRunner(base).description
 
     def test_an_adapter_that_does_not_fit(self, base: OnnxBase, tmp_path: Path) -> None:

@@ -82,12 +82,12 @@ def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refus
         open_base(folder)
 
 
-def test_torch_cannot_train_it(folder):
+def test_genai_folders_cannot_be_trained(folder):
     with pytest.raises(BaseModelError, match=r"is an onnxruntime-genai folder, which torch cannot train"):
         _ = open_base(folder).torch
 
 
-def test_its_bundle_is_a_bundle(folder):
+def test_bundles_are_not_taken_for_genai_folders(folder):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(BaseModelError, match=r"a bundle: its `manifest\.json` is there"):
         form_of(folder)

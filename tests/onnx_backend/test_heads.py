@@ -153,7 +153,7 @@ class TestTheRuntime:
         for name in ("unit", "small"):
             np.testing.assert_allclose(np.linalg.norm(session.embed(INPUTS, name), axis=-1), 1, rtol=1e-6)
 
-    def test_an_adapter_for_each_row(self, session: Session) -> None:
+    def test_predict_and_embed_take_an_adapter_per_row(self, session: Session) -> None:
         for method, name in (("predict", "grade"), ("embed", "small")):
             alone, rows = getattr(session, method)(INPUTS, name), getattr(session, method)(INPUTS, adapters=[name] * 3)
             np.testing.assert_allclose(rows, alone, rtol=0, atol=TOLERANCE)
@@ -177,7 +177,7 @@ class TestTheRuntime:
             ("embed", "plain", "found no head"),
         ],
     )
-    def test_a_call_for_another_task(self, session: Session, method: str, name: str, words: str) -> None:
+    def test_calls_for_another_task_are_refused(self, session: Session, method: str, name: str, words: str) -> None:
         with pytest.raises(RequestError) as caught:
             getattr(session, method)(INPUTS, name)
         assert words in str(caught.value)

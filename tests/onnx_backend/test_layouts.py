@@ -39,7 +39,7 @@ def turned(model: onnx.ModelProto, orders: tuple[tuple[int, ...] | None, ...]) -
 
 
 @pytest.mark.parametrize("how", TURNS)
-def test_a_square_matrix_behind_transposes(how: str, tmp_path: Path) -> None:
+def test_square_matrices_behind_transposes_keep_their_layout(how: str, tmp_path: Path) -> None:
     orders, out_first = TURNS[how]
     model = turned(tiny_model(), orders)
     (stored,) = (numpy_helper.to_array(value) for value in model.graph.initializer if value.name == NAME)

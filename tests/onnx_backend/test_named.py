@@ -56,7 +56,7 @@ def test_a_matrix_is_as_torch_holds_it(tmp_path: Path, node: onnx.NodeProto, ten
         assert matrix is None
 
 
-def test_other_names_and_types(tmp_path: Path) -> None:
+def test_tensor_lookup_returns_none_for_other_values(tmp_path: Path) -> None:
     gemm = helper.make_node("Gemm", ["first", "pooler.weight", "pooler.bias"], ["p"], transB=1)
     base = open_onnx(written(tmp_path, gemm, WEIGHT))
     np.testing.assert_array_equal(base.tensor("pooler.bias"), WEIGHT[0])

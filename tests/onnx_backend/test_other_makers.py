@@ -243,7 +243,7 @@ class TestUnknownShapes:
 
     BODY = "u = MatMul(x, w) a = com.microsoft.BiasGelu(u, scale) f = MatMul(a, w) y = Add(x, f)"
 
-    def test_are_read_off_two_runs(self, tmp_path: Path) -> None:
+    def test_unknown_shapes_are_measured_by_two_runs(self, tmp_path: Path) -> None:
         base = open_onnx(saved(tmp_path, parsed(self.BODY, opset=17, more=', "com.microsoft" : 1')))
         assert [(site.name, site.h, site.width) for site in base.sites.sublayers] == [("layers.0.ffn", "f", 16)]
         gelu = next(node for node in base.model.graph if node.op_type == "BiasGelu").outputs[0]

@@ -98,12 +98,12 @@ def test_the_root_logger_is_left_alone() -> None:
 
 
 class TestBase:
-    def test_is_the_same_base(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_converted_base_keeps_fingerprint_and_sites(self, made: OnnxBase, base: OnnxBase) -> None:
         assert (made.fingerprint, made.inputs, made.outputs) == (base.fingerprint, base.inputs, base.outputs)
         found, expected = ([(s.name, s.role, s.width, s.path) for s in b.sites.sublayers] for b in (made, base))
         assert found == expected
 
-    def test_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_converted_base_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:
         inputs = token_inputs(5, 3, 1)
         before, after = (run_session(open_session(b.model, b.folder), inputs)["hidden"] for b in (base, made))
         cosine = (before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)
@@ -145,11 +145,11 @@ class TestBase:
 
 
 class TestNumerics:
-    def test_are_read_off_the_graph(self, precision: PrecisionName, made: OnnxBase) -> None:
+    def test_numerics_are_read_from_the_graph(self, precision: PrecisionName, made: OnnxBase) -> None:
         found, stored = numerics(made.model), "float16" if precision == "fp16" else "uint8"
         assert (found.precision.name, found.precision.activations, found.batch_invariant) == (precision, stored, True)
 
-    def test_of_a_plain_base(self, base: OnnxBase) -> None:
+    def test_numerics_of_a_plain_base_are_float32(self, base: OnnxBase) -> None:
         found = numerics(base.model)
         assert (found.precision.name, found.precision.activations, found.batch_invariant) == ("fp32", "float32", True)
 
@@ -157,7 +157,7 @@ class TestNumerics:
         found = numerics(in_precision(base, "int4-weights", tmp_path, float32_activations=True).model)
         assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
-    def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
+    def test_recorded_batch_invariance_matches_measurement(self, tmp_path: Path) -> None:
         """Compare a single row with the same row in a batch whose other row has a first token 20 times as large."""
         model = tiny_model()
         table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
@@ -302,12 +302,14 @@ class TestBundle:
 
 class TestRefusals:
     @pytest.mark.parametrize("precision", ["int8"], indirect=True)
-    def test_a_base_in_another_precision(self, made: OnnxBase, tmp_path: Path) -> None:
+    def test_quantized_bases_cannot_be_converted_again(self, made: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"is not in float32; found int8"):
             in_precision(made, "int4-weights", tmp_path)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: PrecisionName) -> None:
+    def test_int8_embeddings_are_refused_for_float_precisions(
+        self, base: OnnxBase, tmp_path: Path, precision: PrecisionName
+    ) -> None:
         with pytest.raises(UsageError, match="int8_embeddings"):
             in_precision(base, precision, tmp_path, int8_embeddings=True)
 

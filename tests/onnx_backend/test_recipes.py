@@ -75,7 +75,7 @@ class TestNumbers:
         found = results(in_precision(base, "fp16", tmp_path))
         assert np.array_equal(found["hidden"], expected["hidden"])
 
-    def test_match_the_quantizer_of_tables(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_int8_tables_match_the_quantizer_of_onnxruntime(self, base: OnnxBase, tmp_path: Path) -> None:
         path = tmp_path / "dynamic.onnx"
         quantize_dynamic(base.path, path, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8)
         expected = {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
@@ -115,7 +115,7 @@ class TestTiedEmbeddings:
             assert each.cosine > 0.9
 
     @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
-    def test_in_float32_are_shared(self, precision: PrecisionName, tied: OnnxBase, tmp_path: Path) -> None:
+    def test_tied_float32_embeddings_are_shared(self, precision: PrecisionName, tied: OnnxBase, tmp_path: Path) -> None:
         made = in_precision(tied, precision, tmp_path)
         ops = Counter(node.op_type for node in made.model.graph)
         assert (ops["MatMulNBits"], ops["Transpose"]) == (6 * 2, 2 + 1)

@@ -46,12 +46,12 @@ def test_the_number_of_the_graph_is_read(whole: bytes, tmp_path: Path) -> None:
     assert model_version_of(_written(tmp_path / "a", TENSORS), "a") == 0
 
 
-def test_no_tensors_are_none(tmp_path: Path) -> None:
+def test_empty_adapter_files_are_read(tmp_path: Path) -> None:
     assert parse_adapter(_written(tmp_path / "a", {}), "a") == {}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.bool_])
-def test_other_types_are_refused(tmp_path: Path, dtype: type) -> None:
+def test_tensors_of_other_types_are_refused(tmp_path: Path, dtype: type) -> None:
     with pytest.raises(TensorError, match="unsupported type"):
         parse_adapter(_written(tmp_path / "a", {"w": np.ones((2, 2), dtype)}), "a")
 
@@ -98,6 +98,6 @@ def test_no_damage_raises_anything_but_a_named_error(whole: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"TORT", b"\x00" * 64, b'{"a": 1}', b"\xff\xff\xff\xffTORT"])
-def test_something_else_is_refused(data: bytes) -> None:
+def test_files_of_another_format_are_refused(data: bytes) -> None:
     with pytest.raises(FormatError):
         parse_adapter(data, "a")

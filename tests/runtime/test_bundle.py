@@ -59,7 +59,7 @@ class TestDamage:
         with pytest.raises(error, match=Path(name).name):
             Bundle.open(copy)
 
-    def test_the_bundle_that_is_expected(self, copy: Path) -> None:
+    def test_open_accepts_only_the_expected_bundle(self, copy: Path) -> None:
         digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
         assert Bundle.open(copy, expect=digest).verified
         with pytest.raises(HashError, match="expected"):
@@ -119,7 +119,7 @@ class TestProviders:
             bundle.session(optimization="most")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("threads", [0, -1])
-    def test_a_session_without_threads(self, bundle: Bundle, threads: int) -> None:
+    def test_sessions_without_threads_are_refused(self, bundle: Bundle, threads: int) -> None:
         with pytest.raises(UsageError, match="thread"):
             bundle.session(threads=threads)
 

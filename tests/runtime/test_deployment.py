@@ -152,7 +152,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [str(path) for path in temporary.iterdir()] == made[1:]
         assert answers(opened.session(threads=1))
 
-    def test_without_room_for_it(self, built: Path, temporary: Path) -> None:
+    def test_open_names_missing_space_for_the_private_copy(self, built: Path, temporary: Path) -> None:
         with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR.*copy=False"):
             Bundle.open(built)
         assert list(temporary.iterdir()) == []

@@ -52,7 +52,7 @@ def test_each_is_as_if_it_had_run_alone(session: Session, token_budget: int) -> 
     _hold(session, requests, session.run_many(requests, token_budget=token_budget))
 
 
-def test_loaded_adapters_among_them(session: Session, bundle: Bundle) -> None:
+def test_run_many_includes_loaded_adapters(session: Session, bundle: Bundle) -> None:
     for record in bundle.manifest.adapters:
         session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
     requests = _requests(60, ["plain.again", "wide.again", None, "narrow", "narrow.again"])

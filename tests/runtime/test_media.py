@@ -47,7 +47,7 @@ def test_steps_of_a_clip_by_hand() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_a_clip_of_any_width(width: int) -> None:
+def test_clips_of_any_sample_width_are_read(width: int) -> None:
     found = AUDIO.read(wav(TONE, width=width), 16_000, "x.wav")
     np.testing.assert_allclose(found, TONE, atol=1.6 / 2 ** (8 * width - 1) + 1e-6)
 

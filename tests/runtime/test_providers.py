@@ -160,7 +160,7 @@ class TestOpenVino:
         openvino.run(token_inputs(5, 3, 2), "narrow")
         np.testing.assert_array_equal(first, kept)
 
-    def test_the_server_opens_it(self, bundle: Bundle) -> None:
+    def test_server_opens_an_openvino_session(self, bundle: Bundle) -> None:
         settings = SessionSettings(provider="openvino")
         assert LoadedBundle("b", bundle, settings).session.provider == "openvino"
 

@@ -81,7 +81,7 @@ class TestRun:
                     expected = tensors[f"{case}.output.{output}"]
                     np.testing.assert_allclose(found[output], expected, rtol=0, atol=allowed)
 
-    def test_one_row_of_one_token(self, session: Session) -> None:
+    def test_run_accepts_one_row_of_one_token(self, session: Session) -> None:
         assert session.run(token_inputs(1), "wide")["hidden"].shape == (1, 1, 16)
 
     def test_rows_do_not_depend_on_each_other(self, session: Session) -> None:
@@ -123,7 +123,7 @@ class TestClassify:
             assert prediction.label == ["red", "green", "blue"][int(row.argmax())]
             assert prediction.probability == max(prediction.probabilities.values())
 
-    def test_an_adapter_without_a_head(self, session: Session) -> None:
+    def test_classify_refuses_an_adapter_without_a_head(self, session: Session) -> None:
         assert session.labels("plain") is None
         with pytest.raises(RequestError, match="found no head"):
             session.classify(INPUTS, "plain")
@@ -152,7 +152,7 @@ class TestLoad:
         path.unlink()
         np.testing.assert_array_equal(session.run(INPUTS, "again")["hidden"], expected)
 
-    def test_a_name_that_is_taken(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_a_taken_name(self, session: Session, bundle: Bundle) -> None:
         before = session.run(INPUTS, "wide")["hidden"]
         with pytest.raises(RequestError, match="already loaded"):
             session.load("wide", bundle.folder / "adapters/narrow.onnx_adapter")
@@ -175,7 +175,7 @@ class TestLoad:
         with pytest.raises(AdapterError, match="not one name for each class"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)  # type: ignore[arg-type]
 
-    def test_a_task_that_is_none(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_an_unknown_task(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(AdapterError, match=r"unknown problem type; found `classify`; expected .*regression"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", task="classify")  # type: ignore[arg-type]
 
@@ -201,7 +201,7 @@ class TestLoad:
         with pytest.raises(FileError):
             session.load("x", tmp_path / "none.onnx_adapter")
 
-    def test_five_hundred_adapters_in_one_session(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+    def test_session_loads_five_hundred_adapters(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
         tensors = _tensors(bundle, "narrow")
         bias = "adapter.head.mean_pool_linear.classifier.bias"
         expected = session.run(INPUTS, "narrow")["logits"] - tensors[bias]
@@ -283,7 +283,7 @@ class TestFilesThatDoNotFit:
             (_of_another_type, "unsupported type"),
         ],
     )
-    def test_each_is_refused_by_name(
+    def test_load_refuses_tensors_that_do_not_fit(
         self, session: Session, bundle: Bundle, tmp_path: Path, change: object, message: str
     ) -> None:
         tensors = _tensors(bundle, "wide")
@@ -299,7 +299,7 @@ class TestFilesThatDoNotFit:
         with pytest.raises(TensorError, match=r"is missing; .*is left over"):
             session.load("x", _write(tmp_path / "x", tensors))
 
-    def test_an_adapter_of_another_graph(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_an_adapter_of_another_graph(self, session: Session, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path))
         adapter = random_adapter("a", houlsby(), base)
         plan = plan_slots([adapter], base.sites)
@@ -307,7 +307,7 @@ class TestFilesThatDoNotFit:
         with pytest.raises(TensorError, match="is missing"):
             session.load("a", tmp_path / "a")
 
-    def test_an_adapter_of_the_same_shapes_for_another_base(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_equal_shapes_of_another_base(self, session: Session, tmp_path: Path) -> None:
         other = Bundle.open(build_tiny(tmp_path, model=tiny_model(seed=1)))
         assert [asdict(slot) for slot in other.manifest.slots] == [asdict(slot) for slot in session._manifest.slots]
         path = other.folder / other.manifest.adapters[0].onnx_adapter
@@ -329,7 +329,7 @@ class TestFilesThatDoNotFit:
 
 
 class TestThreads:
-    def test_eight_threads_with_loads_and_unloads_in_between(self, session: Session, bundle: Bundle) -> None:
+    def test_threads_get_right_results_during_loads_and_unloads(self, session: Session, bundle: Bundle) -> None:
         inputs = [token_inputs(4, 2, seed=seed) for seed in range(8)]
         expected = {(name, seed): session.run(inputs[seed], name) for name in NAMES for seed in range(8)}
         data = (bundle.folder / "adapters/wide.onnx_adapter").read_bytes()

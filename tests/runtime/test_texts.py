@@ -104,7 +104,7 @@ def test_rows_have_the_limits_and_sides_of_their_adapters(reader: TextReader) ->
         assert one.document().keys() == by_itself.document().keys()
 
 
-def test_a_question_with_choices(reader: TextReader) -> None:
+def test_multiple_choice_answers_match_single_scores(reader: TextReader) -> None:
     pairs = [Pair("Which?", text) for text in ("one", "the other one", "none of them")]
     scores = np.array([alone(reader, pair, "choice")[1][0] for pair in pairs], np.float64)
     found, single = reader.answer([pairs, pairs[1]], "choice")
@@ -181,7 +181,7 @@ def test_windows_of_pairs_cut_the_second_text(reader: TextReader) -> None:
     assert found.document()["numbers"] == pytest.approx(list(np.mean(results, axis=0)), abs=1e-5)
 
 
-def test_a_question_is_no_answer(reader: TextReader) -> None:
+def test_span_tasks_refuse_an_empty_context(reader: TextReader) -> None:
     with pytest.raises(RequestError, match="text 0: no token may be the answer"):
         reader.answer([Pair("Who is it?", "")], "place")
 

@@ -136,7 +136,7 @@ def test_a_name_that_windows_gives_to_devices(name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["weight", "input"])
-def test_dimensions_beyond_all_memory(where: str, tmp_path: Path) -> None:
+def test_dimensions_beyond_memory_are_refused(where: str, tmp_path: Path) -> None:
     """`free some space` is not what helps here."""
     most = 2**40
     weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], bytes(256), raw=True)

@@ -71,7 +71,7 @@ def test_a_folder_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(new: New, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("old")
     with pytest.raises(OutputExistsError, match="force=True"), new(target):
@@ -80,7 +80,7 @@ def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
+def test_output_that_appears_meanwhile_is_not_overwritten(new: New, tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(OutputExistsError):
         write_and(lambda: target.write_text("someone else's"), new, target)
@@ -283,7 +283,7 @@ def test_the_holder_of_a_lock_may_write(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_what_is_no_writers_stays(new: New, tmp_path: Path) -> None:
+def test_files_of_users_are_not_cleaned_up(new: New, tmp_path: Path) -> None:
     for name in (".out.old", ".out.12345678.tmp2", "out.12345678.tmp", ".output.12345678.tmp"):
         (tmp_path / name).write_text("the user's")
     with new(tmp_path / "out") as temporary:

@@ -81,7 +81,7 @@ def test_tensors_are_answered_over_the_protocol(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_at_a_strength(client: triton.InferenceServerClient, reader: TextReader) -> None:
+def test_strength_is_a_request_parameter(client: triton.InferenceServerClient, reader: TextReader) -> None:
     found = client.infer("topic", [_texts("text", TEXTS, binary=True)], parameters={"strength": -2}, priority=1)
     expected = [one.document()["probability"] for one in reader.answer(TEXTS, "topic", strength=-2)]
     assert found.as_numpy("probability") == pytest.approx(expected, abs=1e-5)

@@ -45,7 +45,7 @@ def test_a_layer_that_is_called_at_its_site_alone():
     assert other_calls(model("")) == {"up": 0, "down": 0}
 
 
-def test_a_matrix_that_multiplies_weights():
+def test_products_of_constants_are_not_counted_as_calls():
     assert other_calls(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
 
 

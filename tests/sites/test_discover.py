@@ -77,7 +77,7 @@ def test_the_softmax_of_a_router_does_not_make_it_attention():
         pytest.param("y = conv x \n z = relu y \n w = conv z \n out = add x w", id="convolutions: last axis is space"),
     ],
 )
-def test_what_is_no_residual_sum(text):
+def test_graphs_without_residual_sums_are_refused(text):
     assert refused(flow(text))
 
 
@@ -200,7 +200,7 @@ def test_u_keeps_its_axes_where_they_are():
 
 
 @pytest.mark.parametrize(("first", "second"), [("c", "f"), ("f", "c")])
-def test_parallel_sublayers_summed_first(first, second):
+def test_parallel_sublayers_summed_before_the_residual_are_found(first, second):
     text = f"""
         read = norm x
         q = linear read
@@ -293,7 +293,7 @@ def test_final_stops_before_something_else_comes_in():
     assert discover(flow(text, shapes={"out": ("batch", 8)})).final == "last"
 
 
-def test_final_has_its_tokens_back():
+def test_final_value_has_the_token_axis_restored():
     flat = dict.fromkeys(("rows", "h", "sum"), ("rows", 8))
     sites = discover(
         flow("rows = view x \n h = linear rows \n sum = add rows h \n y = view sum \n out = norm y", shapes=flat)

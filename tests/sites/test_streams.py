@@ -115,7 +115,7 @@ def test_a_decoder_alone_attends_to_an_input() -> None:
         (("self", "ffn", "cross", "ffn"), [0, 0, 1, 1]),  # Llama with images
     ],
 )
-def test_layers_of_other_orders(order: tuple[str, ...], layers: list[int]) -> None:
+def test_layers_are_numbered_in_any_sublayer_order(order: tuple[str, ...], layers: list[int]) -> None:
     parts = {"self": attention, "cross": lambda x, out: attention(x, out, source="e4"), "ffn": ffn}
     text = "".join(parts[name](f"d{at}", f"d{at + 1}") for at, name in enumerate(order))
     found = sites(text, outputs=(f"d{len(order)}",))

@@ -79,7 +79,7 @@ def test_the_sum_of_two_activations_is_an_add(function):
         lambda x, w: x + torch.zeros_like(x),
     ],
 )
-def test_other_sums_are_not(function):
+def test_scaled_sums_are_not_additions(function):
     assert last(function).kind == "other"
 
 
@@ -89,7 +89,7 @@ def test_only_a_reshape_that_changes_the_shape_moves_anything():
     assert last(lambda x, w: x.transpose(1, 2)).kind == "layout"
 
 
-def test_the_fused_attention_is_one():
+def test_fused_attention_is_an_attention_node():
     assert last(lambda x, w: nn.functional.scaled_dot_product_attention(x, x, x)).kind == "attention"
 
 

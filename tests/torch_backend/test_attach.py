@@ -63,7 +63,9 @@ def by_hand(module: Encoder, adapter: Adapter, kind: str, activation: str, input
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
-def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: str, activation: str) -> None:
+def test_attached_adapter_computes_the_published_formula(
+    base, pre_norm: bool, inputs, kind: str, activation: str
+) -> None:
     original = Encoder(pre_norm)
     original.load_state_dict(base.program.state_dict)
     adapter = with_random_weights(make_adapter(base, kind, BottleneckOptions(activation)))

@@ -90,7 +90,7 @@ def test_an_output_with_the_name_of_an_input_is_renamed(tmp_path: Path) -> None:
         (lambda a, b: "a", "`str`"),
     ],
 )
-def test_outputs_that_are_no_tensors(form: Any, message: str, tmp_path: Path) -> None:
+def test_non_tensor_outputs_are_refused(form: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=message):
         round_trip(Returning(form), (torch.ones(1, 3),), tmp_path)
 
@@ -210,7 +210,7 @@ def test_torch_loads_it_as_any_other_archive(tmp_path: Path) -> None:
     assert torch.equal(loaded(x=x)["output_0"], module(x))
 
 
-def test_an_archive_of_torch_alone(tmp_path: Path) -> None:
+def test_plain_torch_archives_are_opened(tmp_path: Path) -> None:
     save_plainly(tmp_path / "small.pt2")
     base = load_base(tmp_path / "small.pt2")
     assert base.inputs == (InputRecord("x", "float32", ("batch", 4), "values"),)
@@ -275,7 +275,7 @@ def test_each_module_is_new_and_shares_the_weights(tmp_path: Path) -> None:
         ({"x": torch.ones(1, 5)}, "cannot compute"),
     ],
 )
-def test_inputs_that_do_not_fit(inputs: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_run_refuses_inputs_that_do_not_match(inputs: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     base = round_trip(Small(), (torch.ones(1, 4),), tmp_path)
     with pytest.raises(RequestError, match=message):
         base.run(inputs)
@@ -369,7 +369,7 @@ class NoTensors(nn.Module):
         (nn.Linear(7, 7).half(), "cannot run on example inputs.*Half"),
     ],
 )
-def test_modules_that_cannot_be_bases(module: nn.Module, message: str, tmp_path: Path) -> None:
+def test_unsupported_modules_are_refused(module: nn.Module, message: str, tmp_path: Path) -> None:
     name = "input" if isinstance(module, nn.Linear) else "x"
     with pytest.raises(BaseModelError, match=message):
         save_base(module, {name: torch.ones(2, 7)}, tmp_path / "model.pt", axes={name: {0: "batch", 1: "length"}})
@@ -446,7 +446,7 @@ def test_a_bare_archive_with_a_branch_on_a_length_is_refused(tmp_path: Path) -> 
         load_base(tmp_path / "model.pt2")
 
 
-def test_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_file_survives_a_failed_save(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_text("mine")
     with pytest.raises(OutputExistsError):

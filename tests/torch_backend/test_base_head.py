@@ -166,7 +166,7 @@ def test_weights_that_the_head_lacks_are_never_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["pipeline", "BertNowhereForTokenClassification", "__doc__"])
-def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
+def test_unknown_classes_leave_out_the_base_head(architecture: str, tmp_path: Path) -> None:
     small("Bert", "ForTokenClassification").save_pretrained(tmp_path / "folder")
     config = (tmp_path / "folder" / "config.json").read_text()
     (tmp_path / "folder" / "config.json").write_text(config.replace("BertForTokenClassification", architecture))
@@ -237,7 +237,7 @@ def test_one_layer_is_traced_where_it_shows_the_head(
     assert adapter is not None, notes
 
 
-def test_the_base_head_beside_adapters(tmp_path: Path) -> None:
+def test_base_head_is_built_beside_adapters(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     model.save_pretrained(tmp_path / "folder")
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
@@ -338,7 +338,7 @@ def decoder_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.extended
-def test_a_decoder_that_classifies_texts(decoder_folder: Path, tmp_path: Path) -> None:
+def test_text_classifying_decoder_matches_transformers(decoder_folder: Path, tmp_path: Path) -> None:
     """Capture, train, build in every variant and serve it: the numbers match transformers, padded on either side."""
     base = ae.capture(decoder_folder, tmp_path / "model.pt")
     data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])

@@ -213,7 +213,9 @@ def test_a_model_learns_an_answer_and_gives_it(base: ae.Base, tmp_path: Path) ->
     assert "".join(conversation.ask("w20 w62")) == "w33 w71 w40"
 
 
-def test_what_is_lost_is_said(base: ae.Base, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_chat_training_notes_dropped_and_truncated_rows(
+    base: ae.Base, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     rows = [_said("w5 w6 w7", "w8"), _said("w5", "w6 w7 w8 w9 w10"), _said("w5", "w9"), _said("w5", "w9")]
     heard = Heard()
     options: Any = {"task": "causal_lm", "kind": "pfeiffer", "bottleneck": 2, "epochs": 1, "reporter": heard}

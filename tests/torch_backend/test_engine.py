@@ -109,7 +109,7 @@ def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -
 
 class TestTheMetricThatDecides:
     @pytest.mark.parametrize("metric", ["loss", "macro_f1"])
-    def test_the_epoch_is_its_best(self, base, data, metric: str) -> None:
+    def test_best_epoch_follows_the_selected_metric(self, base, data, metric: str) -> None:
         model = prepared(base, dropout=0.5)
         settings = LoopSpec(epochs=5, batch_size=8, learning_rate=0.05, patience=5, metric=metric)
         result = train(model, data, settings)
@@ -122,7 +122,7 @@ class TestTheMetricThatDecides:
 
 
 class TestClassWeights:
-    def test_they_are_those_of_torch(self) -> None:
+    def test_weighted_losses_match_torch(self) -> None:
         logits, classes, weights = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([0.5, 3.0])
         total, weight = class_loss(logits, classes, weights)
         torch.testing.assert_close(total / weight, torch.nn.functional.cross_entropy(logits, classes, weights))

@@ -80,7 +80,9 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("saved", "opened"), CLASSES, ids=[case[0][0] for case in CLASSES])
-def test_the_base_of_a_class(saved: tuple[str, str, dict[str, Any]], opened: str, tmp_path: Path) -> None:
+def test_folders_of_task_models_open_their_base_class(
+    saved: tuple[str, str, dict[str, Any]], opened: str, tmp_path: Path
+) -> None:
     name, config, settings = saved
     model = made(name, config, **settings)
     model.save_pretrained(tmp_path)
@@ -112,7 +114,7 @@ def rewritten(folder: Path, **changed: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | changed))
 
 
-def test_classes_that_nobody_can_open(tmp_path: Path) -> None:
+def test_unknown_model_classes_are_refused(tmp_path: Path) -> None:
     model = made("T5EncoderModel", "T5", **T5)
     model.save_pretrained(tmp_path)
     rewritten(tmp_path, architectures=["T5EncoderOfOurs"])
@@ -204,7 +206,7 @@ def test_inputs_as_the_model_documents_them(
     assert shapes(made(name, config, **settings), Prepared()) == expected
 
 
-def test_inputs_as_they_are_described(tmp_path: Path) -> None:
+def test_described_inputs_replace_the_guessed_ones(tmp_path: Path) -> None:
     model = made("PatchTSTModel", "PatchTST", **PATCHES)
     model.save_pretrained(tmp_path / "folder")
     with pytest.raises(BaseModelError, match=r"cannot run on example inputs.*doesn't match.*`inputs=\[\"NAME"):
@@ -314,7 +316,7 @@ def test_dense_experts_are_exact(name: str, config: str, settings: dict[str, Any
     assert torch.equal(again, expected)
 
 
-def test_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_mixture_of_experts_matches_transformers(tmp_path: Path) -> None:
     model = made("MixtralModel", "Mixtral", **SIZE, **EXPERTS, num_local_experts=4)
     model.save_pretrained(tmp_path / "folder")
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")

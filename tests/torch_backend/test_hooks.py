@@ -309,7 +309,7 @@ def test_a_value_taken_from_a_wrong_place_is_noticed(monkeypatch: pytest.MonkeyP
     assert not hasattr(model, "adapter")
 
 
-def test_one_adapter_at_a_time() -> None:
+def test_second_attached_adapter_is_refused() -> None:
     model = shared_model("bert")
     with attach_to_module(model, made()), pytest.raises(UsageError, match="already has an attribute `adapter`"):
         attach_to_module(model, made())

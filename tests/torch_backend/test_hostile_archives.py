@@ -194,7 +194,7 @@ def hostile(
     return path, marker
 
 
-def test_torch_alone_runs_it(hostile: tuple[Path, Path]) -> None:
+def test_torch_runs_the_hostile_code(hostile: tuple[Path, Path]) -> None:
     path, marker = hostile
     with captured_logs(), contextlib.suppress(*LIBRARY_ERRORS):
         module = torch.export.load(path).module()

@@ -125,7 +125,7 @@ def test_a_model_that_branches_on_lengths_says_for_which_it_was_captured(folder:
     assert open_folder(folder).lengths == {"sequence": Lengths(1, 511)}
 
 
-def test_an_encoder_with_a_decoder(folder: Path) -> None:
+def test_encoder_decoder_folder_computes_what_transformers_computes(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 99, "d_model": 32, "num_layers": 1, "num_heads": 4, "d_ff": 64, "d_kv": 8}
     model = transformers.T5Model(transformers.T5Config(**sizes)).eval()
@@ -153,14 +153,14 @@ def test_a_pickle_is_never_read(folder: Path) -> None:
         open_folder(folder)
 
 
-def test_a_folder_without_weights(folder: Path) -> None:
+def test_folders_without_weights_are_refused(folder: Path) -> None:
     small("Bert").save_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(BaseModelError, match="no weights"):
         open_folder(folder)
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileError, match=r"no `config.json`|no folder"):
             open_folder(path)
@@ -197,7 +197,7 @@ def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_existing_archive_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     small("Bert").save_pretrained(folder)
     path = tmp_path / "model.pt"
     path.write_text("mine")

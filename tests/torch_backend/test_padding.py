@@ -83,16 +83,16 @@ class TestWhatIsFound:
     def test_a_mask_hides_padding_from_attention(self, base: TorchBase) -> None:
         assert adapted(base).pads
 
-    def test_a_gate_reads_it(self, base: TorchBase) -> None:
+    def test_effect_of_padding_on_a_gate_is_detected(self, base: TorchBase) -> None:
         assert not attach(base, make_adapter(base, options=GATED)).pads  # a new adapter has little effect
 
-    def test_a_convolution_reads_it(self, convolution: TorchBase) -> None:
+    def test_effect_of_padding_on_a_convolution_is_detected(self, convolution: TorchBase) -> None:
         assert not adapted(convolution).pads
 
     def test_nothing_hides_it_without_a_mask(self, unmasked: TorchBase) -> None:
         assert not adapted(unmasked).pads
 
-    def test_the_model_is_as_before(self, base: TorchBase) -> None:
+    def test_padding_probe_leaves_the_model_unchanged(self, base: TorchBase) -> None:
         model = attach(base, make_adapter(base)).train()
         before = {name: tensor.detach().clone() for name, tensor in model.tensors().items()}
         generator = torch.get_rng_state()

@@ -49,12 +49,12 @@ def test_pickled_modules_name_their_class(protocol: int) -> None:
         (b"\x80\x02\x82\x01.", "?"),
     ],
 )
-def test_names_by_every_opcode(data: bytes, name: str) -> None:
+def test_foreign_globals_are_found_behind_every_opcode(data: bytes, name: str) -> None:
     assert name in foreign_globals(data)
 
 
 @pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04", b"\x80\x02", b"\xff"])
-def test_what_is_no_pickle(data: bytes) -> None:
+def test_invalid_pickles_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         foreign_globals(data)
 

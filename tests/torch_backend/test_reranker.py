@@ -60,7 +60,7 @@ def by_softmax(folder: Path, model: Any, texts: list[Any]) -> np.ndarray:
 
 
 @pytest.mark.extended
-def test_the_scores_of_two_tokens_in_a_prompt(folder: Path, tmp_path: Path) -> None:
+def test_prompted_reranker_gives_the_scores_of_transformers(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text(PROMPT)
     base = ae.capture(folder, tmp_path / "model.pt", reranker_tokens=["yes", "no"], prompt=tmp_path / "prompt.txt")
     assert base.base_head is not None
@@ -174,7 +174,9 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
         ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "lacks placeholders for a pair"),
     ],
 )
-def test_what_is_no_reranker(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+def test_invalid_reranker_options_are_refused(
+    options: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
     if "prompt" in options:
         (tmp_path / "prompt.txt").write_text(options["prompt"])
         options = {**options, "prompt": tmp_path / "prompt.txt"}

@@ -27,7 +27,7 @@ def arrays() -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in small_encoder.inputs().items()}
 
 
-def test_it_says_what_computes(runner: Runner) -> None:
+def test_description_states_torch_and_precision(runner: Runner) -> None:
     assert re.fullmatch(r"torch \d+\.\d+\.\d+ float32", runner.description)
 
 

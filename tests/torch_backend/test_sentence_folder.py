@@ -165,7 +165,7 @@ def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from the library, for option names in old folders
 @pytest.mark.parametrize("name", TAKEN)
-def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> None:
+def test_bundles_give_the_vectors_of_sentence_transformers(name: str, library: Any, taken: Path) -> None:
     expected = library.SentenceTransformer(str(taken / name), device="cpu", local_files_only=True).encode(TEXTS)
     found = answered(ae.open_bundle(taken / "bundle"), name)
     assert found.shape == expected.shape
@@ -330,7 +330,7 @@ def test_folders_without_a_transformer_are_refused(modules: list[Any], message: 
         ae.open_base(tmp_path)
 
 
-def test_modules_that_are_no_json(tmp_path: Path) -> None:
+def test_invalid_modules_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):
         ae.open_base(tmp_path)

@@ -171,7 +171,7 @@ def test_rows_of_one_query_stay_together(base: TorchBase, tmp_path: Path) -> Non
 
 
 class TestSpans:
-    def test_the_tokens_of_an_answer(self, base: TorchBase) -> None:
+    def test_answer_spans_become_token_positions(self, base: TorchBase) -> None:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         texts = [Pair("good film", "this play was very dull and poor"), Pair("film", "the play")]
@@ -197,7 +197,7 @@ class TestSpans:
         left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
         assert (left.cut, left.lost) == ((0,), [])
 
-    def test_the_loss_by_hand(self) -> None:
+    def test_span_loss_equals_its_formula(self) -> None:
         logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
         logits[:, 3] = -torch.inf
         shares = torch.log_softmax(logits[0, :3], 0)
@@ -285,7 +285,7 @@ def test_the_cosine_of_rows_that_are_unlike_by_hand() -> None:
     assert math.isnan(cosine_apart(torch.tensor(vectors), torch.tensor([1] * 7)))
 
 
-def test_the_contrastive_loss_by_hand() -> None:
+def test_contrastive_loss_equals_its_formula() -> None:
     rng = np.random.default_rng(0)
     vectors, classes = rng.standard_normal((5, 3)), np.array([0, 1, 0, 2, 1])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

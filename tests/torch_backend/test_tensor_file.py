@@ -25,7 +25,7 @@ def save(value: object, path: Path, zipped: bool) -> Path:
 
 
 @pytest.mark.parametrize("zipped", LAYOUTS)
-def test_it_reads_what_torch_reads(tmp_path: Path, zipped: bool) -> None:
+def test_tensor_files_are_read_as_torch_reads_them(tmp_path: Path, zipped: bool) -> None:
     table = torch.randn(6, 8)
     tensors = {
         "whole": table,

@@ -99,7 +99,7 @@ def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 130)])
-def test_a_bert_with_all_inputs(
+def test_exported_bert_matches_torch_with_all_inputs(
     tiny_bert: TorchBase, tiny_session: ort.InferenceSession, shape: tuple[int, int]
 ) -> None:
     assert_equal(tiny_bert, tiny_session, draw(tiny_bert, *shape), 1e-5)
@@ -395,7 +395,7 @@ def small(tmp_path: Path) -> TorchBase:
 
 
 @pytest.mark.parametrize("taken", ["model.onnx", "weights.bin"])
-def test_what_is_there_is_kept(small: TorchBase, taken: str, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(small: TorchBase, taken: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / taken).write_text("mine")

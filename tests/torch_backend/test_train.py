@@ -62,7 +62,7 @@ def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
     assert all(tensor.grad is None for tensor in model.parameters() if id(tensor) not in wanted)
 
 
-def test_it_tells_every_step(base, data) -> None:
+def test_reporter_receives_every_step_and_epoch(base, data) -> None:
     witness = Witness()
     result = train(prepared(base), data, QUICK, reporter=witness)
     steps = math.ceil(60 / 8) * 2
@@ -207,7 +207,7 @@ def test_without_a_head_there_is_nothing_to_train(base, data) -> None:
         train(attach(base, make_adapter(base, labels=None)), data)
 
 
-def test_a_loop_of_ones_own(base, data) -> None:
+def test_adapter_learns_in_a_loop_written_by_the_user(base, data) -> None:
     """Run the README's example for users with an existing loop."""
     model = attach(base, make_adapter(base))
     optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)

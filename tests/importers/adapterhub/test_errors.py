@@ -100,7 +100,7 @@ class TestConfigs:
     def test_older_versions_are_read(self, version: str, copied: Copy, bert: Made) -> None:
         assert load(edit(copied("bert/seq_bn"), version=version), bert).adapter.kind == "seq_bn"
 
-    def test_a_version_that_is_none(self, copied: Copy, bert: Made) -> None:
+    def test_invalid_versions_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(FormatError, match="has no valid version; found `latest`"):
             load(edit(copied("bert/seq_bn"), version="latest"), bert)
 
@@ -139,7 +139,9 @@ class TestConfigs:
             ({"non_linearity": {"": 0}}, r"`\$\.non_linearity`"),
         ],
     )
-    def test_values_of_wrong_types(self, change: dict[str, Any], message: str, copied: Copy, bert: Made) -> None:
+    def test_config_values_of_wrong_types_are_refused(
+        self, change: dict[str, Any], message: str, copied: Copy, bert: Made
+    ) -> None:
         folder = edit(copied("bert/seq_bn"), config=change)
         for _ in range(2):
             with pytest.raises(FormatError, match=message):
@@ -156,7 +158,7 @@ class TestConfigs:
             load(folder, bert)
 
     @pytest.mark.parametrize("field", ["config", "name", "hidden_size"])
-    def test_what_is_no_config(self, field: str, copied: Copy, bert: Made) -> None:
+    def test_incomplete_adapter_configs_are_refused(self, field: str, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         path = folder / "adapter_config.json"
         document = json.loads(path.read_text())
@@ -206,7 +208,7 @@ class TestDefects:
             load(folder, bert)
 
     @pytest.mark.parametrize(("model", "change"), [("albert", {"mh_adapter": True}), ("gptj", {})])
-    def test_models_that_get_other_residuals(
+    def test_models_with_defective_residuals_are_refused(
         self, model: str, change: dict[str, Any], copied: Copy, bert: Made
     ) -> None:
         with pytest.raises(
@@ -295,11 +297,11 @@ class TestTensors:
         with pytest.raises(TensorError, match="each layer has 2 adapted linear layers, and the config requires 3"):
             load(folder, bert)
 
-    def test_lora_of_another_rank(self, copied: Copy, bert: Made) -> None:
+    def test_lora_tensors_of_another_rank_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(TensorError, match=r"lora_A` has shape \[4, 32\], not \[5, 32\]"):
             load(edit(copied("bert/lora"), config={"r": 5}), bert)
 
-    def test_whole_numbers_are_no_weights(self, copied: Copy, bert: Made) -> None:
+    def test_integer_weights_are_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             tensors[f"{self.PREFIX}.adapter_up.bias"] = np.zeros(32, np.int64)
 
@@ -318,7 +320,7 @@ class TestTensors:
 
 
 class TestBases:
-    def test_a_base_of_another_width(self, bert: Made) -> None:
+    def test_base_of_another_width_is_refused(self, bert: Made) -> None:
         narrow = replace(bert.sites, width=16)
         with pytest.raises(AdapterError, match="was trained on a base of another width; found `hidden_size`: 32"):
             import_adapterhub(FIXTURES / "bert/seq_bn", narrow, name="a", base="x")
@@ -359,7 +361,7 @@ class TestBases:
             assert all(np.array_equal(found.adapter.weights[name], one) for name, one in expected.weights.items())
 
     @pytest.mark.parametrize("prefix", ["", "model.", "a.b.c."])
-    def test_any_prefix_is_taken(self, prefix: str, copied: Copy, bert: Made) -> None:
+    def test_tensor_names_may_have_any_prefix(self, prefix: str, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in list(tensors):
                 tensors[prefix + name.removeprefix("bert.")] = tensors.pop(name)
@@ -369,7 +371,7 @@ class TestBases:
 
 
 class TestHeads:
-    def test_a_pooler_of_the_base(self, bert: Made) -> None:
+    def test_head_that_uses_the_pooler_is_refused(self, bert: Made) -> None:
         folder = FIXTURES / "bert/head_pooler"
         with pytest.raises(AdapterError, match=r"pooler, whose weights are not in the file.*`without_head=True`"):
             load(folder, bert)
@@ -378,7 +380,7 @@ class TestHeads:
         assert "its head was left out" in found.notes
 
     @pytest.mark.parametrize("kind", ["dependency_parsing", "masked_lm", "causal_lm", "oracle"])
-    def test_kinds_that_cannot_be_expressed(self, kind: str, copied: Copy, bert: Made) -> None:
+    def test_unsupported_kinds_of_heads_are_refused(self, kind: str, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"head_type": kind})
         with pytest.raises(AdapterError, match=rf"a kind of head that cannot be expressed; found `{kind}`"):
             load(folder, bert)
@@ -431,12 +433,12 @@ class TestHeads:
     @pytest.mark.parametrize(
         "labels", [{"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 3}, {"a": 0, "b": 0, "c": 2}, ["a", "b", "c"]]
     )
-    def test_labels_that_do_not_fit(self, labels: object, copied: Copy, bert: Made) -> None:
+    def test_labels_that_do_not_match_classes_are_refused(self, labels: object, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"label2id": labels})
         with pytest.raises(FormatError, match="labels and classes differ"):
             load(folder, bert)
 
-    def test_its_tensors_are_all_listed(self, copied: Copy, bert: Made) -> None:
+    def test_missing_and_unused_head_tensors_are_listed(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             del tensors["heads.task.4.bias"]
             tensors["heads.task.7.bias"] = tensors["heads.task.1.bias"]
@@ -467,18 +469,18 @@ class TestFolders:
         with pytest.raises(FileError, match="is not an AdapterHub folder; found no such folder"):
             choose(tmp_path / "none")
 
-    def test_a_folder_of_something_else(self, tmp_path: Path) -> None:
+    def test_folders_without_an_adapter_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("x")
         with pytest.raises(FileError, match=r"is not an AdapterHub folder; found `notes\.txt`"):
             choose(tmp_path)
 
-    def test_a_folder_without_weights(self, copied: Copy, bert: Made) -> None:
+    def test_folders_without_weights_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         (folder / "adapter.safetensors").unlink()
         with pytest.raises(FileError, match=r"has no weights.*`adapter\.safetensors` or `pytorch_adapter\.bin`"):
             load(folder, bert)
 
-    def test_a_folder_of_peft(self, copied: Copy, bert: Made) -> None:
+    def test_peft_folders_are_recognised_and_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/lora")
         (folder / "adapter.safetensors").rename(folder / "adapter_model.safetensors")
         with pytest.raises(FileError, match=r"is a PEFT folder.*Run `import_peft\("):
@@ -500,13 +502,13 @@ class TestFolders:
             choose(folder, "c")
         assert choose(folder, "b") == folder / "b"
 
-    def test_a_fusion_layer_alone(self) -> None:
+    def test_fusion_layer_without_adapters_is_refused(self) -> None:
         with pytest.raises(UsageError, match="a fusion layer needs the adapters that it fuses"):
             choose(FIXTURES / "bert/fusion_dynamic/a,b")
 
     @pytest.mark.parametrize("file", ["adapter_config.json", "adapter.safetensors"])
     @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\x80\x04."])
-    def test_files_that_are_damaged(self, file: str, data: bytes, copied: Copy, bert: Made) -> None:
+    def test_damaged_files_are_named(self, file: str, data: bytes, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         (folder / file).write_bytes(data)
         with pytest.raises(AdapterExportError, match=file):
@@ -522,7 +524,7 @@ class TestFolders:
 
 
 class TestFusions:
-    def test_what_is_no_composition(self, copied: Copy, bert: Made) -> None:
+    def test_empty_compositions_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         (folder / "adapter_setup.json").write_text('{"adapter_setup": null}')
         with pytest.raises(FormatError, match="contains no composition; found keys adapter_setup"):
@@ -534,13 +536,13 @@ class TestFusions:
         with pytest.raises(FileError, match=r"a,b/adapter_fusion_config\.json"):
             fuse(folder, bert)
 
-    def test_options_that_are_not_known(self, copied: Copy, bert: Made) -> None:
+    def test_unknown_fusion_options_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         edit(folder / "a,b", "adapter_fusion_config.json", config={"heads": 4})
         with pytest.raises(FormatError, match="unknown key `heads`"):
             fuse(folder, bert)
 
-    def test_its_tensors_are_all_listed(self, copied: Copy, bert: Made) -> None:
+    def test_missing_and_unused_fusion_tensors_are_listed(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             prefix = "bert.encoder.layer.1.output.adapter_fusion_layer.a,b"
             del tensors[f"{prefix}.query.weight"], tensors[f"{prefix}.value.weight"]

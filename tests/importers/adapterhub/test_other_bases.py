@@ -45,7 +45,7 @@ def test_by_number_changes_nothing_where_the_paths_agree(bert: Made) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "setup_stack"])
-def test_an_architecture_that_is_another(kind: str, made: Callable[[str], Made]) -> None:
+def test_adapters_of_another_architecture_are_refused_unless_by_number(kind: str, made: Callable[[str], Made]) -> None:
     """RoBERTa's modules are called like BERT's."""
     folder, sites = FIXTURES / "bert" / kind, made("roberta").sites
     with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
@@ -55,7 +55,7 @@ def test_an_architecture_that_is_another(kind: str, made: Callable[[str], Made])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_number_of_layers(kind: str, bert: Made) -> None:
+def test_bases_of_another_depth_are_refused(kind: str, bert: Made) -> None:
     def renumbered(number: int) -> list[object]:
         found = [site for site in bert.sites.sites if site.layer == 1]
         return [

@@ -77,7 +77,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what
 
 
 @pytest.mark.parametrize("case", some_quick(CASES, *(case for case in CASES if case.startswith(QUICK))))
-def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> None:
+def test_torch_and_numpy_compute_what_adapterhub_computes(case: str, made: Callable[[str], Made]) -> None:
     """Adapters that are never neutral have a switch."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     adapter = imported(case, base)
@@ -128,7 +128,7 @@ def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Ma
         ("head_regression", {"type": "regression", "activation": "identity"}),
     ],
 )
-def test_what_a_head_answers(case: str, task: dict[str, Any], bert: Made) -> None:
+def test_imported_heads_keep_task_and_labels(case: str, task: dict[str, Any], bert: Made) -> None:
     head = imported(f"bert/{case}", bert).head
     assert head is not None
     assert head.task is not None
@@ -137,7 +137,7 @@ def test_what_a_head_answers(case: str, task: dict[str, Any], bert: Made) -> Non
     assert len(head.labels) == task.get("labels", 0)
 
 
-def test_a_head_for_multiple_choice(bert: Made, tmp_path: Path) -> None:
+def test_multiple_choice_head_is_imported(bert: Made, tmp_path: Path) -> None:
     """Its config says `num_choices` and no `num_labels`; its layers are those of a head with one number."""
     folder = tmp_path / "choice"
     shutil.copytree(FIXTURES / "bert/head_regression", folder)

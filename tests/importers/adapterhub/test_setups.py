@@ -33,7 +33,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("case", SETUPS)
-def test_numpy_and_torch_compute_them(case: str, bert: Made) -> None:
+def test_numpy_and_torch_compute_setups_as_adapterhub_does(case: str, bert: Made) -> None:
     expected = load_file(FIXTURES / "bert" / case / "expected.safetensors")
     adapter = imported(case, bert).adapter
     hidden, in_torch = bert.float64.run(bert.inputs, adapter), bert.torch.run(bert.inputs, adapter)
@@ -187,7 +187,7 @@ TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("message", TREES)
-def test_compositions_that_cannot_be_read(message: str, copied: Copy, bert: Made) -> None:
+def test_invalid_compositions_are_refused(message: str, copied: Copy, bert: Made) -> None:
     error, tree = TREES[message]
     folder = copied("bert/setup_stack")
     edit_setup(folder, adapter_setup=tree)

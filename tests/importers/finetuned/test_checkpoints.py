@@ -84,7 +84,7 @@ def test_the_logits_of_a_merged_adapter(name: str, dora: bool, tmp_path: Path) -
 
 
 @pytest.mark.extended
-def test_names_that_transformers_changes(tmp_path: Path) -> None:
+def test_tensors_renamed_by_transformers_are_matched(tmp_path: Path) -> None:
     """Files of ViT have the names of transformers 4."""
     model = write_merged(tmp_path, "vit")
     stored = load_file(tmp_path / "merged" / WEIGHTS)
@@ -199,7 +199,7 @@ def embeddings(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"bert.embeddings.{name}.weight"][7] += 1
 
 
-def test_changes_without_a_site(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_changes_without_a_site_are_refused_unless_left_out(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "embeddings", embeddings, bert / "merged")
     with pytest.raises(AdapterError) as caught:
         import_it(checkpoint, base)
@@ -214,7 +214,7 @@ def test_changes_without_a_site(bert: Path, base: ae.Base, tmp_path: Path) -> No
 
 
 @pytest.mark.extended
-def test_a_norm_before_a_layer(tmp_path: Path) -> None:
+def test_changed_norms_without_a_site_are_refused(tmp_path: Path) -> None:
     write_merged(tmp_path, "llama")
     checkpoint = write_changed(
         tmp_path / "norm", lambda tensors: tensors["model.norm.weight"].add_(0.1), tmp_path / "merged"
@@ -246,7 +246,7 @@ def test_a_head_that_is_no_adapter(bert: Path, base: ae.Base, tmp_path: Path) ->
 
 
 @pytest.mark.extended
-def test_tensors_that_nothing_reads(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_unused_tensors_are_noted(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "more", lambda tensors: tensors.update(unused=torch.ones(2)), bert / "merged")
     imported = import_it(checkpoint, base)
     assert any("does not read `unused`" in note for note in imported.notes)
@@ -319,7 +319,7 @@ def test_merged_language_models_are_imported_exactly(name: str, tmp_path: Path) 
 
 
 @pytest.mark.extended
-def test_numbers_that_are_not_finite(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     name = "bert.encoder.layer.0.attention.self.query.weight"
     checkpoint = write_changed(tmp_path / "nan", lambda tensors: tensors[name].fill_(float("nan")), bert / "merged")
     with pytest.raises(TensorError, match=f"NaN or infinity; found `{name}`"):

@@ -25,7 +25,7 @@ def merged(shape: tuple[int, int], rank: int, *, decay: float = 1.0, scaled: boo
 @pytest.mark.parametrize("shape", [(96, 96), (64, 192), (192, 64)])
 @pytest.mark.parametrize("decay", [1.0, 0.6])
 @pytest.mark.parametrize("scaled", [False, True], ids=["lora", "dora"])
-def test_ranks_of_merged_adapters(shape: tuple[int, int], decay: float, scaled: bool) -> None:
+def test_ranks_and_scales_of_merged_adapters_are_recovered(shape: tuple[int, int], decay: float, scaled: bool) -> None:
     before, after, scale = merged(shape, 6, decay=decay, scaled=scaled)
     change = weight_change(before, after, UNIT)
     assert change.rank == 6

@@ -40,12 +40,12 @@ def test_a_change_of_full_rank_is_a_choice() -> None:
     assert set(imported(adapter_folder("change_fourierft")).adapter.graphs) == {"delta"}
 
 
-def test_low_rank_stays_low() -> None:
+def test_low_rank_changes_are_imported_as_factors() -> None:
     assert set(imported(adapter_folder("change_dora"), dense=False).adapter.graphs) == {"scaled_lora_bias"}
     assert set(imported(adapter_folder("change_vera"), dense=False).adapter.graphs) == {"lora"}
 
 
-def test_projections_that_were_not_saved(tmp_path: Path) -> None:
+def test_missing_projections_are_refused_with_advice(tmp_path: Path) -> None:
     folder = changed(adapter_folder("change_vera"), tmp_path / "a", tensors=without("vera_A"))
     with pytest.raises(AdapterError, match=r"no `base_model\.vera_A`.*save_projection=True"):
         imported(folder)

@@ -41,7 +41,7 @@ def below(prefix: str) -> list[str]:
         ([*below("bert"), "bert.pooler.dense"], LAYERS, Renaming(drop="bert")),
     ],
 )
-def test_what_stands_before_the_paths(adapter: list[str], base: list[str], expected: Renaming) -> None:
+def test_prefixes_of_module_paths_are_matched(adapter: list[str], base: list[str], expected: Renaming) -> None:
     found = find_renaming(adapter, base, "a")
     assert found == expected
     assert found is not None
@@ -72,7 +72,7 @@ def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> Non
         (["encoder.q", "decoder.q"], ["q"], "not `decoder` and `encoder`"),
     ],
 )
-def test_what_could_be_two_modules(adapter: list[str], base: list[str], words: str) -> None:
+def test_ambiguous_module_paths_are_refused(adapter: list[str], base: list[str], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         find_renaming(adapter, base, "a")
 
@@ -113,7 +113,7 @@ def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) ->
         "layers.0.monkey",
     ],
 )
-def test_what_no_number_finds(path: str) -> None:
+def test_unnumbered_or_unknown_paths_match_no_site(path: str) -> None:
     assert by_number([path], renamed_sites(*(None,) * 6)) == {}
     assert by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
 

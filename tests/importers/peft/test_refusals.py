@@ -98,7 +98,7 @@ def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> No
         ({"init_lora_weights": "loftq"}, "loftq"),
     ],
 )
-def test_options_that_are_on(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_active_unsupported_options_are_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), AdapterError, words)
 
 
@@ -113,7 +113,7 @@ def test_options_that_are_on(tmp_path: Path, config: dict[str, Any], words: str)
         {"fan_in_fan_out": True},
     ],
 )
-def test_options_that_change_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_inactive_options_are_ignored(tmp_path: Path, config: dict[str, Any]) -> None:
     found = imported(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config)).adapter
     wanted = imported(adapter_folder("bert_lora")).adapter
     assert found.weights.keys() == wanted.weights.keys()
@@ -202,13 +202,13 @@ def test_a_base_without_the_modules_lists_them() -> None:
         imported(adapter_folder("bert_lora"), small)
 
 
-def test_a_base_without_module_paths() -> None:
+def test_bases_without_module_paths_are_refused() -> None:
     nameless = SiteMap((linear_site("layers.0.attention.query", None, 32, 32),), "final", 32)
     with pytest.raises(AdapterError, match="some of its 0 linear layers with a path"):
         imported(adapter_folder("bert_lora"), nameless)
 
 
-def test_an_architecture_that_is_another(tmp_path: Path) -> None:
+def test_adapters_of_another_architecture_are_refused_unless_by_number(tmp_path: Path) -> None:
     named = {"base_model_class": "BertModel", "parent_library": "transformers.models.bert.modeling_bert"}
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config={"auto_mapping": named})
     with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
@@ -278,7 +278,7 @@ def test_patterns_that_versions_of_peft_read_differently(
     imported(changed(folder, tmp_path / "b", config={"peft_version": "0.17.0"}))
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_folders_without_an_adapter_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent", FileError, "no folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", FileError, "no `adapter_config.json`")
@@ -300,7 +300,7 @@ def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"r": 8}', '{"peft_type": "LORA", "peft_type": "LORA"}'])
-def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_adapter_configs_are_refused(tmp_path: Path, text: str) -> None:
     changed(adapter_folder("bert_lora"), tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").write_text(text)
     refused(tmp_path / "a", FormatError, "adapter_config.json")
