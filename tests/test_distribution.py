@@ -140,7 +140,7 @@ def test_a_repository_gives_links_to_the_files_of_the_release() -> None:
     assert all(url.startswith(address) for url in metadata["urls"].values())
 
 
-def test_without_a_repository_links_become_their_text() -> None:
+def test_readme_without_a_repository_keeps_only_link_texts() -> None:
     readme = _hook(repository="", folder="packages/runtime").readme
     assert readme("see [here](../../docs/a.md#b), ![a picture](docs/a.svg)", "1") == "see here, a picture"
     assert readme("[out](https://semver.org) [in](#use)", "1") == "[out](https://semver.org) [in](#use)"
@@ -148,7 +148,7 @@ def test_without_a_repository_links_become_their_text() -> None:
     assert readme("[here](../../docs/a.md#b)", "1") == "[here](https://example.com/o/n/blob/v1/docs/a.md#b)"
 
 
-def test_nothing_names_an_address_that_the_project_does_not_have() -> None:
+def test_no_file_names_an_unowned_project_address() -> None:
     """The address of the repository is in one place, so no other file of the project may name one."""
     own = re.compile(r"(github\.com|githubusercontent\.com|pypi\.org/project|npmjs\.com/package)/adapter-export")
     places = [ROOT / name for name in ("adapter_export", "docs", "examples", "packages", "schemas", ".github")]

@@ -227,7 +227,7 @@ def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
         assert list(text.tokens) == found.tokens
 
 
-def test_with_nothing_active_no_bit_differs_from_the_base(llama):
+def test_idle_bundle_equals_the_base_bit_for_bit(llama):
     base, bundle = (in_genai(folder, PLANS["none"]) for folder in (llama.genai.path, llama.bundle))
     np.testing.assert_array_equal(base.logits, bundle.logits)
     untouched = open_session(ir.load(llama.genai.model.path), llama.genai.path)

@@ -119,7 +119,7 @@ class TestFlattened:
     """A base that has rows and tokens on one axis would give these ops another meaning."""
 
     @pytest.mark.parametrize("op", ["gate", "mix"])
-    def test_what_tells_rows_from_tokens_is_refused(self, op: str) -> None:
+    def test_ops_that_need_separate_rows_refuse_flattened_tokens(self, op: str) -> None:
         graph, rng = single_op(op), np.random.default_rng(0)
         flat = {name: value[0] for name, value in draw_inputs(graph, 1, 6, 8, rng).items()}
         parameters = draw_parameters(graph, op_widths(8, 8), rng)

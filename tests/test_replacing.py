@@ -164,7 +164,7 @@ def test_a_wrong_tensor_is_reported_at_its_place_alone(
     assert [result.name for result in results if not result.passed] == [site]
 
 
-def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:
+def test_values_read_and_returned_by_each_site_are_recorded(bases: Bases) -> None:
     adapter = bases.adapter("a", behind_the_norm("y"), SUBLAYERS)
     model = attach(bases.in_torch, adapter)
     with model.observed() as calls:
@@ -181,7 +181,7 @@ def test_both_views_find_these_sites(bases: Bases) -> None:
 
 
 class TestRefusals:
-    def test_what_a_site_does_not_have(self, bases: Bases) -> None:
+    def test_values_that_a_site_lacks_are_refused(self, bases: Bases) -> None:
         adapter = bases.adapter("a", scaled_plus("h", "x"), ["layers.0.attention.query"])
         with pytest.raises(AdapterError, match=r"reads `x`, which does not exist at `layers\.0\.attention\.query`"):
             plan_slots([adapter], bases.in_onnx.sites)
@@ -202,7 +202,7 @@ class TestRefusals:
         assert list(slot_tensors(alone, one)) == ["adapter.shared.graph.w"]
 
 
-def test_what_is_shared_is_one_slot_and_one_parameter(bases: Bases) -> None:
+def test_shared_parameters_have_one_slot_and_one_tensor(bases: Bases) -> None:
     adapter = bases.adapter("a", scaled_plus("h", "u", shared=True), SUBLAYERS)
     plan = plan_slots([adapter], bases.in_onnx.sites)
     assert [slot.name for slot in plan.slots if "down" in slot.name] == ["adapter.shared.graph.down.weight"]

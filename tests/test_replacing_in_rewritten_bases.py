@@ -127,7 +127,7 @@ def test_fused_bases_compute_what_is_written_by_hand(rewritten: Rewritten, bundl
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, np.abs(wanted).max()))
 
 
-def test_what_one_projection_reads_is_not_what_the_others_read(rewritten: Rewritten) -> None:
+def test_replaced_input_of_one_projection_leaves_the_others(rewritten: Rewritten) -> None:
     """Three projections of 8 bits read one quantised tensor."""
     names = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
     base = rewritten.base

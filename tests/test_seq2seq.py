@@ -323,11 +323,11 @@ class TestRefused:
         with pytest.raises(RequestError, match=r"`attention_mask`: .*; found \[3, 0\]"):
             session.run(first)
 
-    def test_a_step_without_a_new_token(self, session: Session, first: Arrays) -> None:
+    def test_a_step_without_a_new_token_is_refused(self, session: Session, first: Arrays) -> None:
         with pytest.raises(RequestError, match=r"`decoder_input_ids`: .*; found \[3, 0\]"):
             session.run(first | {"decoder_input_ids": first["input_ids"][:, :0]})
 
-    def test_a_mask_of_the_new_tokens_alone(self, session: Session, first: Arrays) -> None:
+    def test_a_mask_of_only_the_new_tokens_is_refused(self, session: Session, first: Arrays) -> None:
         """The mask covers the source in every call, also where its tokens are in the cache."""
         kept = session.run(first)
         caches = {name: kept[name.replace("past_key_values", "present")] for name in first if "past" in name}

@@ -17,7 +17,7 @@ PLURAL = re.compile(r" (?:[a-z-]+ )?[a-z]*[^su ]s\b")
 NO_PLURAL = re.compile(r" (?:[a-z-]+ )?(?:is|was|has|does|this|as|its|bytes|points)\b| of\b")
 
 
-def test_what_a_sentence_quotes_is_no_markup() -> None:
+def test_quoted_text_in_tables_is_escaped() -> None:
     """Labels and paths come from files of others."""
     shown = html_of(
         Table(("label",), [("<b>x</b>",)]), "unknown label <script>alert(1)</script>", "\x1b]0;owned\x07 & more"

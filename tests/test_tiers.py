@@ -104,7 +104,7 @@ class TestSources:
             (tmp_path / name).write_text(text)
         return tmp_path
 
-    def test_are_all_that_the_module_can_import(self, root: Path) -> None:
+    def test_sources_are_all_files_that_a_module_can_import(self, root: Path) -> None:
         found = {file.relative_to(root).as_posix() for file in sources(root, "makes")}
         assert found == {
             "tests/support/makes.py",
@@ -117,7 +117,7 @@ class TestSources:
             "adapter_export/lower.py",
         }
 
-    def test_are_the_whole_package_for_a_module_that_imports_it(self, root: Path) -> None:
+    def test_sources_of_a_package_import_are_the_whole_package(self, root: Path) -> None:
         found = sources(root, "builds")
         assert set(found) == {root / "tests/support/builds.py", *(root / "adapter_export").rglob("*.*")}
 

@@ -305,7 +305,7 @@ def test_numbers_are_compared_by_correlation(bench: Bench, tmp_path: Path) -> No
     validate(json.loads(json.dumps(found.to_json())), "comparison")
 
 
-def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Path) -> None:
+def test_compare_accepts_adapters_bundles_and_models(bench: Bench, topics: Path) -> None:
     """The same adapter in a bundle, from its folder in two precisions, and a model with a head of its own."""
     ae.save(bench.adapters["one"], bench.folder / "one")
     two = bench.adapters["two"]
@@ -342,7 +342,7 @@ def refused(kind: type[Exception], words: str, call: Callable[[], object]) -> No
         call()
 
 
-def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
+def test_compare_refuses_incomparable_contestants(bench: Bench, topics: Path) -> None:
     adapter = bench.adapters["one"]
     refused(UsageError, "`one` only", lambda: run(bench, topics, "one"))
     refused(UsageError, "different tasks.*`grade` answers `regression`", lambda: run(bench, topics))

@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.attach import attach
 
 
-def test_the_curve_and_the_smaller_adapter(taught: Path, tmp_path: Path) -> None:
+def test_drop_writes_a_curve_and_a_smaller_adapter(taught: Path, tmp_path: Path) -> None:
     given = ["--base", taught / "model.pt", "--data", taught / "test.tsv", "--layers", 1, "-o", tmp_path / "upper"]
     given += ["--plot", tmp_path / "drop.svg", "--json"]
     ran = CliRunner().invoke(main, ["drop", str(taught / "teacher"), *map(str, given)])

@@ -85,7 +85,7 @@ def test_single_label_rows_are_scored_with_slices_and_calibration(world: World, 
     assert sum(one.count for one in found.calibration.bins) == 40
 
 
-def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path: Path) -> None:
+def test_files_overwritten_during_an_evaluation_change_nothing(world: World, topics: Path, tmp_path: Path) -> None:
     """Files that are written over while texts are answered change nothing."""
     one, two = (shutil.copytree(world.bundle, tmp_path / name) for name in ("one", "two"))
     found = measured(world, "topic", topics)
@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_measured_is_refused(name: str, world: World, tmp_path: Path) -> None:
+def test_evaluate_refuses_data_that_cannot_be_scored(name: str, world: World, tmp_path: Path) -> None:
     error, words, options = REFUSED[name]
     rows = [{"text": text, "label": "red", "other": "pink", "id": f"i{at}"} for at, text in enumerate(sentences(60))]
     with pytest.raises(error, match=words) as caught:
@@ -420,7 +420,7 @@ def test_an_adapter_at_the_level_of_its_baselines_is_noted(world: World, tmp_pat
     assert any("is not clearly better than 0.333 of always answering `red`" in note for note in notes)
 
 
-def test_labels_that_were_rotated_after_training_contradict_the_record(trained: Path, world: World) -> None:
+def test_labels_rotated_after_training_contradict_the_record(trained: Path, world: World) -> None:
     adapter = ae.load_adapter(trained / "trained")
     assert adapter.head is not None
     assert adapter.head.task is not None

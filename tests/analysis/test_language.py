@@ -158,7 +158,7 @@ def test_gates_and_slices_work_for_language_models(llama: Path, tmp_path: Path) 
     assert "perplexity" in report.read_text()
 
 
-def test_what_cannot_be_measured_is_refused(
+def test_evaluate_refuses_texts_that_cannot_be_scored(
     llama: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bundle = Bundle.open(llama / "bundle")

@@ -59,7 +59,7 @@ def test_lint_finds_nothing_in_a_correct_adapter(right: Adapter, base: ae.Base) 
     lint.raise_for_failure()
 
 
-def test_what_could_not_be_looked_for_is_said(right: Adapter) -> None:
+def test_lint_lists_skipped_rules(right: Adapter) -> None:
     lint = ae.lint(replace(right, training={}))
     assert set(lint.skipped) == {"many-parameters", "other-base", "disturbing-start", "dead-units", "costly-placement"}
     assert set(lint.skipped) | set(lint.looked_for) == {rule.name for rule in RULES}
@@ -87,7 +87,7 @@ def test_lint_reports_a_narrow_bottleneck() -> None:
     assert found(adapter) == {"narrow-bottleneck": "layers.0.ffn"}
 
 
-def test_more_parameters_than_the_rows_can_teach(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
+def test_lint_reports_more_parameters_than_the_rows_support(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
     table = tmp_path / "few.tsv"
     table.write_text("text\n" + "good\n" * 2, encoding="utf-8")
     assert found(replace(right, training={}), data=table) == {"many-parameters": None}
@@ -106,13 +106,13 @@ def test_lint_reports_a_missing_residual_path(right: Adapter) -> None:
     assert found(without) == {"no-residual": "layers.0.attention"}
 
 
-def test_a_site_at_which_it_does_nothing(right: Adapter) -> None:
+def test_lint_reports_a_site_without_effect(right: Adapter) -> None:
     zero = {UP: np.zeros_like, "layers.1.ffn.up.bias": np.zeros_like}
     assert "no-effect" in found(changed(right, zero))
     assert found(changed(right, zero))["no-effect"] == "layers.1.ffn"
 
 
-def test_an_effective_rank_far_below_the_width(base: ae.Base) -> None:
+def test_lint_reports_a_low_effective_rank(base: ae.Base) -> None:
     kind = houlsby(BottleneckOptions("gelu")).with_widths(b=16)
     adapter = init_adapter(kind, base.sites.map, name="flat", base=base.fingerprint, scheme="normal")
     assert found(adapter) == {}
@@ -136,7 +136,7 @@ def test_lint_reports_a_different_base(right: Adapter, base: ae.Base) -> None:
     assert found(replace(right, base="sha256:" + "0" * 64), base) == {"other-base": None}
 
 
-def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_disturbing_start(right: Adapter, base: ae.Base) -> None:
     recorded = {**right.training, "settings": {"initial_change": 0.4}}
     assert found(replace(right, training=recorded)) == {"disturbing-start": None}
     assert found(right, base, fresh=True) == {"disturbing-start": None}, "std 0.2 is no near-identity"
@@ -156,7 +156,7 @@ def test_lint_reports_dead_units(right: Adapter, base: ae.Base) -> None:
     assert one.measure.startswith("5 of 8 units are zero for all of ")
 
 
-def test_a_placement_that_costs_much_and_changes_little(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_costly_placement(right: Adapter, base: ae.Base) -> None:
     ups = [name for name in right.weights if ".attention.up." in name]
     quiet = changed(right, dict.fromkeys(ups, lambda old: old * 0.003))
     assert found(quiet, base) == {"costly-placement": "all sites of attention"}

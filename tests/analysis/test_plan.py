@@ -55,7 +55,7 @@ def wide(width: int = 4096) -> SiteMap:
     return SiteMap(tuple(sites), "final", width)
 
 
-def test_the_projections_of_one_adapter_of_width_4096() -> None:
+def test_plan_counts_projections_at_width_4096() -> None:
     found = [one for one, _ in choices([kind_named("pfeiffer")()], (16, 64, 256), wide(), 1_000_000_000)]
     assert [one.projections for one in found] == [131_072, 524_288, 2_097_152]
     assert [one.multiply_accumulates for one in found] == [2 * one.projections for one in found], "two layers"
@@ -88,7 +88,7 @@ def test_64_is_recommended_where_nothing_speaks_against_it() -> None:
     assert "64 is the usual bottleneck" in " ".join(reasons)
 
 
-def test_what_speaks_against_64_is_said() -> None:
+def test_plan_explains_departures_from_bottleneck_64() -> None:
     best, reasons = recommend([choice(16), choice(64)], 128)
     assert (best.bottleneck, "more than a quarter of the width 128" in " ".join(reasons)) == (16, True)
     best, reasons = recommend([choice(16), choice(64, work=0.2)], 1024)
@@ -143,7 +143,7 @@ def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100
 
 
-def test_a_plan_of_a_real_small_base(base: ae.Base) -> None:
+def test_plan_of_a_small_base_lists_every_choice(base: ae.Base) -> None:
     found = ae.plan(base, kinds=("houlsby", "lora"), bottlenecks=(2, 8), tokens=8, batch_size=2)
     assert [(one.kind, one.bottleneck) for one in found.choices] == [
         ("houlsby", 2),
@@ -217,7 +217,7 @@ def test_a_picture_of_another_type_is_refused(base: ae.Base, tmp_path: Path) -> 
         ae.plan(base, plot=tmp_path / "plan.docx")
 
 
-def test_work_of_a_base_without_linear_sites() -> None:
+def test_base_without_linear_sites_has_no_work_share() -> None:
     sites = SiteMap((site("layers.0.ffn", "ffn", 0),), "final", 16)
     assert base_work(sites) == 0
     ((one, _),) = choices([kind_named("pfeiffer")()], (4,), sites, 100)

@@ -197,7 +197,7 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
         ({"rs_lora": True}, "kind `houlsby` has no such option"),
     ],
 )
-def test_what_is_refused_before_anything_is_trained(
+def test_sweep_refuses_invalid_options_before_training(
     options: dict[str, object], said: str, base: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=said):

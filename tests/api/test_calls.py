@@ -55,7 +55,7 @@ def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, t
         ae.build(base, [""], tmp_path / "bundle")
 
 
-def test_what_the_caller_should_know_is_a_warning_or_told(base: ae.Base, tmp_path: Path) -> None:
+def test_build_names_invalid_arguments_as_python_does(base: ae.Base, tmp_path: Path) -> None:
     with pytest.raises(ae.errors.UsageError, match=r"`int8_embeddings=True` requires quantised weights"):
         ae.build(base, [], tmp_path / "bundle", int8_embeddings=True, base_precision="fp16")
     with pytest.raises(ae.errors.UsageError, match=r"^`variants`: unknown variants; found fast"):

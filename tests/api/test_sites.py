@@ -43,7 +43,7 @@ def test_notebooks_show_the_table_and_the_drawing(base: ae.Base) -> None:
     assert "▣ head</pre>" in html
 
 
-def test_what_has_no_site_is_named(base: ae.Base) -> None:
+def test_layers_without_a_site_are_listed(base: ae.Base) -> None:
     assert base.sites.not_placed == tuple(base.sites.to_json()["not_placed"])
     linear = {site.path for site in base.sites.map.of_roles(("linear",))}
     assert not linear & set(base.sites.not_placed)

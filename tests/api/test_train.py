@@ -61,6 +61,6 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],
 )
-def test_what_does_not_go_together_is_named_as_python_names_it(arguments: dict[str, Any], message: str) -> None:
+def test_train_names_conflicting_arguments_as_python_does(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         ae.train("nowhere.pt", "nowhere.tsv", **arguments)

@@ -251,7 +251,7 @@ class TestRefusals:
         with pytest.raises(UsageError, match="tokenizer"):
             self._build(base, [random_adapter("a", pfeiffer(), base)], tmp_path / "b", tokenizer="{}")
 
-    def test_a_base_that_breaks_a_rule_of_onnx(self, tmp_path: Path) -> None:
+    def test_a_base_that_breaks_a_rule_of_onnx_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()
         model = tiny_model()
         softmax = next(node for node in model.graph.node if node.op_type == "Softmax")

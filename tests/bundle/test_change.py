@@ -217,7 +217,7 @@ class TestRefused:
         with pytest.raises(BaseModelError, match="a different site map"):
             _add(base, bundle, _adapters(base)["c"], site_map="sha256:map")
 
-    def test_removing_all_or_an_unknown_one(self, base: OnnxBase, bundle: Path) -> None:
+    def test_removing_all_adapters_or_an_unknown_one_is_refused(self, base: OnnxBase, bundle: Path) -> None:
         with pytest.raises(AdapterError, match="at least one adapter"):
             remove_adapters(bundle, ["a", "b"])
         with pytest.raises(AdapterError, match=r"`nobody`; expected one of `a`, `b`"):

@@ -130,7 +130,7 @@ def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optim
         (("b",), (2**21,)),
     ],
 )
-def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], shape: tuple[int, ...]) -> None:
+def test_checksums_cover_unusual_shapes_and_lengths(axes: tuple[int | str, ...], shape: tuple[int, ...]) -> None:
     """Test axes along which float64, or int64, cannot sum the products exactly without reduction."""
     slot = SlotRecord("adapter.site.w", "site", "graph", "w", axes, (1,) * len(axes))
     known = shape if any(axis != size for axis, size in zip(axes, shape, strict=True)) else axes
@@ -418,7 +418,7 @@ def _budgets(manifest: Manifest) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("bundle", ["fp32"], indirect=True)  # the reference of `add` has the precision of the bundle
-def test_adapters_that_are_added_have_them(bundle: Path, plain: Built, tmp_path: Path) -> None:
+def test_added_adapters_have_checksums(bundle: Path, plain: Built, tmp_path: Path) -> None:
     """A wider adapter makes all rows of the bank wider."""
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     add_adapters(copy, [_tone(plain, "late", 9)], references=CutRunner(plain.base))

@@ -196,7 +196,7 @@ def test_rows_that_are_mixed_up_are_seen(text_folder: Path) -> None:
                 assert list(answer_faults(one.answer, other.answer, other.absolute, decided=other.decided))
 
 
-def test_verify_replays_them_in_the_graphs_that_there_are(text_folder: Path) -> None:
+def test_verify_replays_golden_batches_in_every_graph(text_folder: Path) -> None:
     said = f"{3 * (len(TASKS) + 1)} rows in 2 requests, each matches the reference's separate answer"
     assert replayed(text_folder / "bundle") == Finding.tested("golden batches", "bundle", True, said)
     assert replayed(text_folder / "bundle", ["slots"]).detail == said
@@ -298,7 +298,7 @@ def test_golden_batches_expose_a_base_that_counts_padding(tmp_path: Path) -> Non
     assert replayed(folder).status == "failed"
 
 
-def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
+def test_golden_batches_expose_a_base_that_mixes_rows(tmp_path: Path) -> None:
     """The mask is scaled by the batch's largest id, so a manifest with `batch_invariant` is wrong."""
     mask = """
     numbers = Cast <to = 1> (input_ids)
@@ -321,7 +321,7 @@ def test_a_base_of_one_length_has_rows_of_that_length(tmp_path: Path) -> None:
     assert {len(row.inputs["ids"]) for row in rows_of(built.folder)} == {16}
 
 
-def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
+def test_bases_with_float_inputs_have_no_golden_batches(tmp_path: Path) -> None:
     text = tiny_model()
     names = {value.name for value in text.graph.input}
     assert "input_ids" in names

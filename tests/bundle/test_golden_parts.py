@@ -151,7 +151,7 @@ class TestEveryFaultShows:
 
 class TestVerify:
     @pytest.mark.parametrize("site", ["layers.0.attention", "layers.1.ffn"])
-    def test_names_a_site_that_is_off(self, bundle: Path, site: str) -> None:
+    def test_verify_names_a_site_that_is_off(self, bundle: Path, site: str) -> None:
         neutral = OpenedBundle.open(bundle, copy=False).tensors(None)
 
         def off(tensors: dict[str, np.ndarray]) -> None:
@@ -237,7 +237,7 @@ class TestWeakFaults:
         owed = {one.id: one.status for one in _verify(folder).findings}
         assert owed["faults-barely-shown/a"] == "unverified"
 
-    def test_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
+    def test_build_notes_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
         near = {key: value * np.float32(1 + 3e-7) for key, value in one.weights.items()}
         heard = Heard()
@@ -283,14 +283,14 @@ class TestProjection:
         weight = np.array([[1, 2], [-3, 4]], np.int8)
         assert projection(expected + np.float32(8), expected, weight) == 8 * (1 + 2 - 3 + 4)
 
-    def test_leaves_out_classes_behind_the_own(self) -> None:
+    def test_projection_ignores_classes_beyond_the_adapter(self) -> None:
         expected, weight = np.zeros((2, 3), np.float32), np.ones((2, 3), np.int8)
         wide = np.full((2, 5), -1e31, np.float32)
         wide[:, :3] = 0.5
         assert projection(wide, expected, weight) == 3.0
 
     @pytest.mark.parametrize("found", [None, np.zeros((2, 2)), np.zeros((1, 3)), np.full((2, 3), np.nan)])
-    def test_is_nan_for_what_does_not_fit(self, found: np.ndarray | None) -> None:
+    def test_projection_is_nan_for_invalid_results(self, found: np.ndarray | None) -> None:
         assert math.isnan(projection(found, np.zeros((2, 3), np.float32), np.ones((2, 3), np.int8)))
 
 

@@ -142,7 +142,7 @@ def test_verify_replays_golden_texts(made: Path) -> None:
         assert "answers within" in found[name].detail
 
 
-def test_without_the_library_verify_says_what_it_did_not_compare(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_notes_uncompared_ids_without_the_tokenizer_library(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     report = ae.verify(made / "bundle")
     assert report.passed
@@ -402,7 +402,7 @@ def test_golden_texts_follow_added_and_removed_adapters(bundle: Path, made: Path
     assert ae.open_bundle(bundle).manifest.golden_texts == "golden/texts.json"
 
 
-def test_what_is_near_a_tie_is_not_decided() -> None:
+def test_results_near_a_tie_are_undecided() -> None:
     single, several, span = Task("single_label", ("a", "b")), Task("multi_label", ("a", "b")), TASKS["place"]
     context = np.array([False, False, False, True, True, True, False])
     logits = np.zeros((len(context), 2), np.float32)

@@ -35,7 +35,7 @@ def _built(base: OnnxBase, adapters: list[Adapter], folder: Path) -> Manifest:
     return build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
 
 
-def test_nothing_usual_counts_padding_or_minds_zeros(tmp_path: Path) -> None:
+def test_usual_adapters_do_not_count_padding_or_zeros(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     manifest = _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path)
     assert (manifest.padding_neutral, manifest.counts_padding) == (True, ())
@@ -115,7 +115,7 @@ class TestRuns:
 
         assert not _measure_padding(replace(manifest, base_precision="fp16"), run).padding_neutral
 
-    def test_a_base_that_does_not_take_the_lengths(self, manifest: Manifest) -> None:
+    def test_bases_that_reject_probe_lengths_are_not_padding_neutral(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             raise RequestError(f"{len(requests)} requests that are too long")
 
@@ -147,7 +147,7 @@ class TestCheck:
         bundle.manifest = replace(bundle.manifest, counts_padding=(), bank=bank)
         assert [result.passed for result in check_proofs(bundle)] == [False, False]
 
-    def test_one_that_promises_less_is_found_too(self, gated: Path) -> None:
+    def test_a_manifest_that_promises_less_is_found(self, gated: Path) -> None:
         bundle = OpenedBundle.open(gated)
         bundle.manifest = replace(bundle.manifest, padding_neutral=False, counts_padding=())
         assert [result.passed for result in check_proofs(bundle)] == [False, True]

@@ -236,7 +236,7 @@ def test_the_page_prints_on_two_sheets(report: Report, tmp_path: Path) -> None:
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 2
 
 
-def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:
+def test_check_compares_golden_vectors_without_a_reference(built: Built) -> None:
     report = run(built, reference=False)
     assert report.passed
     assert {result.against for result in report.outputs} == {"golden"}
@@ -259,7 +259,7 @@ def test_a_name_that_is_not_there_is_refused(built: Built, only: tuple[str, ...]
 
 
 @pytest.mark.extended
-def test_all_of_it_runs_without_torch(built: Built) -> None:
+def test_check_runs_without_torch(built: Built) -> None:
     code = """
 import sys
 sys.modules["torch"] = None  # importing it fails
@@ -306,7 +306,7 @@ class OffByALittle(CutRunner):
         ("scale", "exceeds the budget"),
     ],
 )
-def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
+def test_outputs_that_differ_from_the_reference_fail(built: Built, change: str, fault: str) -> None:
     reference = Reference("other.onnx", OffByALittle(built.base, change))
     report = prove(plan_check(built.folder, only=("base",), brief=True), reference)
     assert not report.passed

@@ -174,7 +174,7 @@ class TestRefusals:
         with pytest.raises(AdapterError, match="cannot share a bank with a wider one"):
             bank_rows(plan, head_sums(plan, ["hidden"]), adapters)
 
-    def test_without_a_batch_there_is_no_bank_and_a_note_says_why(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_base_without_a_dynamic_batch_is_built_without_bank(self, base: OnnxBase, tmp_path: Path) -> None:
         records = tuple(replace(record, axes=(2, *record.axes[1:])) for record in base.inputs)
         model, heard = base.model.clone(), Heard()
         for value in model.graph.inputs:

@@ -42,7 +42,7 @@ def test_a_bundle_explains_itself(cli, bundle: Path, monkeypatch, capsys) -> Non
     cli.done("verify", bundle)
 
 
-def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_adapter_names_are_looked_up_beside_the_model(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     shutil.copytree(graph.parent, tmp_path, dirs_exist_ok=True)
     shutil.copytree(adapters / "topic", tmp_path / "topic")
     work = tmp_path / "work"
@@ -145,7 +145,7 @@ def test_another_base_is_refused_unless_it_is_allowed(cli, adapters: Path, tmp_p
     assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_existing_bundle_is_replaced_only_with_force(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
     call = ("build", graph, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")

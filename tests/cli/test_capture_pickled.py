@@ -97,7 +97,7 @@ def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
     assert not (tmp_path / "m.pt").exists()
 
 
-def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) -> None:
+def test_unclear_inputs_require_a_description(cli, pickled: Path, tmp_path: Path) -> None:
     found = cli.refused(2, "are unclear", "capture", "--trust-pickle", pickled, "-o", tmp_path / "m.pt")
     assert "TransformerEncoder.forward(src" in found.stderr
     assert "--input" in found.stderr
@@ -122,7 +122,7 @@ def test_invalid_input_descriptions_are_refused(
     assert not (tmp_path / "m.pt").exists()
 
 
-def test_a_class_that_python_does_not_find(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_of_a_missing_class_are_refused(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("somewhere_else")
     module.Net = type("Net", (nn.Linear,), {"__module__": "somewhere_else"})
     with monkeypatch.context() as patch:

@@ -120,7 +120,7 @@ def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, ad
 
 
 @pytest.mark.extended
-def test_without_a_model_torch_is_not_needed(bundle: Path) -> None:
+def test_check_without_a_model_runs_without_torch(bundle: Path) -> None:
     code = """
 import sys
 for name in ("torch", "transformers", "onnxscript"):
@@ -196,7 +196,9 @@ def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:
         (("--against", "nothing.pt"), 3, "nothing.pt"),
     ],
 )
-def test_what_is_not_there_is_refused(cli, bundle: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_unknown_adapters_and_missing_files_are_refused(
+    cli, bundle: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
     cli.refused(code, words, "check", bundle, *arguments)
 
 

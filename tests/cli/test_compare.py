@@ -17,7 +17,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_adapter_beside_itself_in_a_bundle(cli, bundle: Path, adapters: Path, model: Path, data, tmp_path) -> None:
+def test_compare_command_reports_an_adapter_beside_its_bundle(
+    cli, bundle: Path, adapters: Path, model: Path, data, tmp_path
+) -> None:
     columns = ("--data", data, "--text", "sentence", "--label", "class", "--resamples", 20, "--rounds", 2)
     page = tmp_path / "page.html"
     options = (bundle, adapters / "tone", "--only", "tone", "--base", model, *columns)

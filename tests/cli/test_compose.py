@@ -92,7 +92,7 @@ def test_an_adapter_can_be_renamed(cli, adapters: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, made.weights["layers.0.ffn.topic.down.weight"])
 
 
-def test_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
+def test_adapter_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
     cli.done("compose", "fuse", "topic", "tone", "-o", tmp_path / "fused", folder=adapters)
     fused = read_adapter(tmp_path / "fused")
     np.testing.assert_array_equal(fused.weights["shared.weighted_fusion.mix.weights"], [[0.5, 0.5]])

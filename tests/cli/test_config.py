@@ -98,7 +98,7 @@ def test_a_file_sets_options_of_every_type(tool) -> None:
     }
 
 
-def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(tool) -> None:
+def test_typed_options_override_the_file_and_the_file_defaults(tool) -> None:
     found = _given(tool(ALL, "serve", "b", "--rows", "3", "--bake", "c", "-o", "other"))
     assert (found["rows"], found["bake"], found["output"], found["rate"]) == (3, ("c",), Path("other"), 1e-4)
     assert _given(tool('[serve]\noutput = "x"', "serve", "b"))["rows"] == 32
@@ -131,7 +131,7 @@ def test_tables_of_other_commands_change_nothing(tool) -> None:
         ("rows = " + "[" * 100_000, ["c.toml", "is too deeply nested"]),
     ],
 )
-def test_what_cannot_be_used_is_named_with_file_and_key(tool, config: str, words: list[str]) -> None:
+def test_invalid_settings_are_named_with_file_and_key(tool, config: str, words: list[str]) -> None:
     found = tool(config, "serve", "b", "-o", "out")
     assert found.exit_code in (2, 3), found.output
     assert "This is a bug" not in found.stderr

@@ -55,7 +55,7 @@ def test_inspect_draws_the_adapters_of_a_bundle(cli: Any, bundle: Path, tmp_path
     cli.done("inspect", bundle, "--svg", svg, "--force")
 
 
-def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Path, tmp_path: Path) -> None:
+def test_remains_of_a_killed_command_are_removed_with_a_warning(cli: Any, adapters: Path, tmp_path: Path) -> None:
     left = tmp_path / ".a.svg.0123abcd.tmp"
     left.write_text("half")
     done = cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
@@ -120,13 +120,13 @@ def test_many_names_are_turned_and_all_lies_inside(count: int, turned: int) -> N
     assert all(later - before >= 30 for before, later in pairwise(columns)), "no box covers another"
 
 
-def test_names_are_text_and_never_markup() -> None:
+def test_drawing_escapes_names() -> None:
     svg = draw(placement_map("<script>&\"'", ["<b>"], [("</svg>", _adapter("<b>"))], []))
     assert {"<script>&\"'", "</svg>", "<b>"} <= {*_texts(svg)}
     assert "<script" not in svg
 
 
-def test_it_has_colours_for_light_and_dark_and_words_for_those_who_do_not_see_it() -> None:
+def test_drawing_has_both_colour_schemes_and_a_description() -> None:
     svg = draw(placement_map("t", ["ffn"], [("a", _adapter("ffn"))], []))
     style = ET.fromstring(svg).findtext(f"{_SVG}style") or ""
     light, dark = style.split("@media (prefers-color-scheme: dark)")

@@ -26,7 +26,7 @@ def onnx(base: Made) -> Path:
     return base.onnx.path
 
 
-def test_from_the_folders_to_one_bundle(cli, base: Made, onnx: Path, tmp_path: Path) -> None:
+def test_imported_kinds_share_one_bundle_and_match_adapterhub(cli, base: Made, onnx: Path, tmp_path: Path) -> None:
     """Different kinds in one graph, one after the other: each computes what the library computed."""
     for name in KINDS:
         found = cli.done("import", "adapterhub", FIXTURES / "bert" / name, "--base", onnx, "-o", tmp_path / name)

@@ -31,7 +31,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return peft_base(tmp_path_factory, "llama") / "model.onnx"
 
 
-def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
+def test_imported_adapters_are_built_run_and_exported_again(cli, onnx: Path, tmp_path: Path) -> None:
     names = ("bert_lora_classify", "bert_lora_bias_all", "bert_ia3_classify", "bert_lora_tag", "bert_lora_regress")
     for name in names:
         made = cli.json("import", "peft", adapter_folder(name), "--base", onnx, "-o", tmp_path / name)
@@ -130,7 +130,7 @@ def test_without_head_ignores_the_head(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(2, "a head is described", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
 
 
-def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, tmp_path: Path) -> None:
+def test_refused_imports_write_nothing(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(3, "pissa_niter_4", "import", "peft", refused_folder("pissa"), "--base", onnx, "-o", tmp_path / "a")
     full = "import", "peft", adapter_folder("change_fourierft"), "--base", onnx, "-o", tmp_path / "a"
     cli.refused(3, "`--dense`", *full)

@@ -21,7 +21,7 @@ OPTIONS = tuple(OptionsOf(kind_options).defaults())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_options_a_kind_is_as_published(name: str) -> None:
+def test_default_options_give_the_published_kind(name: str) -> None:
     assert make_kind(name, dict.fromkeys(OPTIONS)) == KINDS[name]()
 
 

@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused(cli, model: Path, weights: Path, tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, model: Path, weights: Path, tmp_path: Path) -> None:
+def test_existing_adapter_is_replaced_only_with_force(cli, model: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine.txt").write_text("keep")
     call = ("pack", weights, *OPTIONS, "--base", model, "--labels", "a,b", "-o", tmp_path / "a")

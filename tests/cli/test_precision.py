@@ -71,7 +71,7 @@ def test_the_table_shows_what_the_precision_costs(cli, graph: Path, int8_bundle:
     assert "passed" in found.stdout
 
 
-def test_without_the_model_the_golden_vectors_are_of_its_precision(cli, int8_bundle: Path) -> None:
+def test_check_without_the_model_uses_golden_vectors_of_its_precision(cli, int8_bundle: Path) -> None:
     found = cli.json("check", int8_bundle, "--quick")
     assert (found["verdict"], found["agreements"]) == ("passed", None)
 
@@ -131,7 +131,7 @@ def arrays(ids: np.ndarray) -> dict[str, np.ndarray]:
         (("--base-precision", "int2"), "'int2' is not one of"),
     ],
 )
-def test_what_does_not_go_together_is_a_wrong_call(
+def test_conflicting_precision_options_are_refused(
     cli, model: Path, adapters: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     cli.refused(2, words, "build", model, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")

@@ -207,14 +207,14 @@ def test_bad_tables_are_named_with_their_line(
     cli.refused(3, words, "run", mixed, "--data", tmp_path / name, "--adapter-column", "who", "--many")
 
 
-def test_a_table_with_an_empty_text(cli: Any, mixed: Path, tmp_path: Path) -> None:
+def test_empty_texts_of_a_table_are_answered(cli: Any, mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     (row,) = cli.json("run", mixed, "--data", tmp_path / "a.jsonl", "--adapter", "tone")["rows"]
     (typed,) = cli.json("run", mixed, *_texts(""), "--adapter", "tone")["rows"]
     assert row["probabilities"] == typed["probabilities"]
 
 
-def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
+def test_damaged_files_of_lines_and_arrays_are_refused(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes(b"how\n\x81\n")
     cli.refused(3, "a.txt, line 2: is not UTF-8", "run", mixed, "--data", lines)
@@ -228,7 +228,7 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     cli.refused(3, "at least 1 along each axis", "run", mixed, "--arrays", tmp_path / "empty.safetensors")
 
 
-def test_rows_of_several_adapters_without_the_graph_for_rows(
+def test_run_answers_mixed_rows_without_a_bank(
     cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, encode: Any
 ) -> None:
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)

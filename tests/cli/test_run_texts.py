@@ -20,7 +20,7 @@ def folder(text_folder: Path) -> Path:
     return text_folder / "bundle"
 
 
-def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_path: Path) -> None:
+def test_pairs_are_read_from_options_and_tables(cli: Any, folder: Path, tmp_path: Path) -> None:
     pairs = [Pair("a man plays", "a man is playing"), Pair("it rains", "the sun")]
     expected = [one.document() for one in Bundle.open(folder).texts().answer(pairs, "follows")]
     given = [word for one in pairs for word in ("--text", one.first, "--pair", one.second)]
@@ -73,7 +73,7 @@ def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -> None:
+def test_long_texts_are_read_in_windows_or_refused(cli: Any, folder: Path, many: bool) -> None:
     (expected,) = Bundle.open(folder).texts().answer([LONG], "topic", reading=Reading("windows", 4))
     call = ("run", folder, "--adapter", "topic", "--text", LONG, "--text", "short", "--long-texts")
     if many:

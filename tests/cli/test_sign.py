@@ -148,7 +148,7 @@ def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> N
     cli.refused(2, "only bundles are signed", "inspect", copy / "adapters" / "tone", "--key", keys / "a.pub")
 
 
-def test_it_may_have_another_name_hidden_files_and_be_a_link(copy: Path, keys: Path) -> None:
+def test_signature_survives_renaming_hidden_files_and_links(copy: Path, keys: Path) -> None:
     moved = copy.rename(copy.with_name("moved"))
     (moved / ".DS_Store").write_bytes(b"put there by a system")
     link = copy.with_name("current")
@@ -242,7 +242,7 @@ def _fifo(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_is_not_signed_as_it_should_be(cli, copy: Path, keys: Path, what: str) -> None:
+def test_invalid_signatures_are_refused(cli, copy: Path, keys: Path, what: str) -> None:
     change, words = BAD[what]
     change(copy, keys)
     done = cli.refused(3, words, "verify", copy, "--key", keys / "a.pub", "--json")
@@ -277,7 +277,7 @@ def test_encrypted_keys_sign_with_their_password(cli, copy: Path, keys: Path, mo
         cli.refused(3, "cannot be used to sign or to verify", "verify", copy, "--key", keys / wrong)
 
 
-def test_what_is_not_to_be_signed(cli, copy: Path, keys: Path) -> None:
+def test_failed_reports_and_damaged_bundles_are_not_signed(cli, copy: Path, keys: Path) -> None:
     """A report that failed or is on another bundle, and a bundle that is damaged."""
     document = json.loads((copy / "check.json").read_text("utf-8"))
     report = copy.with_name("report.json")

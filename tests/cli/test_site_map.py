@@ -28,7 +28,7 @@ def edited(written: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) -> None:
+def test_written_site_map_gives_the_same_sites(cli, model: Path, written: Path) -> None:
     assert cli.json("sites", model, "--site-map", written) == cli.json("sites", model)
     document = json.loads(written.read_text())
     assert document["sites"]["layers.0.ffn"].keys() == {"role", "layer", "torch", "onnx"}

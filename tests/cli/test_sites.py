@@ -52,7 +52,7 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
         (b"hello, I am a text", "ONNX"),
     ],
 )
-def test_what_is_no_model_is_named(cli, tmp_path: Path, contents: bytes, words: str) -> None:
+def test_files_that_are_not_models_are_refused(cli, tmp_path: Path, contents: bytes, words: str) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(contents)
     cli.refused(3, words, "sites", path)

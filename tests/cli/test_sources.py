@@ -148,7 +148,9 @@ def test_trust_makes_no_base_of_what_has_no_program(cli, tmp_path: Path, what: s
     assert words[-1] in found.stderr
 
 
-def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
+def test_every_command_refuses_a_truncated_archive(
+    cli, model: Path, adapters: Path, table: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(model.read_bytes()[:-1000])
     words = "a zip file that is truncated or damaged"

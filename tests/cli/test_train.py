@@ -58,7 +58,7 @@ def test_a_table_becomes_an_adapter_by_the_command_and_by_the_call(
     assert called.training["validation"] == adapter.training["validation"]
 
 
-def test_without_matplotlib_there_is_no_learning_curve_and_a_note(
+def test_training_without_matplotlib_notes_the_missing_curve(
     cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
@@ -144,7 +144,7 @@ def test_train_reads_json_lines_with_other_columns(cli, hf_folder: Path, tmp_pat
     assert made["task"]["labels"] == ["1", "5"]
 
 
-def test_what_was_there_is_kept_without_force_and_restart(cli, model: Path, data: Path, tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_force_and_restart(cli, model: Path, data: Path, tmp_path: Path) -> None:
     for folder, file in (("a", "precious"), ("a.partial", "checkpoint.safetensors")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_bytes(b"half")

@@ -95,7 +95,7 @@ def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> 
     assert sorted(map(temperature_of, adapter.graphs.values())) == [1.0, pytest.approx(50 - 0.5 * steps)]
 
 
-def test_it_builds_checks_and_runs_beside_its_members(
+def test_trained_fusion_builds_checks_and_runs_beside_its_members(
     cli, hf_folder: Path, model: Path, graph: Path, adapters: Path, fused: Path, tmp_path: Path
 ) -> None:
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", fused / "dynamic", fused / "weighted"]))

@@ -75,7 +75,7 @@ def test_clients_answer_with_one_adapter_as_python_does(
         assert min(row["first_token"] for row in expected) == 2
 
 
-def test_all_of_them_in_one_batch(
+def test_clients_answer_all_problem_types_in_one_batch(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """In the bank, where results are as wide as the widest."""

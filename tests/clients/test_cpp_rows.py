@@ -53,7 +53,9 @@ def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]
     return {"adapter": adapter, "task": "single_label", **session.classify(row, adapter)[0].document()}
 
 
-def test_rows_of_several_lengths_and_adapters(cpp_client: Client, small_bundle: Path, tmp_path: Path) -> None:
+def test_rows_of_several_lengths_and_adapters_equal_single_runs(
+    cpp_client: Client, small_bundle: Path, tmp_path: Path
+) -> None:
     """In one call of the command line, as ids and as arrays, an adapter that was loaded among them."""
     session = Bundle.open(small_bundle).session(threads=1)
     rows, names = [IDS, IDS[:3], IDS[:5], IDS[:3]], ["tone", "topic", "tone", "tone"]
@@ -191,7 +193,7 @@ def test_ids_of_pairs_need_their_types(cpp_client: Client, text_folder: Path) ->
     assert cpp_client.call("run", bundle, *words, *words[:2], "--types", types).returncode == 2
 
 
-def test_types_for_a_base_without_them(cpp_client: Client, small_bundle: Path) -> None:
+def test_token_types_are_refused_by_a_base_without_them(cpp_client: Client, small_bundle: Path) -> None:
     words = [*_ids(IDS[:3]), "--types", "0,0,0", "--adapter", "base"]
     cpp_client.refuses("no such input", "run", small_bundle, *words)
 

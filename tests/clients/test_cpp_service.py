@@ -85,7 +85,7 @@ def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None,
     assert row["probabilities"] == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
 
 
-def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
+def test_overwritten_bundle_files_do_not_change_answers(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
     calls = [{"inputs": INPUTS, "adapter": "tone"}, {"inputs": INPUTS, "adapters": ["topic"]}]
     with _started(cpp_build, bundle) as (_, client):
@@ -97,7 +97,7 @@ def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_b
         assert before[0]["rows"][0]["label"]
 
 
-def test_requests_at_once_each_with_its_own_adapter(
+def test_concurrent_requests_get_answers_of_their_adapters(
     service: httpx2.Client, session: Session, small_bundle: Path
 ) -> None:
     """Single and mixed batches, while an adapter is added and removed."""
@@ -181,7 +181,7 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx2.Client, small_bundle
         pytest.param({"inputs": {**INPUTS, "attention_mask": [[1, 1]] * 2}}, "numbers of rows", id="rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx2.Client, body: object, words: str) -> None:
+def test_invalid_requests_are_refused(service: httpx2.Client, body: object, words: str) -> None:
     answer = service.post("/answer", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
@@ -303,7 +303,7 @@ def test_bodies_are_those_of_the_schema(task_service: httpx2.Client) -> None:
         Draft202012Validator(reference, registry=registry).validate(body)
 
 
-def test_a_query_key_that_nobody_knows(service: httpx2.Client) -> None:
+def test_unknown_query_keys_are_refused(service: httpx2.Client) -> None:
     """On every route: a misspelt `task` would give another answer."""
     calls = [
         service.get("/adapters?labels=a"),
@@ -402,7 +402,7 @@ def test_overflowing_outputs_are_refused(
     "body",
     ["{", '{"inputs": {}, "inputs": {}}', "\xff", '{"inputs": NaN}', '{"inputs": 1e400}', '{"inputs": "\\ud800"}'],
 )
-def test_what_is_no_json_is_refused(service: httpx2.Client, body: str) -> None:
+def test_invalid_json_is_refused(service: httpx2.Client, body: str) -> None:
     answer = service.post("/answer", content=body.encode("latin-1"))
     assert answer.status_code == 400
     assert "no JSON" in answer.json()["error"]
@@ -416,7 +416,7 @@ def test_files_and_places_that_are_none(service: httpx2.Client) -> None:
     assert (nowhere.status_code, "/elsewhere" in nowhere.json()["error"]) == (404, True)
 
 
-def test_what_is_too_much_is_refused(service: httpx2.Client, small_bundle: Path) -> None:
+def test_oversized_requests_and_too_many_adapters_are_refused(service: httpx2.Client, small_bundle: Path) -> None:
     large = b" " * (2**22 + 1)
     assert service.post("/answer", content=large).status_code == 413
     assert service.post("/answer", content=(large[at::2] for at in range(2))).status_code == 413
@@ -456,7 +456,9 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: signal.Signals) -> None:
+def test_service_answers_received_requests_before_it_stops(
+    cpp_build: Path, small_bundle: Path, how: signal.Signals
+) -> None:
     """Requests received before are answered."""
     rows = 512
     inputs = {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}

@@ -9,7 +9,7 @@ from pathlib import Path
 from clients import Client, alike, last_line
 
 
-def test_what_is_written_over_its_files_changes_nothing(
+def test_overwritten_bundle_files_do_not_change_answers(
     node_client: Client, damaged_bundle: Path, three_rows: Path, tmp_path: Path
 ) -> None:
     node, program = node_client.command

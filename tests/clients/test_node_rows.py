@@ -58,7 +58,7 @@ def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]
 
 
 @every_client
-def test_rows_of_several_lengths_and_adapters(client: Client, small_bundle: Path) -> None:
+def test_rows_of_several_lengths_and_adapters_equal_single_runs(client: Client, small_bundle: Path) -> None:
     """An adapter that was loaded, strengths and weights among them."""
     texts = ["who wrote it", "a good book", "moon", "a dull film and a book", "who wrote it"]
     names = ["tone", "topic", "new", "fusion", "-"]
@@ -85,7 +85,7 @@ def test_rows_of_several_lengths_and_adapters(client: Client, small_bundle: Path
 
 @every_client
 @pytest.mark.parametrize("kept", ["inputs", "bank"])
-def test_rows_of_several_adapters_in_one_graph(client: Client, damaged_bundle: Path, kept: str) -> None:
+def test_either_graph_answers_rows_of_several_adapters(client: Client, damaged_bundle: Path, kept: str) -> None:
     """A bundle with either of the graphs answers them."""
     texts, names = ["who wrote it", "a good book"], ["tone", "topic"]
     expected = _run(client, damaged_bundle, *_texts(*texts), *_adapters(*names))

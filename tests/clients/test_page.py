@@ -54,7 +54,9 @@ def _holds(block: dict[str, Any], expected: dict[str, float]) -> None:
         assert row["bar"] == pytest.approx(probability, abs=0.01)
 
 
-def test_a_text_by_the_chosen_adapter(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_answer_of_the_selected_adapter(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     shown = seen["tone"]
     assert shown["chosen"] == "tone"
     assert re.fullmatch(r"10 tokens, one call: \d+\.\d ms", shown["latency"])
@@ -89,7 +91,7 @@ def test_page_selects_a_loaded_adapter_file(
     assert f"logits [2]: {numbers}" in shown["blocks"][0]["lines"]
 
 
-def test_what_a_task_takes_can_be_typed(browser_client: Client, text_folder: Path) -> None:
+def test_page_offers_fields_for_pairs_and_answers(browser_client: Client, text_folder: Path) -> None:
     """A second field for the tasks that take pairs; the page asks of its first texts."""
     node, page = browser_client.command
     script = Client((node,), browser_client.variants, browser_client.environment)

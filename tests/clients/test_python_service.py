@@ -61,7 +61,7 @@ def _holds(found: dict, expected: dict[str, float]) -> None:
     assert found["label"] == max(expected, key=lambda label: expected[label])
 
 
-def test_many_requests_at_once_each_with_its_own_adapter(
+def test_concurrent_requests_get_answers_of_their_adapters(
     service: httpx2.Client, session: Session, conformance_bundle: Path
 ) -> None:
     expected = {(t, n): _expected(session, conformance_bundle, t, n) for t in TEXTS for n in NAMES}
@@ -86,7 +86,7 @@ def test_service_answers_a_mixed_batch(service: httpx2.Client, session: Session,
         _holds(found, _expected(session, conformance_bundle, text, name))
 
 
-def test_answers_of_arrays_and_of_the_base(service: httpx2.Client, session: Session) -> None:
+def test_service_answers_arrays_and_returns_outputs_of_the_base(service: httpx2.Client, session: Session) -> None:
     arrays = {"input_ids": [[101, 2040, 102]], "attention_mask": [[1] * 3], "token_type_ids": [[0] * 3]}
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
     (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()["rows"]
@@ -166,7 +166,7 @@ def test_adapters_come_and_go(service: httpx2.Client, conformance_bundle: Path) 
         ("/run", {"inputs": {"input_ids": [[1], [2]], "attention_mask": [[1]]}}, "different numbers of rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx2.Client, path: str, call: dict, words: str) -> None:
+def test_invalid_requests_are_refused(service: httpx2.Client, path: str, call: dict, words: str) -> None:
     answer = service.post(path, json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
@@ -180,7 +180,7 @@ def test_files_that_are_no_adapters_are_refused(service: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", '"\\ud800"', "[[[[[[1]]]]]]", "1" * 5000])
-def test_what_json_has_not_is_refused(service: httpx2.Client, number: str) -> None:
+def test_values_outside_json_are_refused(service: httpx2.Client, number: str) -> None:
     """NaN was a status of 500: the error itself could not be written as JSON."""
     for body in (f'{{"inputs": {{"input_ids": [[{number}]]}}}}', f'{{"texts": [{number}]}}'):
         answer = service.post("/run", content=body)
@@ -189,7 +189,7 @@ def test_what_json_has_not_is_refused(service: httpx2.Client, number: str) -> No
     assert "repeats the key" in service.post("/run", content='{"adapter": "wide", "adapter": "narrow"}').json()["error"]
 
 
-def test_what_is_too_much_is_refused(service: httpx2.Client, conformance_bundle: Path) -> None:
+def test_oversized_requests_and_too_many_adapters_are_refused(service: httpx2.Client, conformance_bundle: Path) -> None:
     assert service.post("/answer", content=b"[" * (2**22 + 1)).status_code == 413
     chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
     assert service.post("/answer", content=chunks).status_code == 413

@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[str, Asked, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_the_task_does_not_take(client: Client, text_folder: Path, kind: str) -> None:
+def test_inputs_of_another_kind_than_the_task_are_refused(client: Client, text_folder: Path, kind: str) -> None:
     adapter, asked, words = REFUSED[kind]
     client.refuses(
         "of another kind than the task takes", "run", text_folder / "bundle", *_words(asked), "--adapter", adapter

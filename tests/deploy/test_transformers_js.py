@@ -114,7 +114,7 @@ def test_node_answers_rows_of_different_adapters_in_one_call(
         ({"text": "a \ud800", "adapter": "topic"}, "a character"),
     ],
 )
-def test_what_it_cannot_answer_is_an_error(
+def test_unanswerable_rows_raise_errors(
     row: Mapping[str, str], words: str, text_folder: Path, transformers_js: TransformersJs
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):

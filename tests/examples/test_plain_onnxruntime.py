@@ -81,7 +81,7 @@ def _run(bundle: Path, *texts: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_imports_nothing_of_this_project() -> None:
+def test_example_imports_nothing_of_this_project() -> None:
     imports = {
         name
         for node in ast.walk(ast.parse(PROGRAM.read_text()))
@@ -101,7 +101,7 @@ def test_the_golden_vectors_hold(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
+def test_example_answers_as_the_runtime_does(bundle: Path) -> None:
     text = "w3 w17 w5"
     opened = Bundle.open(bundle)
     assert opened.manifest.text is not None
@@ -214,7 +214,7 @@ def test_example_refuses_a_damaged_adapter_file(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_without_a_bundle_it_says_how_to_call_it() -> None:
+def test_example_without_arguments_prints_its_usage() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "plain_onnxruntime.py bundle" in done.stdout

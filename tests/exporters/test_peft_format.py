@@ -248,7 +248,7 @@ def test_a_head_is_saved_with_the_names_of_the_model_with_a_head(task: str, tmp_
     ],
     ids=["bottleneck", "gate", "stack", "average", "head", "no paths"],
 )
-def test_what_peft_cannot_compute_is_refused_before_anything_is_written(make, words: str, tmp_path: Path) -> None:
+def test_adapters_that_peft_cannot_compute_are_refused(make, words: str, tmp_path: Path) -> None:
     sites = encoder(2) if "path" in words else SITES
     with pytest.raises(AdapterError, match=words):
         exported(ExportRequest(make(), view(sites, {}, "bert")), "peft", tmp_path / "out")

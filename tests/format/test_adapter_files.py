@@ -70,7 +70,7 @@ def test_writing_twice_gives_the_same_bytes(adapter: Adapter, folder: Path, tmp_
         assert (tmp_path / "third" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_an_adapter_without_head_and_training(adapter: Adapter, tmp_path: Path) -> None:
+def test_adapter_without_head_and_training_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in adapter.weights.items() if not name.startswith("head.")}
     bare = replace(adapter, head=None, training={}, weights=weights)
     write_adapter(bare, tmp_path / "bare")
@@ -84,7 +84,7 @@ def test_adapter_with_only_a_head_is_read_back(adapter: Adapter, tmp_path: Path)
     assert_equal(read_adapter(tmp_path / "alone"), alone)
 
 
-def test_what_a_stranger_may_leave_out(adapter: Adapter, folder: Path) -> None:
+def test_training_record_may_be_absent(adapter: Adapter, folder: Path) -> None:
     def strip(document: Document) -> None:
         del document["training"]
 
@@ -217,7 +217,7 @@ BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
 
 
 @pytest.mark.parametrize(("change", "error", "place"), BAD_JSON.values(), ids=BAD_JSON.keys())
-def test_names_what_is_wrong_in_the_json(folder: Path, change: Change, error: type[InputError], place: str) -> None:
+def test_reader_names_the_fault_in_the_json(folder: Path, change: Change, error: type[InputError], place: str) -> None:
     edit(folder, change)
     with pytest.raises(error) as caught:
         read_adapter(folder)
@@ -302,7 +302,7 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
         read_adapter(folder)
 
 
-def test_a_pointer_in_place_of_the_weights(folder: Path) -> None:
+def test_git_lfs_pointers_are_refused_with_advice(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(FormatError, match="git lfs pull"):
         read_adapter(folder)
@@ -345,7 +345,7 @@ def test_tensors_of_equal_names_are_refused(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a/b", "a b", "..", "a\n", "ä"])
-def test_names_that_no_adapter_may_have(adapter: Adapter, name: str) -> None:
+def test_invalid_adapter_names_are_refused(adapter: Adapter, name: str) -> None:
     with pytest.raises(AdapterError, match="no adapter may have"):
         replace(adapter, name=name)
 
@@ -361,7 +361,7 @@ def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: s
     assert ("labels" in document["head"]["task"]) == bool(head.labels)
 
 
-def test_a_head_of_which_nobody_knows_what_it_means(adapter: Adapter, tmp_path: Path) -> None:
+def test_a_head_without_a_task_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     head = replace(heads(8)["topic"], task=None)
     write_adapter(with_head(adapter, "a", head), tmp_path / "a")
     found = read_adapter(tmp_path / "a").head

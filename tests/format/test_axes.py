@@ -81,5 +81,5 @@ def test_caches_of_two_texts_are_told_by_their_sums():
         "two texts and one mask",
     ],
 )
-def test_what_is_not_certain_stays_as_it_is(inputs, outputs):
+def test_uncertain_caches_are_not_recognised(inputs, outputs):
     assert with_caches(inputs, outputs) == (tuple(inputs), tuple(outputs))

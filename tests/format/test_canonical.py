@@ -42,7 +42,7 @@ def test_canonical_json_has_one_layout() -> None:
 
 
 @given(JSON)
-def test_what_is_written_is_read_and_written_again_alike(document: object) -> None:
+def test_canonical_json_round_trips(document: object) -> None:
     data = canonical_json(document)
     again = parse_json(data, "test")
     assert again == document

@@ -29,7 +29,7 @@ def batches() -> GoldenBatches:
     return GoldenBatches(GOLDEN_BATCHES_VERSION, "torch 2.13.0 float32", (GoldenBatch("one", (base, other)),))
 
 
-def test_are_read_as_they_were_written() -> None:
+def test_written_golden_batches_are_read_back_unchanged() -> None:
     data = golden_batches_json(batches())
     found = parse_golden_batches(data, "b.json")
     assert golden_batches_json(found) == data

@@ -71,7 +71,7 @@ def test_a_class_whose_name_says_no_task(name: str) -> None:
     assert class_type(name) is None
 
 
-def test_labels_in_the_order_of_the_classes(tmp_path: Path) -> None:
+def test_labels_are_ordered_by_class_index(tmp_path: Path) -> None:
     names = {str(index): f"class {index}" for index in (10, 2, *range(2), *range(3, 10))}
     (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
     assert known_labels(tmp_path / "config.json") == tuple(f"class {index}" for index in range(11))

@@ -116,7 +116,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("data", "found"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_refuses_what_is_no_safetensors_file(data: bytes, found: str, tmp_path: Path) -> None:
+def test_reader_refuses_invalid_safetensors_files(data: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(data)
     with pytest.raises(FormatError) as caught:

@@ -39,7 +39,7 @@ def _slow(_: Path) -> None:
 
 
 @pytest.mark.parametrize(("read", "words"), [(_mistake, "KeyError at test_fuzz.py"), (_slow, "seconds")])
-def test_what_no_reader_may_do_is_found(
+def test_fuzzing_finds_wrong_errors_and_slow_readers(
     read: Callable[[Path], None], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.02)

@@ -97,7 +97,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("why", STAYS)
-def test_factors_with_other_readers_are_not_folded(why: str) -> None:
+def test_factors_that_cannot_be_folded_stay(why: str) -> None:
     assert inference_form(STAYS[why]) == STAYS[why]
     assert_same_value(STAYS[why])
 
@@ -238,14 +238,14 @@ class TestKroneckerProducts:
         found = evaluate(form, inputs, fold_weights(self.graph(), parameters))
         np.testing.assert_allclose(found, evaluate(self.graph(), inputs, parameters), rtol=0, atol=1e-6)
 
-    def test_it_is_the_sum_of_kronecker_products(self) -> None:
+    def test_folded_weight_is_the_sum_of_kronecker_products(self) -> None:
         rng = np.random.default_rng(0)
         parameters = draw_parameters(self.graph(), PHM_WIDTHS, rng)
         rule, left, right = (parameters[name].astype(np.float64) for name in ("rule", "down.left", "down.right"))
         expected = 2 * sum(np.kron(one, a @ b) for one, a, b in zip(rule, left, right, strict=True))
         np.testing.assert_allclose(fold_weights(self.graph(), parameters)["down.weight"], expected, rtol=1e-6)
 
-    def test_what_is_shared_altogether_stays_shared(self) -> None:
+    def test_folding_keeps_fully_shared_weights_shared(self) -> None:
         assert inference_form(self.graph("rule", "down.left", "down.right")).shared == ("down.weight",)
 
     def test_the_name_of_another_parameter_is_not_taken(self) -> None:

@@ -45,7 +45,7 @@ def test_head_of_adapterhub_equals_its_formula() -> None:
     np.testing.assert_allclose(result(head, w), dense @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
 
 
-def test_two_dense_layers_of_another_width_by_hand() -> None:
+def test_regression_head_with_two_dense_layers_equals_its_formula() -> None:
     head = make_head("regression", width=D, numbers=2, hidden=4, options=HeadOptions(dense=2, activation="relu"))
     assert head.widths == {"d": D, "e1": 4, "e2": 4, "classes": 2}
     w = draw(head.graph.parameter_shapes(head.widths))
@@ -108,5 +108,5 @@ def test_invalid_heads_are_refused(task: ProblemType, options: dict[str, Any], m
         (("classes",), None),
     ],
 )
-def test_what_a_result_is_by_its_shape(shape: tuple[Any, ...], expected: str | None) -> None:
+def test_result_kind_follows_from_the_shape(shape: tuple[Any, ...], expected: str | None) -> None:
     assert head_result(shape) == expected

@@ -167,7 +167,7 @@ def test_number_metrics_match_values_by_hand() -> None:
     assert values(judged) == pytest.approx(expected)
 
 
-def test_what_does_not_vary_has_no_correlation() -> None:
+def test_constant_answers_have_no_correlation() -> None:
     constant = judge_numbers(np.array([[1.0], [1.0]]), np.array([[1.0], [2.0]]))
     assert math.isnan(values(constant)["pearson"])
     assert math.isnan(values(constant)["spearman"])
@@ -207,7 +207,7 @@ def test_equal_scores_do_not_help_a_ranking() -> None:
     assert values(judged)["mrr"] == 0.25
 
 
-def test_what_cannot_be_ranked_is_refused() -> None:
+def test_unrankable_groups_are_refused() -> None:
     with pytest.raises(DataError, match="nothing can be ranked"):
         judge_ranking(np.zeros(2), np.array([1.0, 1.0]), ("p", "q"))
     with pytest.raises(DataError, match="a relevance is below 0"):

@@ -275,7 +275,7 @@ def test_a_hub_that_is_gone_names_the_way_without_it(hub: HubServer, monkeypatch
     assert raised.value.exit_code == 7
 
 
-def test_what_was_changed_in_the_cache_is_taken_again(hub: HubServer) -> None:
+def test_changed_cache_files_are_downloaded_again(hub: HubServer) -> None:
     commit = repository(hub, "me/it", MODEL)
     heard = Heard()
     for change in ("model.safetensors", "config.json", "pytorch_model.bin"):
@@ -295,7 +295,7 @@ def test_a_branch_that_moved_is_noted(hub: HubServer) -> None:
     assert heard.notes == [f"`hf://me/it` has moved: it was `{first}`, and is `{second}` now"]
 
 
-def test_bundles_and_adapters_by_their_address(hub: HubServer, bundle: Path, adapter: Path) -> None:
+def test_bundles_and_adapters_open_by_address(hub: HubServer, bundle: Path, adapter: Path) -> None:
     repository(hub, "me/bundle", {name: (bundle / name).read_bytes() for name in names(bundle)})
     commit = repository(hub, "me/adapter", {name: (adapter / name).read_bytes() for name in names(adapter)})
     assert ae.open_bundle("hf://me/bundle").manifest == ae.open_bundle(bundle).manifest

@@ -80,7 +80,7 @@ def test_card_metadata_match_the_given_facts(bundle: Path) -> None:
     assert f"--expect {digest}" in card.text
 
 
-def test_what_nobody_knows_is_left_out(bundle: Path) -> None:
+def test_card_omits_unknown_facts(bundle: Path) -> None:
     card = _card(bundle, "bundle")
     assert not {"license", "base_model", "base_model_relation", "model-index"} & card.data.to_dict().keys()
     assert not {"Scores", "Training data", "Agreement with the original model"} & {
@@ -90,7 +90,7 @@ def test_what_nobody_knows_is_left_out(bundle: Path) -> None:
     assert "null" not in card.text
 
 
-def test_an_adapter_tells_of_its_training(classifier: Adapter, tmp_path: Path) -> None:
+def test_card_of_an_adapter_describes_its_training(classifier: Adapter, tmp_path: Path) -> None:
     write_adapter(classifier, tmp_path / "a")
     card = _card(tmp_path / "a", "adapter")
     assert card.data.pipeline_tag == "text-classification"

@@ -133,7 +133,7 @@ def _none_left(cache: Path) -> bool:
     ],
     ids=["gone", "gated", "503", "403", "418", "changed", "a file less", "no head", "up"],
 )
-def test_what_does_not_arrive_whole_leaves_nothing(
+def test_incomplete_downloads_leave_no_files(
     change: Callable[[HubServer], object], error: type, words: str, hub: HubServer, adapter: Path, cache: Path
 ) -> None:
     _push(adapter, "hf://me/one")
@@ -163,7 +163,7 @@ def test_a_hub_that_is_gone_is_named(adapter: Path, monkeypatch: pytest.MonkeyPa
             run()
 
 
-def test_what_is_damaged_is_not_sent(hub: HubServer, adapter: Path, tmp_path: Path) -> None:
+def test_damaged_adapters_are_not_pushed(hub: HubServer, adapter: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(adapter, tmp_path / "copy")
     (copy / "weights.safetensors").write_bytes((copy / "weights.safetensors").read_bytes()[:-1])
     with pytest.raises(FormatError):

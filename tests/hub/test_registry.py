@@ -111,7 +111,7 @@ def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, regi
     assert fetch(first.pinned) != fetch(second.pinned)
 
 
-def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, cache: Path) -> None:
+def test_expected_digest_is_checked_before_the_download(sent: Pushed, cache: Path) -> None:
     heard = Heard()
     with pytest.raises(HashError, match="does not match the expected digest"):
         fetch_all(sent.reference, expect="0" * 64, reporter=heard)
@@ -136,7 +136,7 @@ def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
         fetch(sent.reference, proof=refuse)
 
 
-def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
+def test_damaged_cache_files_are_downloaded_again(sent: Pushed) -> None:
     heard = Heard()
     found = fetch(sent.pinned)
     (found / "base.bin").write_bytes(b"other")
@@ -182,7 +182,7 @@ def test_only_loopback_is_asked_without_tls() -> None:
                 client._check_scheme(asked)
 
 
-def test_what_is_not_there_is_named(registry: OciRegistry, sent: Pushed, cache: Path) -> None:
+def test_missing_references_are_named(registry: OciRegistry, sent: Pushed, cache: Path) -> None:
     for reference in (
         f"oci://{registry.host}/team/tiny:none",
         f"oci://{registry.host}/team/none:1",
@@ -337,7 +337,7 @@ def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: Oc
     assert _files(fetch(f"oci://{registry.host}/team/tiny:more")).keys() == _files(fetch(sent.reference)).keys()
 
 
-def test_what_is_damaged_is_not_sent(bundle: Path, registry: OciRegistry, tmp_path: Path) -> None:
+def test_damaged_bundles_are_not_pushed(bundle: Path, registry: OciRegistry, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     (copy / "base.bin").write_bytes(_changed((copy / "base.bin").read_bytes()))
     with pytest.raises(HashError):

@@ -174,7 +174,7 @@ def test_peft_answers_as_the_base_in_silence(
     assert name != "untrained" or found.idle == found.sites == 4
 
 
-def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_doctor_predicts_how_other_tools_read_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
     assert tool(diagnosed("rslora"), "llama.cpp").scale == "scales `q_proj` by 4 instead of 8"
     assert tool(diagnosed("rslora"), "vLLM").scale is None
     for name in ("vLLM", "llama.cpp"):
@@ -193,7 +193,7 @@ def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> N
 
 
 @pytest.mark.extended
-def test_a_file_an_archive_and_a_member(
+def test_doctor_accepts_files_archives_and_single_members(
     folders: Folders, bases: Callable[[str], ae.Base], diagnosed: Callable[[str], Diagnosis], tmp_path: Path
 ) -> None:
     found = ae.doctor(folders("good") / TENSORS, bases("llama"))

@@ -37,7 +37,7 @@ def test_half_precision_adds_up_in_single() -> None:
     assert half == pytest.approx(ROUNDING * 2**-10 + ACCUMULATION * 32 * 2**-23, rel=1e-12)
 
 
-def test_nothing_is_allowed_where_everything_is_zero() -> None:
+def test_budget_is_zero_at_scale_zero() -> None:
     assert budget("float32", inner=64, depth=2, scale=0.0).absolute == 0
 
 
@@ -126,7 +126,7 @@ ZEROS = {
 
 @pytest.mark.parametrize("width", [16, 384, 4096])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])
-def test_it_bounds_the_rounding_of_sharp_mixtures(width: int, temperature: float) -> None:
+def test_budget_bounds_the_rounding_of_sharp_mixtures(width: int, temperature: float) -> None:
     """Scores of some hundreds or thousands, whose rounding moves the shares by far more than eps."""
     rng = np.random.default_rng(width)
     inputs = {name: rng.standard_normal((3, 64, width)).astype(np.float32) for name in ("h", "x")}

@@ -58,7 +58,7 @@ FFN, QUERY, EMBEDDINGS = (
         ),
     ],
 )
-def test_what_does_not_fit_is_named(graph: AdapterGraph, trained: Site, found: Site, fault: str) -> None:
+def test_misfits_of_adapter_and_base_are_named(graph: AdapterGraph, trained: Site, found: Site, fault: str) -> None:
     with pytest.raises(AdapterError) as caught:
         check_fit([adapter(graph, [trained])], base(found))
     assert fault in str(caught.value)
@@ -92,7 +92,7 @@ VALUES = {"h": np.random.default_rng(0).standard_normal((2, 3, 8)), "x": np.ones
 
 
 class TestTheNormOfTheBase:
-    def test_it_is_computed_with_the_tensors_of_the_base(self) -> None:
+    def test_norm_of_the_base_uses_the_tensors_of_the_base(self) -> None:
         one = adapter(behind_the_norm("h"), [FFN])
         tensors = {"base_norm.weight": np.full(8, 2.0), "base_norm.bias": np.full(8, 0.5)}
         found = evaluate_site(one, FFN.name, {**VALUES, **tensors}, LAYER)
@@ -101,7 +101,7 @@ class TestTheNormOfTheBase:
         down, up = (one.weights[f"{FFN.name}.{name}.weight"] for name in ("down", "up"))
         np.testing.assert_allclose(found, VALUES["h"] + np.maximum(normal @ down, 0) @ up, rtol=0, atol=1e-12)
 
-    def test_one_without_a_weight_has_ones(self) -> None:
+    def test_base_norm_without_a_weight_has_ones(self) -> None:
         one = adapter(behind_the_norm("h"), [FFN])
         bare = evaluate_site(one, FFN.name, VALUES, Norm("rms", 1e-6, None, None))
         ones = evaluate_site(one, FFN.name, {**VALUES, "base_norm.weight": np.ones(8)}, Norm("rms", 1e-6, "w", None))

@@ -62,11 +62,11 @@ class TestFingerprint:
         other = save_tiny(tmp_path, tiny_model(seed=1))
         assert open_onnx(other).fingerprint != base.fingerprint
 
-    def test_is_the_same_with_the_weights_in_the_file(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_fingerprint_is_equal_with_weights_in_the_file(self, base: OnnxBase, tmp_path: Path) -> None:
         onnx.save(tiny_model(), tmp_path / "whole.onnx")
         assert open_onnx(tmp_path / "whole.onnx").fingerprint == base.fingerprint
 
-    def test_is_that_of_the_archive_where_the_export_says_so(self, tmp_path: Path) -> None:
+    def test_fingerprint_is_read_from_the_exported_archive(self, tmp_path: Path) -> None:
         model = tiny_model()
         onnx.helper.set_model_props(model, {FINGERPRINT_KEY: "sha256:abc"})
         assert open_onnx(save_tiny(tmp_path, model)).fingerprint == "sha256:abc"

@@ -36,13 +36,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_its_decoder_is_a_base_like_any_other(folder):
+def test_genai_decoder_opens_as_a_base(folder):
     source = open_base(folder)
     assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, TOKENIZER)
     assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 
-def test_its_sites_follow_a_site_map(folder, tmp_path):
+def test_genai_sites_follow_a_site_map(folder, tmp_path):
     document = {"version": "1.0.0", "sites": {"layers.0.ffn": None}}
     (tmp_path / "map.json").write_text(json.dumps(document))
     source = open_base(folder, site_map=tmp_path / "map.json")
@@ -155,5 +155,5 @@ def test_a_captured_decoder_of_any_names_gets_a_configuration():
         "two widths",
     ],
 )
-def test_what_is_no_such_decoder_gets_none(inputs, outputs, generation, most):
+def test_unsuitable_models_get_no_generating_files(inputs, outputs, generation, most):
     assert generating_files(inputs, outputs, generation, most, "model.onnx") == {}

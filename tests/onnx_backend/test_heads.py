@@ -202,7 +202,7 @@ class TestTheRuntime:
         with pytest.raises(AdapterError, match="has no head for `single_label`; found a head that gives `embedding`"):
             session.load("more", bundle.folder / "adapters/small.onnx_adapter", labels=["a"])
 
-    def test_a_file_that_fills_two_heads(self, bundle: Bundle, tmp_path: Path) -> None:
+    def test_a_file_that_fills_two_heads_is_refused(self, bundle: Bundle, tmp_path: Path) -> None:
         one, other = (read_tensors(bundle.folder / f"adapters/{name}.safetensors") for name in ("topic", "tag"))
         mixed = {slot: other[slot] if other[slot].any() else tensor for slot, tensor in one.items()}
         write_adapter_file(tmp_path / "mixed.onnx_adapter", mixed, bundle.manifest.model_version)

@@ -52,7 +52,7 @@ def test_square_matrices_behind_transposes_keep_their_layout(how: str, tmp_path:
 
 
 @pytest.mark.parametrize("transposes", [False, True])
-def test_a_square_matrix_in_a_gemm_that_transposes_it_once_more(transposes: bool, tmp_path: Path) -> None:
+def test_square_matrices_in_a_transposing_gemm_keep_their_layout(transposes: bool, tmp_path: Path) -> None:
     """The query, read by `Gemm` with `transB`, behind a `Transpose` or not."""
     model = tiny_model()
     (product,) = (node for node in model.graph.node if NAME in node.input)

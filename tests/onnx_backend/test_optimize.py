@@ -59,7 +59,7 @@ def test_operators_are_fused_and_the_sites_are_where_they_were(
     )
 
 
-def test_it_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
+def test_fused_base_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
     found = deviations(plain[0], fused, input_cases(fused.inputs, seed=0, max_tokens=7))
     assert [each.output for each in found] == ["hidden", "pooled"]
     for each in found:

@@ -100,7 +100,7 @@ def bottleneck(adapter: Adapter, site: str, h: np.ndarray) -> np.ndarray:
     return h + np.maximum(h @ down + bias, 0) @ up + bias_up
 
 
-def test_einsum_over_heads_and_dense_layers_over_rows(tmp_path: Path) -> None:
+def test_adapters_work_in_einsum_and_flattened_dense_layers(tmp_path: Path) -> None:
     model = parsed(
         "".join(_FLAX_LAYER.format(i=i, x=x, y=y) for i, (x, y) in enumerate((("x", "half"), ("half", "y"))))
     )
@@ -177,12 +177,12 @@ _WHICH = "yes = Constant <value = bool {1}> ()"
     ],
     ids=["bias in a sum", "layers in an if", "operators of one's own", "numbers drawn", "made up"],
 )
-def test_what_cannot_be_taken_is_named(tmp_path: Path, body: str, message: str) -> None:
+def test_unsupported_graphs_are_refused_by_name(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(BaseModelError, match=message):
         open_onnx(saved(tmp_path, parsed(body, more=', "acme" : 1')))
 
 
-def test_what_hides_a_residual_sum_is_named(tmp_path: Path) -> None:
+def test_operators_that_hide_a_residual_sum_are_named(tmp_path: Path) -> None:
     body = "f = MatMul(x, w) z = com.microsoft.BiasDropout(f, scale, x) y = Add(z, f)"
     with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `BiasDropout`"):
         open_onnx(saved(tmp_path, parsed(body, more=', "com.microsoft" : 1')))
@@ -206,7 +206,7 @@ class TestOldOpsets:
     AXES = "axis = Constant <value = int64[1] {1}> ()\n    bias = Unsqueeze(penalty, axis)"
 
     @pytest.mark.parametrize("opset", [7, 11, 12, 13, 16])
-    def test_are_converted_with_a_word_about_it(self, tmp_path: Path, opset: int) -> None:
+    def test_old_opsets_are_converted_with_a_note(self, tmp_path: Path, opset: int) -> None:
         plain = open_onnx(save_tiny(tmp_path))
         assert self.AXES in MASK
         mask = MASK if opset > 12 else MASK.replace(self.AXES, "bias = Unsqueeze <axes = [1]> (penalty)")

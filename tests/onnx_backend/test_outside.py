@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
     return open_onnx(save_tiny(tmp_path_factory.mktemp("outside"), model()))
 
 
-def test_names_are_module_paths_unless_another_tensor_or_layer_would_have_them(base: OnnxBase) -> None:
+def test_outside_sites_are_named_by_unambiguous_module_paths(base: OnnxBase) -> None:
     outside = {site.name: (site.h, site.width_in, site.width) for site in base.sites if site.is_outside}
     assert outside == {
         "pooler.dense": ("pooled", WIDTH, WIDTH),

@@ -153,7 +153,9 @@ class TestNumerics:
         found = numerics(base.model)
         assert (found.precision.name, found.precision.activations, found.batch_invariant) == ("fp32", "float32", True)
 
-    def test_of_weights_in_blocks_beside_activations_in_float32(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_numerics_of_block_weights_with_float32_activations_are_recorded(
+        self, base: OnnxBase, tmp_path: Path
+    ) -> None:
         found = numerics(in_precision(base, "int4-weights", tmp_path, float32_activations=True).model)
         assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
@@ -176,7 +178,7 @@ class TestNumerics:
             assert (np.abs(whole - alone).max() < 0.004) == numerics(made.model).batch_invariant, made.path
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"], indirect=True)
-    def test_what_is_not_finite_stays_so(self, made: OnnxBase) -> None:
+    def test_quantized_layers_keep_non_finite_values(self, made: OnnxBase) -> None:
         """ONNX Runtime loses NaN when it rounds to 8 bits, and the results look like ordinary numbers."""
         layer = Extractor(onnx.load(made.folder / "base.onnx")).extract_model(["context0"], ["attention0"])
         session = open_session(ir.from_proto(layer), made.folder)
@@ -202,7 +204,7 @@ class TestNumerics:
             assert np.array_equal(alone[0], whole[row])
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
-    def test_what_a_branch_reads_is_kept(self, tmp_path: Path, precision: PrecisionName) -> None:
+    def test_quantization_keeps_values_read_by_a_branch(self, tmp_path: Path, precision: PrecisionName) -> None:
         model = tiny_model(more=", float[2] picked")
         branch = onnx.helper.make_graph(
             [onnx.helper.make_node("Identity", ["kept"], ["chosen"])],
@@ -266,7 +268,7 @@ class TestBundle:
             before, _, after = (session.run(inputs, name) for name in (first, second, first))
             assert all(np.array_equal(before[name], after[name]) for name in before)
 
-    def test_parity_with_the_cut_base_of_the_same_precision(self, report: Report) -> None:
+    def test_bundle_matches_the_cut_base_of_the_same_precision(self, report: Report) -> None:
         assert report.passed
         assert report.coverage().left_out == ()
         assert {result.level for result in report.outputs} == {"none", "basic", "all"}

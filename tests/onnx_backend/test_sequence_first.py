@@ -61,7 +61,7 @@ def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
     ]
 
 
-def test_without_names_what_a_transposition_gives_is_known(tmp_path):
+def test_sequence_first_is_known_behind_a_transposition(tmp_path):
     sites = sequence_first(tmp_path, [None, None]).sites
     assert [site.name for site in sites if site.sequence_first] == ["layers.0.ffn.up"]
 

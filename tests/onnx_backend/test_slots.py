@@ -83,7 +83,7 @@ class TestUnion:
         assert facts["adapter.layers.0.ffn.up.weight"] == (("b", WIDTH), (1, WIDTH))
         assert facts["adapter.head.classifier.weight"] == ((WIDTH, "classes"), (WIDTH, 1))
 
-    def test_names_of_values_are_no_part_of_the_topology(self) -> None:
+    def test_topology_ignores_the_names_of_values(self) -> None:
         def graph(name: str) -> AdapterGraph:
             nodes = (Node("linear", ("h",), name, {"weight": "w"}), Node("add", ("h", name), "sum"))
             return AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "sum")
@@ -216,7 +216,7 @@ class TestIdleMatrices:
             np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
             np.testing.assert_allclose(in_row, wanted, rtol=0, atol=2e-5)
 
-    def test_what_another_matrix_reads_stays_as_it_is(self) -> None:
+    def test_idle_matrices_read_by_another_matrix_stay(self) -> None:
         nodes = (
             Node("linear", ("u",), "first", {"weight": "v"}),
             Node("linear", ("first",), "second", {"weight": "w"}),
@@ -241,7 +241,7 @@ class TestIdleMatrices:
         assert read_plan(insert_slots(base, plan), "model") == plan
 
 
-def test_every_pooling_in_rows_of_a_bank(base: OnnxBase) -> None:
+def test_rows_of_a_bank_support_every_pooling(base: OnnxBase) -> None:
     """Padding on either side, and within a row: each row pools the tokens of its mask."""
     adapters = [
         random_adapter(name, pfeiffer(RELU), base, labels="a", head=classification_head(name)) for name in POOLINGS

@@ -62,7 +62,7 @@ def test_scalars_and_empty_tensors_are_refused(tmp_path: Path, shape: tuple[int,
         parse_adapter(_written(tmp_path / "a", {"w": np.ones(shape, np.float32)}), "a")
 
 
-def test_a_shape_that_reaches_past_the_data(whole: bytes) -> None:
+def test_shapes_beyond_the_data_are_refused(whole: bytes) -> None:
     """Before 1.24.3, onnxruntime reads past the end of the buffer."""
     old, new = np.array([3, 4], "<i8").tobytes(), np.array([3000, 4000], "<i8").tobytes()
     assert whole.count(old) == 1

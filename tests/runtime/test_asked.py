@@ -9,7 +9,7 @@ from adapter_export.runtime.answerer import asked_of
 from adapter_export.text import Pair
 
 
-def test_a_text_a_pair_and_choices() -> None:
+def test_texts_pairs_and_choices_are_read() -> None:
     assert asked_of("") == ""
     pair = asked_of({"text": "a", "pair": "b"})
     assert isinstance(pair, Pair)

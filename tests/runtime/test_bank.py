@@ -54,7 +54,7 @@ class TestMixedBatch:
         assert session.run(inputs, adapters=["wide", "narrow"])["logits"].shape == (2, 3)
         assert list(session.run(inputs, adapters=[None, "plain"])) == ["hidden"]
 
-    def test_labels_of_each_rows_own_adapter(self, session: Session) -> None:
+    def test_rows_are_classified_with_labels_of_their_adapter(self, session: Session) -> None:
         inputs = token_inputs(4, 6, 2)
         found = session.classify(inputs, adapters=["narrow", "wide", "pfeiffer"])
         alone = [session.classify(_row(inputs, i), name)[0] for i, name in enumerate(("narrow", "wide", "pfeiffer"))]

@@ -59,7 +59,7 @@ def _removed(folder: Path, other: Path) -> None:
 
 @pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("change", [_written_over, _emptied, _exchanged, _removed])
-def test_what_becomes_of_the_folder_changes_nothing(
+def test_changes_of_the_folder_do_not_affect_open_sessions(
     copy: Path, bundle: Bundle, second: Path, change: Callable[[Path, Path], None]
 ) -> None:
     """Open sessions and later reads, of a bank, adapters on demand and another session, are unaffected."""
@@ -110,7 +110,7 @@ class TestSharedCopy:
 
 
 class TestPrivateCopy:
-    def test_lives_as_long_as_a_session(self, built: Path, temporary: Path) -> None:
+    def test_private_copy_is_removed_with_its_session(self, built: Path, temporary: Path) -> None:
         session = Bundle.open(built).session(threads=1)
         (folder,) = temporary.iterdir()
         assert folder.stat().st_mode & 0o077 == 0
@@ -119,7 +119,7 @@ class TestPrivateCopy:
         assert list(temporary.iterdir()) == []
 
     @pytest.mark.extended
-    def test_that_a_killed_process_left_is_removed_by_the_next(self, built: Path, temporary: Path) -> None:
+    def test_private_copy_of_a_killed_process_is_removed_later(self, built: Path, temporary: Path) -> None:
         used = Bundle.open(built)  # a lock keeps the next one from it
         code = f"""
 import os, signal
@@ -136,7 +136,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert answers(used.session())
         assert answers(again.session())
 
-    def test_that_another_process_takes_for_abandoned_is_made_again(
+    def test_private_copy_removed_by_another_process_is_made_again(
         self, built: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made, real = list[str](), tempfile.mkdtemp
@@ -164,7 +164,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.usefixtures("sharing")
 class TestReload:
-    def test_of_the_same_bundle_is_the_bundle_itself(self, copy: Path) -> None:
+    def test_reload_of_an_unchanged_bundle_returns_the_same_object(self, copy: Path) -> None:
         bundle = Bundle.open(copy)
         assert bundle.reload() is bundle
 
@@ -188,7 +188,7 @@ class TestReload:
                 opened.reload()
         assert same(answers(opened.session(threads=1)), answers(bundle.session(threads=1)))
 
-    def test_of_one_that_is_exchanged_midway_is_tried_again(
+    def test_open_retries_a_bundle_exchanged_midway(
         self, copy: Path, second: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import adapter_export.runtime.bundle as module
@@ -203,9 +203,7 @@ class TestReload:
         monkeypatch.setattr(module, "verify_files", exchanged_before)
         assert Bundle.open(copy).manifest == Bundle.open(second).manifest
 
-    def test_of_one_whose_file_goes_between_two_looks_is_named(
-        self, copy: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_open_names_a_file_that_disappears_midway(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A replaced folder is retried instead of raising an error of the operating system."""
         import adapter_export.format.manifest_json as module
 

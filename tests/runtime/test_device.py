@@ -42,7 +42,7 @@ def test_run_on_device_refuses_invalid_calls(session: Session) -> None:
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a GPU")
-def test_without_a_gpu_the_fallback_says_so(bundle: Bundle) -> None:
+def test_missing_gpu_is_reported_and_falls_back_to_cpu(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="`cuda` is not available here"):
         bundle.session(provider="cuda")
     with pytest.warns(RuntimeWarning, match="runs on `cpu`: `cuda` is not available here"):

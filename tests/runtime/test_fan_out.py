@@ -157,7 +157,7 @@ def test_a_prompt_of_a_decoder_and_its_cache_fan_out(tmp_path: Path) -> None:
     assert not np.array_equal(found["a"]["hidden"], found["b"]["hidden"])
 
 
-def test_without_the_graph_the_answers_are_the_same(bundle: Bundle, copy: Path) -> None:
+def test_fan_out_without_its_graph_gives_the_same_answers(bundle: Bundle, copy: Path) -> None:
     for name in ("prefix", "fanout"):
         (copy / f"model.{name}.onnx").unlink()
     graphs = {variant: path for variant, path in bundle.manifest.graphs.items() if variant != "fanout"}
@@ -222,7 +222,7 @@ def test_outputs_keep_their_shapes_where_others_must_be_inferred(bundle: Bundle)
     assert cut.values == bundle.manifest.fanout.values
 
 
-def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
+def test_fan_out_refuses_banks_that_cannot_be_cut(bundle: Bundle) -> None:
     bank, record = ir.load(bundle.folder / "model.bank.onnx"), bundle.manifest.bank
     assert record is not None
     with pytest.raises(BaseModelError, match="no trained layer below the first adapter"):

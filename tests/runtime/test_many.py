@@ -47,7 +47,7 @@ def _hold(session: Session, requests: Sequence[Request], found: Sequence[dict[st
 
 
 @pytest.mark.parametrize("token_budget", [1, 40, 100_000])
-def test_each_is_as_if_it_had_run_alone(session: Session, token_budget: int) -> None:
+def test_many_requests_equal_their_single_runs(session: Session, token_budget: int) -> None:
     requests = _requests(60)
     _hold(session, requests, session.run_many(requests, token_budget=token_budget))
 
@@ -169,7 +169,7 @@ def test_run_many_shows_a_progress_bar(session: Session, capsys: pytest.CaptureF
     assert capsys.readouterr().err.endswith("] 4/4\n")
 
 
-def test_nothing_is_done_if_a_request_does_not_fit(session: Session) -> None:
+def test_invalid_requests_are_refused_before_any_call(session: Session) -> None:
     wrong = Request({"input_ids": np.zeros((1, 2), np.int64)}, "wide")
     calls = Steps()
     with pytest.raises(RequestError, match="request 2: the inputs are not those of the graph"):
@@ -277,7 +277,7 @@ def test_a_base_without_a_mask_gets_equal_lengths(tmp_path: Path) -> None:
     assert _calls(session, requests) == [2, 4, 5]
 
 
-def test_labels_of_each_requests_own_adapter(session: Session) -> None:
+def test_requests_are_classified_with_labels_of_their_adapter(session: Session) -> None:
     requests = _requests(20, ["wide", "narrow", "pfeiffer"])
     for request, found in zip(requests, session.classify_many(requests), strict=True):
         alone = session.classify(request.inputs, request.adapter)

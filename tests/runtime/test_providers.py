@@ -233,7 +233,7 @@ class TestProof:
         with pytest.raises(FormatError, match="provider `openvino`: does not compute what the reference computed"):
             Bundle.open(copy).session(provider="openvino")
 
-    def test_without_golden_data_it_does_not_open(self, copy: Path) -> None:
+    def test_provider_refuses_a_bundle_without_golden_data(self, copy: Path) -> None:
         bundle = Bundle.open(copy)
         shutil.rmtree(copy / "golden")
         with pytest.raises(FileError, match="golden"):

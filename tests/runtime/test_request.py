@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_what_fits_comes_back_contiguous_in_the_order_of_the_graph() -> None:
+def test_valid_inputs_are_returned_contiguous_in_graph_order() -> None:
     turned = {name: np.asfortranarray(GOOD[name]) for name in reversed(GOOD)}
     found = check_inputs(turned, RECORDS, {})
     assert list(found) == ["ids", "mask", "pixels"]

@@ -130,7 +130,9 @@ class TestClassify:
 
 
 class TestLoad:
-    def test_another_width_of_the_same_topology(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+    def test_load_accepts_another_width_of_the_same_topology(
+        self, session: Session, bundle: Bundle, tmp_path: Path
+    ) -> None:
         base = open_onnx(save_tiny(tmp_path))
         adapter = random_adapter("new", houlsby(BottleneckOptions("gelu")), base, bottleneck=21, labels="abcd")
         session.load("new", _save_for(bundle, adapter, tmp_path), labels=("a", "b", "c", "d"))
@@ -179,11 +181,11 @@ class TestLoad:
         with pytest.raises(AdapterError, match=r"unknown problem type; found `classify`; expected .*regression"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", task="classify")  # type: ignore[arg-type]
 
-    def test_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(AdapterError, match="has no head for `single_label`; found no head"):
             session.load("more", bundle.folder / "adapters/plain.onnx_adapter", labels=("a",))
 
-    def test_without_labels_it_runs_and_does_not_classify(self, session: Session, bundle: Bundle) -> None:
+    def test_loaded_adapter_without_labels_runs_but_does_not_classify(self, session: Session, bundle: Bundle) -> None:
         session.load("more", bundle.folder / "adapters/wide.onnx_adapter")
         np.testing.assert_array_equal(session.run(INPUTS, "more")["logits"], session.run(INPUTS, "wide")["logits"])
         with pytest.raises(RequestError, match="pass `labels`"):

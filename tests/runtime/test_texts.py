@@ -245,7 +245,9 @@ def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextR
         (["a"], "base", "the base by itself cannot answer"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(reader: TextReader, texts: Any, name: str | None, words: str) -> None:
+def test_unsuitable_texts_are_refused_in_one_sentence(
+    reader: TextReader, texts: Any, name: str | None, words: str
+) -> None:
     with pytest.raises(RequestError, match=words) as caught:
         reader.answer(texts, name)
     assert len(str(caught.value)) < 400

@@ -74,7 +74,7 @@ def test_weights_for_all_rows_are_those_of_a_fusion_with_these_weights(fused: Fu
         assert one.classify(INPUTS, "fused", weights=OTHER) == one.classify(INPUTS, "fixed")
 
 
-def test_each_row_may_have_its_own(session: Session) -> None:
+def test_each_row_may_have_its_own_fusion_weights(session: Session) -> None:
     rows = [OWN, {"topic": 0, "tone": 0}, OTHER]
     found = session.run(INPUTS, "fused", weights=rows)["hidden"]
     for index, wanted in enumerate(session.run(INPUTS, name)["hidden"] for name in ("fused", None, "fixed")):
@@ -106,7 +106,7 @@ def test_any_other_program_can_give_them(fused: Fused, session: Session, variant
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
-def test_they_go_to_the_device_as_well(session: Session) -> None:
+def test_run_on_device_accepts_fusion_weights(session: Session) -> None:
     found = session.run_on_device(INPUTS, "fused", weights=OTHER)["hidden"].numpy()
     np.testing.assert_array_equal(found, session.run(INPUTS, "fused", weights=OTHER)["hidden"])
 

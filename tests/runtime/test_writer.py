@@ -201,7 +201,7 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert shares()[1] == 1
 
 
-def test_what_cannot_be_written_is_refused(session: Session, bundle: Bundle) -> None:
+def test_invalid_prompts_and_logits_are_refused(session: Session, bundle: Bundle) -> None:
     for prompt in ([], [3] * LONGEST):
         with pytest.raises(RequestError, match="too few or too many tokens"):
             session.generate([[5], prompt])

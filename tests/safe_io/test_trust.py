@@ -33,7 +33,7 @@ from adapter_export.torch_backend.base.pickles import _pickles, read_torch_file
 from adapter_export.training.loop.checkpoint import read_checkpoint
 
 
-def test_an_empty_tensor_of_very_many_columns(tmp_path: Path) -> None:
+def test_an_empty_tensor_with_huge_dimensions_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.empty(0, 2**40, 5)}, tmp_path / "a.bin")
     assert read_torch_file(tmp_path / "a.bin")["a"].shape == (0, 2**40, 5)
 
@@ -49,7 +49,7 @@ def test_a_list_among_the_keys_of_an_old_pickle(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "a.bin")
 
 
-def test_a_table_of_fields_that_lies_outside_of_the_file(tmp_path: Path) -> None:
+def test_a_field_table_outside_of_the_file_is_refused(tmp_path: Path) -> None:
     adapter = ort.AdapterFormat()
     adapter.set_model_version(7)
     adapter.set_parameters({"a": ort.OrtValue.ortvalue_from_numpy(np.ones(2, np.float32))})
@@ -103,7 +103,7 @@ def test_damaged_npz_files_are_refused(data: bytes, tmp_path: Path) -> None:
         read_arrays(tmp_path / "a.npz")
 
 
-def test_a_golden_input_of_a_wrong_rank(tmp_path: Path) -> None:
+def test_golden_inputs_of_a_wrong_rank_are_refused(tmp_path: Path) -> None:
     arrays = {"one.input.ids": np.ones(3, np.int64), "one.output.y": np.ones((1, 3), np.float32)}
     (tmp_path / "g.safetensors").write_bytes(save(arrays))
     record = GoldenRecord("g.safetensors", ("one",), {"y": 1e-5}, "torch")

@@ -88,9 +88,7 @@ def test_output_that_appears_meanwhile_is_not_overwritten(new: New, tmp_path: Pa
     assert names(tmp_path) == ["out"]
 
 
-def test_what_the_holder_of_the_lock_before_wrote_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_written_by_the_previous_lock_holder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = output._acquire
 
     def acquired(lock: Path, named: Path) -> int:
@@ -174,7 +172,7 @@ def test_sha256_of_a_file_matches_hashlib(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_bytes, sha256_of])
-def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+def test_unreadable_files_are_named(read: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(FileError, match="does not exist"):
         read(tmp_path / "nothing")
     with pytest.raises(FileError, match="is a folder"):
@@ -185,7 +183,7 @@ def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: 
 
 
 @pytest.mark.parametrize("read", [read_bytes, sha256_of, lambda path: sha256_of_part(path, 0, 9)])
-def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: Path) -> None:
+def test_endless_files_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name, found in (("fifo", "a FIFO"), ("zero", "a device or a socket")):

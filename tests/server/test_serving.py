@@ -376,7 +376,7 @@ def test_the_queue_is_limited(film: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.exporter"])
-def test_without_an_exporter_nothing_is_traced(
+def test_server_traces_nothing_without_an_exporter(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:

@@ -208,7 +208,7 @@ def test_parallel_sublayers_start_from_one_value(exported, name):
 
 
 @pytest.mark.parametrize("name", by_architecture(["bert", "gpt2", "llama", "cohere", "opt"]))
-def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(exported, name):
+def test_every_residual_sum_is_followed_by_a_norm(exported, name):
     assert {site.followed_by for site in exported(name).torch_sites.sublayers} == {"norm"}
 
 

@@ -45,11 +45,11 @@ def test_a_layer_that_is_called_at_its_site_alone():
     assert other_calls(model("")) == {"up": 0, "down": 0}
 
 
-def test_products_of_constants_are_not_counted_as_calls():
+def test_products_of_constants_are_counted_as_calls():
     assert other_calls(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
 
 
-def test_a_matrix_that_multiplies_behind_the_last_sublayer():
+def test_calls_behind_the_last_sublayer_are_counted():
     assert other_calls(model("logits = MatMul(y, v)", f", float[batch, tokens, {WIDTH}] logits")) == {
         "up": 0,
         "down": 1,

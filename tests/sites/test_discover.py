@@ -146,7 +146,7 @@ def test_a_chain_of_sums_inside_a_sublayer_is_no_second_stream():
     assert [site.h for site in discover(flow(text)).sublayers] == ["h0", "h1", "h2"]
 
 
-def test_what_nothing_depends_on_is_not_looked_at():
+def test_unused_sublayers_are_ignored():
     sites = discover(flow("h = linear x \n out = add x h \n g = linear out \n stray = add out g"))
     assert [site.h for site in sites.sublayers] == ["h"]
 
@@ -220,7 +220,7 @@ def test_parallel_sublayers_summed_before_the_residual_are_found(first, second):
 
 
 @pytest.mark.parametrize(("first", "second"), [("c", "f"), ("f", "c")])
-def test_parallel_sublayers_added_one_after_the_other(first, second):
+def test_parallel_sublayers_added_in_sequence_are_found(first, second):
     text = f"""
         read = norm x
         q = linear read

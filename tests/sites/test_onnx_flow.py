@@ -51,7 +51,7 @@ def test_a_product_of_activations_is_not():
     assert (product.kind, product.weighted, product.mixes_tokens) == ("product", False, True)
 
 
-def test_what_is_computed_from_weights_alone_is_a_weight():
+def test_values_computed_only_from_weights_are_weights():
     flow = view("t = Transpose(w) r = Relu(t) out = MatMul(x, r)", weights="w=[8,8]")
     assert [node.op for node in flow.nodes] == ["MatMul"]
     assert node(flow, "out").weighted
@@ -71,7 +71,7 @@ def test_the_sum_of_two_activations_is_an_add():
     assert node(view("y = Relu(x) out = Add(x, y)"), "out").kind == "add"
 
 
-def test_what_depends_on_a_shape_alone_is_no_activation():
+def test_values_computed_only_from_shapes_are_not_activations():
     """Position ids made from the number of tokens do not make their embeddings depend on the text."""
     flow = view(
         """

@@ -79,7 +79,7 @@ def test_the_sum_of_two_activations_is_an_add(function):
         lambda x, w: x + torch.zeros_like(x),
     ],
 )
-def test_scaled_sums_are_not_additions(function):
+def test_sums_without_two_activations_are_other_nodes(function):
     assert last(function).kind == "other"
 
 

@@ -113,7 +113,7 @@ def test_other_files_are_told_by_name(sort: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trust_pickle", [False, True])
-def test_a_missing_file_and_a_folder(tmp_path: Path, trust_pickle: bool) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path, trust_pickle: bool) -> None:
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(FileError, match=str(path)):
             load_base(path, trust_pickle=trust_pickle)

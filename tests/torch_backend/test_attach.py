@@ -90,7 +90,7 @@ def test_every_site_agrees_with_the_reference(base, inputs, kind: str) -> None:
         np.testing.assert_allclose(calls[owner].result.numpy(), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_without_an_adapter_it_is_the_base_bit_for_bit(base, inputs) -> None:
+def test_model_without_an_adapter_equals_the_base(base, inputs) -> None:
     model = attach(base, None)
     expected = base.run(inputs)
     with torch.inference_mode():
@@ -202,7 +202,7 @@ class WithoutMask(nn.Module):
         return values
 
 
-def test_without_a_mask_every_token_counts(tmp_path: Path) -> None:
+def test_head_without_a_mask_pools_every_token(tmp_path: Path) -> None:
     torch.manual_seed(0)
     axes = {"values": {0: "batch", 1: "tokens"}}
     save_base(WithoutMask(), {"values": torch.randn(2, 5, WIDTH)}, tmp_path / "model.pt", axes=axes)
@@ -215,7 +215,7 @@ def test_without_a_mask_every_token_counts(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["logits"].numpy(), expected, atol=1e-5)
 
 
-def test_what_goes_in_comes_out_through_a_file(base, inputs, tmp_path: Path) -> None:
+def test_adapter_survives_saving_and_loading(base, inputs, tmp_path: Path) -> None:
     model = attach(base, with_random_weights(make_adapter(base)))
     write_adapter(model.to_adapter(training={"seed": 1}), tmp_path / "a")
     read = read_adapter(tmp_path / "a")
@@ -266,7 +266,7 @@ def test_missing_and_unknown_inputs_are_refused(base, inputs) -> None:
         model(**inputs, more=inputs["input_ids"])
 
 
-def test_without_an_adapter_there_is_none_to_give(base) -> None:
+def test_to_adapter_requires_an_attached_adapter(base) -> None:
     with pytest.raises(AdapterError, match="no adapter is attached"):
         attach(base, None).to_adapter()
 

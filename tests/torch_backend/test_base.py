@@ -138,7 +138,7 @@ def test_the_order_of_the_inputs_is_that_of_the_model(tmp_path: Path, encoder_in
     assert [record.name for record in base.inputs] == ["input_ids", "attention_mask"]
 
 
-def test_names_of_axes_are_given_back(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
+def test_saved_base_keeps_names_of_axes(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     axes = {name: {0: "rows", 1: "tokens"} for name in encoder_inputs}
     base = round_trip(Encoder(layers=1), encoder_inputs, tmp_path, axes=axes)
     assert [record.axes for record in base.inputs] == [("rows", "tokens"), ("rows", "tokens")]
@@ -178,7 +178,7 @@ def test_two_sequences_of_different_lengths_keep_their_own_axes(tmp_path: Path) 
     assert [record.limit for record in base.inputs] == [9, 9]
 
 
-def test_names_that_torch_changes_are_given_back(tmp_path: Path) -> None:
+def test_saved_base_restores_names_changed_by_torch(tmp_path: Path) -> None:
     class Upper(nn.Module):
         def forward(self, X: Tensor, input: Tensor) -> Tensor:
             return X + input
@@ -495,7 +495,7 @@ def test_saving_is_silent_and_leaves_the_module_and_torch_as_they_were(
     assert captured.out + captured.err == ""
 
 
-def test_a_transformer_of_torch_with_its_fast_path(tmp_path: Path) -> None:
+def test_a_torch_transformer_with_fast_path_is_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()

@@ -125,7 +125,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("name", "head", "named"), LEFT_OUT, ids=[f"{one[0]}{one[1]}" for one in LEFT_OUT])
-def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
+def test_unsupported_base_heads_are_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
     small(name, head).save_pretrained(tmp_path / "folder")
     with pytest.warns(UserWarning, match="left out") as warned:
         base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", bare=True)
@@ -138,7 +138,7 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
 
 
 @pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base accepts")])
-def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> None:
+def test_base_head_is_measured_only_at_accepted_lengths(tokens: int, reason: str, tmp_path: Path) -> None:
     small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
     heard = Heard()
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], reporter=heard)
@@ -379,7 +379,7 @@ def test_texts_that_end_with_the_token_of_padding(decoder_folder: Path, tmp_path
 
 
 @pytest.mark.extended
-def test_a_decoder_without_an_id_of_padding(tmp_path: Path) -> None:
+def test_a_decoder_without_a_padding_id_has_no_base_head(tmp_path: Path) -> None:
     small("Llama", "ForSequenceClassification", pad_token_id=None).save_pretrained(tmp_path / "folder")
     with pytest.warns(UserWarning, match=r"head .* is left out.*no padding token is defined"):
         assert ae.capture(tmp_path / "folder", tmp_path / "model.pt").base_head is None

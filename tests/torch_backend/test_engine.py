@@ -49,7 +49,7 @@ GPU = torch.accelerator.is_available()
         ({"log_to": ("swanlab",)}, "the tracker `swanlab` is not installed. Run `pip install swanlab`"),
     ],
 )
-def test_what_is_not_there_is_named(arguments: dict[str, str], message: str) -> None:
+def test_missing_devices_are_named(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Engine(Machine(**arguments))
 
@@ -168,14 +168,14 @@ def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data
     assert (tmp_path / CHECKPOINT_FILE).exists()
 
 
-def test_without_memory_it_says_what_to_lower(ended_runs: Path) -> None:
+def test_training_out_of_memory_names_the_option_to_lower(ended_runs: Path) -> None:
     """Run in a separate process: memory freed by other tests would count, and a worker without memory may crash."""
     said = (ended_runs / "memory.txt").read_text()
     assert re.search(r"step 1: out of memory; found 30000 rows .*`gradient_accumulation`", said), said
 
 
 @pytest.mark.parametrize("change", ["learning_rate", "labels"])
-def test_what_differs_from_the_interrupted_run_is_named(base, data, tmp_path: Path, change: str) -> None:
+def test_resuming_with_other_settings_is_refused(base, data, tmp_path: Path, change: str) -> None:
     train(prepared(base), data, replace(QUICK, epochs=1), checkpoints=tmp_path)
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     settings, model = replace(QUICK, epochs=1), prepared(base)
@@ -222,7 +222,7 @@ class TestTheCache:
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
         assert one.best.validation.metrics == other.best.validation.metrics
 
-    def test_it_holds_what_the_first_adapter_reads_and_nothing_above(self, base, data) -> None:
+    def test_cache_contains_only_inputs_of_the_first_adapter(self, base, data) -> None:
         low, high = (self.made(base, data, leave_out) for leave_out in ((), (0,)))
         tokens = int(data.training.lengths.sum())
         assert low is not None

@@ -68,7 +68,7 @@ def test_expressions_written_by_sympy_are_accepted(name: str) -> None:
         "Float('1e999999999')",
     ],
 )
-def test_what_is_more_than_arithmetic_does_not(text: str) -> None:
+def test_expressions_beyond_arithmetic_are_refused(text: str) -> None:
     assert not is_size_expression(text)
 
 

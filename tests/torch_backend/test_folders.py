@@ -100,7 +100,7 @@ def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) ->
     assert type(found).__name__ == "WhisperEncoder"
 
 
-def test_a_part_whose_type_no_auto_class_knows(tmp_path: Path) -> None:
+def test_a_part_without_an_auto_class_is_opened(tmp_path: Path) -> None:
     part = made(
         "MoonshineStreamingModel", "MoonshineStreaming", encoder_config=SIZE, **SIZE, num_key_value_heads=2
     ).get_encoder()
@@ -197,7 +197,7 @@ TEXT = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequenc
         ("CLIPVisionModelWithProjection", "CLIPVision", IMAGE, {"pixel_values": ("batch", 3, 16, 16)}),
     ],
 )
-def test_inputs_as_the_model_documents_them(
+def test_example_inputs_have_the_documented_shapes(
     name: str, config: str, settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     settings = SIZE | settings
@@ -362,7 +362,7 @@ class Quiet(nn.Module):
         return nn.functional.dropout(x, 0.5, self.training)
 
 
-def test_what_is_random_in_eval_mode_is_no_base(tmp_path: Path) -> None:
+def test_models_that_are_random_in_eval_mode_are_refused(tmp_path: Path) -> None:
     made("ViTMAEModel", "ViTMAE", **SIZE, **IMAGE).save_pretrained(tmp_path / "folder")
     with pytest.raises(BaseModelError, match="is random in `eval` mode: two runs on the same inputs differ"):
         capture_folder(tmp_path / "folder", tmp_path / "model.pt")

@@ -125,7 +125,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchBa
         *(("albert", "houlsby"), ("gpt2", "lora"), ("gpt2", "parallel"), ("llama", "seq_bn")),
     ],
 )
-def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
+def test_adapter_saved_from_a_module_matches_in_the_base(
     name: str, kind: str, base_of: Callable[[str], TorchBase], tmp_path: Path
 ) -> None:
     model = shared_model(name)
@@ -221,7 +221,7 @@ def test_all_of_the_adapter_gets_gradients() -> None:
     assert all(tensor.grad is None for tensor in model.parameters())
 
 
-def test_without_a_mask_every_token_counts_for_the_head() -> None:
+def test_head_without_a_mask_pools_every_token() -> None:
     model = shared_model("bert")
     ids = inputs_of()["input_ids"]
     with attach_to_module(model, made()) as adapter, torch.no_grad():
@@ -320,7 +320,7 @@ def test_inputs_that_are_not_obvious_are_asked_for() -> None:
         attach_to_module(Scaled(), made())
 
 
-def test_what_does_not_fit_leaves_the_module_alone() -> None:
+def test_refused_adapters_leave_the_module_unchanged() -> None:
     model = shared_model("bert")
     other = made()
 

@@ -89,7 +89,7 @@ class TestWhatIsFound:
     def test_effect_of_padding_on_a_convolution_is_detected(self, convolution: TorchBase) -> None:
         assert not adapted(convolution).pads
 
-    def test_nothing_hides_it_without_a_mask(self, unmasked: TorchBase) -> None:
+    def test_padding_without_a_mask_changes_results(self, unmasked: TorchBase) -> None:
         assert not adapted(unmasked).pads
 
     def test_padding_probe_leaves_the_model_unchanged(self, base: TorchBase) -> None:
@@ -122,7 +122,7 @@ class TestRows:
     def data(self, model: AdaptedModel) -> TrainingData:
         return review_data(model.base)
 
-    def test_each_is_measured_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
+    def test_rows_are_scored_without_padding(self, model: AdaptedModel, data: TrainingData) -> None:
         examples: Any = data.validation
         assert len(set(examples.lengths.tolist())) > 2
         rows, results, targets = answer_examples(model, examples, QUICK)
@@ -130,7 +130,7 @@ class TestRows:
         torch.testing.assert_close(results, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert targets.tolist() == examples.answers[rows].tolist()
 
-    def test_each_is_trained_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
+    def test_rows_are_trained_without_padding(self, model: AdaptedModel, data: TrainingData) -> None:
         """The gradient of a batch equals that of its separate rows, however it is split."""
         examples: Any = data.training
         settings = replace(QUICK, epochs=1, batch_size=60, learning_rate=1e-9, clip=1e9)

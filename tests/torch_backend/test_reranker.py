@@ -123,7 +123,7 @@ def cross_encoder(folder: Path, place: Path, *, template: str = "") -> Path:
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_cross_encoder_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
+def test_cross_encoder_gives_the_scores_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
     place = cross_encoder(folder, tmp_path / "folder")
     expected = library.CrossEncoder(str(place), device="cpu", local_files_only=True).predict(

@@ -31,7 +31,7 @@ def test_description_states_torch_and_precision(runner: Runner) -> None:
     assert re.fullmatch(r"torch \d+\.\d+\.\d+ float32", runner.description)
 
 
-def test_it_computes_what_the_attached_model_computes(base, runner: Runner, arrays) -> None:
+def test_runner_computes_what_the_attached_model_computes(base, runner: Runner, arrays) -> None:
     adapter = with_random_weights(make_adapter(base))
     with torch.inference_mode():
         expected = attach(base, adapter)(**small_encoder.inputs())

@@ -65,7 +65,7 @@ def cosines(found: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-def test_the_cosines_of_minilm_before_and_after_an_adapter(
+def test_cosines_of_minilm_match_with_and_without_an_adapter(
     library: Any, minilm_folder: Path, minilm_archive: Path, tmp_path: Path
 ) -> None:
     base = ae.open_base(minilm_archive)
@@ -173,7 +173,7 @@ def test_bundles_give_the_vectors_of_sentence_transformers(name: str, library: A
     assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
-def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_sentence_folder_keeps_prompts_and_base_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -294,7 +294,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_folder: Path, tmp_path: Path) -> None:
+def test_unsupported_heads_are_named_and_never_approximated(name: str, minilm_folder: Path, tmp_path: Path) -> None:
     dense: Modules = [("Dense", {"out_features": 24, "activation_function": "Tanh"})]
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, dense)
     change, named = LEFT_OUT[name]

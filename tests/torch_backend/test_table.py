@@ -152,7 +152,7 @@ SHOP = "text;label\r\nCafé, très bon;bon\r\n„Überfüllt“;schlecht\r\n"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 @pytest.mark.parametrize("mark", ["", "sep=;\r\n"])
-def test_what_excel_saves_is_read_and_named(tmp_path: Path, mark: str, encoding: str) -> None:
+def test_tables_saved_by_excel_are_read_with_notes(tmp_path: Path, mark: str, encoding: str) -> None:
     found = read(written(tmp_path, "shop.csv", (mark + SHOP).encode(encoding)))
     assert (found.texts, found.labels) == (("Café, très bon", "„Überfüllt“"), ("bon", "schlecht"))
     assert found.lines == ((3, 4) if mark else (2, 3))
@@ -274,6 +274,6 @@ WORDS = st.text(st.characters(categories=["L"], codec="utf-8"), min_size=1).filt
 
 
 @given(st.lists(st.tuples(CELLS, WORDS), min_size=1, unique=True))
-def test_what_a_csv_writer_wrote_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_tables_of_a_csv_writer_are_read(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     found = read(write_rows(tmp_path_factory.mktemp("rows") / "rows.csv", rows))
     assert list(zip(found.texts, found.labels, strict=True)) == rows

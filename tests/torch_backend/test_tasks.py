@@ -217,7 +217,7 @@ def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
     assert (scores.tolist(), right.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [0, 1])
 
 
-def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: Path) -> None:
+def test_questions_with_different_numbers_of_choices_are_scored_separately(base: TorchBase, tmp_path: Path) -> None:
     """The loss and the metrics are those of each separate question."""
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
@@ -242,7 +242,7 @@ def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: 
 
 
 class TestTokenTargets:
-    def test_the_first_token_of_each_word_and_nothing_else(self, base: TorchBase) -> None:
+    def test_only_the_first_token_of_each_word_is_learnt(self, base: TorchBase) -> None:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         words = [("good", "film-was", "bad"), ("dull",)]
@@ -339,7 +339,7 @@ def test_rows_that_a_task_cannot_use(
     assert message in str(caught.value)
 
 
-def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, tmp_path: Path) -> None:
+def test_space_separated_words_and_numbers_are_read_from_tables(base: TorchBase, tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("text\tlabel\ngood film\t1 -2.5\nbad play\t0 3\n", encoding="utf-8")
     assert base.tokenizer is not None

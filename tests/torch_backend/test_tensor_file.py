@@ -92,9 +92,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zip
         ({"a": torch.zeros(2).to_sparse()}, r"found `torch._utils._rebuild_sparse_tensor`"),
     ],
 )
-def test_what_is_not_tensors_by_name_is_refused_by_name(
-    tmp_path: Path, zipped: bool, value: object, message: str
-) -> None:
+def test_files_without_named_tensors_are_refused(tmp_path: Path, zipped: bool, value: object, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         read_torch_file(save(value, tmp_path / "a.bin", zipped))
 

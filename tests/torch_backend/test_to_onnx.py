@@ -271,7 +271,7 @@ class Convolved(nn.Module):
         return self.transposed(self.grouped(self.volume(x).flatten(2)))
 
 
-def test_what_convolutions_add_up_is_known_on_both_sides(tmp_path: Path) -> None:
+def test_terms_of_convolutions_are_counted_in_both_views(tmp_path: Path) -> None:
     base = base_of(Convolved(), (torch.randn(1, 3, 4, 8, 8),))
     export_onnx(base, tmp_path / "model.onnx")
     flows = flow_graph(base.flat), onnx_flow(ir.load(tmp_path / "model.onnx"))
@@ -404,7 +404,7 @@ def test_existing_files_are_not_overwritten(small: TorchBase, taken: str, tmp_pa
     assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(taken, "mine")]
 
 
-def test_what_is_there_is_replaced_when_that_is_asked_for(small: TorchBase, tmp_path: Path) -> None:
+def test_existing_files_are_replaced_with_force(small: TorchBase, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "model.onnx").write_text("mine")

@@ -120,7 +120,7 @@ def unknown() -> TorchBase:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_no_head_can_say_is_named(name: str, unknown: TorchBase) -> None:
+def test_unsupported_operations_of_a_head_are_named(name: str, unknown: TorchBase) -> None:
     with pytest.raises(AdapterError, match=f"head language lacks; found `{UNKNOWN[name][1]}`"):
         trace_head(unknown, [name])
 

@@ -136,7 +136,7 @@ def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) 
         ae.train(vit_folder / "model.pt", tmp_path / "y.csv")
 
 
-def test_what_an_archive_reads_is_known_before_it_is_opened(
+def test_modality_of_an_archive_is_known_before_opening(
     vit_folder: Path, tiny_bert_archive: Path, tmp_path: Path
 ) -> None:
     damaged = tmp_path / "damaged.pt"
@@ -147,7 +147,7 @@ def test_what_an_archive_reads_is_known_before_it_is_opened(
     assert not any(base.is_open for base in bases)
 
 
-def test_what_is_for_texts_is_refused(vit_folder: Path, data: Path) -> None:
+def test_text_options_are_refused_for_media(vit_folder: Path, data: Path) -> None:
     for options in ({"max_tokens": 8}, {"truncation": "left"}, {"pair": "second", "task": "ranking"}):
         with pytest.raises(UsageError, match="applies to texts only"):
             ae.train(vit_folder / "model.pt", data / "train", **options)

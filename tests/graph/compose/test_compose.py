@@ -92,7 +92,7 @@ def test_stacked_adapters_read_the_previous_result(values: Values) -> None:
 
 
 @pytest.mark.parametrize("order", [(A, AT_Y, B), (AT_Y, A, B), (A, B, AT_Y)])
-def test_what_acts_on_h_acts_before_what_acts_on_y(values: Values, order: tuple[Adapter, ...]) -> None:
+def test_adapters_on_h_act_before_adapters_on_y(values: Values, order: tuple[Adapter, ...]) -> None:
     h = at(B, values, h=at(A, values))
     wanted = at(AT_Y, values, h=h, y=normed(h + values["x"], values))
     assert_same(at(stack(*order, name="s"), values), wanted)
@@ -261,7 +261,7 @@ def test_every_composition_can_lie_idle(values: Values, make, members: tuple[Ada
     np.testing.assert_array_equal(at(idle, values), values[form.replaces])
 
 
-def test_what_members_compute_alike_is_computed_once() -> None:
+def test_common_nodes_of_members_are_computed_once() -> None:
     other = adapter("other", wired(Wiring("normed"), BottleneckOptions("relu")), 8)
     ops = [node.op for node in average(NORMED, other, name="m").graphs["average"].nodes]
     assert ops.count("base_norm") == 1
@@ -307,7 +307,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_composed_is_refused(message: str) -> None:
+def test_invalid_compositions_are_refused(message: str) -> None:
     with pytest.raises((AdapterError, UsageError)) as caught:
         REFUSED[message]()
     assert message in str(caught.value)

@@ -277,7 +277,7 @@ def test_rules_and_factors_are_shared_as_the_configuration_says() -> None:
         ({"non_linearity": "xielu"}, "an activation that has no op here; found `xielu`"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_unsupported_configurations_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bottleneck_config(config(**changes))
 

@@ -92,7 +92,7 @@ def test_a_kind_makes_every_activation(kind: str) -> None:
     assert len(names) == len(ACTIVATIONS)
 
 
-def test_what_is_folded_away_does_not_name_a_topology() -> None:
+def test_folded_options_do_not_change_the_topology() -> None:
     assert houlsby(BottleneckOptions(scaling=2.0, dropout=0.1)).graphs.keys() == houlsby().graphs.keys()
 
 

@@ -169,11 +169,11 @@ class TestConfigs:
 
 
 class TestDefects:
-    def test_a_compacter_without_its_shared_rule(self, bert: Made) -> None:
+    def test_a_compacter_without_its_shared_rule_is_refused(self, bert: Made) -> None:
         with pytest.raises(AdapterError, match=r"Compacter without its shared tensors.*bare model"):
             load(FIXTURES / "bert/compacter_bare_without_rule", bert)
 
-    def test_the_last_norm_in_every_layer(self, bert: Made) -> None:
+    def test_a_defective_norm_of_the_plugin_interface_is_refused(self, bert: Made) -> None:
         with pytest.raises(
             AdapterError, match=r"defect of AdapterHub's plug-in interface: every layer applied the norm"
         ):
@@ -194,14 +194,14 @@ class TestDefects:
         _edit_interface(folder, layer_pre_ffn="ln_2")
         assert load(folder, gpt2).adapter.kind == "par_bn"
 
-    def test_an_interface_with_a_norm_that_the_base_lacks(self, copied: Copy, made: Callable[[str], Made]) -> None:
+    def test_an_interface_with_an_unknown_norm_is_refused(self, copied: Copy, made: Callable[[str], Made]) -> None:
         folder = copied("gpt2/par_bn")
         interface = {"layer_pre_ffn": "ln_2", "layer_pre_self_attn": "ln_1", "layer_ln_2": "post_feedforward_layernorm"}
         (folder / "adapter_interface.json").write_text(json.dumps({"interface": interface}))
         with pytest.raises(AdapterError, match="acted after the output projection, possibly before a norm"):
             load(folder, made("gpt2"))
 
-    def test_an_interface_without_the_norm_of_the_base(self, copied: Copy, bert: Made) -> None:
+    def test_an_interface_without_the_norm_of_the_base_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/plugin_seq_bn")
         _edit_interface(folder, layer_ln_1=None, layer_ln_2=None)
         with pytest.raises(AdapterError, match="read the sum before the norm that follows it in this base"):
@@ -284,7 +284,7 @@ class TestTensors:
         with pytest.raises(TensorError, match=r"4 tensors.*layer\.0\.output.*is left over"):
             load(edit(copied("bert/seq_bn"), config={"leave_out": [0]}), bert)
 
-    def test_lora_that_lacks_a_module_in_one_layer(self, copied: Copy, bert: Made) -> None:
+    def test_lora_without_a_module_in_one_layer_is_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in [name for name in tensors if "layer.1.attention.self.value" in name]:
                 del tensors[name]
@@ -292,7 +292,7 @@ class TestTensors:
         with pytest.raises(TensorError, match=r"every tensor of `attention\.value` in layer 1 is missing"):
             load(retensor(copied("bert/lora"), change), bert)
 
-    def test_lora_with_fewer_modules_than_its_config(self, copied: Copy, bert: Made) -> None:
+    def test_lora_with_fewer_modules_than_its_config_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/lora"), config={"output_lora": True})
         with pytest.raises(TensorError, match="each layer has 2 adapted linear layers, and the config requires 3"):
             load(folder, bert)
@@ -336,11 +336,11 @@ class TestBases:
         ):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_linear_layers_that_the_base_lacks(self, made: Callable[[str], Made]) -> None:
+    def test_linear_layers_that_the_base_lacks_are_refused(self, made: Callable[[str], Made]) -> None:
         with pytest.raises(AdapterError, match="acts on modules that the base does not have"):
             load(FIXTURES / "distilbert/lora", made("gpt2"))
 
-    def test_after_cross_attention_that_the_base_lacks(self, copied: Copy, bert: Made) -> None:
+    def test_adapters_after_missing_cross_attention_are_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in list(tensors):
                 tensors[name.replace(".output.adapters", ".crossattention.output.adapters")] = tensors.pop(name)
@@ -422,7 +422,7 @@ class TestHeads:
             load(folder, bert)
         assert perf_counter() - start < 10
 
-    def test_the_head_of_a_model_with_one(self, copied: Copy, bert: Made) -> None:
+    def test_the_head_of_a_single_head_model_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/head_two_layers")
         path = folder / "head_config.json"
         document = {**json.loads(path.read_text()), "config": None, "model_class": "BertForSequenceClassification"}
@@ -486,7 +486,7 @@ class TestFolders:
         with pytest.raises(FileError, match=r"is a PEFT folder.*Run `import_peft\("):
             load(folder, bert)
 
-    def test_two_files_of_weights_that_differ(self, copied: Copy, bert: Made) -> None:
+    def test_two_different_weight_files_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         shutil.copy(FIXTURES / "bert/seq_bn_bare_bin/pytorch_adapter.bin", folder)
         with pytest.raises(FormatError, match="two weight files differ"):

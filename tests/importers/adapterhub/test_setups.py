@@ -47,7 +47,7 @@ def test_numpy_and_torch_compute_setups_as_adapterhub_does(case: str, bert: Made
 
 
 @pytest.mark.parametrize("case", ["setup_average", "setup_stack"])
-def test_in_a_base_that_normalises_before(case: str, made: Callable[[str], Made]) -> None:
+def test_setups_in_pre_norm_bases_match_adapterhub(case: str, made: Callable[[str], Made]) -> None:
     base, expected = made("gpt2"), load_file(FIXTURES / "gpt2" / case / "expected.safetensors")
     adapter = imported(FIXTURES / "gpt2" / case, base).adapter
     close(base.float64.run(base.inputs, adapter), expected["hidden_f64"], EXACT)
@@ -109,7 +109,7 @@ def test_setups_keep_the_head_of_their_last_adapter(copied: Copy, bert: Made) ->
         imported(folder, bert)
 
 
-def test_names_that_are_no_names_of_parameters(copied: Copy, bert: Made) -> None:
+def test_invalid_member_names_are_replaced_in_parameters(copied: Copy, bert: Made) -> None:
     folder = copied("bert/setup_stack")
     (folder / "a").rename(folder / "fusion")
     config = folder / "fusion" / "adapter_config.json"
@@ -203,7 +203,7 @@ def test_members_that_act_in_different_places_are_refused(copied: Copy, bert: Ma
         imported(folder, bert)
 
 
-def test_what_a_parallel_adapter_loses_is_told(bert: Made) -> None:
+def test_import_notes_results_dropped_by_a_parallel_adapter(bert: Made) -> None:
     for case, name in (("setup_stack_parallel_last", "b"), ("setup_stack_parallel_first", "a")):
         (note,) = imported(case, bert).notes
         assert f"drops results before a parallel adapter (`{name}`)" in note

@@ -69,7 +69,7 @@ def base(bert: Path) -> ae.Base:
 
 @pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.extended)], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", some_quick([name for name in CONFIGS if name != "vit"], "bert"))
-def test_the_logits_of_a_merged_adapter(name: str, dora: bool, tmp_path: Path) -> None:
+def test_imported_checkpoint_gives_the_logits_of_transformers(name: str, dora: bool, tmp_path: Path) -> None:
     model = write_merged(tmp_path, name, use_dora=dora)
     imported = import_it(tmp_path / "merged")
     assert imported.is_exact

@@ -113,7 +113,7 @@ def test_heads_saved_whole_give_the_logits_of_peft(name: str, tmp_path: Path) ->
     check(model, base, ae.import_peft(tmp_path / "adapter", base, name="a", reporter=Heard()))
 
 
-def test_a_decoder_without_a_padding_token(tmp_path: Path) -> None:
+def test_decoder_without_a_padding_token_gives_the_logits_of_peft(tmp_path: Path) -> None:
     """Transformers classifies its texts one by one; with the mask of a batch, rows have the same logits."""
     model = train("llama", tmp_path)
     base = ae.capture(tmp_path / "base", tmp_path / "model.pt", bare=True, reporter=Heard())

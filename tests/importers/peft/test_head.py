@@ -99,7 +99,7 @@ def test_a_recipe_whose_layer_is_nowhere() -> None:
         imported(adapter_folder("bert_lora_classify"), base_tensor=lambda _: None)
 
 
-def test_a_layer_that_older_versions_did_not_save(tmp_path: Path) -> None:
+def test_a_head_layer_missing_from_older_versions_is_named(tmp_path: Path) -> None:
     """They saved the classifier of DistilBERT, and not the layer before it that was trained at random."""
 
     def cut(tensors: Arrays) -> Arrays:
@@ -141,7 +141,7 @@ def test_trained_modules_beyond_the_head_are_refused(tmp_path: Path) -> None:
             imported(folder, choice)
 
 
-def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
+def test_a_saved_module_without_a_task_needs_its_class(tmp_path: Path) -> None:
     folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", config={"task_type": None})
     with pytest.raises(AdapterError, match=r"`classifier`, `score` and the task `None`.*`pooling=.first.`"):
         imported(folder)
@@ -176,7 +176,7 @@ def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_head_of_a_text_answers(choice: HeadChoice, task: Task | None, note: str | None) -> None:
+def test_task_of_a_text_head_follows_choice_and_notes(choice: HeadChoice, task: Task | None, note: str | None) -> None:
     """PEFT saves heads for one label, for several and for numbers alike."""
     found = imported(adapter_folder("bert_lora_classify"), choice)
     assert found.adapter.head is not None

@@ -60,7 +60,7 @@ def test_prefixes_of_module_paths_are_matched(adapter: list[str], base: list[str
         (["a.query"], []),
     ],
 )
-def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> None:
+def test_different_modules_are_not_matched(adapter: list[str], base: list[str]) -> None:
     assert find_renaming(adapter, base, "a") is None
 
 

@@ -57,7 +57,7 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
         ("prompt", ("PROMPT_TUNING", "trained vectors")),
     ],
 )
-def test_what_peft_can_save_and_no_graph_can_say(name: str, words: tuple[str, ...]) -> None:
+def test_peft_methods_without_a_graph_are_refused(name: str, words: tuple[str, ...]) -> None:
     refused(refused_folder(name), AdapterError, *words)
 
 
@@ -190,7 +190,7 @@ def test_layers_whose_tensors_were_lost_are_listed(tmp_path: Path) -> None:
     assert len(imported(changed(folder, tmp_path / "b", config=on_purpose)).adapter.placements) == 2
 
 
-def test_a_file_without_tensors_of_its_kind(tmp_path: Path) -> None:
+def test_a_file_without_tensors_of_its_kind_is_refused(tmp_path: Path) -> None:
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=lambda _: {})
     refused(folder, TensorError, "no lora tensor")
 
