@@ -128,7 +128,7 @@ class TestFlattened:
                 backend(flat, parameters)
 
     @pytest.mark.parametrize("op", ["gate", "mix"])
-    def test_so_it_is_in_onnx_where_the_shape_is_known(self, op: str) -> None:
+    def test_onnx_lowering_refuses_flattened_tokens_of_known_shape(self, op: str) -> None:
         graph = single_op(op)
         values = {
             name: ir.Value(name=name, shape=ir.Shape(("rows", 8)), type=ir.TensorType(ir.DataType.FLOAT))

@@ -106,7 +106,7 @@ def everything(bases: Bases) -> list[Adapter]:
     return [bases.adapter(f"case_{at}", graph, sites) for at, (_, graph, sites) in enumerate(CASES)]
 
 
-def test_all_of_them_share_one_graph_and_leave_no_trace_in_each_other(bases: Bases, everything: list[Adapter]) -> None:
+def test_adapters_share_one_graph_without_trace(bases: Bases, everything: list[Adapter]) -> None:
     plan = plan_slots(everything, bases.in_onnx.sites)
     session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)
 
@@ -191,7 +191,7 @@ class TestRefusals:
         with pytest.raises(AdapterError, match="reads `y`, which does not exist at `embeddings`"):
             plan_slots([replacing], bases.in_onnx.sites)
 
-    def test_shared_tensors_that_would_act_where_the_adapter_does_not(self, bases: Bases) -> None:
+    def test_shared_tensors_at_idle_places_are_refused(self, bases: Bases) -> None:
         nodes = (Node("linear", ("h",), "p", {"weight": "w"}), Node("add", ("h", "p"), "r"))
         graph = AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "r", shared=("w",))
         one, other = (bases.adapter(name, graph, [site]) for name, site in (("a", SUBLAYERS[0]), ("b", SUBLAYERS[1])))

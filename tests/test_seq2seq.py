@@ -314,7 +314,7 @@ class TestRefused:
         with pytest.raises(RequestError, match="prompt 1: has too few or too many tokens; found 0"):
             session.generate([[5], []])
 
-    def test_a_token_that_the_model_has_not(self, session: Session) -> None:
+    def test_unknown_token_ids_are_refused(self, session: Session) -> None:
         with pytest.raises(RequestError, match=f"`input_ids`: an id is out of range; found {WORDS}"):
             session.generate([[WORDS]])
 

@@ -222,7 +222,7 @@ def test_batches_are_padded_to_the_longest_text(minilm_folder: Path, ours: Token
     assert ours.batch(["word " * 300], NAMES)["input_ids"].shape == (1, 302)
 
 
-def test_gives_only_what_is_asked_for(ours: Tokenizer) -> None:
+def test_batch_returns_only_the_requested_inputs(ours: Tokenizer) -> None:
     assert list(ours.batch(["a"], ["attention_mask", "input_ids"])) == ["attention_mask", "input_ids"]
 
 

@@ -42,7 +42,7 @@ def test_drop_writes_a_curve_and_a_smaller_adapter(taught: Path, tmp_path: Path)
     assert score.value == found["curve"][1]["scores"]["accuracy"]["value"]
 
 
-def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
+def test_left_out_layers_act_as_if_absent(taught: Path) -> None:
     base, whole = ae.open_base(taught / "model.pt"), ae.load_adapter(taught / "teacher")
     sites = base.sites.map
     lowest = next(iter(whole.layers(sites).values()))

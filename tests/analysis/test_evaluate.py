@@ -443,7 +443,7 @@ def test_a_record_of_other_data_says_nothing(trained: Path, tmp_path: Path) -> N
     assert found.passed
 
 
-def test_some_rows_of_its_file_do_not_hold_a_record(trained: Path) -> None:
+def test_partial_evaluations_skip_the_training_record(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", resamples=0, limit=10)
     assert found.training_record is None
     assert "10 of 63 rows were drawn at random" in found.notes

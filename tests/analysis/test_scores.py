@@ -62,7 +62,7 @@ def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
     assert 0.88 <= held / 200 <= 0.99
 
 
-def test_there_is_no_interval_where_nothing_can_be_drawn() -> None:
+def test_scores_of_single_rows_have_no_interval() -> None:
     alone = judge_classes(SHARES[:1], RIGHT[:1], LABELS)
     assert score(alone, Resampling(10))["accuracy"] == Score(1.0)
     assert score(JUDGED, NO_INTERVALS)["accuracy"] == Score(0.6)

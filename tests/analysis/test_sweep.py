@@ -104,7 +104,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert {number: found[number] for number in found if number != two}.items() <= third.items()
 
 
-def test_a_process_that_dies_takes_its_own_call_alone() -> None:
+def test_a_dying_process_fails_only_its_own_call() -> None:
     with Processes(2) as workers:
         lasting, dying = workers.submit(time.sleep, 2), workers.submit(os._exit, 3)
         assert dying.exception() is not None
@@ -221,7 +221,7 @@ def test_data_of_one_class_stop_the_sweep(base: ae.Base, tmp_path: Path) -> None
         ae.sweep(base, data, tmp_path / "sweep", **QUICK)
 
 
-def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
+def test_killed_trainings_are_named_and_resumed(model: Path, tmp_path: Path) -> None:
     data, runs = table(tmp_path), tmp_path / "sweep" / "runs"
     given = {**QUICK, "epochs": 12, "patience": 12, "kinds": ("pfeiffer",), "seeds": (0, 1), "cache_mb": 0}
     checkpoint = runs / "pfeiffer-2-0.001-seed1.partial" / "checkpoint.safetensors"

@@ -74,7 +74,7 @@ class TestContents:
         assert {head.output for head in manifest.heads} == {"logits"}
         assert [output.axes for output in manifest.outputs] == [("batch", "tokens", 16), ("batch", "classes")]
 
-    def test_the_adapters_are_there_as_they_were_given(self, bundle: Path, base: OnnxBase) -> None:
+    def test_bundle_contains_the_adapters_unchanged(self, bundle: Path, base: OnnxBase) -> None:
         for adapter in mixed_adapters(base):
             found = read_adapter(bundle / "adapters" / adapter.name)
             assert found.placements == adapter.placements
@@ -270,7 +270,7 @@ class TestRefusals:
         assert not (tmp_path / "b").exists()
 
 
-def test_on_a_full_disk_nothing_half_written_stays_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_full_disk_during_a_build_changes_nothing(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 8, "tokens": 64}])
     (tmp_path / "bundle").mkdir()

@@ -100,7 +100,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
 
 
 @pytest.mark.parametrize("optimize", [False, True])
-def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optimize: bool) -> None:
+def test_graph_computes_checksums_of_every_kind_of_tensor(planned: Planned, optimize: bool) -> None:
     slots = planned.plan.slots
     model = add_checksums(insert_slots(planned.base, planned.plan), slots, "sums", planned.base.inputs)
     session = open_session(model, planned.base.folder, optimize=optimize)
@@ -150,7 +150,7 @@ def test_checksums_cover_unusual_shapes_and_lengths(axes: tuple[int | str, ...],
         assert checksum(tensor) == by_definition(tensor)
 
 
-def test_a_bank_computes_those_of_the_adapter_of_each_row(planned: Planned) -> None:
+def test_bank_computes_checksums_of_the_adapter_of_each_row(planned: Planned) -> None:
     """Narrower adapters are zero-padded; row 0 is the base."""
     slots = planned.plan.slots
     heads = head_sums(planned.plan, [record.name for record in planned.base.outputs])

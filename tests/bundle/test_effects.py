@@ -106,7 +106,7 @@ def test_the_effect_is_the_norm_of_the_difference_over_that_of_the_base(built: t
     assert effect.change == pytest.approx(moved / np.sqrt(sum(float((other**2).sum()) for _, other in pairs)), rel=1e-4)
 
 
-def test_sites_that_act_and_an_output_that_does_not_move_are_said() -> None:
+def test_notes_describe_effects_within_rounding_and_idle_sites() -> None:
     effect = EffectRecord("a", "hidden", 1e-8, False, {"layers.0.ffn": 0.2, "layers.1.ffn": 0.0}, ("layers.1.ffn",))
     assert note_of(effect) == ("adapter `a` has no effect: it changes `hidden` by 1.0e-08, which is within rounding")
     many = tuple(f"layers.{layer}.ffn" for layer in range(9))

@@ -51,7 +51,7 @@ def test_a_good_bundle_passes(report: Report) -> None:
     report.require_compared()
 
 
-def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at_every_level(report: Report) -> None:
+def test_check_compares_every_output_at_every_shape_and_level(report: Report) -> None:
     of = [result for result in report.outputs if result.against == "reference"]
     found = {(one.adapter, one.case, one.variant, one.level, one.name) for one in of if not one.mixed}
     graphs = [*(("slots", level) for level in LEVELS), ("inputs", "all"), ("bank", "all")]
@@ -67,7 +67,7 @@ def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at
     assert found == expected
 
 
-def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_core(report: Report) -> None:
+def test_shapes_cover_all_pairs_of_batch_length_and_padding(report: Report) -> None:
     shapes = {
         (one.case, *one.axes.values(), padding_of(one.case), one.level)
         for one in report.outputs
@@ -86,7 +86,7 @@ def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_cor
     assert [{one[at] for one in core} for at in (1, 2, 3)] == [set(batches), set(lengths), set(paddings)]
 
 
-def test_every_word_is_tried_and_said_to_be(report: Report) -> None:
+def test_check_covers_and_reports_the_whole_vocabulary(report: Report) -> None:
     found = {owed.id: owed for owed in report.findings if owed.id.startswith("shape/")}
     assert found["shape/words/ids"].status == "tested"
     assert found["shape/words/ids"].coverage == (SpanRecord("words", 20, 20),)
@@ -253,7 +253,7 @@ def test_a_part_can_be_checked_alone(built: Built) -> None:
 
 
 @pytest.mark.parametrize(("only", "cases"), [(("nobody",), ()), ((), ("batch9_words9",)), ((), ("batch0_tokens1",))])
-def test_a_name_that_is_not_there_is_refused(built: Built, only: tuple[str, ...], cases: tuple[str, ...]) -> None:
+def test_unknown_adapters_and_cases_are_refused(built: Built, only: tuple[str, ...], cases: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="unknown"):
         plan_check(built.folder, only=only, cases=cases)
 

@@ -36,7 +36,7 @@ def test_compare_command_reports_an_adapter_beside_its_bundle(
     cli.refused(3, "already exists", "compare", *options, "--report", page)
 
 
-def test_the_document_and_what_is_refused(cli, bundle: Path, data: Path) -> None:
+def test_compare_refuses_invalid_calls_and_prints_json(cli, bundle: Path, data: Path) -> None:
     columns = ("--data", data, "--text", "sentence", "--label", "class")
     refused = cli.refused(3, "holds labels that not every contestant has", "compare", bundle, *columns)
     assert "`topic` has no `good`, `bad`" in refused.stderr

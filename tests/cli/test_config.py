@@ -139,7 +139,7 @@ def test_invalid_settings_are_named_with_file_and_key(tool, config: str, words: 
         assert word in found.stderr
 
 
-def test_a_required_option_may_come_from_the_file_and_must_come_from_somewhere(tool) -> None:
+def test_missing_required_options_are_refused(tool) -> None:
     assert "Missing option" in tool("[serve]\nrows = 1", "serve", "b").stderr
 
 

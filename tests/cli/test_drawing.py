@@ -72,7 +72,7 @@ def test_inspect_draws_an_adapter_and_a_model(cli: Any, adapters: Path, model: P
     assert "embeddings" in drawn
 
 
-def test_rows_are_the_places_of_the_base_and_a_box_lies_in_its_row_and_column() -> None:
+def test_boxes_lie_in_the_row_of_their_place() -> None:
     sites = ["embeddings", "encoder.layers.0.attention.query", "encoder.layers.0.attention", "encoder.layers.0.ffn"]
     sites += ["decoder.layers.0.cross_attention", "decoder.layers.1.ffn.up"]
     adapters = [("a", _adapter(sites[1], sites[2])), ("b", _adapter(sites[2]))]

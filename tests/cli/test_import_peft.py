@@ -138,7 +138,7 @@ def test_refused_imports_write_nothing(cli, onnx: Path, tmp_path: Path) -> None:
     assert len(cli.json(*full, "--dense", "--force")["sites"]) == 2
 
 
-def test_a_head_that_reads_the_last_token(cli, llama: Path, tmp_path: Path) -> None:
+def test_last_token_heads_are_imported_with_a_task(cli, llama: Path, tmp_path: Path) -> None:
     call = "import", "peft", refused_folder("last_token"), "--base", llama, "-o", tmp_path / "a"
     cli.json(*call, "--task", "multi_label")
     head = read_adapter(tmp_path / "a").head

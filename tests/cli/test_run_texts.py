@@ -65,7 +65,7 @@ def test_run_reports_truncated_texts(cli: Any, folder: Path, many: bool) -> None
     assert "truncated" not in quiet.stderr
 
 
-def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
+def test_run_reports_truncated_texts_without_a_task(cli: Any, folder: Path) -> None:
     long = " ".join([LONG] * 5)
     found = cli.done("run", folder, "--adapter", "base", "--text", long, "--json")
     (read,) = Bundle.open(folder).texts().read([long])

@@ -157,7 +157,7 @@ def test_signature_survives_renaming_hidden_files_and_links(copy: Path, keys: Pa
 
 
 @pytest.mark.extended
-def test_the_command_of_the_library_verifies_it(signed: Path, keys: Path) -> None:
+def test_command_of_model_signing_verifies_the_signature(signed: Path, keys: Path) -> None:
     program = Path(sys.executable).with_name("model_signing")
     words = [program, "verify", "key", signed, "--signature", signed / "model.sig", "--public_key", keys / "a.pub"]
     subprocess.run(words, check=True, capture_output=True)

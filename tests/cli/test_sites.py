@@ -27,7 +27,7 @@ def test_archive_folder_and_graph_have_the_same_sites(cli, model: Path, hf_folde
     assert archive["embeddings"][0]["path"] == "embeddings.LayerNorm"
 
 
-def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
+def test_sites_are_shown_in_a_table_and_a_drawing(cli, model: Path) -> None:
     found = cli.done("sites", model).stdout
     assert "layers.1.attention" in found
     assert "encoder.layer.1.output.dense" in found

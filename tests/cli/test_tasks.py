@@ -93,7 +93,7 @@ def bundle(
     return path
 
 
-def test_vectors_that_are_all_alike_are_said(
+def test_training_notes_nearly_identical_vectors(
     cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("alike")
@@ -280,7 +280,7 @@ def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[st
         (("--vector-width", "8"), "`--vector-width` does not apply"),
     ],
 )
-def test_options_that_do_not_go_together(
+def test_conflicting_task_options_are_refused(
     cli: Any, model: Path, tables: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     cli.refused(2, words, "train", model, "--data", tables / "vec.tsv", *options, "-o", tmp_path / "a")

@@ -199,7 +199,7 @@ def test_train_refuses_invalid_options_and_data(
         ([*rows(), ("text", "")], "1 row has no text or no label; found line 38"),
     ],
 )
-def test_data_that_cannot_be_learnt_from(cli, model: Path, tmp_path: Path, table, words: str) -> None:
+def test_unlearnable_data_are_refused(cli, model: Path, tmp_path: Path, table, words: str) -> None:
     data = write(tmp_path / "train.tsv", table)
     cli.refused(3, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
 

@@ -118,7 +118,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "gated", make) / "gated"
 
 
-def test_rows_of_an_adapter_that_counts_padding(cpp_client: Client, gated: Path, tmp_path: Path) -> None:
+def test_adapters_that_count_padding_run_on_unpadded_rows(cpp_client: Client, gated: Path, tmp_path: Path) -> None:
     """They are not padded to a length that the base takes, and padding that comes with them is removed."""
     manifest = Bundle.open(gated).manifest
     assert manifest.padding_neutral
@@ -141,7 +141,7 @@ def test_rows_of_an_adapter_that_counts_padding(cpp_client: Client, gated: Path,
         assert (cpp_client.call("run", gated, *words).returncode == 1) == refused
 
 
-def test_a_loaded_adapter_that_counts_padding(cpp_client: Client, gated: Path) -> None:
+def test_loaded_adapters_that_count_padding_are_not_padded(cpp_client: Client, gated: Path) -> None:
     """Its tensors say so: nothing else is known of it."""
     for name in ("gated", "plain"):
         load = ["--load", f"new={gated / 'adapters' / f'{name}.onnx_adapter'}", "--adapter", "new"]

@@ -408,7 +408,7 @@ def test_invalid_json_is_refused(service: httpx2.Client, body: str) -> None:
     assert "no JSON" in answer.json()["error"]
 
 
-def test_files_and_places_that_are_none(service: httpx2.Client) -> None:
+def test_invalid_adapter_files_and_unknown_paths_are_refused(service: httpx2.Client) -> None:
     answer = service.put("/adapters/bad", content=b"no adapter at all")
     assert (answer.status_code, "no ONNX Runtime adapter file" in answer.json()["error"]) == (400, True)
     assert service.delete("/adapters/bad").status_code == 400

@@ -115,7 +115,7 @@ def test_clients_refuse_arrays_of_unsupported_lengths(
 
 @every_client
 @both
-def test_padding_that_would_change_the_results(
+def test_clients_refuse_padding_that_changes_results(
     client: Client, length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths
 ) -> None:
     """A text is refused whose length is none of the record; one of the same base with such a length is answered."""

@@ -150,7 +150,7 @@ CHANGES = "padding would change its result"
 
 
 @every_client
-def test_rows_of_an_adapter_that_counts_padding(client: Client, gated: Path, tmp_path: Path) -> None:
+def test_adapters_that_count_padding_run_on_unpadded_rows(client: Client, gated: Path, tmp_path: Path) -> None:
     """They are not padded to a length that the base takes, and padding that comes with them is removed."""
     manifest = Bundle.open(gated).manifest
     assert manifest.padding_neutral
@@ -175,7 +175,7 @@ def test_rows_of_an_adapter_that_counts_padding(client: Client, gated: Path, tmp
 
 
 @every_client
-def test_a_loaded_adapter_that_counts_padding(client: Client, gated: Path) -> None:
+def test_loaded_adapters_that_count_padding_are_not_padded(client: Client, gated: Path) -> None:
     """Its tensors show it: nothing else is known of it."""
     for name, code in (("gated", 1), ("plain", 0)):
         load = ["--load", f"new={gated / 'adapters' / f'{name}.onnx_adapter'}"]

@@ -156,7 +156,7 @@ def test_a_record_with_fewer_tokens_than_the_golden_texts_have(client: Client, t
     assert "1 to 100" in done.stderr
 
 
-def test_texts_that_a_library_reads_otherwise(client: Client, tampered: Path) -> None:
+def test_texts_that_javascript_tokenizes_differently_are_refused(client: Client, tampered: Path) -> None:
     """Where a tokenizer cleans nothing, JavaScript ends words elsewhere: its clients refuse such texts, and say so."""
     kept = {"adapters": [], "bank": None, "head": None, "golden_batches": None}
     _rehash(tampered, lambda d: d.update(kept, graphs=_without_bank(d["graphs"])))

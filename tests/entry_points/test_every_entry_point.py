@@ -32,7 +32,7 @@ ANSWERED = json.loads(RECORD.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("entry", IN_PROCESS, ids=lambda entry: entry.name)
-def test_rows_of_a_base_that_takes_multiples_of_8(
+def test_entry_points_answer_for_a_base_with_multiples_of_8(
     entry: EntryPoint, asked_bundle: Callable[[str], Bundle], request: pytest.FixtureRequest
 ) -> None:
     check(entry, [asked_bundle(QUICK)], request)

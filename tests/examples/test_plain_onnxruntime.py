@@ -140,7 +140,7 @@ def test_a_text_is_padded_only_where_that_changes_nothing(gated: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:
+def test_changed_golden_vectors_fail(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     path = bundle / manifest.adapters[0].golden.path
     tensors = read_tensors(path)

@@ -121,7 +121,7 @@ def test_writing_leaves_what_is_there_alone(adapter: Adapter, folder: Path) -> N
         ({"training": {"loss": np.float32(1)}}, "no JSON equivalent"),
     ],
 )
-def test_writes_only_what_can_be_read(adapter: Adapter, tmp_path: Path, change: Document, place: str) -> None:
+def test_writer_refuses_unreadable_adapters(adapter: Adapter, tmp_path: Path, change: Document, place: str) -> None:
     with pytest.raises(FormatError) as caught:
         write_adapter(replace(adapter, **change), tmp_path / "out")
     assert place in str(caught.value)

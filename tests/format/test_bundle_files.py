@@ -119,7 +119,7 @@ def test_folders_behind_an_outside_link_are_refused(manifest: Manifest, bundle: 
         verify_files(manifest, bundle)
 
 
-def test_a_manifest_that_is_a_link(manifest: Manifest, bundle: Path) -> None:
+def test_manifest_linked_to_an_outside_file_is_refused(manifest: Manifest, bundle: Path) -> None:
     write_manifest(manifest, bundle)
     path = bundle / "manifest.json"
     path.rename(bundle / ".manifest")

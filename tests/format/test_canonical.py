@@ -50,7 +50,7 @@ def test_canonical_json_round_trips(document: object) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"bytes", "\ud800", {"a": object()}])
-def test_writes_only_what_json_can_say(value: object) -> None:
+def test_writer_refuses_values_without_json_equivalent(value: object) -> None:
     with pytest.raises(FormatError, match="no JSON equivalent"):
         canonical_json({"key": value})
 

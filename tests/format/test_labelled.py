@@ -113,7 +113,9 @@ def test_invalid_rows_are_refused_with_a_reason(
         ("single_label", Columns(start="s"), "only answers to questions have a `start`"),
     ],
 )
-def test_columns_that_a_type_does_not_read(problem: ProblemType, columns: Columns, words: str, tmp_path: Path) -> None:
+def test_columns_that_do_not_suit_the_task_are_refused(
+    problem: ProblemType, columns: Columns, words: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, problem, columns, {"text": "x", "label": "y"})
     assert words in str(caught.value)

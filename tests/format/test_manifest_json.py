@@ -38,7 +38,7 @@ def test_written_manifests_are_read_back_unchanged(manifest: Manifest, bundle: P
     validate(json.loads(first), "bundle-manifest")
 
 
-def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
+def test_minimal_manifest_is_read_back(manifest: Manifest, bundle: Path) -> None:
     least = replace(
         manifest, heads=(), sites=(), slots=(), adapters=(), text=None, golden_texts=None, outputs=manifest.outputs[:1]
     )
@@ -186,7 +186,7 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(manifest: Manifest
     assert read_manifest(bundle) == newer
 
 
-def test_writes_only_what_can_be_read(manifest: Manifest, tmp_path: Path) -> None:
+def test_writer_refuses_unreadable_manifests(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"\$\.adapters"):
         write_manifest(replace(manifest, adapters=manifest.adapters * 2), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
@@ -219,7 +219,7 @@ def test_a_flipped_bit_in_a_manifest_is_refused(manifest: Manifest, tmp_path: Pa
     assert read_manifest(tmp_path) == manifest
 
 
-def test_the_bundle_that_is_expected_and_no_other(manifest: Manifest, tmp_path: Path) -> None:
+def test_reader_accepts_only_the_expected_bundle(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(manifest, tmp_path)
     digest = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
     assert read_manifest(tmp_path, expect=digest) == read_manifest(tmp_path, expect=f"sha256:{digest}") == manifest

@@ -67,7 +67,7 @@ def test_classes_of_equal_names_are_numbered() -> None:
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel", "BertForPreTraining", ""])
-def test_a_class_whose_name_says_no_task(name: str) -> None:
+def test_class_names_without_a_task_give_none(name: str) -> None:
     assert class_type(name) is None
 
 

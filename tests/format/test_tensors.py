@@ -66,7 +66,7 @@ def test_a_transposed_view_is_written_as_it_is_seen() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.complex128, object, "U3", "datetime64[s]"])
-def test_writes_only_types_that_safetensors_has(dtype: object) -> None:
+def test_writer_refuses_types_that_safetensors_lacks(dtype: object) -> None:
     with pytest.raises(TensorError, match="`a` is "):
         tensor_bytes({"a": np.zeros(2, dtype)})
 

@@ -156,7 +156,7 @@ def sharing(**changes: Any) -> Adapter:
 class TestShared:
     """Parameters shared by all sites of a graph are stored once."""
 
-    def test_every_place_has_them_under_their_plain_names(self) -> None:
+    def test_sites_share_parameters_under_plain_names(self) -> None:
         one = sharing()
         assert set(one.parameters(SITES[0])) == set(GRAPH.parameters)
         for name in SHARING.shared:

@@ -73,7 +73,7 @@ def test_a_norm_that_cannot_be_read_is_refused() -> None:
         bind_base_norm(GRAPH, norm("unknown", 1e-5))
 
 
-def test_a_graph_without_it_is_left_alone() -> None:
+def test_graphs_without_the_norm_of_the_base_stay_unchanged() -> None:
     graph = bottleneck("h", BottleneckOptions())
     assert bind_base_norm(graph, norm("unknown", 1e-5)) is graph
     assert not needs_base_norm(graph)

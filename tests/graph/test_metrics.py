@@ -46,7 +46,7 @@ def test_class_metrics_match_values_by_hand() -> None:
     assert values(judged, [2]) == {"accuracy": 0.0, "macro_f1": 0.0}
 
 
-def test_classes_as_scikit_learn_has_them() -> None:
+def test_class_metrics_match_scikit_learn() -> None:
     """Also of classes that are never right, never answered, or neither."""
     rng = np.random.default_rng(0)
     for _ in range(20):

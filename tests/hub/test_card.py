@@ -155,7 +155,7 @@ def test_words_of_others_are_no_markup(words: str, classifier: Adapter, tmp_path
     assert page.count("<code") == 2  # the commands and the digest
 
 
-def test_the_report_of_the_check_is_in_it(bundle: Path, tmp_path: Path) -> None:
+def test_card_contains_the_check_report(bundle: Path, tmp_path: Path) -> None:
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove

@@ -99,7 +99,7 @@ def test_the_same_adapter_has_the_same_digest_everywhere(adapter: Path, registry
     assert not heard.notes
 
 
-def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, registry: OciRegistry) -> None:
+def test_moved_tags_are_noted_on_push_and_pull(adapter: Path, other: Path, registry: OciRegistry) -> None:
     reference, heard = f"oci://{registry.host}/team/moving:now", Heard()
     first = _push(adapter, reference, heard)
     fetch(reference, reporter=heard)
@@ -248,7 +248,7 @@ def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, ca
     assert found.name == sent.pin.replace(":", "-")
 
 
-def test_several_at_once_take_it_once(adapter: Path, registry: OciRegistry) -> None:
+def test_concurrent_fetches_download_once(adapter: Path, registry: OciRegistry) -> None:
     sent = _push(adapter, f"oci://{registry.host}/team/busy:1")
     heard = Heard()
     with ThreadPoolExecutor(6) as pool:

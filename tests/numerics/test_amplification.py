@@ -89,7 +89,7 @@ def test_rounding_itself_stays_within_what_was_measured(offset: float) -> None:
     assert np.abs(results[0] - results[1]).max() < moved(Base(offset))["hidden"]
 
 
-def test_an_error_of_a_thousandth_is_far_beyond_it() -> None:
+def test_errors_of_a_thousandth_exceed_the_amplified_budget() -> None:
     """In the very base that makes errors larger: one feature of a site scaled by 1.001."""
     base, weight = Base(1), np.ones(WIDTH, np.float32)
     weight[0] = 1.001

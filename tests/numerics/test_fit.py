@@ -64,7 +64,7 @@ def test_misfits_of_adapter_and_base_are_named(graph: AdapterGraph, trained: Sit
     assert fault in str(caught.value)
 
 
-def test_a_graph_that_replaces_what_is_not_there() -> None:
+def test_graphs_that_replace_a_missing_value_are_refused() -> None:
     nodes = (Node("linear", ("u",), "r", {"weight": "w"}),)
     graph = AdapterGraph(("u",), {"w": ("d_in", "d")}, nodes, "r", "y")
     with pytest.raises(AdapterError, match="replaces `y`, which does not exist"):
@@ -107,7 +107,7 @@ class TestTheNormOfTheBase:
         ones = evaluate_site(one, FFN.name, {**VALUES, "base_norm.weight": np.ones(8)}, Norm("rms", 1e-6, "w", None))
         np.testing.assert_array_equal(bare, ones)
 
-    def test_where_there_is_none_it_is_the_identity(self) -> None:
+    def test_missing_base_norm_is_the_identity(self) -> None:
         assert {node.op for node in bind_base_norm(behind_the_norm("h"), None).nodes} == {"add", "linear", "relu"}
 
     def test_unknown_base_norms_are_refused(self) -> None:

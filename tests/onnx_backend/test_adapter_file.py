@@ -32,7 +32,7 @@ def test_the_order_of_the_tensors_does_not_change_the_bytes(tmp_path: Path) -> N
     assert len(digests) == 1
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_raises_a_write_error(tmp_path: Path) -> None:
     with pytest.raises(WriteError):
         write_adapter_file(tmp_path / "none" / "a.onnx_adapter", TENSORS, 5)
 

@@ -74,13 +74,13 @@ class TestCutRunner:
     def test_description_states_the_precision(self, base: OnnxBase) -> None:
         assert "float64 for adapters" in CutRunner(base).description
 
-    def test_an_adapter_that_does_not_fit(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_adapter_at_an_unknown_site_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         adapter = random_adapter("a", pfeiffer(), base)
         object.__setattr__(adapter, "placements", {"layers.7.ffn": adapter.placements["layers.0.ffn"]})
         with pytest.raises(AdapterError, match=r"layers\.7\.ffn"):
             CutRunner(base).run(INPUTS, adapter)
 
-    def test_inputs_that_the_base_cannot_take(self, base: OnnxBase) -> None:
+    def test_invalid_inputs_are_refused(self, base: OnnxBase) -> None:
         with pytest.raises(RequestError):
             CutRunner(base).run({"input_ids": INPUTS["input_ids"]}, None)
         with pytest.raises(RequestError):

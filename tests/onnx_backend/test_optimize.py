@@ -67,7 +67,7 @@ def test_fused_base_computes_what_the_plain_base_computes(plain: tuple[OnnxBase,
         check_deviation(each)
 
 
-def test_a_bundle_of_it_computes_what_torch_computes(
+def test_bundle_of_a_fused_base_passes_the_check(
     plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase, tmp_path: Path
 ) -> None:
     adapters = [

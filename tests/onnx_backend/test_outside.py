@@ -62,7 +62,7 @@ def test_outside_sites_are_named_by_unambiguous_module_paths(base: OnnxBase) -> 
     }
 
 
-def test_kinds_take_them_by_their_whole_names_alone(base: OnnxBase) -> None:
+def test_outside_layers_are_selected_only_by_full_name(base: OnnxBase) -> None:
     for name, maker in KINDS.items():
         assert not any(site.is_outside for site, _ in maker().at(base.sites)), name
     named = KINDS["lora"](LoraOptions(modules=("pooler.dense",)))
@@ -71,7 +71,7 @@ def test_kinds_take_them_by_their_whole_names_alone(base: OnnxBase) -> None:
         KINDS["lora"](LoraOptions(modules=("dense",))).placed(base.sites)
 
 
-def test_a_site_map_leaves_them_out_and_what_it_leaves_out_lies_nowhere(base: OnnxBase) -> None:
+def test_site_maps_can_remove_outside_layers(base: OnnxBase) -> None:
     given = GivenSites("map.json", "sha256:0", {"pooler.dense": None, "layers.0.ffn": None}, {})
     left = {site.name for site in sites_of(base.flow, "onnx", given)}
     every = {site.name for site in base.sites}

@@ -138,7 +138,7 @@ def test_outer_values_of_a_branch_are_passed_between_pieces(tmp_path: Path, choi
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_there_is_no_cut_through_values_of_unknown_type(tmp_path: Path) -> None:
+def test_values_of_unknown_type_are_not_cut(tmp_path: Path) -> None:
     model = _with_weights(_BRANCHES, tmp_path)
     for node in model.graph:
         for value in node.outputs:

@@ -246,7 +246,9 @@ class TestBundle:
             after = run_session(session, {**inputs, **tensors, name: moved})["logits"]
             assert not np.array_equal(before, after), name
 
-    def test_the_manifest_says_what_it_is(self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
+    def test_manifest_records_the_precision_and_its_reference(
+        self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]
+    ) -> None:
         manifest = bundle[1]
         assert manifest.base == base.fingerprint
         assert manifest.base_precision == numerics(made.model).precision.name
@@ -315,7 +317,7 @@ class TestRefusals:
         with pytest.raises(UsageError, match="int8_embeddings"):
             in_precision(base, precision, tmp_path, int8_embeddings=True)
 
-    def test_a_base_without_products_that_can_be_quantised(self, tmp_path: Path) -> None:
+    def test_bases_without_quantizable_products_are_refused(self, tmp_path: Path) -> None:
         model = tiny_model()
         for node in model.graph.node:  # a product with another name, which no quantizer supports
             if node.op_type == "MatMul":

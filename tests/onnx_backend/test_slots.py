@@ -201,7 +201,7 @@ class TestIdleMatrices:
                     assert tensor.shape == (full[name].axes if acts else full[name].neutral)
                     assert tensor.shape[-1] == (WIDTH if acts else 1)
 
-    def test_beside_them_each_computes_what_it_computes_alone(self, base: OnnxBase, adapters: list[Adapter]) -> None:
+    def test_adapters_compute_the_same_beside_idle_matrices(self, base: OnnxBase, adapters: list[Adapter]) -> None:
         together, inputs = plan_slots(adapters, base.sites), token_inputs(5, 3)
         session = open_session(insert_slots(base, together), base.folder)
         bank = open_session(insert_bank(base, together, bank_rows(together, (), adapters)), base.folder)

@@ -73,7 +73,7 @@ class TestDamage:
         with pytest.raises(FormatError, match="cannot open the graph"):
             Bundle.open(copy, verify=False).session()
 
-    def test_a_manifest_that_is_no_json(self, copy: Path) -> None:
+    def test_invalid_manifests_are_refused(self, copy: Path) -> None:
         (copy / "manifest.json").write_text("{")
         with pytest.raises(FormatError, match="not valid JSON"):
             Bundle.open(copy)
@@ -84,7 +84,7 @@ class TestDamage:
 
 
 class TestRuntimeVersion:
-    def test_a_bundle_that_needs_a_newer_runtime(self, copy: Path) -> None:
+    def test_bundles_for_a_newer_runtime_are_refused(self, copy: Path) -> None:
         manifest = Bundle.open(copy).manifest
         write_manifest(replace(manifest, minimum_onnxruntime="99.1"), copy)
         with pytest.raises(VersionError, match=r"expected 99\.1 or newer"):

@@ -168,7 +168,9 @@ class TestReload:
         bundle = Bundle.open(copy)
         assert bundle.reload() is bundle
 
-    def test_gives_the_new_bundle_and_leaves_sessions_alone(self, copy: Path, bundle: Bundle, second: Path) -> None:
+    def test_reload_returns_the_new_bundle_and_keeps_open_sessions(
+        self, copy: Path, bundle: Bundle, second: Path
+    ) -> None:
         opened = Bundle.open(copy)
         session = opened.session(threads=1)
         _exchanged(copy, second)

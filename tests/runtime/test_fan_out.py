@@ -99,7 +99,7 @@ def test_the_two_graphs_give_the_bits_of_the_bank(bundle: Bundle) -> None:
             run_session(upper, {**fed, "input_rows": np.array([0, 0, 0, 0, 0, 0, wrong])})
 
 
-def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(bundle: Bundle) -> None:
+def test_repeated_texts_reuse_the_prefix_cache(bundle: Bundle) -> None:
     kept, plain = bundle.session(threads=1, prefix_bytes=10_000), bundle.session(threads=1)
     one, other, longer = inputs(1, 6), inputs(1, 6, seed=1), inputs(1, 7)
     for name in NAMES:

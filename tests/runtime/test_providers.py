@@ -67,7 +67,7 @@ class TestTable:
         assert [name for name, row in PROVIDERS.items() if "slots" in row.variants] == ["cpu", "cuda"]
         assert [name for name, row in PROVIDERS.items() if row.overrides] == ["cpu", "cuda"]
 
-    def test_all_others_are_proved_when_they_open(self) -> None:
+    def test_providers_other_than_cpu_and_cuda_require_proof(self) -> None:
         assert {name for name, row in PROVIDERS.items() if not row.proved} == {"cpu", "cuda"}
 
     def test_the_page_has_this_table(self) -> None:

@@ -91,7 +91,7 @@ class TestRun:
             expected = np.concatenate([one[output] for one in alone])
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
-    def test_arrays_of_any_layout_and_read_only_ones(self, session: Session) -> None:
+    def test_run_accepts_any_layout_and_read_only_arrays(self, session: Session) -> None:
         expected = session.run(INPUTS, "wide")["hidden"]
         turned = {name: np.asfortranarray(array) for name, array in INPUTS.items()}
         for array in turned.values():
@@ -166,14 +166,14 @@ class TestLoad:
             session.load(name, bundle.folder / "adapters/narrow.onnx_adapter")
 
     @pytest.mark.parametrize("labels", [("only",), ("a", "b", "c")])
-    def test_labels_that_are_not_as_many_as_the_classes(
+    def test_load_refuses_a_wrong_number_of_labels(
         self, session: Session, bundle: Bundle, labels: tuple[str, ...]
     ) -> None:
         with pytest.raises(AdapterError, match=f"{len(labels)} labels; expected 2"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)
 
     @pytest.mark.parametrize("labels", [("same", "same"), "ab"])
-    def test_labels_that_are_not_a_name_for_each_class(self, session: Session, bundle: Bundle, labels: object) -> None:
+    def test_load_refuses_duplicate_or_malformed_labels(self, session: Session, bundle: Bundle, labels: object) -> None:
         with pytest.raises(AdapterError, match="not one name for each class"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)  # type: ignore[arg-type]
 
@@ -199,7 +199,7 @@ class TestLoad:
         with pytest.raises(RequestError, match="not loaded"):
             session.unload("wide")
 
-    def test_a_file_that_is_not_there(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_a_missing_file(self, session: Session, tmp_path: Path) -> None:
         with pytest.raises(FileError):
             session.load("x", tmp_path / "none.onnx_adapter")
 
@@ -319,7 +319,7 @@ class TestFilesThatDoNotFit:
         other.session().load("x", path)
 
     @pytest.mark.parametrize("version", [None, 0, 1, -5])
-    def test_a_file_that_does_not_say_what_it_is_for(
+    def test_load_refuses_a_file_of_another_model_version(
         self, session: Session, bundle: Bundle, tmp_path: Path, version: int | None
     ) -> None:
         with pytest.raises(AdapterError, match="was made for another bundle"):

@@ -38,7 +38,7 @@ def test_an_empty_tensor_with_huge_dimensions_is_read(tmp_path: Path) -> None:
     assert read_torch_file(tmp_path / "a.bin")["a"].shape == (0, 2**40, 5)
 
 
-def test_a_list_among_the_keys_of_an_old_pickle(tmp_path: Path) -> None:
+def test_old_pickles_with_invalid_keys_are_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save({"a": torch.ones(1)}, file, _use_new_zipfile_serialization=False)
     data = file.getvalue()
@@ -112,7 +112,7 @@ def test_golden_inputs_of_a_wrong_rank_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000, '"\\ud800', "nul"])
-def test_a_line_of_a_table_that_python_does_not_read(value: str, tmp_path: Path) -> None:
+def test_unreadable_table_lines_are_named(value: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{{"n": {value}}}\n')
     table = open_table(tmp_path / "a.jsonl")
     assert [cells for _, cells in table.rows([])] == [{"text": "a"}]
@@ -121,7 +121,7 @@ def test_a_line_of_a_table_that_python_does_not_read(value: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("state", ["[]", "3", "null", '{"history": 1}', "{", '{"history": [{"validation": []}]}'])
-def test_a_checkpoint_whose_state_is_none(state: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint_states_are_refused(state: str, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(save({"weights/a": np.ones(1, np.float32)}, {"run": "{}", "state": state}))
     with pytest.raises(TrainingError, match="the checkpoint is damaged"):

@@ -41,7 +41,7 @@ def other_calls(made: ir.Model) -> dict[str, int]:
     }
 
 
-def test_a_layer_that_is_called_at_its_site_alone():
+def test_layers_called_only_at_their_site_have_no_other_calls():
     assert other_calls(model("")) == {"up": 0, "down": 0}
 
 

@@ -52,7 +52,7 @@ def test_a_width_that_is_the_number_of_tokens_is_refused(sites, name):
         sites(name)
 
 
-def test_every_form_of_sum_is_one_and_a_dropout_between_parallel_sum_and_residual_hides_nothing(sites):
+def test_residual_sums_of_every_form_are_found(sites):
     found = [site.name for site in sites("of_several_forms").sublayers]
     assert found == [f"layers.{layer}.{role}" for layer in range(4) for role in ("attention", "ffn")]
 

@@ -37,7 +37,7 @@ def test_minilm_has_attention_and_ffn_in_six_layers(sites):
     ]
 
 
-def test_all_of_it_is_384_wide(sites):
+def test_all_sites_are_384_wide(sites):
     assert {site.width for site in sites.sublayers} == {sites.width} == {384}
 
 

@@ -78,7 +78,7 @@ LISTED = [
 
 
 @pytest.mark.parametrize("text", [ATTENTION, FUSED])
-def test_an_encoder_and_the_decoder_that_attends_to_it(text: str) -> None:
+def test_sublayers_of_encoder_and_decoder_are_found_in_order(text: str) -> None:
     cross = attention("d1", "d2", source="e4", text=text)
     found = sites(ENCODER, attention("d0", "d1", text=text), cross, ffn("d2", "d3"))
     assert names(found) == LISTED

@@ -445,9 +445,7 @@ def test_a_flipped_bit_is_a_named_error_or_changes_nothing(
 
 @examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_bytes_of_the_program_that_change_under_a_good_checksum_are_a_named_error_or_load(
-    archive: Path, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_changed_program_bytes_raise_only_named_errors(archive: Path, tmp_path: Path, data: st.DataObject) -> None:
     entries = read_entries(archive)
     program = bytearray(entries[PROGRAM])
     position = data.draw(st.integers(0, len(program) - 1))

@@ -369,7 +369,7 @@ def test_text_classifying_decoder_matches_transformers(decoder_folder: Path, tmp
 
 
 @pytest.mark.extended
-def test_texts_that_end_with_the_token_of_padding(decoder_folder: Path, tmp_path: Path) -> None:
+def test_base_head_is_left_out_if_texts_end_with_padding(decoder_folder: Path, tmp_path: Path) -> None:
     """transformers reads the token before it, and the head that token: they never agree."""
     folder = shutil.copytree(decoder_folder, tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text())
@@ -395,7 +395,7 @@ def test_a_decoder_without_a_padding_id_has_no_base_head(tmp_path: Path) -> None
         (["good", "bad", "ugly"], {"head": "mine"}, "unknown initial head; found `mine`"),
     ],
 )
-def test_labels_that_are_not_those_of_the_base_head(
+def test_labels_that_contradict_the_base_head_are_refused(
     labels: list[str], options: dict[str, Any], message: str, classifier: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -116,7 +116,7 @@ class TestTheMetricThatDecides:
         scores = [record.validation.document()[metric] for record in result.history]
         assert scores[result.best_epoch - 1] == (min(scores) if metric == "loss" else max(scores))
 
-    def test_one_that_the_task_does_not_have_is_refused(self, base, data) -> None:
+    def test_unknown_metrics_are_refused(self, base, data) -> None:
         with pytest.raises(UsageError, match="lacks this metric; found `f1`; expected `loss`, `accuracy`, `macro_f1`"):
             train(prepared(base), data, replace(QUICK, metric="f1"))
 
@@ -139,7 +139,7 @@ class TestClassWeights:
         assert list(found.values()) == pytest.approx(list(wanted))
         assert found["bad"] != found["good"]
 
-    def test_a_label_that_is_not_there_is_named(self, base, data) -> None:
+    def test_class_weights_of_unknown_labels_are_refused(self, base, data) -> None:
         with pytest.raises(UsageError, match="the data do not have these labels; found `fine`; expected `bad`, `good`"):
             train(prepared(base), data, replace(QUICK, class_weights={"fine": 2.0}))
 
@@ -217,7 +217,7 @@ class Unmasked(TextExamples):
 class TestTheCache:
     """Cache of activations below the first adapter."""
 
-    def test_epochs_are_what_they_are_without_it(self, base, data) -> None:
+    def test_cached_epochs_equal_uncached_epochs(self, base, data) -> None:
         one, other = (train(prepared(base), data, replace(QUICK, cache_mb=size)) for size in (0, 64))
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
         assert one.best.validation.metrics == other.best.validation.metrics
@@ -231,7 +231,7 @@ class TestTheCache:
         products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
         assert products == [9, 3]  # of 13, with the pooler
 
-    def test_there_is_none_where_it_does_not_fit_or_padding_is_not_masked(self, base, data) -> None:
+    def test_cache_is_absent_if_too_large_or_padding_counts(self, base, data) -> None:
         assert HiddenCache.of(prepared(base), data.training, 8, 1000) is None
         facts = {field.name: getattr(data.training, field.name) for field in fields(data.training)}
         assert HiddenCache.of(prepared(base), Unmasked(**facts), 8, 2**20) is None

@@ -94,7 +94,7 @@ def test_folders_of_task_models_open_their_base_class(
     assert bool(unused) == (opened != name)
 
 
-def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) -> None:
+def test_classes_found_only_in_their_module_are_opened(tmp_path: Path) -> None:
     made("WhisperModel", "Whisper", **WHISPER).get_encoder().save_pretrained(tmp_path)
     found, _ = _open_base(tmp_path)
     assert type(found).__name__ == "WhisperEncoder"
@@ -145,7 +145,7 @@ def tokenizer(folder: Path, *, types: bool, **config: object) -> None:
         (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, True),  # a class for any model is no evidence
     ],
 )
-def test_the_inputs_that_a_tokenizer_makes(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
+def test_example_inputs_follow_the_tokenizer(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
     tokenizer(tmp_path, types=types, **config)
     assert prepared_by(tmp_path).typed is typed
     model = made("BertModel", "Bert", **SIZE, **WORDS)
@@ -170,7 +170,7 @@ def shapes(model: nn.Module, prepared: Prepared) -> Mapping[str, tuple[object, .
     }
 
 
-def test_the_inputs_that_a_processor_makes(tmp_path: Path) -> None:
+def test_example_inputs_follow_the_processor(tmp_path: Path) -> None:
     size = {"height": 24, "width": 32}
     hf.ViTImageProcessorPil(size=size).save_pretrained(tmp_path / "image")
     hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "wave")

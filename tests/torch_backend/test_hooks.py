@@ -147,7 +147,7 @@ def test_adapter_saved_from_a_module_matches_in_the_base(
     np.testing.assert_allclose(output.logits, expected["logits"], atol=1e-5 * np.abs(expected["logits"]).max(), rtol=0)
 
 
-def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
+def test_trainer_of_transformers_trains_an_attached_adapter(tmp_path: Path) -> None:
     if importlib.util.find_spec("accelerate") is None:
         skip_or_fail("accelerate is missing, which the Trainer needs: run `make setup`, or `pip install accelerate`")
     model = model_of("bert")

@@ -186,7 +186,7 @@ def test_invalid_reranker_options_are_refused(
 
 
 @pytest.mark.extended
-def test_logits_that_are_no_linear_layer(minilm_folder: Path, tmp_path: Path) -> None:
+def test_logits_without_a_linear_layer_are_refused(minilm_folder: Path, tmp_path: Path) -> None:
     """Gemma 2 has soft-capped logits."""
     options = {**QWEN3, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
     small("Gemma2", "ForCausalLM", **options).save_pretrained(tmp_path / "folder")

@@ -40,7 +40,7 @@ def test_runner_computes_what_the_attached_model_computes(base, runner: Runner, 
     assert all(np.array_equal(found[name], expected[name].numpy()) for name in found)
 
 
-def test_there_and_back_is_bit_exact(base, runner: Runner, arrays) -> None:
+def test_switching_back_is_bit_exact(base, runner: Runner, arrays) -> None:
     first, second = (with_random_weights(make_adapter(base, kind), 1) for kind in ("houlsby", "parallel"))
     alone, a, b = (runner.run(arrays, adapter)["hidden"] for adapter in (None, first, second))
     again = [runner.run(arrays, adapter)["hidden"] for adapter in (first, None)]

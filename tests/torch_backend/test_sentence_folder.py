@@ -228,7 +228,9 @@ def like_qwen3_embedding(folder: Path, minilm_folder: Path) -> Path:
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_embedder_that_reads_the_last_token(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_last_token_embedder_gives_the_vectors_of_sentence_transformers(
+    library: Any, minilm_folder: Path, tmp_path: Path
+) -> None:
     folder = like_qwen3_embedding(tmp_path / "folder", minilm_folder)
     base = ae.capture(folder, tmp_path / "model.pt")
     assert base.base_head is not None

@@ -142,7 +142,7 @@ def test_only_incomplete_rows_are_nothing_to_learn_from(tmp_path: Path) -> None:
         read(written(tmp_path, "a.csv", "text,label\n,x\n"), skip_incomplete=True)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="does not exist"):
         read(tmp_path / "none.csv")
 
@@ -198,7 +198,7 @@ def test_a_named_delimiter_and_encoding_are_taken_without_a_note(tmp_path: Path)
         ({"delimiter": '"'}, "is not a delimiter"),
     ],
 )
-def test_delimiters_and_encodings_that_are_none(options: dict[str, str], words: str) -> None:
+def test_unknown_delimiters_and_encodings_are_refused(options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         TableFormat(**options)
 

@@ -276,7 +276,7 @@ def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
     return found.tolist()
 
 
-def test_the_cosine_of_rows_that_are_unlike_by_hand() -> None:
+def test_cosine_between_classes_equals_its_formula() -> None:
     rng = np.random.default_rng(0)
     vectors, classes = rng.normal(0.3, 1, (7, 3)), np.array([0, 2, 0, 2, 3, 0, 2])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -331,7 +331,7 @@ def test_tokens_without_labels_do_not_count() -> None:
         ("ranking", {"text": "a", "pair": "b", "label": 2}, "line 1: is no relevance; found `2`"),
     ],
 )
-def test_rows_that_a_task_cannot_use(
+def test_rows_that_a_task_cannot_use_are_refused(
     problem: ProblemType, row: dict[str, Any], message: str, base: TorchBase, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:

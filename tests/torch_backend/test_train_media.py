@@ -119,7 +119,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_cannot_be_used(name: str, vit_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_unusable_data_folders_are_refused(name: str, vit_folder: Path, data: Path, tmp_path: Path) -> None:
     damage, said = FOLDERS[name]
     folder = shutil.copytree(data / "train", tmp_path / "data")
     damage(folder)
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_used(name: str, vit_folder: Path, data: Path, t
         ae.train(vit_folder / "model.pt", folder)
 
 
-def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) -> None:
+def test_missing_media_files_and_columns_are_refused(vit_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("image,label\nnothing.png,a\n")
     with pytest.raises(DataError, match=r"line 2: a file that cannot be read; found .*nothing\.png"):
         ae.train(vit_folder / "model.pt", tmp_path / "x.csv")

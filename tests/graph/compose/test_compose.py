@@ -195,7 +195,7 @@ def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
     assert_same(at(fused, values), y + (shares * np.stack(added)).sum(0))
 
 
-def test_one_alone_has_the_share_1(values: Values) -> None:
+def test_single_fused_adapters_have_the_share_1(values: Values) -> None:
     assert_same(at(adapter_fusion(A, ELSEWHERE, name="f", options=STATIC), values), at(A, values))
     fused = drawn(adapter_fusion(A, name="f"))
     assert own_tensors(fused) == (f"{SITE}.fusion.value.weight",)
@@ -279,7 +279,7 @@ def test_parameters_have_the_label_of_their_member() -> None:
     np.testing.assert_array_equal(made.weights[f"{SITE}.v1_2.down.weight"], A.weights[f"{SITE}.down.weight"])
 
 
-def test_the_record_says_what_it_was_made_of() -> None:
+def test_composition_record_lists_members_and_weights() -> None:
     record = average(A, B, name="m", weights=[0.25, 0.75]).training[COMPOSITION]
     assert record == {
         "type": "average",

@@ -297,7 +297,7 @@ def test_activations_have_other_names_there(name: str, op: str) -> None:
     assert activation_named(name) == op
 
 
-def test_inputs_of_a_kind_are_what_it_reads() -> None:
+def test_kinds_declare_the_inputs_of_their_graph() -> None:
     assert KINDS["seq_bn"]().graph.inputs == ("h", "x")
     assert KINDS["par_bn"]().graph.inputs == ("h", "x")
     assert KINDS["adapter_plus"]().graph.inputs == ("y",)

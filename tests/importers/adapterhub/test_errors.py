@@ -185,7 +185,9 @@ class TestDefects:
         with pytest.raises(AdapterError, match="reads the residual stream, which the plug-in interface does not name"):
             load(folder, bert)
 
-    def test_an_interface_that_reads_behind_the_norm(self, copied: Copy, made: Callable[[str], Made]) -> None:
+    def test_an_interface_that_reads_behind_the_norm_is_refused(
+        self, copied: Copy, made: Callable[[str], Made]
+    ) -> None:
         gpt2, folder = made("gpt2"), copied("gpt2/par_bn")
         interface = {"layer_pre_ffn": "mlp", "layer_pre_self_attn": "attn", "layer_ln_1": None, "layer_ln_2": None}
         (folder / "adapter_interface.json").write_text(json.dumps({"interface": interface}))
@@ -271,7 +273,7 @@ class TestTensors:
         ):
             assert fault in str(caught.value), fault
 
-    def test_a_whole_layer_that_is_missing(self, copied: Copy, bert: Made) -> None:
+    def test_missing_layers_are_named(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in [name for name in tensors if ".layer.1." in name]:
                 del tensors[name]
@@ -280,7 +282,7 @@ class TestTensors:
         with pytest.raises(TensorError, match=message):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_a_layer_that_is_left_out_and_there_all_the_same(self, copied: Copy, bert: Made) -> None:
+    def test_tensors_of_a_left_out_layer_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(TensorError, match=r"4 tensors.*layer\.0\.output.*is left over"):
             load(edit(copied("bert/seq_bn"), config={"leave_out": [0]}), bert)
 
@@ -465,7 +467,7 @@ class TestHeads:
 
 
 class TestFolders:
-    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_missing_folders_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is not an AdapterHub folder; found no such folder"):
             choose(tmp_path / "none")
 
@@ -514,7 +516,7 @@ class TestFolders:
         with pytest.raises(AdapterExportError, match=file):
             load(folder, bert)
 
-    def test_a_pickle_that_is_not_tensors(self, copied: Copy, bert: Made) -> None:
+    def test_pickles_that_could_run_code_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn_bare_bin")
         (folder / "pytorch_adapter.bin").write_bytes(
             b"\x80\x02cposix\nsystem\nq\x00X\x02\x00\x00\x00lsq\x01\x85q\x02R."
@@ -530,7 +532,7 @@ class TestFusions:
         with pytest.raises(FormatError, match="contains no composition; found keys adapter_setup"):
             fuse(folder, bert)
 
-    def test_a_fusion_layer_that_is_missing(self, copied: Copy, bert: Made) -> None:
+    def test_missing_fusion_layers_are_named(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         shutil.rmtree(folder / "a,b")
         with pytest.raises(FileError, match=r"a,b/adapter_fusion_config\.json"):
@@ -562,7 +564,7 @@ class TestFusions:
         retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
         assert "10 tensors of other fusions in the file were ignored" in fuse(folder, bert).notes
 
-    def test_members_that_do_not_go_together(self, copied: Copy, bert: Made) -> None:
+    def test_fusion_members_at_different_places_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         edit(folder / "b", config={"leave_out": [0]})
         with pytest.raises(AdapterError, match="its members act in different places"):

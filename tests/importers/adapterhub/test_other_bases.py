@@ -30,7 +30,9 @@ def test_an_adapter_of_bert_is_none_of_another_model(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", some_quick(["distilbert", "vit"], "distilbert"))
-def test_by_number_is_the_word_for_it(name: str, kind: str, made: Callable[[str], Made], bert: Made) -> None:
+def test_by_number_matches_layers_of_another_architecture(
+    name: str, kind: str, made: Callable[[str], Made], bert: Made
+) -> None:
     folder = FIXTURES / "bert" / kind
     found = import_adapterhub(folder, made(name).sites, name="a", base="x", by_number=True)
     assert any("matched by number" in note for note in found.notes)

@@ -97,7 +97,7 @@ def test_torch_and_numpy_compute_what_adapterhub_computes(case: str, made: Calla
 
 
 @pytest.mark.parametrize("name", some_quick(BASES, *QUICK))
-def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str], Made]) -> None:
+def test_onnxruntime_computes_many_adapters_in_one_graph(name: str, made: Callable[[str], Made]) -> None:
     """A dozen in one: a slot for every tensor of a hundred takes longer."""
     base, cases = made(name), [case for case in CASES if case.startswith(f"{name}/")]
     for start in range(0, len(cases), 12):
@@ -111,7 +111,7 @@ def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str],
 
 
 @pytest.mark.parametrize("case", sorted(SWITCHED - set(FUSIONS)))
-def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Made]) -> None:
+def test_cut_base_computes_switched_adapters_as_adapterhub_does(case: str, made: Callable[[str], Made]) -> None:
     """Run with the base in ONNX Runtime, split at the sites, and the reference there."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     found = CutRunner(base.onnx).run(base.inputs, imported(case, base, "onnx"))

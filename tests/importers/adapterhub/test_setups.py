@@ -54,7 +54,7 @@ def test_setups_in_pre_norm_bases_match_adapterhub(case: str, made: Callable[[st
     close(base.torch.run(base.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
-def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
+def test_onnxruntime_computes_all_setups_in_one_graph(bert: Made) -> None:
     adapters = {case: imported(case, bert, onnx=True).adapter for case in SETUPS}
     slotted = Slotted(bert.onnx, list(adapters.values()))
     for case, adapter in adapters.items():

@@ -239,7 +239,7 @@ def test_unchanged_encoder_gives_an_adapter_with_only_a_head(bert: Path, base: a
 
 
 @pytest.mark.extended
-def test_a_head_that_is_no_adapter(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_unsupported_heads_are_refused(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     hf.BertForMaskedLM.from_pretrained(bert / "merged").save_pretrained(tmp_path / "masked")
     with pytest.raises(AdapterError, match=r"`BertForMaskedLM` has no head that an adapter can carry"):
         import_it(tmp_path / "masked", base)

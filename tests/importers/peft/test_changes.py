@@ -51,7 +51,7 @@ def test_missing_projections_are_refused_with_advice(tmp_path: Path) -> None:
         imported(folder)
 
 
-def test_tensors_that_are_missing_left_over_or_of_another_shape(tmp_path: Path) -> None:
+def test_missing_unused_and_misshapen_tensors_are_listed(tmp_path: Path) -> None:
     key = "base_model.model.encoder.layer.0.attention.self.query"
 
     def spoiled(tensors: Arrays) -> Arrays:
@@ -70,7 +70,7 @@ def test_another_version_of_peft_is_a_note(tmp_path: Path) -> None:
     assert not any("checked with" in note for note in imported(adapter_folder("change_dora")).notes)
 
 
-def test_a_base_that_does_not_show_its_weights() -> None:
+def test_changes_without_weights_of_the_base_are_refused() -> None:
     sites, _ = bare_bert()
     with pytest.raises(AdapterError, match="base's weights"):
         import_peft(adapter_folder("change_dora"), sites, base="sha256:0", name="a", base_tensor=lambda _: None)

@@ -41,7 +41,7 @@ def test_a_head_of_transformers_that_the_base_does_not_show_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize("choice", [HeadChoice(pooling="mean"), HeadChoice(pooling="first", activation="gelu")])
-def test_a_description_that_differs_from_the_head(choice: HeadChoice) -> None:
+def test_contradicting_head_descriptions_are_refused(choice: HeadChoice) -> None:
     with pytest.raises(UsageError, match="does not match the head of `bert`"):
         imported(adapter_folder("bert_lora_classify"), choice)
 
@@ -94,7 +94,7 @@ def test_square_head_layers_are_refused_as_ambiguous(tmp_path: Path) -> None:
         imported(folder, HeadChoice("first", "tanh"))
 
 
-def test_a_recipe_whose_layer_is_nowhere() -> None:
+def test_missing_layers_of_the_head_recipe_are_named() -> None:
     with pytest.raises(AdapterError, match=r"no `bert\.pooler\.dense\.weight`.*modules_to_save"):
         imported(adapter_folder("bert_lora_classify"), base_tensor=lambda _: None)
 

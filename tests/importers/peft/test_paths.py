@@ -89,7 +89,7 @@ def by_number(paths: list[str], sites: SiteMap) -> dict[str, Site]:
 @pytest.mark.parametrize(
     "paths", [(None,) * 6, tuple(f"layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2"))]
 )
-def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) -> None:
+def test_paths_of_another_architecture_are_matched_by_number(paths: tuple[str | None, ...]) -> None:
     sites = renamed_sites(*paths)
     old = [f"vit.encoder.layer.{layer}.{name}" for layer in range(2) for name in ("intermediate.dense", "output.dense")]
     found = by_number(old, sites)

@@ -139,7 +139,7 @@ def test_inactive_options_are_ignored(tmp_path: Path, config: dict[str, Any]) ->
         ({"peft_type": None}, "`peft_type`"),
     ],
 )
-def test_values_that_peft_does_not_write(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_invalid_config_values_are_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), FormatError, words)
 
 
@@ -267,7 +267,7 @@ def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
         ({"alpha_pattern": {"query|value": 3}}, True),
     ],
 )
-def test_patterns_that_versions_of_peft_read_differently(
+def test_patterns_of_unknown_peft_versions_are_refused_if_ambiguous(
     tmp_path: Path, patterns: dict[str, Any], differ: bool
 ) -> None:
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config=patterns | {"peft_version": None})
@@ -312,7 +312,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "a", FormatError, "adapter_model.safetensors")
 
 
-def test_a_pickle_that_is_more_than_tensors(tmp_path: Path) -> None:
+def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
     changed(adapter_folder("bert_lora"), tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     code = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
