@@ -84,7 +84,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_schemas(built: Path) -> N
     assert {name for name in names if ".dist-info/" not in name} == files
 
 
-def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+def test_sdist_contains_the_files_of_the_tests(built: Path) -> None:
     (path,) = built.glob("adapter_export-*.tar.gz")
     with tarfile.open(path) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
@@ -111,7 +111,7 @@ def test_the_sdist_of_the_runtime_builds_its_wheel(built: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("package", ["adapter_export", "adapter_export_runtime"])
-def test_pypi_shows_links_only_to_what_exists(built: Path, package: str) -> None:
+def test_readme_on_pypi_has_no_broken_links(built: Path, package: str) -> None:
     """A README on PyPI has no files beside it, so a relative link is broken there."""
     metadata = _metadata(built, package)
     shown = str(metadata.get_payload())
@@ -160,7 +160,7 @@ def test_no_file_names_an_unowned_project_address() -> None:
     assert not found
 
 
-def test_a_missing_extra_is_named_for_users_of_pypi_and_of_a_checkout() -> None:
+def test_missing_extras_are_named_for_pypi_and_checkouts() -> None:
     error = str(MissingExtraError("tokenizers", extra="text", needed_for="reading texts"))
     assert "`pip install 'adapter-export[text]'`" in error
     assert "`pip install '.[text]'` in a checkout" in error

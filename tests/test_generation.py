@@ -252,7 +252,7 @@ def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
     assert mask == ("batch_size", "past_sequence_length + sequence_length")
 
 
-def test_the_bundle_keeps_what_genai_needs_and_lists_it(llama):
+def test_bundle_contains_and_lists_the_files_of_genai(llama):
     manifest = Bundle.open(llama.bundle).manifest
     kept = {"genai_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert kept <= {record.path for record in manifest.files}

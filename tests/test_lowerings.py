@@ -225,7 +225,7 @@ class TestNeutral:
 
     @pytest.mark.parametrize("level", LEVELS)
     @pytest.mark.parametrize("name", [*PUBLISHED, *OPTIONS])
-    def test_an_idle_adapter_returns_what_it_replaces(self, name: str, level: str) -> None:
+    def test_idle_adapters_return_the_replaced_value(self, name: str, level: str) -> None:
         graph = inference_form({**PUBLISHED, **OPTIONS}[name])
         self.assert_idle(graph, level)
 

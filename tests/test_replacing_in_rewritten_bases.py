@@ -85,9 +85,7 @@ def bundle(rewritten: Rewritten, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder, build_bundle(rewritten.base, adapters, folder, references=runner, cases=cases)
 
 
-def test_every_place_is_what_numpy_makes_of_what_arrives_there(
-    rewritten: Rewritten, bundle: tuple[Path, Manifest]
-) -> None:
+def test_sites_of_rewritten_bases_match_numpy(rewritten: Rewritten, bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     opened = OpenedBundle.open(folder)
     probe, case = SiteProbe.of(opened), opened.golden(None).cases[-1]

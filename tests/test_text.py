@@ -183,7 +183,7 @@ def test_windows_that_do_not_move_on_are_refused(ours: Tokenizer) -> None:
         ours.windows(Pair("word " * 11, "and " * 11), 14, 2)
 
 
-def test_the_digest_is_of_what_the_file_says(minilm_folder: Path) -> None:
+def test_tokenizer_digest_ignores_formatting_of_the_file(minilm_folder: Path) -> None:
     text = (minilm_folder / "tokenizer.json").read_text(encoding="utf-8")
     document = json.loads(text)
     assert tokenizer_digest(text) == Tokenizer.from_json(text, 8).digest

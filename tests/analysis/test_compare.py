@@ -100,7 +100,7 @@ def test_other_metrics_are_tested_by_bootstrap() -> None:
     assert (none["pearson"].p, none["pearson"].low) == (None, None)
 
 
-def test_a_p_value_is_as_rare_as_it_says_where_nothing_differs() -> None:
+def test_p_values_of_equal_contestants_are_rarely_small() -> None:
     """Two sides that are right in 80 % of the rows by chance: p is below 0.05 in at most 5 % of 150 samples."""
     rng, below = np.random.default_rng(0), 0
     for _ in range(150):
@@ -144,7 +144,7 @@ def test_many_contestants_are_compared_with_the_first() -> None:
     assert "right: `c" in text, "who answers what, in one column"
 
 
-def test_foreign_text_is_shown_as_it_is() -> None:
+def test_control_characters_of_foreign_text_are_escaped() -> None:
     assert one_line("a\x1b[31m\u202eb\n c") == "a\\x1b[31m\\u202eb c"
     assert one_line("👩\u200d🚀 é", 4) == "👩\u200d🚀…"
 

@@ -82,7 +82,7 @@ def choice(bottleneck: int, kind: str = "pfeiffer", work: float | None = 0.01) -
     return Choice(kind, bottleneck, 6, bottleneck, bottleneck, bottleneck, bottleneck, 0.01, work)
 
 
-def test_64_is_recommended_where_nothing_speaks_against_it() -> None:
+def test_plan_recommends_bottleneck_64_by_default() -> None:
     best, reasons = recommend([choice(16), choice(64), choice(256)], 384)
     assert best.bottleneck == 64
     assert "64 is the usual bottleneck" in " ".join(reasons)

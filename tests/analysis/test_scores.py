@@ -49,7 +49,7 @@ def _mean(hits: np.ndarray, rows: np.ndarray) -> tuple[float]:
     return (float(hits[rows].mean()),)
 
 
-def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
+def test_intervals_cover_the_true_accuracy_in_95_percent() -> None:
     """About 95 % of 200 samples of 60 rows with an accuracy of 0.8 have an interval that contains 0.8."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):

@@ -26,7 +26,7 @@ def _adapter(base: ae.Base, name: str) -> Adapter:
     return random_adapter(name, pfeiffer(), base.model, bottleneck=4, labels=("a", "b"))
 
 
-def test_an_open_base_stays_what_it_is(base: ae.Base) -> None:
+def test_open_base_returns_an_open_base_unchanged(base: ae.Base) -> None:
     assert ae.open_base(base) is base
     assert (base.form, base.trainable, base.tokenizer, base.max_tokens) == ("onnx", False, None, None)
 

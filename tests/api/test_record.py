@@ -39,7 +39,7 @@ def _pack(weights: dict[str, np.ndarray], base: ae.Base | Path) -> ae.Adapter:
     return ae.pack(weights, base, kind="pfeiffer", activation="relu", name="a")
 
 
-def test_a_record_says_what_the_opened_base_says(
+def test_base_records_contain_the_facts_of_the_opened_base(
     cache: Path, tiny_bert_archive: Path, tmp_path: Path, weights: dict
 ) -> None:
     opened = ae.open_base(tiny_bert_archive)

@@ -21,7 +21,7 @@ def words(hint: Any) -> str:
     return said.help if isinstance(said, Option) else said
 
 
-def test_every_option_says_what_it_does() -> None:
+def test_every_train_option_has_a_help_sentence() -> None:
     for name, hint, _ in TRAIN_OPTIONS.declared():
         assert re.search(r"[.\]]$", words(hint)), name
 

@@ -77,7 +77,7 @@ def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase]
     assert {site.name for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
 
 
-def test_a_part_cannot_replace_what_all_parts_read(exported: Callable[[str], ExportedBase]) -> None:
+def test_parts_cannot_replace_their_common_input(exported: Callable[[str], ExportedBase]) -> None:
     base = exported("gpt_neox").in_onnx
     adapter = random_adapter("a", ia3(Ia3Options((), ("query",))), base)
     with pytest.raises(AdapterError, match="replaces `u`, which the parts of a fused layer read in common, at"):

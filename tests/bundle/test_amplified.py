@@ -197,7 +197,7 @@ def minilm(minilm_archive: Path) -> GoldenMaker:
     return of_minilm(load_base(minilm_archive))
 
 
-def test_a_trained_base_is_held_to_what_the_formula_says(minilm: GoldenMaker) -> None:
+def test_trained_bases_keep_the_budget_of_the_formula(minilm: GoldenMaker) -> None:
     """MiniLM without adapters, and with an adapter as small as trained ones."""
     sites: SiteMap = minilm.references.sites
     adapter = random_of_kind("a", KINDS["houlsby"](None), sites, minilm.base)

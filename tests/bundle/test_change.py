@@ -82,7 +82,7 @@ def _add(base: OnnxBase, bundle: Path, *adapters: Adapter, **settings: object) -
     return add_adapters(bundle, adapters, references=CutRunner(base), **settings)  # type: ignore[arg-type]
 
 
-def test_a_bundle_with_a_new_adapter_is_the_one_that_a_build_makes(
+def test_added_adapter_gives_the_bytes_of_a_new_build(
     base: OnnxBase, bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Compare byte for byte: the widths of the bank grow, the slots are the same."""
@@ -136,7 +136,7 @@ def test_a_bundle_without_a_bank_takes_adapters(base: OnnxBase, tmp_path: Path) 
     assert sorted(after.graphs) == ["inputs", "slots"]
 
 
-def test_open_sessions_keep_the_files_that_they_have(base: OnnxBase, bundle: Path) -> None:
+def test_open_sessions_keep_their_results_after_a_change(base: OnnxBase, bundle: Path) -> None:
     session = ort.InferenceSession(bundle / "model.bank.onnx")
     feeds = {**token_inputs(4, 4, seed=1), "adapter_ids": np.array([1, 2])}
     before = session.run(["hidden"], feeds)[0]
@@ -286,7 +286,7 @@ change.remove_adapters(bundle, ["a"], reporter=Telling())
 
 @pytest.mark.parametrize("step", ["manifest", "verifying the bundle against its golden"])
 @pytest.mark.extended
-def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, step: str) -> None:
+def test_killed_changes_leave_the_bundle_unchanged(built: Path, bundle: Path, step: str) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), step], check=False, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
     assert read_manifest(bundle) == read_manifest(built)

@@ -368,7 +368,7 @@ def test_mixed_batches_have_the_checksums_of_each_row(bundle: Path) -> None:
         assert np.array_equal(found[at], golden[bank.rows[row]][f"{case}.output.slot_checksums"][at])
 
 
-def test_the_runtime_returns_what_it_returned_before(bundle: Path) -> None:
+def test_runtime_returns_no_checksums(bundle: Path) -> None:
     session = ae.open_bundle(bundle).session()
     inputs = {one.name: np.ones((2, 5), np.int64) for one in read_manifest(bundle).inputs}
     assert set(session.run(inputs)) == {"hidden"}
@@ -402,7 +402,7 @@ def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path)
     assert built.manifest.golden.absolute.keys() == {"hidden", "slot_checksums"}
 
 
-def test_the_budgets_of_other_outputs_stay_as_they_are(plain: Built, tmp_path: Path) -> None:
+def test_checksums_do_not_change_other_budgets(plain: Built, tmp_path: Path) -> None:
     adapters = [_tone(plain, "tone", 4)]
     with_them, without = (
         ae.build(plain.model, adapters, tmp_path / str(checksums), checksums=checksums).manifest

@@ -182,7 +182,7 @@ def test_the_extremes_of_int64_do_not_wrap() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64", "uint64"])
-def test_integers_are_compared_exactly_whatever_the_budget(dtype: str) -> None:
+def test_integers_are_compared_exactly_under_any_budget(dtype: str) -> None:
     expected = np.array([0, 1, 1], dtype)
     assert compare(expected.copy(), expected, UNLIMITED).passed
     comparison = compare(np.array([0, 1, 0], dtype), expected, UNLIMITED)
@@ -255,7 +255,7 @@ def test_the_top_class_is_compared_for_logits() -> None:
     assert flip.margin == pytest.approx(0.1, rel=1e-5)
 
 
-def test_a_flip_that_the_budget_does_not_explain_is_said_to_be_one() -> None:
+def test_class_flips_beyond_the_budget_are_reported() -> None:
     comparison = compare(np.float32([[0, 1]]), np.float32([[1, 0]]), TENTH, logits=True)
     assert not comparison.passed
     assert comparison.top_class is not None

@@ -93,7 +93,7 @@ def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, lis
     validate(report.to_json(), "check-report")
 
 
-def test_the_effect_is_the_norm_of_the_difference_over_that_of_the_base(built: tuple[Path, list[str]]) -> None:
+def test_effect_is_the_relative_norm_of_the_difference(built: tuple[Path, list[str]]) -> None:
     bundle = OpenedBundle.open(built[0])
     (effect,) = effects(bundle, ["alive"])
     session = bundle.runtime_session()

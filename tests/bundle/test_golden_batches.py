@@ -261,7 +261,7 @@ def build(base: OnnxBase, adapters: Sequence[Adapter], folder: Path, **settings:
 
 
 @pytest.mark.parametrize("lengths", [None, Lengths(8, 40, 8)])
-def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, lengths: Lengths | None) -> None:
+def test_golden_batches_expose_hidden_padding_dependence(tmp_path: Path, lengths: Lengths | None) -> None:
     """A client then pads the shorter of two rows, which changes the mean over all tokens that opens the gate."""
     base = tiny_base(tmp_path, lengths)
     manifest = build(base, gated_adapters(base), tmp_path / "bundle", variants=[] if lengths else None)
@@ -276,7 +276,7 @@ def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, leng
     assert "(`gated`): " in found.detail
 
 
-def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: Path) -> None:
+def test_padding_dependent_adapters_have_no_answers_for_padded_texts(tmp_path: Path) -> None:
     """Their ids are compared; a client refuses to answer them."""
     words = Tokenizer(WordLevel({f"w{at}": at for at in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()

@@ -142,7 +142,7 @@ class TestEveryFaultShows:
             assert record.golden.separation is not None
             assert record.golden.separation.least > 100 * ENOUGH
 
-    def test_parts_show_what_vectors_do_not(self, built: Path) -> None:
+    def test_golden_parts_show_faults_hidden_from_vectors(self, built: Path) -> None:
         bundle = OpenedBundle.open(built, copy=False)
         hidden = [(one.name, each) for one, each in _faults(bundle) if _by_vectors(bundle, one.name, each) <= 1]
         assert len(hidden) > 3
@@ -294,7 +294,7 @@ class TestProjection:
         assert math.isnan(projection(found, np.zeros((2, 3), np.float32), np.ones((2, 3), np.int8)))
 
 
-def test_a_disturbed_graph_is_off_by_a_few_units_in_the_last_place(built: Path) -> None:
+def test_disturbed_graphs_differ_by_a_few_ulps(built: Path) -> None:
     bundle = OpenedBundle.open(built, copy=False)
     model, kept = bundle.slots_model, {slot.name for slot in bundle.manifest.slots}
     copy = disturbed(model, bundle.home, kept, seed=0)

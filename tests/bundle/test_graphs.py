@@ -188,7 +188,7 @@ def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None
     assert faults == {"a class outside the adapter's labels is not masked"}
 
 
-def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
+def test_wrongly_masked_classes_are_found(bundle: Path) -> None:
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors[MASK][1, 2] = -3e38
 

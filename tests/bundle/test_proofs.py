@@ -71,7 +71,7 @@ def test_a_base_without_a_mask_cannot_be_padded(tmp_path: Path) -> None:
     assert (manifest.padding_neutral, manifest.counts_padding) == (False, ())
 
 
-def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) -> None:
+def test_rows_that_share_a_scale_are_detected_by_measurement(tmp_path: Path) -> None:
     mask = """
     numbers = Cast <to = 1> (input_ids)
     largest = ReduceMax <axes = [0, 1]> (numbers)

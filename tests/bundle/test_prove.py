@@ -122,7 +122,7 @@ class WrongBase(CutRunner):
         return {**outputs, "hidden": outputs["hidden"] * np.where(off, np.float32(1.01), np.float32(1))}
 
 
-def test_a_case_outside_the_core_is_judged_by_how_far_rounding_moves_it(built: Built) -> None:
+def test_cases_outside_the_core_have_a_budget_for_amplification(built: Built) -> None:
     """The reference changes by more than the formula's budget, like MiniLM after a single token."""
 
     class Moving(WrongBase):
@@ -209,7 +209,7 @@ def test_every_pair_is_swapped(report: Report) -> None:
     assert "topic → tone → topic" in swaps
 
 
-def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: Report) -> None:
+def test_report_document_follows_its_schema(report: Report) -> None:
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     validate(document, "check-report")
     assert document["verdict"] == "passed"
@@ -217,7 +217,7 @@ def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: 
     assert next(one for one in document["findings"] if one["check"] == "output")["measurements"][0]["budget"]["reason"]
 
 
-def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Report) -> None:
+def test_report_page_lists_coverage_and_escapes_names(report: Report) -> None:
     named = replace(report, bundle="<script>b</script>")
     text = page(named, date="2026-01-02", command="check <b>")
     assert "<script" not in text

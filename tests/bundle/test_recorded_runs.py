@@ -209,7 +209,7 @@ def test_a_graph_whose_base_has_other_bits_is_not_compared(bundle: Path) -> None
     assert _verify(bundle, variants=["slots"]).passed
 
 
-def test_a_graph_with_a_constant_adapter_has_the_base_of_another_as_its_witness(bundle: Path) -> None:
+def test_baked_graphs_are_compared_through_the_base_of_another(bundle: Path) -> None:
     def change(name: str | None, record: GoldenRecord) -> GoldenRecord:
         return replace(record, recorded={**record.recorded, **({"baked": "0" * 64} if name == "a" else {})})
 

@@ -59,7 +59,7 @@ def test_self_test_has_at_least_100_named_faults() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-def test_faults_are_found_and_located_and_the_bundle_stays_as_it_is(built: Built) -> None:
+def test_self_test_locates_faults_and_leaves_the_bundle_unchanged(built: Built) -> None:
     before = contents(built.folder)
     reference = Reference(str(built.model), CutRunner(built.base))
     kinds = LOCATED | FOUND | ABSENT
@@ -103,7 +103,7 @@ def test_unnoticed_faults_are_reported_as_missed(copy: Path) -> None:
     validate(found.to_json(), "self-test")
 
 
-def test_a_kind_that_is_not_there_is_refused(built: Built) -> None:
+def test_unknown_kinds_of_faults_are_refused(built: Built) -> None:
     with pytest.raises(UsageError, match="kind of fault"):
         ae.self_test(built.folder, kinds=["gremlins"])
 

@@ -241,7 +241,7 @@ def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
         assert {one.status for one in owed} == {status}, owed
 
 
-def test_mixed_batches_run_whatever_the_manifest_says(copy: Path) -> None:
+def test_check_runs_mixed_batches_despite_a_false_manifest(copy: Path) -> None:
     rehash(copy, CLAIMS["batch_invariant"])
     report = ae.check(copy, variants=["bank"], cases=["batch3_tokens7"])
     assert any(result.mixed for result in report.outputs)

@@ -129,7 +129,7 @@ class TestBank:
             assert np.isfinite(logits).all()
 
     @pytest.mark.parametrize("wrong", [-1, -5, len(ROWS), 2**40])
-    def test_an_id_that_is_no_row_is_an_error_and_never_another_adapter(self, bundle: Path, wrong: int) -> None:
+    def test_adapter_ids_out_of_range_are_errors(self, bundle: Path, wrong: int) -> None:
         session = _session(bundle, "model.bank.onnx")
         with pytest.raises(Exception, match=r"(?i)indices element out of data bounds"):
             session.run(None, {**token_inputs(4, 2), "adapter_ids": np.array([1, wrong])})

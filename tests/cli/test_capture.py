@@ -59,7 +59,7 @@ def test_existing_archive_is_replaced_only_with_force(cli, hf_folder: Path, tmp_
     assert (tmp_path / "model.pt").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_what_was_there(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_existing_archive(cli, hf_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_text("mine")
     cli.refused(3, "model.pt", "capture", hf_folder, "-o", tmp_path / "model.pt", "--force", file_size=20_000)
     assert (tmp_path / "model.pt").read_text() == "mine"

@@ -84,7 +84,7 @@ def test_an_old_pickle_is_read_as_well_and_fewer_bits_become_float32(cli, encode
         assert torch.equal(weight, expected[name].float())
 
 
-def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
+def test_pickled_code_runs_only_with_trust_pickle(cli, tmp_path: Path) -> None:
     torch.save(_Runs(tmp_path / "was here"), tmp_path / "mine.pt")
     found = cli.refused(3, "could run code", "capture", tmp_path / "mine.pt", "-o", tmp_path / "m.pt")
     assert "only if you trust" in found.stderr.casefold()

@@ -118,6 +118,6 @@ def test_compose_refuses_invalid_calls(cli, adapters: Path, tmp_path: Path, word
     assert not (tmp_path / "c").exists()
 
 
-def test_a_member_that_is_not_there_is_named(cli, adapters: Path, tmp_path: Path) -> None:
+def test_missing_members_are_named_with_the_searched_places(cli, adapters: Path, tmp_path: Path) -> None:
     words = "looked at `missing`, `adapters/missing`."
     cli.refused(3, words, "compose", "stack", "topic", "missing", "-o", tmp_path / "c", folder=adapters)

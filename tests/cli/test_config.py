@@ -104,7 +104,7 @@ def test_typed_options_override_the_file_and_the_file_defaults(tool) -> None:
     assert _given(tool('[serve]\noutput = "x"', "serve", "b"))["rows"] == 32
 
 
-def test_a_command_in_a_group_has_a_table_in_that_of_the_group(tool) -> None:
+def test_commands_in_a_group_read_their_nested_table(tool) -> None:
     assert _given(tool('[import.peft]\noutput = "x"\nrows = 5', "import", "peft", "b"))["rows"] == 5
 
 
@@ -143,7 +143,7 @@ def test_missing_required_options_are_refused(tool) -> None:
     assert "Missing option" in tool("[serve]\nrows = 1", "serve", "b").stderr
 
 
-def test_a_file_that_is_not_there_is_an_error(tool) -> None:
+def test_missing_config_files_are_refused(tool) -> None:
     Path("c.toml").write_text("")
     found = CliRunner().invoke(make_command(COMMAND, "serve"), ["b", "-o", "out", "--config", "nowhere.toml"])
     assert found.exit_code != 0

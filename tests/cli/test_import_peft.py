@@ -61,7 +61,7 @@ def test_imported_adapters_are_built_run_and_exported_again(cli, onnx: Path, tmp
     assert all(np.array_equal(original[name], back[name]) for name in original)
 
 
-def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
+def test_import_reports_its_decisions(cli, tmp_path: Path) -> None:
     found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
     assert "`bert.…` match the base's without this prefix" in found.stderr
     assert "the number of labels per text is unknown" in found.stderr

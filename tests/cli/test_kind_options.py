@@ -163,7 +163,7 @@ def test_parts_of_a_fused_layer_are_places() -> None:
     assert list(make_kind("lora", {"modules": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
 
 
-def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
+def test_fused_layers_with_mixed_parts_are_named() -> None:
     sites = SiteMap((site("layers.0.attention.qkv", "linear", 0, 48),), "final", 16)
     advice = "computes `query`, `value` in one layer, mixed: name `attention.qkv` instead"
     with pytest.raises(AdapterError, match=advice):
@@ -186,7 +186,7 @@ def test_command_line_refuses_invalid_kind_options(options: tuple[str, ...], wor
     assert words in " ".join(found.stderr.split())
 
 
-def test_packing_asks_for_what_tensors_do_not_show() -> None:
+def test_pack_takes_only_options_that_tensors_do_not_show() -> None:
     assert set(OptionsOf(packed_options).defaults()) == {
         *("sublayers", "leave_out", "modules", "scaled_inputs", "activation", "scaling", "alpha", "rs_lora"),
     }

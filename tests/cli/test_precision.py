@@ -64,7 +64,7 @@ def test_inspect_warns_of_rows_that_depend_on_each_other(cli, int8_bundle: Path,
     assert "depend on each other" not in found
 
 
-def test_the_table_shows_what_the_precision_costs(cli, graph: Path, int8_bundle: Path) -> None:
+def test_check_table_shows_the_cost_of_the_precision(cli, graph: Path, int8_bundle: Path) -> None:
     found = cli.done("check", int8_bundle, "--against", graph, "--only", "tone", "--quick", "--verbose")
     assert "same class" in found.stdout
     assert "on random inputs" in found.stdout

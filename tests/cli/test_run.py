@@ -160,7 +160,7 @@ def test_openvino_answers_as_the_cpu_does(cli, bundle: Path) -> None:
     assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
-def test_cuda_is_refused_with_a_word_where_there_is_none(cli, bundle: Path) -> None:
+def test_cuda_is_refused_if_unavailable(cli, bundle: Path) -> None:
     import onnxruntime as ort
 
     if "CUDAExecutionProvider" in ort.get_available_providers():

@@ -173,7 +173,7 @@ def test_run_refuses_adapters_that_do_not_match_rows(
         (("--delimiter", ";", *_texts("a")), "Add `--data`, or remove `--delimiter`."),
     ],
 )
-def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
+def test_wrong_calls_suggest_the_missing_options(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
     cli.refused(2, fix, "run", mixed, *options)
 
 

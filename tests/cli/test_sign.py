@@ -125,7 +125,7 @@ def test_the_next_steps_after_signing_can_be_pasted(cli, bundle: Path, keys: Pat
     assert "passed" in cli.done(*shlex.split(verify)[1:]).stdout
 
 
-def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> None:
+def test_inspect_names_the_signer(cli, signed: Path, copy: Path, keys: Path) -> None:
     public = load_pem_public_key((keys / "a.pub").read_bytes())
     digest = sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
     told, held = cli.json("inspect", signed), cli.json("inspect", signed, "--key", keys / "a.pub")

@@ -113,7 +113,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_every_command_says_what_it_is_and_what_to_do(
+def test_every_command_identifies_wrong_files_and_advises(
     cli, adapters: Path, table: Path, tmp_path: Path, what: str
 ) -> None:
     write, words = BAD[what]
@@ -141,7 +141,7 @@ def test_graphs_without_complete_weights_are_refused(cli, adapters: Path, tmp_pa
 
 
 @pytest.mark.parametrize("what", ["a pickled module", "a TorchScript file", "a state dict", "another zip"])
-def test_trust_makes_no_base_of_what_has_no_program(cli, tmp_path: Path, what: str) -> None:
+def test_files_without_a_program_are_refused_despite_trust(cli, tmp_path: Path, what: str) -> None:
     write, words = BAD[what]
     write(tmp_path / "model")
     found = cli.refused(3, words[0], "sites", tmp_path / "model", "--trust-pickle")
@@ -159,9 +159,7 @@ def test_every_command_refuses_a_truncated_archive(
     cli.refused(3, words, "train", path, "--data", table, "-o", tmp_path / "out")
 
 
-def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
-    cli, model: Path, adapters: Path, table: Path, tmp_path: Path
-) -> None:
+def test_outputs_never_overwrite_their_inputs(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
     """Also with `--force`, and if it is in a folder that would be replaced."""
     shutil.copy(model, tmp_path / "model.pt")
     shutil.copytree(adapters / "tone", tmp_path / "made" / "tone")

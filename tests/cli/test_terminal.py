@@ -43,7 +43,7 @@ def test_json_never_holds_nan() -> None:
         emit_json({"loss": float("nan")})
 
 
-def test_markup_in_cells_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_cells_is_shown_literally(capsys: pytest.CaptureFixture[str]) -> None:
     show("[i]a title[/i]", Table(("text",), [("[bold]not markup[/bold]",)], "[b]nor here[/b]"))
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[i]a title[/i]", "[bold]not markup[/bold]", "[b]nor here[/b]"))
@@ -86,7 +86,7 @@ def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[
     assert [line.split("  ")[0] for line in found.err.splitlines()] == ["• first", "• second"]
 
 
-def test_notes_are_warnings_in_the_words_of_the_shell_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_printed_once_as_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalReporter("build") as reporter:
         for _ in range(2):
             reporter.warn("no bank: give " + argument("variants"))

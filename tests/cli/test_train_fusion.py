@@ -79,7 +79,7 @@ def test_members_stay_bit_for_bit_and_the_fusion_learns(adapters: Path, fused: P
     assert all(np.abs(found - [[0.2, 0.8]]).max() > 1e-3 for found in weights)
 
 
-def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> None:
+def test_fusion_record_names_members_and_settings(adapters: Path, fused: Path) -> None:
     adapter = read_adapter(fused / "dynamic")
     record, settings = adapter.training, adapter.training["settings"]
     assert (adapter.kind, record[COMPOSITION]["type"]) == ("fusion", "adapter_fusion")

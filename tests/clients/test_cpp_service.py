@@ -327,7 +327,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx2.Client, task_bundle: Path, claim: str) -> None:
+def test_loaded_adapters_answer_with_the_given_task(task_service: httpx2.Client, task_bundle: Path, claim: str) -> None:
     """Its file says nothing of it, and so its logits mean what the user says."""
     said = CLAIMS[claim]
     data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()

@@ -132,7 +132,7 @@ def test_answers_are_those_of_python(found: dict[str, str], session: Session) ->
     assert np.abs(scaled - session.run(INPUTS, adapters=names)["hidden"]).max() > 0.01
 
 
-def test_each_row_is_what_it_is_alone(found: dict[str, str], session: Session, task_bundle: Path) -> None:
+def test_rows_of_a_mixed_batch_equal_single_runs(found: dict[str, str], session: Session, task_bundle: Path) -> None:
     """Rows of several lengths, with padding on the left, weights and a context of their own."""
     first = {name: array[:1] for name, array in INPUTS.items()}
     few = {"input_ids": np.array([[2, 7, 3]]), "attention_mask": np.ones((1, 3), np.int64)}

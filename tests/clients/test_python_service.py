@@ -96,7 +96,7 @@ def test_service_answers_arrays_and_returns_outputs_of_the_base(service: httpx2.
     assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
 
 
-def test_a_long_text_is_cut_and_said(service: httpx2.Client) -> None:
+def test_service_truncates_long_texts_and_reports_the_count(service: httpx2.Client) -> None:
     found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()["rows"]
     assert found[0]["cut"] == 600 + 2 - 512
     assert "cut" not in found[1]

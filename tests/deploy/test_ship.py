@@ -21,7 +21,7 @@ from adapter_export.errors import FileError, HashError, OutputExistsError, Usage
 from adapter_export.plugins.ship.layout import Layout
 
 
-def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
+def test_ship_command_lists_the_written_files(bundle: Path, tmp_path: Path) -> None:
     words = ["ship", str(bundle), "--layout", "docker", "-o", str(tmp_path / "image"), "--json"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output

@@ -39,7 +39,7 @@ def test_entry_points_answer_for_a_base_with_multiples_of_8(
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
-def test_each_row_has_the_answer_of_the_model_for_it_alone(
+def test_every_entry_point_answers_rows_as_the_model_does(
     entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest
 ) -> None:
     tasks = check(entry, bundles, request)

@@ -85,7 +85,7 @@ def write(request: ExportRequest, path: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(str(path))
 
 
-def test_the_factor_is_alpha_over_r_and_rows_of_queries_are_in_pairs(llama, tmp_path: Path) -> None:
+def test_exported_lora_has_its_factor_and_paired_query_rows(llama, tmp_path: Path) -> None:
     model, folder = llama
     adapter = random_lora(rank=4, alpha=6)
     reader = write(request_for(adapter, model, folder / "base.gguf"), tmp_path / "lora.gguf")

@@ -103,7 +103,7 @@ def test_numbers_may_be_spelled_differently(adapter: Adapter, folder: Path) -> N
     assert type(read_adapter(folder).placements["layers.10.ffn"].widths["b"]) is int
 
 
-def test_writing_leaves_what_is_there_alone(adapter: Adapter, folder: Path) -> None:
+def test_existing_folder_is_replaced_only_with_force(adapter: Adapter, folder: Path) -> None:
     before = (folder / "adapter_graph.json").read_bytes()
     with pytest.raises(OutputExistsError):
         write_adapter(replace(adapter, kind="other"), folder)

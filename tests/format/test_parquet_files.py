@@ -43,7 +43,7 @@ def test_labels_are_those_of_the_same_table_as_json_lines(tmp_path: Path) -> Non
     assert read_texts(path, Columns())[0] == [(row["text"], None) for row in ROWS]
 
 
-def test_classes_have_the_names_that_datasets_writes_and_minus_1_is_no_label(tmp_path: Path) -> None:
+def test_parquet_labels_use_the_class_names_of_datasets(tmp_path: Path) -> None:
     path, classes = tmp_path / "rows.pq", datasets.ClassLabel(names=["low", "high"])
     features = datasets.Features(
         text=datasets.Value("string"), label=classes, other=datasets.Value("int64"), tags=datasets.List(classes)

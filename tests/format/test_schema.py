@@ -52,7 +52,7 @@ def test_rules_change_a_digest_and_prose_does_not() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_file_is_what_the_records_say(name: str) -> None:
+def test_schema_files_match_the_records(name: str) -> None:
     found = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
     assert found == schema_text(name), "run `python schemas/make_schemas.py`"
 

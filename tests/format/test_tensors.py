@@ -60,7 +60,7 @@ def test_written_tensors_are_read_back_unchanged(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], expected)
 
 
-def test_a_transposed_view_is_written_as_it_is_seen() -> None:
+def test_transposed_views_are_written_in_their_visible_order() -> None:
     view = np.arange(6, dtype=np.float32).reshape(2, 3).T
     np.testing.assert_array_equal(parse_tensors(tensor_bytes({"a": view}), "test")["a"], view)
 

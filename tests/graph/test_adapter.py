@@ -196,7 +196,7 @@ class TestShared:
     ("replaces", "message"),
     [("y", None), ("h", None), ("u", "found ['batch', 'tokens', 'd']; expected ['batch', 'tokens', 'd_in']")],
 )
-def test_a_result_has_the_shape_of_what_it_replaces(replaces: str, message: str | None) -> None:
+def test_results_must_have_the_shape_of_the_replaced_value(replaces: str, message: str | None) -> None:
     source = "u" if replaces == "u" else "h"
     width = "d_in" if replaces == "u" else "d"
     nodes = (Node("linear", (source,), "r", {"weight": "w"}),)

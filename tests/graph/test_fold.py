@@ -154,7 +154,7 @@ def behind(taker: str, factor: str) -> AdapterGraph:
 
 @pytest.mark.parametrize("factor", FACTOR)
 @pytest.mark.parametrize("taker", TAKERS)
-def test_every_factor_goes_into_what_is_before_it(taker: str, factor: str) -> None:
+def test_factors_are_folded_into_the_preceding_op(taker: str, factor: str) -> None:
     graph = behind(taker, factor)
     form = inference_form(graph)
     assert ops(form) == [taker]
@@ -163,7 +163,7 @@ def test_every_factor_goes_into_what_is_before_it(taker: str, factor: str) -> No
 
 
 @pytest.mark.parametrize("factor", FACTOR)
-def test_every_factor_goes_into_the_rows_of_the_product_behind_it(factor: str) -> None:
+def test_factors_are_folded_into_the_following_product(factor: str) -> None:
     first = replace(FACTOR[factor], inputs=("h",))
     product = Node("linear", ("s",), "r", {"weight": "w", "bias": "b"})
     own = {"s": FACTOR_SHAPE[factor]} if factor in FACTOR_SHAPE else {}
@@ -175,7 +175,7 @@ def test_every_factor_goes_into_the_rows_of_the_product_behind_it(factor: str) -
     assert_same_value(graph)
 
 
-def test_a_learned_factor_may_have_two_readers_before_it_goes() -> None:
+def test_learned_factors_with_two_uses_are_folded_once() -> None:
     """h·s + (h @ W)·s: the second goes into W, the first stays, and so does its parameter."""
     nodes = (
         Node("learned_scale", ("h",), "a", {"weight": "s"}),
@@ -205,12 +205,12 @@ class TestShared:
         form = inference_form(self.graph(*shared))
         assert (ops(form), form.shared) == (["linear"], left)
 
-    def test_a_constant_goes_into_what_is_shared(self) -> None:
+    def test_constants_are_folded_into_shared_weights(self) -> None:
         graph = AdapterGraph(("h",), SQUARE, (UP, scale("up", "r")), "r", shared=("w",))
         assert (ops(inference_form(graph)), inference_form(graph).shared) == (["linear"], ("w",))
 
 
-def test_the_weights_of_a_mix_mean_what_they_say() -> None:
+def test_weights_of_a_mix_are_not_folded() -> None:
     nodes = (Node("mix", ("h", "h"), "m", {"weights": "w"}), scale("m", "r"))
     graph = AdapterGraph(("h",), {"w": (1, 2)}, nodes, "r")
     assert inference_form(graph) == graph

@@ -129,7 +129,7 @@ def test_entities_count_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_entities_are_counted_as_seqeval_counts_them(seed: int) -> None:
+def test_entity_metrics_match_seqeval(seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 9, 30)
     right = [rng.integers(0, 5, length) for length in lengths]

@@ -122,7 +122,7 @@ ONES = {
 
 
 @pytest.mark.parametrize("name", ONES)
-def test_learned_factors_are_one_or_zero_as_it_takes(name: str) -> None:
+def test_neutral_learned_factors_are_one_or_zero(name: str) -> None:
     number, graph = ONES[name]
     inputs = draw_inputs(graph, 2, 3, 8, np.random.default_rng(0))
     neutral = neutral_parameters(graph, neutral_widths(graph, WIDTHS))

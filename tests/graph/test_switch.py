@@ -84,7 +84,7 @@ def test_a_factor_of_one_more_projection_is_saved() -> None:
     assert list(slot_form(graph).parameters) == ["w", "switch.keep"]
 
 
-def test_a_factor_that_stays_is_told_from_that_of_the_switch() -> None:
+def test_kept_factors_stay_separate_from_the_switch() -> None:
     """`use` goes into the factor of `gelu(h)`, which must be zero where `keep` is one."""
     nodes = (Node("gelu", ("h",), "g"), Node("scale_features", ("g",), "r", {"weight": "w"}))
     form = slot_form(AdapterGraph(("h",), {"w": ("d",)}, nodes, "r"))

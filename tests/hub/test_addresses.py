@@ -117,7 +117,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
     ],
     ids=["model", "tokenizer", "chat templates", "shards", "sentences", "sentences inside", "PEFT", "several adapters"],
 )
-def test_only_what_is_read_is_taken(
+def test_only_needed_files_are_downloaded(
     contents: Contents, files: dict[str, bytes], taken: set[str], hub: HubServer
 ) -> None:
     commit = repository(hub, "me/it", files)
@@ -161,7 +161,7 @@ def test_only_what_is_read_is_taken(
         ("artifact", MODEL, FormatError, r"is neither a bundle nor an adapter"),
     ],
 )
-def test_a_repository_without_it_says_what_to_do_and_leaves_nothing(
+def test_unsuitable_repositories_are_refused_without_a_download(
     contents: Contents, files: dict[str, bytes], error: type, words: str, hub: HubServer, cache: Path
 ) -> None:
     repository(hub, "me/it", files)
@@ -264,7 +264,7 @@ def test_cached_models_open_without_network(hub: HubServer, monkeypatch: pytest.
     assert not hub.asked
 
 
-def test_a_hub_that_is_gone_names_the_way_without_it(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hubs_are_named_with_advice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = repository(hub, "me/it", MODEL)
     snapshot_download("me/it", endpoint=hub.url)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")

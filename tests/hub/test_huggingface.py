@@ -47,7 +47,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_bundle_comes_back_as_it_was(hub: HubServer, bundle: Path) -> None:
+def test_pushed_bundles_are_fetched_unchanged(hub: HubServer, bundle: Path) -> None:
     sent = _push(bundle, "hf://me/tiny")
     found = fetch("hf://me/tiny")
     assert _files(found) == {**_files(bundle), "README.md": b"# Card\n"}

@@ -60,7 +60,7 @@ def sent(bundle: Path, registry: OciRegistry, tmp_path_factory: pytest.TempPathF
     return _push(bundle, f"oci://{registry.host}/team/tiny:1", card="# Tiny\n")
 
 
-def test_a_bundle_comes_back_as_it_was(bundle: Path, sent: Pushed, registry: OciRegistry) -> None:
+def test_pushed_bundles_are_fetched_unchanged(bundle: Path, sent: Pushed, registry: OciRegistry) -> None:
     found = fetch(sent.reference)
     assert _files(found) == {**_files(bundle), "README.md": b"# Tiny\n"}
     assert Bundle.open(found, expect=sent.digest).session(threads=1).adapters
@@ -68,14 +68,14 @@ def test_a_bundle_comes_back_as_it_was(bundle: Path, sent: Pushed, registry: Oci
     assert fetch(sent.pinned) == found
 
 
-def test_an_adapter_comes_back_as_it_was(adapter: Path, registry: OciRegistry) -> None:
+def test_pushed_adapters_are_fetched_unchanged(adapter: Path, registry: OciRegistry) -> None:
     sent = _push(adapter, f"oci://{registry.host}/team/adapter")
     found = fetch_all(f"oci://{registry.host}/team/adapter:latest")
     assert (found.kind, found.pin, found.digest) == ("adapter", sent.pin, sent.digest)
     assert _files(found.path) == _files(adapter)
 
 
-def test_oras_reads_what_was_sent(bundle: Path, sent: Pushed, tmp_path: Path) -> None:
+def test_oras_pulls_pushed_files_unchanged(bundle: Path, sent: Pushed, tmp_path: Path) -> None:
     from oras.client import OrasClient
 
     OrasClient(insecure=True).pull(sent.pinned.removeprefix("oci://"), outdir=str(tmp_path / "oras"))
@@ -123,7 +123,7 @@ def test_expected_digest_is_checked_before_the_download(sent: Pushed, cache: Pat
     assert found.is_dir()
 
 
-def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
+def test_failed_proofs_keep_bundles_out_of_the_cache(sent: Pushed, cache: Path) -> None:
     def refuse(folder: Path) -> None:
         assert (folder / "manifest.json").is_file()
         raise FormatError("is not approved")
@@ -322,7 +322,7 @@ def test_a_manifest_of_somebody_else_is_refused(name: str, sent: Pushed, cache: 
     assert _nothing_left(cache)
 
 
-def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
+def test_unlisted_layers_are_not_downloaded(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
     blob = b"import os"
     digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
     with httpx2.Client(base_url=f"http://{registry.host}/v2/team/tiny/") as client:

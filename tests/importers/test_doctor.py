@@ -140,9 +140,7 @@ def test_changes_and_factors_are_those_of_peft(folders: Folders, diagnosed: Call
     assert diagnosed("rslora").groups[0].formula == "16/√4"
 
 
-def test_dora_and_ia3_change_the_weight_as_peft_merges_them(
-    folders: Folders, diagnosed: Callable[[str], Diagnosis]
-) -> None:
+def test_measured_changes_match_weights_merged_by_peft(folders: Folders, diagnosed: Callable[[str], Diagnosis]) -> None:
     for name in ("dora", "ia3"):
         base = AutoModelForCausalLM.from_pretrained(folders("llama"))
         before = {key: value.double() for key, value in base.state_dict().items()}

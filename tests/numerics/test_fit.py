@@ -115,7 +115,7 @@ class TestTheNormOfTheBase:
             bind_base_norm(behind_the_norm("h"), UNKNOWN)
 
 
-def test_a_width_of_the_base_that_only_an_op_asks_for_must_fit() -> None:
+def test_widths_required_only_by_an_op_must_fit() -> None:
     roles = {"rule": (2, 2, 2), "left": (2, 4, 1), "right": (2, 1, 3), "bias": (6,)}
     nodes = (
         Node("phm_linear", ("u",), "v", {role: role for role in roles}),

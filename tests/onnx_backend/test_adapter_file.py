@@ -17,7 +17,7 @@ TENSORS = {
 }
 
 
-def test_onnxruntime_reads_what_was_written(tmp_path: Path) -> None:
+def test_onnxruntime_reads_written_adapter_files(tmp_path: Path) -> None:
     write_adapter_file(tmp_path / "a.onnx_adapter", TENSORS, 5)
     read = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
     assert set(read) == set(TENSORS)

@@ -17,7 +17,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 class TestDescription:
-    def test_inputs_have_the_roles_that_the_graph_gives_them(self, base: OnnxBase) -> None:
+    def test_inputs_of_the_base_have_their_roles(self, base: OnnxBase) -> None:
         assert base.inputs == (
             InputRecord("input_ids", "int64", ("batch", "tokens"), "ids", VOCABULARY),
             InputRecord("attention_mask", "int64", ("batch", "tokens"), "mask"),

@@ -21,7 +21,7 @@ INPUTS = token_inputs(5, 3)
 
 class TestSiteOutputs:
     @pytest.mark.parametrize("index", range(4))
-    def test_each_site_is_what_the_reference_makes_of_the_values_shown(self, base: OnnxBase, index: int) -> None:
+    def test_exposed_site_results_match_the_reference(self, base: OnnxBase, index: int) -> None:
         adapters = mixed_adapters(base)
         adapter = adapters[index]
         plan = plan_slots(adapters, base.sites)
@@ -62,7 +62,7 @@ class TestCut:
         found = run_session(session, feeds, ["hidden"])["hidden"]
         np.testing.assert_array_equal(found, runner.run(INPUTS, None)["hidden"])
 
-    def test_an_output_that_is_cut_shows_what_was_fed(self, tmp_path: Path) -> None:
+    def test_cut_outputs_return_the_fed_values(self, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(more=f", float[batch, tokens, {WIDTH}] ffn0")))
         places = [(site, "h") for site in base.sites.sublayers]
         session = open_session(cut(base, places).model, base.folder)

@@ -176,7 +176,7 @@ WHOLE, BARE = _places("Add_output_0"), _places("MatMul_output_0")
 
 
 @pytest.mark.parametrize(("name", "places"), [("legacy", WHOLE), ("fused", BARE)])
-def test_minilm_of_the_older_exporter_and_fused_is_what_torch_computes(
+def test_legacy_and_fused_minilm_compute_what_torch_computes(
     name: str, places: dict[str, str], graphs: Path, minilm: torch.nn.Module, tmp_path: Path
 ) -> None:
     base = open_onnx(graphs / f"{name}.onnx")
@@ -189,7 +189,7 @@ def test_minilm_of_the_older_exporter_and_fused_is_what_torch_computes(
 
 
 @pytest.mark.parametrize(("name", "places"), [("legacy", WHOLE), ("fused", BARE)])
-def test_minilm_in_8_bits_is_what_the_graph_edited_by_hand_computes(
+def test_minilm_in_8_bits_matches_a_graph_edited_by_hand(
     name: str, places: dict[str, str], graphs: Path, tmp_path: Path
 ) -> None:
     path = graphs / f"{name}_int8.onnx"

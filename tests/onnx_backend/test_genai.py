@@ -59,7 +59,7 @@ def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
     assert json.loads(written) == config(filename="model.onnx")
 
 
-def test_the_configuration_stays_as_it_is_where_the_graph_has_that_name_already(folder):
+def test_configuration_is_kept_if_it_names_the_graph(folder):
     assert open_base(folder).companions("decoder.onnx")["genai_config.json"] == folder / "genai_config.json"
 
 
@@ -73,7 +73,7 @@ def test_a_configuration_without_a_decoder_in_its_folder_is_refused(folder, docu
         read_genai(folder)
 
 
-def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refused(folder):
+def test_missing_graphs_and_invalid_configurations_are_refused(folder):
     (folder / "decoder.onnx").unlink()
     with pytest.raises(FileError, match=r"decoder\.onnx: does not exist"):
         open_base(folder)

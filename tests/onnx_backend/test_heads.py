@@ -57,7 +57,7 @@ def session(bundle: Bundle) -> Session:
     return bundle.session(threads=1)
 
 
-def test_the_manifest_says_what_each_adapter_gives_and_where(bundle: Bundle) -> None:
+def test_manifest_records_task_and_output_of_each_adapter(bundle: Bundle) -> None:
     found = {record.name: (record.task and record.task.type, record.output) for record in bundle.manifest.adapters}
     sequence, tokens, vector = "single_label", "token", "embedding"
     assert found["plain"] == (None, None)
@@ -111,7 +111,7 @@ def test_switching_leaves_no_trace(session: Session) -> None:
             assert all(np.array_equal(again[output], fresh[second][output]) for output in again)
 
 
-def test_check_passes_and_compares_classes_only_where_there_are_classes(bundle: Bundle, base: OnnxBase) -> None:
+def test_check_compares_classes_only_for_heads_with_classes(bundle: Bundle, base: OnnxBase) -> None:
     plan = plan_check(bundle.folder, only=["tag", "grade", "unit"])
     report = prove(plan, Reference("tiny.onnx", CutRunner(base)))
     assert failures(report) == ()
@@ -182,7 +182,7 @@ class TestTheRuntime:
             getattr(session, method)(INPUTS, name)
         assert words in str(caught.value)
 
-    def test_files_that_are_loaded_say_their_task_by_what_is_given(
+    def test_loaded_files_take_their_task_from_the_arguments(
         self, bundle: Bundle, base: OnnxBase, adapters: dict[str, Adapter], tmp_path: Path
     ) -> None:
         session = bundle.session(threads=1)
@@ -209,7 +209,7 @@ class TestTheRuntime:
         with pytest.raises(AdapterError, match="fills several heads"):
             bundle.session(threads=1).load("mixed", tmp_path / "mixed.onnx_adapter")
 
-    def test_a_head_without_tensors_is_taken_where_it_is_the_only_one(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_heads_without_tensors_load_if_unambiguous(self, base: OnnxBase, tmp_path: Path) -> None:
         plain = random_adapter("plain", houlsby(BottleneckOptions("gelu")), base)
         mean = with_head(plain, "mean", heads(WIDTH)["mean"])
         plan = plan_slots([mean], base.sites)

@@ -66,7 +66,7 @@ def test_weights_in_constant_nodes_count(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
-def test_one_bit_of_one_weight_changes_it(base: OnnxBase, tmp_path: Path) -> None:
+def test_one_bit_of_a_weight_changes_the_fingerprint(base: OnnxBase, tmp_path: Path) -> None:
     model = tiny_model()
     (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == "l1_down"]
     data = bytearray(tensor.raw_data)

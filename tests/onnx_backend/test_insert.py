@@ -159,7 +159,7 @@ class TestSpecialBases:
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
         assert np.abs(found["ffn0"] - _untouched(base)["ffn0"]).max() > 0.01
 
-    def test_a_base_with_logits_keeps_them(self, tmp_path: Path) -> None:
+    def test_logits_of_the_base_keep_their_name(self, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(hidden="logits")))
         adapter = random_adapter("a", pfeiffer(RELU), base, labels="abc")
         found = _runner(base, [adapter])(adapter)

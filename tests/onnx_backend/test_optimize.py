@@ -43,9 +43,7 @@ def fused(plain: tuple[OnnxBase, TorchRunner], tmp_path_factory: pytest.TempPath
     return made
 
 
-def test_operators_are_fused_and_the_sites_are_where_they_were(
-    plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase
-) -> None:
+def test_optimization_fuses_operators_and_keeps_the_sites(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
     ops = Counter(node.op_type for node in fused.model.graph)
     assert ops["SkipLayerNormalization"] == ops["BiasGelu"] == 0  # slower than the separate operators
     assert ops["Gelu"] >= 1

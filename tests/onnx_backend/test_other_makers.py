@@ -222,14 +222,14 @@ class TestOldOpsets:
         inputs = token_inputs(5, 3)
         np.testing.assert_array_equal(adapted(base, inputs)[1], adapted(plain, inputs)[1])
 
-    def test_the_converter_says_what_it_cannot_convert(self, tmp_path: Path) -> None:
+    def test_unconvertible_operators_are_named(self, tmp_path: Path) -> None:
         norm = "n = BatchNormalization <spatial = 0> (x, scale, scale, scale, scale)"
         model = parsed(f"{norm} f = MatMul(n, w) y = Add(x, f)", opset=8)
         reason = r"cannot be converted to opset 17.*found Attribute spatial must have value 1;.*Export it again"
         with pytest.raises(BaseModelError, match=reason):
             open_onnx(saved(tmp_path, model))
 
-    def test_weights_stay_where_they_are(self, tmp_path: Path) -> None:
+    def test_converted_models_keep_external_weights(self, tmp_path: Path) -> None:
         model = tiny_model()
         model.opset_import[0].version = 14
         base = open_onnx(save_tiny(tmp_path, model))

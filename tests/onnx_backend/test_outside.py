@@ -78,7 +78,7 @@ def test_site_maps_can_remove_outside_layers(base: OnnxBase) -> None:
     assert every - left == {name for name in every if name.startswith(("pooler.dense", "layers.0.ffn"))}
 
 
-def test_rows_of_a_bank_choose_what_acts_on_a_pooled_text(base: OnnxBase) -> None:
+def test_rows_of_a_bank_select_adapters_of_outside_layers(base: OnnxBase) -> None:
     """Run `pooled + B(A first)` and `l⊙pooled`, and the same at layers with an axis of tokens, in one call."""
     on = ("pooler.dense", "outside.head", "query")
     adapters = [

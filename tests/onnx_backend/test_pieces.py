@@ -103,7 +103,7 @@ def test_one_array_for_two_inputs_is_two_requests() -> None:
         np.testing.assert_array_equal(values["y"], each)
 
 
-def test_no_piece_has_more_weights_than_it_may(base: OnnxBase) -> None:
+def test_pieces_stay_within_their_size_limit(base: OnnxBase) -> None:
     parts = Pieces(base.model, base.folder, size=SMALL)
     assert max(_bytes(model) for model in parts._models) <= SMALL
     assert sum(_bytes(model) for model in parts._models) >= _bytes(base.model)

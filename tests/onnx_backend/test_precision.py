@@ -124,7 +124,7 @@ class TestBase:
             assert (numerics(made.model).precision.embeddings == "int8") == embeddings
             assert made.inputs == base.inputs
 
-    def test_gemm_is_quantised_as_well(self, tmp_path: Path) -> None:
+    def test_gemm_nodes_are_quantized(self, tmp_path: Path) -> None:
         """Test `Gemm`, torch's export of `Conv1D` and of a linear layer on two axes."""
         model = tiny_model(more=", float[batch, 16] pooled")
         first = numpy_helper.from_array(np.array(0), "first")

@@ -54,7 +54,7 @@ class TestNames:
         graphs = {slot.graph for slot in plan_slots(adapters, base.sites).slots}
         assert graphs == {"mine", "mine_2"}
 
-    def test_two_heads_are_named_by_what_they_compute(self, base: OnnxBase) -> None:
+    def test_two_heads_are_named_by_their_topology(self, base: OnnxBase) -> None:
         first = classification_head("first")
         adapters = [
             random_adapter("a", pfeiffer(RELU), base, labels="xy"),
@@ -121,7 +121,7 @@ class TestTensors:
             expected = adapter.weights[f"layers.0.ffn.{name}"] * np.float32(factor)
             np.testing.assert_array_equal(tensors[f"adapter.layers.0.ffn.{name}"], expected)
 
-    def test_a_factor_behind_dropout_is_folded_as_well(self, base: OnnxBase) -> None:
+    def test_factors_behind_dropout_are_folded(self, base: OnnxBase) -> None:
         nodes = (
             Node("linear", ("h",), "up", {"weight": "w"}),
             Node("dropout", ("up",), "dropped", attributes={"rate": 0.1}),

@@ -31,7 +31,7 @@ def _written(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
     return path.read_bytes()
 
 
-def test_what_onnxruntime_writes_is_read(whole: bytes) -> None:
+def test_files_written_by_onnxruntime_are_read(whole: bytes) -> None:
     found = parse_adapter(whole, "a")
     assert set(found) == set(TENSORS)
     for name, tensor in found.items():

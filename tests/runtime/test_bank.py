@@ -156,7 +156,7 @@ def _exchanged(path: Path) -> None:
 
 
 class TestOnDemand:
-    def test_files_are_read_when_they_are_needed(self, bundle: Bundle) -> None:
+    def test_adapter_files_are_read_on_demand(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1, on_demand=True, resident=1)
         assert session.statistics.files.loads == 0
         assert session.labels("narrow") == ("red", "green", "blue")
@@ -225,7 +225,7 @@ class TestOnDemand:
                 session.run(INPUTS, **call)  # type: ignore[arg-type]
 
 
-def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: Bundle) -> None:
+def test_threads_wait_for_free_bank_rows(bundle: Bundle) -> None:
     session = bundle.session(threads=1, resident=3)
     names = list(_load_all(session, bundle))
     inputs = token_inputs(3, 2)

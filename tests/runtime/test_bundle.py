@@ -98,7 +98,7 @@ class TestRuntimeVersion:
 
 
 class TestProviders:
-    def test_cuda_computes_the_same_or_is_said_to_be_missing(self, bundle: Bundle) -> None:
+    def test_cuda_matches_the_cpu_or_is_refused(self, bundle: Bundle) -> None:
         """With or without CUDA, a session never falls back to the CPU silently."""
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             with pytest.raises(UsageError, match=r"`cuda` is not available here.*CPUExecutionProvider"):

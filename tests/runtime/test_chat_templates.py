@@ -260,7 +260,7 @@ def test_chat_templates_are_read_from_files(tmp_path: Path) -> None:
         folder_templates(tmp_path)
 
 
-def test_a_folder_is_captured_as_transformers_reads_it(tmp_path: Path) -> None:
+def test_captured_templates_match_transformers(tmp_path: Path) -> None:
     words = hf.PreTrainedTokenizerFast(tokenizer_object=_words(), **TOKENS)
     words.chat_template = {"default": TEMPLATES["chatml"], "tool_use": TEMPLATES["date and tools"]}
     words.save_pretrained(tmp_path)

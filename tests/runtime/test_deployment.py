@@ -74,7 +74,7 @@ def test_changes_of_the_folder_do_not_affect_open_sessions(
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "adapters/wide.onnx_adapter"])
-def test_a_bundle_that_is_not_copied_finds_changes_when_it_reads(copy: Path, temporary: Path, name: str) -> None:
+def test_uncopied_bundles_detect_changed_files(copy: Path, temporary: Path, name: str) -> None:
     bundle = Bundle.open(copy, copy=False)
     assert list(temporary.iterdir()) == []
     flip(copy / name, 8 * 999)

@@ -61,7 +61,7 @@ def assert_same_bits(found: Mapping[str, np.ndarray], expected: Mapping[str, np.
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_each_row_through_each_adapter_is_what_a_call_of_its_own_gives(bundle: Bundle, rows: int) -> None:
+def test_fan_out_equals_separate_calls(bundle: Bundle, rows: int) -> None:
     session, texts = bundle.session(threads=1), inputs(rows, 6)
     found = session.fan_out(texts, NAMES)
     assert tuple(found) == NAMES
@@ -133,7 +133,7 @@ def test_alike_rows_of_many_requests_are_computed_once(bundle: Bundle) -> None:
         )
 
 
-def test_adapters_that_are_loaded_later_fan_out_too(bundle: Bundle) -> None:
+def test_loaded_adapters_take_part_in_fan_out(bundle: Bundle) -> None:
     session = bundle.session(threads=1)
     session.load("late", bundle.folder / "adapters/tone.onnx_adapter", labels=["a", "b"])
     found = session.fan_out(inputs(2, 4), ["late", "topic", "tone"])
@@ -200,7 +200,7 @@ def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy
     assert {one.variant for one in report.outputs if not one.passed} == {"fanout"}
 
 
-def test_a_bundle_that_is_changed_fans_out_to_what_it_has_then(bundle: Bundle, copy: Path) -> None:
+def test_fan_out_follows_removed_adapters(bundle: Bundle, copy: Path) -> None:
     ae.remove(copy, ["topic"])
     assert ae.verify(copy).passed
     found = Bundle.open(copy).session(threads=1).fan_out(inputs(1, 4), ["mood", "tone"])

@@ -211,7 +211,7 @@ def test_adapters_that_count_padding_are_not_padded(gated: Bundle) -> None:
                 np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
 
 
-def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None:
+def test_left_padding_is_moved_behind_the_tokens(session: Session) -> None:
     whole = token_inputs(5)
     left = {name: np.pad(array, ((0, 0), (3, 0))) for name, array in whole.items()}
     for names in (["plain"], NAMES):

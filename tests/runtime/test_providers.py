@@ -223,7 +223,7 @@ class TestProof:
             bundle.session(provider="openvino")
         bundle.session(provider="cpu")  # not proved when it opens
 
-    def test_the_bank_is_proved_as_well(self, copy: Path) -> None:
+    def test_provider_proof_covers_the_bank(self, copy: Path) -> None:
         bank = copy / "bank.bin"
         numbers = np.frombuffer(bank.read_bytes(), np.float32)
         bank.unlink()

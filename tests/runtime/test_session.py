@@ -357,7 +357,7 @@ class TestThreads:
             assert list(pool.map(work, range(8))) == [60] * 8
         assert session.adapters == NAMES[1:]
 
-    def test_an_adapter_may_be_unloaded_while_it_runs(self, session: Session) -> None:
+    def test_adapters_may_be_unloaded_during_a_call(self, session: Session) -> None:
         expected = session.run(token_inputs(40, 40), "wide")["hidden"]
         with ThreadPoolExecutor(4) as pool:
             runs = [pool.submit(session.run, token_inputs(40, 40), "wide") for _ in range(40)]

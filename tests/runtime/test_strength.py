@@ -17,7 +17,7 @@ from adapter_export.runtime import Request, Session
 INPUTS = token_inputs(5, 3, 1)
 
 
-def test_half_is_half_of_what_is_added(session: Session, tmp_path: Path) -> None:
+def test_half_strength_adds_half_of_the_update(session: Session, tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     adapter = next(one for one in mixed_adapters(base) if one.name == "narrow")
     for strength in (0.5, -1.0):

@@ -211,7 +211,7 @@ def test_the_span_of_windows_is_the_best_of_all(reader: TextReader) -> None:
     assert max(reached) == pytest.approx(best, abs=1e-5)
 
 
-def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextReader) -> None:
+def test_tokens_are_labelled_in_their_most_central_window(reader: TextReader) -> None:
     """Label each token with the number of its window, so that labels show their origin."""
     text = " ".join("a" for _ in range(40))
     windows = tuple(reader.tokenizer.windows(text, 22, 10))  # 20 tokens each, from the tokens 0, 10, 20

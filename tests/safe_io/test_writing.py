@@ -125,7 +125,7 @@ def test_force_replaces_at_the_end(new: New, tmp_path: Path, old: str) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("force", [False, True])
-def test_any_failure_leaves_everything_as_it_was(
+def test_failures_while_writing_change_nothing(
     new: New, tmp_path: Path, force: bool, error: type[BaseException]
 ) -> None:
     target = tmp_path / "made/out"
@@ -191,7 +191,7 @@ def test_endless_files_are_refused(read: Callable[[Path], object], tmp_path: Pat
             read(tmp_path / name)
 
 
-def test_memory_is_taken_for_what_is_there(tmp_path: Path) -> None:
+def test_reading_allocates_only_the_actual_size(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 1000)
     tracemalloc.start()
     try:

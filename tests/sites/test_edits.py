@@ -69,7 +69,7 @@ class TestInputConsumers:
 
 
 class TestOrder:
-    def test_values_are_replaced_before_they_are_read(self) -> None:
+    def test_replacements_are_ordered_before_their_readers(self) -> None:
         index = FlowIndex(flow(ATTENTION.replace("out = add x h", "y = add x h \n up = linear y \n out = add y up")))
         whole, query = site("h", role="attention", y="y", name="whole"), site("q", name="query")
         last, following = site("h", u="context", name="last"), site("up", u="y", role="ffn", y="out", name="following")
@@ -101,7 +101,7 @@ class TestRewirings:
             Rewiring(Ref("node_q"), Ref("packed"), Ref("packed", "query")),
         )
 
-    def test_an_inner_layer_reads_what_the_sublayer_around_it_is_given(self) -> None:
+    def test_inner_layers_read_the_replaced_input_of_their_sublayer(self) -> None:
         whole, query = site("h", role="attention", name="whole"), site("q", name="query")
         outer, inner = self.planned(self.SHARED, (query, "u"), (whole, "u"))
         assert outer.rewirings == (Rewiring(Ref("node_packed"), Ref("x"), Ref("x", "whole")),)

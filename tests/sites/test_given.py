@@ -55,7 +55,7 @@ def test_a_site_overrides_another_completes_a_third_is_left_out(flow: FlowGraph)
     assert sites.final == "y0"
 
 
-def test_a_base_in_which_nothing_is_found_needs_the_final_state_as_well() -> None:
+def test_bases_without_found_sites_require_the_final_state() -> None:
     flow = flow_graph(ir.from_proto(tiny_model()))
     sums = {node.outputs[0] for node in flow.nodes if node.kind == "add"}
     shapes = {name: shape for name, shape in flow.shapes.items() if name not in sums}

@@ -306,7 +306,7 @@ def test_a_bias_belongs_to_the_layer_and_a_scale_does_not():
     )
 
 
-def test_a_product_that_is_scaled_inside_is_no_layer_that_an_adapter_knows():
+def test_internally_scaled_products_are_not_linear_sites():
     body = "i = com.microsoft.FusedMatMul <alpha = 0.5> (x, w) f = Gelu(i) h = MatMul(f, v) out = Add(x, h)"
     text = weights(MATRIX.format("w"), MATRIX.format("v"), "float[batch, tokens, 8] i", "float[batch, tokens, 8] f")
     assert [site.name for site in view(body, text, "com.microsoft")] == ["layers.0.ffn.linear0", "layers.0.ffn"]

@@ -46,7 +46,7 @@ def last(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Flow
         lambda x, w: torch.matmul(x, torch.softmax(w, -1)),
     ],
 )
-def test_a_product_with_what_is_computed_from_weights_is_weighted(function):
+def test_products_with_derived_weights_are_weighted(function):
     product = last(function)
     assert (product.kind, product.weighted, len(product.inputs)) == ("product", True, 1)
 
@@ -59,7 +59,7 @@ def test_a_product_with_what_is_computed_from_weights_is_weighted(function):
         lambda x, w: torch.baddbmm(w[:4, :4], x, x.transpose(1, 2)),
     ],
 )
-def test_a_product_of_activations_is_not_whatever_is_added(function):
+def test_products_of_activations_mix_tokens_without_weights(function):
     product = last(function)
     assert (product.kind, product.weighted, product.mixes_tokens) == ("product", False, True)
 

@@ -101,7 +101,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("sort", OTHERS)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_other_files_are_told_by_name(sort: str, tmp_path: Path) -> None:
+def test_other_file_types_are_named(sort: str, tmp_path: Path) -> None:
     write, found = OTHERS[sort]
     path = tmp_path / "model.pt"
     write(path)
@@ -119,14 +119,14 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path, trust_pickle: boo
             load_base(path, trust_pickle=trust_pickle)
 
 
-def test_a_file_that_torch_cannot_read_is_a_named_error_with_trust_too(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_despite_trust(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_text("hello")
     with pytest.raises(BaseModelError, match="not a torch archive"):
         load_base(path, trust_pickle=True)
 
 
-def test_sample_inputs_that_are_no_pickle_are_a_named_error_with_trust_too(entries: Entries, tmp_path: Path) -> None:
+def test_invalid_sample_inputs_are_refused_despite_trust(entries: Entries, tmp_path: Path) -> None:
     write_entries(tmp_path / "bad.pt2", entries | {SAMPLE_INPUTS: b"hello"})
     with pytest.raises(BaseModelError, match="torch cannot load"):
         load_base(tmp_path / "bad.pt2", trust_pickle=True)
@@ -269,7 +269,7 @@ def test_unsafe_archives_require_trust_pickle(name: str, entries: Entries, tmp_p
         load_base(tmp_path / "bad.pt2")
 
 
-def test_compressed_entries_are_refused_before_they_are_read(entries: Entries, tmp_path: Path) -> None:
+def test_compressed_entries_are_refused_unread(entries: Entries, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt2"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in (entries | {"extra/bomb": b"\0" * 10**7}).items():
@@ -321,7 +321,7 @@ class Sharing(torch.nn.Module):
         return (self.up(x) + self.tied(x) + self.first.sum()) @ self.down * self.count
 
 
-def test_a_program_is_the_one_that_torch_reads(archive: Path, base: TorchBase) -> None:
+def test_program_equals_the_one_read_by_torch(archive: Path, base: TorchBase) -> None:
     expected = torch.export.load(archive)
     assert base.program.graph_signature == expected.graph_signature
     assert base.program.range_constraints == expected.range_constraints

@@ -143,7 +143,7 @@ def test_adapted_models_share_the_weights_of_the_base(base) -> None:
     assert {tensor.data_ptr() for tensor in frozen} <= own
 
 
-def test_only_the_adapter_wants_gradients_and_all_of_it_gets_them(base, inputs) -> None:
+def test_all_and_only_adapter_tensors_get_gradients(base, inputs) -> None:
     model = attach(base, make_adapter(base))
     model(**inputs)["logits"].square().sum().backward()
     wanted = {id(tensor) for tensor in model.tensors().values()}
@@ -152,7 +152,7 @@ def test_only_the_adapter_wants_gradients_and_all_of_it_gets_them(base, inputs) 
     assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in model.tensors().values())
 
 
-def test_a_zero_up_projection_lets_only_itself_and_the_head_learn_at_first(base, inputs) -> None:
+def test_zero_up_projections_block_gradients_of_down_projections(base, inputs) -> None:
     model = attach(base, make_adapter(base, scheme="zero_up"))
     model(**inputs)["logits"].square().sum().backward()
     idle = {name for name, tensor in model.tensors().items() if not tensor.grad.any()}
@@ -224,7 +224,7 @@ def test_adapter_survives_saving_and_loading(base, inputs, tmp_path: Path) -> No
         assert torch.equal(attach(base, read)(**inputs)["logits"], model(**inputs)["logits"])
 
 
-def test_the_adapter_it_gives_does_not_change_with_the_model(base) -> None:
+def test_exported_adapter_does_not_change_with_the_model(base) -> None:
     model = attach(base, make_adapter(base))
     adapter = model.to_adapter()
     before = {name: tensor.copy() for name, tensor in adapter.weights.items()}
@@ -278,9 +278,7 @@ class ScoringEncoder(Encoder):
         return {"logits": super().forward(input_ids, attention_mask)["hidden"]}
 
 
-def test_a_head_takes_another_name_where_the_base_has_logits_of_its_own(
-    tmp_path: Path, inputs: dict[str, Tensor]
-) -> None:
+def test_head_output_is_renamed_if_the_base_has_logits(tmp_path: Path, inputs: dict[str, Tensor]) -> None:
     save_base(ScoringEncoder().eval(), inputs, tmp_path / "model.pt")
     base = load_base(tmp_path / "model.pt")
     model = attach(base, make_adapter(base, "houlsby"))

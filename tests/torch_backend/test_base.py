@@ -151,7 +151,7 @@ def test_axes_that_are_left_out_are_fixed(tmp_path: Path, encoder_inputs: dict[s
     assert base.max_tokens == 5
 
 
-def test_computed_axes_are_named_by_what_they_are_computed_from(tmp_path: Path) -> None:
+def test_computed_axes_are_named_by_their_expression(tmp_path: Path) -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([x, x], 0)
@@ -202,7 +202,7 @@ def test_the_archive_shows_nothing_of_the_machine_and_holds_no_sample_inputs(tmp
     assert note["producer"].startswith("adapter-export ")
 
 
-def test_torch_loads_it_as_any_other_archive(tmp_path: Path) -> None:
+def test_torch_loads_saved_archives(tmp_path: Path) -> None:
     module = Small().eval()
     save_base(module, (torch.ones(1, 4),), tmp_path / "model.pt2")
     x = torch.randn(3, 4)
@@ -476,7 +476,7 @@ def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saving_is_silent_and_leaves_the_module_and_torch_as_they_were(
+def test_saving_prints_nothing_and_leaves_module_and_torch_unchanged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = Encoder()

@@ -214,7 +214,7 @@ class OfAllLayers(transformers.BertForTokenClassification):
 
 
 @pytest.mark.parametrize(("deep", "traced"), [(transformers.BertForTokenClassification, [6]), (OfAllLayers, [12])])
-def test_one_layer_is_traced_where_it_shows_the_head(
+def test_head_is_traced_from_one_layer_if_sufficient(
     deep: type[PreTrainedModel], traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(traced[0])  # unique weights, whose program is not cached
@@ -402,7 +402,7 @@ def test_labels_that_contradict_the_base_head_are_refused(
         ae.train(classifier, table(tmp_path / "train.tsv", labels), **({"head": "base"} | options))
 
 
-def test_no_training_starts_as_a_head_that_is_not_there(minilm_folder: Path, tmp_path: Path) -> None:
+def test_training_from_a_missing_base_head_is_refused(minilm_folder: Path, tmp_path: Path) -> None:
     small("Bert", "ForMaskedLM", vocab_size=30522).save_pretrained(tmp_path / "folder")
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
     base = ae.open_base(tmp_path / "folder")

@@ -121,9 +121,7 @@ def test_answers_without_marks_are_those_of_trl(name: str, encoder_of: Encoders)
         ("gemma", "system", "drops messages of this role"),
     ],
 )
-def test_an_answer_that_cannot_be_told_apart_is_refused(
-    name: str, which: str, reason: str, encoder_of: Encoders
-) -> None:
+def test_templates_with_ambiguous_answers_are_refused(name: str, which: str, reason: str, encoder_of: Encoders) -> None:
     text = template(name)
     assert text is not None
     with pytest.raises(DataError, match=reason):
@@ -192,7 +190,7 @@ def _table(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def test_a_model_learns_an_answer_and_gives_it(base: ae.Base, tmp_path: Path) -> None:
+def test_trained_model_gives_the_learnt_answer(base: ae.Base, tmp_path: Path) -> None:
     questions = [f"w{first} w{second}" for first in (20, 33, 41, 57) for second in (5, 62)]
     data = _table(tmp_path / "a.jsonl", [_said(question, "w33 w71 w40") for question in questions])
     heard = Heard()

@@ -96,7 +96,7 @@ def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> 
     assert {tensor.dtype for tensor in model.tensors().values()} == {torch.float32}
 
 
-def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -> None:
+def test_training_ignores_and_keeps_an_existing_accelerator(base, data) -> None:
     """One in the middle of accumulation would skip steps, and its precision would be used."""
     alone = train(prepared(base), data, replace(QUICK, precision="bf16"))
     theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)

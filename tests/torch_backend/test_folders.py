@@ -246,7 +246,7 @@ class Strided(nn.Module):
         return self.front(wave.unsqueeze(1))
 
 
-def test_an_example_is_as_long_as_the_module_needs_it() -> None:
+def test_example_inputs_are_as_long_as_the_module_requires() -> None:
     examples, axes = described_inputs([InputRecord("wave", "float32", ("batch", "samples"), "values")])
     program, shape = capture(Strided(), examples, axes)
     assert shape == {"wave": ("batch", "samples")}
@@ -262,7 +262,7 @@ WAVE = {"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3)} | {
 
 
 @pytest.mark.extended
-def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> None:
+def test_audio_models_are_built_at_accepted_lengths(tmp_path: Path) -> None:
     """Build from an archive of torch without lengths, and from the folder, at the lengths that the note advises."""
 
     class Hidden(nn.Module):

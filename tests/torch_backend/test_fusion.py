@@ -106,7 +106,7 @@ def test_the_penalty_draws_values_to_the_identity(base, data, members: list[Adap
     assert distance(1.0) < 0.8 * distance(0.0)
 
 
-def test_another_choice_of_what_learns_is_another_run(base, data, members: list[Adapter]) -> None:
+def test_other_trainable_tensors_make_another_run(base, data, members: list[Adapter]) -> None:
     model = prepared(base, weighted_fusion(*members, name="fused"))
     other = attach(base, model.to_adapter())
     assert run_identity(model, data, QUICK) != run_identity(other, data, QUICK)

@@ -182,7 +182,7 @@ def test_trainer_of_transformers_trains_an_attached_adapter(tmp_path: Path) -> N
         np.testing.assert_allclose(found[name], expected[name], atol=limit, rtol=0)
 
 
-def test_the_module_is_as_it_was_when_the_block_ends() -> None:
+def test_module_is_restored_at_the_end_of_the_block() -> None:
     model = model_of("bert")
     frozen = model.embeddings.word_embeddings.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -333,7 +333,7 @@ def test_refused_adapters_leave_the_module_unchanged() -> None:
     assert all(tensor.requires_grad for tensor in model.parameters())
 
 
-def test_a_base_can_be_attached_to_in_a_block_too(tmp_path: Path) -> None:
+def test_attach_to_a_base_works_as_a_context_manager(tmp_path: Path) -> None:
     base = small_encoder.load_encoder(tmp_path / "model.pt")
     model = attach(base, None)
     sites = model.sites

@@ -118,7 +118,7 @@ def test_weights_of_half_precision_become_float32(folder: Path) -> None:
     assert {tensor.dtype for tensor in base.program.parameters()} == {torch.float32}
 
 
-def test_a_model_that_branches_on_lengths_says_for_which_it_was_captured(folder: Path) -> None:
+def test_models_that_branch_on_lengths_record_their_limits(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 99, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64, "initializer_range": 0.2}
     transformers.XLNetModel(transformers.XLNetConfig(**sizes)).save_pretrained(folder)

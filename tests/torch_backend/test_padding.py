@@ -214,7 +214,7 @@ class TestCalls:
 
 
 @pytest.mark.parametrize("name", ["gate", "convolution"])
-def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, convolution: TorchBase) -> None:
+def test_cached_rows_are_computed_without_padding(name: str, base: TorchBase, convolution: TorchBase) -> None:
     own, options = (base, GATED) if name == "gate" else (convolution, None)
     data, model = review_data(own), attach(own, make_adapter(own, options=options))
     assert HiddenCache.of(model, data.training, 8, 2**22) is not None
@@ -223,7 +223,7 @@ def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, conv
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_student_learns_from_what_its_teacher_gives_for_a_row_alone(base: TorchBase) -> None:
+def test_students_learn_from_unpadded_teacher_rows(base: TorchBase) -> None:
     """The distance in a batch of several lengths is the mean over its separate rows."""
     examples: Any = review_data(base).training
     teacher = Teacher(adapted(base, GATED), DistillationLoss())

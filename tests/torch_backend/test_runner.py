@@ -74,7 +74,7 @@ def test_inputs_that_the_base_cannot_take_are_refused(runner: Runner, arrays) ->
         runner.run({**arrays, "input_ids": arrays["input_ids"] + 1000}, None)
 
 
-def test_adapters_that_differ_in_their_weights_share_a_model_that_no_walk_loses(base, arrays) -> None:
+def test_adapters_of_equal_graphs_share_a_cached_model(base, arrays) -> None:
     first, second = (with_random_weights(make_adapter(base), seed) for seed in (1, 2))
     runner = TorchRunner(base)
     assert runner.model(first) is runner.model(second)

@@ -78,7 +78,7 @@ def test_other_line_separators_stay_in_the_text(tmp_path: Path) -> None:
     assert found.texts == ("a\x0cb\u2028c\x85d",)
 
 
-def test_labels_are_words_without_the_space_around_them(tmp_path: Path) -> None:
+def test_labels_are_stripped_of_surrounding_space(tmp_path: Path) -> None:
     lines = '{"text": "a", "label": 1}\n{"text": "b", "label": " 1 "}\n{"text": "c", "label": true}\n'
     assert read(written(tmp_path, "rows.jsonl", lines)).labels == ("1", "1", "True")
 

@@ -355,7 +355,7 @@ def test_space_separated_words_and_numbers_are_read_from_tables(base: TorchBase,
     assert words.labels == ("A", "B", "O")
 
 
-def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBase, tmp_path: Path) -> None:
+def test_one_row_per_class_suffices_with_a_validation_file(base: TorchBase, tmp_path: Path) -> None:
     learn, validate = tmp_path / "learn.tsv", tmp_path / "validate.tsv"
     learn.write_text("text\tlabel\ngood film\tgood\nbad play\tbad\n", encoding="utf-8")
     validate.write_text("text\tlabel\ngood play\tgood\n", encoding="utf-8")

@@ -152,7 +152,7 @@ def test_a_view_outside_of_its_numbers_is_refused(tmp_path: Path) -> None:
         read_torch_file(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"none\.bin"):
         read_torch_file(tmp_path / "none.bin")
 

@@ -15,7 +15,7 @@ OUT, WIDTH = 7, 7
 
 
 @pytest.mark.parametrize("leading", [["rows"], ["batch", "rows"], ["batch", 2, "rows"]], ids=len)
-def test_a_shared_weight_is_read_as_it_is(leading: list[str | int]) -> None:
+def test_shared_weights_are_read_without_a_transpose(leading: list[str | int]) -> None:
     shape = ",".join(str(size) for size in [*leading, WIDTH])
     model = _model(f"float[{shape}] x", "y = Add(product, picked)")
     sizes = {"rows": 5, "batch": 3, 2: 2}

@@ -85,7 +85,7 @@ def test_minilm_is_small_beside_its_weights(minilm: TorchBase, minilm_graph: Pat
     assert weights <= (minilm_graph.parent / "base.bin").stat().st_size < weights * 1.01
 
 
-def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
+def test_exported_axes_have_no_internal_torch_names(minilm_graph: Path) -> None:
     names = {
         str(dim.value)
         for node in ir.load(minilm_graph).graph
@@ -238,7 +238,7 @@ class WrittenNarrow(nn.Module):
         (WrittenNarrow(), 1),
     ],
 )
-def test_only_what_onnx_cannot_write_is_traced_again(
+def test_only_unsupported_modules_are_traced_again(
     module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -376,7 +376,7 @@ def test_numbers_that_torch_counts_are_not_in_a_model(monkeypatch: pytest.Monkey
     assert seen
 
 
-def test_the_base_stays_as_it_is_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_leaves_the_base_unchanged_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     base = load_encoder(tmp_path / "model.pt")
     inputs = draw(base, 2, 5)
     before = base.run(inputs)

@@ -88,7 +88,7 @@ def test_the_model_ends_with_the_best_epoch(base, data) -> None:
     assert not model.training
 
 
-def test_the_same_run_twice_gives_the_same_bits_and_another_seed_does_not(base, data) -> None:
+def test_equal_seeds_give_equal_bits(base, data) -> None:
     weights = []
     for seed in (0, 0, 1):
         model = prepared(base, dropout=0.2)

@@ -51,7 +51,7 @@ def trained(vit_folder: Path, data: Path) -> Adapter:
     return ae.train(vit_folder / "model.pt", data / "train", name="colours", test_data=data / "test", **options)
 
 
-def test_an_adapter_learns_a_folder_and_the_record_says_what(trained: Adapter, vit_folder: Path) -> None:
+def test_training_on_a_folder_learns_and_records_its_classes(trained: Adapter, vit_folder: Path) -> None:
     base = ae.open_base(vit_folder / "model.pt")
     assert trained.head is not None
     task = trained.head.task

@@ -97,7 +97,7 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_the_best_checkpoint_is_saved_and_built_and_a_resumed_run_ends_as_a_whole_one(
+def test_best_checkpoint_is_saved_and_runs_resume_equally(
     model: BertModel, adapter: AttachedAdapter, tmp_path: Path
 ) -> None:
     (tmp_path / "train.tsv").write_text("what the rows were made of")

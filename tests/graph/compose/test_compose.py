@@ -106,7 +106,7 @@ def test_an_average_is_the_sum_of_weighted_results(values: Values) -> None:
     assert_same(at(average(*ON_H, name="m", weights=named), values), wanted)
 
 
-def test_an_average_of_what_acts_on_h_and_on_y_is_one_of_block_outputs(values: Values) -> None:
+def test_averages_across_h_and_y_average_block_outputs(values: Values) -> None:
     of_a = normed(at(A, values) + values["x"], values)
     found = at(average(A, AT_Y, name="m", weights=[0.75, 0.25]), values)
     assert_same(found, 0.75 * of_a + 0.25 * at(AT_Y, values))
@@ -184,7 +184,7 @@ def test_a_fusion_by_attention_is_that_of_the_paper(values: Values, flags: tuple
     }
 
 
-def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
+def test_fusions_with_adapters_on_y_act_on_y(values: Values) -> None:
     fused = drawn(adapter_fusion(A, AT_Y, name="f", options=STATIC))
     own = {name.removeprefix(f"{SITE}.fusion."): tensor for name, tensor in fused.weights.items() if ".fusion." in name}
     y = values["y"]
@@ -227,7 +227,7 @@ def test_a_fusion_starts_as_in_adapterhub() -> None:
     assert np.abs(other[f"{SITE}.fusion.query.weight"] - query).max() > 0.01
 
 
-def test_the_temperature_of_a_fusion_can_change_and_those_of_its_members_stay() -> None:
+def test_temperature_changes_leave_those_of_members() -> None:
     inner = adapter_fusion(A, B, name="inner", options=FusionOptions(temperature=7.0))
     graph = adapter_fusion(inner, NORMED, name="outer", options=FusionOptions(temperature=3.0)).graphs["fusion"]
     found = at_temperature(graph, 1.5)

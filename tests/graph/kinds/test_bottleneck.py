@@ -47,7 +47,7 @@ def test_norms_stand_before_the_down_and_behind_the_up_projection() -> None:
     np.testing.assert_allclose(evaluate(graph, values, p), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_mean_pooling_ignores_padding_and_survives_a_row_of_it() -> None:
+def test_mean_pooling_ignores_padding_and_accepts_empty_rows() -> None:
     graph = classification_head("mean")
     p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
     hidden = RNG.standard_normal((2, 4, 12))

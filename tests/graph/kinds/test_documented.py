@@ -180,7 +180,7 @@ def test_the_tensors_are_those_of_the_graphs() -> None:
             assert said == found, row
 
 
-def test_every_field_of_the_configuration_is_there() -> None:
+def test_documentation_lists_every_configuration_field() -> None:
     said = [name for row in table("config") for name in words(row[0])]
     assert sorted(said) == sorted(field.name for field in fields(BottleneckConfig))
 

@@ -114,7 +114,7 @@ def test_ia3_multiplies_features(value: str) -> None:
     np.testing.assert_allclose(evaluate(graph, v, p), v[value] * p["scaling.weight"], rtol=1e-12)
 
 
-def test_ia3_acts_on_keys_values_and_what_the_ffn_reads_last() -> None:
+def test_ia3_scales_keys_values_and_the_last_ffn_input() -> None:
     found = {site.name: part.graph.replaces for site, part in ia3().at(LINEARS)}
     assert found == {
         f"layers.{layer}.{name}": replaced

@@ -225,7 +225,7 @@ class TestDefects:
         with pytest.raises(TensorError, match="the file contains a tensor under two names with different values"):
             load(folder, bert)
 
-    def test_old_task_adapters_name_invertible_adapters_that_they_lack(self, copied: Copy, bert: Made) -> None:
+    def test_unused_invertible_adapters_of_old_task_adapters_are_noted(self, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/seq_bn"), type="text_task", config={"inv_adapter": "nice"})
         found = load(folder, bert)
         assert "embeddings" not in found.adapter.placements
@@ -311,7 +311,7 @@ class TestTensors:
             load(retensor(copied("bert/seq_bn"), change), bert)
 
     @pytest.mark.parametrize(("dtype", "loss"), [("float16", "without loss"), ("float64", "rounded once")])
-    def test_other_floats_are_converted_and_said(self, dtype: str, loss: str, copied: Copy, bert: Made) -> None:
+    def test_other_float_types_are_converted_with_a_note(self, dtype: str, loss: str, copied: Copy, bert: Made) -> None:
         folder = retensor(
             copied("bert/seq_bn"),
             lambda tensors: tensors.update({name: tensor.astype(dtype) for name, tensor in tensors.items()}),
@@ -350,7 +350,7 @@ class TestBases:
         with pytest.raises(AdapterError, match="acts on modules that the base does not have"):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_modules_without_paths_are_matched_by_their_layers_if_the_user_says_so(self, bert: Made) -> None:
+    def test_modules_without_paths_are_matched_by_number(self, bert: Made) -> None:
         bare = replace(bert.sites, sites=tuple(replace(site, path=None) for site in bert.sites))
         for case in ("double_seq_bn", "lora_everywhere"):
             path, base = FIXTURES / "bert" / case, bert.source.fingerprint

@@ -86,7 +86,7 @@ def test_modules_around_all_layers_are_no_place(bert: Made) -> None:
         import_adapterhub(FIXTURES / "distilbert/seq_bn", around, name="a", base="x")
 
 
-def test_the_one_sublayer_in_a_module_says_where_it_acts(bert: Made) -> None:
+def test_numbered_modules_are_identified_by_their_sublayer(bert: Made) -> None:
     """T5 names its modules by numbers: `decoder.block.0.layer.1` is cross-attention, in an encoder the FFN."""
     inside = {"attention": "layer.0.SelfAttention.o", "ffn": "layer.1.DenseReluDense.wo"}
     sites = [

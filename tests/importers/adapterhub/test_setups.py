@@ -65,7 +65,7 @@ def test_onnxruntime_computes_all_setups_in_one_graph(bert: Made) -> None:
             close(found["logits"], expected["logits"], SINGLE)
 
 
-def test_the_record_says_what_was_imported(bert: Made) -> None:
+def test_import_record_contains_setup_and_members(bert: Made) -> None:
     found = imported("setup_fuse_of_stacks", bert)
     record = found.adapter.training["imported_from"]
     assert (found.adapter.kind, record["setup"]["type"], list(record["members"])) == ("fusion", "Fuse", ["a", "b", "c"])
@@ -73,7 +73,7 @@ def test_the_record_says_what_was_imported(bert: Made) -> None:
     assert any("gates and norms: those of `b` have no effect" in note for note in found.notes)
 
 
-def test_an_average_that_is_divided_once_more_is_told(bert: Made) -> None:
+def test_import_notes_averages_that_are_divided_twice(bert: Made) -> None:
     for case in ("setup_average", "setup_stack_of_average", "setup_average_lora", "setup_average_ia3"):
         assert any("divides an average by the number of members" in note for note in imported(case, bert).notes)
     assert not imported("setup_stack", bert).notes

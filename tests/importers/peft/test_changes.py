@@ -27,7 +27,7 @@ def without(*words: str) -> object:
     return left
 
 
-def test_places_are_drawn_as_torch_draws_them() -> None:
+def test_random_positions_match_torch() -> None:
     torch = pytest.importorskip("torch")
     for length, count, seed in ((12, 12, 0), (1536, 20, 777), (5, 3, 2**32 - 1)):
         drawn = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count]

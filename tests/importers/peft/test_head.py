@@ -226,7 +226,7 @@ def test_head_options_without_a_head_are_refused() -> None:
         imported(adapter_folder("bert_lora"), HeadChoice(labels=("a",)))
 
 
-def test_a_bias_that_is_not_there_is_zero(tmp_path: Path) -> None:
+def test_missing_head_bias_is_zero(tmp_path: Path) -> None:
     def cut(tensors: Arrays) -> Arrays:
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("classifier.bias")}
 

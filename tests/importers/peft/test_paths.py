@@ -137,7 +137,7 @@ def test_paths_beside_the_prefix_have_no_counterpart() -> None:
     assert Renaming(add="model").back("other.x") is None
 
 
-def test_a_part_of_a_fused_layer_is_found_by_the_name_that_it_has_elsewhere() -> None:
+def test_parts_of_fused_layers_are_matched_by_usual_names() -> None:
     fused = replace(linear_site("layers.0.attention.qkv", None, 32, 96), parts={"query": (0, 32), "value": (64, 96)})
     found = by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
     assert [(site.name, site.role, site.width) for site in found.values()] == [("layers.0.attention.query", "part", 32)]

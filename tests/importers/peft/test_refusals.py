@@ -67,7 +67,7 @@ def llama() -> SiteMap:
     return SiteMap((*queries, head), "final", 32)
 
 
-def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> None:
+def test_saved_output_weights_must_equal_those_of_the_base() -> None:
     folder, sites = refused_folder("output_layer"), llama()
     sites = replace(
         sites, sites=tuple(replace(site, path=f"model.{site.path}") for site in sites.sites[:2]) + sites.sites[2:]
@@ -195,7 +195,7 @@ def test_a_file_without_tensors_of_its_kind_is_refused(tmp_path: Path) -> None:
     refused(folder, TensorError, "no lora tensor")
 
 
-def test_a_base_without_the_modules_lists_them() -> None:
+def test_modules_that_the_base_lacks_are_listed() -> None:
     bert, _ = bare_bert()
     small = SiteMap(tuple(site for site in bert if site.layer == 0), "final", 32)
     with pytest.raises(AdapterError, match=r"`encoder\.layer\.1\.attention\.self\.query`, `encoder.layer.1"):
@@ -290,7 +290,7 @@ def test_folders_without_an_adapter_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "a", FileError, "has no tensors", "`adapter_model.safetensors` or `adapter_model.bin`")
 
 
-def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
+def test_folders_with_several_adapters_require_a_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
         changed(adapter_folder("bert_lora"), tmp_path / name)
     refused(tmp_path, FileError, "the adapters `one`, `two` in it", "`member`")
