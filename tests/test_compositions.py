@@ -143,7 +143,7 @@ def together(bases: Bases, members: dict[str, Adapter]) -> Together:
     return Together(adapters, plan, tensors, open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder))
 
 
-def test_all_of_them_lie_beside_their_members_and_leave_no_trace(bases: Bases, together: Together) -> None:
+def test_compositions_swap_beside_their_members_without_trace(bases: Bases, together: Together) -> None:
     first = {name: together.run(name) for name in (*COMPOSITIONS, "a", "b")}
     for name, found in first.items():
         close(found, TorchRunner(bases.in_torch).run(ARRAYS, together.adapters[name]))
@@ -218,9 +218,7 @@ def test_each_row_of_a_batch_may_have_its_own_weights(bases: Bases, members: dic
     close({"row": found[0]}, {"row": TorchRunner(bases.in_torch).run(ARRAYS, fixed)["hidden"][0]})
 
 
-def test_a_weighted_fusion_says_where_its_weights_lie_when_members_act_in_different_places(
-    bases: Bases, members: dict[str, Adapter]
-) -> None:
+def test_fusion_weights_are_stored_per_group_of_places(bases: Bases, members: dict[str, Adapter]) -> None:
     fused = weighted_fusion(members["a"], members["seq"], name="fused")
     assert [name for name in fused.weights if name.endswith(MIX)] == [
         "shared.weighted_fusion_2.mix.weights",

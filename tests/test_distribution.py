@@ -67,7 +67,7 @@ def _hook(**config: str) -> Any:
     return module.RepositoryMetadata(str(ROOT), {**ADDRESS, **config})
 
 
-def test_twine_finds_nothing(built: Path) -> None:
+def test_twine_accepts_both_packages(built: Path) -> None:
     check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
     done = subprocess.run(check, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -84,7 +84,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_schemas(built: Path) -> N
     assert {name for name in names if ".dist-info/" not in name} == files
 
 
-def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+def test_sdist_contains_the_files_of_the_tests(built: Path) -> None:
     (path,) = built.glob("adapter_export-*.tar.gz")
     with tarfile.open(path) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
@@ -111,7 +111,7 @@ def test_the_sdist_of_the_runtime_builds_its_wheel(built: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("package", ["adapter_export", "adapter_export_runtime"])
-def test_pypi_shows_links_only_to_what_exists(built: Path, package: str) -> None:
+def test_readme_on_pypi_has_no_broken_links(built: Path, package: str) -> None:
     """A README on PyPI has no files beside it, so a relative link is broken there."""
     metadata = _metadata(built, package)
     shown = str(metadata.get_payload())
@@ -140,7 +140,7 @@ def test_a_repository_gives_links_to_the_files_of_the_release() -> None:
     assert all(url.startswith(address) for url in metadata["urls"].values())
 
 
-def test_without_a_repository_links_become_their_text() -> None:
+def test_readme_without_a_repository_keeps_only_link_texts() -> None:
     readme = _hook(repository="", folder="packages/runtime").readme
     assert readme("see [here](../../docs/a.md#b), ![a picture](docs/a.svg)", "1") == "see here, a picture"
     assert readme("[out](https://semver.org) [in](#use)", "1") == "[out](https://semver.org) [in](#use)"
@@ -148,7 +148,7 @@ def test_without_a_repository_links_become_their_text() -> None:
     assert readme("[here](../../docs/a.md#b)", "1") == "[here](https://example.com/o/n/blob/v1/docs/a.md#b)"
 
 
-def test_nothing_names_an_address_that_the_project_does_not_have() -> None:
+def test_no_file_names_an_unowned_project_address() -> None:
     """The address of the repository is in one place, so no other file of the project may name one."""
     own = re.compile(r"(github\.com|githubusercontent\.com|pypi\.org/project|npmjs\.com/package)/adapter-export")
     places = [ROOT / name for name in ("adapter_export", "docs", "examples", "packages", "schemas", ".github")]
@@ -160,7 +160,7 @@ def test_nothing_names_an_address_that_the_project_does_not_have() -> None:
     assert not found
 
 
-def test_a_missing_extra_is_named_for_users_of_pypi_and_of_a_checkout() -> None:
+def test_missing_extras_are_named_for_pypi_and_checkouts() -> None:
     error = str(MissingExtraError("tokenizers", extra="text", needed_for="reading texts"))
     assert "`pip install 'adapter-export[text]'`" in error
     assert "`pip install '.[text]'` in a checkout" in error

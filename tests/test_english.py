@@ -138,7 +138,7 @@ def test_documents_are_plain_english() -> None:
         ("Rows are read as the manifest says.", "'as the manifest says'"),
     ],
 )
-def test_phrases_are_found(text: str, message: str) -> None:
+def test_translated_phrases_are_found(text: str, message: str) -> None:
     assert any(found.startswith(message) for _, found in phrases(text))
 
 

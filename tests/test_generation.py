@@ -227,7 +227,7 @@ def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
         assert list(text.tokens) == found.tokens
 
 
-def test_with_nothing_active_no_bit_differs_from_the_base(llama):
+def test_idle_bundle_equals_the_base_bit_for_bit(llama):
     base, bundle = (in_genai(folder, PLANS["none"]) for folder in (llama.genai.path, llama.bundle))
     np.testing.assert_array_equal(base.logits, bundle.logits)
     untouched = open_session(ir.load(llama.genai.model.path), llama.genai.path)
@@ -252,7 +252,7 @@ def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
     assert mask == ("batch_size", "past_sequence_length + sequence_length")
 
 
-def test_the_bundle_keeps_what_genai_needs_and_lists_it(llama):
+def test_bundle_contains_and_lists_the_files_of_genai(llama):
     manifest = Bundle.open(llama.bundle).manifest
     kept = {"genai_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert kept <= {record.path for record in manifest.files}

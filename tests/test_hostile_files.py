@@ -58,7 +58,7 @@ def _changed(source: Path, copy: Path, file: str, **changes: Any) -> Path:
         {"layers_to_transform": [0], "layers_pattern": "(.*)*(.*)*x"},
     ],
 )
-def test_expressions_of_an_adapter(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_slow_expressions_of_adapters_are_bounded(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Python's matcher would backtrack for longer than anybody waits; those that select modules are matched."""
     hostile = _changed(folder / "a", tmp_path / "hostile", "adapter_config.json", **changes)
     try:
@@ -78,7 +78,9 @@ def test_expressions_of_an_adapter(folder: Path, tmp_path: Path, changes: dict[s
         ({"architectures": ["LlamaForCausalLM", 3]}, "names no class; found 3"),
     ],
 )
-def test_configurations_of_a_model(folder: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_oversized_model_configurations_are_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     hostile = _changed(folder / "hf", tmp_path / "hostile", "config.json", **changes)
     with pytest.raises(BaseModelError, match=message):
         ae.capture(hostile, tmp_path / "base.pt")
@@ -110,7 +112,7 @@ _TWICE_NESTED = {"type": "Sequence", "normalizers": [_replaced("q", "q" * 9)] * 
         ("decoder", {"type": "Sequence", "decoders": [_replaced("q", "qq")] * 40}),
     ],
 )
-def test_tokenizers_that_multiply_texts(folder: Path, tmp_path: Path, part: str, value: object) -> None:
+def test_tokenizers_that_multiply_texts_are_refused(folder: Path, tmp_path: Path, part: str, value: object) -> None:
     hostile = _changed(folder / "hf", tmp_path / "hostile", "tokenizer.json", **{part: value})
     with pytest.raises(BaseModelError, match=f"a `{part}` that makes more than 64 characters of one"):
         read_tokenizer(hostile)
@@ -126,7 +128,7 @@ def test_tokenizers_in_use_are_within_the_bounds() -> None:
     assert [unbounded_part(json.dumps({"normalizer": one, "model": {"vocab": {}}})) for one in usual] == [None] * 4
 
 
-def test_a_vocabulary_without_bound(folder: Path, tmp_path: Path) -> None:
+def test_excessive_vocabularies_are_refused(folder: Path, tmp_path: Path) -> None:
     document = json.loads((folder / "hf" / "tokenizer.json").read_text())
     document["model"]["vocab"] |= {f"zz{number}": number + 200 for number in range(MOST_VOCABULARY)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
@@ -135,6 +137,6 @@ def test_a_vocabulary_without_bound(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 99999999999])
-def test_threads_without_bound(folder: Path, threads: int) -> None:
+def test_excessive_thread_counts_are_refused(folder: Path, threads: int) -> None:
     with pytest.raises(UsageError, match=r"`threads` is out of range; found .*; expected 1 to 1,024"):
         Bundle.open(folder / "bundle").session(threads=threads)

@@ -140,7 +140,7 @@ def linked(built: Callable[[str], Path], archive: ae.Base) -> Path:
     return folder
 
 
-def test_its_sites_have_the_fingerprint_names_and_paths_of_the_archive(linked, archive):
+def test_identified_base_has_fingerprint_and_paths_of_the_archive(linked, archive):
     base = ae.open_base(linked)
     assert (base.fingerprint, base.model_type) == (archive.fingerprint, "llama")
     paths = {site.name: site.path for site in base.sites.map}

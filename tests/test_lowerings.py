@@ -119,7 +119,7 @@ class TestFlattened:
     """A base that has rows and tokens on one axis would give these ops another meaning."""
 
     @pytest.mark.parametrize("op", ["gate", "mix"])
-    def test_what_tells_rows_from_tokens_is_refused(self, op: str) -> None:
+    def test_ops_that_need_separate_rows_refuse_flattened_tokens(self, op: str) -> None:
         graph, rng = single_op(op), np.random.default_rng(0)
         flat = {name: value[0] for name, value in draw_inputs(graph, 1, 6, 8, rng).items()}
         parameters = draw_parameters(graph, op_widths(8, 8), rng)
@@ -128,7 +128,7 @@ class TestFlattened:
                 backend(flat, parameters)
 
     @pytest.mark.parametrize("op", ["gate", "mix"])
-    def test_so_it_is_in_onnx_where_the_shape_is_known(self, op: str) -> None:
+    def test_onnx_lowering_refuses_flattened_tokens_of_known_shape(self, op: str) -> None:
         graph = single_op(op)
         values = {
             name: ir.Value(name=name, shape=ir.Shape(("rows", 8)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -194,7 +194,7 @@ class TestOnnxNodes:
         assert [list(node.output) for node in model.graph.node] == [[name] for name in names]
 
     @pytest.mark.parametrize("op", ["identity", "dropout", "drop_path"])
-    def test_what_does_nothing_writes_nothing(self, op: str) -> None:
+    def test_inactive_ops_emit_no_nodes(self, op: str) -> None:
         tape, value = ir.tape.Tape(), ir.Value(name="h")
         assert emit(single_op(op), {"h": value}, {}, Writer(tape, "place", 20)) is value
         assert not tape.nodes
@@ -225,7 +225,7 @@ class TestNeutral:
 
     @pytest.mark.parametrize("level", LEVELS)
     @pytest.mark.parametrize("name", [*PUBLISHED, *OPTIONS])
-    def test_an_idle_adapter_returns_what_it_replaces(self, name: str, level: str) -> None:
+    def test_idle_adapters_return_the_replaced_value(self, name: str, level: str) -> None:
         graph = inference_form({**PUBLISHED, **OPTIONS}[name])
         self.assert_idle(graph, level)
 
@@ -243,7 +243,7 @@ class TestNeutral:
 
     @pytest.mark.parametrize("level", ["disabled", "all"])
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_whatever_the_activation(self, activation: str, level: str) -> None:
+    def test_idle_bottlenecks_return_h_for_every_activation(self, activation: str, level: str) -> None:
         self.assert_idle(bottleneck("h", BottleneckOptions(activation=activation, norm_after=True)), level)
 
     @staticmethod

@@ -59,7 +59,7 @@ def two_adapters(base: OnnxBase) -> list[Adapter]:
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
-def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
+def test_minilm_in_8_bits_passes_the_check(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
     (tmp_path / "base").mkdir()
     made = in_precision(minilm, precision, tmp_path / "base", int8_embeddings=precision != "int8")
     assert (tmp_path / "base" / "base.bin").stat().st_size < 0.29 * _bytes(minilm.model)
@@ -118,7 +118,7 @@ def test_int8_is_close_without_padding(minilm: OnnxBase, tmp_path: Path) -> None
     assert not found.is_far
 
 
-def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
+def test_minilm_with_fused_operators_passes_the_check(minilm: OnnxBase, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     made, fusions = optimize_base(minilm, tmp_path / "base")
     assert (fusions["attention"], fusions["bias_gelu"]) == (LAYERS, LAYERS)

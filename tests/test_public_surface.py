@@ -32,7 +32,7 @@ def _drawn() -> Iterator[tuple[int, str]]:
             yield len(found[1]) // 4, found[2]
 
 
-def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+def test_documented_error_tree_matches_the_classes() -> None:
     """A new error: draw it in the docstring of `errors.py`, in the order of the classes."""
     assert sorted(_drawn()) == sorted(_tree(errors.AdapterExportError))
 
@@ -50,11 +50,11 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
         ("NothingComparedError", 4),
     ],
 )
-def test_exit_codes_stay(name: str, code: int) -> None:
+def test_exit_codes_are_stable(name: str, code: int) -> None:
     assert getattr(errors, name).exit_code == code
 
 
-def test_the_commands_stay() -> None:
+def test_commands_and_their_order_are_stable() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
     making = ["capture", "sites", "identify", *training, "pack", "import", "doctor", "compose", "merge", "export"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "generate"]
@@ -63,7 +63,7 @@ def test_the_commands_stay() -> None:
     assert list(COMMANDS) == [*making, *using, *serving]
 
 
-def test_the_verbs_stay() -> None:
+def test_public_verbs_are_stable_and_documented() -> None:
     """A new verb: export it, show it in `docs/how-to/python.md`, and name it here."""
     making = {"capture", "identify", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {
@@ -150,7 +150,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("made", [runtime.Bundle, runtime.Session], ids=lambda made: made.__name__)
-def test_the_public_classes_say_what_they_do(made: type) -> None:
+def test_public_methods_have_docstrings(made: type) -> None:
     for name, member in inspect.getmembers(made):
         if not name.startswith("_") and callable(member):
             assert inspect.getdoc(member), f"{made.__name__}.{name}"
@@ -186,7 +186,7 @@ def _overwritten(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
                 unread -= bound
 
 
-def test_no_parameter_is_overwritten_before_it_is_read() -> None:
+def test_parameters_are_read_before_being_overwritten() -> None:
     """`plan` once ignored `rows`, whose name it reused for the batch size, without a word."""
     assert list(_overwritten(ast.parse("def call(a, b):\n    use(b)\n    a, b = b, 1"))) == [(3, "call", "a")]
     files = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "adapter_export").rglob("*.py"))}

@@ -73,7 +73,7 @@ def test_the_readme_shows_the_way_from_a_model_to_a_service() -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_local_links_point_to_existing_files(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8"))
     local = [(path.parent / link).resolve() for link in links if "://" not in link]
     assert not [link for link in local if not link.exists() and link not in generated()]

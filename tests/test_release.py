@@ -61,7 +61,9 @@ def test_a_tree_that_is_ready_has_notes(release: ModuleType, ready: Path) -> Non
         ("pyproject.toml", f'version = "{VERSION}"', 'version = "9.9.9"', f"the tag v{VERSION} is not v9.9.9"),
     ],
 )
-def test_what_is_missing_is_named(release: ModuleType, ready: Path, name: str, old: str, new: str, fault: str) -> None:
+def test_release_check_names_each_fault(
+    release: ModuleType, ready: Path, name: str, old: str, new: str, fault: str
+) -> None:
     path = ready / name
     assert old in path.read_text("utf-8")
     path.write_text(path.read_text("utf-8").replace(old, new, 1), encoding="utf-8")

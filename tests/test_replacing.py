@@ -106,7 +106,7 @@ def everything(bases: Bases) -> list[Adapter]:
     return [bases.adapter(f"case_{at}", graph, sites) for at, (_, graph, sites) in enumerate(CASES)]
 
 
-def test_all_of_them_share_one_graph_and_leave_no_trace_in_each_other(bases: Bases, everything: list[Adapter]) -> None:
+def test_adapters_share_one_graph_without_trace(bases: Bases, everything: list[Adapter]) -> None:
     plan = plan_slots(everything, bases.in_onnx.sites)
     session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)
 
@@ -164,7 +164,7 @@ def test_a_wrong_tensor_is_reported_at_its_place_alone(
     assert [result.name for result in results if not result.passed] == [site]
 
 
-def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:
+def test_values_read_and_returned_by_each_site_are_recorded(bases: Bases) -> None:
     adapter = bases.adapter("a", behind_the_norm("y"), SUBLAYERS)
     model = attach(bases.in_torch, adapter)
     with model.observed() as calls:
@@ -181,7 +181,7 @@ def test_both_views_find_these_sites(bases: Bases) -> None:
 
 
 class TestRefusals:
-    def test_what_a_site_does_not_have(self, bases: Bases) -> None:
+    def test_values_that_a_site_lacks_are_refused(self, bases: Bases) -> None:
         adapter = bases.adapter("a", scaled_plus("h", "x"), ["layers.0.attention.query"])
         with pytest.raises(AdapterError, match=r"reads `x`, which does not exist at `layers\.0\.attention\.query`"):
             plan_slots([adapter], bases.in_onnx.sites)
@@ -191,7 +191,7 @@ class TestRefusals:
         with pytest.raises(AdapterError, match="reads `y`, which does not exist at `embeddings`"):
             plan_slots([replacing], bases.in_onnx.sites)
 
-    def test_shared_tensors_that_would_act_where_the_adapter_does_not(self, bases: Bases) -> None:
+    def test_shared_tensors_at_idle_places_are_refused(self, bases: Bases) -> None:
         nodes = (Node("linear", ("h",), "p", {"weight": "w"}), Node("add", ("h", "p"), "r"))
         graph = AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "r", shared=("w",))
         one, other = (bases.adapter(name, graph, [site]) for name, site in (("a", SUBLAYERS[0]), ("b", SUBLAYERS[1])))
@@ -202,7 +202,7 @@ class TestRefusals:
         assert list(slot_tensors(alone, one)) == ["adapter.shared.graph.w"]
 
 
-def test_what_is_shared_is_one_slot_and_one_parameter(bases: Bases) -> None:
+def test_shared_parameters_have_one_slot_and_one_tensor(bases: Bases) -> None:
     adapter = bases.adapter("a", scaled_plus("h", "u", shared=True), SUBLAYERS)
     plan = plan_slots([adapter], bases.in_onnx.sites)
     assert [slot.name for slot in plan.slots if "down" in slot.name] == ["adapter.shared.graph.down.weight"]

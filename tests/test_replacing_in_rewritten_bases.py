@@ -85,9 +85,7 @@ def bundle(rewritten: Rewritten, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder, build_bundle(rewritten.base, adapters, folder, references=runner, cases=cases)
 
 
-def test_every_place_is_what_numpy_makes_of_what_arrives_there(
-    rewritten: Rewritten, bundle: tuple[Path, Manifest]
-) -> None:
+def test_sites_of_rewritten_bases_match_numpy(rewritten: Rewritten, bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     opened = OpenedBundle.open(folder)
     probe, case = SiteProbe.of(opened), opened.golden(None).cases[-1]
@@ -127,7 +125,7 @@ def test_fused_bases_compute_what_is_written_by_hand(rewritten: Rewritten, bundl
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, np.abs(wanted).max()))
 
 
-def test_what_one_projection_reads_is_not_what_the_others_read(rewritten: Rewritten) -> None:
+def test_replaced_input_of_one_projection_leaves_the_others(rewritten: Rewritten) -> None:
     """Three projections of 8 bits read one quantised tensor."""
     names = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
     base = rewritten.base

@@ -310,24 +310,24 @@ class TestRefused:
         }
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :1], **caches}
 
-    def test_an_empty_prompt(self, session: Session) -> None:
+    def test_empty_prompts_are_refused(self, session: Session) -> None:
         with pytest.raises(RequestError, match="prompt 1: has too few or too many tokens; found 0"):
             session.generate([[5], []])
 
-    def test_a_token_that_the_model_has_not(self, session: Session) -> None:
+    def test_unknown_token_ids_are_refused(self, session: Session) -> None:
         with pytest.raises(RequestError, match=f"`input_ids`: an id is out of range; found {WORDS}"):
             session.generate([[WORDS]])
 
-    def test_a_text_without_a_source(self, session: Session, first: Arrays) -> None:
+    def test_empty_encoder_inputs_are_refused(self, session: Session, first: Arrays) -> None:
         first |= {"input_ids": first["input_ids"][:, :0], "attention_mask": first["attention_mask"][:, :0]}
         with pytest.raises(RequestError, match=r"`attention_mask`: .*; found \[3, 0\]"):
             session.run(first)
 
-    def test_a_step_without_a_new_token(self, session: Session, first: Arrays) -> None:
+    def test_a_step_without_a_new_token_is_refused(self, session: Session, first: Arrays) -> None:
         with pytest.raises(RequestError, match=r"`decoder_input_ids`: .*; found \[3, 0\]"):
             session.run(first | {"decoder_input_ids": first["input_ids"][:, :0]})
 
-    def test_a_mask_of_the_new_tokens_alone(self, session: Session, first: Arrays) -> None:
+    def test_a_mask_of_only_the_new_tokens_is_refused(self, session: Session, first: Arrays) -> None:
         """The mask covers the source in every call, also where its tokens are in the cache."""
         kept = session.run(first)
         caches = {name: kept[name.replace("past_key_values", "present")] for name in first if "past" in name}

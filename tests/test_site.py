@@ -48,7 +48,7 @@ def _pages(site: Path) -> list[Path]:
     return [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]
 
 
-def test_every_document_is_a_page_with_markdown_beside_it(site: Path) -> None:
+def test_every_document_has_a_page_and_its_markdown(site: Path) -> None:
     sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
     sources |= {Path(page).with_suffix("") for page in site_hooks.INCLUDED.values() if page.endswith(".md")}
     pages = {page.relative_to(site).with_suffix("") for page in _pages(site)}
@@ -115,7 +115,7 @@ def test_the_support_matrix_is_current() -> None:
     assert support_page.in_readme(readme) == readme
 
 
-def test_the_support_matrix_counts_what_its_sources_contain() -> None:
+def test_support_matrix_counts_match_their_sources() -> None:
     table = (ROOT / "docs/reference/architectures.md").read_text("utf-8")
     zoo = table.partition("<!-- zoo: begin -->")[2].partition("<!-- zoo: end -->")[0]
     complete, tried = zip(*support_page.architectures().values(), strict=True)
@@ -153,7 +153,7 @@ def test_links_of_the_repository_become_links_of_the_site(link: str, made: str) 
     assert site_hooks.resolved(link, "docs/reference/kinds.md", "reference/kinds.md") == made
 
 
-def test_a_page_has_the_first_place_that_names_it_and_no_second_one() -> None:
+def test_navigation_lists_each_page_once() -> None:
     left = ["how-to/a.md", "how-to/b.md", "how-to/deep/c.md", "index.md"]
     nav = [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/*.md"]}, {"None": ["tutorial/*.md"]}]
     assert site_hooks.expanded(nav, left) == [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/a.md"]}]

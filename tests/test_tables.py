@@ -17,7 +17,7 @@ PLURAL = re.compile(r" (?:[a-z-]+ )?[a-z]*[^su ]s\b")
 NO_PLURAL = re.compile(r" (?:[a-z-]+ )?(?:is|was|has|does|this|as|its|bytes|points)\b| of\b")
 
 
-def test_what_a_sentence_quotes_is_no_markup() -> None:
+def test_quoted_text_in_tables_is_escaped() -> None:
     """Labels and paths come from files of others."""
     shown = html_of(
         Table(("label",), [("<b>x</b>",)]), "unknown label <script>alert(1)</script>", "\x1b]0;owned\x07 & more"
@@ -72,5 +72,5 @@ def test_wrong_words_are_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["1 row is", "11 rows", "v0.1 rows", "1 is", "did you mean `run`? If not, …", "a...", "../x.."]
 )
-def test_right_words_are_not(text: str) -> None:
+def test_correct_words_are_not_reported(text: str) -> None:
     assert not list(wrong_words(text))

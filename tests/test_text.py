@@ -42,7 +42,7 @@ def ours(minilm_folder: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("limit", [3, 64, 512])
-def test_equals_transformers(minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int) -> None:
+def test_tokenizer_equals_transformers(minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int) -> None:
     ours = Tokenizer.from_folder(minilm_folder, limit)
     for texts in BATCHES:
         expected = theirs(texts, padding="longest", truncation=True, max_length=limit, return_tensors="np")
@@ -183,7 +183,7 @@ def test_windows_that_do_not_move_on_are_refused(ours: Tokenizer) -> None:
         ours.windows(Pair("word " * 11, "and " * 11), 14, 2)
 
 
-def test_the_digest_is_of_what_the_file_says(minilm_folder: Path) -> None:
+def test_tokenizer_digest_ignores_formatting_of_the_file(minilm_folder: Path) -> None:
     text = (minilm_folder / "tokenizer.json").read_text(encoding="utf-8")
     document = json.loads(text)
     assert tokenizer_digest(text) == Tokenizer.from_json(text, 8).digest
@@ -214,7 +214,7 @@ def test_threads_share_a_tokenizer(ours: Tokenizer) -> None:
     assert found == limits
 
 
-def test_pads_to_the_longest_and_not_to_the_length_in_the_file(minilm_folder: Path, ours: Tokenizer) -> None:
+def test_batches_are_padded_to_the_longest_text(minilm_folder: Path, ours: Tokenizer) -> None:
     file = json.loads((minilm_folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert file["padding"]["strategy"] == {"Fixed": 128}
     assert file["truncation"]["max_length"] == 128
@@ -222,11 +222,11 @@ def test_pads_to_the_longest_and_not_to_the_length_in_the_file(minilm_folder: Pa
     assert ours.batch(["word " * 300], NAMES)["input_ids"].shape == (1, 302)
 
 
-def test_gives_only_what_is_asked_for(ours: Tokenizer) -> None:
+def test_batch_returns_only_the_requested_inputs(ours: Tokenizer) -> None:
     assert list(ours.batch(["a"], ["attention_mask", "input_ids"])) == ["attention_mask", "input_ids"]
 
 
-def test_from_the_text_of_the_file(minilm_folder: Path, ours: Tokenizer) -> None:
+def test_tokenizer_is_read_from_json_text(minilm_folder: Path, ours: Tokenizer) -> None:
     text = (minilm_folder / "tokenizer.json").read_text(encoding="utf-8")
     assert Tokenizer.from_json(text, 512).encode(["hello"])[0].ids == ours.encode(["hello"])[0].ids == [101, 7592, 102]
 
@@ -240,13 +240,13 @@ def word_tokenizer(special: list[str]) -> tokenizers.Tokenizer:
 
 
 @pytest.mark.parametrize(("special", "padding"), [(["<s>", "<pad>"], 4), (["[PAD]"], 3), (["<|pad|>"], 3), ([], 0)])
-def test_pads_with_the_padding_token_that_the_file_has(special: list[str], padding: int) -> None:
+def test_batches_use_the_padding_token_of_the_file(special: list[str], padding: int) -> None:
     found = Tokenizer(word_tokenizer(special), 8).batch(["a b a", "b"], ["input_ids", "attention_mask"])
     assert found["input_ids"].tolist() == [[1, 2, 1], [2, padding, padding]]
     assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_pads_after_the_tokens_and_cuts_where_the_file_says() -> None:
+def test_batches_pad_right_and_truncate_as_the_file_says() -> None:
     tokenizer = word_tokenizer([])
     tokenizer.enable_padding(direction="left", pad_id=2, length=50)
     tokenizer.enable_truncation(1, direction="left")
@@ -255,35 +255,35 @@ def test_pads_after_the_tokens_and_cuts_where_the_file_says() -> None:
     assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_refuses_a_text_without_tokens() -> None:
+def test_texts_without_tokens_are_refused() -> None:
     with pytest.raises(RequestError, match="text 1: has no tokens"):
         Tokenizer(word_tokenizer([]), 8).batch(["a", ""], ["input_ids", "attention_mask"])
 
 
-def test_refuses_to_pad_where_no_mask_hides_the_padding(ours: Tokenizer) -> None:
+def test_padding_without_a_mask_is_refused(ours: Tokenizer) -> None:
     assert ours.batch(["one", "two"], ["input_ids"])["input_ids"].shape == (2, 3)
     with pytest.raises(RequestError, match="found 3 to 4 tokens"):
         ours.batch(["one", "two words"], ["input_ids"])
 
 
 @pytest.mark.parametrize("texts", [[], "one text", [3], ["fine", None], ["half a pair \ud83d"], [b"bytes"]])
-def test_refuses_what_is_no_list_of_texts(ours: Tokenizer, texts: list[str]) -> None:
+def test_values_that_are_not_lists_of_texts_are_refused(ours: Tokenizer, texts: list[str]) -> None:
     with pytest.raises(RequestError, match="text"):
         ours.batch(texts, NAMES)
 
 
-def test_refuses_inputs_that_text_cannot_fill(ours: Tokenizer) -> None:
+def test_inputs_that_text_cannot_fill_are_refused(ours: Tokenizer) -> None:
     with pytest.raises(RequestError, match="`pixel_values`"):
         ours.batch(["a"], ["input_ids", "pixel_values"])
 
 
-def test_refuses_a_limit_without_room_for_text(minilm_folder: Path) -> None:
+def test_limits_without_room_for_text_are_refused(minilm_folder: Path) -> None:
     with pytest.raises(BaseModelError, match="at most 2"):
         Tokenizer.from_folder(minilm_folder, 2)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": "1.0", "model": {"type": "X"}}', "\ud800", "\x80"])
-def test_refuses_what_is_no_tokenizer(text: str) -> None:
+def test_invalid_tokenizer_files_are_refused(text: str) -> None:
     with pytest.raises(BaseModelError, match="is not a tokenizer"):
         Tokenizer.from_json(text, 8)
 
@@ -325,7 +325,7 @@ def test_a_panic_of_the_library_is_a_named_error(minilm_folder: Path, changes: d
         Tokenizer.from_json(json.dumps(file | changes), 16).rows([text])
 
 
-def test_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+def test_folders_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"tokenizer\.json"):
         Tokenizer.from_folder(tmp_path, 8)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
@@ -334,7 +334,7 @@ def test_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_says_which_extra_brings_the_library() -> None:
+def test_missing_tokenizers_library_names_its_extra() -> None:
     code = "import sys; sys.modules['tokenizers'] = None; import adapter_export.text as t; t.Tokenizer.from_json('', 8)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtraError" in found.stderr

@@ -104,7 +104,7 @@ class TestSources:
             (tmp_path / name).write_text(text)
         return tmp_path
 
-    def test_are_all_that_the_module_can_import(self, root: Path) -> None:
+    def test_sources_are_all_files_that_a_module_can_import(self, root: Path) -> None:
         found = {file.relative_to(root).as_posix() for file in sources(root, "makes")}
         assert found == {
             "tests/support/makes.py",
@@ -117,7 +117,7 @@ class TestSources:
             "adapter_export/lower.py",
         }
 
-    def test_are_the_whole_package_for_a_module_that_imports_it(self, root: Path) -> None:
+    def test_sources_of_a_package_import_are_the_whole_package(self, root: Path) -> None:
         found = sources(root, "builds")
         assert set(found) == {root / "tests/support/builds.py", *(root / "adapter_export").rglob("*.*")}
 
@@ -132,7 +132,7 @@ class TestKept:
         monkeypatch.setattr(sys.modules[__name__], "WRITTEN", list[str]())
         return WRITTEN
 
-    def test_a_result_is_made_for_each_key_and_two_of_them_stay(
+    def test_results_are_kept_for_the_two_latest_keys(
         self, made: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         one, again, other, third = (
@@ -154,9 +154,7 @@ class TestKept:
         assert len(made) == 2
 
     @pytest.mark.usefixtures("made")
-    def test_a_test_that_writes_into_a_result_fails_and_the_result_is_forgotten(
-        self, tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
+    def test_tests_that_write_into_a_result_fail(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         folder = kept.kept(tmp_path_factory, "name", _write, "text")
         kept.check_unchanged()
         (folder / "file").write_text("another text")

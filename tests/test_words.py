@@ -40,7 +40,7 @@ SHELL = "pass `--force` or `adapter-export f`."
         (words_of(json.loads(json.dumps(TEXT.to_json()))), SHELL),
     ],
 )
-def test_operations_keep_names(words: Words, shell: str) -> None:
+def test_string_operations_keep_argument_names(words: Words, shell: str) -> None:
     assert words.sentence("shell") == shell
     assert words == words.sentence()
 

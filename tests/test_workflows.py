@@ -199,7 +199,7 @@ def test_tested_versions_are_of_every_direct_dependency_and_allowed() -> None:
 
 
 @pytest.mark.extended
-def test_hooks_fix_what_is_committed(tmp_path: Path) -> None:
+def test_hooks_fix_committed_files(tmp_path: Path) -> None:
     """Commit a badly formatted file and a changed schema: the hooks refuse both, and put both right."""
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         shutil.copy2(ROOT / name, tmp_path)

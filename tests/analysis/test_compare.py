@@ -100,7 +100,7 @@ def test_other_metrics_are_tested_by_bootstrap() -> None:
     assert (none["pearson"].p, none["pearson"].low) == (None, None)
 
 
-def test_a_p_value_is_as_rare_as_it_says_where_nothing_differs() -> None:
+def test_p_values_of_equal_contestants_are_rarely_small() -> None:
     """Two sides that are right in 80 % of the rows by chance: p is below 0.05 in at most 5 % of 150 samples."""
     rng, below = np.random.default_rng(0), 0
     for _ in range(150):
@@ -112,12 +112,12 @@ def test_a_p_value_is_as_rare_as_it_says_where_nothing_differs() -> None:
     assert below / 150 <= 0.05
 
 
-def test_holm() -> None:
+def test_holm_corrects_p_values_and_skips_missing_tests() -> None:
     assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
-def test_agreement_and_rows_that_differ() -> None:
+def test_compare_counts_agreements_and_differing_rows() -> None:
     found = compared(classes([0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0]))
     assert [(one.first, one.second, one.value) for one in found.agreements] == [
         ("c0", "c1", 0.75),
@@ -144,7 +144,7 @@ def test_many_contestants_are_compared_with_the_first() -> None:
     assert "right: `c" in text, "who answers what, in one column"
 
 
-def test_foreign_text_is_shown_as_it_is() -> None:
+def test_control_characters_of_foreign_text_are_escaped() -> None:
     assert one_line("a\x1b[31m\u202eb\n c") == "a\\x1b[31m\\u202eb c"
     assert one_line("👩\u200d🚀 é", 4) == "👩\u200d🚀…"
 
@@ -305,7 +305,7 @@ def test_numbers_are_compared_by_correlation(bench: Bench, tmp_path: Path) -> No
     validate(json.loads(json.dumps(found.to_json())), "comparison")
 
 
-def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Path) -> None:
+def test_compare_accepts_adapters_bundles_and_models(bench: Bench, topics: Path) -> None:
     """The same adapter in a bundle, from its folder in two precisions, and a model with a head of its own."""
     ae.save(bench.adapters["one"], bench.folder / "one")
     two = bench.adapters["two"]
@@ -342,7 +342,7 @@ def refused(kind: type[Exception], words: str, call: Callable[[], object]) -> No
         call()
 
 
-def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
+def test_compare_refuses_incomparable_contestants(bench: Bench, topics: Path) -> None:
     adapter = bench.adapters["one"]
     refused(UsageError, "`one` only", lambda: run(bench, topics, "one"))
     refused(UsageError, "different tasks.*`grade` answers `regression`", lambda: run(bench, topics))
@@ -361,7 +361,7 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
     refused(DataError, "no text or no label", lambda: run(bench, empty, "one", "two"))
 
 
-def test_one_class_is_said(bench: Bench, tmp_path: Path) -> None:
+def test_notes_mention_repeated_rows_and_a_single_class(bench: Bench, tmp_path: Path) -> None:
     data = write(tmp_path / "red.jsonl", [{"text": text, "label": "red"} for text in (*sentences(3), *sentences(2))])
     found = run(bench, data, "one", "two")
     assert "2 rows repeat an earlier one, and the tests take rows as independent of each other" in found.notes

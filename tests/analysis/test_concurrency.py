@@ -25,7 +25,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("processors", "expected"),
     [(1, [(1, 1)]), (2, [(1, 1), (1, 2), (2, 1)]), (6, [(1, 1), (1, 6), (2, 3), (4, 1)])],
 )
-def test_ways_take_all_processors(processors: int, expected: list[tuple[int, int]]) -> None:
+def test_every_way_uses_all_processors(processors: int, expected: list[tuple[int, int]]) -> None:
     assert list(ways(processors)) == expected
 
 
@@ -45,7 +45,7 @@ def test_each_way_is_measured_and_the_best_are_named(bundle: Path) -> None:
     )
 
 
-def test_the_command_says_it_as_json(bundle: Path) -> None:
+def test_bench_command_prints_json(bundle: Path) -> None:
     done = CliRunner().invoke(main, ["bench", str(bundle), "--seconds", "0.01", "--json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
@@ -61,7 +61,7 @@ def test_a_length_that_the_base_does_not_take_is_refused(bundle: Path) -> None:
         ae.bench(bundle, tokens=100_000)
 
 
-def test_what_cannot_be_measured_is_named(bundle: Path) -> None:
+def test_bench_refuses_unknown_adapters_and_invalid_options(bundle: Path) -> None:
     with pytest.raises(RequestError, match="nobody"):
         ae.bench(bundle, adapter="nobody")
     for wrong in ({"rows": 0}, {"tokens": 0}, {"seconds": 0.0}, {"seconds": float("nan")}):

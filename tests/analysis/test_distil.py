@@ -23,7 +23,7 @@ from adapter_export.plugins.lab.student import Distillation, Side, time_student
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}
 
 
-def test_labels_alone_tune_all_weights(taught: Path, tmp_path: Path) -> None:
+def test_distilling_from_labels_tunes_all_weights(taught: Path, tmp_path: Path) -> None:
     data = {"data": taught / "train.tsv", "test_data": taught / "test.tsv", "output": tmp_path / "tuned"}
     found = ae.distil(taught / "model.pt", **data, **QUICK)
     assert found.teacher is None
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path
     ],
     ids=["a label more", "one class", "empty texts"],
 )
-def test_rows_that_a_teacher_cannot_teach(table: str, words: str, taught: Path, tmp_path: Path) -> None:
+def test_distil_refuses_rows_that_do_not_suit_the_teacher(table: str, words: str, taught: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{table}\n", encoding="utf-8")
     with pytest.raises(DataError, match=words):
         ae.distil(taught / "model.pt", tmp_path / "rows.tsv", adapter=taught / "teacher")
@@ -116,7 +116,7 @@ def test_rows_that_a_teacher_cannot_teach(table: str, words: str, taught: Path, 
     ],
     ids=str,
 )
-def test_calls_that_make_no_sense(given: dict[str, Any], words: str, taught: Path) -> None:
+def test_distil_refuses_conflicting_options(given: dict[str, Any], words: str, taught: Path) -> None:
     with pytest.raises(UsageError, match=words):
         ae.distil(taught / "model.pt", taught / "train.tsv", **{"adapter": taught / "teacher", **given})
 
@@ -132,7 +132,9 @@ def test_a_teacher_of_another_base_or_without_a_task_is_refused(taught: Path) ->
         ae.distil(taught / "model.pt", data, adapter=replace(teacher, head=replace(teacher.head, task=other)))
 
 
-def test_it_says_when_a_student_saves_too_little(taught: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_distil_notes_a_student_that_saves_too_little(
+    taught: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     sides = [Side(name, 2, 10, 40, {"accuracy": Score(0.9)}) for name in ("student", "teacher")]
     report = Distillation(*sides, "test", 30, 1.0, None, None, None, {})
     base = ae.open_base(taught / "model.pt").exported(tmp_path)

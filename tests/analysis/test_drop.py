@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.attach import attach
 
 
-def test_the_curve_and_the_smaller_adapter(taught: Path, tmp_path: Path) -> None:
+def test_drop_writes_a_curve_and_a_smaller_adapter(taught: Path, tmp_path: Path) -> None:
     given = ["--base", taught / "model.pt", "--data", taught / "test.tsv", "--layers", 1, "-o", tmp_path / "upper"]
     given += ["--plot", tmp_path / "drop.svg", "--json"]
     ran = CliRunner().invoke(main, ["drop", str(taught / "teacher"), *map(str, given)])
@@ -42,7 +42,7 @@ def test_the_curve_and_the_smaller_adapter(taught: Path, tmp_path: Path) -> None
     assert score.value == found["curve"][1]["scores"]["accuracy"]["value"]
 
 
-def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
+def test_left_out_layers_act_as_if_absent(taught: Path) -> None:
     base, whole = ae.open_base(taught / "model.pt"), ae.load_adapter(taught / "teacher")
     sites = base.sites.map
     lowest = next(iter(whole.layers(sites).values()))
@@ -68,7 +68,7 @@ def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
     ],
     ids=str,
 )
-def test_calls_that_make_no_sense(given: dict[str, Any], words: str, taught: Path) -> None:
+def test_drop_refuses_invalid_options(given: dict[str, Any], words: str, taught: Path) -> None:
     with pytest.raises(UsageError, match=words):
         ae.drop(taught / "teacher", taught / "model.pt", taught / "test.tsv", **given)
 

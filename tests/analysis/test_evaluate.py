@@ -64,7 +64,7 @@ def topics(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("topics") / "topics.jsonl", rows)
 
 
-def test_one_label(world: World, topics: Path) -> None:
+def test_single_label_rows_are_scored_with_slices_and_calibration(world: World, topics: Path) -> None:
     heard = Heard()
     found = measured(world, "topic", topics, slices="half", reporter=heard)
     assert found.scores["accuracy"].value == 0.75
@@ -85,7 +85,7 @@ def test_one_label(world: World, topics: Path) -> None:
     assert sum(one.count for one in found.calibration.bins) == 40
 
 
-def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path: Path) -> None:
+def test_files_overwritten_during_an_evaluation_change_nothing(world: World, topics: Path, tmp_path: Path) -> None:
     """Files that are written over while texts are answered change nothing."""
     one, two = (shutil.copytree(world.bundle, tmp_path / name) for name in ("one", "two"))
     found = measured(world, "topic", topics)
@@ -106,7 +106,7 @@ def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path:
     assert [side.scores for side in compared.contestants] == [found.scores] * 2
 
 
-def test_a_part_of_the_rows(world: World, topics: Path) -> None:
+def test_limit_draws_rows_at_random(world: World, topics: Path) -> None:
     found = measured(world, "topic", topics, limit=30)
     accuracy = found.scores["accuracy"].value
     assert accuracy is not None
@@ -128,7 +128,7 @@ def test_a_limit_samples_a_sorted_file_and_keeps_groups_whole(tmp_path: Path) ->
     assert sorted(Counter(found.groups).values()) == [5, 5, 5, 5]
 
 
-def test_pairs(world: World, tmp_path: Path) -> None:
+def test_pairs_are_read_from_the_selected_columns(world: World, tmp_path: Path) -> None:
     pairs = list(pairwise(sentences(12)))
     answers = [("yes", "no")[int(world.torch("nli", Pair(*pair)).argmax())] for pair in pairs]
     rows = [{"a": one, "b": two, "label": answer} for (one, two), answer in zip(pairs, answers, strict=True)]
@@ -142,7 +142,7 @@ def test_pairs(world: World, tmp_path: Path) -> None:
     assert swapped.scores["accuracy"].value == pytest.approx(np.mean(truth))
 
 
-def test_sets_of_labels(world: World, tmp_path: Path) -> None:
+def test_label_sets_are_scored_at_their_thresholds(world: World, tmp_path: Path) -> None:
     rows, names = [], np.array(["x", "y", "z"])
     for text in sentences(20):
         shares = 1 / (1 + np.exp(-world.torch("tags", text).astype(np.float64)))
@@ -154,7 +154,7 @@ def test_sets_of_labels(world: World, tmp_path: Path) -> None:
     assert values(measured(world, "tags", write(tmp_path / "tags.jsonl", rows)))["subset_accuracy"] == 0.95
 
 
-def test_choices(world: World, tmp_path: Path) -> None:
+def test_choices_of_a_row_are_scored_by_accuracy(world: World, tmp_path: Path) -> None:
     texts, rows = sentences(40), []
     for at in range(0, 40, 4):
         question, *choices = texts[at : at + 4]
@@ -165,7 +165,7 @@ def test_choices(world: World, tmp_path: Path) -> None:
     assert values(found) == {"accuracy": 0.9}
 
 
-def test_labels_of_words(world: World, tmp_path: Path) -> None:
+def test_word_labels_are_scored_and_truncated_words_skipped(world: World, tmp_path: Path) -> None:
     rows = []
     for text in sentences(20):
         logits = world.torch("entity", text.split())[1:-1]
@@ -181,7 +181,7 @@ def test_labels_of_words(world: World, tmp_path: Path) -> None:
     )
 
 
-def test_answers_in_a_text(world: World, tmp_path: Path) -> None:
+def test_spans_are_scored_by_exact_match_and_f1(world: World, tmp_path: Path) -> None:
     rows = []
     for question, context in pairwise(sentences(15)):
         first, words = len(question.split()) + 2, context.split()
@@ -197,7 +197,7 @@ def test_answers_in_a_text(world: World, tmp_path: Path) -> None:
     assert values(found) == {"exact_match": 1.0, "f1": 1.0}
 
 
-def test_numbers(world: World, tmp_path: Path) -> None:
+def test_numbers_are_scored_by_correlation_and_error(world: World, tmp_path: Path) -> None:
     rows = [
         {"text": one, "pair": two, "label": float(world.torch("grade", Pair(one, two))[0]) + 0.25}
         for one, two in pairwise(sentences(15))
@@ -208,7 +208,7 @@ def test_numbers(world: World, tmp_path: Path) -> None:
     assert found.passed
 
 
-def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
+def test_similarities_of_pairs_are_scored_by_correlation(world: World, tmp_path: Path) -> None:
     rows = []
     for one, two in pairwise(sentences(15)):
         first, second = (world.torch("vector", text).astype(np.float64) for text in (one, two))
@@ -218,7 +218,7 @@ def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
     assert (values(found)["pearson"] or 1.0) < 1.0
 
 
-def test_neighbours(world: World, tmp_path: Path) -> None:
+def test_vectors_are_scored_by_their_nearest_neighbour(world: World, tmp_path: Path) -> None:
     texts = sentences(20)
     rows = [{"text": text, "label": "odd" if at % 2 else "even"} for at, text in enumerate(texts)]
     vectors = np.stack([world.torch("vector", text) for text in texts]).astype(np.float64)
@@ -228,7 +228,7 @@ def test_neighbours(world: World, tmp_path: Path) -> None:
     assert values(found)["neighbour_accuracy"] == pytest.approx(np.mean(cosines.argmax(-1) % 2 == np.arange(20) % 2))
 
 
-def test_rankings(world: World, tmp_path: Path) -> None:
+def test_rankings_are_scored_per_query(world: World, tmp_path: Path) -> None:
     texts, rows = sentences(40), []
     for group in range(8):
         query, *documents = texts[5 * group : 5 * group + 5]
@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_measured_is_refused(name: str, world: World, tmp_path: Path) -> None:
+def test_evaluate_refuses_data_that_cannot_be_scored(name: str, world: World, tmp_path: Path) -> None:
     error, words, options = REFUSED[name]
     rows = [{"text": text, "label": "red", "other": "pink", "id": f"i{at}"} for at, text in enumerate(sentences(60))]
     with pytest.raises(error, match=words) as caught:
@@ -346,7 +346,7 @@ def test_a_page_is_complete_in_itself(world: World, topics: Path, tmp_path: Path
     measured(world, "topic", data, report=page, force=True)
 
 
-def test_the_document_is_json(world: World, topics: Path) -> None:
+def test_evaluation_is_valid_json_with_gates(world: World, topics: Path) -> None:
     found = measured(world, "topic", topics, slices="half", gate={"accuracy": 0.9}, against=world.base)
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["passed"] is False
@@ -398,7 +398,7 @@ def test_the_record_of_training_is_confirmed_on_its_own_file(trained: Path) -> N
     assert not [note for note in found.notes if "training record" in note]
 
 
-def test_baselines_stand_beside_the_scores(trained: Path) -> None:
+def test_evaluation_reports_baselines_beside_the_scores(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", training_data=trained / "train.tsv")
     (linear,) = found.baselines
     assert (linear.name, found.majority is not None) == ("linear", True)
@@ -420,7 +420,7 @@ def test_an_adapter_at_the_level_of_its_baselines_is_noted(world: World, tmp_pat
     assert any("is not clearly better than 0.333 of always answering `red`" in note for note in notes)
 
 
-def test_labels_that_were_rotated_after_training_contradict_the_record(trained: Path, world: World) -> None:
+def test_labels_rotated_after_training_contradict_the_record(trained: Path, world: World) -> None:
     adapter = ae.load_adapter(trained / "trained")
     assert adapter.head is not None
     assert adapter.head.task is not None
@@ -443,7 +443,7 @@ def test_a_record_of_other_data_says_nothing(trained: Path, tmp_path: Path) -> N
     assert found.passed
 
 
-def test_some_rows_of_its_file_do_not_hold_a_record(trained: Path) -> None:
+def test_partial_evaluations_skip_the_training_record(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", resamples=0, limit=10)
     assert found.training_record is None
     assert "10 of 63 rows were drawn at random" in found.notes

@@ -115,7 +115,7 @@ def test_bundles_are_measured_in_each_variant(built: Path) -> None:
     assert document["recommended"] in document["forms"]
 
 
-def test_what_cannot_be_compared_is_refused(built: Path) -> None:
+def test_bench_refuses_forms_that_cannot_be_compared(built: Path) -> None:
     bundle, model = built / "bundle", built / "base.onnx"
     for call, words in (
         ((), "models 0, bundles 0"),

@@ -112,7 +112,7 @@ def test_scores_are_those_of_transformers_and_peft(
     assert (found.task, found.adapter, found.rows) == ("causal_lm", name or "base", len(rows))
 
 
-def test_texts_without_answers(llama: Path, tmp_path: Path) -> None:
+def test_unlabelled_texts_are_scored_by_perplexity(llama: Path, tmp_path: Path) -> None:
     texts = [PROMPTS[0], PROMPTS[2], " ".join(["w27 w44 w3 w60"] * (LONGEST // 4)) + " w8 w9 w5 w3"]
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     bundle = Bundle.open(llama / "bundle")
@@ -135,7 +135,7 @@ def test_perplexity_is_weighted_by_tokens() -> None:
     assert judged.measure(np.array([1, 1])) == pytest.approx((math.exp(3), 0))
 
 
-def test_gates_and_slices(llama: Path, tmp_path: Path) -> None:
+def test_gates_and_slices_work_for_language_models(llama: Path, tmp_path: Path) -> None:
     model = Transformers.of(llama, "a")
     _, stop = model.stop()
     rows = [(prompt, model.written(prompt, 4, stop) or "w7") for prompt in PROMPTS[:3]]
@@ -158,7 +158,7 @@ def test_gates_and_slices(llama: Path, tmp_path: Path) -> None:
     assert "perplexity" in report.read_text()
 
 
-def test_what_cannot_be_measured_is_refused(
+def test_evaluate_refuses_texts_that_cannot_be_scored(
     llama: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bundle = Bundle.open(llama / "bundle")

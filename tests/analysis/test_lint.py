@@ -52,27 +52,27 @@ def changed(adapter: Adapter, change: Mapping[str, Callable[[Array], Array]]) ->
     return replace(adapter, weights={name: tensor.astype(np.float32) for name, tensor in weights.items()})
 
 
-def test_an_adapter_without_mistakes(right: Adapter, base: ae.Base) -> None:
+def test_lint_finds_nothing_in_a_correct_adapter(right: Adapter, base: ae.Base) -> None:
     lint = ae.lint(right, base=base)
     assert (lint.findings, lint.skipped, lint.passed) == ((), {}, True)
     assert lint.looked_for == tuple(rule.name for rule in RULES)
     lint.raise_for_failure()
 
 
-def test_what_could_not_be_looked_for_is_said(right: Adapter) -> None:
+def test_lint_lists_skipped_rules(right: Adapter) -> None:
     lint = ae.lint(replace(right, training={}))
     assert set(lint.skipped) == {"many-parameters", "other-base", "disturbing-start", "dead-units", "costly-placement"}
     assert set(lint.skipped) | set(lint.looked_for) == {rule.name for rule in RULES}
 
 
 @pytest.mark.parametrize(("bottleneck", "rule"), [(17, "wide-bottleneck"), (16, None)])
-def test_a_wide_bottleneck(bottleneck: int, rule: str | None, base: ae.Base) -> None:
+def test_lint_reports_a_wide_bottleneck(bottleneck: int, rule: str | None, base: ae.Base) -> None:
     kind = kind_named("houlsby")().with_widths(b=bottleneck)
     adapter = init_adapter(kind, base.sites.map, name="wide", base=base.fingerprint, scheme="normal")
     assert found(adapter).get("wide-bottleneck", "none") == ("layers.0.attention" if rule else "none")
 
 
-def test_a_narrow_bottleneck() -> None:
+def test_lint_reports_a_narrow_bottleneck() -> None:
     graph = kind_named("pfeiffer")().graph
     weights = {"layers.0.ffn.down.weight": np.ones((1024, 2), np.float32) / 50, "layers.0.ffn.down.bias": np.zeros(2)}
     weights |= {"layers.0.ffn.up.weight": np.ones((2, 1024)), "layers.0.ffn.up.bias": np.zeros(1024)}
@@ -87,7 +87,7 @@ def test_a_narrow_bottleneck() -> None:
     assert found(adapter) == {"narrow-bottleneck": "layers.0.ffn"}
 
 
-def test_more_parameters_than_the_rows_can_teach(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
+def test_lint_reports_more_parameters_than_the_rows_support(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
     table = tmp_path / "few.tsv"
     table.write_text("text\n" + "good\n" * 2, encoding="utf-8")
     assert found(replace(right, training={}), data=table) == {"many-parameters": None}
@@ -97,7 +97,7 @@ def test_more_parameters_than_the_rows_can_teach(right: Adapter, base: ae.Base, 
     assert found(replace(right, training={**record, "validation": {"accuracy": 0.9}})) == {}
 
 
-def test_no_residual_path(right: Adapter) -> None:
+def test_lint_reports_a_missing_residual_path(right: Adapter) -> None:
     chain = Chain("h")
     chain.linear("down", "d", "b")
     chain.activation("relu", "activated")
@@ -106,13 +106,13 @@ def test_no_residual_path(right: Adapter) -> None:
     assert found(without) == {"no-residual": "layers.0.attention"}
 
 
-def test_a_site_at_which_it_does_nothing(right: Adapter) -> None:
+def test_lint_reports_a_site_without_effect(right: Adapter) -> None:
     zero = {UP: np.zeros_like, "layers.1.ffn.up.bias": np.zeros_like}
     assert "no-effect" in found(changed(right, zero))
     assert found(changed(right, zero))["no-effect"] == "layers.1.ffn"
 
 
-def test_an_effective_rank_far_below_the_width(base: ae.Base) -> None:
+def test_lint_reports_a_low_effective_rank(base: ae.Base) -> None:
     kind = houlsby(BottleneckOptions("gelu")).with_widths(b=16)
     adapter = init_adapter(kind, base.sites.map, name="flat", base=base.fingerprint, scheme="normal")
     assert found(adapter) == {}
@@ -120,7 +120,7 @@ def test_an_effective_rank_far_below_the_width(base: ae.Base) -> None:
     assert found(one)["low-rank"] == "layers.1.ffn"
 
 
-def test_one_layer_out_of_line(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_layer_with_an_outlying_norm(right: Adapter, base: ae.Base) -> None:
     # three more layers of the same, so that there is a median
     more = {
         site.replace("layers.1", f"layers.{n}"): place for n in (1, 2, 3, 4) for site, place in right.placements.items()
@@ -132,11 +132,11 @@ def test_one_layer_out_of_line(right: Adapter, base: ae.Base) -> None:
     assert found(grown) == {"outlying-norm": "layers.3.ffn"}
 
 
-def test_another_base(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_different_base(right: Adapter, base: ae.Base) -> None:
     assert found(replace(right, base="sha256:" + "0" * 64), base) == {"other-base": None}
 
 
-def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_disturbing_start(right: Adapter, base: ae.Base) -> None:
     recorded = {**right.training, "settings": {"initial_change": 0.4}}
     assert found(replace(right, training=recorded)) == {"disturbing-start": None}
     assert found(right, base, fresh=True) == {"disturbing-start": None}, "std 0.2 is no near-identity"
@@ -149,14 +149,14 @@ def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
     assert "not trained yet" in ae.lint(at_the_base, base=base, fresh=True).skipped["no-effect"]
 
 
-def test_dead_units(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_dead_units(right: Adapter, base: ae.Base) -> None:
     dead = changed(right, {"layers.1.ffn.down.bias": lambda old: np.where(np.arange(8) < 5, -1000, old)})
     assert found(dead, base) == {"dead-units": "layers.1.ffn"}
     (one,) = ae.lint(dead, base=base).findings
     assert one.measure.startswith("5 of 8 units are zero for all of ")
 
 
-def test_a_placement_that_costs_much_and_changes_little(right: Adapter, base: ae.Base) -> None:
+def test_lint_reports_a_costly_placement(right: Adapter, base: ae.Base) -> None:
     ups = [name for name in right.weights if ".attention.up." in name]
     quiet = changed(right, dict.fromkeys(ups, lambda old: old * 0.003))
     assert found(quiet, base) == {"costly-placement": "all sites of attention"}
@@ -176,7 +176,7 @@ def test_nan_is_an_error(right: Adapter, tmp_path: Path) -> None:
         ae.lint(tmp_path / "a")
 
 
-def test_texts_are_read(right: Adapter, text_folder: Path, tmp_path: Path) -> None:
+def test_lint_reads_texts_for_the_dead_unit_rule(right: Adapter, text_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "rows.tsv"
     table.write_text("text\tlabel\n" + "".join(f"good film {n}\tgood\n" for n in range(90)), encoding="utf-8")
     with_words = ae.open_base(text_folder / "model.pt")
@@ -219,12 +219,12 @@ def test_options_of_data_need_data_and_held_out_rows_do_not_count(right: Adapter
     assert found(adapter, data=table, validation=0.5) == {"many-parameters": None}
 
 
-def test_fresh_needs_a_base(right: Adapter) -> None:
+def test_fresh_option_requires_a_base(right: Adapter) -> None:
     with pytest.raises(UsageError, match="fresh"):
         ae.lint(right, fresh=True)
 
 
-def test_the_command(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
+def test_lint_command_reports_findings_and_skipped_rules(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
     ae.save(right, tmp_path / "right")
     ae.save(replace(right, base="sha256:" + "0" * 64), tmp_path / "wrong")
     call = ["lint", str(tmp_path / "right"), "--base", str(base.path)]

@@ -55,7 +55,7 @@ def wide(width: int = 4096) -> SiteMap:
     return SiteMap(tuple(sites), "final", width)
 
 
-def test_the_projections_of_one_adapter_of_width_4096() -> None:
+def test_plan_counts_projections_at_width_4096() -> None:
     found = [one for one, _ in choices([kind_named("pfeiffer")()], (16, 64, 256), wide(), 1_000_000_000)]
     assert [one.projections for one in found] == [131_072, 524_288, 2_097_152]
     assert [one.multiply_accumulates for one in found] == [2 * one.projections for one in found], "two layers"
@@ -82,13 +82,13 @@ def choice(bottleneck: int, kind: str = "pfeiffer", work: float | None = 0.01) -
     return Choice(kind, bottleneck, 6, bottleneck, bottleneck, bottleneck, bottleneck, 0.01, work)
 
 
-def test_64_is_recommended_where_nothing_speaks_against_it() -> None:
+def test_plan_recommends_bottleneck_64_by_default() -> None:
     best, reasons = recommend([choice(16), choice(64), choice(256)], 384)
     assert best.bottleneck == 64
     assert "64 is the usual bottleneck" in " ".join(reasons)
 
 
-def test_what_speaks_against_64_is_said() -> None:
+def test_plan_explains_departures_from_bottleneck_64() -> None:
     best, reasons = recommend([choice(16), choice(64)], 128)
     assert (best.bottleneck, "more than a quarter of the width 128" in " ".join(reasons)) == (16, True)
     best, reasons = recommend([choice(16), choice(64, work=0.2)], 1024)
@@ -143,7 +143,7 @@ def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100
 
 
-def test_a_plan_of_a_real_small_base(base: ae.Base) -> None:
+def test_plan_of_a_small_base_lists_every_choice(base: ae.Base) -> None:
     found = ae.plan(base, kinds=("houlsby", "lora"), bottlenecks=(2, 8), tokens=8, batch_size=2)
     assert [(one.kind, one.bottleneck) for one in found.choices] == [
         ("houlsby", 2),
@@ -170,7 +170,7 @@ def test_an_onnx_base_is_measured_and_not_trained(tmp_path: Path) -> None:
     assert "latency" in found.table().columns
 
 
-def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
+def test_plan_command_writes_table_json_and_plot(tiny_bert_archive: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plan.svg"
     call = ["plan", str(tiny_bert_archive), "--bottlenecks", "2,8", "--tokens", "4", "--plot", str(picture)]
     done = CliRunner().invoke(main, [*call, "--json"])
@@ -207,7 +207,7 @@ def test_the_command_takes_the_number_of_rows_into_account(tiny_bert_archive: Pa
         ({"tokens": 0}, "too small"),
     ],
 )
-def test_what_is_refused(options: dict[str, object], said: str, base: ae.Base) -> None:
+def test_plan_refuses_invalid_options(options: dict[str, object], said: str, base: ae.Base) -> None:
     with pytest.raises(UsageError, match=said):
         ae.plan(base, **options)  # type: ignore[arg-type]
 
@@ -217,7 +217,7 @@ def test_a_picture_of_another_type_is_refused(base: ae.Base, tmp_path: Path) -> 
         ae.plan(base, plot=tmp_path / "plan.docx")
 
 
-def test_work_of_a_base_without_linear_sites() -> None:
+def test_base_without_linear_sites_has_no_work_share() -> None:
     sites = SiteMap((site("layers.0.ffn", "ffn", 0),), "final", 16)
     assert base_work(sites) == 0
     ((one, _),) = choices([kind_named("pfeiffer")()], (4,), sites, 100)

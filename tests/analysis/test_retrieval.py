@@ -90,7 +90,7 @@ def test_an_evaluation_confirms_the_training_record(searched: Path) -> None:
     assert "over anchors" in "".join(found.remarks())
 
 
-def test_the_metrics_by_hand(searched: Path) -> None:
+def test_retrieval_metrics_match_values_by_hand(searched: Path) -> None:
     """Ranks from vectors that the session gives; the documents are all passages, and with `wrong` those as well."""
     test = rows()[:16]
     texts = Bundle.open(searched / "bundle").texts()
@@ -149,7 +149,7 @@ def test_contestants_are_compared_on_pairs(searched: Path) -> None:
     assert found.metrics[0].name == "ndcg_at_10"
 
 
-def test_wrong_calls_are_named(searched: Path) -> None:
+def test_evaluate_refuses_negatives_without_pairs_and_unknown_metrics(searched: Path) -> None:
     bundle, data = searched / "bundle", searched / "test.jsonl"
     with pytest.raises(UsageError, match="negatives need pairs"):
         evaluate(bundle, data, text="query", negative=["wrong"])
@@ -191,7 +191,7 @@ class TestSides:
         with pytest.raises(AdapterError, match="a prefix of all rows, and one of queries"):
             Task("embedding", prefix="p: ", query_prefix="q: ")
 
-    def test_every_door_takes_the_side(self, searched: Path) -> None:
+    def test_every_interface_adds_the_prefix_of_a_side(self, searched: Path) -> None:
         bundle, text = searched / "bundle", "good film"
         (wanted,) = Bundle.open(bundle).texts().answer([f"{QUERY}{text}"], "plain")
         (row,) = run(bundle, texts=[text], adapter="search", side="query").rows

@@ -49,7 +49,7 @@ def _mean(hits: np.ndarray, rows: np.ndarray) -> tuple[float]:
     return (float(hits[rows].mean()),)
 
 
-def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
+def test_intervals_cover_the_true_accuracy_in_95_percent() -> None:
     """About 95 % of 200 samples of 60 rows with an accuracy of 0.8 have an interval that contains 0.8."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):
@@ -62,7 +62,7 @@ def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
     assert 0.88 <= held / 200 <= 0.99
 
 
-def test_there_is_no_interval_where_nothing_can_be_drawn() -> None:
+def test_scores_of_single_rows_have_no_interval() -> None:
     alone = judge_classes(SHARES[:1], RIGHT[:1], LABELS)
     assert score(alone, Resampling(10))["accuracy"] == Score(1.0)
     assert score(JUDGED, NO_INTERVALS)["accuracy"] == Score(0.6)
@@ -71,13 +71,13 @@ def test_there_is_no_interval_where_nothing_can_be_drawn() -> None:
     assert score(constant, Resampling(10))["mean_absolute_error"].low is not None
 
 
-def test_a_ranking_draws_groups() -> None:
+def test_ranking_intervals_resample_groups() -> None:
     judged = judge_ranking(np.array([2.0, 1, 2, 1]), np.array([1.0, 0, 0, 1]), ("p", "p", "q", "q"))
     found = score(judged, Resampling(200))["mrr"]
     assert (found.value, found.low, found.high) == (0.75, 0.5, 1.0)
 
 
-def test_calibration() -> None:
+def test_calibration_bins_match_values_worked_out_by_hand() -> None:
     """Five bins with one answer each: 0.55 right, 0.7 right, 0.75 wrong, 0.9 wrong, 0.95 right."""
     found = calibrate(JUDGED)
     assert found is not None
@@ -87,7 +87,7 @@ def test_calibration() -> None:
     assert found.error == pytest.approx((0.45 + 0.3 + 0.75 + 0.9 + 0.05) / 5)
 
 
-def test_confusion_and_classes() -> None:
+def test_confusion_and_class_scores_match_values_by_hand() -> None:
     """Class a: answered thrice, twice right, and right thrice; class b: answered twice, once right, right twice."""
     assert JUDGED.decisions is not None
     assert confusion(JUDGED.decisions) == ((2, 1), (1, 1))
@@ -96,7 +96,7 @@ def test_confusion_and_classes() -> None:
     assert (second.precision, second.recall, second.f1, second.support) == (0.5, 0.5, 0.5, 2)
 
 
-def test_slices() -> None:
+def test_slices_are_scored_separately() -> None:
     first, second = slice_by(["en", "de", "en", "de", "en"], JUDGED, Resampling(50, 0))
     assert (first.value, first.rows, first.scores["accuracy"].value) == ("en", 3, 1.0)
     assert (second.value, second.rows, second.scores["accuracy"].value) == ("de", 2, 0.0)

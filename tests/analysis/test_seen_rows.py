@@ -26,7 +26,7 @@ def source(data: EvalData) -> dict[str, Any]:
     return {"sha256": data.sha256, "row_digests": RememberedRows.of(digests, data.sha256).to_json()}
 
 
-def test_validation_rows_are_told_from_training_rows(tmp_path: Path) -> None:
+def test_validation_rows_are_counted_apart_from_training_rows(tmp_path: Path) -> None:
     learnt = read(tmp_path / "a.jsonl", [f"text {at}" for at in range(20)])
     held = read(tmp_path / "b.jsonl", [f"other {at}" for at in range(10)])
     record = {"data": {"training": source(learnt), "validation": source(held)}}

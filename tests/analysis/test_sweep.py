@@ -53,7 +53,7 @@ def base(model: Path) -> ae.Base:
     return ae.open_base(model)
 
 
-def test_means_spreads_and_the_best() -> None:
+def test_sweep_computes_means_spreads_and_the_best_trial() -> None:
     tried = [trial(10, 0.5, 0.7), trial(20, 0.9, None), trial(30, 0.6, 0.8), trial(40, 0.8, 0.6)]
     found = Sweep.of("rows.tsv", Metric("accuracy"), (0, 1), tried)
     assert [one.mean for one in found.trials] == pytest.approx([0.6, None, 0.7, 0.7])
@@ -104,7 +104,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert {number: found[number] for number in found if number != two}.items() <= third.items()
 
 
-def test_a_process_that_dies_takes_its_own_call_alone() -> None:
+def test_a_dying_process_fails_only_its_own_call() -> None:
     with Processes(2) as workers:
         lasting, dying = workers.submit(time.sleep, 2), workers.submit(os._exit, 3)
         assert dying.exception() is not None
@@ -197,7 +197,7 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
         ({"rs_lora": True}, "kind `houlsby` has no such option"),
     ],
 )
-def test_what_is_refused_before_anything_is_trained(
+def test_sweep_refuses_invalid_options_before_training(
     options: dict[str, object], said: str, base: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=said):
@@ -221,7 +221,7 @@ def test_data_of_one_class_stop_the_sweep(base: ae.Base, tmp_path: Path) -> None
         ae.sweep(base, data, tmp_path / "sweep", **QUICK)
 
 
-def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
+def test_killed_trainings_are_named_and_resumed(model: Path, tmp_path: Path) -> None:
     data, runs = table(tmp_path), tmp_path / "sweep" / "runs"
     given = {**QUICK, "epochs": 12, "patience": 12, "kinds": ("pfeiffer",), "seeds": (0, 1), "cache_mb": 0}
     checkpoint = runs / "pfeiffer-2-0.001-seed1.partial" / "checkpoint.safetensors"

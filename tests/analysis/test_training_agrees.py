@@ -214,7 +214,7 @@ def test_texts_that_no_server_would_take_are_refused_before_training(
         ae.train(archive("steps"), data, bottleneck=8, gate=True)
 
 
-def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_served(
+def test_classes_changed_by_a_precision_are_counted_on_single_texts(
     archive: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The base in int8 counts padding; its classes equal those of single texts."""

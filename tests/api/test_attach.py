@@ -14,7 +14,7 @@ from adapter_export.errors import UsageError
 from adapter_export.torch_backend.attach import AdaptedModel
 
 
-def test_a_fresh_adapter_in_a_module_is_called_as_its_folder_and_trained_on(tmp_path: Path) -> None:
+def test_attached_adapters_are_named_after_their_folder_and_resume(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, example = Encoder().eval(), small_encoder.inputs()
     with ae.attach(

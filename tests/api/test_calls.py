@@ -26,7 +26,7 @@ def _adapter(base: ae.Base, name: str) -> Adapter:
     return random_adapter(name, pfeiffer(), base.model, bottleneck=4, labels=("a", "b"))
 
 
-def test_an_open_base_stays_what_it_is(base: ae.Base) -> None:
+def test_open_base_returns_an_open_base_unchanged(base: ae.Base) -> None:
     assert ae.open_base(base) is base
     assert (base.form, base.trainable, base.tokenizer, base.max_tokens) == ("onnx", False, None, None)
 
@@ -55,7 +55,7 @@ def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, t
         ae.build(base, [""], tmp_path / "bundle")
 
 
-def test_what_the_caller_should_know_is_a_warning_or_told(base: ae.Base, tmp_path: Path) -> None:
+def test_build_names_invalid_arguments_as_python_does(base: ae.Base, tmp_path: Path) -> None:
     with pytest.raises(ae.errors.UsageError, match=r"`int8_embeddings=True` requires quantised weights"):
         ae.build(base, [], tmp_path / "bundle", int8_embeddings=True, base_precision="fp16")
     with pytest.raises(ae.errors.UsageError, match=r"^`variants`: unknown variants; found fast"):

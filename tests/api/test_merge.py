@@ -52,7 +52,7 @@ def test_torch_and_onnx_take_a_fixed_change(name: str, bert: Path, tmp_path: Pat
     assert record["base"] == base.fingerprint
 
 
-def test_layers_of_a_fused_one_and_of_conv1d(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_fused_and_conv1d_layers_are_merged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = peft_base(tmp_path_factory, "gpt2")
     base = ae.open_base(folder / "model.pt")
     kind = KINDS["lora"](LoraOptions(modules=("query", "value", "ffn.up"), rank=2))
@@ -78,7 +78,7 @@ def test_a_head_becomes_the_base_s_own(bert: Path, tmp_path: Path) -> None:
         ae.merge(bert / "model.onnx", adapter, tmp_path / "m.onnx")
 
 
-def test_what_is_no_fixed_change_is_refused(bert: Path, tmp_path: Path) -> None:
+def test_merge_refuses_adapters_that_depend_on_the_input(bert: Path, tmp_path: Path) -> None:
     base = ae.open_base(bert / "model.pt")
     sites = base.sites.complete
     for name, words in (("houlsby", "whole sublayer"), ("lora", "not linear")):

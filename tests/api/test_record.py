@@ -39,7 +39,7 @@ def _pack(weights: dict[str, np.ndarray], base: ae.Base | Path) -> ae.Adapter:
     return ae.pack(weights, base, kind="pfeiffer", activation="relu", name="a")
 
 
-def test_a_record_says_what_the_opened_base_says(
+def test_base_records_contain_the_facts_of_the_opened_base(
     cache: Path, tiny_bert_archive: Path, tmp_path: Path, weights: dict
 ) -> None:
     opened = ae.open_base(tiny_bert_archive)
@@ -82,7 +82,7 @@ def test_other_weights_beside_a_graph_are_another_model(cache: Path, tmp_path: P
     assert recorded_base(graph).fingerprint == ae.open_base(graph).fingerprint != before
 
 
-def test_a_damaged_record_is_none(cache: Path, tmp_path: Path) -> None:
+def test_damaged_records_are_ignored_and_rewritten(cache: Path, tmp_path: Path) -> None:
     graph = save_tiny(tmp_path)
     fingerprint = recorded_base(graph).fingerprint
     (record,) = cache.iterdir()
@@ -107,7 +107,7 @@ def test_a_model_that_changes_after_its_record_was_read_is_not_opened(
         _ = base.model
 
 
-def test_what_a_forged_record_lets_through_is_refused_by_build(
+def test_build_refuses_a_base_behind_a_forged_record(
     cache: Path, tiny_bert_archive: Path, tmp_path: Path, weights: dict
 ) -> None:
     recorded_base(tiny_bert_archive)
@@ -131,7 +131,9 @@ def test_what_a_forged_record_lets_through_is_refused_by_build(
 
 
 @pytest.mark.parametrize("folder", ["", "/proc/self/nowhere"], ids=["none", "not writable"])
-def test_without_a_folder_every_base_is_opened(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bases_are_opened_if_records_cannot_be_stored(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, folder)
     graph = save_tiny(tmp_path)
     assert recorded_base(graph).sites.names == recorded_base(graph).sites.names

@@ -36,14 +36,14 @@ def test_layers_of_one_structure_are_drawn_once(base: ae.Base) -> None:
     assert "layers.0.attention" in str(base.sites)
 
 
-def test_a_notebook_shows_both(base: ae.Base) -> None:
+def test_notebooks_show_the_table_and_the_drawing(base: ae.Base) -> None:
     html = base.sites._repr_html_()
     assert html.startswith("<table>")
     assert '<td style="text-align:right">16</td>' in html
     assert "▣ head</pre>" in html
 
 
-def test_what_has_no_site_is_named(base: ae.Base) -> None:
+def test_layers_without_a_site_are_listed(base: ae.Base) -> None:
     assert base.sites.not_placed == tuple(base.sites.to_json()["not_placed"])
     linear = {site.path for site in base.sites.map.of_roles(("linear",))}
     assert not linear & set(base.sites.not_placed)

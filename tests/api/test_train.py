@@ -21,7 +21,7 @@ def words(hint: Any) -> str:
     return said.help if isinstance(said, Option) else said
 
 
-def test_every_option_says_what_it_does() -> None:
+def test_every_train_option_has_a_help_sentence() -> None:
     for name, hint, _ in TRAIN_OPTIONS.declared():
         assert re.search(r"[.\]]$", words(hint)), name
 
@@ -61,6 +61,6 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],
 )
-def test_what_does_not_go_together_is_named_as_python_names_it(arguments: dict[str, Any], message: str) -> None:
+def test_train_names_conflicting_arguments_as_python_does(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         ae.train("nowhere.pt", "nowhere.tsv", **arguments)

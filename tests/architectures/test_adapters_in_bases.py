@@ -116,7 +116,7 @@ def test_the_graph_computes_what_the_model_with_hooks_computes(base: ExportedBas
 
 
 @pytest.mark.parametrize("name", by_architecture(LEGACY))
-def test_a_graph_of_the_older_exporter_does_so_as_well(
+def test_a_graph_of_the_older_exporter_matches_the_model_with_hooks(
     name: str, exported: Callable[[str], ExportedBase], tmp_path: Path
 ) -> None:
     """It records neither shapes nor module paths."""

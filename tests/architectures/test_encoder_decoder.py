@@ -227,7 +227,7 @@ class Positional(nn.Module):
 
 
 @pytest.mark.parametrize("name", LEGACY)
-def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path) -> None:
+def test_a_graph_of_the_older_exporter_matches_the_model_with_hooks(name: str, tmp_path: Path) -> None:
     module, inputs = built(name), inputs_of(name, 2, 7, 5)
     axes = {key: {0: "batch", 1: "decoder" if "decoder" in key else "tokens"} for key in inputs}
     axes |= {"input_features": {0: "batch"}} if name == "whisper" else {}

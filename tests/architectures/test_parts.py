@@ -54,7 +54,7 @@ def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], Export
         np.testing.assert_allclose(found[real], wanted, rtol=0, atol=1e-4)
 
 
-def test_parts_learn(exported: Callable[[str], ExportedBase]) -> None:
+def test_gradients_reach_all_tensors_of_part_adapters(exported: Callable[[str], ExportedBase]) -> None:
     made = exported("gpt_neox")
     model = TorchRunner(made.in_torch).model(random_adapter("a", lora(LoraOptions(rank=3)), made.in_onnx))
     (result,) = model(**made.architecture.inputs(2, 5)).values()
@@ -77,7 +77,7 @@ def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase]
     assert {site.name for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
 
 
-def test_a_part_cannot_replace_what_all_parts_read(exported: Callable[[str], ExportedBase]) -> None:
+def test_parts_cannot_replace_their_common_input(exported: Callable[[str], ExportedBase]) -> None:
     base = exported("gpt_neox").in_onnx
     adapter = random_adapter("a", ia3(Ia3Options((), ("query",))), base)
     with pytest.raises(AdapterError, match="replaces `u`, which the parts of a fused layer read in common, at"):

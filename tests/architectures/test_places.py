@@ -43,7 +43,7 @@ def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]
     return Base(made.in_torch, made.in_onnx, inputs, real, at_every_place(made.in_onnx.sites, made.in_onnx.fingerprint))
 
 
-def test_all_agree_at_every_place(base: Base) -> None:
+def test_torch_onnxruntime_and_numpy_agree_at_every_place(base: Base) -> None:
     in_torch, in_numpy = TorchRunner(base.in_torch), CutRunner(base.in_onnx)
     plan = plan_slots(base.adapters, base.in_onnx.sites)
     session = open_session(insert_slots(base.in_onnx, plan), base.in_onnx.folder)

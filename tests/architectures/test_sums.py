@@ -187,9 +187,7 @@ def test_sums_of_every_form_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", some_quick(LISTED))
-def test_streams_that_start_from_constants_or_change_their_width(
-    name: str, exported: Callable[[str], ExportedBase]
-) -> None:
+def test_streams_may_start_from_constants_or_change_width(name: str, exported: Callable[[str], ExportedBase]) -> None:
     base = exported(name)
     listed = [tuple(line.split()) for line in LISTED[name].strip().splitlines()]
     for sites in (base.torch_sites, base.in_onnx.sites):

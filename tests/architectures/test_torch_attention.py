@@ -104,7 +104,9 @@ def test_the_fused_projections_are_sites_with_parts(base: Base) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", [WHOLE, PARTS], ids=["whole", "parts"])
-def test_lora_there_is_lora_in_the_weights(base: Base, kind: Kind, shape: tuple[int, int, int]) -> None:
+def test_lora_on_fused_projections_equals_lora_in_the_weights(
+    base: Base, kind: Kind, shape: tuple[int, int, int]
+) -> None:
     adapter = random_adapter("a", kind, base.in_onnx)
     assert adapter.placements.keys() <= ROWS.keys()
     inputs = inputs_of(*shape)
@@ -118,20 +120,20 @@ def test_lora_there_is_lora_in_the_weights(base: Base, kind: Kind, shape: tuple[
     np.testing.assert_allclose(in_torch, wanted, rtol=0, atol=1e-4)
 
 
-def test_rows_of_a_batch_run_through_different_adapters_there(base: Base) -> None:
+def test_rows_of_a_batch_run_through_different_adapters(base: Base) -> None:
     adapters = [random_adapter(name, kind, base.in_onnx) for name, kind in (("whole", WHOLE), ("parts", PARTS))]
     adapters.append(random_adapter("h", houlsby(), base.in_onnx, bottleneck=4))
     inputs: Mapping[str, np.ndarray] = {name: value.numpy() for name, value in inputs_of(4, 6, 5).items()}
     assert_rows_are_those_of_slots(base.in_onnx, adapters, inputs, tolerance=1e-4)
 
 
-def test_a_gate_over_the_tokens_is_refused_there(base: Base) -> None:
+def test_a_gate_over_tokens_is_refused_at_fused_projections(base: Base) -> None:
     gated = random_adapter("gated", lora(LoraOptions(modules=("qkv",), rank=2, gate=True)), base.in_onnx)
     with pytest.raises(AdapterError, match=r"qkv.*tokens before batch"):
         insert_slots(base.in_onnx, plan_slots([gated], base.in_onnx.sites))
 
 
-def test_a_site_map_keeps_them(base: Base, tmp_path: Path) -> None:
+def test_site_maps_keep_fused_projections(base: Base, tmp_path: Path) -> None:
     flow = flow_graph(base.in_torch.flat)
     write_site_map({"torch": discover(flow)}, tmp_path / "sites.json")
     given = sites_of(flow, "torch", read_site_map(tmp_path / "sites.json"))

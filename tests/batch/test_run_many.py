@@ -52,7 +52,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_bundle(tmp_path_factory)
 
 
-def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path: Path) -> None:
+def test_joined_shards_equal_the_output_of_one_process(bundle: Path, tmp_path: Path) -> None:
     table = _lines(tmp_path / "rows.jsonl", _rows(2500))
     table.write_text(table.read_text("utf-8") + "\n \n", encoding="utf-8")  # empty lines at the end are no rows
     options = ["run", str(bundle), "--data", str(table), "--adapter-column", "who", "--many"]
@@ -96,7 +96,7 @@ def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
         ({"words": "who"}, DataError, "no column `text`"),
     ],
 )
-def test_a_row_that_cannot_be_answered_is_named_and_shards_before_it_stay(
+def test_unanswerable_rows_are_named_and_earlier_shards_kept(
     bundle: Path, tmp_path: Path, row: Any, error: type[Exception], words: str
 ) -> None:
     table = _lines(tmp_path / "rows.jsonl", [*_rows(2), row])

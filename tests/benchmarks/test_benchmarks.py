@@ -142,7 +142,7 @@ def check_memory(table: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("programs")
-def test_all_of_them_are_in_the_program_that_runs_all(found: dict[str, Any]) -> None:
+def test_one_program_runs_all_benchmarks(found: dict[str, Any]) -> None:
     words = [part.words for part in load("all")["PARTS"]]
     assert {each.partition("python benchmarks/")[2].partition(".py")[0] for each in words} == set(ROWS)
     assert [table["title"] for table in found["tables"]] == [title for titles in ROWS.values() for title in titles]
@@ -169,7 +169,7 @@ class TestResults:
         )
         assert path.read_text(encoding="utf-8") == self.TEXT.replace("old", expected)
 
-    def test_a_file_without_a_place_for_them_is_left_alone(self, tmp_path: Path) -> None:
+    def test_files_without_a_place_for_tables_are_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "RESULTS.md"
         path.write_text("before\n<!-- cpu: begin -->\n", encoding="utf-8")
         with pytest.raises(SystemExit, match="has no lines"):
@@ -199,7 +199,7 @@ def test_a_wrong_option_is_one_sentence(program: str, option: str, capsys: pytes
 
 @pytest.mark.usefixtures("programs")
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is a GPU")
-def test_without_a_gpu_one_sentence_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_without_a_gpu_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         run("swap", "--provider=cuda")
     assert error.value.code == 2

@@ -49,7 +49,7 @@ def test_the_page_shows_what_was_measured(
         practice.main("run", "nothing")
 
 
-def test_what_was_measured_is_not_repeated(
+def test_measured_trainings_are_not_repeated(
     practice: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

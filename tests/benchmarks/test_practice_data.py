@@ -85,7 +85,7 @@ def test_ratings_are_those_of_the_authors(data: ModuleType) -> None:
     assert data.human_ceiling("tweets") == pytest.approx(0.860, abs=1e-3)
 
 
-def test_training_reads_what_was_written(data: ModuleType, tmp_path: Path) -> None:
+def test_training_reads_the_written_tables(data: ModuleType, tmp_path: Path) -> None:
     from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
     counts = data.write("amazon", tmp_path)

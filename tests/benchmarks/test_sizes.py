@@ -68,7 +68,7 @@ def check_outputs(rows: dict[str, Any]) -> None:
 
 
 @pytest.mark.extended
-def test_a_killed_step_is_a_row_and_stops_the_steps_that_need_it(sizes: ModuleType, tmp_path: Path) -> None:
+def test_killed_steps_are_recorded_and_stop_dependent_steps(sizes: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = measure(sizes, path, f"--folder={tmp_path}", "--steps=capture,import", "--limit-memory=0.02")
     assert {step: row.failure for step, row in rows.items()} == {
@@ -133,7 +133,7 @@ def rows(sizes: ModuleType) -> list[Any]:
     ]
 
 
-def test_laws_are_least_squares(sizes: ModuleType, rows: list[Any]) -> None:
+def test_size_laws_are_fitted_by_least_squares(sizes: ModuleType, rows: list[Any]) -> None:
     """Costs that follow a law return its coefficients; of four points, one 4 s too high shows in residuals."""
     from kit.size_law import memory_law, resident_law, time_law
 

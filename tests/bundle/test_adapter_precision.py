@@ -29,7 +29,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-def test_what_files_hold_is_lost_once(precision: AdapterPrecision) -> None:
+def test_adapters_are_rounded_only_once(precision: AdapterPrecision) -> None:
     stored = narrowed(TENSORS, precision)
     once = widened(stored)
     again = narrowed(once, precision)
@@ -50,7 +50,7 @@ def test_integers_times_their_scale_are_exact_in_float32() -> None:
         assert np.all(np.abs(exact - TENSORS[name]) <= scale * 0.5001)
 
 
-def test_what_cannot_be_stored_or_read() -> None:
+def test_unstorable_or_incomplete_tensors_are_refused() -> None:
     with pytest.raises(TensorError, match=r"`big` exceeds the range of float16; found 7e\+04"):
         narrowed({"big": np.array([70000.0, 1], np.float32)}, "float16")
     with pytest.raises(TensorError, match=r"two tensors would have the same name; found `a\.scale`"):

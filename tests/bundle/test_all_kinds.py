@@ -90,7 +90,7 @@ def test_each_kind_computes_what_the_reference_computes(built: Built) -> None:
             np.testing.assert_allclose(found[output], values, atol=1e-4, rtol=1e-4, err_msg=f"{name}, {output}")
 
 
-def test_after_any_kind_any_other_is_as_in_a_fresh_session(built: Built) -> None:
+def test_switching_between_kinds_leaves_no_trace(built: Built) -> None:
     inputs, bundle = token_inputs(3, 5, seed=5), Bundle.open(built.folder)
     alone = {name: bundle.session().run(inputs, adapter=name) for name in built.adapters}
     session, before = bundle.session(), None
@@ -107,7 +107,7 @@ def in_all_orders(names: Sequence[str]) -> list[str]:
     return [*walk, names[0]]
 
 
-def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
+def test_rows_of_all_kinds_in_one_batch_equal_single_runs(built: Built) -> None:
     """Compare row by row, in two orders, with padding of every length."""
     assert built.manifest.bank is not None
     names = list(built.manifest.bank.rows)

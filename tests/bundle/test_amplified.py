@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, Change]] = {
 }
 
 
-def test_all_forms_of_a_bundle_compute_it(bert: Made, tmp_path: Path) -> None:
+def test_all_forms_of_a_bundle_match_the_amplified_reference(bert: Made, tmp_path: Path) -> None:
     """Deviations reach three times the formula's budget; one adapter has a switch in its slots, one is sharp."""
     adapters = [*(imported(bert, name) for name in ("compacter", "norms_before__residual_post_add")), sharp(bert)]
     names = [adapter.name for adapter in adapters]
@@ -172,7 +172,9 @@ def golden(bert: Made) -> Callable[[str], tuple[Adapter, Golden]]:
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_still_seen(bert: Made, golden: Callable[[str], tuple[Adapter, Golden]], what: str) -> None:
+def test_golden_vectors_expose_faults_under_amplification(
+    bert: Made, golden: Callable[[str], tuple[Adapter, Golden]], what: str
+) -> None:
     name, change = WRONG[what]
     adapter, vectors = golden(name)
     assert faults(vectors, lambda inputs: bert.torch.run(inputs, adapter)) == []
@@ -195,7 +197,7 @@ def minilm(minilm_archive: Path) -> GoldenMaker:
     return of_minilm(load_base(minilm_archive))
 
 
-def test_a_trained_base_is_held_to_what_the_formula_says(minilm: GoldenMaker) -> None:
+def test_trained_bases_keep_the_budget_of_the_formula(minilm: GoldenMaker) -> None:
     """MiniLM without adapters, and with an adapter as small as trained ones."""
     sites: SiteMap = minilm.references.sites
     adapter = random_of_kind("a", KINDS["houlsby"](None), sites, minilm.base)

@@ -74,7 +74,7 @@ class TestContents:
         assert {head.output for head in manifest.heads} == {"logits"}
         assert [output.axes for output in manifest.outputs] == [("batch", "tokens", 16), ("batch", "classes")]
 
-    def test_the_adapters_are_there_as_they_were_given(self, bundle: Path, base: OnnxBase) -> None:
+    def test_bundle_contains_the_adapters_unchanged(self, bundle: Path, base: OnnxBase) -> None:
         for adapter in mixed_adapters(base):
             found = read_adapter(bundle / "adapters" / adapter.name)
             assert found.placements == adapter.placements
@@ -115,7 +115,9 @@ class TestContents:
         assert manifest.heads == ()
         assert [output.name for output in manifest.outputs] == ["hidden"]
 
-    def test_text_is_described(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
+    def test_build_records_the_tokenizer_and_its_digest(
+        self, base: OnnxBase, cases: list[InputCase], tmp_path: Path
+    ) -> None:
         words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "ä": 1}, unk_token="?"))
         text = words.to_str(pretty=True).replace("\n", "\r\n")
         adapters = [random_adapter("a", pfeiffer(), base)]
@@ -133,7 +135,7 @@ class TestContents:
         assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == text.encode()
         assert manifest.text.digest == tokenizer_digest(text)
 
-    def test_each_step_is_told(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
+    def test_build_reports_each_step(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
         heard = Heard()
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, reporter=heard)
@@ -142,7 +144,7 @@ class TestContents:
 
 
 class TestGolden:
-    def test_they_hold_the_references_outputs(self, bundle: Path, base: OnnxBase) -> None:
+    def test_golden_vectors_contain_the_outputs_of_the_reference(self, bundle: Path, base: OnnxBase) -> None:
         runner = CutRunner(base)
         adapters: dict[str, Adapter | None] = {adapter.name: adapter for adapter in mixed_adapters(base)}
         manifest = read_manifest(bundle)
@@ -160,7 +162,7 @@ class TestGolden:
             for allowed in record.golden.absolute.values():
                 assert 1e-7 < allowed < 1e-3
 
-    def test_the_reference_is_named(self, bundle: Path) -> None:
+    def test_manifest_names_the_reference(self, bundle: Path) -> None:
         assert read_manifest(bundle).golden.reference.startswith("onnxruntime ")
 
 
@@ -202,7 +204,7 @@ class TestSelfCheck:
             )
         assert list(tmp_path.iterdir()) == []
 
-    def test_no_cases_prove_nothing(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_build_without_cases_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(NothingComparedError):
             build_bundle(
                 base, [random_adapter("a", pfeiffer(), base)], tmp_path / "b", references=CutRunner(base), cases=[]
@@ -214,20 +216,20 @@ class TestRefusals:
         cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
         build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, **options)  # type: ignore[arg-type]
 
-    def test_nothing_to_build(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_build_without_adapters_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no adapters"):
             self._build(base, [], tmp_path / "b")
 
     @pytest.mark.parametrize("names", [("a", "a"), ("a", "A")])
-    def test_one_name_for_two(self, base: OnnxBase, tmp_path: Path, names: tuple[str, str]) -> None:
+    def test_adapters_of_equal_names_are_refused(self, base: OnnxBase, tmp_path: Path, names: tuple[str, str]) -> None:
         with pytest.raises(AdapterError, match="two adapters have the same name"):
             self._build(base, [random_adapter(name, pfeiffer(), base) for name in names], tmp_path / "b")
 
-    def test_the_name_of_the_base(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_name_of_the_base_is_reserved(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(AdapterError, match="is reserved for the base"):
             self._build(base, [random_adapter("base", pfeiffer(), base)], tmp_path / "b")
 
-    def test_another_base_unless_allowed(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_another_base_is_refused_unless_allowed(self, base: OnnxBase, tmp_path: Path) -> None:
         adapter = random_adapter("a", pfeiffer(), base, fingerprint="sha256:other")
         with pytest.raises(BaseMismatchError, match="sha256:other"):
             self._build(base, [adapter], tmp_path / "b")
@@ -235,7 +237,7 @@ class TestRefusals:
         manifest = read_manifest(tmp_path / "b")
         assert (manifest.base, manifest.adapters[0].base) == (base.fingerprint, "sha256:other")
 
-    def test_an_existing_folder_unless_forced(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_existing_folders_are_replaced_only_with_force(self, base: OnnxBase, tmp_path: Path) -> None:
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "precious").write_text("mine")
         adapter = random_adapter("a", pfeiffer(), base)
@@ -245,11 +247,11 @@ class TestRefusals:
         self._build(base, [adapter], tmp_path / "b", force=True)
         assert not (tmp_path / "b" / "precious").exists()
 
-    def test_a_tokenizer_without_its_length(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_tokenizer_without_a_maximum_length_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="tokenizer"):
             self._build(base, [random_adapter("a", pfeiffer(), base)], tmp_path / "b", tokenizer="{}")
 
-    def test_a_base_that_breaks_a_rule_of_onnx(self, tmp_path: Path) -> None:
+    def test_a_base_that_breaks_a_rule_of_onnx_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()
         model = tiny_model()
         softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
@@ -268,7 +270,7 @@ class TestRefusals:
         assert not (tmp_path / "b").exists()
 
 
-def test_on_a_full_disk_nothing_half_written_stays_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_full_disk_during_a_build_changes_nothing(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 8, "tokens": 64}])
     (tmp_path / "bundle").mkdir()

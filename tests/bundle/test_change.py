@@ -82,7 +82,7 @@ def _add(base: OnnxBase, bundle: Path, *adapters: Adapter, **settings: object) -
     return add_adapters(bundle, adapters, references=CutRunner(base), **settings)  # type: ignore[arg-type]
 
 
-def test_a_bundle_with_a_new_adapter_is_the_one_that_a_build_makes(
+def test_added_adapter_gives_the_bytes_of_a_new_build(
     base: OnnxBase, bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Compare byte for byte: the widths of the bank grow, the slots are the same."""
@@ -136,7 +136,7 @@ def test_a_bundle_without_a_bank_takes_adapters(base: OnnxBase, tmp_path: Path) 
     assert sorted(after.graphs) == ["inputs", "slots"]
 
 
-def test_open_sessions_keep_the_files_that_they_have(base: OnnxBase, bundle: Path) -> None:
+def test_open_sessions_keep_their_results_after_a_change(base: OnnxBase, bundle: Path) -> None:
     session = ort.InferenceSession(bundle / "model.bank.onnx")
     feeds = {**token_inputs(4, 4, seed=1), "adapter_ids": np.array([1, 2])}
     before = session.run(["hidden"], feeds)[0]
@@ -191,7 +191,7 @@ class TestRefused:
         with pytest.raises(AdapterError, match=words):
             _add(base, bundle, adapter, **settings)
 
-    def test_what_has_no_slots(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_adapters_without_matching_slots(self, base: OnnxBase, bundle: Path) -> None:
         other, other_norm = houlsby(BottleneckOptions("tanh")), BottleneckOptions(norm_before=True)
         for kind in (other, pfeiffer(other_norm)):
             adapter = random_adapter("c", kind, base, bottleneck=4)
@@ -199,31 +199,31 @@ class TestRefused:
                 base, bundle, adapter, "slots that the exported graph does not have.*layers.0.*ebuild with this adapter"
             )
 
-    def test_another_base(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_an_adapter_of_another_base(self, base: OnnxBase, bundle: Path) -> None:
         adapter = random_adapter("c", houlsby(), base, fingerprint="sha256:other")
         with pytest.raises(BaseMismatchError, match="sha256:other"):
             _add(base, bundle, adapter)
 
     @pytest.mark.parametrize("name", ["a", "A", "base"])
-    def test_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
+    def test_add_refuses_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
         self._refused(base, bundle, replace(_adapters(base)["c"], name=name), f"`{name}`")
 
-    def test_two_of_one_name(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_adapters_of_equal_names(self, base: OnnxBase, bundle: Path) -> None:
         adapter = _adapters(base)["c"]
         with pytest.raises(AdapterError, match="`c`, `C`"):
             _add(base, bundle, adapter, replace(adapter, name="C"))
 
-    def test_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
         with pytest.raises(BaseModelError, match="a different site map"):
             _add(base, bundle, _adapters(base)["c"], site_map="sha256:map")
 
-    def test_removing_all_or_an_unknown_one(self, base: OnnxBase, bundle: Path) -> None:
+    def test_removing_all_adapters_or_an_unknown_one_is_refused(self, base: OnnxBase, bundle: Path) -> None:
         with pytest.raises(AdapterError, match="at least one adapter"):
             remove_adapters(bundle, ["a", "b"])
         with pytest.raises(AdapterError, match=r"`nobody`; expected one of `a`, `b`"):
             remove_adapters(bundle, ["nobody"])
 
-    def test_a_damaged_bundle(self, base: OnnxBase, bundle: Path) -> None:
+    def test_add_refuses_a_damaged_bundle(self, base: OnnxBase, bundle: Path) -> None:
         path = bundle / "adapters/a.safetensors"
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -286,7 +286,7 @@ change.remove_adapters(bundle, ["a"], reporter=Telling())
 
 @pytest.mark.parametrize("step", ["manifest", "verifying the bundle against its golden"])
 @pytest.mark.extended
-def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, step: str) -> None:
+def test_killed_changes_leave_the_bundle_unchanged(built: Path, bundle: Path, step: str) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), step], check=False, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
     assert read_manifest(bundle) == read_manifest(built)

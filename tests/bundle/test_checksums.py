@@ -100,7 +100,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
 
 
 @pytest.mark.parametrize("optimize", [False, True])
-def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optimize: bool) -> None:
+def test_graph_computes_checksums_of_every_kind_of_tensor(planned: Planned, optimize: bool) -> None:
     slots = planned.plan.slots
     model = add_checksums(insert_slots(planned.base, planned.plan), slots, "sums", planned.base.inputs)
     session = open_session(model, planned.base.folder, optimize=optimize)
@@ -130,7 +130,7 @@ def test_a_graph_computes_them_for_tensors_of_every_kind(planned: Planned, optim
         (("b",), (2**21,)),
     ],
 )
-def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], shape: tuple[int, ...]) -> None:
+def test_checksums_cover_unusual_shapes_and_lengths(axes: tuple[int | str, ...], shape: tuple[int, ...]) -> None:
     """Test axes along which float64, or int64, cannot sum the products exactly without reduction."""
     slot = SlotRecord("adapter.site.w", "site", "graph", "w", axes, (1,) * len(axes))
     known = shape if any(axis != size for axis, size in zip(axes, shape, strict=True)) else axes
@@ -150,7 +150,7 @@ def test_shapes_and_lengths_that_kinds_do_not_have(axes: tuple[int | str, ...], 
         assert checksum(tensor) == by_definition(tensor)
 
 
-def test_a_bank_computes_those_of_the_adapter_of_each_row(planned: Planned) -> None:
+def test_bank_computes_checksums_of_the_adapter_of_each_row(planned: Planned) -> None:
     """Narrower adapters are zero-padded; row 0 is the base."""
     slots = planned.plan.slots
     heads = head_sums(planned.plan, [record.name for record in planned.base.outputs])
@@ -368,7 +368,7 @@ def test_mixed_batches_have_the_checksums_of_each_row(bundle: Path) -> None:
         assert np.array_equal(found[at], golden[bank.rows[row]][f"{case}.output.slot_checksums"][at])
 
 
-def test_the_runtime_returns_what_it_returned_before(bundle: Path) -> None:
+def test_runtime_returns_no_checksums(bundle: Path) -> None:
     session = ae.open_bundle(bundle).session()
     inputs = {one.name: np.ones((2, 5), np.int64) for one in read_manifest(bundle).inputs}
     assert set(session.run(inputs)) == {"hidden"}
@@ -402,7 +402,7 @@ def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path)
     assert built.manifest.golden.absolute.keys() == {"hidden", "slot_checksums"}
 
 
-def test_the_budgets_of_other_outputs_stay_as_they_are(plain: Built, tmp_path: Path) -> None:
+def test_checksums_do_not_change_other_budgets(plain: Built, tmp_path: Path) -> None:
     adapters = [_tone(plain, "tone", 4)]
     with_them, without = (
         ae.build(plain.model, adapters, tmp_path / str(checksums), checksums=checksums).manifest
@@ -418,7 +418,7 @@ def _budgets(manifest: Manifest) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("bundle", ["fp32"], indirect=True)  # the reference of `add` has the precision of the bundle
-def test_adapters_that_are_added_have_them(bundle: Path, plain: Built, tmp_path: Path) -> None:
+def test_added_adapters_have_checksums(bundle: Path, plain: Built, tmp_path: Path) -> None:
     """A wider adapter makes all rows of the bank wider."""
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     add_adapters(copy, [_tone(plain, "late", 9)], references=CutRunner(plain.base))

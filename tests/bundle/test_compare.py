@@ -78,7 +78,7 @@ def test_infinities_of_different_sign_differ() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3, 4)])
-def test_empty_never_passes(shape: tuple[int, ...]) -> None:
+def test_empty_arrays_never_pass(shape: tuple[int, ...]) -> None:
     comparison = compare(np.zeros(shape, np.float32), np.zeros(shape, np.float32), UNLIMITED)
     assert comparison.faults == ("nothing to compare",)
     assert comparison.compared == 0
@@ -89,7 +89,7 @@ def test_only_nan_on_both_sides_is_nothing_compared() -> None:
     assert compare(values, values.copy(), UNLIMITED).faults == ("no element is finite on both sides",)
 
 
-def test_nothing_selected_never_passes() -> None:
+def test_empty_selections_never_pass() -> None:
     values = np.ones((2, 3), np.float32)
     assert not compare(values, values, TENTH, where=np.zeros((2, 3), bool)).passed
 
@@ -135,7 +135,7 @@ def test_measures_are_symmetric(dtype: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("power", [-7, 3, 40])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_scaling_both_sides_by_a_power_of_two_leaves_ulp_cosine_and_relative_error(dtype: str, power: int) -> None:
+def test_scaling_by_powers_of_two_keeps_relative_measures(dtype: str, power: int) -> None:
     random = np.random.default_rng(0)
     expected = random.normal(size=(3, 5)).astype(dtype)
     found = expected + random.normal(size=(3, 5), scale=1e-3).astype(dtype)
@@ -182,7 +182,7 @@ def test_the_extremes_of_int64_do_not_wrap() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64", "uint64"])
-def test_integers_are_compared_exactly_whatever_the_budget(dtype: str) -> None:
+def test_integers_are_compared_exactly_under_any_budget(dtype: str) -> None:
     expected = np.array([0, 1, 1], dtype)
     assert compare(expected.copy(), expected, UNLIMITED).passed
     comparison = compare(np.array([0, 1, 0], dtype), expected, UNLIMITED)
@@ -255,7 +255,7 @@ def test_the_top_class_is_compared_for_logits() -> None:
     assert flip.margin == pytest.approx(0.1, rel=1e-5)
 
 
-def test_a_flip_that_the_budget_does_not_explain_is_said_to_be_one() -> None:
+def test_class_flips_beyond_the_budget_are_reported() -> None:
     comparison = compare(np.float32([[0, 1]]), np.float32([[1, 0]]), TENTH, logits=True)
     assert not comparison.passed
     assert comparison.top_class is not None

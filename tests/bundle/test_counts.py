@@ -132,7 +132,7 @@ def test_a_build_analyses_each_graph_once(tmp_path: Path, counts: Counts) -> Non
     assert counts.analysed == 2, "the base when opened, and the graph with slots"
 
 
-def test_a_change_hashes_what_is_new(copy: Path, built: Built, counts: Counts) -> None:
+def test_changes_hash_only_new_files(copy: Path, built: Built, counts: Counts) -> None:
     adapter = replace(read_adapter(copy / "adapters/mood"), name="again")
     counts.hashed.clear()
     after = add_adapters(copy, [adapter], references=CutRunner(built.base))

@@ -58,7 +58,7 @@ def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, heard.notes
 
 
-def test_build_names_them(built: tuple[Path, list[str]]) -> None:
+def test_build_names_adapters_without_effect(built: tuple[Path, list[str]]) -> None:
     nothing = "has no effect: at each of its sites its result equals the replaced value"
     assert built[1] == [
         f"adapter `zeros` {nothing}",
@@ -67,7 +67,7 @@ def test_build_names_them(built: tuple[Path, list[str]]) -> None:
     ]
 
 
-def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
+def test_add_names_adapters_without_effect(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
     folder, heard = shutil.copytree(built[0], tmp_path / "bundle"), Heard()
     alive = random_adapter("more", houlsby(), base, labels=("a", "b"))
     adapters = [alive, scaled(alive, "silent", 0.0)]
@@ -93,7 +93,7 @@ def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, lis
     validate(report.to_json(), "check-report")
 
 
-def test_the_effect_is_the_norm_of_the_difference_over_that_of_the_base(built: tuple[Path, list[str]]) -> None:
+def test_effect_is_the_relative_norm_of_the_difference(built: tuple[Path, list[str]]) -> None:
     bundle = OpenedBundle.open(built[0])
     (effect,) = effects(bundle, ["alive"])
     session = bundle.runtime_session()
@@ -106,7 +106,7 @@ def test_the_effect_is_the_norm_of_the_difference_over_that_of_the_base(built: t
     assert effect.change == pytest.approx(moved / np.sqrt(sum(float((other**2).sum()) for _, other in pairs)), rel=1e-4)
 
 
-def test_sites_that_act_and_an_output_that_does_not_move_are_said() -> None:
+def test_notes_describe_effects_within_rounding_and_idle_sites() -> None:
     effect = EffectRecord("a", "hidden", 1e-8, False, {"layers.0.ffn": 0.2, "layers.1.ffn": 0.0}, ("layers.1.ffn",))
     assert note_of(effect) == ("adapter `a` has no effect: it changes `hidden` by 1.0e-08, which is within rounding")
     many = tuple(f"layers.{layer}.ffn" for layer in range(9))

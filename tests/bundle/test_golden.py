@@ -38,7 +38,7 @@ def test_an_output_per_row_is_one_part(shape: tuple[int, ...]) -> None:
     assert dict(padded([[1, 1, 0], [1, 0, 0]]).parts(shape)) == {"all": None}
 
 
-def test_without_padding_there_is_one_part() -> None:
+def test_outputs_without_padding_have_one_part() -> None:
     assert dict(padded([[1, 1], [1, 1]]).parts((2, 2, 5))) == {"all": None}
 
 

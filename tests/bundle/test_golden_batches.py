@@ -196,7 +196,7 @@ def test_rows_that_are_mixed_up_are_seen(text_folder: Path) -> None:
                 assert list(answer_faults(one.answer, other.answer, other.absolute, decided=other.decided))
 
 
-def test_verify_replays_them_in_the_graphs_that_there_are(text_folder: Path) -> None:
+def test_verify_replays_golden_batches_in_every_graph(text_folder: Path) -> None:
     said = f"{3 * (len(TASKS) + 1)} rows in 2 requests, each matches the reference's separate answer"
     assert replayed(text_folder / "bundle") == Finding.tested("golden batches", "bundle", True, said)
     assert replayed(text_folder / "bundle", ["slots"]).detail == said
@@ -261,7 +261,7 @@ def build(base: OnnxBase, adapters: Sequence[Adapter], folder: Path, **settings:
 
 
 @pytest.mark.parametrize("lengths", [None, Lengths(8, 40, 8)])
-def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, lengths: Lengths | None) -> None:
+def test_golden_batches_expose_hidden_padding_dependence(tmp_path: Path, lengths: Lengths | None) -> None:
     """A client then pads the shorter of two rows, which changes the mean over all tokens that opens the gate."""
     base = tiny_base(tmp_path, lengths)
     manifest = build(base, gated_adapters(base), tmp_path / "bundle", variants=[] if lengths else None)
@@ -276,7 +276,7 @@ def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, leng
     assert "(`gated`): " in found.detail
 
 
-def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: Path) -> None:
+def test_padding_dependent_adapters_have_no_answers_for_padded_texts(tmp_path: Path) -> None:
     """Their ids are compared; a client refuses to answer them."""
     words = Tokenizer(WordLevel({f"w{at}": at for at in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
@@ -290,7 +290,7 @@ def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: 
     assert len(sets["gated"].texts) == len(sets["plain"].texts) > len(answered["gated"])
 
 
-def test_a_base_that_counts_padding(tmp_path: Path) -> None:
+def test_golden_batches_expose_a_base_that_counts_padding(tmp_path: Path) -> None:
     folder = build_small(tmp_path, counts_padding=True).folder
     assert not read_manifest(folder).padding_neutral
     assert replayed(folder).passed
@@ -298,7 +298,7 @@ def test_a_base_that_counts_padding(tmp_path: Path) -> None:
     assert replayed(folder).status == "failed"
 
 
-def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
+def test_golden_batches_expose_a_base_that_mixes_rows(tmp_path: Path) -> None:
     """The mask is scaled by the batch's largest id, so a manifest with `batch_invariant` is wrong."""
     mask = """
     numbers = Cast <to = 1> (input_ids)
@@ -321,7 +321,7 @@ def test_a_base_of_one_length_has_rows_of_that_length(tmp_path: Path) -> None:
     assert {len(row.inputs["ids"]) for row in rows_of(built.folder)} == {16}
 
 
-def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
+def test_bases_with_float_inputs_have_no_golden_batches(tmp_path: Path) -> None:
     text = tiny_model()
     names = {value.name for value in text.graph.input}
     assert "input_ids" in names
@@ -359,7 +359,7 @@ def test_two_builds_write_the_same_file(built: Built, tmp_path: Path) -> None:
     assert (again / "golden/batches.json").read_bytes() == (built.folder / "golden/batches.json").read_bytes()
 
 
-def test_adding_and_removing_keeps_them(tmp_path: Path) -> None:
+def test_golden_batches_follow_added_and_removed_adapters(tmp_path: Path) -> None:
     """The result matches a build with all adapters; removing the last rows removes the file."""
     base = tiny_base(tmp_path)
     adapters = [random_adapter(name, pfeiffer(), base, labels="ab") for name in ("a", "b", "c")]

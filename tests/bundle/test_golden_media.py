@@ -70,7 +70,9 @@ def test_steps_give_what_transformers_gives(name: str, tmp_path: Path) -> None:
     ],
     ids=["crop_pct", "grey", "pads", "dither", "ast"],
 )
-def test_what_steps_cannot_say_is_not_said(make: Callable[[], Any], said: str, tmp_path: Path) -> None:
+def test_unsupported_processor_fields_are_recorded_as_unknown(
+    make: Callable[[], Any], said: str, tmp_path: Path
+) -> None:
     make().save_pretrained(tmp_path)
     media, notes = own_media(tmp_path)
     assert media is not None
@@ -89,7 +91,7 @@ def test_a_class_that_does_more_than_its_fields_say_is_found_out(tmp_path: Path)
     assert media.record.steps is None
 
 
-def test_a_folder_without_a_processor_or_with_a_broken_one(tmp_path: Path) -> None:
+def test_missing_or_broken_processors_are_left_out(tmp_path: Path) -> None:
     assert own_media(tmp_path) == (None, ())
     (tmp_path / "preprocessor_config.json").write_text("[]")
     assert "does not record its modality" in own_media(tmp_path)[1][0]
@@ -167,7 +169,7 @@ def test_a_record_that_says_something_else_fails(
     assert said in str(faults[0].detail)
 
 
-def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) -> None:
+def test_unsupported_media_requests_are_refused(vit_folder: Path, tmp_path: Path) -> None:
     bundle = ae.open_bundle(vit_folder / "bundle")
     with pytest.raises(RequestError, match="has no preprocessing record for audio files"):
         bundle.files("audio")

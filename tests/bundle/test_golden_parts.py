@@ -116,7 +116,7 @@ def _faults(bundle: OpenedBundle) -> Iterator[tuple[AdapterRecord, Fault]]:
 
 
 class TestEveryFaultShows:
-    def test_in_each_precision(self, each: Path) -> None:
+    def test_golden_data_expose_faults_in_each_precision(self, each: Path) -> None:
         bundle = OpenedBundle.open(each, copy=False)
         for record, fault in _faults(bundle):
             separation = record.golden.separation
@@ -125,7 +125,7 @@ class TestEveryFaultShows:
             assert shown > 1 or fault.name in separation.weak, (record.name, fault.name, shown)
             assert shown > 0.9 * separation.least, (record.name, fault.name)
 
-    def test_each_part_is_tried(self, each: Path) -> None:
+    def test_faults_cover_every_site_layer_and_head(self, each: Path) -> None:
         bundle = OpenedBundle.open(each, copy=False)
         layers, sites = {"layer 0 off", "layer 1 off"}, ["attention", "ffn"]
         names = {fault.name for fault in faults_of(bundle, "a")}
@@ -142,7 +142,7 @@ class TestEveryFaultShows:
             assert record.golden.separation is not None
             assert record.golden.separation.least > 100 * ENOUGH
 
-    def test_parts_show_what_vectors_do_not(self, built: Path) -> None:
+    def test_golden_parts_show_faults_hidden_from_vectors(self, built: Path) -> None:
         bundle = OpenedBundle.open(built, copy=False)
         hidden = [(one.name, each) for one, each in _faults(bundle) if _by_vectors(bundle, one.name, each) <= 1]
         assert len(hidden) > 3
@@ -151,7 +151,7 @@ class TestEveryFaultShows:
 
 class TestVerify:
     @pytest.mark.parametrize("site", ["layers.0.attention", "layers.1.ffn"])
-    def test_names_a_site_that_is_off(self, bundle: Path, site: str) -> None:
+    def test_verify_names_a_site_that_is_off(self, bundle: Path, site: str) -> None:
         neutral = OpenedBundle.open(bundle, copy=False).tensors(None)
 
         def off(tensors: dict[str, np.ndarray]) -> None:
@@ -167,7 +167,7 @@ class TestVerify:
         assert "model.bank.onnx" not in detail  # the bank has separate tensors
         assert _detail(report, "golden parts", "b")[0]
 
-    def test_inspect_shows_it(self, built: Path) -> None:
+    def test_inspect_shows_the_separation(self, built: Path) -> None:
         table = next(one for one in ae.inspect(built).tables if one.title == "separation of golden data")
         shown = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
         for record in read_manifest(built).adapters:
@@ -177,7 +177,7 @@ class TestVerify:
             assert shown[record.name][:2] == [f"{separation.least:.3g}", separation.fault]
             assert shown[record.name][3] == separation.nearest.adapter
 
-    def test_nan_fails(self, bundle: Path) -> None:
+    def test_nan_in_golden_parts_fails_verification(self, bundle: Path) -> None:
         record = next(one for one in read_manifest(bundle).adapters if one.name == "a").golden.parts
         assert record is not None
         key = f"{record.cases[0]}.output.{record.parts[0].output}"
@@ -187,7 +187,7 @@ class TestVerify:
         assert not passed
         assert "nan" in detail
 
-    def test_says_how_well_faults_show(self, bundle: Path) -> None:
+    def test_verify_reports_the_separation_of_faults(self, bundle: Path) -> None:
         separation = read_manifest(bundle).adapters[0].golden.separation
         assert separation is not None
         passed, detail = _detail(_verify(bundle), "separation", "a")
@@ -221,7 +221,7 @@ class TestVerify:
 
 
 class TestWeakFaults:
-    def test_are_named_by_build(self, int8: OnnxBase, tmp_path: Path) -> None:
+    def test_build_names_weak_faults(self, int8: OnnxBase, tmp_path: Path) -> None:
         strong = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
         up = "layers.1.ffn.up"
         faint = {
@@ -237,7 +237,7 @@ class TestWeakFaults:
         owed = {one.id: one.status for one in _verify(folder).findings}
         assert owed["faults-barely-shown/a"] == "unverified"
 
-    def test_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
+    def test_build_notes_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
         near = {key: value * np.float32(1 + 3e-7) for key, value in one.weights.items()}
         heard = Heard()
@@ -258,7 +258,7 @@ class TestWeakFaults:
 
 
 class TestChange:
-    def test_add_and_remove(self, bundle: Path, int8: OnnxBase) -> None:
+    def test_golden_parts_follow_added_and_removed_adapters(self, bundle: Path, int8: OnnxBase) -> None:
         new = random_adapter("new", houlsby(), int8, bottleneck=6, labels="uv")
         before = {one.name: one.golden for one in read_manifest(bundle).adapters}
         after = add_adapters(bundle, [new], references=CutRunner(int8))
@@ -278,23 +278,23 @@ class TestChange:
 
 
 class TestProjection:
-    def test_adds_up_in_double_precision(self) -> None:
+    def test_projection_accumulates_in_double_precision(self) -> None:
         expected = np.array([[1e8, 1.0], [2.0, 3.0]], np.float32)
         weight = np.array([[1, 2], [-3, 4]], np.int8)
         assert projection(expected + np.float32(8), expected, weight) == 8 * (1 + 2 - 3 + 4)
 
-    def test_leaves_out_classes_behind_the_own(self) -> None:
+    def test_projection_ignores_classes_beyond_the_adapter(self) -> None:
         expected, weight = np.zeros((2, 3), np.float32), np.ones((2, 3), np.int8)
         wide = np.full((2, 5), -1e31, np.float32)
         wide[:, :3] = 0.5
         assert projection(wide, expected, weight) == 3.0
 
     @pytest.mark.parametrize("found", [None, np.zeros((2, 2)), np.zeros((1, 3)), np.full((2, 3), np.nan)])
-    def test_is_nan_for_what_does_not_fit(self, found: np.ndarray | None) -> None:
+    def test_projection_is_nan_for_invalid_results(self, found: np.ndarray | None) -> None:
         assert math.isnan(projection(found, np.zeros((2, 3), np.float32), np.ones((2, 3), np.int8)))
 
 
-def test_a_disturbed_graph_is_off_by_a_few_units_in_the_last_place(built: Path) -> None:
+def test_disturbed_graphs_differ_by_a_few_ulps(built: Path) -> None:
     bundle = OpenedBundle.open(built, copy=False)
     model, kept = bundle.slots_model, {slot.name for slot in bundle.manifest.slots}
     copy = disturbed(model, bundle.home, kept, seed=0)

@@ -131,7 +131,7 @@ def test_the_file_conforms_to_its_schema(made: Path) -> None:
         parse_golden_texts(json.dumps(document).encode(), "x")
 
 
-def test_verify_replays_them(made: Path) -> None:
+def test_verify_replays_golden_texts(made: Path) -> None:
     report = ae.verify(made / "bundle")
     assert report.passed
     found = texts_of(report)
@@ -142,7 +142,7 @@ def test_verify_replays_them(made: Path) -> None:
         assert "answers within" in found[name].detail
 
 
-def test_without_the_library_verify_says_what_it_did_not_compare(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_notes_uncompared_ids_without_the_tokenizer_library(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     report = ae.verify(made / "bundle")
     assert report.passed
@@ -280,7 +280,7 @@ def test_every_fault_is_planted() -> None:
     assert sorted(fault for faults in TOGETHER for fault in faults) == sorted(FAULTS)
 
 
-def test_check_finds_them_too(bundle: Path, made: Path) -> None:
+def test_check_detects_rotated_labels(bundle: Path, made: Path) -> None:
     FAULTS["rotated labels"][0](bundle)
     report = ae.check(bundle, against=made / "model.pt", only=["topic"], **ONE_CASE)
     assert not texts_of(report)["topic"].passed
@@ -390,7 +390,7 @@ def test_a_limit_below_that_of_an_adapter_is_refused(made: Path, tmp_path: Path)
     assert not (tmp_path / "b").exists()
 
 
-def test_adding_and_removing_keeps_them(bundle: Path, made: Path) -> None:
+def test_golden_texts_follow_added_and_removed_adapters(bundle: Path, made: Path) -> None:
     before = read_golden_texts(bundle / "golden" / "texts.json")
     ae.remove(bundle, ["topic", "words"])
     fewer = read_golden_texts(bundle / "golden" / "texts.json")
@@ -402,7 +402,7 @@ def test_adding_and_removing_keeps_them(bundle: Path, made: Path) -> None:
     assert ae.open_bundle(bundle).manifest.golden_texts == "golden/texts.json"
 
 
-def test_what_is_near_a_tie_is_not_decided() -> None:
+def test_results_near_a_tie_are_undecided() -> None:
     single, several, span = Task("single_label", ("a", "b")), Task("multi_label", ("a", "b")), TASKS["place"]
     context = np.array([False, False, False, True, True, True, False])
     logits = np.zeros((len(context), 2), np.float32)
@@ -420,7 +420,7 @@ def test_what_is_near_a_tie_is_not_decided() -> None:
         assert task.is_decided(result, 0.1, context) is expected, (task.type, result)
 
 
-def test_differences_of_answers() -> None:
+def test_differences_between_answers_are_described() -> None:
     def faults(found: Any, expected: Any, *, decided: bool = True) -> list[str]:
         return list(answer_faults(found, expected, 0.01, decided=decided))
 

@@ -106,7 +106,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     assert {each.variant for each in report.outputs if each.mixed} == {"bank"}
 
 
-def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whole: Built) -> None:
+def test_every_graph_matches_the_golden_vectors_without_a_reference(whole: Built) -> None:
     report = check(whole.folder)
     assert report.passed
     assert {(each.variant, each.adapter) for each in report.outputs} == {
@@ -188,7 +188,7 @@ def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None
     assert faults == {"a class outside the adapter's labels is not masked"}
 
 
-def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
+def test_wrongly_masked_classes_are_found(bundle: Path) -> None:
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors[MASK][1, 2] = -3e38
 

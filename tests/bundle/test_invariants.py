@@ -39,7 +39,7 @@ def test_a_program_without_memory_may_swap() -> None:
     assert check_swap(double, CASE, "a", "bcd").passed
 
 
-def test_what_stays_behind_is_seen_however_small() -> None:
+def test_small_remains_after_a_swap_are_detected() -> None:
     result = check_swap(Sticky(), CASE, "b", "a")
     assert not result.passed
     assert (result.subject, result.detail) == ("b → a → b", "changed: doubled")
@@ -61,7 +61,7 @@ def test_no_outputs_at_all_do_not_pass() -> None:
     assert not check_row_order(lambda inputs, adapter: {}, CASE, None, budgets).passed
 
 
-def test_every_ordered_pair_of_few_and_the_neighbours_of_many() -> None:
+def test_swaps_cover_all_pairs_of_few_adapters() -> None:
     assert len(swaps([None, "a", "b"])) == 6
     many = swaps([None, *"abcdefgh"])
     assert len(many) == len(set(many)) == 2 * 9

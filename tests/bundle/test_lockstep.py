@@ -240,7 +240,7 @@ class TestOfAnOnnxBase:
         assert json.loads((folder / "versions.json").read_bytes())["onnxruntime"] == ort.__version__
         assert json.loads((folder / "report.json").read_bytes())["node"]["name"] == "total1"
 
-    def test_a_fault_that_sleeps_where_sites_are_tried_is_found_on_the_case_that_fails(self, built: Built) -> None:
+    def test_faults_inactive_on_the_default_case_are_located(self, built: Built) -> None:
         bundle = OpenedBundle.open(built.folder)
         file, tone = bundle.manifest.graphs["slots"], bundle.tensors("tone")
         plan = plan_check(bundle)
@@ -384,7 +384,7 @@ class TestAnotherRuntime:
 
     @pytest.mark.starts_program
     @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])
-    def test_a_python_that_cannot_run_it_is_refused(self, built: Built, python: str) -> None:
+    def test_an_unusable_second_python_is_refused(self, built: Built, python: str) -> None:
         bundle = OpenedBundle.open(built.folder)
         graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
         with pytest.raises(UsageError, match="the other Python cannot run the graph"):

@@ -133,13 +133,15 @@ def _unnoticed(bundle: Path, model: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.extended
-def test_every_field_of_a_classifier(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_changes_of_every_classifier_field_are_noticed(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
     bundle = text_bundle(tmp_path_factory)
     assert _unnoticed(bundle, bundle.with_name("base.onnx"), tmp_path) == []
 
 
 @pytest.mark.extended
-def test_every_field_of_a_decoder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_changes_of_every_decoder_field_are_noticed(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = generating(tmp_path_factory, "llama")
 
     def build(target: Path) -> None:

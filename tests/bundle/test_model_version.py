@@ -21,7 +21,7 @@ def _plan(base: OnnxBase, activation: str = "relu") -> SlotPlan:
     return plan_slots([random_adapter("a", houlsby(BottleneckOptions(activation)), base)], base.sites)
 
 
-def test_it_is_written_everywhere(tmp_path: Path) -> None:
+def test_model_version_is_equal_in_graph_and_adapter_files(tmp_path: Path) -> None:
     bundle = build_tiny(tmp_path)
     manifest = read_manifest(bundle)
     assert 1 < manifest.model_version < 2**31
@@ -32,7 +32,7 @@ def test_it_is_written_everywhere(tmp_path: Path) -> None:
         )
 
 
-def test_it_differs_by_base_topology_and_site_map(base: OnnxBase) -> None:
+def test_model_version_differs_by_base_topology_and_site_map(base: OnnxBase) -> None:
     mapped = replace(base, given_sites=GivenSites("map.json", "sha256:" + "0" * 64, {}, {}))
     numbers = [
         model_version(base, _plan(base)),
@@ -43,7 +43,7 @@ def test_it_differs_by_base_topology_and_site_map(base: OnnxBase) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-def test_it_is_the_same_each_time_and_in_each_precision(base: OnnxBase, tmp_path: Path) -> None:
+def test_model_version_is_equal_in_each_precision(base: OnnxBase, tmp_path: Path) -> None:
     again = open_onnx(save_tiny(tmp_path))
     (tmp_path / "made").mkdir()
     half = in_precision(again, "fp16", tmp_path / "made")

@@ -35,7 +35,7 @@ def _built(base: OnnxBase, adapters: list[Adapter], folder: Path) -> Manifest:
     return build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
 
 
-def test_nothing_usual_counts_padding_or_minds_zeros(tmp_path: Path) -> None:
+def test_usual_adapters_do_not_count_padding_or_zeros(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     manifest = _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path)
     assert (manifest.padding_neutral, manifest.counts_padding) == (True, ())
@@ -71,7 +71,7 @@ def test_a_base_without_a_mask_cannot_be_padded(tmp_path: Path) -> None:
     assert (manifest.padding_neutral, manifest.counts_padding) == (False, ())
 
 
-def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) -> None:
+def test_rows_that_share_a_scale_are_detected_by_measurement(tmp_path: Path) -> None:
     mask = """
     numbers = Cast <to = 1> (input_ids)
     largest = ReduceMax <axes = [0, 1]> (numbers)
@@ -99,7 +99,7 @@ class TestRuns:
         base = open_onnx(save_tiny(tmp_path))
         return _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path)
 
-    def test_a_base_that_counts_padding(self, manifest: Manifest) -> None:
+    def test_bases_that_count_padding_are_recorded(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             counted = [np.float32(feeds["input_ids"].shape[1]) for feeds in requests]
             return [{record.name: np.full((1, 5), count) for record in manifest.outputs} for count in counted]
@@ -115,7 +115,7 @@ class TestRuns:
 
         assert not _measure_padding(replace(manifest, base_precision="fp16"), run).padding_neutral
 
-    def test_a_base_that_does_not_take_the_lengths(self, manifest: Manifest) -> None:
+    def test_bases_that_reject_probe_lengths_are_not_padding_neutral(self, manifest: Manifest) -> None:
         def run(requests: Sequence[Arrays]) -> list[Arrays]:
             raise RequestError(f"{len(requests)} requests that are too long")
 
@@ -137,7 +137,7 @@ class TestCheck:
         _built(base, [random_adapter("gated", GATED, base, labels="ab"), normed], tmp_path)
         return tmp_path / "bundle"
 
-    def test_what_was_tried_out_holds(self, gated: Path) -> None:
+    def test_recorded_facts_pass_the_check(self, gated: Path) -> None:
         assert [result.passed for result in check_proofs(OpenedBundle.open(gated))] == [True, True]
 
     def test_a_manifest_that_promises_more_is_found(self, gated: Path) -> None:
@@ -147,7 +147,7 @@ class TestCheck:
         bundle.manifest = replace(bundle.manifest, counts_padding=(), bank=bank)
         assert [result.passed for result in check_proofs(bundle)] == [False, False]
 
-    def test_one_that_promises_less_is_found_too(self, gated: Path) -> None:
+    def test_a_manifest_that_promises_less_is_found(self, gated: Path) -> None:
         bundle = OpenedBundle.open(gated)
         bundle.manifest = replace(bundle.manifest, padding_neutral=False, counts_padding=())
         assert [result.passed for result in check_proofs(bundle)] == [False, True]

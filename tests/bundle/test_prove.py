@@ -51,7 +51,7 @@ def test_a_good_bundle_passes(report: Report) -> None:
     report.require_compared()
 
 
-def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at_every_level(report: Report) -> None:
+def test_check_compares_every_output_at_every_shape_and_level(report: Report) -> None:
     of = [result for result in report.outputs if result.against == "reference"]
     found = {(one.adapter, one.case, one.variant, one.level, one.name) for one in of if not one.mixed}
     graphs = [*(("slots", level) for level in LEVELS), ("inputs", "all"), ("bank", "all")]
@@ -67,7 +67,7 @@ def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at
     assert found == expected
 
 
-def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_core(report: Report) -> None:
+def test_shapes_cover_all_pairs_of_batch_length_and_padding(report: Report) -> None:
     shapes = {
         (one.case, *one.axes.values(), padding_of(one.case), one.level)
         for one in report.outputs
@@ -86,7 +86,7 @@ def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_cor
     assert [{one[at] for one in core} for at in (1, 2, 3)] == [set(batches), set(lengths), set(paddings)]
 
 
-def test_every_word_is_tried_and_said_to_be(report: Report) -> None:
+def test_check_covers_and_reports_the_whole_vocabulary(report: Report) -> None:
     found = {owed.id: owed for owed in report.findings if owed.id.startswith("shape/")}
     assert found["shape/words/ids"].status == "tested"
     assert found["shape/words/ids"].coverage == (SpanRecord("words", 20, 20),)
@@ -122,7 +122,7 @@ class WrongBase(CutRunner):
         return {**outputs, "hidden": outputs["hidden"] * np.where(off, np.float32(1.01), np.float32(1))}
 
 
-def test_a_case_outside_the_core_is_judged_by_how_far_rounding_moves_it(built: Built) -> None:
+def test_cases_outside_the_core_have_a_budget_for_amplification(built: Built) -> None:
     """The reference changes by more than the formula's budget, like MiniLM after a single token."""
 
     class Moving(WrongBase):
@@ -185,7 +185,7 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
     assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}
 
 
-def test_all_is_covered(report: Report) -> None:
+def test_check_compares_every_planned_output_and_site(report: Report) -> None:
     coverage = report.coverage()
     assert coverage.compared == coverage.planned == len(report.outputs) + len(report.sites)
     assert coverage.elements == sum(result.elements for result in (*report.outputs, *report.sites))
@@ -209,7 +209,7 @@ def test_every_pair_is_swapped(report: Report) -> None:
     assert "topic → tone → topic" in swaps
 
 
-def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: Report) -> None:
+def test_report_document_follows_its_schema(report: Report) -> None:
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     validate(document, "check-report")
     assert document["verdict"] == "passed"
@@ -217,7 +217,7 @@ def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: 
     assert next(one for one in document["findings"] if one["check"] == "output")["measurements"][0]["budget"]["reason"]
 
 
-def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Report) -> None:
+def test_report_page_lists_coverage_and_escapes_names(report: Report) -> None:
     named = replace(report, bundle="<script>b</script>")
     text = page(named, date="2026-01-02", command="check <b>")
     assert "<script" not in text
@@ -236,7 +236,7 @@ def test_the_page_prints_on_two_sheets(report: Report, tmp_path: Path) -> None:
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 2
 
 
-def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:
+def test_check_compares_golden_vectors_without_a_reference(built: Built) -> None:
     report = run(built, reference=False)
     assert report.passed
     assert {result.against for result in report.outputs} == {"golden"}
@@ -253,13 +253,13 @@ def test_a_part_can_be_checked_alone(built: Built) -> None:
 
 
 @pytest.mark.parametrize(("only", "cases"), [(("nobody",), ()), ((), ("batch9_words9",)), ((), ("batch0_tokens1",))])
-def test_a_name_that_is_not_there_is_refused(built: Built, only: tuple[str, ...], cases: tuple[str, ...]) -> None:
+def test_unknown_adapters_and_cases_are_refused(built: Built, only: tuple[str, ...], cases: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="unknown"):
         plan_check(built.folder, only=only, cases=cases)
 
 
 @pytest.mark.extended
-def test_all_of_it_runs_without_torch(built: Built) -> None:
+def test_check_runs_without_torch(built: Built) -> None:
     code = """
 import sys
 sys.modules["torch"] = None  # importing it fails
@@ -306,7 +306,7 @@ class OffByALittle(CutRunner):
         ("scale", "exceeds the budget"),
     ],
 )
-def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
+def test_outputs_that_differ_from_the_reference_fail(built: Built, change: str, fault: str) -> None:
     reference = Reference("other.onnx", OffByALittle(built.base, change))
     report = prove(plan_check(built.folder, only=("base",), brief=True), reference)
     assert not report.passed

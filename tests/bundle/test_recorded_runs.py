@@ -154,7 +154,7 @@ def test_another_session_gives_the_digests(built: Path, threads: int) -> None:
             assert record.recorded[variant] == _digest(built, name, variant, threads)
 
 
-def test_they_are_compared(built: Path) -> None:
+def test_verify_compares_recorded_runs(built: Path) -> None:
     report = _verify(built)
     assert report.passed
     end = "2 cases match the build, bit-exact"
@@ -209,7 +209,7 @@ def test_a_graph_whose_base_has_other_bits_is_not_compared(bundle: Path) -> None
     assert _verify(bundle, variants=["slots"]).passed
 
 
-def test_a_graph_with_a_constant_adapter_has_the_base_of_another_as_its_witness(bundle: Path) -> None:
+def test_baked_graphs_are_compared_through_the_base_of_another(bundle: Path) -> None:
     def change(name: str | None, record: GoldenRecord) -> GoldenRecord:
         return replace(record, recorded={**record.recorded, **({"baked": "0" * 64} if name == "a" else {})})
 
@@ -245,7 +245,7 @@ def test_a_bundle_without_recorded_runs_passes(bundle: Path) -> None:
     assert not _found(report, NOT_COMPARED)
 
 
-def test_adding_and_removing_renews_them(base: OnnxBase, bundle: Path) -> None:
+def test_adding_and_removing_renews_recorded_runs(base: OnnxBase, bundle: Path) -> None:
     before = _records(read_manifest(bundle))
     rehash(bundle, unrecorded)
     after = _records(add_adapters(bundle, _adapters(base)[2:], references=CutRunner(base)))

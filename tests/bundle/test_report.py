@@ -75,7 +75,7 @@ def test_a_broken_invariant_fails_the_report() -> None:
         ("golden", 1, "passed (golden vectors only, 1 of 2 unverified)", "partial"),
     ],
 )
-def test_the_verdict_says_what_was_skipped(scope: Scope, unverified: int, summary: str, style: str) -> None:
+def test_verdict_mentions_skipped_claims(scope: Scope, unverified: int, summary: str, style: str) -> None:
     skipped = tuple(Finding.unverified("constant", str(at), "a quick check") for at in range(unverified))
     found = replace(report(output(GOOD), invariants=skipped), scope=scope)
     document = found.to_json()
@@ -86,7 +86,7 @@ def test_the_verdict_says_what_was_skipped(scope: Scope, unverified: int, summar
     assert (wrong.summary, wrong.to_json()["summary"]) == ("failed", "failed")
 
 
-def test_the_page_begins_with_what_was_compared_and_names_each_risk() -> None:
+def test_report_page_begins_with_coverage_and_risks() -> None:
     left = Finding.unverified("source", "a", "compared only with copies", where="adapters/a")
     found = replace(report(output(GOOD), invariants=(left,)), scope="full")
     body = page(found, date="today", command="check").partition("<h1>")[2]
@@ -139,13 +139,13 @@ def test_a_table_has_a_line_for_each_graph_and_adapter() -> None:
     ]
 
 
-def test_coverage_names_what_was_left_out() -> None:
+def test_coverage_names_outputs_that_were_left_out() -> None:
     coverage = report(output(GOOD), output(EMPTY, name="extra"), site(GOOD, "ffn")).coverage()
     assert (coverage.planned, coverage.compared, coverage.elements) == (3, 2, 12)
     assert coverage.left_out == ("trec, batch2, none, against golden: extra",)
 
 
-def test_a_failure_says_at_which_levels_it_appears() -> None:
+def test_failures_list_failing_and_passing_levels() -> None:
     levels = [output(BAD if level == "all" else GOOD, level=level) for level in ("none", "basic", "all")]
     (failure,) = failures(report(*levels))
     assert (failure.levels_failed, failure.levels_passed) == (("all",), ("none", "basic"))
@@ -170,7 +170,7 @@ def test_a_failure_names_the_first_site_of_its_own_adapter() -> None:
     assert (other.adapter, other.output) == ("other", None)
 
 
-def test_the_command_can_be_pasted() -> None:
+def test_failure_command_can_be_pasted_into_a_shell() -> None:
     (failure,) = failures(report(output(BAD, adapter=None)))
     assert failure.command == "adapter-export check 'my bundle' --only base --case batch2"
 

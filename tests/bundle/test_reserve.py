@@ -46,7 +46,7 @@ def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -
     }
 
 
-def test_what_cannot_be_reserved(tmp_path: Path) -> None:
+def test_unknown_kinds_cannot_be_reserved(tmp_path: Path) -> None:
     base = ae.open_base(save_tiny(tmp_path))
     lora = random_of_kind("lora", KINDS["lora"](), base.sites.complete, base.fingerprint)
     for name, words in (("dora", "dora"), ("lora:relu", "no such option"), ("head:middle", "middle")):

@@ -54,12 +54,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_there_are_many_kinds_of_faults_each_with_a_name() -> None:
+def test_self_test_has_at_least_100_named_faults() -> None:
     assert len(FAULTS) >= 100
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-def test_faults_are_found_and_located_and_the_bundle_stays_as_it_is(built: Built) -> None:
+def test_self_test_locates_faults_and_leaves_the_bundle_unchanged(built: Built) -> None:
     before = contents(built.folder)
     reference = Reference(str(built.model), CutRunner(built.base))
     kinds = LOCATED | FOUND | ABSENT
@@ -72,7 +72,7 @@ def test_faults_are_found_and_located_and_the_bundle_stays_as_it_is(built: Built
     assert contents(built.folder) == before
 
 
-def test_padding_that_is_said_to_change_nothing(tmp_path: Path) -> None:
+def test_self_test_plants_a_false_claim_about_padding(tmp_path: Path) -> None:
     built = build_small(tmp_path, ["slots"], counts_padding=True)
     reference = Reference(str(built.model), CutRunner(built.base))
     kinds = ["padding recorded as neutral", "padding recorded as neutral for all adapters"]
@@ -80,7 +80,7 @@ def test_padding_that_is_said_to_change_nothing(tmp_path: Path) -> None:
     assert {one.name: one.status for one in found} == {kinds[0]: "located", kinds[1]: "not applicable"}
 
 
-def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
+def test_self_test_plants_a_false_claim_about_padding_of_adapters(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     gated = random_adapter("gated", pfeiffer(BottleneckOptions(gate=True)), base, labels="ab")
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
@@ -91,7 +91,7 @@ def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
     assert found.status == "located"
 
 
-def test_what_is_not_seen_is_said_to_be_missed(copy: Path) -> None:
+def test_unnoticed_faults_are_reported_as_missed(copy: Path) -> None:
     """Without the model and recorded runs, a weight that is off by an ulp goes unnoticed; outputs differ by bits."""
     rehash(copy, unrecorded)
     kinds = ["one number of a word off by an ulp"]
@@ -103,7 +103,7 @@ def test_what_is_not_seen_is_said_to_be_missed(copy: Path) -> None:
     validate(found.to_json(), "self-test")
 
 
-def test_a_kind_that_is_not_there_is_refused(built: Built) -> None:
+def test_unknown_kinds_of_faults_are_refused(built: Built) -> None:
     with pytest.raises(UsageError, match="kind of fault"):
         ae.self_test(built.folder, kinds=["gremlins"])
 
@@ -167,7 +167,7 @@ def test_golden_data_tell_adapters_that_are_applied_in_part(int8: Path) -> None:
     assert len(found) == len(GOLDEN) == 10
 
 
-def test_golden_data_tell_them_in_float32(built: Built) -> None:
+def test_golden_data_locate_partial_adapters_in_float32(built: Built) -> None:
     found = _planted(built.folder)
     baked = {name for name in GOLDEN if "baked" in name}
     assert {found[name].status for name in GOLDEN if name not in baked} == {"located"}
@@ -178,7 +178,7 @@ def _without_parts(record: AdapterRecord) -> AdapterRecord:
     return replace(record, golden=replace(record.golden, parts=None))
 
 
-def test_golden_data_without_golden_parts_miss_sites_in_8_bits(int8: Path, tmp_path: Path) -> None:
+def test_missing_golden_parts_hide_neutral_sites_in_8_bits(int8: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(int8, tmp_path / "bundle")
     rehash(copy, lambda manifest: replace(manifest, adapters=tuple(map(_without_parts, manifest.adapters))))
     shutil.rmtree(copy / "golden" / "parts")

@@ -109,7 +109,7 @@ def test_adapter_of_another_scale_is_seen(copy: Path) -> None:
         prove(plan_check(copy, quick=True), None).raise_for_failure()
 
 
-def test_adapters_are_told_apart_from_parts_of_them(wide: Path) -> None:
+def test_sketches_separate_adapters_from_partial_ones(wide: Path) -> None:
     for record in read_manifest(wide / "bundle").adapters:
         assert record.golden.separation is not None
         assert record.golden.separation.least > 100

@@ -96,7 +96,7 @@ def _of_another_base(model: onnx.ModelProto) -> None:
         ("model.bank.onnx", lambda m: m.graph.input.remove(_input(m, BANK_DOWN)), f"missing input `{BANK_DOWN}`"),
     ],
 )
-def test_a_graph_that_the_manifest_does_not_describe(copy: Path, file: str, change: Change, words: str) -> None:
+def test_a_graph_that_contradicts_the_manifest_is_refused(copy: Path, file: str, change: Change, words: str) -> None:
     _edit_graph(copy, file, change)
     with pytest.raises(FormatError, match=words) as caught:
         plan_check(copy)
@@ -104,7 +104,7 @@ def test_a_graph_that_the_manifest_does_not_describe(copy: Path, file: str, chan
 
 
 @pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x09"])
-def test_a_file_that_is_no_graph(copy: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(copy: Path, data: bytes) -> None:
     (copy / "model.onnx").write_bytes(data)
     rehash(copy)
     with pytest.raises(FormatError) as caught:
@@ -183,13 +183,15 @@ def _linked(folder: Path) -> None:
         ),
     ],
 )
-def test_bad_input_is_named(copy: Path, change: Callable[[Path], None], error: type[InputError], words: str) -> None:
+def test_bundles_that_contradict_their_manifest_are_refused(
+    copy: Path, change: Callable[[Path], None], error: type[InputError], words: str
+) -> None:
     change(copy)
     with pytest.raises(error, match=words):
         plan_check(copy)
 
 
-def test_an_adapter_file_of_another_base(copy: Path) -> None:
+def test_an_adapter_file_of_another_base_is_refused(copy: Path) -> None:
     """Names, shapes and hashes match: only the number in the file reveals it."""
     path = copy / "adapters/tone.onnx_adapter"
     native = ort.AdapterFormat()
@@ -202,7 +204,7 @@ def test_an_adapter_file_of_another_base(copy: Path) -> None:
         _verify(copy)
 
 
-def test_a_tensor_of_an_adapter_that_is_named_like_a_data_input(copy: Path) -> None:
+def test_a_tensor_named_like_a_data_input_is_refused(copy: Path) -> None:
     def rename(tensors: dict[str, np.ndarray]) -> None:
         tensors["ids"] = tensors.pop(DOWN)
 

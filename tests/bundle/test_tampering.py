@@ -79,7 +79,7 @@ def test_a_wrong_head_is_reported_at_the_head(copy: Path) -> None:
     assert failure.culprit.name == "head"
 
 
-def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path) -> None:
+def test_one_ulp_at_an_idle_site_is_reported_at_the_site(copy: Path) -> None:
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors["adapter.layers.1.attention.up.bias"] = np.full(16, 1e-7, np.float32)
 
@@ -90,7 +90,7 @@ def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path
     assert bad[0].absolute < 3e-7
 
 
-def test_an_error_below_the_budget_of_every_site_is_seen_in_the_bits_of_its_slot(copy: Path) -> None:
+def test_errors_below_every_budget_change_the_bits_of_a_slot(copy: Path) -> None:
     edit_adapter(copy, "tone", scaled(UP, 1 + 2**-23))
     report = check(copy, forms=("slots", "inputs"))
     assert all(result.passed for result in (*report.outputs, *report.sites))

@@ -161,7 +161,7 @@ def test_a_changed_node_and_a_changed_bank_are_located(built: Built, copy: Path)
     assert "approximate" in next(owed.detail for owed in found if owed.id == "nodes/model.onnx")
 
 
-def test_what_build_did_not_write_is_open(built: Built, copy: Path) -> None:
+def test_underived_constants_are_proved_by_exporting_again(built: Built, copy: Path) -> None:
     """A derivation without a constant, and an older bundle without a derivation: the graph is still exported again."""
     document = json.loads((copy / "derivation.json").read_text())
     document["made_by"]["onnx"] = "0.0.1"
@@ -223,7 +223,7 @@ CLAIMS: Mapping[str, Callable[[Manifest], Manifest]] = {
 
 
 @pytest.mark.parametrize("key", CLAIMS)
-def test_what_the_manifest_claims_is_recomputed(copy: Path, key: str) -> None:
+def test_false_claims_of_the_manifest_fail_verification(copy: Path, key: str) -> None:
     rehash(copy, CLAIMS[key])
     (owed,) = failed(ae.verify(copy))
     assert key in owed.where
@@ -241,7 +241,7 @@ def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
         assert {one.status for one in owed} == {status}, owed
 
 
-def test_mixed_batches_run_whatever_the_manifest_says(copy: Path) -> None:
+def test_check_runs_mixed_batches_despite_a_false_manifest(copy: Path) -> None:
     rehash(copy, CLAIMS["batch_invariant"])
     report = ae.check(copy, variants=["bank"], cases=["batch3_tokens7"])
     assert any(result.mixed for result in report.outputs)

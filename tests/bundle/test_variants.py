@@ -129,7 +129,7 @@ class TestBank:
             assert np.isfinite(logits).all()
 
     @pytest.mark.parametrize("wrong", [-1, -5, len(ROWS), 2**40])
-    def test_an_id_that_is_no_row_is_an_error_and_never_another_adapter(self, bundle: Path, wrong: int) -> None:
+    def test_adapter_ids_out_of_range_are_errors(self, bundle: Path, wrong: int) -> None:
         session = _session(bundle, "model.bank.onnx")
         with pytest.raises(Exception, match=r"(?i)indices element out of data bounds"):
             session.run(None, {**token_inputs(4, 2), "adapter_ids": np.array([1, wrong])})
@@ -145,7 +145,7 @@ class TestBank:
         other = _run(session, {**inputs, **twice, "adapter_ids": np.array([6, 7, 5])})
         assert np.array_equal(one["hidden"], other["hidden"])
 
-    def test_one_token_and_one_row(self, bundle: Path) -> None:
+    def test_bank_matches_slots_for_one_row_of_one_token(self, bundle: Path) -> None:
         inputs = token_inputs(1)
         found = _run(_session(bundle, "model.bank.onnx"), {**inputs, "adapter_ids": np.array([4])})
         assert np.allclose(found["hidden"], _by_slots(bundle, inputs, "plain")["hidden"], atol=2e-6)
@@ -162,7 +162,7 @@ def test_a_baked_adapter_needs_no_feed(bundle: Path, manifest: Manifest) -> None
 
 
 class TestRefusals:
-    def test_an_unknown_name_to_bake(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_baking_an_unknown_adapter_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no adapter has this name"):
             _build(base, _adapters(base), tmp_path / "bundle", bake=["nobody"])
         assert not list(tmp_path.iterdir())
@@ -174,7 +174,7 @@ class TestRefusals:
         with pytest.raises(AdapterError, match="cannot share a bank with a wider one"):
             bank_rows(plan, head_sums(plan, ["hidden"]), adapters)
 
-    def test_without_a_batch_there_is_no_bank_and_a_note_says_why(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_base_without_a_dynamic_batch_is_built_without_bank(self, base: OnnxBase, tmp_path: Path) -> None:
         records = tuple(replace(record, axes=(2, *record.axes[1:])) for record in base.inputs)
         model, heard = base.model.clone(), Heard()
         for value in model.graph.inputs:

@@ -22,7 +22,7 @@ from adapter_export.reporting import Reporter
 
 
 @pytest.mark.parametrize("call", [ae.check, ae.verify])
-def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Callable[..., Report]) -> None:
+def test_files_overwritten_during_a_check_change_nothing(built: Built, copy: Path, call: Callable[..., Report]) -> None:
     """Overwriting files during a check has no effect, and the report names the original bundle."""
 
     class Overwriting(Reporter):
@@ -40,7 +40,7 @@ def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Ca
     assert found == replace(expected, bundle=str(copy))
 
 
-def test_without_room_for_what_is_checked(built: Built) -> None:
+def test_verify_names_missing_space_for_the_private_copy(built: Built) -> None:
     with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR") as caught:
         ae.verify(built.folder)
     assert str(built.folder) in str(caught.value)
@@ -54,7 +54,7 @@ def _verify(folder: Path) -> Report:
     return prove(plan_check(folder, quick=True), None)
 
 
-def test_a_whole_bundle(built: Built) -> None:
+def test_verify_covers_every_variant_and_adapter(built: Built) -> None:
     found = _verify(built.folder)
     assert found.passed
     forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}

@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[Callable[[SiteMap], SiteMap], str]] = {
 }
 
 
-def test_the_same_sites(pair: Pair) -> None:
+def test_equal_sites_of_both_views_are_accepted(pair: Pair) -> None:
     base, exported = pair
     assert len(base.sites.map.sites) > 4
     _check(pair, base.sites.map, exported.sites)
@@ -86,7 +86,7 @@ def test_the_same_sites(pair: Pair) -> None:
 
 @pytest.mark.parametrize("where", ["torch", "ONNX"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_other_sites(pair: Pair, fault: str, where: str) -> None:
+def test_different_sites_of_both_views_are_refused(pair: Pair, fault: str, where: str) -> None:
     base, exported = pair
     change, words = FAULTS[fault]
     ours, theirs = base.sites.map, exported.sites

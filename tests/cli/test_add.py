@@ -44,7 +44,7 @@ def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
     cli.refused(3, "a bundle needs at least one adapter", "remove", copy, "topic")
 
 
-def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Path, more: Path) -> None:
+def test_add_refuses_invalid_adapters_with_advice(cli, copy: Path, model: Path, more: Path) -> None:
     found = cli.refused(
         3,
         "needs slots that the exported graph does not have; found activation `tanh`, but the slots have `",

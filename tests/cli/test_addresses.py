@@ -192,7 +192,7 @@ def test_a_door_asks_the_hub(kind: str, line: str, hub: HubServer, files: dict[s
 
 
 @pytest.mark.parametrize("line", HERE)
-def test_what_is_needed_here_is_not_fetched(line: str, hub: HubServer, files: dict[str, Path]) -> None:
+def test_arguments_that_must_be_local_are_not_fetched(line: str, hub: HubServer, files: dict[str, Path]) -> None:
     done = CliRunner().invoke(main, words_of(line, "hf://me/none", files))
     assert done.exit_code in (2, 3), done.output
     assert "hf://me/none" in done.stderr

@@ -42,7 +42,7 @@ def test_a_bundle_explains_itself(cli, bundle: Path, monkeypatch, capsys) -> Non
     cli.done("verify", bundle)
 
 
-def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_adapter_names_are_looked_up_beside_the_model(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     shutil.copytree(graph.parent, tmp_path, dirs_exist_ok=True)
     shutil.copytree(adapters / "topic", tmp_path / "topic")
     work = tmp_path / "work"
@@ -89,7 +89,7 @@ def test_an_empty_name_is_a_wrong_call(
     cli.refused(2, words, "build", model, "--adapters", listed, "-o", "bundle", folder=tmp_path)
 
 
-def test_an_adapter_that_is_not_there_is_named_with_the_places_looked_at(cli, model: Path, tmp_path: Path) -> None:
+def test_missing_adapters_are_named_with_the_searched_places(cli, model: Path, tmp_path: Path) -> None:
     found = cli.refused(3, "`nobody`", "build", model, "--adapters", "nobody", "-o", "bundle", folder=tmp_path)
     assert "adapters/nobody" in found.stderr
     assert _left(tmp_path) == []
@@ -117,7 +117,7 @@ def test_weights_that_were_changed_are_refused(cli, model: Path, spoiled: Path, 
     assert _left(tmp_path) == ["work"]
 
 
-def test_another_base_is_refused_unless_it_is_allowed(cli, adapters: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused_unless_allowed(cli, adapters: Path, tmp_path: Path) -> None:
     """A graph with 40 positions, whose file does not say that there are no more."""
     import torch
     from transformers import BertConfig, BertModel
@@ -145,7 +145,7 @@ def test_another_base_is_refused_unless_it_is_allowed(cli, adapters: Path, tmp_p
     assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_existing_bundle_is_replaced_only_with_force(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
     call = ("build", graph, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
@@ -157,7 +157,7 @@ def test_what_is_there_is_replaced_only_by_force(cli, graph: Path, adapters: Pat
 
 
 @pytest.mark.parametrize("limit", [1_000, 12_000, 40_000])
-def test_a_full_disk_leaves_what_was_there(cli, graph: Path, adapters: Path, tmp_path: Path, limit: int) -> None:
+def test_full_disk_leaves_the_existing_bundle(cli, graph: Path, adapters: Path, tmp_path: Path, limit: int) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
     call = ("build", graph, "--adapters", adapters / "tone", "-o", tmp_path / "bundle", "--force")

@@ -30,14 +30,14 @@ def test_the_archive_is_the_model(hf_folder: Path, model: Path) -> None:
     assert base.tokenizer == (hf_folder / "tokenizer.json").read_text()
 
 
-def test_what_is_no_such_folder_is_refused(cli, tmp_path: Path) -> None:
+def test_folders_without_a_model_are_refused(cli, tmp_path: Path) -> None:
     cli.refused(3, "no folder", "capture", tmp_path / "nowhere", "-o", tmp_path / "out" / "model.pt")
     (tmp_path / "empty").mkdir()
     cli.refused(3, "no `config.json`", "capture", tmp_path / "empty", "-o", tmp_path / "out" / "model.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_inputs_that_a_folder_does_not_take(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_capture_refuses_inputs_that_the_model_lacks(cli, hf_folder: Path, tmp_path: Path) -> None:
     capture = ("capture", hf_folder, "-o", tmp_path / "model.pt")
     cli.refused(2, "do not match the arguments of the model", *capture, "--input", "pixels=float32[batch,3,8,8]")
     found = cli.refused(3, "cannot run on example inputs", *capture, "--input", "input_ids=float32[batch,sequence]")
@@ -53,13 +53,13 @@ def test_truncated_weights_are_refused(cli, hf_folder: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_existing_archive_is_replaced_only_with_force(cli, hf_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_text("mine")
     cli.refused(3, "already exists", "capture", hf_folder, "-o", tmp_path / "model.pt")
     assert (tmp_path / "model.pt").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_what_was_there(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_existing_archive(cli, hf_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_text("mine")
     cli.refused(3, "model.pt", "capture", hf_folder, "-o", tmp_path / "model.pt", "--force", file_size=20_000)
     assert (tmp_path / "model.pt").read_text() == "mine"

@@ -84,7 +84,7 @@ def test_an_old_pickle_is_read_as_well_and_fewer_bits_become_float32(cli, encode
         assert torch.equal(weight, expected[name].float())
 
 
-def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
+def test_pickled_code_runs_only_with_trust_pickle(cli, tmp_path: Path) -> None:
     torch.save(_Runs(tmp_path / "was here"), tmp_path / "mine.pt")
     found = cli.refused(3, "could run code", "capture", tmp_path / "mine.pt", "-o", tmp_path / "m.pt")
     assert "only if you trust" in found.stderr.casefold()
@@ -97,7 +97,7 @@ def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
     assert not (tmp_path / "m.pt").exists()
 
 
-def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) -> None:
+def test_unclear_inputs_require_a_description(cli, pickled: Path, tmp_path: Path) -> None:
     found = cli.refused(2, "are unclear", "capture", "--trust-pickle", pickled, "-o", tmp_path / "m.pt")
     assert "TransformerEncoder.forward(src" in found.stderr
     assert "--input" in found.stderr
@@ -114,13 +114,15 @@ def test_what_is_not_obvious_is_asked_for(cli, pickled: Path, tmp_path: Path) ->
         ([SRC, SRC], "described twice"),
     ],
 )
-def test_bad_descriptions(cli, pickled: Path, tmp_path: Path, described: list[str], words: str) -> None:
+def test_invalid_input_descriptions_are_refused(
+    cli, pickled: Path, tmp_path: Path, described: list[str], words: str
+) -> None:
     options = [word for text in described for word in ("--input", text)]
     cli.refused(2, words, "capture", "--trust-pickle", pickled, *options, "-o", tmp_path / "m.pt")
     assert not (tmp_path / "m.pt").exists()
 
 
-def test_a_class_that_python_does_not_find(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_of_a_missing_class_are_refused(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("somewhere_else")
     module.Net = type("Net", (nn.Linear,), {"__module__": "somewhere_else"})
     with monkeypatch.context() as patch:
@@ -130,7 +132,7 @@ def test_a_class_that_python_does_not_find(cli, tmp_path: Path, monkeypatch: pyt
     assert "PYTHONPATH" in found.stderr
 
 
-def test_what_is_no_pickle(cli, model: Path, hf_folder: Path, tmp_path: Path) -> None:
+def test_capture_refuses_inputs_that_are_not_pickles(cli, model: Path, hf_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.pt"
     cli.refused(3, "an archive of `torch.export` already", "capture", "--trust-pickle", model, "-o", out)
     cli.refused(3, "an archive of `torch.export` already", "capture", model, "-o", out)

@@ -40,7 +40,7 @@ def tampered(bundle: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -> None:
+def test_bundle_passes_the_check_against_its_archive(cli, bundle: Path, model: Path) -> None:
     done = cli.done("check", bundle, "--against", model, "--verbose")
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["base"], ["topic"], ["tone"])]
     assert {row[0] for row in rows} == {"base", "topic", "tone"}
@@ -69,7 +69,7 @@ def test_a_check_of_a_large_base_estimates_its_time(bundle: Path, model: Path, m
         ae.check(bundle, **part)  # without a model it takes seconds
 
 
-def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path) -> None:
+def test_bundle_passes_the_check_against_its_folder(cli, bundle: Path, hf_folder: Path) -> None:
     document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic", "--only", "base")
     validate(document, "check-report")
     assert (document["verdict"], document["scope"]) == ("passed", "part")
@@ -108,7 +108,7 @@ def test_a_bundle_that_takes_more_than_its_base_fails(
     assert failed["live model", "batch1_sequence81"].startswith("batch 1, sequence 81: ")
 
 
-def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_bundle_of_an_onnx_base_passes_the_check(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--max-tokens", 24, "-o", tmp_path / "bundle")  # more than the base's 24 positions cannot be computed
     cli.done("build", graph, "--adapters", adapters / "topic", *options)
     against = ("--against", graph, "--adapters", adapters / "topic", "--only", "topic")
@@ -120,7 +120,7 @@ def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, ad
 
 
 @pytest.mark.extended
-def test_without_a_model_torch_is_not_needed(bundle: Path) -> None:
+def test_check_without_a_model_runs_without_torch(bundle: Path) -> None:
     code = """
 import sys
 for name in ("torch", "transformers", "onnxscript"):
@@ -156,7 +156,7 @@ def test_a_mismatch_ends_with_1_and_says_where(cli, tampered: Path) -> None:
     assert block[-1] == "failed"
 
 
-def test_the_command_of_a_failure_repeats_it(cli, tampered: Path) -> None:
+def test_command_of_a_failure_reproduces_the_failure(cli, tampered: Path) -> None:
     done = cli("check", tampered, "--json")
     assert done.returncode == 1
     document = json.loads(done.stdout)
@@ -196,7 +196,9 @@ def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:
         (("--against", "nothing.pt"), 3, "nothing.pt"),
     ],
 )
-def test_what_is_not_there_is_refused(cli, bundle: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_unknown_adapters_and_missing_files_are_refused(
+    cli, bundle: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
     cli.refused(code, words, "check", bundle, *arguments)
 
 

@@ -17,7 +17,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_adapter_beside_itself_in_a_bundle(cli, bundle: Path, adapters: Path, model: Path, data, tmp_path) -> None:
+def test_compare_command_reports_an_adapter_beside_its_bundle(
+    cli, bundle: Path, adapters: Path, model: Path, data, tmp_path
+) -> None:
     columns = ("--data", data, "--text", "sentence", "--label", "class", "--resamples", 20, "--rounds", 2)
     page = tmp_path / "page.html"
     options = (bundle, adapters / "tone", "--only", "tone", "--base", model, *columns)
@@ -34,7 +36,7 @@ def test_an_adapter_beside_itself_in_a_bundle(cli, bundle: Path, adapters: Path,
     cli.refused(3, "already exists", "compare", *options, "--report", page)
 
 
-def test_the_document_and_what_is_refused(cli, bundle: Path, data: Path) -> None:
+def test_compare_refuses_invalid_calls_and_prints_json(cli, bundle: Path, data: Path) -> None:
     columns = ("--data", data, "--text", "sentence", "--label", "class")
     refused = cli.refused(3, "holds labels that not every contestant has", "compare", bundle, *columns)
     assert "`topic` has no `good`, `bad`" in refused.stderr

@@ -92,7 +92,7 @@ def test_an_adapter_can_be_renamed(cli, adapters: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, made.weights["layers.0.ffn.topic.down.weight"])
 
 
-def test_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
+def test_adapter_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
     cli.done("compose", "fuse", "topic", "tone", "-o", tmp_path / "fused", folder=adapters)
     fused = read_adapter(tmp_path / "fused")
     np.testing.assert_array_equal(fused.weights["shared.weighted_fusion.mix.weights"], [[0.5, 0.5]])
@@ -113,11 +113,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_wrong_calls_are_named(cli, adapters: Path, tmp_path: Path, words: str) -> None:
+def test_compose_refuses_invalid_calls(cli, adapters: Path, tmp_path: Path, words: str) -> None:
     cli.refused(2, words, "compose", *REFUSED[words], "-o", tmp_path / "c", folder=adapters)
     assert not (tmp_path / "c").exists()
 
 
-def test_a_member_that_is_not_there_is_named(cli, adapters: Path, tmp_path: Path) -> None:
+def test_missing_members_are_named_with_the_searched_places(cli, adapters: Path, tmp_path: Path) -> None:
     words = "looked at `missing`, `adapters/missing`."
     cli.refused(3, words, "compose", "stack", "topic", "missing", "-o", tmp_path / "c", folder=adapters)

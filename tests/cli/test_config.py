@@ -98,13 +98,13 @@ def test_a_file_sets_options_of_every_type(tool) -> None:
     }
 
 
-def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(tool) -> None:
+def test_typed_options_override_the_file_and_the_file_defaults(tool) -> None:
     found = _given(tool(ALL, "serve", "b", "--rows", "3", "--bake", "c", "-o", "other"))
     assert (found["rows"], found["bake"], found["output"], found["rate"]) == (3, ("c",), Path("other"), 1e-4)
     assert _given(tool('[serve]\noutput = "x"', "serve", "b"))["rows"] == 32
 
 
-def test_a_command_in_a_group_has_a_table_in_that_of_the_group(tool) -> None:
+def test_commands_in_a_group_read_their_nested_table(tool) -> None:
     assert _given(tool('[import.peft]\noutput = "x"\nrows = 5', "import", "peft", "b"))["rows"] == 5
 
 
@@ -131,7 +131,7 @@ def test_tables_of_other_commands_change_nothing(tool) -> None:
         ("rows = " + "[" * 100_000, ["c.toml", "is too deeply nested"]),
     ],
 )
-def test_what_cannot_be_used_is_named_with_file_and_key(tool, config: str, words: list[str]) -> None:
+def test_invalid_settings_are_named_with_file_and_key(tool, config: str, words: list[str]) -> None:
     found = tool(config, "serve", "b", "-o", "out")
     assert found.exit_code in (2, 3), found.output
     assert "This is a bug" not in found.stderr
@@ -139,11 +139,11 @@ def test_what_cannot_be_used_is_named_with_file_and_key(tool, config: str, words
         assert word in found.stderr
 
 
-def test_a_required_option_may_come_from_the_file_and_must_come_from_somewhere(tool) -> None:
+def test_missing_required_options_are_refused(tool) -> None:
     assert "Missing option" in tool("[serve]\nrows = 1", "serve", "b").stderr
 
 
-def test_a_file_that_is_not_there_is_an_error(tool) -> None:
+def test_missing_config_files_are_refused(tool) -> None:
     Path("c.toml").write_text("")
     found = CliRunner().invoke(make_command(COMMAND, "serve"), ["b", "-o", "out", "--config", "nowhere.toml"])
     assert found.exit_code != 0

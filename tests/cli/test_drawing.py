@@ -38,7 +38,7 @@ def _boxes(svg: str) -> list[tuple[float, float]]:
     return [(float(box.attrib["x"]), float(box.attrib["y"])) for group in groups for box in group.iter(f"{_SVG}rect")]
 
 
-def test_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_inspect_draws_the_adapters_of_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
     svg = tmp_path / "deep" / "a.svg"
     done = cli.done("inspect", bundle, "--svg", svg)
     assert f"wrote {svg}" in done.stderr
@@ -55,7 +55,7 @@ def test_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
     cli.done("inspect", bundle, "--svg", svg, "--force")
 
 
-def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Path, tmp_path: Path) -> None:
+def test_remains_of_a_killed_command_are_removed_with_a_warning(cli: Any, adapters: Path, tmp_path: Path) -> None:
     left = tmp_path / ".a.svg.0123abcd.tmp"
     left.write_text("half")
     done = cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
@@ -63,7 +63,7 @@ def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
 
 
-def test_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path: Path) -> None:
+def test_inspect_draws_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path: Path) -> None:
     cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
     assert _texts((tmp_path / "a.svg").read_text("utf-8")).count("4") == 2
     cli.done("inspect", model, "--svg", tmp_path / "m.svg")
@@ -72,7 +72,7 @@ def test_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path:
     assert "embeddings" in drawn
 
 
-def test_rows_are_the_places_of_the_base_and_a_box_lies_in_its_row_and_column() -> None:
+def test_boxes_lie_in_the_row_of_their_place() -> None:
     sites = ["embeddings", "encoder.layers.0.attention.query", "encoder.layers.0.attention", "encoder.layers.0.ffn"]
     sites += ["decoder.layers.0.cross_attention", "decoder.layers.1.ffn.up"]
     adapters = [("a", _adapter(sites[1], sites[2])), ("b", _adapter(sites[2]))]
@@ -120,13 +120,13 @@ def test_many_names_are_turned_and_all_lies_inside(count: int, turned: int) -> N
     assert all(later - before >= 30 for before, later in pairwise(columns)), "no box covers another"
 
 
-def test_names_are_text_and_never_markup() -> None:
+def test_drawing_escapes_names() -> None:
     svg = draw(placement_map("<script>&\"'", ["<b>"], [("</svg>", _adapter("<b>"))], []))
     assert {"<script>&\"'", "</svg>", "<b>"} <= {*_texts(svg)}
     assert "<script" not in svg
 
 
-def test_it_has_colours_for_light_and_dark_and_words_for_those_who_do_not_see_it() -> None:
+def test_drawing_has_both_colour_schemes_and_a_description() -> None:
     svg = draw(placement_map("t", ["ffn"], [("a", _adapter("ffn"))], []))
     style = ET.fromstring(svg).findtext(f"{_SVG}style") or ""
     light, dark = style.split("@media (prefers-color-scheme: dark)")
@@ -137,5 +137,5 @@ def test_it_has_colours_for_light_and_dark_and_words_for_those_who_do_not_see_it
     assert ET.fromstring(svg).findtext(f"{_SVG}desc") == "a (houlsby) acts at 1 places"
 
 
-def test_nothing_is_drawn() -> None:
+def test_empty_placements_draw_only_the_title() -> None:
     assert _texts(draw(PlacementMap("empty", (), ()))) == ["empty"]

@@ -30,7 +30,7 @@ def rotated(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     return [{**row, "label": OTHER[row["label"]] if at < count else row["label"]} for at, row in enumerate(rows)]
 
 
-def test_it_shows_the_scores_with_their_intervals(cli, bundle: Path, answers, tmp_path: Path) -> None:
+def test_evaluate_shows_scores_with_their_intervals(cli, bundle: Path, answers, tmp_path: Path) -> None:
     data = table(tmp_path / "test.tsv", rotated(answers, 1))
     done = cli.done("evaluate", bundle, "--adapter", "tone", "--data", data, "--slices", "words", "--resamples", 50)
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -72,7 +72,7 @@ def test_a_gate_that_means_nothing_is_refused(
     cli.refused(2, words, "evaluate", bundle, "--adapter", "tone", "--data", data, *given)
 
 
-def test_the_model_answers_beside_it_and_a_page_is_written(
+def test_evaluate_compares_with_the_model_and_writes_a_page(
     cli, bundle: Path, model: Path, answers, tmp_path: Path
 ) -> None:
     data, page = table(tmp_path / "test.tsv", answers), tmp_path / "page.html"

@@ -25,7 +25,7 @@ def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_adapter_folder_with_its_base(cli, lora: Path, base: Path, tmp_path: Path) -> None:
+def test_export_writes_peft_files_with_the_name_of_the_base(cli, lora: Path, base: Path, tmp_path: Path) -> None:
     shown = cli.done("export", lora, "--to", "peft", "--base", base, "--base-name", "org/bert", "-o", tmp_path / "out")
     assert "LORA at 6 modules, 12 tensors" in shown.stderr
     assert "within 0.0e+00 of the adapter, in float64" in shown.stderr

@@ -80,7 +80,7 @@ def test_python_yields_the_same_texts(bundle: Path) -> None:
     assert [(text.prompt, text.adapter) for text in both] == [(p, name) for p in PROMPTS for name in ("b", None)]
 
 
-def test_wrong_calls_are_refused(cli, bundle: Path, text_folder: Path) -> None:
+def test_generate_refuses_invalid_calls(cli, bundle: Path, text_folder: Path) -> None:
     prompt = ("--prompt", PROMPTS[0])
     cli.refused(2, "no adapter is named", "generate", bundle, *prompt)
     cli.refused(2, "--temperature", "generate", bundle, "--adapter", "a", *prompt, "--top-k", "3")

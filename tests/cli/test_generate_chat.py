@@ -36,7 +36,7 @@ def _answer(writer: TextWriter, adapter: str | None, messages: list[dict[str, st
     return writer.write([prompt], adapters=[adapter], decoding=Decoding(count))[0].text
 
 
-def test_adapters_take_turns(cli: Any, bundle: Path, writer: TextWriter) -> None:
+def test_adapters_can_change_within_a_conversation(cli: Any, bundle: Path, writer: TextWriter) -> None:
     first = _answer(writer, "a", _said("w5 w9", system="w3"))
     messages = _said("w5 w9", first, "w33", system="w3")
     second = _answer(writer, "b", messages)
@@ -92,7 +92,7 @@ def test_a_message_that_cannot_be_answered_is_forgotten(writer: TextWriter) -> N
     assert conversation.messages == _said("w5", first)
 
 
-def test_wrong_calls_are_refused(cli: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_chat_refuses_invalid_calls(cli: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     plain = generating(tmp_path_factory, "llama") / "bundle"
     cli.refused(3, "no chat template", "generate", plain, "--chat", "--adapter", "a")
     cli.refused(2, "--prompt", "generate", bundle, "--chat", "--adapter", "a", "--prompt", "w5")

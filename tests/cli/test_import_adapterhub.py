@@ -26,7 +26,7 @@ def onnx(base: Made) -> Path:
     return base.onnx.path
 
 
-def test_from_the_folders_to_one_bundle(cli, base: Made, onnx: Path, tmp_path: Path) -> None:
+def test_imported_kinds_share_one_bundle_and_match_adapterhub(cli, base: Made, onnx: Path, tmp_path: Path) -> None:
     """Different kinds in one graph, one after the other: each computes what the library computed."""
     for name in KINDS:
         found = cli.done("import", "adapterhub", FIXTURES / "bert" / name, "--base", onnx, "-o", tmp_path / name)
@@ -42,7 +42,7 @@ def test_from_the_folders_to_one_bundle(cli, base: Made, onnx: Path, tmp_path: P
             np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=0, atol=2e-5)
 
 
-def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
+def test_json_matches_the_written_adapter(cli, onnx: Path, tmp_path: Path) -> None:
     folder = FIXTURES / "bert/head_two_layers"
     document = cli.json("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a", "--name", "tone")
     assert document["name"] == "tone"
@@ -55,12 +55,12 @@ def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
     assert adapter.training["imported_from"]["version"] == "adapters.1.3.0"
 
 
-def test_notes_are_warnings(cli, onnx: Path, tmp_path: Path) -> None:
+def test_import_notes_are_printed_as_warnings(cli, onnx: Path, tmp_path: Path) -> None:
     found = cli.done("import", "adapterhub", FIXTURES / "bert/legacy", "--base", onnx, "-o", tmp_path / "a")
     assert "warning: the file has no version: its activation `gelu` is now named `gelu_new`." in found.stderr
 
 
-def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+def test_name_selects_one_of_several_adapters(cli, onnx: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for name in ("seq_bn", "lora"):
         shutil.copytree(FIXTURES / "bert" / name, folder / name)
@@ -79,7 +79,7 @@ def test_a_head_is_left_out_where_the_user_says_so(cli, onnx: Path, tmp_path: Pa
     assert read_adapter(tmp_path / "a").head is None
 
 
-def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
+def test_base_of_another_architecture_is_refused_unless_by_number(cli, tmp_path: Path) -> None:
     """A folder records its architecture; an archive has other module names."""
     folder, base = FIXTURES / "bert/seq_bn", FIXTURES / "distilbert/model"
     words = "was trained on another architecture; found `bert`; expected `distilbert`."
@@ -89,7 +89,7 @@ def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
     assert "layers were matched by number" in found.stderr
 
 
-def test_an_archive_of_another_architecture(
+def test_archive_of_another_architecture_is_refused_unless_by_number(
     cli, tmp_path_factory: pytest.TempPathFactory, base: Made, tmp_path: Path
 ) -> None:
     """RoBERTa's modules have BERT's names, and its archive records the architecture."""
@@ -100,7 +100,9 @@ def test_an_archive_of_another_architecture(
     cli.done("import", "adapterhub", folder, "--base", base.made / "model.pt", "-o", tmp_path / "b")
 
 
-def test_a_pickle_without_torch(cli, base: Made, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_weights_require_torch(
+    cli, base: Made, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = FIXTURES / "bert/seq_bn_bare_bin"
     cli.done("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
     monkeypatch.setattr("adapter_export.plugins.formats.importing.find_spec", lambda _: None)

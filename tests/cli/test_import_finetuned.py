@@ -50,7 +50,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_merged_adapter_on_rows(cli, merged: Path, minilm_archive: Path, rows: Path, tmp_path: Path) -> None:
+def test_merged_adapter_agrees_with_the_checkpoint_on_rows(
+    cli, merged: Path, minilm_archive: Path, rows: Path, tmp_path: Path
+) -> None:
     place = ("import", "finetuned", merged, "--base", minilm_archive)
     made = cli.json(*place, "--data", rows, "-o", tmp_path / "a")
     assert made["exact"]
@@ -63,14 +65,16 @@ def test_a_merged_adapter_on_rows(cli, merged: Path, minilm_archive: Path, rows:
     assert not (tmp_path / "b").exists()
 
 
-def test_what_is_shown(cli, merged: Path, minilm_archive: Path, tmp_path: Path) -> None:
+def test_import_reports_changed_layers_and_deviation(cli, merged: Path, minilm_archive: Path, tmp_path: Path) -> None:
     done = cli.done("import", "finetuned", merged, "--base", minilm_archive, "--rank", "2", "-o", tmp_path / "a")
     assert "18 changed linear layers" in done.stdout
     assert "the adapter is an approximation: it carries" in done.stderr
     assert "within" in done.stderr
 
 
-def test_vectors_of_sentences(cli, minilm_folder: Path, minilm_archive: Path, tmp_path: Path) -> None:
+def test_sentence_transformers_modules_become_the_head(
+    cli, minilm_folder: Path, minilm_archive: Path, tmp_path: Path
+) -> None:
     """A folder of sentence-transformers keeps its modules as the head."""
     model = tmp_path / "model"
     shutil.copytree(minilm_folder, model)

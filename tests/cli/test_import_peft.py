@@ -31,7 +31,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return peft_base(tmp_path_factory, "llama") / "model.onnx"
 
 
-def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
+def test_imported_adapters_are_built_run_and_exported_again(cli, onnx: Path, tmp_path: Path) -> None:
     names = ("bert_lora_classify", "bert_lora_bias_all", "bert_ia3_classify", "bert_lora_tag", "bert_lora_regress")
     for name in names:
         made = cli.json("import", "peft", adapter_folder(name), "--base", onnx, "-o", tmp_path / name)
@@ -61,7 +61,7 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(original[name], back[name]) for name in original)
 
 
-def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
+def test_import_reports_its_decisions(cli, tmp_path: Path) -> None:
     found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
     assert "`bert.…` match the base's without this prefix" in found.stderr
     assert "the number of labels per text is unknown" in found.stderr
@@ -77,7 +77,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     assert head.task == Task("multi_label", labels, thresholds=(0.3,) * 3, input="pair", max_tokens=64)
 
 
-def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
+def test_task_facts_are_refused_without_a_task(cli, onnx: Path, tmp_path: Path) -> None:
     call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
     cli.refused(2, "the adapter's head has no task, so facts about it cannot be set", *call, "--max-tokens", 64)
     cli.refused(
@@ -93,14 +93,14 @@ def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_labels(cli, onnx: Path, tmp_path: Path) -> None:
+def test_labels_option_names_the_classes(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--labels", "bad, fair,good", "-o", tmp_path / "a")
     assert made["task"]["labels"] == ["bad", "fair", "good"]
     cli.refused(2, "number of labels", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
 
 
-def test_labels_of_the_base(cli, tmp_path: Path) -> None:
+def test_labels_are_read_from_the_configuration_of_the_base(cli, tmp_path: Path) -> None:
     base = shutil.copytree(BASE, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     names = {"0": "bad", "2": "good", "1": "fair"}
@@ -111,7 +111,7 @@ def test_labels_of_the_base(cli, tmp_path: Path) -> None:
     assert made["task"]["labels"] == [f"LABEL_{index}" for index in range(5)]
 
 
-def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+def test_name_selects_one_of_several_adapters(cli, onnx: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         changed(adapter_folder("bert_lora"), tmp_path / "saved" / name)
     made = cli.json("import", "peft", tmp_path / "saved", "--name", "two", "--base", onnx, "-o", tmp_path / "a")
@@ -120,7 +120,7 @@ def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(3, "`one`, `two`", "import", "peft", tmp_path / "saved", "--base", onnx, "-o", tmp_path / "b")
 
 
-def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
+def test_without_head_ignores_the_head(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify_pooler"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--without-head", "-o", tmp_path / "a")
     assert made["task"] is None
@@ -130,7 +130,7 @@ def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(2, "a head is described", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
 
 
-def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, tmp_path: Path) -> None:
+def test_refused_imports_write_nothing(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(3, "pissa_niter_4", "import", "peft", refused_folder("pissa"), "--base", onnx, "-o", tmp_path / "a")
     full = "import", "peft", adapter_folder("change_fourierft"), "--base", onnx, "-o", tmp_path / "a"
     cli.refused(3, "`--dense`", *full)
@@ -138,7 +138,7 @@ def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, tmp_path: Path) 
     assert len(cli.json(*full, "--dense", "--force")["sites"]) == 2
 
 
-def test_a_head_that_reads_the_last_token(cli, llama: Path, tmp_path: Path) -> None:
+def test_last_token_heads_are_imported_with_a_task(cli, llama: Path, tmp_path: Path) -> None:
     call = "import", "peft", refused_folder("last_token"), "--base", llama, "-o", tmp_path / "a"
     cli.json(*call, "--task", "multi_label")
     head = read_adapter(tmp_path / "a").head
@@ -148,6 +148,6 @@ def test_a_head_that_reads_the_last_token(cli, llama: Path, tmp_path: Path) -> N
     assert read_adapter(tmp_path / "a").head is None
 
 
-def test_another_base(cli, llama: Path, tmp_path: Path) -> None:
+def test_base_of_another_architecture_is_refused(cli, llama: Path, tmp_path: Path) -> None:
     words = "acts on modules that the base does not have"
     cli.refused(3, words, "import", "peft", adapter_folder("bert_lora"), "--base", llama, "-o", tmp_path / "a")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 
-def test_a_bundle(cli, bundle: Path) -> None:
+def test_inspect_shows_the_contents_of_a_bundle(cli, bundle: Path) -> None:
     found = cli.json("inspect", bundle)
     assert found["what"] == "bundle"
     assert [adapter["name"] for adapter in found["manifest"]["adapters"]] == ["topic", "tone"]
@@ -21,7 +21,7 @@ def test_a_bundle(cli, bundle: Path) -> None:
         assert words in shown
 
 
-def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
+def test_inspect_groups_many_files_in_its_tables(cli, bundle: Path, monkeypatch) -> None:
     from adapter_export.commands.bundles import inspect as inspect_bundle
 
     shown = cli.done("inspect", bundle).stdout
@@ -39,7 +39,7 @@ def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
     assert f"base.bin 1 {(bundle / 'base.bin').stat().st_size:,}" in many
 
 
-def test_an_adapter(cli, adapters: Path) -> None:
+def test_inspect_shows_task_and_cost_of_an_adapter(cli, adapters: Path) -> None:
     found = cli.json("inspect", adapters / "tone")
     assert found["task"]["labels"] == ["bad", "good"]
     per_site = 2 * 16 * 4 + 4 + 16
@@ -50,7 +50,7 @@ def test_an_adapter(cli, adapters: Path) -> None:
     assert "layers.1.ffn" in shown
 
 
-def test_a_model(cli, model: Path, hf_folder: Path) -> None:
+def test_inspect_shows_inputs_and_sites_of_a_model(cli, model: Path, hf_folder: Path) -> None:
     archive, folder = cli.json("inspect", model), cli.json("inspect", hf_folder)
     assert archive["fingerprint"] == folder["fingerprint"]
     assert [record["role"] for record in archive["inputs"]] == ["ids", "mask", "ids"]
@@ -60,7 +60,7 @@ def test_a_model(cli, model: Path, hf_folder: Path) -> None:
     assert f"4, see `adapter-export sites {model}`" in " ".join(shown.split())
 
 
-def test_damage_is_seen(cli, bundle: Path, adapters: Path, tmp_path: Path) -> None:
+def test_inspect_refuses_damaged_or_incomplete_files(cli, bundle: Path, adapters: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     data = bytearray((copy / "base.bin").read_bytes())
     data[100] ^= 1

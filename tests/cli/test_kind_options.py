@@ -21,7 +21,7 @@ OPTIONS = tuple(OptionsOf(kind_options).defaults())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_options_a_kind_is_as_published(name: str) -> None:
+def test_default_options_give_the_published_kind(name: str) -> None:
     assert make_kind(name, dict.fromkeys(OPTIONS)) == KINDS[name]()
 
 
@@ -120,7 +120,7 @@ def test_an_option_that_a_kind_does_not_have_is_an_error(name: str, option: str)
         ("lora", {"rank": {"query": 1.5}}, "`--rank` is a whole number; found 1.5"),
     ],
 )
-def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -> None:
+def test_invalid_kind_options_are_refused(name: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         make_kind(name, given)
     assert message in error.value.sentence("shell")
@@ -163,7 +163,7 @@ def test_parts_of_a_fused_layer_are_places() -> None:
     assert list(make_kind("lora", {"modules": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
 
 
-def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
+def test_fused_layers_with_mixed_parts_are_named() -> None:
     sites = SiteMap((site("layers.0.attention.qkv", "linear", 0, 48),), "final", 16)
     advice = "computes `query`, `value` in one layer, mixed: name `attention.qkv` instead"
     with pytest.raises(AdapterError, match=advice):
@@ -180,13 +180,13 @@ def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
         (("--kind", "houlsby", "--sublayers", "attention,"), "has an empty item"),
     ],
 )
-def test_the_command_line_reads_them(options: tuple[str, ...], words: str) -> None:
+def test_command_line_refuses_invalid_kind_options(options: tuple[str, ...], words: str) -> None:
     found = CliRunner().invoke(main, ["pack", "w", "--base", "b", *options, "-o", "a"])
     assert found.exit_code == 2, found.output
     assert words in " ".join(found.stderr.split())
 
 
-def test_packing_asks_for_what_tensors_do_not_show() -> None:
+def test_pack_takes_only_options_that_tensors_do_not_show() -> None:
     assert set(OptionsOf(packed_options).defaults()) == {
         *("sublayers", "leave_out", "modules", "scaled_inputs", "activation", "scaling", "alpha", "rs_lora"),
     }

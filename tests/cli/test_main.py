@@ -112,7 +112,7 @@ def test_the_json_of_an_error_has_its_facts(run) -> None:
         ((), "No such option '--json'"),
     ],
 )
-def test_a_wrong_call_is_one_document_too(run, call: tuple[str, ...], words: str) -> None:
+def test_wrong_calls_print_one_json_document(run, call: tuple[str, ...], words: str) -> None:
     found = run(*call, "--json")
     assert found.exit_code == 2
     document = json.loads(found.stdout)
@@ -121,7 +121,7 @@ def test_a_wrong_call_is_one_document_too(run, call: tuple[str, ...], words: str
     assert words in found.stderr
 
 
-def test_an_interrupt_is_json_too(run) -> None:
+def test_interrupts_print_a_json_document(run) -> None:
     found = run("fail", "interrupt", "--json")
     assert json.loads(found.stdout)["exit_code"] == found.exit_code == 130
 
@@ -236,5 +236,5 @@ def test_a_near_miss_is_named() -> None:
     assert "train" in CliRunner().invoke(main, ["xyz"]).stderr
 
 
-def test_the_version() -> None:
+def test_version_option_prints_the_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"adapter-export {__version__}\n"

@@ -86,7 +86,7 @@ def made() -> click.Command:
     return click_command.make_command(COMMAND, "try")
 
 
-def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
+def test_help_matches_the_annotations(made: click.Command) -> None:
     found = CliRunner().invoke(made, ["--help"]).output
     lines = [" ".join(line.split()) for line in found.splitlines()]
     assert lines[0] == "Usage: try [OPTIONS] MODEL NAMES..."
@@ -124,7 +124,7 @@ def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
         ),
     ],
 )
-def test_values_are_what_the_types_say(made: click.Command, words: list[str], expected: dict[str, Any]) -> None:
+def test_options_are_converted_to_their_types(made: click.Command, words: list[str], expected: dict[str, Any]) -> None:
     found = CliRunner().invoke(made, ["m", "x", "y", "-o", "out", *words])
     assert found.exit_code == 0, found.output
     given = GIVEN.pop()
@@ -145,7 +145,7 @@ def test_values_are_what_the_types_say(made: click.Command, words: list[str], ex
         (["--init", "lucky"], "'lucky' is not one of 'normal', 'zero'"),
     ],
 )
-def test_values_that_are_not(made: click.Command, words: list[str], message: str) -> None:
+def test_invalid_option_values_are_refused(made: click.Command, words: list[str], message: str) -> None:
     found = CliRunner().invoke(made, ["m", "x", "-o", "out", *words])
     assert found.exit_code == 2
     assert message in " ".join(found.stderr.split())

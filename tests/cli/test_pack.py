@@ -20,7 +20,7 @@ def weights(tmp_path: Path, plain_tensors) -> Path:
     return path
 
 
-def test_the_folder_holds_the_tensors_as_they_were(cli, model: Path, weights: Path, tmp_path: Path) -> None:
+def test_packed_folder_contains_the_tensors_unchanged(cli, model: Path, weights: Path, tmp_path: Path) -> None:
     made = cli.json("pack", weights, *OPTIONS, "--base", model, "--labels", "bad, good", "-o", tmp_path / "deep" / "a")
     assert made["name"] == "a"
     assert made["task"]["labels"] == ["bad", "good"]
@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused(cli, model: Path, weights: Path, tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, model: Path, weights: Path, tmp_path: Path) -> None:
+def test_existing_adapter_is_replaced_only_with_force(cli, model: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine.txt").write_text("keep")
     call = ("pack", weights, *OPTIONS, "--base", model, "--labels", "a,b", "-o", tmp_path / "a")
@@ -94,7 +94,7 @@ def test_what_is_there_is_replaced_only_by_force(cli, model: Path, weights: Path
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["adapter_graph.json", "weights.safetensors"]
 
 
-def test_a_full_disk_leaves_what_was_there(cli, model: Path, plain_tensors, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_existing_folder(cli, model: Path, plain_tensors, tmp_path: Path) -> None:
     save_file(plain_tensors("pfeiffer", width=4096), tmp_path / "w.safetensors")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine.txt").write_text("keep")

@@ -64,14 +64,14 @@ def test_inspect_warns_of_rows_that_depend_on_each_other(cli, int8_bundle: Path,
     assert "depend on each other" not in found
 
 
-def test_the_table_shows_what_the_precision_costs(cli, graph: Path, int8_bundle: Path) -> None:
+def test_check_table_shows_the_cost_of_the_precision(cli, graph: Path, int8_bundle: Path) -> None:
     found = cli.done("check", int8_bundle, "--against", graph, "--only", "tone", "--quick", "--verbose")
     assert "same class" in found.stdout
     assert "on random inputs" in found.stdout
     assert "passed" in found.stdout
 
 
-def test_without_the_model_the_golden_vectors_are_of_its_precision(cli, int8_bundle: Path) -> None:
+def test_check_without_the_model_uses_golden_vectors_of_its_precision(cli, int8_bundle: Path) -> None:
     found = cli.json("check", int8_bundle, "--quick")
     assert (found["verdict"], found["agreements"]) == ("passed", None)
 
@@ -83,7 +83,7 @@ def test_a_float32_bundle_agrees_on_texts(cli, model: Path, bundle: Path, texts:
     assert (logits["agree"], logits["rows"]) == (20, 20)
 
 
-def test_small_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_build_quantizes_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--base-precision", "int4-weights", "--int8-embeddings")
     made = cli.json("build", graph, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
     assert made["manifest"]["base_precision"] == "int4-weights"
@@ -92,7 +92,7 @@ def test_small_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path
     cli.done("check", tmp_path / "bundle", "--against", graph, "--quick")
 
 
-def test_fused_operators(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+def test_optimize_fuses_operators_and_passes_check(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     found = cli.done("build", graph, "--adapters", adapters / "topic", "--optimize", "-o", tmp_path / "bundle")
     assert "2 bias_gelu" in found.stderr
     assert "is close to the original base: minimum cosine 1.0000" in found.stderr
@@ -100,7 +100,7 @@ def test_fused_operators(cli, graph: Path, adapters: Path, tmp_path: Path) -> No
     assert "passed" in cli.done("check", tmp_path / "bundle", "--against", graph, "--quick").stdout
 
 
-def test_fused_operators_of_integers(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+def test_fused_integer_operators_are_batch_invariant(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
     """The reference is the base in 8 bits before anything was fused, and a row is the same in any batch."""
     options = ("--base-precision", "int8", "--optimize", "--variants", "slots,bank")
     made = cli.json("build", model, "--adapters", adapters / "topic", *options, "-o", tmp_path / "bundle")["manifest"]
@@ -131,7 +131,7 @@ def arrays(ids: np.ndarray) -> dict[str, np.ndarray]:
         (("--base-precision", "int2"), "'int2' is not one of"),
     ],
 )
-def test_what_does_not_go_together_is_a_wrong_call(
+def test_conflicting_precision_options_are_refused(
     cli, model: Path, adapters: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     cli.refused(2, words, "build", model, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")

@@ -98,6 +98,6 @@ def test_an_adapter_goes_comes_and_is_built_in(
         ("https://host/a", "is not a reference"),
     ],
 )
-def test_what_is_no_reference_is_a_wrong_call(reference: str, words: str, cli: Any, bundle: Path) -> None:
+def test_invalid_references_are_refused(reference: str, words: str, cli: Any, bundle: Path) -> None:
     cli.refused(2, words, "pull", reference)
     cli.refused(2, words, "push", bundle, reference)

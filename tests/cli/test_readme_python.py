@@ -8,7 +8,7 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_five_lines_classify(
+def test_python_code_of_the_readme_classifies(
     cli, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     listed = f"questions={adapters / 'topic'},messages={adapters / 'tone'}"

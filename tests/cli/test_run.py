@@ -101,7 +101,7 @@ def test_a_call_without_a_name_is_refused_where_adapters_answer(cli, bundle: Pat
     assert reader.session.run(arrays).keys() == {"last_hidden_state", "pooler_output"}
 
 
-def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:
+def test_run_reads_and_writes_arrays(cli, bundle: Path, tmp_path: Path) -> None:
     ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
     arrays = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
     np.savez(tmp_path / "in.npz", **arrays)
@@ -134,13 +134,13 @@ def test_another_adapter_file_is_loaded_at_run_time(cli, bundle: Path) -> None:
     cli.refused(3, "labels and classes differ", "run", bundle, "--adapter-file", file, "--labels", "a", "--text", "x")
 
 
-def test_wrong_calls(cli, bundle: Path, tmp_path: Path) -> None:
+def test_run_refuses_conflicting_or_missing_inputs(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(2, "exclude each other", "run", bundle, "--text", "x", "--arrays", tmp_path / "in.npz")
     cli.refused(2, "no lines on stdin", "run", bundle, "--adapter", "topic", stdin="\n \n")
     cli.refused(2, " needs `--", "run", bundle, "--labels", "a,b", "--text", "x")
 
 
-def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:
+def test_run_refuses_invalid_files_and_adapters(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(3, "one of `topic`, `tone`", "run", bundle, "--adapter", "nobody", "--text", "x")
     cli.refused(3, "does not exist", "run", bundle, "--arrays", tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no arrays")
@@ -160,7 +160,7 @@ def test_openvino_answers_as_the_cpu_does(cli, bundle: Path) -> None:
     assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
-def test_cuda_is_refused_with_a_word_where_there_is_none(cli, bundle: Path) -> None:
+def test_cuda_is_refused_if_unavailable(cli, bundle: Path) -> None:
     import onnxruntime as ort
 
     if "CUDAExecutionProvider" in ort.get_available_providers():

@@ -18,7 +18,7 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_images_are_answered(cli, vit_folder: Path, images: list[Path]) -> None:
+def test_run_answers_image_files(cli, vit_folder: Path, images: list[Path]) -> None:
     options = [word for path in images for word in ("--image", path)]
     found = cli.json("run", vit_folder / "bundle", *options)["rows"]
     assert [one["text"] for one in found] == [str(path) for path in images]
@@ -34,7 +34,7 @@ def test_inspect_shows_the_steps(cli, vit_folder: Path) -> None:
     assert "resize → rescale → normalize" in cli.done("inspect", vit_folder / "bundle").stdout
 
 
-def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, images: list[Path], tmp_path: Path) -> None:
+def test_unreadable_media_files_are_refused(cli, vit_folder: Path, images: list[Path], tmp_path: Path) -> None:
     bundle, half, sound = vit_folder / "bundle", tmp_path / "half.png", tmp_path / "x.wav"
     half.write_bytes(images[0].read_bytes()[:900])
     sound.write_bytes(wav(noise(100) / 256))

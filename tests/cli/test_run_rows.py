@@ -62,7 +62,7 @@ def _holds(session: Session, encode: Any, rows: list[dict[str, Any]], names: tup
         assert tuple(row["probabilities"]) == LABELS[name]
 
 
-def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
+def test_run_selects_an_adapter_per_row(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
     found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(*TEXTS))
     assert [row["text"] for row in found["rows"]] == list(TEXTS)
     _holds(session, encode, found["rows"])
@@ -71,7 +71,7 @@ def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode
         assert words in shown
 
 
-def test_one_text_through_several_adapters(
+def test_fan_out_runs_several_adapters_on_each_row(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path
 ) -> None:
     found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(TEXTS[0]))
@@ -108,7 +108,7 @@ def test_a_table_names_the_adapters(
     _holds(session, encode, rows)
 
 
-def test_many_lines_in_their_order(
+def test_run_answers_many_lines_in_order(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TextReader, "window", 6)  # several windows, and no two with the same texts
@@ -124,7 +124,7 @@ def test_many_lines_in_their_order(
     assert "20/20" in found.stderr
 
 
-def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
+def test_run_writes_npz_and_safetensors(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
     arrays = encode(*TEXTS)
     np.savez(tmp_path / "in.npz", **arrays)
     save_file(arrays, tmp_path / "in.safetensors")
@@ -153,7 +153,9 @@ def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: A
         (("--data", "a.tsv", *_texts("a")), "`--text` and `--data` exclude each other"),
     ],
 )
-def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str) -> None:
+def test_run_refuses_adapters_that_do_not_match_rows(
+    cli: Any, mixed: Path, options: tuple[str, ...], words: str
+) -> None:
     cli.refused(2, words, "run", mixed, *options)
 
 
@@ -171,7 +173,7 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
         (("--delimiter", ";", *_texts("a")), "Add `--data`, or remove `--delimiter`."),
     ],
 )
-def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
+def test_wrong_calls_suggest_the_missing_options(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
     cli.refused(2, fix, "run", mixed, *options)
 
 
@@ -205,14 +207,14 @@ def test_bad_tables_are_named_with_their_line(
     cli.refused(3, words, "run", mixed, "--data", tmp_path / name, "--adapter-column", "who", "--many")
 
 
-def test_a_table_with_an_empty_text(cli: Any, mixed: Path, tmp_path: Path) -> None:
+def test_empty_texts_of_a_table_are_answered(cli: Any, mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     (row,) = cli.json("run", mixed, "--data", tmp_path / "a.jsonl", "--adapter", "tone")["rows"]
     (typed,) = cli.json("run", mixed, *_texts(""), "--adapter", "tone")["rows"]
     assert row["probabilities"] == typed["probabilities"]
 
 
-def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
+def test_damaged_files_of_lines_and_arrays_are_refused(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes(b"how\n\x81\n")
     cli.refused(3, "a.txt, line 2: is not UTF-8", "run", mixed, "--data", lines)
@@ -226,7 +228,7 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     cli.refused(3, "at least 1 along each axis", "run", mixed, "--arrays", tmp_path / "empty.safetensors")
 
 
-def test_rows_of_several_adapters_without_the_graph_for_rows(
+def test_run_answers_mixed_rows_without_a_bank(
     cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, encode: Any
 ) -> None:
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)

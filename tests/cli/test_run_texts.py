@@ -20,7 +20,7 @@ def folder(text_folder: Path) -> Path:
     return text_folder / "bundle"
 
 
-def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_path: Path) -> None:
+def test_pairs_are_read_from_options_and_tables(cli: Any, folder: Path, tmp_path: Path) -> None:
     pairs = [Pair("a man plays", "a man is playing"), Pair("it rains", "the sun")]
     expected = [one.document() for one in Bundle.open(folder).texts().answer(pairs, "follows")]
     given = [word for one in pairs for word in ("--text", one.first, "--pair", one.second)]
@@ -38,7 +38,7 @@ def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_pa
         assert [row["label"] for row in rows] == [one["label"] for one in expected]
 
 
-def test_choices(cli: Any, folder: Path, tmp_path: Path) -> None:
+def test_run_selects_one_of_several_choices(cli: Any, folder: Path, tmp_path: Path) -> None:
     choices = ["one", "the other", "none"]
     given = [word for one in choices for word in ("--pair", one)]
     (row,) = cli.json("run", folder, "--adapter", "choice", "--text", "which?", *given)["rows"]
@@ -53,7 +53,7 @@ def test_choices(cli: Any, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
+def test_run_reports_truncated_texts(cli: Any, folder: Path, many: bool) -> None:
     (read,) = Bundle.open(folder).texts().read([LONG], "topic")
     options = ("--many",) if many else ("--json",)
     found = cli.done("run", folder, "--adapter", "topic", "--text", "short", "--text", LONG, *options)
@@ -65,7 +65,7 @@ def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
     assert "truncated" not in quiet.stderr
 
 
-def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
+def test_run_reports_truncated_texts_without_a_task(cli: Any, folder: Path) -> None:
     long = " ".join([LONG] * 5)
     found = cli.done("run", folder, "--adapter", "base", "--text", long, "--json")
     (read,) = Bundle.open(folder).texts().read([long])
@@ -73,7 +73,7 @@ def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -> None:
+def test_long_texts_are_read_in_windows_or_refused(cli: Any, folder: Path, many: bool) -> None:
     (expected,) = Bundle.open(folder).texts().answer([LONG], "topic", reading=Reading("windows", 4))
     call = ("run", folder, "--adapter", "topic", "--text", LONG, "--text", "short", "--long-texts")
     if many:
@@ -89,7 +89,7 @@ def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -
     assert "pass `--long-texts windows` or `cut`" in found.stderr
 
 
-def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
+def test_run_refuses_invalid_texts_and_pairs(cli: Any, folder: Path, tmp_path: Path) -> None:
     cli.refused(2, "the number of pairs does not match", "run", folder, "--text", "a", "--text", "b", "--pair", "c")
     cli.refused(3, "expected a pair of texts", "run", folder, "--adapter", "follows", "--text", "a")
     cli.refused(
@@ -108,7 +108,7 @@ def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
     cli.refused(3, "line 1: is not valid Unicode; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
 
 
-def test_spans_and_tokens(cli: Any, folder: Path) -> None:
+def test_run_answers_with_spans_and_tokens(cli: Any, folder: Path) -> None:
     pair = Pair("who?", "Goethe wrote it in Weimar")
     (row,) = cli.json("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second)["rows"]
     assert pair.second[row["start"] : row["end"]] == row["answer"]

@@ -71,7 +71,7 @@ def shown(one: object) -> tuple[str, str]:
 
 
 @pytest.mark.extended
-def test_bases_adapters_and_bundles(model: Path, adapters: Path, bundle: Path) -> None:
+def test_public_objects_have_a_readable_repr(model: Path, adapters: Path, bundle: Path) -> None:
     base = ArchiveBase(model)
     assert "parameters=" not in shown(base)[0]  # nothing is opened to be shown
     assert not base.is_open
@@ -99,7 +99,7 @@ def test_bases_adapters_and_bundles(model: Path, adapters: Path, bundle: Path) -
     assert re.match(r"TextAnswer\(label='[abc]', probability=", shown(answer)[0])
 
 
-def test_what_others_named_is_no_markup_and_steers_no_terminal() -> None:
+def test_displayed_names_contain_no_markup_or_control_characters() -> None:
     line, page = shown(ArchiveBase(Path("<b>\x1b]0;owned\x07.pt")))
     assert not set(line) & {"\x1b", "\x07"}
     assert "<b>" not in page

@@ -104,7 +104,7 @@ def copy(signed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(signed, tmp_path / "bundle")
 
 
-def test_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
+def test_verify_accepts_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
     found = cli.json("verify", signed, "--key", keys / "a.pub")
     assert found["verdict"] == "passed"
     signature = ae.verify_signature(signed, key=keys / "a.pub")
@@ -125,7 +125,7 @@ def test_the_next_steps_after_signing_can_be_pasted(cli, bundle: Path, keys: Pat
     assert "passed" in cli.done(*shlex.split(verify)[1:]).stdout
 
 
-def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> None:
+def test_inspect_names_the_signer(cli, signed: Path, copy: Path, keys: Path) -> None:
     public = load_pem_public_key((keys / "a.pub").read_bytes())
     digest = sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
     told, held = cli.json("inspect", signed), cli.json("inspect", signed, "--key", keys / "a.pub")
@@ -148,7 +148,7 @@ def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> N
     cli.refused(2, "only bundles are signed", "inspect", copy / "adapters" / "tone", "--key", keys / "a.pub")
 
 
-def test_it_may_have_another_name_hidden_files_and_be_a_link(copy: Path, keys: Path) -> None:
+def test_signature_survives_renaming_hidden_files_and_links(copy: Path, keys: Path) -> None:
     moved = copy.rename(copy.with_name("moved"))
     (moved / ".DS_Store").write_bytes(b"put there by a system")
     link = copy.with_name("current")
@@ -157,7 +157,7 @@ def test_it_may_have_another_name_hidden_files_and_be_a_link(copy: Path, keys: P
 
 
 @pytest.mark.extended
-def test_the_command_of_the_library_verifies_it(signed: Path, keys: Path) -> None:
+def test_command_of_model_signing_verifies_the_signature(signed: Path, keys: Path) -> None:
     program = Path(sys.executable).with_name("model_signing")
     words = [program, "verify", "key", signed, "--signature", signed / "model.sig", "--public_key", keys / "a.pub"]
     subprocess.run(words, check=True, capture_output=True)
@@ -242,7 +242,7 @@ def _fifo(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_is_not_signed_as_it_should_be(cli, copy: Path, keys: Path, what: str) -> None:
+def test_invalid_signatures_are_refused(cli, copy: Path, keys: Path, what: str) -> None:
     change, words = BAD[what]
     change(copy, keys)
     done = cli.refused(3, words, "verify", copy, "--key", keys / "a.pub", "--json")
@@ -259,7 +259,7 @@ def test_what_is_not_signed_as_it_should_be(cli, copy: Path, keys: Path, what: s
         ("nobody.pem", None, "does not exist"),
     ],
 )
-def test_keys_that_cannot_sign(
+def test_invalid_keys_cannot_sign(
     cli, copy: Path, keys: Path, monkeypatch, key: str, password: str | None, words: str
 ) -> None:
     before = (copy / "model.sig").read_bytes()
@@ -269,7 +269,7 @@ def test_keys_that_cannot_sign(
     assert (copy / "model.sig").read_bytes() == before
 
 
-def test_a_key_with_a_password(cli, copy: Path, keys: Path, monkeypatch) -> None:
+def test_encrypted_keys_sign_with_their_password(cli, copy: Path, keys: Path, monkeypatch) -> None:
     monkeypatch.setenv(PASSWORD, "open")
     cli.done("sign", copy, "--key", keys / "a.sealed.pem", "--force")
     assert ae.verify_signature(copy, key=keys / "a.pub").files
@@ -277,7 +277,7 @@ def test_a_key_with_a_password(cli, copy: Path, keys: Path, monkeypatch) -> None
         cli.refused(3, "cannot be used to sign or to verify", "verify", copy, "--key", keys / wrong)
 
 
-def test_what_is_not_to_be_signed(cli, copy: Path, keys: Path) -> None:
+def test_failed_reports_and_damaged_bundles_are_not_signed(cli, copy: Path, keys: Path) -> None:
     """A report that failed or is on another bundle, and a bundle that is damaged."""
     document = json.loads((copy / "check.json").read_text("utf-8"))
     report = copy.with_name("report.json")
@@ -295,6 +295,6 @@ def test_a_changed_bundle_is_not_signed_any_more(cli, copy: Path, keys: Path) ->
     cli.refused(3, "is not signed", "verify", copy, "--key", keys / "a.pub")
 
 
-def test_without_the_library(cli, signed: Path, keys: Path, monkeypatch) -> None:
+def test_verify_names_the_missing_signing_extra(cli, signed: Path, keys: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     cli.refused(2, "pip install 'adapter-export[sign]'", "verify", signed, "--key", keys / "a.pub")

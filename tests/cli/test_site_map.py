@@ -28,7 +28,7 @@ def edited(written: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) -> None:
+def test_written_site_map_gives_the_same_sites(cli, model: Path, written: Path) -> None:
     assert cli.json("sites", model, "--site-map", written) == cli.json("sites", model)
     document = json.loads(written.read_text())
     assert document["sites"]["layers.0.ffn"].keys() == {"role", "layer", "torch", "onnx"}
@@ -37,7 +37,7 @@ def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) 
     assert document["sites"]["embeddings"].keys() == {"role", "torch", "onnx"}
 
 
-def test_it_is_not_written_over(cli, model: Path, written: Path) -> None:
+def test_existing_site_maps_are_not_overwritten(cli, model: Path, written: Path) -> None:
     cli.refused(3, "already", "sites", model, "--write-site-map", written)
 
 

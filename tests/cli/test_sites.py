@@ -27,7 +27,7 @@ def test_archive_folder_and_graph_have_the_same_sites(cli, model: Path, hf_folde
     assert archive["embeddings"][0]["path"] == "embeddings.LayerNorm"
 
 
-def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
+def test_sites_are_shown_in_a_table_and_a_drawing(cli, model: Path) -> None:
     found = cli.done("sites", model).stdout
     assert "layers.1.attention" in found
     assert "encoder.layer.1.output.dense" in found
@@ -52,7 +52,7 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
         (b"hello, I am a text", "ONNX"),
     ],
 )
-def test_what_is_no_model_is_named(cli, tmp_path: Path, contents: bytes, words: str) -> None:
+def test_files_that_are_not_models_are_refused(cli, tmp_path: Path, contents: bytes, words: str) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(contents)
     cli.refused(3, words, "sites", path)

@@ -113,7 +113,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_every_command_says_what_it_is_and_what_to_do(
+def test_every_command_identifies_wrong_files_and_advises(
     cli, adapters: Path, table: Path, tmp_path: Path, what: str
 ) -> None:
     write, words = BAD[what]
@@ -131,7 +131,7 @@ def test_every_command_says_what_it_is_and_what_to_do(
 
 
 @pytest.mark.parametrize("what", BAD_GRAPHS)
-def test_graphs_without_their_weights(cli, adapters: Path, tmp_path: Path, what: str) -> None:
+def test_graphs_without_complete_weights_are_refused(cli, adapters: Path, tmp_path: Path, what: str) -> None:
     write, words = BAD_GRAPHS[what]
     path = tmp_path / "model"
     write(path)
@@ -141,14 +141,16 @@ def test_graphs_without_their_weights(cli, adapters: Path, tmp_path: Path, what:
 
 
 @pytest.mark.parametrize("what", ["a pickled module", "a TorchScript file", "a state dict", "another zip"])
-def test_trust_makes_no_base_of_what_has_no_program(cli, tmp_path: Path, what: str) -> None:
+def test_files_without_a_program_are_refused_despite_trust(cli, tmp_path: Path, what: str) -> None:
     write, words = BAD[what]
     write(tmp_path / "model")
     found = cli.refused(3, words[0], "sites", tmp_path / "model", "--trust-pickle")
     assert words[-1] in found.stderr
 
 
-def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
+def test_every_command_refuses_a_truncated_archive(
+    cli, model: Path, adapters: Path, table: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(model.read_bytes()[:-1000])
     words = "a zip file that is truncated or damaged"
@@ -157,9 +159,7 @@ def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, 
     cli.refused(3, words, "train", path, "--data", table, "-o", tmp_path / "out")
 
 
-def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
-    cli, model: Path, adapters: Path, table: Path, tmp_path: Path
-) -> None:
+def test_outputs_never_overwrite_their_inputs(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
     """Also with `--force`, and if it is in a folder that would be replaced."""
     shutil.copy(model, tmp_path / "model.pt")
     shutil.copytree(adapters / "tone", tmp_path / "made" / "tone")
@@ -197,7 +197,7 @@ def test_a_file_takes_the_place_of_no_folder(cli, model: Path, tmp_path: Path) -
     assert (tmp_path / "work/kept").is_dir()
 
 
-def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:
+def test_file_types_are_detected_by_content(cli, model: Path, tmp_path: Path) -> None:
     shutil.copy(model, tmp_path / "archive.onnx")
     (tmp_path / "graph.pt").write_bytes(tiny_model().SerializeToString())
     assert cli.json("sites", tmp_path / "archive.onnx")["sites"] == cli.json("sites", model)["sites"]

@@ -7,7 +7,7 @@ from pathlib import Path
 ROWS = [f"{word} film\tgood\n{word} play\tbad\n" for word in ("who", "how", "many", "the")]
 
 
-def test_a_full_disk_is_an_error_and_what_is_finished_stays(cli, model: Path, tmp_path: Path) -> None:
+def test_full_disk_keeps_finished_trainings(cli, model: Path, tmp_path: Path) -> None:
     data, output = tmp_path / "train.tsv", tmp_path / "sweep"
     data.write_text("text\tlabel\n" + "".join(ROWS), encoding="utf-8")
     options = ("--kinds", "ia3,pfeiffer", "--bottlenecks", "4096", "--seeds", "0", "--epochs", "1", "-o", output)

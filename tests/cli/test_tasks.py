@@ -93,7 +93,7 @@ def bundle(
     return path
 
 
-def test_vectors_that_are_all_alike_are_said(
+def test_training_notes_nearly_identical_vectors(
     cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("alike")
@@ -108,7 +108,7 @@ def test_vectors_that_are_all_alike_are_said(
     assert not any("alike" in note for note in made["vec"]["notes"])
 
 
-def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
+def test_training_reports_task_labels_and_columns(made: dict[str, dict[str, Any]]) -> None:
     assert made["tag"]["task"]["labels"] == ["N", "O", "P"]
     assert "labels" not in made["grade"]["task"]
     assert "labels" not in made["vec"]["task"]
@@ -133,7 +133,7 @@ def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
     assert made["grade"]["task"]["type"] == "regression"
 
 
-def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
+def test_bundle_of_all_tasks_passes_check(cli: Any, bundle: Path, model: Path) -> None:
     found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded", "--quick")
     assert found["verdict"] == "passed"
     outputs = [one for each in found["findings"] for one in each["measurements"]]
@@ -194,7 +194,7 @@ def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
     assert "film" in shown
 
 
-def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_run_writes_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
     texts = ("--text", "the film is good", "--text", "dull", "--out", tmp_path / "out.npz")
     numbers = cli.json("run", bundle, "--adapter", "grade", *texts)["rows"]
     saved = np.load(tmp_path / "out.npz")["logits"]
@@ -207,7 +207,7 @@ def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
     assert "--out FILE.npz" in shown.stderr
 
 
-def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
+def test_rows_of_different_tasks_equal_single_results(cli: Any, bundle: Path) -> None:
     """In one call or many, each row equals the single result of its adapter for its text."""
     names, texts = ("tag", "grade", "vec"), ("the film is good", "dull", "how many films")
     options = [word for text in texts for word in ("--text", text)]
@@ -231,7 +231,7 @@ def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
         assert words in shown
 
 
-def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
+def test_token_answers_for_arrays_skip_padding(cli: Any, bundle: Path, tmp_path: Path) -> None:
     mask = np.array([[1, 1, 1], [1, 0, 0]])
     names = {record["name"] for record in json.loads((bundle / "manifest.json").read_text())["inputs"]}
     arrays = {"input_ids": np.array([[2, 4, 3], [5, 0, 0]]), "attention_mask": mask, "token_type_ids": mask * 0}
@@ -242,7 +242,7 @@ def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
     assert [shown.count(f"token {place}") for place in range(3)] == [2, 1, 1]
 
 
-def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
+def test_adapter_file_runs_with_the_given_task(cli: Any, bundle: Path) -> None:
     file = bundle / "adapters/grade.onnx_adapter"
     found = cli.json("run", bundle, "--adapter-file", file, "--task", "regression", "--text", "dull")
     (own,) = cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["rows"]
@@ -280,7 +280,7 @@ def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[st
         (("--vector-width", "8"), "`--vector-width` does not apply"),
     ],
 )
-def test_options_that_do_not_go_together(
+def test_conflicting_task_options_are_refused(
     cli: Any, model: Path, tables: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     cli.refused(2, words, "train", model, "--data", tables / "vec.tsv", *options, "-o", tmp_path / "a")

@@ -17,14 +17,14 @@ from adapter_export.words import argument
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (91_400_000, "91.4 MB"), (4e12, "4000.0 GB")]
 )
-def test_sizes_are_read_by_people(count: int, words: str) -> None:
+def test_sizes_are_formatted_for_reading(count: int, words: str) -> None:
     assert size(count) == words
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (125.0, "2:05"), (3725, "62:05")]
 )
-def test_durations_are_read_by_people(seconds: float, words: str) -> None:
+def test_durations_are_formatted_for_reading(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
@@ -43,7 +43,7 @@ def test_json_never_holds_nan() -> None:
         emit_json({"loss": float("nan")})
 
 
-def test_markup_in_cells_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_cells_is_shown_literally(capsys: pytest.CaptureFixture[str]) -> None:
     show("[i]a title[/i]", Table(("text",), [("[bold]not markup[/bold]",)], "[b]nor here[/b]"))
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[i]a title[/i]", "[bold]not markup[/bold]", "[b]nor here[/b]"))
@@ -86,7 +86,7 @@ def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[
     assert [line.split("  ")[0] for line in found.err.splitlines()] == ["• first", "• second"]
 
 
-def test_notes_are_warnings_in_the_words_of_the_shell_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_printed_once_as_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalReporter("build") as reporter:
         for _ in range(2):
             reporter.warn("no bank: give " + argument("variants"))

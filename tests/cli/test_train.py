@@ -58,7 +58,7 @@ def test_a_table_becomes_an_adapter_by_the_command_and_by_the_call(
     assert called.training["validation"] == adapter.training["validation"]
 
 
-def test_without_matplotlib_there_is_no_learning_curve_and_a_note(
+def test_training_without_matplotlib_notes_the_missing_curve(
     cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
@@ -135,7 +135,7 @@ def test_options_reach_the_graph(cli, model: Path, data: Path, tmp_path: Path, k
     assert (adapter.name, adapter.kind) == ("tone", kind)
 
 
-def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_train_reads_json_lines_with_other_columns(cli, hf_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "rows.jsonl"
     lines = [json.dumps({"sentence": text, "stars": 5 if label == "good" else 1}) for text, label in rows()]
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -144,7 +144,7 @@ def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> 
     assert made["task"]["labels"] == ["1", "5"]
 
 
-def test_what_was_there_is_kept_without_force_and_restart(cli, model: Path, data: Path, tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_force_and_restart(cli, model: Path, data: Path, tmp_path: Path) -> None:
     for folder, file in (("a", "precious"), ("a.partial", "checkpoint.safetensors")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_bytes(b"half")
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (3, "name", ("--name", "no/slash")),
     ],
 )
-def test_wrong_calls_and_bad_input(
+def test_train_refuses_invalid_options_and_data(
     cli, model: Path, data: Path, tmp_path: Path, code: int, words: str, options
 ) -> None:
     cli.refused(code, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a", *options)
@@ -199,7 +199,7 @@ def test_wrong_calls_and_bad_input(
         ([*rows(), ("text", "")], "1 row has no text or no label; found line 38"),
     ],
 )
-def test_data_that_cannot_be_learnt_from(cli, model: Path, tmp_path: Path, table, words: str) -> None:
+def test_unlearnable_data_are_refused(cli, model: Path, tmp_path: Path, table, words: str) -> None:
     data = write(tmp_path / "train.tsv", table)
     cli.refused(3, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
 

@@ -79,7 +79,7 @@ def test_members_stay_bit_for_bit_and_the_fusion_learns(adapters: Path, fused: P
     assert all(np.abs(found - [[0.2, 0.8]]).max() > 1e-3 for found in weights)
 
 
-def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> None:
+def test_fusion_record_names_members_and_settings(adapters: Path, fused: Path) -> None:
     adapter = read_adapter(fused / "dynamic")
     record, settings = adapter.training, adapter.training["settings"]
     assert (adapter.kind, record[COMPOSITION]["type"]) == ("fusion", "adapter_fusion")
@@ -95,7 +95,7 @@ def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> 
     assert sorted(map(temperature_of, adapter.graphs.values())) == [1.0, pytest.approx(50 - 0.5 * steps)]
 
 
-def test_it_builds_checks_and_runs_beside_its_members(
+def test_trained_fusion_builds_checks_and_runs_beside_its_members(
     cli, hf_folder: Path, model: Path, graph: Path, adapters: Path, fused: Path, tmp_path: Path
 ) -> None:
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", fused / "dynamic", fused / "weighted"]))
@@ -167,7 +167,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_wrong_calls_are_named(cli, model: Path, adapters: Path, data: Path, tmp_path: Path, words: str) -> None:
+def test_train_fusion_refuses_invalid_calls(
+    cli, model: Path, adapters: Path, data: Path, tmp_path: Path, words: str
+) -> None:
     code, options = REFUSED[words]
     cli.refused(code, words, "train", model, "--data", data, *options, "-o", tmp_path / "f", folder=adapters)
     assert not (tmp_path / "f").exists()

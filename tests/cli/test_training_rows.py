@@ -96,7 +96,7 @@ def test_digests_can_be_left_out(cli, model: Path, folder: Path, tmp_path: Path)
     assert "row_digests" not in json.dumps(made["data"])
 
 
-def test_the_majority_stands_beside_scores_and_a_collapse_is_said(cli, model: Path, tmp_path: Path) -> None:
+def test_evaluate_reports_the_majority_and_a_collapse(cli, model: Path, tmp_path: Path) -> None:
     """Almost no learning from 200 rows, of which 160 are `good`: every answer is `good`."""
     table = [(f"{text} {end}", label) for text, label in rows() for end in TEXTS]
     table = [(text, "bad" if at % 5 == 0 else "good") for at, (text, _) in enumerate(table)]

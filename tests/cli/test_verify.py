@@ -21,7 +21,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "bundle")
 
 
-def test_a_whole_bundle(cli, bundle: Path) -> None:
+def test_verify_passes_a_complete_bundle(cli, bundle: Path) -> None:
     found = cli.json("verify", bundle)
     assert found["verdict"] == "passed"
     outputs = [one for each in found["findings"] for one in each["measurements"]]
@@ -67,7 +67,7 @@ def test_damage_is_exit_code_3_and_names_the_file(cli, copy: Path) -> None:
 
 
 @pytest.mark.extended
-def test_it_needs_no_torch(bundle: Path) -> None:
+def test_verify_runs_without_torch(bundle: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         f"from adapter_export.cli.main import main; main(['verify', {str(bundle)!r}])"
@@ -76,7 +76,7 @@ def test_it_needs_no_torch(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_bundle_that_is_expected(cli, bundle: Path) -> None:
+def test_expect_option_accepts_only_the_expected_bundle(cli, bundle: Path) -> None:
     digest = cli.json("inspect", bundle)["digest"]
     assert digest in cli.done("inspect", bundle).stdout
     cli.done("verify", bundle, "--expect", digest)

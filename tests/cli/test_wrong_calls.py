@@ -153,7 +153,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
 
 
 @pytest.mark.extended
-def test_the_guard_sees_what_a_right_call_imports(model: Path, tmp_path: Path) -> None:
+def test_import_guard_detects_the_imports_of_a_right_call(model: Path, tmp_path: Path) -> None:
     """A process that refused nothing would show nothing."""
     (tmp_path / "good.csv").write_bytes(ONE_ROW + b"d,b\n")
     ((code, said),) = run_all([(["train", model, "--data", "good.csv", "-o", "new"], 5, "")], tmp_path)

@@ -59,7 +59,7 @@ def _expected(session: Session, rows: dict[str, np.ndarray], names: list[str]) -
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
-def test_an_adapter_alone(
+def test_clients_answer_with_one_adapter_as_python_does(
     client: Client,
     task_bundle: Path,
     session: Session,
@@ -75,7 +75,7 @@ def test_an_adapter_alone(
         assert min(row["first_token"] for row in expected) == 2
 
 
-def test_all_of_them_in_one_batch(
+def test_clients_answer_all_problem_types_in_one_batch(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """In the bank, where results are as wide as the widest."""
@@ -93,7 +93,7 @@ def test_a_span_of_arrays_without_context_is_refused(
     client.refuses("context", "run", task_bundle, "--inputs", path, "--adapter", "span")
 
 
-def test_nobody_knows_the_task(
+def test_adapters_without_a_task_return_raw_outputs(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """There is no answer: results are given as they are, with the base's."""

@@ -190,7 +190,7 @@ def test_a_part_without_weights_is_refused(node_client: Client, copy: Path) -> N
     node_client.refuses("has no weights for `layers.1.ffn off`", "verify", copy)
 
 
-def test_runs_that_were_recorded_here(node_client: Client, recorded_here: Path) -> None:
+def test_comparable_recorded_runs_are_compared(node_client: Client, recorded_here: Path) -> None:
     found = _of(node_client.verify(recorded_here), "recorded")
     compared = {(graph, name) for graph in ("inputs", "bank") for name in (None, "a", "b")}
     assert {key for key, each in found.items() if each["compared"]} == compared
@@ -208,7 +208,7 @@ def test_recorded_runs_show_another_number(node_client: Client, recorded_here: P
     assert "a in `inputs`: recorded runs differ" in error
 
 
-def test_another_base_says_nothing(node_client: Client, recorded_here: Path) -> None:
+def test_recorded_runs_are_skipped_if_the_base_differs(node_client: Client, recorded_here: Path) -> None:
     """The base is the witness of its graph: elsewhere it is compared."""
 
     def other(manifest: Manifest) -> Manifest:

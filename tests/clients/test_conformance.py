@@ -70,7 +70,9 @@ def test_checksums_of_slots_show_other_tensors(client: Client, checked_bundle: P
     client.refuses("does not compute what the reference computed", "verify", copy)
 
 
-def test_answers_to_golden_texts_without_a_tokenizer(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
+def test_client_without_a_tokenizer_checks_golden_texts_from_ids(
+    cpp_client: Client, text_folder: Path, tmp_path: Path
+) -> None:
     """From their ids; it says that it did not check how text becomes ids."""
     bundle = text_folder / "bundle"
     found = [each for each in cpp_client.verify(bundle) if each["variant"] == "texts"]

@@ -59,7 +59,7 @@ def _cases(bundle: Bundle, name: str | None) -> dict[str, tuple[Arrays, Arrays]]
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_alone(bundle: Bundle, session: Session, name: str | None) -> None:
+def test_each_adapter_reproduces_its_golden_vectors(bundle: Bundle, session: Session, name: str | None) -> None:
     for inputs, expected in _cases(bundle, name).values():
         found, bound = session.run(inputs, name), session.run_on_device(inputs, name)
         for output, allowed in _golden(bundle, name).absolute.items():
@@ -68,7 +68,7 @@ def test_alone(bundle: Bundle, session: Session, name: str | None) -> None:
             np.testing.assert_allclose(bound[output].numpy(), expected[output], rtol=0, atol=allowed)
 
 
-def test_rows_of_one_batch(bundle: Bundle, session: Session) -> None:
+def test_rows_of_a_mixed_batch_reproduce_golden_vectors(bundle: Bundle, session: Session) -> None:
     """Every row is another subject in turn: each subject's rows are what the reference computed for it."""
     subjects = (None, *NAMES)
     expected = {name: _cases(bundle, name) for name in subjects}

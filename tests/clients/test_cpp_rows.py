@@ -53,7 +53,9 @@ def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]
     return {"adapter": adapter, "task": "single_label", **session.classify(row, adapter)[0].document()}
 
 
-def test_rows_of_several_lengths_and_adapters(cpp_client: Client, small_bundle: Path, tmp_path: Path) -> None:
+def test_rows_of_several_lengths_and_adapters_equal_single_runs(
+    cpp_client: Client, small_bundle: Path, tmp_path: Path
+) -> None:
     """In one call of the command line, as ids and as arrays, an adapter that was loaded among them."""
     session = Bundle.open(small_bundle).session(threads=1)
     rows, names = [IDS, IDS[:3], IDS[:5], IDS[:3]], ["tone", "topic", "tone", "tone"]
@@ -116,7 +118,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "gated", make) / "gated"
 
 
-def test_rows_of_an_adapter_that_counts_padding(cpp_client: Client, gated: Path, tmp_path: Path) -> None:
+def test_adapters_that_count_padding_run_on_unpadded_rows(cpp_client: Client, gated: Path, tmp_path: Path) -> None:
     """They are not padded to a length that the base takes, and padding that comes with them is removed."""
     manifest = Bundle.open(gated).manifest
     assert manifest.padding_neutral
@@ -139,7 +141,7 @@ def test_rows_of_an_adapter_that_counts_padding(cpp_client: Client, gated: Path,
         assert (cpp_client.call("run", gated, *words).returncode == 1) == refused
 
 
-def test_a_loaded_adapter_that_counts_padding(cpp_client: Client, gated: Path) -> None:
+def test_loaded_adapters_that_count_padding_are_not_padded(cpp_client: Client, gated: Path) -> None:
     """Its tensors say so: nothing else is known of it."""
     for name in ("gated", "plain"):
         load = ["--load", f"new={gated / 'adapters' / f'{name}.onnx_adapter'}", "--adapter", "new"]
@@ -191,7 +193,7 @@ def test_ids_of_pairs_need_their_types(cpp_client: Client, text_folder: Path) ->
     assert cpp_client.call("run", bundle, *words, *words[:2], "--types", types).returncode == 2
 
 
-def test_types_for_a_base_without_them(cpp_client: Client, small_bundle: Path) -> None:
+def test_token_types_are_refused_by_a_base_without_them(cpp_client: Client, small_bundle: Path) -> None:
     words = [*_ids(IDS[:3]), "--types", "0,0,0", "--adapter", "base"]
     cpp_client.refuses("no such input", "run", small_bundle, *words)
 
@@ -257,7 +259,7 @@ def batches(text_folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_golden_batches(
+def test_golden_batches_pass_and_detect_faults_of_batching(
     cpp_client: Client, text_folder: Path, batches: dict[str, Any], tmp_path: Path, fault: str | None
 ) -> None:
     """They hold, and one fault of how rows are put together is enough for them to fail."""
@@ -273,7 +275,7 @@ def test_golden_batches(
     assert 0 < found["worst"] <= 1
 
 
-def test_golden_batches_that_are_none(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
+def test_empty_or_malformed_golden_batches_are_refused(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(text_folder / "bundle", tmp_path / "bundle")
     _with_batches(bundle, {"version": "1.0.0", "reference": "torch", "batches": []})
     cpp_client.refuses("holds no golden batches", "verify", bundle)

@@ -85,7 +85,7 @@ def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None,
     assert row["probabilities"] == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
 
 
-def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
+def test_overwritten_bundle_files_do_not_change_answers(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
     calls = [{"inputs": INPUTS, "adapter": "tone"}, {"inputs": INPUTS, "adapters": ["topic"]}]
     with _started(cpp_build, bundle) as (_, client):
@@ -97,7 +97,7 @@ def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_b
         assert before[0]["rows"][0]["label"]
 
 
-def test_requests_at_once_each_with_its_own_adapter(
+def test_concurrent_requests_get_answers_of_their_adapters(
     service: httpx2.Client, session: Session, small_bundle: Path
 ) -> None:
     """Single and mixed batches, while an adapter is added and removed."""
@@ -181,13 +181,13 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx2.Client, small_bundle
         pytest.param({"inputs": {**INPUTS, "attention_mask": [[1, 1]] * 2}}, "numbers of rows", id="rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx2.Client, body: object, words: str) -> None:
+def test_invalid_requests_are_refused(service: httpx2.Client, body: object, words: str) -> None:
     answer = service.post("/answer", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
 
-def test_an_adapter_at_a_strength(service: httpx2.Client, session: Session) -> None:
+def test_strength_scales_adapters_per_row(service: httpx2.Client, session: Session) -> None:
     """For all rows, or for each, in a mixed batch, too; at 1 it is as it is."""
     inputs = _arrays(np.random.default_rng(2), 3)
     for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
@@ -238,7 +238,7 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx2.Clie
         assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
 
 
-def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> None:
+def test_rows_of_several_lengths_equal_single_runs(service: httpx2.Client, session: Session) -> None:
     """Each row equals its single run, also with its own fusion weights."""
     rng = np.random.default_rng(5)
     rows = [_arrays(rng, 1) for _ in range(12)]
@@ -258,7 +258,7 @@ def test_rows_of_several_lengths(service: httpx2.Client, session: Session) -> No
     )
 
 
-def test_raw_outputs(task_service: httpx2.Client, task_bundle: Path) -> None:
+def test_service_returns_raw_outputs_per_row(task_service: httpx2.Client, task_bundle: Path) -> None:
     """Outputs of the base, and of each row's head with its own width; a span needs no context for them."""
     session = Bundle.open(task_bundle).session(threads=1)
     inputs = _arrays(np.random.default_rng(3), 4)
@@ -273,7 +273,7 @@ def test_raw_outputs(task_service: httpx2.Client, task_bundle: Path) -> None:
     assert len(rows[2]["outputs"]["logits"]) == 4
 
 
-def test_the_adapters_with_their_tasks(task_service: httpx2.Client, task_bundle: Path) -> None:
+def test_adapters_route_lists_tasks_as_python_does(task_service: httpx2.Client, task_bundle: Path) -> None:
     """As Python gives them: records without the keys that have their default."""
     found = task_service.get("/adapters").json()
     session = Bundle.open(task_bundle).session(threads=1)
@@ -303,7 +303,7 @@ def test_bodies_are_those_of_the_schema(task_service: httpx2.Client) -> None:
         Draft202012Validator(reference, registry=registry).validate(body)
 
 
-def test_a_query_key_that_nobody_knows(service: httpx2.Client) -> None:
+def test_unknown_query_keys_are_refused(service: httpx2.Client) -> None:
     """On every route: a misspelt `task` would give another answer."""
     calls = [
         service.get("/adapters?labels=a"),
@@ -327,7 +327,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx2.Client, task_bundle: Path, claim: str) -> None:
+def test_loaded_adapters_answer_with_the_given_task(task_service: httpx2.Client, task_bundle: Path, claim: str) -> None:
     """Its file says nothing of it, and so its logits mean what the user says."""
     said = CLAIMS[claim]
     data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
@@ -370,7 +370,7 @@ def test_a_task_that_the_head_cannot_do(
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
-def test_an_overflow_is_no_answer(
+def test_overflowing_outputs_are_refused(
     task_service: httpx2.Client, task_bundle: Path, tmp_path: Path, problem: ProblemType
 ) -> None:
     """Tensors are finite, and what the head computes from them is not."""
@@ -402,13 +402,13 @@ def test_an_overflow_is_no_answer(
     "body",
     ["{", '{"inputs": {}, "inputs": {}}', "\xff", '{"inputs": NaN}', '{"inputs": 1e400}', '{"inputs": "\\ud800"}'],
 )
-def test_what_is_no_json_is_refused(service: httpx2.Client, body: str) -> None:
+def test_invalid_json_is_refused(service: httpx2.Client, body: str) -> None:
     answer = service.post("/answer", content=body.encode("latin-1"))
     assert answer.status_code == 400
     assert "no JSON" in answer.json()["error"]
 
 
-def test_files_and_places_that_are_none(service: httpx2.Client) -> None:
+def test_invalid_adapter_files_and_unknown_paths_are_refused(service: httpx2.Client) -> None:
     answer = service.put("/adapters/bad", content=b"no adapter at all")
     assert (answer.status_code, "no ONNX Runtime adapter file" in answer.json()["error"]) == (400, True)
     assert service.delete("/adapters/bad").status_code == 400
@@ -416,7 +416,7 @@ def test_files_and_places_that_are_none(service: httpx2.Client) -> None:
     assert (nowhere.status_code, "/elsewhere" in nowhere.json()["error"]) == (404, True)
 
 
-def test_what_is_too_much_is_refused(service: httpx2.Client, small_bundle: Path) -> None:
+def test_oversized_requests_and_too_many_adapters_are_refused(service: httpx2.Client, small_bundle: Path) -> None:
     large = b" " * (2**22 + 1)
     assert service.post("/answer", content=large).status_code == 413
     assert service.post("/answer", content=(large[at::2] for at in range(2))).status_code == 413
@@ -456,7 +456,9 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: signal.Signals) -> None:
+def test_service_answers_received_requests_before_it_stops(
+    cpp_build: Path, small_bundle: Path, how: signal.Signals
+) -> None:
     """Requests received before are answered."""
     rows = 512
     inputs = {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}

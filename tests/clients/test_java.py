@@ -132,7 +132,7 @@ def test_answers_are_those_of_python(found: dict[str, str], session: Session) ->
     assert np.abs(scaled - session.run(INPUTS, adapters=names)["hidden"]).max() > 0.01
 
 
-def test_each_row_is_what_it_is_alone(found: dict[str, str], session: Session, task_bundle: Path) -> None:
+def test_rows_of_a_mixed_batch_equal_single_runs(found: dict[str, str], session: Session, task_bundle: Path) -> None:
     """Rows of several lengths, with padding on the left, weights and a context of their own."""
     first = {name: array[:1] for name, array in INPUTS.items()}
     few = {"input_ids": np.array([[2, 7, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
@@ -162,7 +162,7 @@ def test_a_text_that_comes_again_gives_the_same_bits(found: dict[str, str], sess
     assert found["nothing kept"] == "PrefixCounts[hits=0, loads=2, evictions=2, resident=0]"
 
 
-def test_adapter_files(found: dict[str, str], session: Session) -> None:
+def test_adapter_files_are_loaded_or_refused(found: dict[str, str], session: Session) -> None:
     alone = [one.probabilities for one in session.classify(INPUTS, "tone")]
     for row, one in zip(json.loads(found["file good"]), alone, strict=True):
         alike([*row["probabilities"].values()], [*one.values()])
@@ -172,7 +172,7 @@ def test_adapter_files(found: dict[str, str], session: Session) -> None:
     assert found["file of another base"].startswith("RequestException: adapter `new`: was made for another bundle")
 
 
-def test_what_is_refused(found: dict[str, str]) -> None:
+def test_invalid_calls_are_refused_by_name(found: dict[str, str]) -> None:
     refused = {name.removeprefix("refused: "): said for name, said in found.items() if name.startswith("refused")}
     assert refused.keys() == REFUSED.keys()
     for name, words in REFUSED.items():

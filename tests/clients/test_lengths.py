@@ -83,7 +83,9 @@ def test_the_bundle_is_sound(length_bundles: dict[Lengths, Path], lengths: Lengt
 
 @every_client
 @both
-def test_texts(client: Client, length_bundles: dict[Lengths, Path], lengths: Lengths) -> None:
+def test_clients_pad_texts_to_supported_lengths(
+    client: Client, length_bundles: dict[Lengths, Path], lengths: Lengths
+) -> None:
     """Each is answered as the row that the record asks for, and without the padding of this row."""
     folder = length_bundles[lengths]
     bundle = Bundle.open(folder)
@@ -102,7 +104,7 @@ def test_texts(client: Client, length_bundles: dict[Lengths, Path], lengths: Len
 
 @every_client
 @pytest.mark.parametrize(("lengths", "count"), REFUSED, ids=str)
-def test_arrays_of_other_lengths(
+def test_clients_refuse_arrays_of_unsupported_lengths(
     client: Client, length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths, count: int
 ) -> None:
     path = tmp_path / "inputs.json"
@@ -113,7 +115,7 @@ def test_arrays_of_other_lengths(
 
 @every_client
 @both
-def test_padding_that_would_change_the_results(
+def test_clients_refuse_padding_that_changes_results(
     client: Client, length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths
 ) -> None:
     """A text is refused whose length is none of the record; one of the same base with such a length is answered."""
@@ -133,7 +135,9 @@ def test_ids_that_are_too_many_are_not_cut(cpp_client: Client, length_bundles: d
 
 
 @both
-def test_the_runtime(length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths) -> None:
+def test_runtime_refuses_unsupported_lengths(
+    length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths
+) -> None:
     reader = Bundle.open(_copied(length_bundles[lengths], tmp_path)).texts()
     with pytest.raises(RequestError, match="padding would change its result") as refused:
         reader.answer([_text(9)], "topic")
@@ -146,7 +150,9 @@ def test_the_runtime(length_bundles: dict[Lengths, Path], tmp_path: Path, length
 
 
 @both
-def test_onnxruntime_alone(length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths) -> None:
+def test_onnxruntime_example_pads_to_supported_lengths(
+    length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths
+) -> None:
     folder = length_bundles[lengths]
     program = runpy.run_path(str(EXAMPLES / "plain_onnxruntime.py"))
     bundle, session = program["PlainBundle"](folder), Bundle.open(folder).session()

@@ -9,7 +9,7 @@ from pathlib import Path
 from clients import Client, alike, last_line
 
 
-def test_what_is_written_over_its_files_changes_nothing(
+def test_overwritten_bundle_files_do_not_change_answers(
     node_client: Client, damaged_bundle: Path, three_rows: Path, tmp_path: Path
 ) -> None:
     node, program = node_client.command
@@ -23,9 +23,7 @@ def test_what_is_written_over_its_files_changes_nothing(
     assert list((tmp_path / "large").glob("adapter-bundle-*")) == []
 
 
-def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(
-    node_client: Client, small_bundle: Path, three_rows: Path
-) -> None:
+def test_repeated_texts_reuse_the_prefix_cache(node_client: Client, small_bundle: Path, three_rows: Path) -> None:
     node, program = node_client.command
     script = replace(node_client.alone(), command=(node, str(Path(__file__).with_name("kept.mjs"))))
     done = script.call(Path(program).parent, small_bundle, three_rows)

@@ -58,7 +58,7 @@ def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]
 
 
 @every_client
-def test_rows_of_several_lengths_and_adapters(client: Client, small_bundle: Path) -> None:
+def test_rows_of_several_lengths_and_adapters_equal_single_runs(client: Client, small_bundle: Path) -> None:
     """An adapter that was loaded, strengths and weights among them."""
     texts = ["who wrote it", "a good book", "moon", "a dull film and a book", "who wrote it"]
     names = ["tone", "topic", "new", "fusion", "-"]
@@ -85,7 +85,7 @@ def test_rows_of_several_lengths_and_adapters(client: Client, small_bundle: Path
 
 @every_client
 @pytest.mark.parametrize("kept", ["inputs", "bank"])
-def test_rows_of_several_adapters_in_one_graph(client: Client, damaged_bundle: Path, kept: str) -> None:
+def test_either_graph_answers_rows_of_several_adapters(client: Client, damaged_bundle: Path, kept: str) -> None:
     """A bundle with either of the graphs answers them."""
     texts, names = ["who wrote it", "a good book"], ["tone", "topic"]
     expected = _run(client, damaged_bundle, *_texts(*texts), *_adapters(*names))
@@ -150,7 +150,7 @@ CHANGES = "padding would change its result"
 
 
 @every_client
-def test_rows_of_an_adapter_that_counts_padding(client: Client, gated: Path, tmp_path: Path) -> None:
+def test_adapters_that_count_padding_run_on_unpadded_rows(client: Client, gated: Path, tmp_path: Path) -> None:
     """They are not padded to a length that the base takes, and padding that comes with them is removed."""
     manifest = Bundle.open(gated).manifest
     assert manifest.padding_neutral
@@ -175,7 +175,7 @@ def test_rows_of_an_adapter_that_counts_padding(client: Client, gated: Path, tmp
 
 
 @every_client
-def test_a_loaded_adapter_that_counts_padding(client: Client, gated: Path) -> None:
+def test_loaded_adapters_that_count_padding_are_not_padded(client: Client, gated: Path) -> None:
     """Its tensors show it: nothing else is known of it."""
     for name, code in (("gated", 1), ("plain", 0)):
         load = ["--load", f"new={gated / 'adapters' / f'{name}.onnx_adapter'}"]
@@ -210,7 +210,7 @@ def test_arrays_of_pairs_need_their_types(client: Client, text_folder: Path, tmp
 
 
 @every_client
-def test_golden_batches(client: Client, text_folder: Path, tmp_path: Path) -> None:
+def test_golden_batches_are_replayed_and_must_be_listed(client: Client, text_folder: Path, tmp_path: Path) -> None:
     """They are replayed, and a file of them that is another one fails."""
     (found,) = [one for one in client.verify(text_folder / "bundle") if one["variant"] == "batches"]
     assert (found["adapter"], found["mixed"], found["passed"], found["faults"]) == (None, True, True, [])

@@ -82,9 +82,7 @@ def test_the_number_of_an_adapter_file_lies_where_the_specification_says(small_b
     exec(program.replace("a.onnx_adapter", "topic.onnx_adapter"), {"bundle": small_bundle, "json": json})  # noqa: S102
 
 
-def test_cmake_finds_the_client_and_another_project_links_it(
-    cpp_build: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_another_cmake_project_links_the_client(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
     cmake = tool("cmake", "cmake")
     shutil.copytree(EXAMPLES / "cpp" / "consumer", tmp_path / "consumer")  # with nothing of this project around it
     options = [f"-DCMAKE_PREFIX_PATH={cpp_build / 'installed'}", "-DCMAKE_BUILD_TYPE=None"]

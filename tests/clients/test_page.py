@@ -54,14 +54,18 @@ def _holds(block: dict[str, Any], expected: dict[str, float]) -> None:
         assert row["bar"] == pytest.approx(probability, abs=0.01)
 
 
-def test_a_text_by_the_chosen_adapter(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_answer_of_the_selected_adapter(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     shown = seen["tone"]
     assert shown["chosen"] == "tone"
     assert re.fullmatch(r"10 tokens, one call: \d+\.\d ms", shown["latency"])
     _holds(shown["blocks"][0], dict(session.classify(inputs, "tone")[0].probabilities))
 
 
-def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_answers_of_all_adapters(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     shown = seen["all"]
     assert "6 rows in one call" in shown["latency"]
     assert [block["title"] for block in shown["blocks"]] == ["topic", "tone", "mood", "fusion", "fixed", "attended"]
@@ -69,13 +73,17 @@ def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: 
         _holds(block, dict(session.classify(inputs, block["title"])[0].probabilities))
 
 
-def test_a_text_by_the_base(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_shows_the_outputs_of_the_base(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     (line,) = seen["none"]["blocks"][0]["lines"]
     numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs)["hidden"][0, 0, :6])
     assert line == f"hidden [10 × 16]: {numbers}, …"
 
 
-def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+def test_page_selects_a_loaded_adapter_file(
+    seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]
+) -> None:
     """It is selected at once; its task is unknown."""
     shown = seen["loaded"]
     assert (shown["error"], shown["chosen"]) == (None, "new")
@@ -83,7 +91,7 @@ def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: 
     assert f"logits [2]: {numbers}" in shown["blocks"][0]["lines"]
 
 
-def test_what_a_task_takes_can_be_typed(browser_client: Client, text_folder: Path) -> None:
+def test_page_offers_fields_for_pairs_and_answers(browser_client: Client, text_folder: Path) -> None:
     """A second field for the tasks that take pairs; the page asks of its first texts."""
     node, page = browser_client.command
     script = Client((node,), browser_client.variants, browser_client.environment)

@@ -106,7 +106,7 @@ def _tokenizers() -> Mapping[str, Tokenizer]:
     }
 
 
-def test_places_of_tokens(node_client: Client, tmp_path: Path) -> None:
+def test_token_positions_match_the_tokenizers_library(node_client: Client, tmp_path: Path) -> None:
     """For each of these kinds of tokenizers, in texts of several scripts, blanks, and marks that combine."""
     texts, made = _texts(), {name: _with_added(one) for name, one in _tokenizers().items()}
     node, program = node_client.command

@@ -61,7 +61,7 @@ def _holds(found: dict, expected: dict[str, float]) -> None:
     assert found["label"] == max(expected, key=lambda label: expected[label])
 
 
-def test_many_requests_at_once_each_with_its_own_adapter(
+def test_concurrent_requests_get_answers_of_their_adapters(
     service: httpx2.Client, session: Session, conformance_bundle: Path
 ) -> None:
     expected = {(t, n): _expected(session, conformance_bundle, t, n) for t in TEXTS for n in NAMES}
@@ -79,14 +79,14 @@ def test_many_requests_at_once_each_with_its_own_adapter(
         assert list(pool.map(ask, range(16))) == list(range(16))
 
 
-def test_a_mixed_batch(service: httpx2.Client, session: Session, conformance_bundle: Path) -> None:
+def test_service_answers_a_mixed_batch(service: httpx2.Client, session: Session, conformance_bundle: Path) -> None:
     names = ["first", "wide", "narrow", "wide"]
     answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()["rows"]
     for found, text, name in zip(answer, TEXTS, names, strict=True):
         _holds(found, _expected(session, conformance_bundle, text, name))
 
 
-def test_answers_of_arrays_and_of_the_base(service: httpx2.Client, session: Session) -> None:
+def test_service_answers_arrays_and_returns_outputs_of_the_base(service: httpx2.Client, session: Session) -> None:
     arrays = {"input_ids": [[101, 2040, 102]], "attention_mask": [[1] * 3], "token_type_ids": [[0] * 3]}
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
     (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()["rows"]
@@ -96,13 +96,13 @@ def test_answers_of_arrays_and_of_the_base(service: httpx2.Client, session: Sess
     assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
 
 
-def test_a_long_text_is_cut_and_said(service: httpx2.Client) -> None:
+def test_service_truncates_long_texts_and_reports_the_count(service: httpx2.Client) -> None:
     found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()["rows"]
     assert found[0]["cut"] == 600 + 2 - 512
     assert "cut" not in found[1]
 
 
-def test_golden_batches_as_padded_arrays(service: httpx2.Client, conformance_bundle: Path) -> None:
+def test_padded_arrays_reproduce_golden_batches(service: httpx2.Client, conformance_bundle: Path) -> None:
     """Padding after the tokens changes no answer; outputs of the base exclude padded positions."""
     for batch in read_golden_batches(conformance_bundle / "golden" / "batches.json").batches:
         longest = max(len(row.inputs["input_ids"]) for row in batch.rows)
@@ -121,7 +121,7 @@ def test_golden_batches_as_padded_arrays(service: httpx2.Client, conformance_bun
             assert not list(answer_faults(said, row.answer, row.absolute, decided=row.decided))
 
 
-def test_outputs_of_arrays(service: httpx2.Client, session: Session) -> None:
+def test_service_returns_outputs_for_arrays(service: httpx2.Client, session: Session) -> None:
     ids = [[101, 2040, 102], [101, 2054, 102]]
     arrays = {"input_ids": ids, "attention_mask": [[1] * 3] * 2, "token_type_ids": [[0] * 3] * 2}
     answer = service.post("/run", json={"adapters": ["wide", None], "inputs": arrays}).json()
@@ -166,7 +166,7 @@ def test_adapters_come_and_go(service: httpx2.Client, conformance_bundle: Path) 
         ("/run", {"inputs": {"input_ids": [[1], [2]], "attention_mask": [[1]]}}, "different numbers of rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(service: httpx2.Client, path: str, call: dict, words: str) -> None:
+def test_invalid_requests_are_refused(service: httpx2.Client, path: str, call: dict, words: str) -> None:
     answer = service.post(path, json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
@@ -180,7 +180,7 @@ def test_files_that_are_no_adapters_are_refused(service: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", '"\\ud800"', "[[[[[[1]]]]]]", "1" * 5000])
-def test_what_json_has_not_is_refused(service: httpx2.Client, number: str) -> None:
+def test_values_outside_json_are_refused(service: httpx2.Client, number: str) -> None:
     """NaN was a status of 500: the error itself could not be written as JSON."""
     for body in (f'{{"inputs": {{"input_ids": [[{number}]]}}}}', f'{{"texts": [{number}]}}'):
         answer = service.post("/run", content=body)
@@ -189,7 +189,7 @@ def test_what_json_has_not_is_refused(service: httpx2.Client, number: str) -> No
     assert "repeats the key" in service.post("/run", content='{"adapter": "wide", "adapter": "narrow"}').json()["error"]
 
 
-def test_what_is_too_much_is_refused(service: httpx2.Client, conformance_bundle: Path) -> None:
+def test_oversized_requests_and_too_many_adapters_are_refused(service: httpx2.Client, conformance_bundle: Path) -> None:
     assert service.post("/answer", content=b"[" * (2**22 + 1)).status_code == 413
     chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
     assert service.post("/answer", content=chunks).status_code == 413

@@ -108,7 +108,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_bundle(client: Client, damaged_bundle: Path, damage: str) -> None:
+def test_clients_refuse_a_damaged_bundle(client: Client, damaged_bundle: Path, damage: str) -> None:
     change, words = DAMAGES[damage]
     change(damaged_bundle)
     client.refuses(words, "verify", damaged_bundle)
@@ -165,7 +165,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_an_adapter_file(client: Client, small_bundle: Path, three_rows: Path, tmp_path: Path, kind: str) -> None:
+def test_clients_refuse_an_invalid_adapter_file(
+    client: Client, small_bundle: Path, three_rows: Path, tmp_path: Path, kind: str
+) -> None:
     make, words = FILES[kind]
     path = tmp_path / "new.onnx_adapter"
     make(small_bundle, path, load_file(small_bundle / "adapters" / "tone.safetensors"))
@@ -195,7 +197,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -> None:
+def test_clients_refuse_an_invalid_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -> None:
     inputs, arguments, words = CALLS[call]
     if call == "ragged" and not client.tokenizes:  # the C++ client takes rows of different lengths, and compares each
         words = "row 1, `attention_mask`: an input has a wrong shape"
@@ -217,7 +219,7 @@ def test_a_call_without_a_name_is_refused(client: Client, small_bundle: Path, tm
     assert json.loads(named.stdout)[0]["adapter"] is None
 
 
-def test_exit_codes(client: Client, small_bundle: Path) -> None:
+def test_clients_exit_with_documented_codes(client: Client, small_bundle: Path) -> None:
     """Separate processes, as for users: an invalid command line, and a damaged bundle."""
     alone = client.alone()
     assert alone.call("run", small_bundle).returncode == 2

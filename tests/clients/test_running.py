@@ -42,7 +42,9 @@ def _holds(answer: Mapping[str, Any], expected: Prediction) -> None:
     assert found == {"label": expected.label, "probability": pytest.approx(expected.probability, abs=CLOSE)}
 
 
-def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+def test_rows_of_a_mixed_batch_equal_single_runs(
+    client: Client, small_bundle: Path, three_rows: Path, session: Session
+) -> None:
     """Each row equals its single run; the second one has no adapter."""
     inputs = _arrays(three_rows)
     choices = ["--adapter", "tone", "--adapter", "-", "--adapter", "topic"]
@@ -53,7 +55,9 @@ def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, ses
     np.testing.assert_allclose(base["outputs"]["hidden"], session.run(_row(inputs, 1))["hidden"][0], rtol=0, atol=CLOSE)
 
 
-def test_weights_of_a_fusion(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+def test_weights_of_a_fusion_can_be_overridden(
+    client: Client, small_bundle: Path, three_rows: Path, session: Session
+) -> None:
     """A fusion with other weights is the one that was made with them."""
     weights = ["--weights", "tone=0.25,mood=1.5"]
     rows = client.run(small_bundle, three_rows, "--adapter", "fusion", *weights)
@@ -67,7 +71,9 @@ def _other(adapter: str, weights: str) -> list[str]:
     return ["--adapter", adapter, "--weights", weights]
 
 
-def test_strengths(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+def test_strength_scales_the_adapter_of_each_row(
+    client: Client, small_bundle: Path, three_rows: Path, session: Session
+) -> None:
     """A row at a strength of its own, also below 0; at 0 there is the base, and the head."""
     names, strengths = ["tone", "topic", "tone"], [0.5, -1.0, 0.0]
     words = [word for name in names for word in ("--adapter", name)]
@@ -98,7 +104,7 @@ def test_an_adapter_that_is_loaded_runs_on_one_token(
         np.testing.assert_allclose(found, expected[name][0], rtol=0, atol=CLOSE)
 
 
-def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:
+def test_clients_verify_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:
     """A base without adapters is a bundle, too."""
     path = damaged_bundle / "manifest.json"
     document = json.loads(path.read_text())

@@ -29,6 +29,6 @@ def test_telemetry_is_off(client: Client, small_bundle: Path, tmp_path: Path) ->
     assert not reports(client, small_bundle, tmp_path / "home")
 
 
-def test_who_wants_it_turns_it_on(node_client: Client, small_bundle: Path, tmp_path: Path) -> None:
+def test_telemetry_can_be_turned_on(node_client: Client, small_bundle: Path, tmp_path: Path) -> None:
     """Control: the test above can fail."""
     assert reports(node_client, small_bundle, tmp_path / "home", ORT_DISABLE_TELEMETRY="0")

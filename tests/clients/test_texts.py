@@ -55,7 +55,7 @@ def _words(asked: Asked) -> list[str]:
     return ["--text", pairs[0].first, *(word for one in pairs for word in ("--pair", one.second))]
 
 
-def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None:
+def test_clients_answer_every_problem_type_from_text(client: Client, text_folder: Path) -> None:
     """In one call, each text with its own adapter: the same as single texts in Python."""
     assert {TASKS[name].type for name, _ in ASKED} == {task.type for task in TASKS.values()}
     adapters = [word for name, _ in ASKED for word in ("--adapter", name)]
@@ -70,7 +70,7 @@ def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None
     assert any("cut" in row for row in rows)
 
 
-def test_golden_texts(client: Client, text_folder: Path) -> None:
+def test_clients_reproduce_golden_texts(client: Client, text_folder: Path) -> None:
     """Ids of all texts, bit for bit, and the answers of torch."""
     found = [each for each in client.verify(text_folder / "bundle") if each["variant"] == "texts"]
     assert [each["adapter"] for each in found] == [None, *TASKS]
@@ -106,7 +106,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
+def test_golden_texts_detect_a_changed_tokenizer(client: Client, tampered: Path, fault: str) -> None:
     """Golden vectors begin at ids and end at logits, and would not see it."""
     plant, name = FAULTS[fault]
     path = tampered / "tokenizer.json"
@@ -130,7 +130,7 @@ def _differing(client: Client, bundle: Path) -> dict[str | None, dict[str, str]]
     return faults
 
 
-def test_planted_faults_of_tasks(client: Client, tampered: Path) -> None:
+def test_golden_texts_detect_faults_of_each_task(client: Client, tampered: Path) -> None:
     """A fault in each of some adapters, all found in one go, and none in the others."""
     changes = {
         "topic": {"max_tokens": LIMIT + 1},
@@ -156,7 +156,7 @@ def test_a_record_with_fewer_tokens_than_the_golden_texts_have(client: Client, t
     assert "1 to 100" in done.stderr
 
 
-def test_texts_that_a_library_reads_otherwise(client: Client, tampered: Path) -> None:
+def test_texts_that_javascript_tokenizes_differently_are_refused(client: Client, tampered: Path) -> None:
     """Where a tokenizer cleans nothing, JavaScript ends words elsewhere: its clients refuse such texts, and say so."""
     kept = {"adapters": [], "bank": None, "head": None, "golden_batches": None}
     _rehash(tampered, lambda d: d.update(kept, graphs=_without_bank(d["graphs"])))
@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[str, Asked, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_the_task_does_not_take(client: Client, text_folder: Path, kind: str) -> None:
+def test_inputs_of_another_kind_than_the_task_are_refused(client: Client, text_folder: Path, kind: str) -> None:
     adapter, asked, words = REFUSED[kind]
     client.refuses(
         "of another kind than the task takes", "run", text_folder / "bundle", *_words(asked), "--adapter", adapter
@@ -207,7 +207,7 @@ def test_what_the_task_does_not_take(client: Client, text_folder: Path, kind: st
     client.refuses(words, "run", text_folder / "bundle", *_words(asked), "--adapter", adapter)
 
 
-def test_an_adapter_of_another_tokenizer(client: Client, tampered: Path) -> None:
+def test_adapter_of_another_tokenizer_refuses_texts(client: Client, tampered: Path) -> None:
     """It gets no texts; the others do."""
     _rehash(tampered, lambda d: _adapter(d, "topic")["task"].update(tokenizer="0" * 64))
     client.refuses("was trained with another tokenizer", "run", tampered, "--text", "a", "--adapter", "topic")
@@ -215,7 +215,7 @@ def test_an_adapter_of_another_tokenizer(client: Client, tampered: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-def test_a_limit_without_room(client: Client, tampered: Path) -> None:
+def test_limits_without_room_for_text_are_refused(client: Client, tampered: Path) -> None:
     _rehash(tampered, lambda d: _adapter(d, "follows")["task"].update(max_tokens=3))
     words = ["--text", "a", "--pair", "b", "--adapter", "follows"]
     client.refuses("leaves no room for the text", "run", tampered, *words)

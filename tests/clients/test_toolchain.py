@@ -16,6 +16,6 @@ HIDDEN = (
 
 
 @pytest.mark.usefixtures("cpp_build")  # all tools except the hidden ones
-def test_what_cmake_does_not_find_is_named(tmp_path: Path) -> None:
+def test_packages_missing_for_cmake_are_named(tmp_path: Path) -> None:
     found = missing_cpp_packages(tool("cmake", "cmake"), tmp_path, *HIDDEN)
     assert found == ["libflatbuffers-dev", "libssl-dev", "libcpp-httplib-dev"]

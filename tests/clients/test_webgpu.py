@@ -45,7 +45,7 @@ def test_webgpu_answers_rows_of_different_adapters(seen: dict[str, Any], bundle:
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("missing", "no WebGPU adapter"), ("zero", "golden batches differ")])
-def test_without_a_gpu_that_passes_webassembly_answers(seen: dict[str, Any], fault: str, reason: str) -> None:
+def test_page_falls_back_to_webassembly(seen: dict[str, Any], fault: str, reason: str) -> None:
     found = seen[fault]
     assert found["provider"] == "wasm"
     assert found["note"].startswith("WebGPU is not used: ")

@@ -21,7 +21,7 @@ from adapter_export.errors import FileError, HashError, OutputExistsError, Usage
 from adapter_export.plugins.ship.layout import Layout
 
 
-def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
+def test_ship_command_lists_the_written_files(bundle: Path, tmp_path: Path) -> None:
     words = ["ship", str(bundle), "--layout", "docker", "-o", str(tmp_path / "image"), "--json"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
@@ -88,7 +88,7 @@ def test_the_service_of_kserve_with_openais_api_is_a_call_of_serve(bundle: Path,
 
 
 @pytest.mark.parametrize("layout", ["triton", "kserve", "ray", "docker", "transformers.js"])
-def test_nothing_stays_of_a_layout_of_a_damaged_bundle(bundle: Path, tmp_path: Path, layout: Layout) -> None:
+def test_ship_of_a_damaged_bundle_leaves_no_files(bundle: Path, tmp_path: Path, layout: Layout) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     with (copy / "base.bin").open("r+b") as file:
         file.write(b"\1")
@@ -97,7 +97,7 @@ def test_nothing_stays_of_a_layout_of_a_damaged_bundle(bundle: Path, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
-def test_what_is_there_stays_without_force(bundle: Path, tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_force(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExistsError):
         ae.ship(bundle, tmp_path / "out", layout="ray")

@@ -41,7 +41,7 @@ def test_the_graph_gives_the_bits_of_the_bank(bundle: Path, tmp_path: Path) -> N
                 assert one.tobytes() == other.tobytes()
 
 
-def test_the_config_names_what_rows_may_share(bundle: Path, counted: Path, tmp_path: Path) -> None:
+def test_config_records_whether_rows_mix(bundle: Path, counted: Path, tmp_path: Path) -> None:
     facts = [
         json.loads((ae.ship(one, tmp_path / str(at), layout=LAYOUT).folder / "config.json").read_text())
         for at, one in enumerate((bundle, counted))
@@ -114,7 +114,7 @@ def test_node_answers_rows_of_different_adapters_in_one_call(
         ({"text": "a \ud800", "adapter": "topic"}, "a character"),
     ],
 )
-def test_what_it_cannot_answer_is_an_error(
+def test_unanswerable_rows_raise_errors(
     row: Mapping[str, str], words: str, text_folder: Path, transformers_js: TransformersJs
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):

@@ -32,14 +32,14 @@ ANSWERED = json.loads(RECORD.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("entry", IN_PROCESS, ids=lambda entry: entry.name)
-def test_rows_of_a_base_that_takes_multiples_of_8(
+def test_entry_points_answer_for_a_base_with_multiples_of_8(
     entry: EntryPoint, asked_bundle: Callable[[str], Bundle], request: pytest.FixtureRequest
 ) -> None:
     check(entry, [asked_bundle(QUICK)], request)
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
-def test_each_row_has_the_answer_of_the_model_for_it_alone(
+def test_every_entry_point_answers_rows_as_the_model_does(
     entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest
 ) -> None:
     tasks = check(entry, bundles, request)

@@ -50,7 +50,7 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.mark.extended
-def test_it_answers_before_the_second_adapter_is_added_and_skips_what_is_there(
+def test_demo_answers_early_and_skips_finished_steps(
     demo: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo.Demo(demo.FOLDER).quick()

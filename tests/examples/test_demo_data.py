@@ -36,9 +36,7 @@ def test_the_files_are_those_of_the_demo(demo_data: ModuleType) -> None:
     ("name", "rows", "classes"),
     [("trec", 5381, {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}), ("sentiment", 9171, None)],
 )
-def test_every_text_is_there_once_with_one_label(
-    demo_data: ModuleType, name: str, rows: int, classes: set | None
-) -> None:
+def test_demo_data_contain_every_text_once(demo_data: ModuleType, name: str, rows: int, classes: set | None) -> None:
     found = getattr(demo_data, name)()
     assert len(found) == len({text for text, _ in found}) == rows
     assert {label for _, label in found} == (classes or {"negative", "positive"})

@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, found.stdout
 
 
-def test_it_learns(trained: tuple[Path, str]) -> None:
+def test_numpy_training_reduces_the_loss(trained: tuple[Path, str]) -> None:
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", trained[1])]
     assert losses[0] == pytest.approx(np.log(2), abs=0.1)
     assert losses[-1] < losses[0] / 2

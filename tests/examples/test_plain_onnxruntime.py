@@ -81,7 +81,7 @@ def _run(bundle: Path, *texts: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_imports_nothing_of_this_project() -> None:
+def test_example_imports_nothing_of_this_project() -> None:
     imports = {
         name
         for node in ast.walk(ast.parse(PROGRAM.read_text()))
@@ -101,7 +101,7 @@ def test_the_golden_vectors_hold(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
+def test_example_answers_as_the_runtime_does(bundle: Path) -> None:
     text = "w3 w17 w5"
     opened = Bundle.open(bundle)
     assert opened.manifest.text is not None
@@ -116,7 +116,7 @@ def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_adapters_in_float16_and_int8(tmp_path: Path) -> None:
+def test_example_runs_adapters_in_float16_and_int8(tmp_path: Path) -> None:
     """ONNX Runtime activates neither; their tensors are fed."""
     built = build_small(tmp_path, ["slots"], precisions={"topic": "int8", "tone": "float16"})
     done = _run(built.folder)
@@ -140,7 +140,7 @@ def test_a_text_is_padded_only_where_that_changes_nothing(gated: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:
+def test_changed_golden_vectors_fail(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     path = bundle / manifest.adapters[0].golden.path
     tensors = read_tensors(path)
@@ -163,7 +163,7 @@ def abridged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.extended
-def test_sketches_and_fills(abridged: Path) -> None:
+def test_sketches_and_fills_pass_and_detect_changes(abridged: Path) -> None:
     """They pass as they are, and fail with another seed, shape or element."""
     abridge(abridged, SKETCHES, {"features": SEED})
     done = _run(abridged)
@@ -197,13 +197,13 @@ def _raise_middle(value: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.extended
-def test_a_sketch_of_another_output(abridged: Path) -> None:
+def test_sketches_of_changed_outputs_fail(abridged: Path) -> None:
     abridge(abridged, {"logits": SKETCHES["logits"]}, change=_raise_middle)
     assert _run(abridged).returncode == 1
 
 
 @pytest.mark.extended
-def test_a_damaged_file(bundle: Path) -> None:
+def test_example_refuses_a_damaged_adapter_file(bundle: Path) -> None:
     path = bundle / "adapters" / "wide.onnx_adapter"
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
@@ -214,7 +214,7 @@ def test_a_damaged_file(bundle: Path) -> None:
 
 
 @pytest.mark.extended
-def test_without_a_bundle_it_says_how_to_call_it() -> None:
+def test_example_without_arguments_prints_its_usage() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "plain_onnxruntime.py bundle" in done.stdout

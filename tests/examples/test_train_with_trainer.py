@@ -36,7 +36,7 @@ def tiny_folder(folder: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("default")
-def test_it_trains_builds_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_example_trains_builds_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("accelerate") is None:
         skip_or_fail("accelerate is missing, which the Trainer needs: run `make setup`, or `pip install accelerate`")
     assert len(EXAMPLE.read_text().splitlines()) < 40

@@ -148,9 +148,7 @@ def request_for(adapter: Adapter, sites: SiteMap = SITES) -> ExportRequest:
     ],
     ids=["layer", "ranks", "bias", "no bias", "stack"],
 )
-def test_what_the_library_cannot_compute_is_refused_before_anything_is_written(
-    make, words: str, tmp_path: Path
-) -> None:
+def test_adapters_that_adapterhub_cannot_compute_are_refused(make, words: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=words):
         exported(request_for(make()), "adapterhub", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

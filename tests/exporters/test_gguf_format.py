@@ -85,7 +85,7 @@ def write(request: ExportRequest, path: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(str(path))
 
 
-def test_the_factor_is_alpha_over_r_and_rows_of_queries_are_in_pairs(llama, tmp_path: Path) -> None:
+def test_exported_lora_has_its_factor_and_paired_query_rows(llama, tmp_path: Path) -> None:
     model, folder = llama
     adapter = random_lora(rank=4, alpha=6)
     reader = write(request_for(adapter, model, folder / "base.gguf"), tmp_path / "lora.gguf")
@@ -111,7 +111,7 @@ def test_other_factors_go_into_b(llama, tmp_path: Path) -> None:
     assert np.abs(tensors["blk.0.attn_q.weight.lora_b"]).max() == np.abs(up).max() / 2
 
 
-def test_what_llama_cpp_cannot_compute_or_tell_is_refused(llama, tmp_path: Path) -> None:
+def test_adapters_that_llama_cpp_cannot_compute_are_refused(llama, tmp_path: Path) -> None:
     model, folder = llama
     file, out = folder / "base.gguf", tmp_path / "lora.gguf"
     with pytest.raises(UsageError, match="permutes the rows"):

@@ -60,7 +60,7 @@ def table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_of_kinds_and_formats_is_what_is_exported(tmp_path: Path) -> None:
+def test_documented_export_table_matches_the_exporters(tmp_path: Path) -> None:
     text = PAGE.read_text("utf-8")
     written = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip("\n") + "\n"
     found = table(tmp_path)

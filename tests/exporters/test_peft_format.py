@@ -140,7 +140,7 @@ CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoMo
 @pytest.mark.parametrize(
     "name", ["bert_lora_patterns", "bert_ia3", "gpt2_lora", "llama_lora", "bert_lora_classify", "llama_lora_tag"]
 )
-def test_peft_computes_with_an_export_what_it_computed(
+def test_peft_computes_the_same_with_an_exported_adapter(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = base_folder(name)
@@ -224,7 +224,7 @@ def with_head(adapter: Adapter, options: HeadOptions, task: str = "single_label"
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label", "token"])
-def test_a_head_is_saved_with_the_names_of_the_model_with_a_head(task: str, tmp_path: Path) -> None:
+def test_exported_heads_have_the_names_of_peft(task: str, tmp_path: Path) -> None:
     options = HeadOptions() if task == "token" else HeadOptions("first", dense=1)
     adapter = with_head(random_lora(alpha=16), options, task)
     found = exported(ExportRequest(adapter, view(SITES, {}, "bert")), "peft", tmp_path / "out")
@@ -248,7 +248,7 @@ def test_a_head_is_saved_with_the_names_of_the_model_with_a_head(task: str, tmp_
     ],
     ids=["bottleneck", "gate", "stack", "average", "head", "no paths"],
 )
-def test_what_peft_cannot_compute_is_refused_before_anything_is_written(make, words: str, tmp_path: Path) -> None:
+def test_adapters_that_peft_cannot_compute_are_refused(make, words: str, tmp_path: Path) -> None:
     sites = encoder(2) if "path" in words else SITES
     with pytest.raises(AdapterError, match=words):
         exported(ExportRequest(make(), view(sites, {}, "bert")), "peft", tmp_path / "out")

@@ -56,7 +56,7 @@ def put_weights(folder: Path, data: bytes) -> None:
     edit(folder, lambda document: document["weights"].update(sha256=hashlib.sha256(data).hexdigest()))
 
 
-def test_round_trip(adapter: Adapter, folder: Path) -> None:
+def test_written_adapters_are_read_back_unchanged(adapter: Adapter, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_graph.json", "weights.safetensors"]
     assert_equal(read_adapter(folder), adapter)
 
@@ -70,21 +70,21 @@ def test_writing_twice_gives_the_same_bytes(adapter: Adapter, folder: Path, tmp_
         assert (tmp_path / "third" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_an_adapter_without_head_and_training(adapter: Adapter, tmp_path: Path) -> None:
+def test_adapter_without_head_and_training_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in adapter.weights.items() if not name.startswith("head.")}
     bare = replace(adapter, head=None, training={}, weights=weights)
     write_adapter(bare, tmp_path / "bare")
     assert_equal(read_adapter(tmp_path / "bare"), bare)
 
 
-def test_a_head_alone(adapter: Adapter, tmp_path: Path) -> None:
+def test_adapter_with_only_a_head_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in adapter.weights.items() if name.startswith("head.")}
     alone = replace(adapter, graphs={}, placements={}, weights=weights)
     write_adapter(alone, tmp_path / "alone")
     assert_equal(read_adapter(tmp_path / "alone"), alone)
 
 
-def test_what_a_stranger_may_leave_out(adapter: Adapter, folder: Path) -> None:
+def test_training_record_may_be_absent(adapter: Adapter, folder: Path) -> None:
     def strip(document: Document) -> None:
         del document["training"]
 
@@ -103,7 +103,7 @@ def test_numbers_may_be_spelled_differently(adapter: Adapter, folder: Path) -> N
     assert type(read_adapter(folder).placements["layers.10.ffn"].widths["b"]) is int
 
 
-def test_writing_leaves_what_is_there_alone(adapter: Adapter, folder: Path) -> None:
+def test_existing_folder_is_replaced_only_with_force(adapter: Adapter, folder: Path) -> None:
     before = (folder / "adapter_graph.json").read_bytes()
     with pytest.raises(OutputExistsError):
         write_adapter(replace(adapter, kind="other"), folder)
@@ -121,7 +121,7 @@ def test_writing_leaves_what_is_there_alone(adapter: Adapter, folder: Path) -> N
         ({"training": {"loss": np.float32(1)}}, "no JSON equivalent"),
     ],
 )
-def test_writes_only_what_can_be_read(adapter: Adapter, tmp_path: Path, change: Document, place: str) -> None:
+def test_writer_refuses_unreadable_adapters(adapter: Adapter, tmp_path: Path, change: Document, place: str) -> None:
     with pytest.raises(FormatError) as caught:
         write_adapter(replace(adapter, **change), tmp_path / "out")
     assert place in str(caught.value)
@@ -217,7 +217,7 @@ BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
 
 
 @pytest.mark.parametrize(("change", "error", "place"), BAD_JSON.values(), ids=BAD_JSON.keys())
-def test_names_what_is_wrong_in_the_json(folder: Path, change: Change, error: type[InputError], place: str) -> None:
+def test_reader_names_the_fault_in_the_json(folder: Path, change: Change, error: type[InputError], place: str) -> None:
     edit(folder, change)
     with pytest.raises(error) as caught:
         read_adapter(folder)
@@ -240,7 +240,7 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(adapter: Adapter, 
         (b'{"version": NaN}', "`NaN`"),
     ],
 )
-def test_names_what_is_no_document(folder: Path, data: bytes, found: str) -> None:
+def test_invalid_adapter_documents_are_refused(folder: Path, data: bytes, found: str) -> None:
     (folder / "adapter_graph.json").write_bytes(data)
     with pytest.raises(FormatError) as caught:
         read_adapter(folder)
@@ -269,7 +269,7 @@ def test_zeros_elsewhere_do_not_disturb_the_checksum(adapter: Adapter, tmp_path:
     assert_equal(read_adapter(tmp_path / "zeros"), zeros)
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_paths_without_an_adapter_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="is not an adapter folder"):
         read_adapter(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -278,14 +278,14 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_graph.json", "weights.safetensors"])
-def test_a_missing_file(folder: Path, name: str) -> None:
+def test_missing_file_of_an_adapter_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileError, match="Copy both files of the adapter") as caught:
         read_adapter(folder)
     assert caught.value.where == str(folder / name)
 
 
-def test_damaged_weights(folder: Path) -> None:
+def test_damaged_weights_fail_their_hash(folder: Path) -> None:
     path = folder / "weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -295,14 +295,14 @@ def test_damaged_weights(folder: Path) -> None:
     assert caught.value.where == str(path)
 
 
-def test_truncated_weights(folder: Path) -> None:
+def test_truncated_weights_are_refused(folder: Path) -> None:
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FormatError, match="not fully covered"):
         read_adapter(folder)
 
 
-def test_a_pointer_in_place_of_the_weights(folder: Path) -> None:
+def test_git_lfs_pointers_are_refused_with_advice(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(FormatError, match="git lfs pull"):
         read_adapter(folder)
@@ -336,7 +336,7 @@ def shifted(parameter: str) -> AdapterGraph:
     return AdapterGraph(("h",), {parameter: ("d", "d")}, nodes, "result")
 
 
-def test_two_tensors_of_one_name(adapter: Adapter) -> None:
+def test_tensors_of_equal_names_are_refused(adapter: Adapter) -> None:
     """Site `a` with parameter `b.c` and site `a.b` with parameter `c` would share a tensor."""
     graphs = {"outer": shifted("b.c"), "inner": shifted("c")}
     placements = {"a": Placement("outer", {"d": 8}), "a.b": Placement("inner", {"d": 8})}
@@ -345,7 +345,7 @@ def test_two_tensors_of_one_name(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a/b", "a b", "..", "a\n", "ä"])
-def test_names_that_no_adapter_may_have(adapter: Adapter, name: str) -> None:
+def test_invalid_adapter_names_are_refused(adapter: Adapter, name: str) -> None:
     with pytest.raises(AdapterError, match="no adapter may have"):
         replace(adapter, name=name)
 
@@ -361,7 +361,7 @@ def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: s
     assert ("labels" in document["head"]["task"]) == bool(head.labels)
 
 
-def test_a_head_of_which_nobody_knows_what_it_means(adapter: Adapter, tmp_path: Path) -> None:
+def test_a_head_without_a_task_is_read_back(adapter: Adapter, tmp_path: Path) -> None:
     head = replace(heads(8)["topic"], task=None)
     write_adapter(with_head(adapter, "a", head), tmp_path / "a")
     found = read_adapter(tmp_path / "a").head

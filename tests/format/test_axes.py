@@ -27,12 +27,12 @@ def present(name: str, *, dtype: str = "float32", axis: str | int = "total") -> 
     ("axis", "parts", "found"),
     [(3, (), 3), ("past", ("past",), 5), (SUM, ("past", "new"), 7), ("2*new", ("2*new",), 9)],
 )
-def test_the_length_of_an_axis_is_a_number_a_name_or_a_sum(axis, parts, found):
+def test_axis_lengths_are_numbers_names_or_sums(axis, parts, found):
     assert names(axis) == parts
     assert length(axis, {"past": 5, "new": 2, "2*new": 9}) == found
 
 
-def test_caches_are_told_by_what_has_grown_to_the_length_of_the_mask():
+def test_caches_are_recognised_by_the_grown_mask():
     inputs, outputs = with_caches(
         [IDS, MASK, past("key"), past("value")], [LOGITS, present("next_key"), present("next_value")]
     )
@@ -42,13 +42,13 @@ def test_caches_are_told_by_what_has_grown_to_the_length_of_the_mask():
 
 
 @pytest.mark.parametrize("total", [SUM, "new + past"])
-def test_caches_are_told_by_a_length_that_is_a_sum(total):
+def test_caches_are_recognised_by_a_summed_length(total):
     inputs, outputs = with_caches([IDS, past("key")], [LOGITS, present("next_key", axis=total)])
     assert (inputs[1].role, inputs[1].next) == ("cache", "next_key")
     assert outputs[1].axes == ("batch", 2, total, 4)
 
 
-def test_caches_of_two_texts_are_told_by_their_sums():
+def test_encoder_and_decoder_caches_are_recognised_by_their_sums():
     """Inputs of an encoder–decoder, whose halves have tokens of their own."""
     source, written = replace(IDS, name="source", axes=("batch", "old")), IDS
     mask = replace(MASK, axes=("batch", "past_old + old"))
@@ -81,5 +81,5 @@ def test_caches_of_two_texts_are_told_by_their_sums():
         "two texts and one mask",
     ],
 )
-def test_what_is_not_certain_stays_as_it_is(inputs, outputs):
+def test_uncertain_caches_are_not_recognised(inputs, outputs):
     assert with_caches(inputs, outputs) == (tuple(inputs), tuple(outputs))

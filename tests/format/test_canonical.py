@@ -20,7 +20,7 @@ JSON = st.recursive(
 )
 
 
-def test_layout() -> None:
+def test_canonical_json_has_one_layout() -> None:
     document = {"b": [1, 2.5, 1e-05, 100.0, True, None], "a": {"ü": "🙂\n"}, "Z": {}, "A": []}
     expected = """{
   "A": [],
@@ -42,7 +42,7 @@ def test_layout() -> None:
 
 
 @given(JSON)
-def test_what_is_written_is_read_and_written_again_alike(document: object) -> None:
+def test_canonical_json_round_trips(document: object) -> None:
     data = canonical_json(document)
     again = parse_json(data, "test")
     assert again == document
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_and_written_again_alike(document: object) -> No
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"bytes", "\ud800", {"a": object()}])
-def test_writes_only_what_json_can_say(value: object) -> None:
+def test_writer_refuses_values_without_json_equivalent(value: object) -> None:
     with pytest.raises(FormatError, match="no JSON equivalent"):
         canonical_json({"key": value})
 
@@ -76,7 +76,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("data", "found"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_refuses_what_is_not_json(data: bytes, found: str, tmp_path: Path) -> None:
+def test_reader_refuses_invalid_json(data: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(data)
     with pytest.raises(FormatError) as caught:

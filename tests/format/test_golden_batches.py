@@ -29,7 +29,7 @@ def batches() -> GoldenBatches:
     return GoldenBatches(GOLDEN_BATCHES_VERSION, "torch 2.13.0 float32", (GoldenBatch("one", (base, other)),))
 
 
-def test_are_read_as_they_were_written() -> None:
+def test_written_golden_batches_are_read_back_unchanged() -> None:
     data = golden_batches_json(batches())
     found = parse_golden_batches(data, "b.json")
     assert golden_batches_json(found) == data
@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], type[FormatError], s
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_refuses_what_breaks_the_format(name: str) -> None:
+def test_reader_refuses_malformed_golden_batches(name: str) -> None:
     change, kind, message = BROKEN[name]
     document = json.loads(golden_batches_json(batches()))
     change(document)

@@ -56,11 +56,11 @@ def of_table(folder: Path, problem: ProblemType, columns: Columns, table: str) -
         ),
     ],
 )
-def test_what_is_read(problem: ProblemType, row: dict[str, Any], found: Any, tmp_path: Path) -> None:
+def test_rows_of_each_task_type_are_read(problem: ProblemType, row: dict[str, Any], found: Any, tmp_path: Path) -> None:
     assert read(tmp_path, problem, PAIR, row) == [found]
 
 
-def test_tables_with_separators(tmp_path: Path) -> None:
+def test_separated_cells_become_sets_choices_and_spans(tmp_path: Path) -> None:
     assert of_table(tmp_path, "multi_label", Columns(), "text,label\nx,a|b\ny,|\n") == [
         ("x", None, {"a", "b"}),
         ("y", None, set()),
@@ -97,7 +97,9 @@ def test_tables_with_separators(tmp_path: Path) -> None:
         ("span", {"q": "x", "c": "a b c", "a": {"text": [], "answer_start": []}}, "1 row has no text or no label"),
     ],
 )
-def test_what_is_refused(problem: ProblemType, row: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_invalid_rows_are_refused_with_a_reason(
+    problem: ProblemType, row: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path, problem, PAIR, row)
     assert words in str(caught.value)
@@ -111,7 +113,9 @@ def test_what_is_refused(problem: ProblemType, row: dict[str, Any], words: str, 
         ("single_label", Columns(start="s"), "only answers to questions have a `start`"),
     ],
 )
-def test_columns_that_a_type_does_not_read(problem: ProblemType, columns: Columns, words: str, tmp_path: Path) -> None:
+def test_columns_that_do_not_suit_the_task_are_refused(
+    problem: ProblemType, columns: Columns, words: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, problem, columns, {"text": "x", "label": "y"})
     assert words in str(caught.value)
@@ -131,7 +135,7 @@ def test_incomplete_rows_may_be_left_out(tmp_path: Path) -> None:
     assert read(tmp_path, "single_label", PAIR, *rows, skip_incomplete=True) == [("x", "z", "y")]
 
 
-def test_texts_without_labels(tmp_path: Path) -> None:
+def test_unlabelled_texts_are_read_by_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_bytes(b"\xef\xbb\xbfq\tc\nx\ty\n\tz\n")
     assert read_texts(path, Columns("q", "c")) == ([("x", "y")], ())

@@ -29,7 +29,7 @@ def as_json(manifest: Manifest) -> Document:
     return document
 
 
-def test_round_trip(manifest: Manifest, bundle: Path) -> None:
+def test_written_manifests_are_read_back_unchanged(manifest: Manifest, bundle: Path) -> None:
     write_manifest(manifest, bundle)
     assert read_manifest(bundle) == manifest
     first = (bundle / "manifest.json").read_bytes()
@@ -38,7 +38,7 @@ def test_round_trip(manifest: Manifest, bundle: Path) -> None:
     validate(json.loads(first), "bundle-manifest")
 
 
-def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
+def test_minimal_manifest_is_read_back(manifest: Manifest, bundle: Path) -> None:
     least = replace(
         manifest, heads=(), sites=(), slots=(), adapters=(), text=None, golden_texts=None, outputs=manifest.outputs[:1]
     )
@@ -168,7 +168,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
 
 
 @pytest.mark.parametrize(("change", "error", "place"), BAD.values(), ids=BAD.keys())
-def test_names_what_is_wrong(
+def test_reader_names_the_invalid_field(
     manifest: Manifest, tmp_path: Path, change: Change, error: type[InputError], place: str
 ) -> None:
     document = as_json(manifest)
@@ -186,13 +186,13 @@ def test_a_newer_minor_version_that_holds_nothing_new_is_read(manifest: Manifest
     assert read_manifest(bundle) == newer
 
 
-def test_writes_only_what_can_be_read(manifest: Manifest, tmp_path: Path) -> None:
+def test_writer_refuses_unreadable_manifests(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"\$\.adapters"):
         write_manifest(replace(manifest, adapters=manifest.adapters * 2), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+def test_folders_without_a_manifest_are_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileError, match="is not a bundle"):
             read_manifest(folder)
@@ -219,7 +219,7 @@ def test_a_flipped_bit_in_a_manifest_is_refused(manifest: Manifest, tmp_path: Pa
     assert read_manifest(tmp_path) == manifest
 
 
-def test_the_bundle_that_is_expected_and_no_other(manifest: Manifest, tmp_path: Path) -> None:
+def test_reader_accepts_only_the_expected_bundle(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(manifest, tmp_path)
     digest = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
     assert read_manifest(tmp_path, expect=digest) == read_manifest(tmp_path, expect=f"sha256:{digest}") == manifest

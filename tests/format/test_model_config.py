@@ -48,7 +48,9 @@ CASES: list[tuple[str, dict[str, Any], int, Task | None]] = [
 
 
 @pytest.mark.parametrize(("name", "config", "width", "task"), CASES)
-def test_the_task_of_a_head(name: str, config: dict[str, Any], width: int, task: Task | None) -> None:
+def test_task_of_a_head_is_read_from_the_config(
+    name: str, config: dict[str, Any], width: int, task: Task | None
+) -> None:
     found, notes = head_task(config, name, width)
     assert found == task
     # a guess and an unknown task are said; one number is a regression by the convention of transformers
@@ -56,7 +58,7 @@ def test_the_task_of_a_head(name: str, config: dict[str, Any], width: int, task:
     assert bool(notes) == (task is None or guessed)
 
 
-def test_classes_of_one_name() -> None:
+def test_classes_of_equal_names_are_numbered() -> None:
     """As the two cranes of ImageNet, a bird and a machine."""
     config = {"id2label": {"0": "crane", "1": "hen", "2": "crane"}, "problem_type": "single_label_classification"}
     task, notes = head_task(config, "ViTForImageClassification", 3)
@@ -65,11 +67,11 @@ def test_classes_of_one_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel", "BertForPreTraining", ""])
-def test_a_class_whose_name_says_no_task(name: str) -> None:
+def test_class_names_without_a_task_give_none(name: str) -> None:
     assert class_type(name) is None
 
 
-def test_labels_in_the_order_of_the_classes(tmp_path: Path) -> None:
+def test_labels_are_ordered_by_class_index(tmp_path: Path) -> None:
     names = {str(index): f"class {index}" for index in (10, 2, *range(2), *range(3, 10))}
     (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
     assert known_labels(tmp_path / "config.json") == tuple(f"class {index}" for index in range(11))

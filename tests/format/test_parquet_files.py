@@ -43,7 +43,7 @@ def test_labels_are_those_of_the_same_table_as_json_lines(tmp_path: Path) -> Non
     assert read_texts(path, Columns())[0] == [(row["text"], None) for row in ROWS]
 
 
-def test_classes_have_the_names_that_datasets_writes_and_minus_1_is_no_label(tmp_path: Path) -> None:
+def test_parquet_labels_use_the_class_names_of_datasets(tmp_path: Path) -> None:
     path, classes = tmp_path / "rows.pq", datasets.ClassLabel(names=["low", "high"])
     features = datasets.Features(
         text=datasets.Value("string"), label=classes, other=datasets.Value("int64"), tags=datasets.List(classes)
@@ -62,13 +62,13 @@ def test_classes_have_the_names_that_datasets_writes_and_minus_1_is_no_label(tmp
         assert {row.answer for row in labelled_rows(path, Columns(), "single_label").rows} == {"-1", "0", "1"}
 
 
-def test_texts_of_language_models(tmp_path: Path) -> None:
+def test_language_model_tables_are_read_from_parquet(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}])
     found = read_language_tables(LanguageFiles(path, validation=0.5))
     assert found.texts[next(iter(found.texts))].texts == [("a", "b"), ("c", "d")]
 
 
-def test_faults_are_named(tmp_path: Path) -> None:
+def test_faults_of_parquet_tables_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: there is no column `words`; found `text`, `label`, `other`"):
         labelled_rows(path, Columns("words"), "single_label")

@@ -52,13 +52,13 @@ def test_rules_change_a_digest_and_prose_does_not() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_file_is_what_the_records_say(name: str) -> None:
+def test_schema_files_match_the_records(name: str) -> None:
     found = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
     assert found == schema_text(name), "run `python schemas/make_schemas.py`"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_a_schema_of_draft_2020_12(name: str) -> None:
+def test_schemas_are_valid_draft_2020_12(name: str) -> None:
     schema = json.loads(schema_text(name))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     Draft202012Validator.check_schema(schema)
@@ -74,7 +74,7 @@ def objects(schema: Any, place: str = "$") -> Iterator[tuple[str, Document]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_describes_every_object_and_property(name: str) -> None:
+def test_schemas_describe_every_object_and_property(name: str) -> None:
     for place, schema in objects(json.loads(schema_text(name))):
         assert schema["title"], place
         assert schema["description"].endswith("."), place
@@ -82,7 +82,7 @@ def test_describes_every_object_and_property(name: str) -> None:
             assert value.get("description", "").endswith("."), f"{place}.{key}"
 
 
-def test_knows_the_ops_and_values_of_the_language() -> None:
+def test_graph_schema_lists_ops_and_values() -> None:
     definitions = json.loads(schema_text("adapter-graph"))["$defs"]
     node = definitions["node"]["properties"]
     assert node["op"]["enum"] == list(OPS)
@@ -93,7 +93,7 @@ def test_knows_the_ops_and_values_of_the_language() -> None:
     assert definitions["headGraph"]["properties"]["inputs"]["items"]["enum"] == list(HEAD_VALUES)
 
 
-def test_names_the_place_of_a_fault() -> None:
+def test_reader_names_the_place_of_a_fault() -> None:
     with pytest.raises(FormatError) as caught:
         record_from_json(AdapterDocument, {"version": "1.0.0", "name": "a"})
     assert caught.value.where == "`$`"

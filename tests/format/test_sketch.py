@@ -94,7 +94,7 @@ class TestSensitivity:
         wrong[0, 1, 77_777] = logits[0, 1].max() + 1.01
         assert self.change(logits, wrong) > 1
 
-    def test_exchanged_columns_show(self, logits: np.ndarray) -> None:
+    def test_sketches_reveal_exchanged_columns(self, logits: np.ndarray) -> None:
         far = 1000 * logits
         wrong = far.copy()
         wrong[0, 0, [5, 5 + 251 * 256]] = far[0, 0, [5 + 251 * 256, 5]]  # in the same sums of both moduli
@@ -121,15 +121,15 @@ def test_only_outputs_with_a_record_and_enough_axes_are_condensed() -> None:
 class TestFilled:
     """Inputs that a seed describes."""
 
-    def test_equals_the_specification(self) -> None:
+    def test_fill_equals_the_specification(self) -> None:
         seed = 2**32 - 3  # the sum with the index wraps around
         expected = [(mixed((seed + at) % 2**32) >> 24) / 64 - 2 for at in range(6)]
         assert filled(seed, (2, 3)).ravel().tolist() == expected
 
-    def test_is_exact_in_float16(self) -> None:
+    def test_fill_is_exact_in_float16(self) -> None:
         np.testing.assert_array_equal(filled(7, (1000,)), filled(7, (1000,), np.float16).astype(np.float32))
 
-    def test_may_be_empty(self) -> None:
+    def test_fill_may_be_empty(self) -> None:
         assert filled(7, (2, 0, 3)).shape == (2, 0, 3)
 
     @pytest.mark.parametrize("stored", [[0, -1, 2], [0, 2**20, 2**20], [-1, 2], [2**32, 2], []])
@@ -138,6 +138,6 @@ class TestFilled:
             read_fill(np.array(stored, np.int64), np.float32)
 
     @pytest.mark.parametrize(("stored", "dtype"), [(np.zeros(2), "float32"), (np.array([0, 2]), "int64")])
-    def test_other_types_are_refused(self, stored: np.ndarray, dtype: str) -> None:
+    def test_fill_of_another_type_is_refused(self, stored: np.ndarray, dtype: str) -> None:
         with pytest.raises(ValueError, match="seed"):
             read_fill(stored, dtype)

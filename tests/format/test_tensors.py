@@ -50,7 +50,7 @@ def test_order_of_the_names_does_not_matter() -> None:
     assert tensor_bytes(dict(reversed(TENSORS.items()))) == tensor_bytes(TENSORS)
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_written_tensors_are_read_back_unchanged(tmp_path: Path) -> None:
     write_tensors(tmp_path / "t.safetensors", TENSORS)
     found = read_tensors(tmp_path / "t.safetensors")
     assert list(found) == sorted(TENSORS)
@@ -60,13 +60,13 @@ def test_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], expected)
 
 
-def test_a_transposed_view_is_written_as_it_is_seen() -> None:
+def test_transposed_views_are_written_in_their_visible_order() -> None:
     view = np.arange(6, dtype=np.float32).reshape(2, 3).T
     np.testing.assert_array_equal(parse_tensors(tensor_bytes({"a": view}), "test")["a"], view)
 
 
 @pytest.mark.parametrize("dtype", [np.complex128, object, "U3", "datetime64[s]"])
-def test_writes_only_types_that_safetensors_has(dtype: object) -> None:
+def test_writer_refuses_types_that_safetensors_lacks(dtype: object) -> None:
     with pytest.raises(TensorError, match="`a` is "):
         tensor_bytes({"a": np.zeros(2, dtype)})
 
@@ -116,7 +116,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("data", "found"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_refuses_what_is_no_safetensors_file(data: bytes, found: str, tmp_path: Path) -> None:
+def test_reader_refuses_invalid_safetensors_files(data: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(data)
     with pytest.raises(FormatError) as caught:

@@ -18,7 +18,7 @@ from readers import HEAVY, LIGHT, Reader
 
 
 @pytest.mark.extended
-def test_the_first_changed_files(tmp_path: Path) -> None:
+def test_readers_survive_the_first_mutations(tmp_path: Path) -> None:
     """The same mutations each time: a failure means another reader, not another draw."""
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(Path(__file__).parent / "fuzz.py"), "--executions", "15", "--json", str(figures)]
@@ -39,7 +39,7 @@ def _slow(_: Path) -> None:
 
 
 @pytest.mark.parametrize(("read", "words"), [(_mistake, "KeyError at test_fuzz.py"), (_slow, "seconds")])
-def test_what_no_reader_may_do_is_found(
+def test_fuzzing_finds_wrong_errors_and_slow_readers(
     read: Callable[[Path], None], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.02)

@@ -90,7 +90,7 @@ STRUCTURE = {
 
 
 @pytest.mark.parametrize("message", STRUCTURE)
-def test_what_does_not_fit_together_is_refused(message: str) -> None:
+def test_inconsistent_adapters_are_refused(message: str) -> None:
     changes = dict(STRUCTURE[message])
     with pytest.raises(AdapterError) as caught:
         replace(adapter(), **changes)
@@ -156,14 +156,14 @@ def sharing(**changes: Any) -> Adapter:
 class TestShared:
     """Parameters shared by all sites of a graph are stored once."""
 
-    def test_every_place_has_them_under_their_plain_names(self) -> None:
+    def test_sites_share_parameters_under_plain_names(self) -> None:
         one = sharing()
         assert set(one.parameters(SITES[0])) == set(GRAPH.parameters)
         for name in SHARING.shared:
             assert one.parameters(SITES[0])[name] is one.parameters(SITES[1])[name]
         assert one.parameters(SITES[0])["up.bias"] is not one.parameters(SITES[1])["up.bias"]
 
-    def test_they_have_one_name_among_the_tensors(self) -> None:
+    def test_shared_parameters_have_one_tensor_name(self) -> None:
         names = {site: sharing().tensor_names(site) for site in SITES}
         assert [names[SITES[1]][name] for name in SHARING.shared] == list(COMMON)
         assert names[SITES[1]]["up.bias"] == "layers.0.ffn.up.bias"
@@ -172,7 +172,7 @@ class TestShared:
             "head.classifier.bias",
         }
 
-    def test_they_are_paid_for_once_and_used_everywhere(self) -> None:
+    def test_shared_parameters_are_counted_once(self) -> None:
         assert sharing().cost().parameters == adapter().cost().parameters - 8 * 2 - 2
         assert sharing().cost().multiply_accumulates == adapter().cost().multiply_accumulates
 
@@ -187,7 +187,7 @@ class TestShared:
         assert "`shared.bottleneck.down.weight`: a shared tensor has different shapes" in str(caught.value)
         assert "found [8, 2] and [8, 3]" in str(caught.value)
 
-    def test_each_of_them_must_be_there(self) -> None:
+    def test_missing_shared_parameters_are_refused(self) -> None:
         with pytest.raises(TensorError, match=r"`shared\.bottleneck\.down\.bias` is missing"):
             sharing(weights={name: tensor for name, tensor in sharing_weights().items() if name != COMMON[0]})
 
@@ -196,7 +196,7 @@ class TestShared:
     ("replaces", "message"),
     [("y", None), ("h", None), ("u", "found ['batch', 'tokens', 'd']; expected ['batch', 'tokens', 'd_in']")],
 )
-def test_a_result_has_the_shape_of_what_it_replaces(replaces: str, message: str | None) -> None:
+def test_results_must_have_the_shape_of_the_replaced_value(replaces: str, message: str | None) -> None:
     source = "u" if replaces == "u" else "h"
     width = "d_in" if replaces == "u" else "d"
     nodes = (Node("linear", (source,), "r", {"weight": "w"}),)

@@ -54,7 +54,7 @@ def test_a_layer_norm_is_that_of_the_base() -> None:
         ("rms", False, "rms_norm", {BORROWED_WEIGHT}),
     ],
 )
-def test_it_borrows_what_the_norm_has(kind: str, bias: bool, op: str, borrowed: set[str]) -> None:
+def test_bound_graph_borrows_the_parameters_of_the_norm(kind: str, bias: bool, op: str, borrowed: set[str]) -> None:
     bound = bind_base_norm(GRAPH, norm(kind, 1e-6, bias=bias))
     assert [node.op for node in bound.nodes] == ["add", op, "linear", "add"]
     assert set(bound.parameters) - set(GRAPH.parameters) == borrowed
@@ -62,7 +62,7 @@ def test_it_borrows_what_the_norm_has(kind: str, bias: bool, op: str, borrowed: 
     assert not needs_base_norm(bound)
 
 
-def test_without_a_norm_it_is_the_identity() -> None:
+def test_missing_norm_is_bound_as_the_identity() -> None:
     bound = bind_base_norm(GRAPH, None)
     assert [node.op for node in bound.nodes] == ["add", "linear", "add"]
     assert bound.parameters == GRAPH.parameters
@@ -73,7 +73,7 @@ def test_a_norm_that_cannot_be_read_is_refused() -> None:
         bind_base_norm(GRAPH, norm("unknown", 1e-5))
 
 
-def test_a_graph_without_it_is_left_alone() -> None:
+def test_graphs_without_the_norm_of_the_base_stay_unchanged() -> None:
     graph = bottleneck("h", BottleneckOptions())
     assert bind_base_norm(graph, norm("unknown", 1e-5)) is graph
     assert not needs_base_norm(graph)
@@ -86,13 +86,13 @@ def test_borrowed_names_are_kept_free() -> None:
         bind_base_norm(graph, norm("rms", 1e-6))
 
 
-def test_it_has_no_value_without_a_base() -> None:
+def test_unbound_norm_cannot_be_evaluated() -> None:
     inputs = draw_inputs(GRAPH, 1, 2, 8, np.random.default_rng(0))
     with pytest.raises(GraphError, match=r"`normed`: an op is the base's own .* found `base_norm`"):
         interpret(GRAPH, LOWERINGS, inputs, {"w": np.zeros((8, 8))})
 
 
-def test_the_base_pays_for_its_norm() -> None:
+def test_norm_of_the_base_adds_no_parameters() -> None:
     assert cost(GRAPH, WIDTHS).parameters == 64
 
 

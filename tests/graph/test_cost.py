@@ -10,7 +10,7 @@ from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK
 
 
 @pytest.mark.parametrize(("width", "projections"), [(16, 131_072), (64, 524_288), (256, 2_097_152)])
-def test_the_two_projections_of_a_width_of_4096(width: int, projections: int) -> None:
+def test_cost_counts_both_projections_at_width_4096(width: int, projections: int) -> None:
     found = cost(bottleneck("h", BottleneckOptions(no_bias=True)), {"d": 4096, "b": width})
     assert found == Cost(projections, 4 * projections, projections)
 

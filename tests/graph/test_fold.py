@@ -97,7 +97,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("why", STAYS)
-def test_a_factor_stays_where(why: str) -> None:
+def test_factors_that_cannot_be_folded_stay(why: str) -> None:
     assert inference_form(STAYS[why]) == STAYS[why]
     assert_same_value(STAYS[why])
 
@@ -115,7 +115,7 @@ def test_a_factor_out_of_range_is_refused() -> None:
 
 @given(graph=graphs())
 @examples(200)
-def test_the_form_is_final(graph: AdapterGraph) -> None:
+def test_folding_is_idempotent_and_drops_constants(graph: AdapterGraph) -> None:
     form = inference_form(graph)
     assert inference_form(form) == form
     assert not {"identity", "dropout", "drop_path", "phm_linear"} & set(ops(form))
@@ -154,7 +154,7 @@ def behind(taker: str, factor: str) -> AdapterGraph:
 
 @pytest.mark.parametrize("factor", FACTOR)
 @pytest.mark.parametrize("taker", TAKERS)
-def test_every_factor_goes_into_what_is_before_it(taker: str, factor: str) -> None:
+def test_factors_are_folded_into_the_preceding_op(taker: str, factor: str) -> None:
     graph = behind(taker, factor)
     form = inference_form(graph)
     assert ops(form) == [taker]
@@ -163,7 +163,7 @@ def test_every_factor_goes_into_what_is_before_it(taker: str, factor: str) -> No
 
 
 @pytest.mark.parametrize("factor", FACTOR)
-def test_every_factor_goes_into_the_rows_of_the_product_behind_it(factor: str) -> None:
+def test_factors_are_folded_into_the_following_product(factor: str) -> None:
     first = replace(FACTOR[factor], inputs=("h",))
     product = Node("linear", ("s",), "r", {"weight": "w", "bias": "b"})
     own = {"s": FACTOR_SHAPE[factor]} if factor in FACTOR_SHAPE else {}
@@ -175,7 +175,7 @@ def test_every_factor_goes_into_the_rows_of_the_product_behind_it(factor: str) -
     assert_same_value(graph)
 
 
-def test_a_learned_factor_may_have_two_readers_before_it_goes() -> None:
+def test_learned_factors_with_two_uses_are_folded_once() -> None:
     """h·s + (h @ W)·s: the second goes into W, the first stays, and so does its parameter."""
     nodes = (
         Node("learned_scale", ("h",), "a", {"weight": "s"}),
@@ -205,12 +205,12 @@ class TestShared:
         form = inference_form(self.graph(*shared))
         assert (ops(form), form.shared) == (["linear"], left)
 
-    def test_a_constant_goes_into_what_is_shared(self) -> None:
+    def test_constants_are_folded_into_shared_weights(self) -> None:
         graph = AdapterGraph(("h",), SQUARE, (UP, scale("up", "r")), "r", shared=("w",))
         assert (ops(inference_form(graph)), inference_form(graph).shared) == (["linear"], ("w",))
 
 
-def test_the_weights_of_a_mix_mean_what_they_say() -> None:
+def test_weights_of_a_mix_are_not_folded() -> None:
     nodes = (Node("mix", ("h", "h"), "m", {"weights": "w"}), scale("m", "r"))
     graph = AdapterGraph(("h",), {"w": (1, 2)}, nodes, "r")
     assert inference_form(graph) == graph
@@ -238,14 +238,14 @@ class TestKroneckerProducts:
         found = evaluate(form, inputs, fold_weights(self.graph(), parameters))
         np.testing.assert_allclose(found, evaluate(self.graph(), inputs, parameters), rtol=0, atol=1e-6)
 
-    def test_it_is_the_sum_of_kronecker_products(self) -> None:
+    def test_folded_weight_is_the_sum_of_kronecker_products(self) -> None:
         rng = np.random.default_rng(0)
         parameters = draw_parameters(self.graph(), PHM_WIDTHS, rng)
         rule, left, right = (parameters[name].astype(np.float64) for name in ("rule", "down.left", "down.right"))
         expected = 2 * sum(np.kron(one, a @ b) for one, a, b in zip(rule, left, right, strict=True))
         np.testing.assert_allclose(fold_weights(self.graph(), parameters)["down.weight"], expected, rtol=1e-6)
 
-    def test_what_is_shared_altogether_stays_shared(self) -> None:
+    def test_folding_keeps_fully_shared_weights_shared(self) -> None:
         assert inference_form(self.graph("rule", "down.left", "down.right")).shared == ("down.weight",)
 
     def test_the_name_of_another_parameter_is_not_taken(self) -> None:

@@ -163,7 +163,7 @@ def test_a_malformed_graph_is_refused(message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_graph_without_ops_returns_what_it_reads() -> None:
+def test_graph_without_ops_returns_its_input() -> None:
     assert AdapterGraph(("h",), {}, (), "h").shapes() == {"h": ("batch", "tokens", "d")}
 
 
@@ -174,7 +174,7 @@ def test_shapes_follow_the_ops() -> None:
     assert classification_head().shapes()["logits"] == ("batch", "classes")
 
 
-def test_symbols_come_in_the_order_in_which_they_occur() -> None:
+def test_symbols_are_listed_in_order_of_occurrence() -> None:
     assert bottleneck("h", BottleneckOptions()).symbols() == ("d", "b")
     assert bottleneck("u", BottleneckOptions()).symbols() == ("d_in", "b", "d")
 
@@ -184,7 +184,7 @@ def test_fixed_widths_may_stand_in_the_place_of_symbols() -> None:
     assert fixed.parameter_shapes({"d": 8}) == {"down.weight": (8, 4), "down.bias": (4,)}
 
 
-def test_heads_are_told_from_sites() -> None:
+def test_head_graphs_are_distinguished_from_site_graphs() -> None:
     assert classification_head("first").reads_head_values()
     assert not bottleneck("u", BottleneckOptions()).reads_head_values()
 

@@ -38,14 +38,14 @@ def test_the_result_is_that_of_the_task(name: str) -> None:
     assert found.shape[:-1] == ((B, T) if head.task.type == "token" else (B,))
 
 
-def test_adapterhubs_head_by_hand() -> None:
+def test_head_of_adapterhub_equals_its_formula() -> None:
     head = make_head(width=D, labels="abc", options=HeadOptions("first", dense=1, dropout=0.1))
     w = draw(head.graph.parameter_shapes(head.widths))
     dense = np.tanh(HIDDEN[:, 0] @ w["dense_1.weight"] + w["dense_1.bias"])
     np.testing.assert_allclose(result(head, w), dense @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
 
 
-def test_two_dense_layers_of_another_width_by_hand() -> None:
+def test_regression_head_with_two_dense_layers_equals_its_formula() -> None:
     head = make_head("regression", width=D, numbers=2, hidden=4, options=HeadOptions(dense=2, activation="relu"))
     assert head.widths == {"d": D, "e1": 4, "e2": 4, "classes": 2}
     w = draw(head.graph.parameter_shapes(head.widths))
@@ -55,7 +55,7 @@ def test_two_dense_layers_of_another_width_by_hand() -> None:
     np.testing.assert_allclose(result(head, w), value @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
 
 
-def test_tokens_by_hand() -> None:
+def test_token_head_equals_its_formula() -> None:
     head = make_head("token", width=D, labels="ab")
     w = draw(head.graph.parameter_shapes(head.widths))
     np.testing.assert_allclose(result(head, w), HIDDEN @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
@@ -91,7 +91,7 @@ def test_classification_and_regression_have_one_graph() -> None:
         ("token", {"l2_normalise": True}, "only an embedding"),
     ],
 )
-def test_what_no_head_can_be(task: ProblemType, options: dict[str, Any], message: str) -> None:
+def test_invalid_heads_are_refused(task: ProblemType, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         head_graph(task, HeadOptions(**options))
 
@@ -108,5 +108,5 @@ def test_what_no_head_can_be(task: ProblemType, options: dict[str, Any], message
         (("classes",), None),
     ],
 )
-def test_what_a_result_is_by_its_shape(shape: tuple[Any, ...], expected: str | None) -> None:
+def test_result_kind_follows_from_the_shape(shape: tuple[Any, ...], expected: str | None) -> None:
     assert head_result(shape) == expected

@@ -115,7 +115,7 @@ def test_zero_up_makes_a_kronecker_product_zero() -> None:
     assert np.array_equal(evaluate(graph, inputs, tensors), inputs["h"])
 
 
-def test_a_head_is_normal_whatever_the_scheme() -> None:
+def test_heads_are_initialized_normally_under_every_scheme() -> None:
     graph = classification_head()
     for scheme in SCHEMES:
         head = initialise(graph, {"d": 4096, "classes": 16}, scheme, np.random.default_rng(0))
@@ -143,7 +143,7 @@ def test_zero_up_starts_at_exactly_h(kind: str, options: dict[str, float], schem
     assert drawn(graph, scheme)["down.weight"].all()
 
 
-def test_small_normal_starts_near_h_and_not_at_it() -> None:
+def test_small_normal_starts_near_h_but_differs() -> None:
     """h of deviation 1, 384 wide: D h has deviation 0.01·0.88·√384 = 0.17, U of 64 of them at most 0.01·8·0.17."""
     deviation = deviation_from_h(bottleneck("h", BottleneckOptions(activation="relu")), "small_normal")
     assert 0.001 < deviation < 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 
 
-def test_every_node_sees_what_it_reads_in_order() -> None:
+def test_nodes_receive_their_inputs_in_order() -> None:
     """A lowering into text shows who was called with what."""
     nodes = (
         Node("linear", ("x",), "a", {"weight": "w", "bias": "b"}),

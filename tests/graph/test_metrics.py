@@ -34,7 +34,7 @@ def values(judged: Judged, units: list[int] | None = None) -> dict[str, float]:
     return {metric.name: float(value) for metric, value in zip(judged.metrics, measured, strict=True)}
 
 
-def test_classes() -> None:
+def test_class_metrics_match_values_by_hand() -> None:
     """Right: a a a b; answered: a a b b. F1 of a: 2·2/(3+2) = 0.8, of b: 2·1/(1+2) = 2/3."""
     shares = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
     judged = judge_classes(shares, np.array([0, 0, 0, 1]), ("a", "b"))
@@ -46,7 +46,7 @@ def test_classes() -> None:
     assert values(judged, [2]) == {"accuracy": 0.0, "macro_f1": 0.0}
 
 
-def test_classes_as_scikit_learn_has_them() -> None:
+def test_class_metrics_match_scikit_learn() -> None:
     """Also of classes that are never right, never answered, or neither."""
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -90,7 +90,7 @@ def test_a_collapse_is_one_answer_to_nearly_all_rows(right: list[int], answered:
         assert found.startswith(f"`b` is {answered.count(1) / len(answered):.1%} of the answers")
 
 
-def test_sets_of_labels() -> None:
+def test_label_set_metrics_match_values_by_hand() -> None:
     """Two labels. Hits 2, answered 3, right 3: micro-F1 4/6. F1 of x: 1, of y: 0. One of three rows is all right.
 
     Average precision: of x, both right rows come first: 1. Of y, the right row comes second of three: 1/2.
@@ -106,7 +106,7 @@ def test_sets_of_labels() -> None:
     assert values(judged, [0])["average_precision"] == 1.0, "over the labels that a row has"
 
 
-def test_choices() -> None:
+def test_choice_metrics_match_values_by_hand() -> None:
     judged = judge_choices([np.array([1.0, 2.0]), np.array([0.0, 0.0, math.log(2)])], np.array([1, 0]))
     assert values(judged) == {"accuracy": 0.5}
     assert judged.answers == (1, 2)
@@ -129,7 +129,7 @@ def test_entities_count_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_entities_are_counted_as_seqeval_counts_them(seed: int) -> None:
+def test_entity_metrics_match_seqeval(seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 9, 30)
     right = [rng.integers(0, 5, length) for length in lengths]
@@ -160,14 +160,14 @@ def test_spans_are_compared_as_by_squad() -> None:
     assert values(judged) == pytest.approx({"exact_match": 1 / 3, "f1": (1 + 2 / 3 + 0) / 3})
 
 
-def test_numbers() -> None:
+def test_number_metrics_match_values_by_hand() -> None:
     """Right 1 2 3, answered 1 2 6. Pearson: 5/√(2·14); Spearman 1; R²: 1 − 9/2; mean absolute error 1."""
     judged = judge_numbers(np.array([[1.0], [2.0], [6.0]]), np.array([[1.0], [2.0], [3.0]]))
     expected = {"pearson": 5 / math.sqrt(28), "spearman": 1.0, "r2": -3.5, "mean_absolute_error": 1.0}
     assert values(judged) == pytest.approx(expected)
 
 
-def test_what_does_not_vary_has_no_correlation() -> None:
+def test_constant_answers_have_no_correlation() -> None:
     constant = judge_numbers(np.array([[1.0], [1.0]]), np.array([[1.0], [2.0]]))
     assert math.isnan(values(constant)["pearson"])
     assert math.isnan(values(constant)["spearman"])
@@ -176,13 +176,13 @@ def test_what_does_not_vary_has_no_correlation() -> None:
     assert single["mean_absolute_error"] == 1.0
 
 
-def test_similarities() -> None:
+def test_similarity_metrics_match_values_by_hand() -> None:
     """Ranks 1 2 3 against 1 3 2: Spearman 1 − 6·2/(3·8) = 0.5."""
     judged = judge_similarities(np.array([0.1, 0.2, 0.9]), np.array([0.0, 5.0, 4.0]))
     assert values(judged)["spearman"] == pytest.approx(0.5)
 
 
-def test_neighbours() -> None:
+def test_neighbour_metrics_match_values_by_hand() -> None:
     """Angles of 0°, 10°, 25° and 40°: nearest are 1, 0, 1 and 2; their lengths do not count."""
     angles = np.radians([0, 10, 25, 40])
     vectors = np.stack([np.cos(angles), np.sin(angles)], -1) * np.array([[1.0], [9.0], [2.0], [5.0]])
@@ -193,7 +193,7 @@ def test_neighbours() -> None:
         judge_neighbours(vectors[:1], ("a",))
 
 
-def test_rankings() -> None:
+def test_ranking_metrics_match_values_by_hand() -> None:
     """Group p: the relevant row comes second: 1/2, NDCG 1/log2(3). Group q: first: 1 and 1. Group r is left out."""
     scores, relevances = np.array([0.9, 0.5, 0.1, 0.8, 0.2, 0.7]), np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     judged = judge_ranking(scores, relevances, ("p", "p", "p", "q", "q", "r"))
@@ -207,7 +207,7 @@ def test_equal_scores_do_not_help_a_ranking() -> None:
     assert values(judged)["mrr"] == 0.25
 
 
-def test_what_cannot_be_ranked_is_refused() -> None:
+def test_unrankable_groups_are_refused() -> None:
     with pytest.raises(DataError, match="nothing can be ranked"):
         judge_ranking(np.zeros(2), np.array([1.0, 1.0]), ("p", "q"))
     with pytest.raises(DataError, match="a relevance is below 0"):

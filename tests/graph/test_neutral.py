@@ -79,7 +79,7 @@ NOT_NEUTRAL = {
 
 
 @pytest.mark.parametrize("name", NOT_NEUTRAL)
-def test_what_cannot_return_h_is_refused(name: str) -> None:
+def test_graphs_without_neutral_parameters_are_refused(name: str) -> None:
     found, graph = NOT_NEUTRAL[name]
     with pytest.raises(NotNeutralError) as caught:
         neutral_parameters(graph, WIDTHS)
@@ -122,7 +122,7 @@ ONES = {
 
 
 @pytest.mark.parametrize("name", ONES)
-def test_learned_factors_are_one_or_zero_as_it_takes(name: str) -> None:
+def test_neutral_learned_factors_are_one_or_zero(name: str) -> None:
     number, graph = ONES[name]
     inputs = draw_inputs(graph, 2, 3, 8, np.random.default_rng(0))
     neutral = neutral_parameters(graph, neutral_widths(graph, WIDTHS))
@@ -131,7 +131,7 @@ def test_learned_factors_are_one_or_zero_as_it_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("replaces", ["u", "h", "y"])
-def test_what_is_replaced_is_what_is_returned(replaces: str) -> None:
+def test_neutral_parameters_return_the_replaced_value(replaces: str) -> None:
     width = SITE_VALUES[replaces][-1]
     nodes = (Node("linear", (replaces,), "p", {"weight": "w"}), Node("add", (replaces, "p"), "r"))
     graph = AdapterGraph((replaces,), {"w": (width, width)}, nodes, "r", replaces)

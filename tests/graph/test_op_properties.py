@@ -46,7 +46,7 @@ def is_scaled(found: np.ndarray, result: np.ndarray, by: float | np.ndarray) -> 
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_zeros(name: str) -> None:
+def test_declared_zeros_match_the_lowering(name: str) -> None:
     op = Op(name)
     zero = [True] * len(op.values)
     assert op.spec.is_zero(zero) == (not op(values=0.0).any())
@@ -58,7 +58,7 @@ def test_zeros(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_linear_values(name: str) -> None:
+def test_declared_linear_values_match_the_lowering(name: str) -> None:
     op = Op(name)
     scaled = op.spec.scaled_by([*range(len(op.values))])
     if scaled:
@@ -70,7 +70,7 @@ def test_linear_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOWERED if OPS[name].parameters])
-def test_linear_parameters(name: str) -> None:
+def test_declared_linear_parameters_match_the_lowering(name: str) -> None:
     op, by_feature = Op(name), np.arange(1.0, WIDTH + 1)
     assert is_scaled(op(parameters=-3.0), op(), -3) == (op.spec.linear_in_parameters is not None)
     if op.spec.linear_in_parameters == "feature":
@@ -78,7 +78,7 @@ def test_linear_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_factors(name: str) -> None:
+def test_declared_factors_match_the_lowering(name: str) -> None:
     """The factor of an op, computed from ones: one number, or one per feature."""
     op = Op(name)
     x, op.values[0] = op.values[0], np.ones_like(op.values[0])
@@ -93,7 +93,7 @@ def test_factors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_degrees(name: str) -> None:
+def test_declared_degrees_match_the_lowering(name: str) -> None:
     """The power of the values by which the result grows, from a thousand to a million times as large."""
     op = Op(name)
     small, large = (float(np.abs(op(values=by)).max()) for by in (1e3, 1e6))
@@ -101,7 +101,7 @@ def test_degrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_tokens(name: str) -> None:
+def test_declared_token_mixing_matches_the_lowering(name: str) -> None:
     op = Op(name)
     before = op()
     for value in op.values:
@@ -112,7 +112,7 @@ def test_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_half_rectified(name: str) -> None:
+def test_declared_rectification_matches_the_lowering(name: str) -> None:
     op = Op(name)
     op.values[0] = -np.abs(op.values[0])
     assert op.spec.half_rectified == (not op().any())

@@ -44,7 +44,7 @@ def test_activations_read_one_value_and_own_nothing() -> None:
         (float("inf"), False, False),
     ],
 )
-def test_intervals_hold_what_they_say(number: float, closed: bool, half_open: bool) -> None:
+def test_intervals_contain_their_bounds(number: float, closed: bool, half_open: bool) -> None:
     assert (number in Interval(0, 1)) is closed
     assert (number in Interval(0, 1, half_open=True)) is half_open
 
@@ -58,6 +58,6 @@ def test_intervals_hold_what_they_say(number: float, closed: bool, half_open: bo
         (Arity(2, 2), "2, 4, …", {2, 4}),
     ],
 )
-def test_arities_say_what_they_take(arity: Arity, text: str, reads: set[int]) -> None:
+def test_arities_contain_their_counts(arity: Arity, text: str, reads: set[int]) -> None:
     assert {count for count in range(6) if count in arity} == reads
     assert str(arity) == text

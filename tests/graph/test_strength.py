@@ -43,12 +43,12 @@ def test_every_kind_moves_along_a_line(name: str, strength: float) -> None:
         np.testing.assert_allclose(*moved(slot_form(graph), strength), rtol=0, atol=1e-12)
 
 
-def test_scaled_layers_do_too() -> None:
+def test_scaled_layers_move_along_a_line() -> None:
     for options in ({"scale": True, "bias": True}, {"dense": True}, {"scale": True, "dense": True, "bias": True}):
         np.testing.assert_allclose(*moved(slot_form(changed_layer_graph(**options)), 0.5), rtol=0, atol=1e-12)
 
 
-def test_updates_that_read_each_other_have_none() -> None:
+def test_stacked_updates_have_no_strength_parameters() -> None:
     assert strength_parameters(slot_form(KINDS["nice"]().graph)) is None
     a, b = (
         random_of_kind(name, KINDS["pfeiffer"]().with_widths(b=4), SITES, "f" * 64, seed=at)

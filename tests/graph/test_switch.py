@@ -71,7 +71,7 @@ def test_an_active_switch_is_exact(graph: AdapterGraph) -> None:
     np.testing.assert_array_equal(found, evaluate(graph, values, weights))
 
 
-def test_what_is_neutral_gets_no_switch() -> None:
+def test_graphs_with_neutral_parameters_get_no_switch() -> None:
     graph = AdapterGraph(("h",), SQUARE, (PRODUCT, Node("add", ("h", "p"), "r")), "r")
     assert slot_form(graph) == graph
     assert not has_neutral_parameters(loses_the_residual())
@@ -84,7 +84,7 @@ def test_a_factor_of_one_more_projection_is_saved() -> None:
     assert list(slot_form(graph).parameters) == ["w", "switch.keep"]
 
 
-def test_a_factor_that_stays_is_told_from_that_of_the_switch() -> None:
+def test_kept_factors_stay_separate_from_the_switch() -> None:
     """`use` goes into the factor of `gelu(h)`, which must be zero where `keep` is one."""
     nodes = (Node("gelu", ("h",), "g"), Node("scale_features", ("g",), "r", {"weight": "w"}))
     form = slot_form(AdapterGraph(("h",), {"w": ("d",)}, nodes, "r"))
@@ -95,7 +95,7 @@ def test_a_factor_that_stays_is_told_from_that_of_the_switch() -> None:
     assert (idle["switch.keep"] == 1).all()
 
 
-def test_names_that_are_taken_get_others() -> None:
+def test_taken_names_are_avoided() -> None:
     nodes = (Node("linear", ("h",), "kept", {"weight": "switch.keep"}), Node("gelu", ("kept",), "switched"))
     form = slot_form(AdapterGraph(("h",), {"switch.keep": ("d", "d")}, nodes, "switched"))
     assert list(form.parameters) == ["switch.keep", "switch.keep_", "switch.use"]

@@ -117,7 +117,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
     ],
     ids=["model", "tokenizer", "chat templates", "shards", "sentences", "sentences inside", "PEFT", "several adapters"],
 )
-def test_only_what_is_read_is_taken(
+def test_only_needed_files_are_downloaded(
     contents: Contents, files: dict[str, bytes], taken: set[str], hub: HubServer
 ) -> None:
     commit = repository(hub, "me/it", files)
@@ -161,7 +161,7 @@ def test_only_what_is_read_is_taken(
         ("artifact", MODEL, FormatError, r"is neither a bundle nor an adapter"),
     ],
 )
-def test_a_repository_without_it_says_what_to_do_and_leaves_nothing(
+def test_unsuitable_repositories_are_refused_without_a_download(
     contents: Contents, files: dict[str, bytes], error: type, words: str, hub: HubServer, cache: Path
 ) -> None:
     repository(hub, "me/it", files)
@@ -239,7 +239,7 @@ def test_names_with_dots_are_ids(hub: HubServer) -> None:
         assert names(locate(name, "model").path) == set(MODEL)
 
 
-def test_no_slash_is_lost() -> None:
+def test_addresses_keep_their_slashes() -> None:
     assert as_written(Path("hf://a/b@main")) == "hf://a/b@main"
     assert as_written(Path("oci://host/a/b:1")) == "oci://host/a/b:1"
     assert as_written("hf://a/b") == "hf://a/b"
@@ -250,7 +250,7 @@ def test_no_slash_is_lost() -> None:
         ae.open_base("gone", site_map="hf://a/b")
 
 
-def test_offline_the_caches_are_enough(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_models_open_without_network(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(hub, "me/it", MODEL, STRAY)
     repository(hub, "me/other", MODEL, STRAY)
     found = locate("me/it", "model")
@@ -264,7 +264,7 @@ def test_offline_the_caches_are_enough(hub: HubServer, monkeypatch: pytest.Monke
     assert not hub.asked
 
 
-def test_a_hub_that_is_gone_names_the_way_without_it(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hubs_are_named_with_advice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = repository(hub, "me/it", MODEL)
     snapshot_download("me/it", endpoint=hub.url)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
@@ -275,7 +275,7 @@ def test_a_hub_that_is_gone_names_the_way_without_it(hub: HubServer, monkeypatch
     assert raised.value.exit_code == 7
 
 
-def test_what_was_changed_in_the_cache_is_taken_again(hub: HubServer) -> None:
+def test_changed_cache_files_are_downloaded_again(hub: HubServer) -> None:
     commit = repository(hub, "me/it", MODEL)
     heard = Heard()
     for change in ("model.safetensors", "config.json", "pytorch_model.bin"):
@@ -295,7 +295,7 @@ def test_a_branch_that_moved_is_noted(hub: HubServer) -> None:
     assert heard.notes == [f"`hf://me/it` has moved: it was `{first}`, and is `{second}` now"]
 
 
-def test_bundles_and_adapters_by_their_address(hub: HubServer, bundle: Path, adapter: Path) -> None:
+def test_bundles_and_adapters_open_by_address(hub: HubServer, bundle: Path, adapter: Path) -> None:
     repository(hub, "me/bundle", {name: (bundle / name).read_bytes() for name in names(bundle)})
     commit = repository(hub, "me/adapter", {name: (adapter / name).read_bytes() for name in names(adapter)})
     assert ae.open_bundle("hf://me/bundle").manifest == ae.open_bundle(bundle).manifest
@@ -316,7 +316,7 @@ def _datasets(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("_datasets")
 @pytest.mark.extended
-def test_rows_of_a_dataset(hub: HubServer, tmp_path: Path) -> None:
+def test_rows_are_read_from_datasets_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
     configs = [{"config_name": "one", "data_files": "train.csv"}, {"config_name": "two", "data_files": "two.csv"}]
     card = f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()
     rows = {"train.csv": b"text,label\na,x\nb,y\n", "two.csv": b"text,label\nc,x\n", "README.md": card}

@@ -65,7 +65,7 @@ def classifier(adapter: Path) -> Adapter:
     return replace(found, training=TRAINING, head=replace(found.head, task=Task("single_label", labels)))
 
 
-def test_metadata_say_what_is_given(bundle: Path) -> None:
+def test_card_metadata_match_the_given_facts(bundle: Path) -> None:
     digest = digest_of(bundle, "bundle")
     card = _card(bundle, "bundle", licence="apache-2.0", base_model="me/base", measured=[_measured(digest=digest)])
     data = card.data.to_dict()
@@ -80,7 +80,7 @@ def test_metadata_say_what_is_given(bundle: Path) -> None:
     assert f"--expect {digest}" in card.text
 
 
-def test_what_nobody_knows_is_left_out(bundle: Path) -> None:
+def test_card_omits_unknown_facts(bundle: Path) -> None:
     card = _card(bundle, "bundle")
     assert not {"license", "base_model", "base_model_relation", "model-index"} & card.data.to_dict().keys()
     assert not {"Scores", "Training data", "Agreement with the original model"} & {
@@ -90,7 +90,7 @@ def test_what_nobody_knows_is_left_out(bundle: Path) -> None:
     assert "null" not in card.text
 
 
-def test_an_adapter_tells_of_its_training(classifier: Adapter, tmp_path: Path) -> None:
+def test_card_of_an_adapter_describes_its_training(classifier: Adapter, tmp_path: Path) -> None:
     write_adapter(classifier, tmp_path / "a")
     card = _card(tmp_path / "a", "adapter")
     assert card.data.pipeline_tag == "text-classification"
@@ -155,7 +155,7 @@ def test_words_of_others_are_no_markup(words: str, classifier: Adapter, tmp_path
     assert page.count("<code") == 2  # the commands and the digest
 
 
-def test_the_report_of_the_check_is_in_it(bundle: Path, tmp_path: Path) -> None:
+def test_card_contains_the_check_report(bundle: Path, tmp_path: Path) -> None:
     from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove

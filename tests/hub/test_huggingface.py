@@ -47,7 +47,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_bundle_comes_back_as_it_was(hub: HubServer, bundle: Path) -> None:
+def test_pushed_bundles_are_fetched_unchanged(hub: HubServer, bundle: Path) -> None:
     sent = _push(bundle, "hf://me/tiny")
     found = fetch("hf://me/tiny")
     assert _files(found) == {**_files(bundle), "README.md": b"# Card\n"}
@@ -87,7 +87,7 @@ def test_an_own_file_in_the_repository_stays_and_is_not_taken(
     assert "modeling.py" in hub.repositories["me/one"].commits[fetch_all("hf://me/one", reporter=Heard()).pin]
 
 
-def test_offline_the_caches_are_enough(
+def test_cached_revisions_are_fetched_without_network(
     hub: HubServer, adapter: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _push(adapter, "hf://me/one")
@@ -133,7 +133,7 @@ def _none_left(cache: Path) -> bool:
     ],
     ids=["gone", "gated", "503", "403", "418", "changed", "a file less", "no head", "up"],
 )
-def test_what_does_not_arrive_whole_leaves_nothing(
+def test_incomplete_downloads_leave_no_files(
     change: Callable[[HubServer], object], error: type, words: str, hub: HubServer, adapter: Path, cache: Path
 ) -> None:
     _push(adapter, "hf://me/one")
@@ -163,7 +163,7 @@ def test_a_hub_that_is_gone_is_named(adapter: Path, monkeypatch: pytest.MonkeyPa
             run()
 
 
-def test_what_is_damaged_is_not_sent(hub: HubServer, adapter: Path, tmp_path: Path) -> None:
+def test_damaged_adapters_are_not_pushed(hub: HubServer, adapter: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(adapter, tmp_path / "copy")
     (copy / "weights.safetensors").write_bytes((copy / "weights.safetensors").read_bytes()[:-1])
     with pytest.raises(FormatError):

@@ -60,7 +60,7 @@ def sent(bundle: Path, registry: OciRegistry, tmp_path_factory: pytest.TempPathF
     return _push(bundle, f"oci://{registry.host}/team/tiny:1", card="# Tiny\n")
 
 
-def test_a_bundle_comes_back_as_it_was(bundle: Path, sent: Pushed, registry: OciRegistry) -> None:
+def test_pushed_bundles_are_fetched_unchanged(bundle: Path, sent: Pushed, registry: OciRegistry) -> None:
     found = fetch(sent.reference)
     assert _files(found) == {**_files(bundle), "README.md": b"# Tiny\n"}
     assert Bundle.open(found, expect=sent.digest).session(threads=1).adapters
@@ -68,14 +68,14 @@ def test_a_bundle_comes_back_as_it_was(bundle: Path, sent: Pushed, registry: Oci
     assert fetch(sent.pinned) == found
 
 
-def test_an_adapter_comes_back_as_it_was(adapter: Path, registry: OciRegistry) -> None:
+def test_pushed_adapters_are_fetched_unchanged(adapter: Path, registry: OciRegistry) -> None:
     sent = _push(adapter, f"oci://{registry.host}/team/adapter")
     found = fetch_all(f"oci://{registry.host}/team/adapter:latest")
     assert (found.kind, found.pin, found.digest) == ("adapter", sent.pin, sent.digest)
     assert _files(found.path) == _files(adapter)
 
 
-def test_oras_reads_what_was_sent(bundle: Path, sent: Pushed, tmp_path: Path) -> None:
+def test_oras_pulls_pushed_files_unchanged(bundle: Path, sent: Pushed, tmp_path: Path) -> None:
     from oras.client import OrasClient
 
     OrasClient(insecure=True).pull(sent.pinned.removeprefix("oci://"), outdir=str(tmp_path / "oras"))
@@ -99,7 +99,7 @@ def test_the_same_adapter_has_the_same_digest_everywhere(adapter: Path, registry
     assert not heard.notes
 
 
-def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, registry: OciRegistry) -> None:
+def test_moved_tags_are_noted_on_push_and_pull(adapter: Path, other: Path, registry: OciRegistry) -> None:
     reference, heard = f"oci://{registry.host}/team/moving:now", Heard()
     first = _push(adapter, reference, heard)
     fetch(reference, reporter=heard)
@@ -111,7 +111,7 @@ def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, regi
     assert fetch(first.pinned) != fetch(second.pinned)
 
 
-def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, cache: Path) -> None:
+def test_expected_digest_is_checked_before_the_download(sent: Pushed, cache: Path) -> None:
     heard = Heard()
     with pytest.raises(HashError, match="does not match the expected digest"):
         fetch_all(sent.reference, expect="0" * 64, reporter=heard)
@@ -123,7 +123,7 @@ def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, 
     assert found.is_dir()
 
 
-def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
+def test_failed_proofs_keep_bundles_out_of_the_cache(sent: Pushed, cache: Path) -> None:
     def refuse(folder: Path) -> None:
         assert (folder / "manifest.json").is_file()
         raise FormatError("is not approved")
@@ -136,7 +136,7 @@ def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
         fetch(sent.reference, proof=refuse)
 
 
-def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
+def test_damaged_cache_files_are_downloaded_again(sent: Pushed) -> None:
     heard = Heard()
     found = fetch(sent.pinned)
     (found / "base.bin").write_bytes(b"other")
@@ -182,7 +182,7 @@ def test_only_loopback_is_asked_without_tls() -> None:
                 client._check_scheme(asked)
 
 
-def test_what_is_not_there_is_named(registry: OciRegistry, sent: Pushed, cache: Path) -> None:
+def test_missing_references_are_named(registry: OciRegistry, sent: Pushed, cache: Path) -> None:
     for reference in (
         f"oci://{registry.host}/team/tiny:none",
         f"oci://{registry.host}/team/none:1",
@@ -248,7 +248,7 @@ def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, ca
     assert found.name == sent.pin.replace(":", "-")
 
 
-def test_several_at_once_take_it_once(adapter: Path, registry: OciRegistry) -> None:
+def test_concurrent_fetches_download_once(adapter: Path, registry: OciRegistry) -> None:
     sent = _push(adapter, f"oci://{registry.host}/team/busy:1")
     heard = Heard()
     with ThreadPoolExecutor(6) as pool:
@@ -322,7 +322,7 @@ def test_a_manifest_of_somebody_else_is_refused(name: str, sent: Pushed, cache: 
     assert _nothing_left(cache)
 
 
-def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
+def test_unlisted_layers_are_not_downloaded(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
     blob = b"import os"
     digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
     with httpx2.Client(base_url=f"http://{registry.host}/v2/team/tiny/") as client:
@@ -337,7 +337,7 @@ def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: Oc
     assert _files(fetch(f"oci://{registry.host}/team/tiny:more")).keys() == _files(fetch(sent.reference)).keys()
 
 
-def test_what_is_damaged_is_not_sent(bundle: Path, registry: OciRegistry, tmp_path: Path) -> None:
+def test_damaged_bundles_are_not_pushed(bundle: Path, registry: OciRegistry, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     (copy / "base.bin").write_bytes(_changed((copy / "base.bin").read_bytes()))
     with pytest.raises(HashError):

@@ -91,7 +91,7 @@ def test_the_verdict_is_that_of_the_importer(
         assert found.sites == len(adapter.placements)
 
 
-def test_every_cause_has_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_every_cause_is_tested_with_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
     assert {rule.name for rule in RULES} <= {cause for folder in FOLDERS.values() for cause in folder.causes}
 
 
@@ -140,9 +140,7 @@ def test_changes_and_factors_are_those_of_peft(folders: Folders, diagnosed: Call
     assert diagnosed("rslora").groups[0].formula == "16/√4"
 
 
-def test_dora_and_ia3_change_the_weight_as_peft_merges_them(
-    folders: Folders, diagnosed: Callable[[str], Diagnosis]
-) -> None:
+def test_measured_changes_match_weights_merged_by_peft(folders: Folders, diagnosed: Callable[[str], Diagnosis]) -> None:
     for name in ("dora", "ia3"):
         base = AutoModelForCausalLM.from_pretrained(folders("llama"))
         before = {key: value.double() for key, value in base.state_dict().items()}
@@ -174,7 +172,7 @@ def test_peft_answers_as_the_base_in_silence(
     assert name != "untrained" or found.idle == found.sites == 4
 
 
-def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_doctor_predicts_how_other_tools_read_a_folder(diagnosed: Callable[[str], Diagnosis]) -> None:
     assert tool(diagnosed("rslora"), "llama.cpp").scale == "scales `q_proj` by 4 instead of 8"
     assert tool(diagnosed("rslora"), "vLLM").scale is None
     for name in ("vLLM", "llama.cpp"):
@@ -193,7 +191,7 @@ def test_what_other_tools_make_of_it(diagnosed: Callable[[str], Diagnosis]) -> N
 
 
 @pytest.mark.extended
-def test_a_file_an_archive_and_a_member(
+def test_doctor_accepts_files_archives_and_single_members(
     folders: Folders, bases: Callable[[str], ae.Base], diagnosed: Callable[[str], Diagnosis], tmp_path: Path
 ) -> None:
     found = ae.doctor(folders("good") / TENSORS, bases("llama"))
@@ -222,7 +220,7 @@ def adapterhub_bert() -> ae.Base:
     ],
 )
 @pytest.mark.extended
-def test_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_bert: ae.Base) -> None:
+def test_doctor_passes_adapterhub_folders(name: str, of: str, scale: float | None, adapterhub_bert: ae.Base) -> None:
     found = ae.doctor(ADAPTERHUB / "bert" / name, adapterhub_bert)
     assert found.passed
     assert {(group.of, group.scale) for group in found.groups} == {(of, scale)}
@@ -270,7 +268,9 @@ def test_adapterhub_ignores_tensors_of_another_name(adapterhub_bert: ae.Base, tm
 
 
 @pytest.mark.extended
-def test_own_adapters(folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path) -> None:
+def test_doctor_diagnoses_adapters_of_this_format(
+    folders: Folders, bases: Callable[[str], ae.Base], tmp_path: Path
+) -> None:
     adapter = ae.import_peft(folders("good"), bases("llama"), tmp_path / "own")
     assert ae.doctor(tmp_path / "own", bases("llama")).passed
     assert adapter.name == "own"
@@ -286,7 +286,7 @@ def run(*arguments: object) -> Any:
 
 
 @pytest.mark.extended
-def test_command(folders: Folders) -> None:
+def test_doctor_command_prints_causes_and_json(folders: Folders) -> None:
     done = run(folders("rslora"), "--base", folders("llama"))
     assert done.exit_code == 0, done.output
     for words in ("`rslora`: PEFT LORA, 8 tensors", "scale = 16/√4", "8 of 8", "other-strength (caution)"):
@@ -321,7 +321,7 @@ def test_tables_fit_a_terminal(name: str, width: int, diagnosed: Callable[[str],
         check_whole(table, width)
 
 
-def test_display(diagnosed: Callable[[str], Diagnosis]) -> None:
+def test_diagnosis_has_text_and_html_displays(diagnosed: Callable[[str], Diagnosis]) -> None:
     found = diagnosed("untrained")
     assert repr(found).startswith("Diagnosis(adapter='untrained', library='PEFT', fits=True, passed=False")
     assert "exactly zero at all 4 sites" in str(found)

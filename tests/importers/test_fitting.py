@@ -98,7 +98,7 @@ def test_the_layers_and_ranks_of_lora_are_seen() -> None:
         ("dora", {}, "`dora` cannot be expressed yet"),
     ],
 )
-def test_what_nothing_shows_must_be_given(name: str, options: dict[str, Any], message: str) -> None:
+def test_undetectable_options_must_be_given(name: str, options: dict[str, Any], message: str) -> None:
     tensors = tensors_of(small(KINDS[name]())) if name in KINDS else {}
     with pytest.raises(UsageError, match=message):
         fitting_kind(tensors, name, **options)

@@ -94,7 +94,7 @@ def test_other_float_types_are_converted_with_a_word(dtype: str, word: str) -> N
     assert np.array_equal(packed.adapter.weights["layers.0.ffn.up.bias"], tensors["layers.0.ffn.up.bias"].astype("f4"))
 
 
-def test_float32_needs_no_word() -> None:
+def test_float32_tensors_are_packed_without_notes() -> None:
     assert _pack(_tensors()).notes == ()
 
 

@@ -152,7 +152,7 @@ def test_copies_and_processes_open_the_bundle_again(world: World) -> None:
     np.testing.assert_array_equal(model.encode(TEXTS[:2], device=["cpu"]), expected)
 
 
-def test_what_gives_no_vectors_is_refused_by_name(world: World, tmp_path: Path) -> None:
+def test_adapters_without_vectors_are_refused_by_name(world: World, tmp_path: Path) -> None:
     embedder = BundleEmbedder
     with pytest.raises(RequestError, match=r"adapter `topic`.*found `single_label`.*expected `embedding`"):
         embedder(world.bundle, "topic")

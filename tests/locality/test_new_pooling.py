@@ -58,7 +58,7 @@ with ae.attach(ae.open_base(sys.argv[1]), kind="pfeiffer", bottleneck=3, labels=
 """
 
 
-def test_a_pooling_is_an_op_whose_row_names_it(trial, tmp_path: Path) -> None:
+def test_a_pooling_touches_four_files(trial, tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "model.pt")
     first = '    OpSpec(\n        "first_token",'
     trial.edit(OPS, first, f"{ROW.lstrip()}{first}")

@@ -89,7 +89,7 @@ def test_rounding_itself_stays_within_what_was_measured(offset: float) -> None:
     assert np.abs(results[0] - results[1]).max() < moved(Base(offset))["hidden"]
 
 
-def test_an_error_of_a_thousandth_is_far_beyond_it() -> None:
+def test_errors_of_a_thousandth_exceed_the_amplified_budget() -> None:
     """In the very base that makes errors larger: one feature of a site scaled by 1.001."""
     base, weight = Base(1), np.ones(WIDTH, np.float32)
     weight[0] = 1.001
@@ -115,7 +115,7 @@ def test_errors_are_put_at_every_site_and_into_every_tensor() -> None:
     assert list(alone.placements) == ["layers.0.ffn", "layers.1.ffn"]
 
 
-def test_what_a_reference_does_with_adapters_alone_is_no_error_of_rounding() -> None:
+def test_common_deviations_of_a_reference_are_not_rounding_errors() -> None:
     """Runs are compared with each other: a common deviation does not count."""
 
     class Shifted(Base):
@@ -141,7 +141,7 @@ SIZES = {"inner": 64, "depth": 4, "scale": 2.0}
 
 
 class TestBudget:
-    def test_what_is_measured_counts_where_it_is_more(self) -> None:
+    def test_measured_amplification_widens_the_budget(self) -> None:
         plain = budget("float32", **SIZES)
         assert budget("float32", **SIZES, moved=plain.absolute / 2) == plain
         wider = budget("float32", **SIZES, moved=5 * plain.absolute)
@@ -149,7 +149,7 @@ class TestBudget:
         assert wider.reason.startswith("1.2e-05: errors of 6.2e-07 at its sites move the reference by 1.2e-05")
         assert wider.reason.endswith(f"without that {plain.reason}")
 
-    def test_it_counts_up_to_a_thousandth_of_the_scale(self) -> None:
+    def test_amplification_is_limited_to_a_thousandth_of_the_scale(self) -> None:
         found = budget("float32", **SIZES, moved=0.5)
         assert found.absolute == MOST_AMPLIFIED * 2.0
         assert "move the reference by 5.0e-01, of which 0.001 of the scale 2 counts" in found.reason

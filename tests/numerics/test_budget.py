@@ -26,7 +26,7 @@ def test_minilm_is_held_to_1e_5_of_its_scale(scale: float) -> None:
     assert 2 * MINILM_DEVIATION * scale < allowed <= 1e-5 * max(1.0, scale)
 
 
-def test_it_is_the_formula() -> None:
+def test_budget_equals_its_formula() -> None:
     epsilon = float(np.finfo(np.float32).eps)
     expected = 3.0 * math.sqrt(8) * (ROUNDING * epsilon + ACCUMULATION * math.sqrt(100) * epsilon)
     assert budget("float32", inner=100, depth=8, scale=3.0).absolute == pytest.approx(expected, rel=1e-12)
@@ -37,7 +37,7 @@ def test_half_precision_adds_up_in_single() -> None:
     assert half == pytest.approx(ROUNDING * 2**-10 + ACCUMULATION * 32 * 2**-23, rel=1e-12)
 
 
-def test_nothing_is_allowed_where_everything_is_zero() -> None:
+def test_budget_is_zero_at_scale_zero() -> None:
     assert budget("float32", inner=64, depth=2, scale=0.0).absolute == 0
 
 
@@ -126,7 +126,7 @@ ZEROS = {
 
 @pytest.mark.parametrize("width", [16, 384, 4096])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])
-def test_it_bounds_the_rounding_of_sharp_mixtures(width: int, temperature: float) -> None:
+def test_budget_bounds_the_rounding_of_sharp_mixtures(width: int, temperature: float) -> None:
     """Scores of some hundreds or thousands, whose rounding moves the shares by far more than eps."""
     rng = np.random.default_rng(width)
     inputs = {name: rng.standard_normal((3, 64, width)).astype(np.float32) for name in ("h", "x")}

@@ -58,13 +58,13 @@ FFN, QUERY, EMBEDDINGS = (
         ),
     ],
 )
-def test_what_does_not_fit_is_named(graph: AdapterGraph, trained: Site, found: Site, fault: str) -> None:
+def test_misfits_of_adapter_and_base_are_named(graph: AdapterGraph, trained: Site, found: Site, fault: str) -> None:
     with pytest.raises(AdapterError) as caught:
         check_fit([adapter(graph, [trained])], base(found))
     assert fault in str(caught.value)
 
 
-def test_a_graph_that_replaces_what_is_not_there() -> None:
+def test_graphs_that_replace_a_missing_value_are_refused() -> None:
     nodes = (Node("linear", ("u",), "r", {"weight": "w"}),)
     graph = AdapterGraph(("u",), {"w": ("d_in", "d")}, nodes, "r", "y")
     with pytest.raises(AdapterError, match="replaces `y`, which does not exist"):
@@ -92,7 +92,7 @@ VALUES = {"h": np.random.default_rng(0).standard_normal((2, 3, 8)), "x": np.ones
 
 
 class TestTheNormOfTheBase:
-    def test_it_is_computed_with_the_tensors_of_the_base(self) -> None:
+    def test_norm_of_the_base_uses_the_tensors_of_the_base(self) -> None:
         one = adapter(behind_the_norm("h"), [FFN])
         tensors = {"base_norm.weight": np.full(8, 2.0), "base_norm.bias": np.full(8, 0.5)}
         found = evaluate_site(one, FFN.name, {**VALUES, **tensors}, LAYER)
@@ -101,21 +101,21 @@ class TestTheNormOfTheBase:
         down, up = (one.weights[f"{FFN.name}.{name}.weight"] for name in ("down", "up"))
         np.testing.assert_allclose(found, VALUES["h"] + np.maximum(normal @ down, 0) @ up, rtol=0, atol=1e-12)
 
-    def test_one_without_a_weight_has_ones(self) -> None:
+    def test_base_norm_without_a_weight_has_ones(self) -> None:
         one = adapter(behind_the_norm("h"), [FFN])
         bare = evaluate_site(one, FFN.name, VALUES, Norm("rms", 1e-6, None, None))
         ones = evaluate_site(one, FFN.name, {**VALUES, "base_norm.weight": np.ones(8)}, Norm("rms", 1e-6, "w", None))
         np.testing.assert_array_equal(bare, ones)
 
-    def test_where_there_is_none_it_is_the_identity(self) -> None:
+    def test_missing_base_norm_is_the_identity(self) -> None:
         assert {node.op for node in bind_base_norm(behind_the_norm("h"), None).nodes} == {"add", "linear", "relu"}
 
-    def test_an_unknown_one_is_refused(self) -> None:
+    def test_unknown_base_norms_are_refused(self) -> None:
         with pytest.raises(GraphError, match="could not be read"):
             bind_base_norm(behind_the_norm("h"), UNKNOWN)
 
 
-def test_a_width_of_the_base_that_only_an_op_asks_for_must_fit() -> None:
+def test_widths_required_only_by_an_op_must_fit() -> None:
     roles = {"rule": (2, 2, 2), "left": (2, 4, 1), "right": (2, 1, 3), "bias": (6,)}
     nodes = (
         Node("phm_linear", ("u",), "v", {role: role for role in roles}),

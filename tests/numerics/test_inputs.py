@@ -32,7 +32,7 @@ def case(cases: list[InputCase], name: str) -> InputCase:
     return next(case for case in cases if case.name == name)
 
 
-def test_the_matrix_has_batch_one_and_odd_and_one_odd_and_many_tokens() -> None:
+def test_input_cases_cover_batch_sizes_and_lengths() -> None:
     cases = input_cases(TEXT, seed=0)
     assert [case.name for case in cases] == [
         "batch1_tokens1",
@@ -73,7 +73,7 @@ def test_a_mask_has_its_own_type(dtype: str) -> None:
     assert set(np.unique(padded)) == {0, 1}
 
 
-def test_values_spread_evenly_from_minus_2_to_2_and_stay_where_they_are_masked() -> None:
+def test_input_values_spread_evenly_and_ignore_the_mask() -> None:
     values = InputRecord("embeds", "float32", (*AXES, 256), "values")
     cases = input_cases((values, MASK), seed=0)
     long = case(cases, "batch3_tokens65").arrays["embeds"]
@@ -116,7 +116,7 @@ def test_a_single_row_is_padded_to_half() -> None:
         (Lengths(704, 704), [704], [703, 705]),
     ],
 )
-def test_the_edges_of_lengths_are_tried_and_what_lies_outside(
+def test_input_cases_cover_lengths_at_and_beyond_the_limits(
     lengths: Lengths, inside: list[int], outside: list[int]
 ) -> None:
     bounds = {"tokens": lengths}

@@ -61,7 +61,7 @@ def test_a_number_may_be_half_a_step_away_and_no_more():
 
 
 @pytest.mark.parametrize(("beyond", "fits"), [(2.0, True), (2.01, False), (-0.51, False)])
-def test_a_number_at_the_end_of_its_block_may_have_come_from_beyond(beyond, fits):
+def test_clipped_numbers_match_weights_beyond_their_block(beyond, fits):
     trained = [use("w", np.full((1, WIDTH), beyond, np.float32))]
     stored = [use("w", np.zeros((1, WIDTH), np.float32), half=0.5, outward=1)]
     if fits:

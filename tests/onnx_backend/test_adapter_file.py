@@ -17,7 +17,7 @@ TENSORS = {
 }
 
 
-def test_onnxruntime_reads_what_was_written(tmp_path: Path) -> None:
+def test_onnxruntime_reads_written_adapter_files(tmp_path: Path) -> None:
     write_adapter_file(tmp_path / "a.onnx_adapter", TENSORS, 5)
     read = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
     assert set(read) == set(TENSORS)
@@ -32,12 +32,12 @@ def test_the_order_of_the_tensors_does_not_change_the_bytes(tmp_path: Path) -> N
     assert len(digests) == 1
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_raises_a_write_error(tmp_path: Path) -> None:
     with pytest.raises(WriteError):
         write_adapter_file(tmp_path / "none" / "a.onnx_adapter", TENSORS, 5)
 
 
 @pytest.mark.parametrize("limit", [0, 10_000, 40_000])
-def test_a_full_disk(tmp_path: Path, limit: int) -> None:
+def test_full_disk_raises_a_write_error(tmp_path: Path, limit: int) -> None:
     with small_disk(limit), pytest.raises(WriteError):
         write_adapter_file(tmp_path / "a", {"w": np.ones((100, 100), np.float32)}, 5)

@@ -103,7 +103,7 @@ def test_the_attention_stays_fused_and_loses_its_bias_once(tmp_path):
     assert site_values(model)["layers.0.attention.key"]["h"] != "key"
 
 
-def test_a_bias_that_no_adapter_reads_stays_where_it_is(tmp_path):
+def test_unread_biases_stay_in_the_fused_attention(tmp_path):
     base = opened(tmp_path, block())
     adapter = adapter_at("a", scaled("h"), ["layers.0.attention.output"], base.sites, base.fingerprint)
     model = insert_slots(base, plan_slots([adapter], base.sites))

@@ -93,7 +93,7 @@ def inner(op: str, **attributes: float) -> AdapterGraph:
         ("keep_second_half", {}),
     ],
 )
-def test_what_looks_at_all_of_a_bottleneck_cannot_be_filled_up(
+def test_ops_over_the_whole_bottleneck_refuse_padding(
     narrow_base: OnnxBase, op: str, attributes: dict[str, float]
 ) -> None:
     graph = inner(op, **attributes)
@@ -107,7 +107,7 @@ def test_what_looks_at_all_of_a_bottleneck_cannot_be_filled_up(
 
 
 @pytest.mark.parametrize("op", ["l2_normalise", "sigmoid", "gelu"])
-def test_what_looks_at_each_feature_can(narrow_base: OnnxBase, op: str) -> None:
+def test_ops_on_single_features_accept_padding(narrow_base: OnnxBase, op: str) -> None:
     graph = inner(op)
     both = [adapter("wide", graph, {**WIDTHS, "b": 6}, narrow_base), adapter("n", graph, NARROW, narrow_base)]
     plan = plan_slots(both, narrow_base.sites)

@@ -17,7 +17,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 class TestDescription:
-    def test_inputs_have_the_roles_that_the_graph_gives_them(self, base: OnnxBase) -> None:
+    def test_inputs_of_the_base_have_their_roles(self, base: OnnxBase) -> None:
         assert base.inputs == (
             InputRecord("input_ids", "int64", ("batch", "tokens"), "ids", VOCABULARY),
             InputRecord("attention_mask", "int64", ("batch", "tokens"), "mask"),
@@ -27,7 +27,7 @@ class TestDescription:
     def test_outputs_keep_their_names_and_axes(self, base: OnnxBase) -> None:
         assert base.outputs == (OutputRecord("hidden", "float32", ("batch", "tokens", WIDTH)),)
 
-    def test_sites_are_found(self, base: OnnxBase) -> None:
+    def test_sites_of_every_layer_are_found(self, base: OnnxBase) -> None:
         assert [site.name for site in base.sites.sublayers] == [
             f"layers.{i}.{role}" for i in (0, 1) for role in ("attention", "ffn")
         ]
@@ -57,16 +57,16 @@ class TestDescription:
 
 
 class TestFingerprint:
-    def test_follows_the_weights_alone(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_fingerprint_changes_with_the_weights(self, base: OnnxBase, tmp_path: Path) -> None:
         assert open_onnx(save_tiny(tmp_path)).fingerprint == base.fingerprint
         other = save_tiny(tmp_path, tiny_model(seed=1))
         assert open_onnx(other).fingerprint != base.fingerprint
 
-    def test_is_the_same_with_the_weights_in_the_file(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_fingerprint_is_equal_with_weights_in_the_file(self, base: OnnxBase, tmp_path: Path) -> None:
         onnx.save(tiny_model(), tmp_path / "whole.onnx")
         assert open_onnx(tmp_path / "whole.onnx").fingerprint == base.fingerprint
 
-    def test_is_that_of_the_archive_where_the_export_says_so(self, tmp_path: Path) -> None:
+    def test_fingerprint_is_read_from_the_exported_archive(self, tmp_path: Path) -> None:
         model = tiny_model()
         onnx.helper.set_model_props(model, {FINGERPRINT_KEY: "sha256:abc"})
         assert open_onnx(save_tiny(tmp_path, model)).fingerprint == "sha256:abc"
@@ -76,7 +76,7 @@ class TestOverridableBase:
     """A base whose weights are also inputs: IR 3 requires it, and some later exporters do it, too."""
 
     @pytest.mark.parametrize("ir_version", [3, 8])
-    def test_its_weights_become_constants(self, base: OnnxBase, tmp_path: Path, ir_version: int) -> None:
+    def test_overridable_weights_become_constants(self, base: OnnxBase, tmp_path: Path, ir_version: int) -> None:
         model = tiny_model()
         model.ir_version = ir_version
         for tensor in model.graph.initializer:
@@ -133,14 +133,16 @@ class TestBadFiles:
         ],
         ids=["empty", "zip", "text", "cut", "no-data", "cut-data", "absolute", "parent", "link"],
     )
-    def test_each_has_a_named_error(self, tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+    def test_invalid_model_files_are_refused_by_name(
+        self, tmp_path: Path, change: Callable[[Path], None], message: str
+    ) -> None:
         (tmp_path / "model").mkdir()
         path = save_tiny(tmp_path / "model")
         change(path)
         with pytest.raises(BaseModelError, match=message):
             open_onnx(path)
 
-    def test_missing(self, tmp_path: Path) -> None:
+    def test_missing_model_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="does not exist"):
             open_onnx(tmp_path / "none.onnx")
 

@@ -68,7 +68,7 @@ def test_a_head_that_averages_over_a_mask_with_a_past_is_refused(tmp_path):
     build(base, tmp_path / "bundle", first)
 
 
-def test_a_cache_holds_what_the_layer_computes_of_what_it_reads(tmp_path):
+def test_steps_with_a_cache_equal_one_whole_run(tmp_path):
     """Running token by token with a past matches running all tokens at once."""
     base = open_cached(tmp_path)
     adapter = adapter_at("a", scaled_plus("u", "x"), ["layers.0.attention"], base.sites, base.fingerprint)

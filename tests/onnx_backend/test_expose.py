@@ -21,7 +21,7 @@ INPUTS = token_inputs(5, 3)
 
 class TestSiteOutputs:
     @pytest.mark.parametrize("index", range(4))
-    def test_each_site_is_what_the_reference_makes_of_the_values_shown(self, base: OnnxBase, index: int) -> None:
+    def test_exposed_site_results_match_the_reference(self, base: OnnxBase, index: int) -> None:
         adapters = mixed_adapters(base)
         adapter = adapters[index]
         plan = plan_slots(adapters, base.sites)
@@ -62,7 +62,7 @@ class TestCut:
         found = run_session(session, feeds, ["hidden"])["hidden"]
         np.testing.assert_array_equal(found, runner.run(INPUTS, None)["hidden"])
 
-    def test_an_output_that_is_cut_shows_what_was_fed(self, tmp_path: Path) -> None:
+    def test_cut_outputs_return_the_fed_values(self, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(more=f", float[batch, tokens, {WIDTH}] ffn0")))
         places = [(site, "h") for site in base.sites.sublayers]
         session = open_session(cut(base, places).model, base.folder)
@@ -71,16 +71,16 @@ class TestCut:
 
 
 class TestCutRunner:
-    def test_it_says_what_computes(self, base: OnnxBase) -> None:
+    def test_description_states_the_precision(self, base: OnnxBase) -> None:
         assert "float64 for adapters" in CutRunner(base).description
 
-    def test_an_adapter_that_does_not_fit(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_adapter_at_an_unknown_site_is_refused(self, base: OnnxBase, tmp_path: Path) -> None:
         adapter = random_adapter("a", pfeiffer(), base)
         object.__setattr__(adapter, "placements", {"layers.7.ffn": adapter.placements["layers.0.ffn"]})
         with pytest.raises(AdapterError, match=r"layers\.7\.ffn"):
             CutRunner(base).run(INPUTS, adapter)
 
-    def test_inputs_that_the_base_cannot_take(self, base: OnnxBase) -> None:
+    def test_invalid_inputs_are_refused(self, base: OnnxBase) -> None:
         with pytest.raises(RequestError):
             CutRunner(base).run({"input_ids": INPUTS["input_ids"]}, None)
         with pytest.raises(RequestError):

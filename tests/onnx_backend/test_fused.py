@@ -109,7 +109,7 @@ def test_only_the_biases_of_sites_with_slots_are_taken_out(tmp_path):
     assert site_values(model)["layers.0.ffn"]["h"] == "adapter.layers.0.ffn/h"
 
 
-def test_without_a_bias_the_fused_operators_stay_and_idle_slots_change_no_bit(tmp_path):
+def test_fused_operators_without_a_bias_are_kept_bit_for_bit(tmp_path):
     model = fuse(tiny_model())
     for node in model.graph.node:
         if node.op_type == "SkipLayerNormalization":

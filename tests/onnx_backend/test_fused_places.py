@@ -102,7 +102,7 @@ def test_a_place_inside_a_fused_operator_is_the_place_in_the_open(
     assert np.abs(wanted - untouched).max() > 0.01
 
 
-def test_only_what_is_replaced_is_opened(tmp_path: Path) -> None:
+def test_only_replaced_operators_are_unfused(tmp_path: Path) -> None:
     fused = opened(tmp_path / "fused", two_blocks("SkipLayerNormalization", "BiasGelu", fused=True))
     adapter = adapter_at("a", scaled_plus("y", "h"), ["layers.1.ffn"], fused.sites, fused.fingerprint)
     model = insert_slots(fused, plan_slots([adapter], fused.sites))

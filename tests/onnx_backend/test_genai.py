@@ -36,13 +36,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_its_decoder_is_a_base_like_any_other(folder):
+def test_genai_decoder_opens_as_a_base(folder):
     source = open_base(folder)
     assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, TOKENIZER)
     assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 
-def test_its_sites_follow_a_site_map(folder, tmp_path):
+def test_genai_sites_follow_a_site_map(folder, tmp_path):
     document = {"version": "1.0.0", "sites": {"layers.0.ffn": None}}
     (tmp_path / "map.json").write_text(json.dumps(document))
     source = open_base(folder, site_map=tmp_path / "map.json")
@@ -59,7 +59,7 @@ def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
     assert json.loads(written) == config(filename="model.onnx")
 
 
-def test_the_configuration_stays_as_it_is_where_the_graph_has_that_name_already(folder):
+def test_configuration_is_kept_if_it_names_the_graph(folder):
     assert open_base(folder).companions("decoder.onnx")["genai_config.json"] == folder / "genai_config.json"
 
 
@@ -73,7 +73,7 @@ def test_a_configuration_without_a_decoder_in_its_folder_is_refused(folder, docu
         read_genai(folder)
 
 
-def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refused(folder):
+def test_missing_graphs_and_invalid_configurations_are_refused(folder):
     (folder / "decoder.onnx").unlink()
     with pytest.raises(FileError, match=r"decoder\.onnx: does not exist"):
         open_base(folder)
@@ -82,12 +82,12 @@ def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refus
         open_base(folder)
 
 
-def test_torch_cannot_train_it(folder):
+def test_genai_folders_cannot_be_trained(folder):
     with pytest.raises(BaseModelError, match=r"is an onnxruntime-genai folder, which torch cannot train"):
         _ = open_base(folder).torch
 
 
-def test_its_bundle_is_a_bundle(folder):
+def test_bundles_are_not_taken_for_genai_folders(folder):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(BaseModelError, match=r"a bundle: its `manifest\.json` is there"):
         form_of(folder)
@@ -155,5 +155,5 @@ def test_a_captured_decoder_of_any_names_gets_a_configuration():
         "two widths",
     ],
 )
-def test_what_is_no_such_decoder_gets_none(inputs, outputs, generation, most):
+def test_unsuitable_models_get_no_generating_files(inputs, outputs, generation, most):
     assert generating_files(inputs, outputs, generation, most, "model.onnx") == {}

@@ -57,7 +57,7 @@ def session(bundle: Bundle) -> Session:
     return bundle.session(threads=1)
 
 
-def test_the_manifest_says_what_each_adapter_gives_and_where(bundle: Bundle) -> None:
+def test_manifest_records_task_and_output_of_each_adapter(bundle: Bundle) -> None:
     found = {record.name: (record.task and record.task.type, record.output) for record in bundle.manifest.adapters}
     sequence, tokens, vector = "single_label", "token", "embedding"
     assert found["plain"] == (None, None)
@@ -111,7 +111,7 @@ def test_switching_leaves_no_trace(session: Session) -> None:
             assert all(np.array_equal(again[output], fresh[second][output]) for output in again)
 
 
-def test_check_passes_and_compares_classes_only_where_there_are_classes(bundle: Bundle, base: OnnxBase) -> None:
+def test_check_compares_classes_only_for_heads_with_classes(bundle: Bundle, base: OnnxBase) -> None:
     plan = plan_check(bundle.folder, only=["tag", "grade", "unit"])
     report = prove(plan, Reference("tiny.onnx", CutRunner(base)))
     assert failures(report) == ()
@@ -139,21 +139,21 @@ class TestTheRuntime:
             assert [one is not None for one in row] == [bool(real) for real in kept]
             assert [one.label for one in row if one] == [TAGS[k] for k in numbers[kept == 1].argmax(-1)]
 
-    def test_classes_of_texts(self, session: Session) -> None:
+    def test_classify_returns_the_most_likely_label(self, session: Session) -> None:
         logits = session.run(INPUTS, "hub")["logits"]
         assert [one.label for one in session.classify(INPUTS, "hub")] == ["abcd"[k] for k in logits.argmax(-1)]
 
-    def test_numbers(self, session: Session) -> None:
+    def test_predict_returns_the_logits_of_regression(self, session: Session) -> None:
         assert session.predict(INPUTS, "grade").shape == (3, 1)
         np.testing.assert_array_equal(session.predict(INPUTS, "axes"), session.run(INPUTS, "axes")["logits"])
 
-    def test_vectors(self, session: Session) -> None:
+    def test_embed_returns_vectors_of_the_head(self, session: Session) -> None:
         assert session.embed(INPUTS, "mean").shape == (3, WIDTH)
         assert session.embed(INPUTS, "wide").shape == (3, 20)
         for name in ("unit", "small"):
             np.testing.assert_allclose(np.linalg.norm(session.embed(INPUTS, name), axis=-1), 1, rtol=1e-6)
 
-    def test_an_adapter_for_each_row(self, session: Session) -> None:
+    def test_predict_and_embed_take_an_adapter_per_row(self, session: Session) -> None:
         for method, name in (("predict", "grade"), ("embed", "small")):
             alone, rows = getattr(session, method)(INPUTS, name), getattr(session, method)(INPUTS, adapters=[name] * 3)
             np.testing.assert_allclose(rows, alone, rtol=0, atol=TOLERANCE)
@@ -177,12 +177,12 @@ class TestTheRuntime:
             ("embed", "plain", "found no head"),
         ],
     )
-    def test_a_call_for_another_task(self, session: Session, method: str, name: str, words: str) -> None:
+    def test_calls_for_another_task_are_refused(self, session: Session, method: str, name: str, words: str) -> None:
         with pytest.raises(RequestError) as caught:
             getattr(session, method)(INPUTS, name)
         assert words in str(caught.value)
 
-    def test_files_that_are_loaded_say_their_task_by_what_is_given(
+    def test_loaded_files_take_their_task_from_the_arguments(
         self, bundle: Bundle, base: OnnxBase, adapters: dict[str, Adapter], tmp_path: Path
     ) -> None:
         session = bundle.session(threads=1)
@@ -202,14 +202,14 @@ class TestTheRuntime:
         with pytest.raises(AdapterError, match="has no head for `single_label`; found a head that gives `embedding`"):
             session.load("more", bundle.folder / "adapters/small.onnx_adapter", labels=["a"])
 
-    def test_a_file_that_fills_two_heads(self, bundle: Bundle, tmp_path: Path) -> None:
+    def test_a_file_that_fills_two_heads_is_refused(self, bundle: Bundle, tmp_path: Path) -> None:
         one, other = (read_tensors(bundle.folder / f"adapters/{name}.safetensors") for name in ("topic", "tag"))
         mixed = {slot: other[slot] if other[slot].any() else tensor for slot, tensor in one.items()}
         write_adapter_file(tmp_path / "mixed.onnx_adapter", mixed, bundle.manifest.model_version)
         with pytest.raises(AdapterError, match="fills several heads"):
             bundle.session(threads=1).load("mixed", tmp_path / "mixed.onnx_adapter")
 
-    def test_a_head_without_tensors_is_taken_where_it_is_the_only_one(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_heads_without_tensors_load_if_unambiguous(self, base: OnnxBase, tmp_path: Path) -> None:
         plain = random_adapter("plain", houlsby(BottleneckOptions("gelu")), base)
         mean = with_head(plain, "mean", heads(WIDTH)["mean"])
         plan = plan_slots([mean], base.sites)

@@ -47,7 +47,7 @@ def _typed_fields(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", [_inside, _one_file_each, _shuffled, _typed_fields])
-def test_it_survives_another_way_to_store_the_weights(
+def test_fingerprint_survives_another_storage_of_the_weights(
     base: OnnxBase, tmp_path: Path, store: Callable[[onnx.ModelProto, Path], Path]
 ) -> None:
     assert open_onnx(store(tiny_model(), tmp_path)).fingerprint == base.fingerprint
@@ -66,7 +66,7 @@ def test_weights_in_constant_nodes_count(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
-def test_one_bit_of_one_weight_changes_it(base: OnnxBase, tmp_path: Path) -> None:
+def test_one_bit_of_a_weight_changes_the_fingerprint(base: OnnxBase, tmp_path: Path) -> None:
     model = tiny_model()
     (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == "l1_down"]
     data = bytearray(tensor.raw_data)

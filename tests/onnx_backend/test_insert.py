@@ -82,7 +82,7 @@ def reference(base: OnnxBase) -> CutRunner:
 
 
 class TestResults:
-    def test_without_an_adapter_it_is_the_base(self, base: OnnxBase, run_mixed: Run) -> None:
+    def test_graph_without_an_adapter_equals_the_base(self, base: OnnxBase, run_mixed: Run) -> None:
         found = run_mixed(None)
         np.testing.assert_allclose(found["hidden"], _untouched(base)["hidden"], rtol=0, atol=2e-6)
         np.testing.assert_array_equal(found["logits"], np.zeros((3, 1), np.float32))
@@ -104,7 +104,7 @@ class TestResults:
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
 
     @pytest.mark.parametrize("opset", [17, 20])
-    def test_every_activation_at_old_and_new_opsets(self, tmp_path: Path, opset: int) -> None:
+    def test_every_activation_works_at_old_and_new_opsets(self, tmp_path: Path, opset: int) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(opset=opset)))
         adapters = [random_adapter(name, houlsby(BottleneckOptions(name)), base) for name in ACTIVATIONS]
         run, reference, plain = _runner(base, adapters), CutRunner(base), _untouched(base)["hidden"]
@@ -114,7 +114,7 @@ class TestResults:
             assert np.abs(found - plain).max() > 0.01, adapter.name
 
     @pytest.mark.parametrize("lengths", [(1,), (1, 1), (7,), (30, 2, 11)])
-    def test_every_shape(
+    def test_slots_match_the_reference_at_every_shape(
         self, mixed: list[Adapter], run_mixed: Run, reference: CutRunner, lengths: tuple[int, ...]
     ) -> None:
         inputs = token_inputs(*lengths)
@@ -124,7 +124,7 @@ class TestResults:
                 np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
 
     @pytest.mark.parametrize("level", [LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_ALL])
-    def test_every_optimization_level(
+    def test_slots_match_the_reference_at_every_optimization_level(
         self, base: OnnxBase, mixed: list[Adapter], reference: CutRunner, level: ort.GraphOptimizationLevel
     ) -> None:
         plan = plan_slots(mixed, base.sites)
@@ -159,7 +159,7 @@ class TestSpecialBases:
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
         assert np.abs(found["ffn0"] - _untouched(base)["ffn0"]).max() > 0.01
 
-    def test_a_base_with_logits_keeps_them(self, tmp_path: Path) -> None:
+    def test_logits_of_the_base_keep_their_name(self, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(hidden="logits")))
         adapter = random_adapter("a", pfeiffer(RELU), base, labels="abc")
         found = _runner(base, [adapter])(adapter)
@@ -241,7 +241,9 @@ class TestGraph:
         assert str(model.graph.outputs[-1].shape) == "[batch,classes]"
         assert str(model.graph.initializers["adapter.head.classifier.weight"].shape) == f"[{WIDTH},classes]"
 
-    def test_it_says_where_it_comes_from(self, base: OnnxBase, mixed: list[Adapter], model: ir.Model) -> None:
+    def test_graph_metadata_name_base_heads_and_sites(
+        self, base: OnnxBase, mixed: list[Adapter], model: ir.Model
+    ) -> None:
         props = model.metadata_props
         assert props["adapter_export.base_fingerprint"] == base.fingerprint
         assert props["adapter_export.topology"] == plan_slots(mixed, base.sites).digest
@@ -251,7 +253,7 @@ class TestGraph:
         }
         assert json.loads(props["adapter_export.sites"])["layers.0.ffn"]["h"] == "ffn0"
 
-    def test_each_adapter_node_says_what_it_belongs_to(self, model: ir.Model) -> None:
+    def test_adapter_nodes_name_their_site_and_topology(self, model: ir.Model) -> None:
         nodes = [node for node in model.graph if any(value.name.startswith("adapter.") for value in node.outputs)]
         facts = {
             (node.metadata_props["adapter_export.site"], node.metadata_props.get("adapter_export.graph"))
@@ -270,7 +272,7 @@ class TestGraph:
         assert 4 <= model.ir_version <= 10
         assert model.opset_imports[""] == 17
 
-    def test_paths_of_torch_and_no_stack_traces(self, tmp_path: Path) -> None:
+    def test_graph_keeps_module_paths_and_drops_stack_traces(self, tmp_path: Path) -> None:
         source = tiny_model()
         for node in source.graph.node:
             node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'net', 'net.{node.output[0]}', 'x']")

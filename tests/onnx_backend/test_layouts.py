@@ -39,7 +39,7 @@ def turned(model: onnx.ModelProto, orders: tuple[tuple[int, ...] | None, ...]) -
 
 
 @pytest.mark.parametrize("how", TURNS)
-def test_a_square_matrix_behind_transposes(how: str, tmp_path: Path) -> None:
+def test_square_matrices_behind_transposes_keep_their_layout(how: str, tmp_path: Path) -> None:
     orders, out_first = TURNS[how]
     model = turned(tiny_model(), orders)
     (stored,) = (numpy_helper.to_array(value) for value in model.graph.initializer if value.name == NAME)
@@ -52,7 +52,7 @@ def test_a_square_matrix_behind_transposes(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transposes", [False, True])
-def test_a_square_matrix_in_a_gemm_that_transposes_it_once_more(transposes: bool, tmp_path: Path) -> None:
+def test_square_matrices_in_a_transposing_gemm_keep_their_layout(transposes: bool, tmp_path: Path) -> None:
     """The query, read by `Gemm` with `transB`, behind a `Transpose` or not."""
     model = tiny_model()
     (product,) = (node for node in model.graph.node if NAME in node.input)

@@ -47,7 +47,9 @@ def written(folder: Path, node: onnx.NodeProto, tensor: np.ndarray) -> Path:
         (helper.make_node("Transpose", ["pooler.weight"], ["p"], perm=[1, 0]), WEIGHT, False),  # no product reads it
     ],
 )
-def test_a_matrix_is_as_torch_holds_it(tmp_path: Path, node: onnx.NodeProto, tensor: np.ndarray, found: bool) -> None:
+def test_named_matrices_have_the_layout_of_torch(
+    tmp_path: Path, node: onnx.NodeProto, tensor: np.ndarray, found: bool
+) -> None:
     base = open_onnx(written(tmp_path, node, np.ascontiguousarray(tensor)))
     matrix = base.tensor("pooler.weight")
     if found:
@@ -56,7 +58,7 @@ def test_a_matrix_is_as_torch_holds_it(tmp_path: Path, node: onnx.NodeProto, ten
         assert matrix is None
 
 
-def test_other_names_and_types(tmp_path: Path) -> None:
+def test_tensor_lookup_returns_none_for_other_values(tmp_path: Path) -> None:
     gemm = helper.make_node("Gemm", ["first", "pooler.weight", "pooler.bias"], ["p"], transB=1)
     base = open_onnx(written(tmp_path, gemm, WEIGHT))
     np.testing.assert_array_equal(base.tensor("pooler.bias"), WEIGHT[0])

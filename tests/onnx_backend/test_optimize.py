@@ -43,9 +43,7 @@ def fused(plain: tuple[OnnxBase, TorchRunner], tmp_path_factory: pytest.TempPath
     return made
 
 
-def test_operators_are_fused_and_the_sites_are_where_they_were(
-    plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase
-) -> None:
+def test_optimization_fuses_operators_and_keeps_the_sites(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
     ops = Counter(node.op_type for node in fused.model.graph)
     assert ops["SkipLayerNormalization"] == ops["BiasGelu"] == 0  # slower than the separate operators
     assert ops["Gelu"] >= 1
@@ -59,7 +57,7 @@ def test_operators_are_fused_and_the_sites_are_where_they_were(
     )
 
 
-def test_it_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
+def test_fused_base_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
     found = deviations(plain[0], fused, input_cases(fused.inputs, seed=0, max_tokens=7))
     assert [each.output for each in found] == ["hidden", "pooled"]
     for each in found:
@@ -67,7 +65,7 @@ def test_it_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRu
         check_deviation(each)
 
 
-def test_a_bundle_of_it_computes_what_torch_computes(
+def test_bundle_of_a_fused_base_passes_the_check(
     plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase, tmp_path: Path
 ) -> None:
     adapters = [
@@ -93,7 +91,7 @@ def test_a_deviation_beyond_rounding_is_refused() -> None:
                 check_deviation(wrong)
 
 
-def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
+def test_deviations_of_a_different_base_are_measured(base: OnnxBase, tmp_path: Path) -> None:
     other = open_onnx(save_tiny(tmp_path, tiny_model(seed=1)))
     (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
     assert found.absolute > 100 * found.allowed

@@ -42,7 +42,7 @@ def base(folder: Path) -> OnnxBase:
     return open_onnx(folder / "model.onnx")
 
 
-def test_its_sites_are_those_that_a_person_lists(base: OnnxBase, folder: Path) -> None:
+def test_sites_match_lists_written_by_hand(base: OnnxBase, folder: Path) -> None:
     assert [site.name for site in base.sites.sublayers] == SITES
     inside = INSIDE[folder.name]
     expected = {f"{site}.{name}" for site in SITES for name in inside[site.rpartition(".")[2]]}
@@ -53,7 +53,7 @@ def test_its_sites_are_those_that_a_person_lists(base: OnnxBase, folder: Path) -
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
-def test_it_computes_what_its_framework_computes(base: OnnxBase, folder: Path, case: str) -> None:
+def test_adapted_graph_computes_what_its_framework_computes(base: OnnxBase, folder: Path, case: str) -> None:
     expected, tensors = load_file(folder / "expected.safetensors"), load_file(folder / "adapter.safetensors")
     kind = houlsby(BottleneckOptions("relu"))
     adapter = pack(tensors, kind, BaseView(base.fingerprint, base.sites), name="a").adapter

@@ -100,7 +100,7 @@ def bottleneck(adapter: Adapter, site: str, h: np.ndarray) -> np.ndarray:
     return h + np.maximum(h @ down + bias, 0) @ up + bias_up
 
 
-def test_einsum_over_heads_and_dense_layers_over_rows(tmp_path: Path) -> None:
+def test_adapters_work_in_einsum_and_flattened_dense_layers(tmp_path: Path) -> None:
     model = parsed(
         "".join(_FLAX_LAYER.format(i=i, x=x, y=y) for i, (x, y) in enumerate((("x", "half"), ("half", "y"))))
     )
@@ -177,18 +177,18 @@ _WHICH = "yes = Constant <value = bool {1}> ()"
     ],
     ids=["bias in a sum", "layers in an if", "operators of one's own", "numbers drawn", "made up"],
 )
-def test_what_cannot_be_taken_is_named(tmp_path: Path, body: str, message: str) -> None:
+def test_unsupported_graphs_are_refused_by_name(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(BaseModelError, match=message):
         open_onnx(saved(tmp_path, parsed(body, more=', "acme" : 1')))
 
 
-def test_what_hides_a_residual_sum_is_named(tmp_path: Path) -> None:
+def test_operators_that_hide_a_residual_sum_are_named(tmp_path: Path) -> None:
     body = "f = MatMul(x, w) z = com.microsoft.BiasDropout(f, scale, x) y = Add(z, f)"
     with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `BiasDropout`"):
         open_onnx(saved(tmp_path, parsed(body, more=', "com.microsoft" : 1')))
 
 
-def test_functions_are_opened(tmp_path: Path) -> None:
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
     model = parsed("y = local.Layer(x, w)", opset=17, more=', "local" : 1')
     nodes = [helper.make_node("MatMul", ["v", "m"], ["f"]), helper.make_node("Add", ["v", "f"], ["o"])]
     imports = [helper.make_opsetid("", 17)]
@@ -206,7 +206,7 @@ class TestOldOpsets:
     AXES = "axis = Constant <value = int64[1] {1}> ()\n    bias = Unsqueeze(penalty, axis)"
 
     @pytest.mark.parametrize("opset", [7, 11, 12, 13, 16])
-    def test_are_converted_with_a_word_about_it(self, tmp_path: Path, opset: int) -> None:
+    def test_old_opsets_are_converted_with_a_note(self, tmp_path: Path, opset: int) -> None:
         plain = open_onnx(save_tiny(tmp_path))
         assert self.AXES in MASK
         mask = MASK if opset > 12 else MASK.replace(self.AXES, "bias = Unsqueeze <axes = [1]> (penalty)")
@@ -222,14 +222,14 @@ class TestOldOpsets:
         inputs = token_inputs(5, 3)
         np.testing.assert_array_equal(adapted(base, inputs)[1], adapted(plain, inputs)[1])
 
-    def test_the_converter_says_what_it_cannot_convert(self, tmp_path: Path) -> None:
+    def test_unconvertible_operators_are_named(self, tmp_path: Path) -> None:
         norm = "n = BatchNormalization <spatial = 0> (x, scale, scale, scale, scale)"
         model = parsed(f"{norm} f = MatMul(n, w) y = Add(x, f)", opset=8)
         reason = r"cannot be converted to opset 17.*found Attribute spatial must have value 1;.*Export it again"
         with pytest.raises(BaseModelError, match=reason):
             open_onnx(saved(tmp_path, model))
 
-    def test_weights_stay_where_they_are(self, tmp_path: Path) -> None:
+    def test_converted_models_keep_external_weights(self, tmp_path: Path) -> None:
         model = tiny_model()
         model.opset_import[0].version = 14
         base = open_onnx(save_tiny(tmp_path, model))
@@ -243,14 +243,14 @@ class TestUnknownShapes:
 
     BODY = "u = MatMul(x, w) a = com.microsoft.BiasGelu(u, scale) f = MatMul(a, w) y = Add(x, f)"
 
-    def test_are_read_off_two_runs(self, tmp_path: Path) -> None:
+    def test_unknown_shapes_are_measured_by_two_runs(self, tmp_path: Path) -> None:
         base = open_onnx(saved(tmp_path, parsed(self.BODY, opset=17, more=', "com.microsoft" : 1')))
         assert [(site.name, site.h, site.width) for site in base.sites.sublayers] == [("layers.0.ffn", "f", 16)]
         gelu = next(node for node in base.model.graph if node.op_type == "BiasGelu").outputs[0]
         assert [dim if isinstance(dim, int) else None for dim in gelu.shape or ()] == [None, None, 16]
         adapted(base, {"x": X})
 
-    def test_stay_unknown_where_the_graph_cannot_be_run(self, tmp_path: Path) -> None:
+    def test_unmeasurable_shapes_are_refused(self, tmp_path: Path) -> None:
         body = self.BODY.replace("BiasGelu", "GemmFastGelu")  # the CPU has no kernel for it
         with pytest.raises(BaseModelError, match="1 `GemmFastGelu` of unknown output shape"):
             open_onnx(saved(tmp_path, parsed(body, opset=17, more=', "com.microsoft" : 1')))

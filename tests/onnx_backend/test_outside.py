@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
     return open_onnx(save_tiny(tmp_path_factory.mktemp("outside"), model()))
 
 
-def test_names_are_module_paths_unless_another_tensor_or_layer_would_have_them(base: OnnxBase) -> None:
+def test_outside_sites_are_named_by_unambiguous_module_paths(base: OnnxBase) -> None:
     outside = {site.name: (site.h, site.width_in, site.width) for site in base.sites if site.is_outside}
     assert outside == {
         "pooler.dense": ("pooled", WIDTH, WIDTH),
@@ -62,7 +62,7 @@ def test_names_are_module_paths_unless_another_tensor_or_layer_would_have_them(b
     }
 
 
-def test_kinds_take_them_by_their_whole_names_alone(base: OnnxBase) -> None:
+def test_outside_layers_are_selected_only_by_full_name(base: OnnxBase) -> None:
     for name, maker in KINDS.items():
         assert not any(site.is_outside for site, _ in maker().at(base.sites)), name
     named = KINDS["lora"](LoraOptions(modules=("pooler.dense",)))
@@ -71,14 +71,14 @@ def test_kinds_take_them_by_their_whole_names_alone(base: OnnxBase) -> None:
         KINDS["lora"](LoraOptions(modules=("dense",))).placed(base.sites)
 
 
-def test_a_site_map_leaves_them_out_and_what_it_leaves_out_lies_nowhere(base: OnnxBase) -> None:
+def test_site_maps_can_remove_outside_layers(base: OnnxBase) -> None:
     given = GivenSites("map.json", "sha256:0", {"pooler.dense": None, "layers.0.ffn": None}, {})
     left = {site.name for site in sites_of(base.flow, "onnx", given)}
     every = {site.name for site in base.sites}
     assert every - left == {name for name in every if name.startswith(("pooler.dense", "layers.0.ffn"))}
 
 
-def test_rows_of_a_bank_choose_what_acts_on_a_pooled_text(base: OnnxBase) -> None:
+def test_rows_of_a_bank_select_adapters_of_outside_layers(base: OnnxBase) -> None:
     """Run `pooled + B(A first)` and `l⊙pooled`, and the same at layers with an axis of tokens, in one call."""
     on = ("pooler.dense", "outside.head", "query")
     adapters = [

@@ -67,7 +67,7 @@ def test_pieces_give_the_bits_of_the_whole_graph(base: OnnxBase) -> None:
             np.testing.assert_array_equal(found[name], value)
 
 
-def test_what_requests_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_shared_by_requests_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults of one case share its arrays: the layers below the first fault need not run again."""
     parts = Pieces(_with_weights(_BRANCHES, tmp_path), tmp_path, optimize=False, size=256)
     x = np.random.default_rng(0).standard_normal((3, 8), np.float32)
@@ -103,7 +103,7 @@ def test_one_array_for_two_inputs_is_two_requests() -> None:
         np.testing.assert_array_equal(values["y"], each)
 
 
-def test_no_piece_has_more_weights_than_it_may(base: OnnxBase) -> None:
+def test_pieces_stay_within_their_size_limit(base: OnnxBase) -> None:
     parts = Pieces(base.model, base.folder, size=SMALL)
     assert max(_bytes(model) for model in parts._models) <= SMALL
     assert sum(_bytes(model) for model in parts._models) >= _bytes(base.model)
@@ -126,7 +126,7 @@ def test_slots_are_fed_in_each_piece(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", [True, False])
-def test_what_a_branch_reads_from_outside_is_handed_over(tmp_path: Path, choice: bool) -> None:
+def test_outer_values_of_a_branch_are_passed_between_pieces(tmp_path: Path, choice: bool) -> None:
     model = _with_weights(_BRANCHES, tmp_path)
     parts = Pieces(model, tmp_path, optimize=False, size=256)
     assert len(parts) == 4
@@ -138,7 +138,7 @@ def test_what_a_branch_reads_from_outside_is_handed_over(tmp_path: Path, choice:
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_there_is_no_cut_through_values_of_unknown_type(tmp_path: Path) -> None:
+def test_values_of_unknown_type_are_not_cut(tmp_path: Path) -> None:
     model = _with_weights(_BRANCHES, tmp_path)
     for node in model.graph:
         for value in node.outputs:

@@ -98,19 +98,19 @@ def test_the_root_logger_is_left_alone() -> None:
 
 
 class TestBase:
-    def test_is_the_same_base(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_converted_base_keeps_fingerprint_and_sites(self, made: OnnxBase, base: OnnxBase) -> None:
         assert (made.fingerprint, made.inputs, made.outputs) == (base.fingerprint, base.inputs, base.outputs)
         found, expected = ([(s.name, s.role, s.width, s.path) for s in b.sites.sublayers] for b in (made, base))
         assert found == expected
 
-    def test_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_converted_base_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:
         inputs = token_inputs(5, 3, 1)
         before, after = (run_session(open_session(b.model, b.folder), inputs)["hidden"] for b in (base, made))
         cosine = (before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)
         assert not np.array_equal(before, after)
         assert cosine > 0.97
 
-    def test_weights_are_smaller(self, made: OnnxBase, base: OnnxBase) -> None:
+    def test_quantized_weights_take_less_space(self, made: OnnxBase, base: OnnxBase) -> None:
         assert (made.folder / "base.bin").stat().st_size < (base.folder / "tiny.onnx.data").stat().st_size
 
     def test_fp32_is_the_base_itself(self, base: OnnxBase, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ class TestBase:
             assert (numerics(made.model).precision.embeddings == "int8") == embeddings
             assert made.inputs == base.inputs
 
-    def test_gemm_is_quantised_as_well(self, tmp_path: Path) -> None:
+    def test_gemm_nodes_are_quantized(self, tmp_path: Path) -> None:
         """Test `Gemm`, torch's export of `Conv1D` and of a linear layer on two axes."""
         model = tiny_model(more=", float[batch, 16] pooled")
         first = numpy_helper.from_array(np.array(0), "first")
@@ -145,19 +145,21 @@ class TestBase:
 
 
 class TestNumerics:
-    def test_are_read_off_the_graph(self, precision: PrecisionName, made: OnnxBase) -> None:
+    def test_numerics_are_read_from_the_graph(self, precision: PrecisionName, made: OnnxBase) -> None:
         found, stored = numerics(made.model), "float16" if precision == "fp16" else "uint8"
         assert (found.precision.name, found.precision.activations, found.batch_invariant) == (precision, stored, True)
 
-    def test_of_a_plain_base(self, base: OnnxBase) -> None:
+    def test_numerics_of_a_plain_base_are_float32(self, base: OnnxBase) -> None:
         found = numerics(base.model)
         assert (found.precision.name, found.precision.activations, found.batch_invariant) == ("fp32", "float32", True)
 
-    def test_of_weights_in_blocks_beside_activations_in_float32(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_numerics_of_block_weights_with_float32_activations_are_recorded(
+        self, base: OnnxBase, tmp_path: Path
+    ) -> None:
         found = numerics(in_precision(base, "int4-weights", tmp_path, float32_activations=True).model)
         assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
-    def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
+    def test_recorded_batch_invariance_matches_measurement(self, tmp_path: Path) -> None:
         """Compare a single row with the same row in a batch whose other row has a first token 20 times as large."""
         model = tiny_model()
         table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
@@ -176,7 +178,7 @@ class TestNumerics:
             assert (np.abs(whole - alone).max() < 0.004) == numerics(made.model).batch_invariant, made.path
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"], indirect=True)
-    def test_what_is_not_finite_stays_so(self, made: OnnxBase) -> None:
+    def test_quantized_layers_keep_non_finite_values(self, made: OnnxBase) -> None:
         """ONNX Runtime loses NaN when it rounds to 8 bits, and the results look like ordinary numbers."""
         layer = Extractor(onnx.load(made.folder / "base.onnx")).extract_model(["context0"], ["attention0"])
         session = open_session(ir.from_proto(layer), made.folder)
@@ -202,7 +204,7 @@ class TestNumerics:
             assert np.array_equal(alone[0], whole[row])
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
-    def test_what_a_branch_reads_is_kept(self, tmp_path: Path, precision: PrecisionName) -> None:
+    def test_quantization_keeps_values_read_by_a_branch(self, tmp_path: Path, precision: PrecisionName) -> None:
         model = tiny_model(more=", float[2] picked")
         branch = onnx.helper.make_graph(
             [onnx.helper.make_node("Identity", ["kept"], ["chosen"])],
@@ -244,7 +246,9 @@ class TestBundle:
             after = run_session(session, {**inputs, **tensors, name: moved})["logits"]
             assert not np.array_equal(before, after), name
 
-    def test_the_manifest_says_what_it_is(self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
+    def test_manifest_records_the_precision_and_its_reference(
+        self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]
+    ) -> None:
         manifest = bundle[1]
         assert manifest.base == base.fingerprint
         assert manifest.base_precision == numerics(made.model).precision.name
@@ -266,7 +270,7 @@ class TestBundle:
             before, _, after = (session.run(inputs, name) for name in (first, second, first))
             assert all(np.array_equal(before[name], after[name]) for name in before)
 
-    def test_parity_with_the_cut_base_of_the_same_precision(self, report: Report) -> None:
+    def test_bundle_matches_the_cut_base_of_the_same_precision(self, report: Report) -> None:
         assert report.passed
         assert report.coverage().left_out == ()
         assert {result.level for result in report.outputs} == {"none", "basic", "all"}
@@ -302,16 +306,18 @@ class TestBundle:
 
 class TestRefusals:
     @pytest.mark.parametrize("precision", ["int8"], indirect=True)
-    def test_a_base_in_another_precision(self, made: OnnxBase, tmp_path: Path) -> None:
+    def test_quantized_bases_cannot_be_converted_again(self, made: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"is not in float32; found int8"):
             in_precision(made, "int4-weights", tmp_path)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: PrecisionName) -> None:
+    def test_int8_embeddings_are_refused_for_float_precisions(
+        self, base: OnnxBase, tmp_path: Path, precision: PrecisionName
+    ) -> None:
         with pytest.raises(UsageError, match="int8_embeddings"):
             in_precision(base, precision, tmp_path, int8_embeddings=True)
 
-    def test_a_base_without_products_that_can_be_quantised(self, tmp_path: Path) -> None:
+    def test_bases_without_quantizable_products_are_refused(self, tmp_path: Path) -> None:
         model = tiny_model()
         for node in model.graph.node:  # a product with another name, which no quantizer supports
             if node.op_type == "MatMul":

@@ -59,7 +59,7 @@ def results(base: OnnxBase) -> Arrays:
 
 class TestNumbers:
     @pytest.mark.parametrize(("precision", "bits"), [("int8-weights", 8), ("int4-weights", 4)])
-    def test_match_the_quantizer_of_whole_graphs(
+    def test_quantized_weights_match_the_quantizer_of_onnxruntime(
         self, precision: PrecisionName, bits: int, base: OnnxBase, tmp_path: Path
     ) -> None:
         config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, accuracy_level=1, bits=bits)
@@ -69,13 +69,13 @@ class TestNumbers:
         made = in_precision(base, precision, new_folder(tmp_path / "made"), float32_activations=True)
         assert np.array_equal(results(made)["hidden"], expected["hidden"])
 
-    def test_match_the_converter_of_whole_graphs(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_float16_graphs_match_the_converter_of_onnxruntime(self, base: OnnxBase, tmp_path: Path) -> None:
         whole = convert_float_to_float16(onnx.load(base.path), keep_io_types=True, max_finite_val=1e4)
         expected = run_session(open_file(whole.SerializeToString()), token_inputs(7, 5, 1))
         found = results(in_precision(base, "fp16", tmp_path))
         assert np.array_equal(found["hidden"], expected["hidden"])
 
-    def test_match_the_quantizer_of_tables(self, base: OnnxBase, tmp_path: Path) -> None:
+    def test_int8_tables_match_the_quantizer_of_onnxruntime(self, base: OnnxBase, tmp_path: Path) -> None:
         path = tmp_path / "dynamic.onnx"
         quantize_dynamic(base.path, path, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8)
         expected = {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
@@ -100,7 +100,7 @@ class TestNumbers:
 
 class TestTiedEmbeddings:
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"])
-    def test_in_8_bits_are_quantized_for_each_use(
+    def test_tied_embeddings_are_quantized_for_each_use(
         self, precision: PrecisionName, tied: OnnxBase, tmp_path: Path
     ) -> None:
         made = in_precision(tied, precision, tmp_path, int8_embeddings=precision != "int8")
@@ -115,12 +115,12 @@ class TestTiedEmbeddings:
             assert each.cosine > 0.9
 
     @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
-    def test_in_float32_are_shared(self, precision: PrecisionName, tied: OnnxBase, tmp_path: Path) -> None:
+    def test_tied_float32_embeddings_are_shared(self, precision: PrecisionName, tied: OnnxBase, tmp_path: Path) -> None:
         made = in_precision(tied, precision, tmp_path)
         ops = Counter(node.op_type for node in made.model.graph)
         assert (ops["MatMulNBits"], ops["Transpose"]) == (6 * 2, 2 + 1)
 
-    def test_that_are_added_as_well_keep_their_floats(self, tmp_path: Path) -> None:
+    def test_tied_embeddings_read_by_a_sum_keep_their_floats(self, tmp_path: Path) -> None:
         model = tiny_model(more=", float[40, 16] sums")
         model.graph.node.append(onnx.helper.make_node("Add", ["table", "one"], ["sums"]))
         base = open_onnx(save_tiny(tmp_path, model))

@@ -61,13 +61,13 @@ def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
     ]
 
 
-def test_without_names_what_a_transposition_gives_is_known(tmp_path):
+def test_sequence_first_is_known_behind_a_transposition(tmp_path):
     sites = sequence_first(tmp_path, [None, None]).sites
     assert [site.name for site in sites if site.sequence_first] == ["layers.0.ffn.up"]
 
 
 @pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
-def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
+def test_bank_transposes_sequence_first_inputs(tmp_path, axes):
     """The build compares mixed batches with separate rows."""
     manifest = build(sequence_first(tmp_path, axes), tmp_path / "bundle", ["slots", "bank"], at="up")
     assert sorted(manifest.graphs) == ["bank", "slots"]
@@ -83,7 +83,7 @@ def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["up", "down"])
-def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path, at):
+def test_fusion_at_sequence_first_sites_is_refused(tmp_path, at):
     base = sequence_first(tmp_path, [None, None])
     (site,) = (site.name for site in base.sites if site.h == at)
     one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))

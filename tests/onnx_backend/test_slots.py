@@ -54,7 +54,7 @@ class TestNames:
         graphs = {slot.graph for slot in plan_slots(adapters, base.sites).slots}
         assert graphs == {"mine", "mine_2"}
 
-    def test_two_heads_are_named_by_what_they_compute(self, base: OnnxBase) -> None:
+    def test_two_heads_are_named_by_their_topology(self, base: OnnxBase) -> None:
         first = classification_head("first")
         adapters = [
             random_adapter("a", pfeiffer(RELU), base, labels="xy"),
@@ -83,7 +83,7 @@ class TestUnion:
         assert facts["adapter.layers.0.ffn.up.weight"] == (("b", WIDTH), (1, WIDTH))
         assert facts["adapter.head.classifier.weight"] == ((WIDTH, "classes"), (WIDTH, 1))
 
-    def test_names_of_values_are_no_part_of_the_topology(self) -> None:
+    def test_topology_ignores_the_names_of_values(self) -> None:
         def graph(name: str) -> AdapterGraph:
             nodes = (Node("linear", ("h",), name, {"weight": "w"}), Node("add", ("h", name), "sum"))
             return AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "sum")
@@ -121,7 +121,7 @@ class TestTensors:
             expected = adapter.weights[f"layers.0.ffn.{name}"] * np.float32(factor)
             np.testing.assert_array_equal(tensors[f"adapter.layers.0.ffn.{name}"], expected)
 
-    def test_a_factor_behind_dropout_is_folded_as_well(self, base: OnnxBase) -> None:
+    def test_factors_behind_dropout_are_folded(self, base: OnnxBase) -> None:
         nodes = (
             Node("linear", ("h",), "up", {"weight": "w"}),
             Node("dropout", ("up",), "dropped", attributes={"rate": 0.1}),
@@ -201,7 +201,7 @@ class TestIdleMatrices:
                     assert tensor.shape == (full[name].axes if acts else full[name].neutral)
                     assert tensor.shape[-1] == (WIDTH if acts else 1)
 
-    def test_beside_them_each_computes_what_it_computes_alone(self, base: OnnxBase, adapters: list[Adapter]) -> None:
+    def test_adapters_compute_the_same_beside_idle_matrices(self, base: OnnxBase, adapters: list[Adapter]) -> None:
         together, inputs = plan_slots(adapters, base.sites), token_inputs(5, 3)
         session = open_session(insert_slots(base, together), base.folder)
         bank = open_session(insert_bank(base, together, bank_rows(together, (), adapters)), base.folder)
@@ -216,7 +216,7 @@ class TestIdleMatrices:
             np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
             np.testing.assert_allclose(in_row, wanted, rtol=0, atol=2e-5)
 
-    def test_what_another_matrix_reads_stays_as_it_is(self) -> None:
+    def test_idle_matrices_read_by_another_matrix_stay(self) -> None:
         nodes = (
             Node("linear", ("u",), "first", {"weight": "v"}),
             Node("linear", ("first",), "second", {"weight": "w"}),
@@ -241,7 +241,7 @@ class TestIdleMatrices:
         assert read_plan(insert_slots(base, plan), "model") == plan
 
 
-def test_every_pooling_in_rows_of_a_bank(base: OnnxBase) -> None:
+def test_rows_of_a_bank_support_every_pooling(base: OnnxBase) -> None:
     """Padding on either side, and within a row: each row pools the tokens of its mask."""
     adapters = [
         random_adapter(name, pfeiffer(RELU), base, labels="a", head=classification_head(name)) for name in POOLINGS

@@ -168,7 +168,7 @@ def test_a_graph_that_takes_no_short_input_is_built(tmp_path: Path) -> None:
         bundle.session().run(token_inputs(4, 3), None)
 
 
-def test_a_graph_of_few_positions_is_built_without_being_told(tmp_path: Path) -> None:
+def test_maximum_length_is_detected_for_few_positions(tmp_path: Path) -> None:
     path = save_tiny(tmp_path, with_positions(24))
     adapter = random_adapter("a", pfeiffer(), open_onnx(path))
     heard = Heard()

@@ -88,7 +88,7 @@ def test_dequantized_weights_are_those_of_onnxruntime_and_within_their_rounding(
 
 
 @pytest.mark.parametrize("config", ["symmetric", "with zero points", "8 bits"])
-def test_numbers_halfway_between_two_steps_are_within_them(config):
+def test_numbers_halfway_between_steps_match_either_step(config):
     """They may round either way in float32, which adds the zero point to the quotient."""
     steps = np.concatenate([np.arange(-7, 7) + 0.5, [-8, 8]])
     halfway = np.outer(np.resize(steps, K), np.linspace(0.001, 0.02, N)).astype(np.float32)

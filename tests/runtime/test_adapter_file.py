@@ -31,7 +31,7 @@ def _written(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
     return path.read_bytes()
 
 
-def test_what_onnxruntime_writes_is_read(whole: bytes) -> None:
+def test_files_written_by_onnxruntime_are_read(whole: bytes) -> None:
     found = parse_adapter(whole, "a")
     assert set(found) == set(TENSORS)
     for name, tensor in found.items():
@@ -46,12 +46,12 @@ def test_the_number_of_the_graph_is_read(whole: bytes, tmp_path: Path) -> None:
     assert model_version_of(_written(tmp_path / "a", TENSORS), "a") == 0
 
 
-def test_no_tensors_are_none(tmp_path: Path) -> None:
+def test_empty_adapter_files_are_read(tmp_path: Path) -> None:
     assert parse_adapter(_written(tmp_path / "a", {}), "a") == {}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.bool_])
-def test_other_types_are_refused(tmp_path: Path, dtype: type) -> None:
+def test_tensors_of_other_types_are_refused(tmp_path: Path, dtype: type) -> None:
     with pytest.raises(TensorError, match="unsupported type"):
         parse_adapter(_written(tmp_path / "a", {"w": np.ones((2, 2), dtype)}), "a")
 
@@ -62,7 +62,7 @@ def test_scalars_and_empty_tensors_are_refused(tmp_path: Path, shape: tuple[int,
         parse_adapter(_written(tmp_path / "a", {"w": np.ones(shape, np.float32)}), "a")
 
 
-def test_a_shape_that_reaches_past_the_data(whole: bytes) -> None:
+def test_shapes_beyond_the_data_are_refused(whole: bytes) -> None:
     """Before 1.24.3, onnxruntime reads past the end of the buffer."""
     old, new = np.array([3, 4], "<i8").tobytes(), np.array([3000, 4000], "<i8").tobytes()
     assert whole.count(old) == 1
@@ -70,7 +70,7 @@ def test_a_shape_that_reaches_past_the_data(whole: bytes) -> None:
         parse_adapter(whole.replace(old, new), "a")
 
 
-def test_a_negative_shape(whole: bytes) -> None:
+def test_negative_shapes_are_refused(whole: bytes) -> None:
     old, new = np.array([3, 4], "<i8").tobytes(), np.array([-3, -4], "<i8").tobytes()
     with pytest.raises(TensorError, match=r"\[-3, -4\]"):
         parse_adapter(whole.replace(old, new), "a")
@@ -98,6 +98,6 @@ def test_no_damage_raises_anything_but_a_named_error(whole: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"TORT", b"\x00" * 64, b'{"a": 1}', b"\xff\xff\xff\xffTORT"])
-def test_something_else_is_refused(data: bytes) -> None:
+def test_files_of_another_format_are_refused(data: bytes) -> None:
     with pytest.raises(FormatError):
         parse_adapter(data, "a")

@@ -9,7 +9,7 @@ from adapter_export.runtime.answerer import asked_of
 from adapter_export.text import Pair
 
 
-def test_a_text_a_pair_and_choices() -> None:
+def test_texts_pairs_and_choices_are_read() -> None:
     assert asked_of("") == ""
     pair = asked_of({"text": "a", "pair": "b"})
     assert isinstance(pair, Pair)
@@ -38,7 +38,7 @@ def test_a_text_a_pair_and_choices() -> None:
         None,
     ],
 )
-def test_everything_else_is_refused(document: object) -> None:
+def test_documents_of_other_forms_are_refused(document: object) -> None:
     with pytest.raises(RequestError, match="is not a text") as caught:
         asked_of(document)
     assert caught.value.expected == (

@@ -54,7 +54,7 @@ class TestMixedBatch:
         assert session.run(inputs, adapters=["wide", "narrow"])["logits"].shape == (2, 3)
         assert list(session.run(inputs, adapters=[None, "plain"])) == ["hidden"]
 
-    def test_labels_of_each_rows_own_adapter(self, session: Session) -> None:
+    def test_rows_are_classified_with_labels_of_their_adapter(self, session: Session) -> None:
         inputs = token_inputs(4, 6, 2)
         found = session.classify(inputs, adapters=["narrow", "wide", "pfeiffer"])
         alone = [session.classify(_row(inputs, i), name)[0] for i, name in enumerate(("narrow", "wide", "pfeiffer"))]
@@ -63,13 +63,13 @@ class TestMixedBatch:
             assert list(one.probabilities) == list(other.probabilities)
             assert one.probability == pytest.approx(other.probability, abs=1e-5)
 
-    def test_a_row_without_labels(self, session: Session) -> None:
+    def test_classify_refuses_rows_without_labels(self, session: Session) -> None:
         with pytest.raises(RequestError, match="the base by itself cannot do"):
             session.classify(token_inputs(2, 2), adapters=["wide", None])  # type: ignore[list-item]
         with pytest.raises(RequestError, match="adapter `plain`"):
             session.classify(token_inputs(2, 2), adapters=["wide", "plain"])
 
-    def test_one_choice_for_each_row(self, session: Session) -> None:
+    def test_number_of_adapters_must_match_the_rows(self, session: Session) -> None:
         with pytest.raises(RequestError, match="found 2; expected 5"):
             session.run(INPUTS, adapters=["wide", None])
         with pytest.raises(RequestError, match="adapter `wid`"):
@@ -86,7 +86,7 @@ class TestMixedBatch:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         assert dependent.run(INPUTS, adapters=ROWS, allow_mixed_rows=True)["hidden"].shape == (5, 7, 16)
 
-    def test_a_bundle_without_a_bank(self, bundle: Bundle) -> None:
+    def test_bundles_without_a_bank_refuse_mixed_batches(self, bundle: Bundle) -> None:
         manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
         plain = replace(bundle, manifest=manifest).session()
         with pytest.raises(RequestError, match=r"no graph for rows of one batch.*variants=.*slots.*inputs.*bank"):
@@ -104,7 +104,7 @@ def _load_all(session: Session, bundle: Bundle, *, on_demand: bool = False) -> d
 
 class TestLoadedAdapters:
     @pytest.mark.parametrize("on_demand", [False, True])
-    def test_they_join_mixed_batches(self, session: Session, bundle: Bundle, on_demand: bool) -> None:
+    def test_loaded_adapters_join_mixed_batches(self, session: Session, bundle: Bundle, on_demand: bool) -> None:
         _load_all(session, bundle, on_demand=on_demand)
         for name in ("plain", "narrow", "wide"):  # the table grows with the wider ones
             _holds(session, (f"{name}.again", None, "pfeiffer", f"{name}.again", "narrow"), INPUTS)
@@ -127,7 +127,7 @@ class TestLoadedAdapters:
         counts = session.statistics.bank
         assert (counts.loads, counts.hits, counts.evictions, counts.resident) == (5, 4, 3, 2)
 
-    def test_more_adapters_than_rows(self, bundle: Bundle) -> None:
+    def test_calls_with_too_many_adapters_are_refused(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1, resident=2)
         names = list(_load_all(session, bundle))
         with pytest.raises(RequestError, match=r"found 3; expected at most 2.*larger `resident`"):
@@ -156,7 +156,7 @@ def _exchanged(path: Path) -> None:
 
 
 class TestOnDemand:
-    def test_files_are_read_when_they_are_needed(self, bundle: Bundle) -> None:
+    def test_adapter_files_are_read_on_demand(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1, on_demand=True, resident=1)
         assert session.statistics.files.loads == 0
         assert session.labels("narrow") == ("red", "green", "blue")
@@ -225,7 +225,7 @@ class TestOnDemand:
                 session.run(INPUTS, **call)  # type: ignore[arg-type]
 
 
-def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: Bundle) -> None:
+def test_threads_wait_for_free_bank_rows(bundle: Bundle) -> None:
     session = bundle.session(threads=1, resident=3)
     names = list(_load_all(session, bundle))
     inputs = token_inputs(3, 2)

@@ -59,13 +59,13 @@ class TestDamage:
         with pytest.raises(error, match=Path(name).name):
             Bundle.open(copy)
 
-    def test_the_bundle_that_is_expected(self, copy: Path) -> None:
+    def test_open_accepts_only_the_expected_bundle(self, copy: Path) -> None:
         digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
         assert Bundle.open(copy, expect=digest).verified
         with pytest.raises(HashError, match="expected"):
             Bundle.open(copy, expect="0" * 64)
 
-    def test_without_verification_damage_that_breaks_the_graph_is_still_an_error(self, copy: Path) -> None:
+    def test_unverified_damaged_graphs_still_raise_errors(self, copy: Path) -> None:
         _cut(copy / "model.onnx")
         with pytest.raises(FormatError, match="cannot open the graph"):
             Bundle.open(copy, verify=False).session()
@@ -73,18 +73,18 @@ class TestDamage:
         with pytest.raises(FormatError, match="cannot open the graph"):
             Bundle.open(copy, verify=False).session()
 
-    def test_a_manifest_that_is_no_json(self, copy: Path) -> None:
+    def test_invalid_manifests_are_refused(self, copy: Path) -> None:
         (copy / "manifest.json").write_text("{")
         with pytest.raises(FormatError, match="not valid JSON"):
             Bundle.open(copy)
 
-    def test_no_bundle(self, tmp_path: Path) -> None:
+    def test_folder_without_a_bundle_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is not a bundle"):
             Bundle.open(tmp_path)
 
 
 class TestRuntimeVersion:
-    def test_a_bundle_that_needs_a_newer_runtime(self, copy: Path) -> None:
+    def test_bundles_for_a_newer_runtime_are_refused(self, copy: Path) -> None:
         manifest = Bundle.open(copy).manifest
         write_manifest(replace(manifest, minimum_onnxruntime="99.1"), copy)
         with pytest.raises(VersionError, match=r"expected 99\.1 or newer"):
@@ -98,7 +98,7 @@ class TestRuntimeVersion:
 
 
 class TestProviders:
-    def test_cuda_computes_the_same_or_is_said_to_be_missing(self, bundle: Bundle) -> None:
+    def test_cuda_matches_the_cpu_or_is_refused(self, bundle: Bundle) -> None:
         """With or without CUDA, a session never falls back to the CPU silently."""
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             with pytest.raises(UsageError, match=r"`cuda` is not available here.*CPUExecutionProvider"):
@@ -110,22 +110,22 @@ class TestProviders:
             for output, expected in cpu.run(inputs, name).items():
                 np.testing.assert_allclose(cuda.run(inputs, name)[output], expected, rtol=0, atol=1e-4)
 
-    def test_an_unknown_provider(self, bundle: Bundle) -> None:
+    def test_unknown_providers_are_refused(self, bundle: Bundle) -> None:
         with pytest.raises(UsageError, match=r"`gpu`.*cpu, cuda"):
             bundle.session(provider="gpu")  # type: ignore[arg-type]
 
-    def test_an_unknown_level(self, bundle: Bundle) -> None:
+    def test_unknown_optimization_levels_are_refused(self, bundle: Bundle) -> None:
         with pytest.raises(UsageError, match=r"`most`.*all, basic, none"):
             bundle.session(optimization="most")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("threads", [0, -1])
-    def test_a_session_without_threads(self, bundle: Bundle, threads: int) -> None:
+    def test_sessions_without_threads_are_refused(self, bundle: Bundle, threads: int) -> None:
         with pytest.raises(UsageError, match="thread"):
             bundle.session(threads=threads)
 
 
 @pytest.mark.extended
-def test_nothing_is_logged_about_overridable_initializers(built: Path) -> None:
+def test_opening_a_session_logs_nothing(built: Path) -> None:
     """ONNX Runtime writes one warning for each slot unless the log level is changed."""
     code = f"from adapter_export.runtime import Bundle; Bundle.open({str(built)!r}).session()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -231,7 +231,7 @@ def test_messages_that_a_template_drops_are_refused() -> None:
     assert _renderer(TEMPLATES["date and tools"]).writes_tools()
 
 
-def test_templates_of_files(tmp_path: Path) -> None:
+def test_chat_templates_are_read_from_files(tmp_path: Path) -> None:
     assert folder_templates(tmp_path) is None
     with pytest.raises(UsageError, match="has no chat template"):
         file_templates(tmp_path, None)
@@ -260,7 +260,7 @@ def test_templates_of_files(tmp_path: Path) -> None:
         folder_templates(tmp_path)
 
 
-def test_a_folder_is_captured_as_transformers_reads_it(tmp_path: Path) -> None:
+def test_captured_templates_match_transformers(tmp_path: Path) -> None:
     words = hf.PreTrainedTokenizerFast(tokenizer_object=_words(), **TOKENS)
     words.chat_template = {"default": TEMPLATES["chatml"], "tool_use": TEMPLATES["date and tools"]}
     words.save_pretrained(tmp_path)
@@ -288,7 +288,7 @@ def _words() -> Any:
     return tokenizer
 
 
-def test_documents_are_strict() -> None:
+def test_invalid_template_documents_are_refused() -> None:
     good = {"version": CHAT_VERSION, "templates": {"default": "x"}, "tokens": {}}
     assert parse_chat_templates(json.dumps(good).encode(), "x").templates == {"default": "x"}
     for wrong in ({**good, "templates": {}}, {**good, "other": 1}, {**good, "version": "2.0.0"}):

@@ -59,7 +59,7 @@ def _removed(folder: Path, other: Path) -> None:
 
 @pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("change", [_written_over, _emptied, _exchanged, _removed])
-def test_what_becomes_of_the_folder_changes_nothing(
+def test_changes_of_the_folder_do_not_affect_open_sessions(
     copy: Path, bundle: Bundle, second: Path, change: Callable[[Path, Path], None]
 ) -> None:
     """Open sessions and later reads, of a bank, adapters on demand and another session, are unaffected."""
@@ -74,7 +74,7 @@ def test_what_becomes_of_the_folder_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "adapters/wide.onnx_adapter"])
-def test_a_bundle_that_is_not_copied_finds_changes_when_it_reads(copy: Path, temporary: Path, name: str) -> None:
+def test_uncopied_bundles_detect_changed_files(copy: Path, temporary: Path, name: str) -> None:
     bundle = Bundle.open(copy, copy=False)
     assert list(temporary.iterdir()) == []
     flip(copy / name, 8 * 999)
@@ -110,7 +110,7 @@ class TestSharedCopy:
 
 
 class TestPrivateCopy:
-    def test_lives_as_long_as_a_session(self, built: Path, temporary: Path) -> None:
+    def test_private_copy_is_removed_with_its_session(self, built: Path, temporary: Path) -> None:
         session = Bundle.open(built).session(threads=1)
         (folder,) = temporary.iterdir()
         assert folder.stat().st_mode & 0o077 == 0
@@ -119,7 +119,7 @@ class TestPrivateCopy:
         assert list(temporary.iterdir()) == []
 
     @pytest.mark.extended
-    def test_that_a_killed_process_left_is_removed_by_the_next(self, built: Path, temporary: Path) -> None:
+    def test_private_copy_of_a_killed_process_is_removed_later(self, built: Path, temporary: Path) -> None:
         used = Bundle.open(built)  # a lock keeps the next one from it
         code = f"""
 import os, signal
@@ -136,7 +136,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert answers(used.session())
         assert answers(again.session())
 
-    def test_that_another_process_takes_for_abandoned_is_made_again(
+    def test_private_copy_removed_by_another_process_is_made_again(
         self, built: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made, real = list[str](), tempfile.mkdtemp
@@ -152,7 +152,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [str(path) for path in temporary.iterdir()] == made[1:]
         assert answers(opened.session(threads=1))
 
-    def test_without_room_for_it(self, built: Path, temporary: Path) -> None:
+    def test_open_names_missing_space_for_the_private_copy(self, built: Path, temporary: Path) -> None:
         with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR.*copy=False"):
             Bundle.open(built)
         assert list(temporary.iterdir()) == []
@@ -164,11 +164,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.usefixtures("sharing")
 class TestReload:
-    def test_of_the_same_bundle_is_the_bundle_itself(self, copy: Path) -> None:
+    def test_reload_of_an_unchanged_bundle_returns_the_same_object(self, copy: Path) -> None:
         bundle = Bundle.open(copy)
         assert bundle.reload() is bundle
 
-    def test_gives_the_new_bundle_and_leaves_sessions_alone(self, copy: Path, bundle: Bundle, second: Path) -> None:
+    def test_reload_returns_the_new_bundle_and_keeps_open_sessions(
+        self, copy: Path, bundle: Bundle, second: Path
+    ) -> None:
         opened = Bundle.open(copy)
         session = opened.session(threads=1)
         _exchanged(copy, second)
@@ -178,7 +180,7 @@ class TestReload:
         assert not same(answers(session), answers(new.session(threads=1)))
 
     @pytest.mark.parametrize("half", ["base.bin", "manifest.json"])
-    def test_takes_no_half(self, copy: Path, bundle: Bundle, second: Path, half: str) -> None:
+    def test_half_replaced_bundles_are_refused(self, copy: Path, bundle: Bundle, second: Path, half: str) -> None:
         opened = Bundle.open(copy)
         shutil.copy(second / half, copy / half)
         with pytest.raises(FormatError):
@@ -188,7 +190,7 @@ class TestReload:
                 opened.reload()
         assert same(answers(opened.session(threads=1)), answers(bundle.session(threads=1)))
 
-    def test_of_one_that_is_exchanged_midway_is_tried_again(
+    def test_open_retries_a_bundle_exchanged_midway(
         self, copy: Path, second: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import adapter_export.runtime.bundle as module
@@ -203,9 +205,7 @@ class TestReload:
         monkeypatch.setattr(module, "verify_files", exchanged_before)
         assert Bundle.open(copy).manifest == Bundle.open(second).manifest
 
-    def test_of_one_whose_file_goes_between_two_looks_is_named(
-        self, copy: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_open_names_a_file_that_disappears_midway(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A replaced folder is retried instead of raising an error of the operating system."""
         import adapter_export.format.manifest_json as module
 
@@ -220,7 +220,7 @@ class TestReload:
         with pytest.raises(FileError, match="does not exist"):
             Bundle.open(copy)
 
-    def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
+    def test_reloads_under_load_give_no_wrong_answer(self, built: Path, second: Path, tmp_path: Path) -> None:
         """`make trust` runs a million requests."""
         counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000, reloads=2)
         assert counts["right"] >= 2_000

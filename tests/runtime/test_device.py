@@ -32,7 +32,7 @@ def test_outputs_are_those_of_run(session: Session, name: str | None) -> None:
         np.testing.assert_array_equal(value.numpy(), expected[output])
 
 
-def test_what_fails_is_named(session: Session) -> None:
+def test_run_on_device_refuses_invalid_calls(session: Session) -> None:
     with pytest.raises(RequestError, match="not those of the graph"):
         session.run_on_device({}, "wide")
     with pytest.raises(RequestError, match="not loaded"):
@@ -42,7 +42,7 @@ def test_what_fails_is_named(session: Session) -> None:
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a GPU")
-def test_without_a_gpu_the_fallback_says_so(bundle: Bundle) -> None:
+def test_missing_gpu_is_reported_and_falls_back_to_cpu(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="`cuda` is not available here"):
         bundle.session(provider="cuda")
     with pytest.warns(RuntimeWarning, match="runs on `cpu`: `cuda` is not available here"):
@@ -107,7 +107,7 @@ class TestProvider:
         assert {value.device_name() for value in table._feeds.values()} == {provider}
         assert all(table._feeds[name] is value for name, value in before.items())
 
-    def test_mixed_batches_and_loaded_adapters(self, bundle: Bundle, placed: Session) -> None:
+    def test_provider_runs_mixed_batches_and_loaded_adapters(self, bundle: Bundle, placed: Session) -> None:
         for record in bundle.manifest.adapters:
             placed.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
         for names in (("wide", None, "narrow"), ("wide.again", "narrow.again", None), ("plain.again", "wide", None)):

@@ -54,7 +54,7 @@ def folder(tmp_path: Path, vit_folder: Path) -> Path:
     return tmp_path
 
 
-def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_snippet_of_runtime_options_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     for number, snippet in enumerate(SNIPPETS):

@@ -61,7 +61,7 @@ def assert_same_bits(found: Mapping[str, np.ndarray], expected: Mapping[str, np.
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_each_row_through_each_adapter_is_what_a_call_of_its_own_gives(bundle: Bundle, rows: int) -> None:
+def test_fan_out_equals_separate_calls(bundle: Bundle, rows: int) -> None:
     session, texts = bundle.session(threads=1), inputs(rows, 6)
     found = session.fan_out(texts, NAMES)
     assert tuple(found) == NAMES
@@ -99,7 +99,7 @@ def test_the_two_graphs_give_the_bits_of_the_bank(bundle: Bundle) -> None:
             run_session(upper, {**fed, "input_rows": np.array([0, 0, 0, 0, 0, 0, wrong])})
 
 
-def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(bundle: Bundle) -> None:
+def test_repeated_texts_reuse_the_prefix_cache(bundle: Bundle) -> None:
     kept, plain = bundle.session(threads=1, prefix_bytes=10_000), bundle.session(threads=1)
     one, other, longer = inputs(1, 6), inputs(1, 6, seed=1), inputs(1, 7)
     for name in NAMES:
@@ -133,7 +133,7 @@ def test_alike_rows_of_many_requests_are_computed_once(bundle: Bundle) -> None:
         )
 
 
-def test_adapters_that_are_loaded_later_fan_out_too(bundle: Bundle) -> None:
+def test_loaded_adapters_take_part_in_fan_out(bundle: Bundle) -> None:
     session = bundle.session(threads=1)
     session.load("late", bundle.folder / "adapters/tone.onnx_adapter", labels=["a", "b"])
     found = session.fan_out(inputs(2, 4), ["late", "topic", "tone"])
@@ -157,7 +157,7 @@ def test_a_prompt_of_a_decoder_and_its_cache_fan_out(tmp_path: Path) -> None:
     assert not np.array_equal(found["a"]["hidden"], found["b"]["hidden"])
 
 
-def test_without_the_graph_the_answers_are_the_same(bundle: Bundle, copy: Path) -> None:
+def test_fan_out_without_its_graph_gives_the_same_answers(bundle: Bundle, copy: Path) -> None:
     for name in ("prefix", "fanout"):
         (copy / f"model.{name}.onnx").unlink()
     graphs = {variant: path for variant, path in bundle.manifest.graphs.items() if variant != "fanout"}
@@ -200,7 +200,7 @@ def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy
     assert {one.variant for one in report.outputs if not one.passed} == {"fanout"}
 
 
-def test_a_bundle_that_is_changed_fans_out_to_what_it_has_then(bundle: Bundle, copy: Path) -> None:
+def test_fan_out_follows_removed_adapters(bundle: Bundle, copy: Path) -> None:
     ae.remove(copy, ["topic"])
     assert ae.verify(copy).passed
     found = Bundle.open(copy).session(threads=1).fan_out(inputs(1, 4), ["mood", "tone"])
@@ -222,7 +222,7 @@ def test_outputs_keep_their_shapes_where_others_must_be_inferred(bundle: Bundle)
     assert cut.values == bundle.manifest.fanout.values
 
 
-def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
+def test_fan_out_refuses_banks_that_cannot_be_cut(bundle: Bundle) -> None:
     bank, record = ir.load(bundle.folder / "model.bank.onnx"), bundle.manifest.bank
     assert record is not None
     with pytest.raises(BaseModelError, match="no trained layer below the first adapter"):

@@ -109,7 +109,7 @@ def test_the_mask_is_that_of_the_grammar(writer: TextWriter) -> None:
     assert np.flatnonzero(guide.allowed(BYTES)).tolist() == [1]  # the end, and nothing else
 
 
-def test_a_file_is_read(writer: TextWriter, tmp_path: Path) -> None:
+def test_json_schemas_are_read_from_files(writer: TextWriter, tmp_path: Path) -> None:
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     texts = [
         writer.write(["a"], "b", decoding=Decoding(100, json_schema=schema))[0]

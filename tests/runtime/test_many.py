@@ -47,12 +47,12 @@ def _hold(session: Session, requests: Sequence[Request], found: Sequence[dict[st
 
 
 @pytest.mark.parametrize("token_budget", [1, 40, 100_000])
-def test_each_is_as_if_it_had_run_alone(session: Session, token_budget: int) -> None:
+def test_many_requests_equal_their_single_runs(session: Session, token_budget: int) -> None:
     requests = _requests(60)
     _hold(session, requests, session.run_many(requests, token_budget=token_budget))
 
 
-def test_loaded_adapters_among_them(session: Session, bundle: Bundle) -> None:
+def test_run_many_includes_loaded_adapters(session: Session, bundle: Bundle) -> None:
     for record in bundle.manifest.adapters:
         session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
     requests = _requests(60, ["plain.again", "wide.again", None, "narrow", "narrow.again"])
@@ -68,7 +68,7 @@ def test_more_adapters_than_the_bank_has_rows(bundle: Bundle) -> None:
     _hold(session, requests, session.run_many(requests))
 
 
-def test_without_a_bank(bundle: Bundle) -> None:
+def test_run_many_works_without_a_bank(bundle: Bundle) -> None:
     manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
     session = replace(bundle, manifest=manifest).session(threads=1)
     requests = _requests(30)
@@ -164,12 +164,12 @@ def test_rows_that_influence_each_other_run_alone(bundle: Bundle) -> None:
     assert _calls(session, requests, allow_mixed_rows=True) == [6]
 
 
-def test_a_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_many_shows_a_progress_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     session.run_many(_requests(4), reporter=ProgressBar())
     assert capsys.readouterr().err.endswith("] 4/4\n")
 
 
-def test_nothing_is_done_if_a_request_does_not_fit(session: Session) -> None:
+def test_invalid_requests_are_refused_before_any_call(session: Session) -> None:
     wrong = Request({"input_ids": np.zeros((1, 2), np.int64)}, "wide")
     calls = Steps()
     with pytest.raises(RequestError, match="request 2: the inputs are not those of the graph"):
@@ -211,7 +211,7 @@ def test_adapters_that_count_padding_are_not_padded(gated: Bundle) -> None:
                 np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
 
 
-def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None:
+def test_left_padding_is_moved_behind_the_tokens(session: Session) -> None:
     whole = token_inputs(5)
     left = {name: np.pad(array, ((0, 0), (3, 0))) for name, array in whole.items()}
     for names in (["plain"], NAMES):
@@ -225,7 +225,7 @@ def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None
         session.run(left, "plain")
 
 
-def test_heads_alone(session: Session) -> None:
+def test_head_only_requests_return_only_the_head(session: Session) -> None:
     requests = [replace(request, head_only=True) for request in _requests(20)]
     for request, found in zip(requests, session.run_many(requests), strict=True):
         own = session.run(request.inputs, request.adapter)
@@ -277,7 +277,7 @@ def test_a_base_without_a_mask_gets_equal_lengths(tmp_path: Path) -> None:
     assert _calls(session, requests) == [2, 4, 5]
 
 
-def test_labels_of_each_requests_own_adapter(session: Session) -> None:
+def test_requests_are_classified_with_labels_of_their_adapter(session: Session) -> None:
     requests = _requests(20, ["wide", "narrow", "pfeiffer"])
     for request, found in zip(requests, session.classify_many(requests), strict=True):
         alone = session.classify(request.inputs, request.adapter)

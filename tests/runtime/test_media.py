@@ -21,7 +21,7 @@ IMAGE, AUDIO = FILE_MODALITIES["image"], FILE_MODALITIES["audio"]
 TONE = 0.5 * np.sin(np.arange(800) / 9)
 
 
-def test_steps_of_an_image_by_hand() -> None:
+def test_image_steps_match_values_by_hand() -> None:
     pixels = noise(9, 13, 3)
     normal = Normalize("normalize", (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
     found = IMAGE.apply(pixels, (CenterCrop("center_crop", 4, 6), Rescale("rescale", 1 / 255), normal))
@@ -38,7 +38,7 @@ def test_the_shorter_edge_gets_a_length(shape: tuple[int, ...], expected: tuple[
     )
 
 
-def test_steps_of_a_clip_by_hand() -> None:
+def test_audio_steps_match_values_by_hand() -> None:
     clip = TONE.astype(np.float32)
     assert AUDIO.apply(clip, (Fit("fit", 900),)).tolist() == [*clip, *[0] * 100]
     assert AUDIO.apply(clip, (Fit("fit", 700),)).tolist() == clip[:700].tolist()
@@ -47,7 +47,7 @@ def test_steps_of_a_clip_by_hand() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_a_clip_of_any_width(width: int) -> None:
+def test_clips_of_any_sample_width_are_read(width: int) -> None:
     found = AUDIO.read(wav(TONE, width=width), 16_000, "x.wav")
     np.testing.assert_allclose(found, TONE, atol=1.6 / 2 ** (8 * width - 1) + 1e-6)
 

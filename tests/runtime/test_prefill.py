@@ -97,7 +97,7 @@ def test_texts_of_a_writer_are_the_same(folder: Path, expected: dict[str | None,
     assert [one.tokens for one in parts] == [one.tokens for one in whole]
 
 
-def test_rows_that_join_between_steps(
+def test_rows_may_join_between_steps(
     session: Session, expected: dict[str | None, list[list[int]]], calls: list[tuple[int, int, int]]
 ) -> None:
     """A step computes a part of one long prompt, so that short ones beside it are written meanwhile."""

@@ -67,7 +67,7 @@ class TestTable:
         assert [name for name, row in PROVIDERS.items() if "slots" in row.variants] == ["cpu", "cuda"]
         assert [name for name, row in PROVIDERS.items() if row.overrides] == ["cpu", "cuda"]
 
-    def test_all_others_are_proved_when_they_open(self) -> None:
+    def test_providers_other_than_cpu_and_cuda_require_proof(self) -> None:
         assert {name for name, row in PROVIDERS.items() if not row.proved} == {"cpu", "cuda"}
 
     def test_the_page_has_this_table(self) -> None:
@@ -88,7 +88,7 @@ class TestTable:
         exec(compile(code.replace('"a"', '"wide"'), "docs/how-to/providers.md", "exec"), names)  # noqa: S102
         assert {"outputs", "mixed"} <= names.keys()
 
-    def test_names_are_chosen(self) -> None:
+    def test_provider_names_are_validated_and_ordered(self) -> None:
         assert provider_names(["all"]) == tuple(PROVIDERS)
         assert provider_names(["openvino", "cpu"]) == ("cpu", "openvino")
         with pytest.raises(UsageError, match=r"unknown provider; found `gpu`; expected cpu, cuda"):
@@ -110,7 +110,9 @@ class TestTable:
 
 class TestOpenVino:
     @pytest.mark.parametrize("name", NAMES)
-    def test_adapters_swap(self, bundle: Bundle, session: Session, openvino: Session, name: str | None) -> None:
+    def test_openvino_swaps_adapters_as_the_cpu_does(
+        self, bundle: Bundle, session: Session, openvino: Session, name: str | None
+    ) -> None:
         found, expected = openvino.run(INPUTS, name), session.run(INPUTS, name)
         assert found.keys() == expected.keys()
         for output, array in found.items():
@@ -158,7 +160,7 @@ class TestOpenVino:
         openvino.run(token_inputs(5, 3, 2), "narrow")
         np.testing.assert_array_equal(first, kept)
 
-    def test_the_server_opens_it(self, bundle: Bundle) -> None:
+    def test_server_opens_an_openvino_session(self, bundle: Bundle) -> None:
         settings = SessionSettings(provider="openvino")
         assert LoadedBundle("b", bundle, settings).session.provider == "openvino"
 
@@ -221,7 +223,7 @@ class TestProof:
             bundle.session(provider="openvino")
         bundle.session(provider="cpu")  # not proved when it opens
 
-    def test_the_bank_is_proved_as_well(self, copy: Path) -> None:
+    def test_provider_proof_covers_the_bank(self, copy: Path) -> None:
         bank = copy / "bank.bin"
         numbers = np.frombuffer(bank.read_bytes(), np.float32)
         bank.unlink()
@@ -231,13 +233,13 @@ class TestProof:
         with pytest.raises(FormatError, match="provider `openvino`: does not compute what the reference computed"):
             Bundle.open(copy).session(provider="openvino")
 
-    def test_without_golden_data_it_does_not_open(self, copy: Path) -> None:
+    def test_provider_refuses_a_bundle_without_golden_data(self, copy: Path) -> None:
         bundle = Bundle.open(copy)
         shutil.rmtree(copy / "golden")
         with pytest.raises(FileError, match="golden"):
             bundle.session(provider="openvino")
 
-    def test_verify_reports_it(self, built: Path) -> None:
+    def test_verify_reports_the_provider(self, built: Path) -> None:
         report = ae.verify(built, provider="openvino")
         (found,) = [one for one in report.findings if one.check == "providers"]
         assert (found.subject, found.status) == ("openvino", "tested")

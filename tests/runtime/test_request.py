@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_what_fits_comes_back_contiguous_in_the_order_of_the_graph() -> None:
+def test_valid_inputs_are_returned_contiguous_in_graph_order() -> None:
     turned = {name: np.asfortranarray(GOOD[name]) for name in reversed(GOOD)}
     found = check_inputs(turned, RECORDS, {})
     assert list(found) == ["ids", "mask", "pixels"]
@@ -72,7 +72,7 @@ def _cached(past: int, new: int, total: int, rows: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("past", "new"), [(0, 3), (5, 1)])
-def test_a_cache_may_be_empty_and_the_mask_is_as_long_as_both(past: int, new: int) -> None:
+def test_empty_caches_are_accepted_and_the_mask_covers_both(past: int, new: int) -> None:
     found = check_inputs(_cached(past, new, past + new), CACHED, {})
     assert found["key"].shape == (1, 2, past, 4)
 

@@ -62,7 +62,7 @@ class TestRun:
             for output, expected in first[name].items():
                 np.testing.assert_array_equal(session.run(INPUTS, name)[output], expected)
 
-    def test_all_adapters_differ(self, session: Session) -> None:
+    def test_adapters_give_different_results(self, session: Session) -> None:
         found = [session.run(INPUTS, name)["hidden"] for name in NAMES]
         for index, one in enumerate(found):
             for other in found[index + 1 :]:
@@ -81,7 +81,7 @@ class TestRun:
                     expected = tensors[f"{case}.output.{output}"]
                     np.testing.assert_allclose(found[output], expected, rtol=0, atol=allowed)
 
-    def test_one_row_of_one_token(self, session: Session) -> None:
+    def test_run_accepts_one_row_of_one_token(self, session: Session) -> None:
         assert session.run(token_inputs(1), "wide")["hidden"].shape == (1, 1, 16)
 
     def test_rows_do_not_depend_on_each_other(self, session: Session) -> None:
@@ -91,7 +91,7 @@ class TestRun:
             expected = np.concatenate([one[output] for one in alone])
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
-    def test_arrays_of_any_layout_and_read_only_ones(self, session: Session) -> None:
+    def test_run_accepts_any_layout_and_read_only_arrays(self, session: Session) -> None:
         expected = session.run(INPUTS, "wide")["hidden"]
         turned = {name: np.asfortranarray(array) for name, array in INPUTS.items()}
         for array in turned.values():
@@ -106,13 +106,13 @@ class TestRun:
         gc.collect()
         np.testing.assert_array_equal(first, kept)
 
-    def test_an_unknown_adapter(self, session: Session) -> None:
+    def test_unknown_adapters_are_refused_with_suggestions(self, session: Session) -> None:
         with pytest.raises(RequestError, match=r"adapter `wid`.*`wide`, `narrow`"):
             session.run(INPUTS, "wid")
 
 
 class TestClassify:
-    def test_probabilities_by_label(self, session: Session) -> None:
+    def test_probabilities_are_keyed_by_label(self, session: Session) -> None:
         predictions = session.classify(INPUTS, "narrow")
         logits = session.run(INPUTS, "narrow")["logits"].astype(np.float64)
         expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -123,14 +123,16 @@ class TestClassify:
             assert prediction.label == ["red", "green", "blue"][int(row.argmax())]
             assert prediction.probability == max(prediction.probabilities.values())
 
-    def test_an_adapter_without_a_head(self, session: Session) -> None:
+    def test_classify_refuses_an_adapter_without_a_head(self, session: Session) -> None:
         assert session.labels("plain") is None
         with pytest.raises(RequestError, match="found no head"):
             session.classify(INPUTS, "plain")
 
 
 class TestLoad:
-    def test_another_width_of_the_same_topology(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+    def test_load_accepts_another_width_of_the_same_topology(
+        self, session: Session, bundle: Bundle, tmp_path: Path
+    ) -> None:
         base = open_onnx(save_tiny(tmp_path))
         adapter = random_adapter("new", houlsby(BottleneckOptions("gelu")), base, bottleneck=21, labels="abcd")
         session.load("new", _save_for(bundle, adapter, tmp_path), labels=("a", "b", "c", "d"))
@@ -152,7 +154,7 @@ class TestLoad:
         path.unlink()
         np.testing.assert_array_equal(session.run(INPUTS, "again")["hidden"], expected)
 
-    def test_a_name_that_is_taken(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_a_taken_name(self, session: Session, bundle: Bundle) -> None:
         before = session.run(INPUTS, "wide")["hidden"]
         with pytest.raises(RequestError, match="already loaded"):
             session.load("wide", bundle.folder / "adapters/narrow.onnx_adapter")
@@ -164,32 +166,32 @@ class TestLoad:
             session.load(name, bundle.folder / "adapters/narrow.onnx_adapter")
 
     @pytest.mark.parametrize("labels", [("only",), ("a", "b", "c")])
-    def test_labels_that_are_not_as_many_as_the_classes(
+    def test_load_refuses_a_wrong_number_of_labels(
         self, session: Session, bundle: Bundle, labels: tuple[str, ...]
     ) -> None:
         with pytest.raises(AdapterError, match=f"{len(labels)} labels; expected 2"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)
 
     @pytest.mark.parametrize("labels", [("same", "same"), "ab"])
-    def test_labels_that_are_not_a_name_for_each_class(self, session: Session, bundle: Bundle, labels: object) -> None:
+    def test_load_refuses_duplicate_or_malformed_labels(self, session: Session, bundle: Bundle, labels: object) -> None:
         with pytest.raises(AdapterError, match="not one name for each class"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)  # type: ignore[arg-type]
 
-    def test_a_task_that_is_none(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_an_unknown_task(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(AdapterError, match=r"unknown problem type; found `classify`; expected .*regression"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", task="classify")  # type: ignore[arg-type]
 
-    def test_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(AdapterError, match="has no head for `single_label`; found no head"):
             session.load("more", bundle.folder / "adapters/plain.onnx_adapter", labels=("a",))
 
-    def test_without_labels_it_runs_and_does_not_classify(self, session: Session, bundle: Bundle) -> None:
+    def test_loaded_adapter_without_labels_runs_but_does_not_classify(self, session: Session, bundle: Bundle) -> None:
         session.load("more", bundle.folder / "adapters/wide.onnx_adapter")
         np.testing.assert_array_equal(session.run(INPUTS, "more")["logits"], session.run(INPUTS, "wide")["logits"])
         with pytest.raises(RequestError, match="pass `labels`"):
             session.classify(INPUTS, "more")
 
-    def test_unload(self, session: Session) -> None:
+    def test_unloaded_adapters_can_no_longer_run(self, session: Session) -> None:
         session.unload("wide")
         assert "wide" not in session.adapters
         with pytest.raises(RequestError, match="not loaded"):
@@ -197,11 +199,11 @@ class TestLoad:
         with pytest.raises(RequestError, match="not loaded"):
             session.unload("wide")
 
-    def test_a_file_that_is_not_there(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_a_missing_file(self, session: Session, tmp_path: Path) -> None:
         with pytest.raises(FileError):
             session.load("x", tmp_path / "none.onnx_adapter")
 
-    def test_five_hundred_adapters_in_one_session(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+    def test_session_loads_five_hundred_adapters(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
         tensors = _tensors(bundle, "narrow")
         bias = "adapter.head.mean_pool_linear.classifier.bias"
         expected = session.run(INPUTS, "narrow")["logits"] - tensors[bias]
@@ -283,7 +285,7 @@ class TestFilesThatDoNotFit:
             (_of_another_type, "unsupported type"),
         ],
     )
-    def test_each_is_refused_by_name(
+    def test_load_refuses_tensors_that_do_not_fit(
         self, session: Session, bundle: Bundle, tmp_path: Path, change: object, message: str
     ) -> None:
         tensors = _tensors(bundle, "wide")
@@ -299,7 +301,7 @@ class TestFilesThatDoNotFit:
         with pytest.raises(TensorError, match=r"is missing; .*is left over"):
             session.load("x", _write(tmp_path / "x", tensors))
 
-    def test_an_adapter_of_another_graph(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_an_adapter_of_another_graph(self, session: Session, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path))
         adapter = random_adapter("a", houlsby(), base)
         plan = plan_slots([adapter], base.sites)
@@ -307,7 +309,7 @@ class TestFilesThatDoNotFit:
         with pytest.raises(TensorError, match="is missing"):
             session.load("a", tmp_path / "a")
 
-    def test_an_adapter_of_the_same_shapes_for_another_base(self, session: Session, tmp_path: Path) -> None:
+    def test_load_refuses_equal_shapes_of_another_base(self, session: Session, tmp_path: Path) -> None:
         other = Bundle.open(build_tiny(tmp_path, model=tiny_model(seed=1)))
         assert [asdict(slot) for slot in other.manifest.slots] == [asdict(slot) for slot in session._manifest.slots]
         path = other.folder / other.manifest.adapters[0].onnx_adapter
@@ -317,19 +319,19 @@ class TestFilesThatDoNotFit:
         other.session().load("x", path)
 
     @pytest.mark.parametrize("version", [None, 0, 1, -5])
-    def test_a_file_that_does_not_say_what_it_is_for(
+    def test_load_refuses_a_file_of_another_model_version(
         self, session: Session, bundle: Bundle, tmp_path: Path, version: int | None
     ) -> None:
         with pytest.raises(AdapterError, match="was made for another bundle"):
             session.load("x", _write(tmp_path / "x", _tensors(bundle, "wide"), version))
 
-    def test_something_else(self, session: Session, bundle: Bundle) -> None:
+    def test_load_refuses_files_of_another_format(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(FormatError, match="not an ONNX Runtime adapter file"):
             session.load("x", bundle.folder / "model.onnx")
 
 
 class TestThreads:
-    def test_eight_threads_with_loads_and_unloads_in_between(self, session: Session, bundle: Bundle) -> None:
+    def test_threads_get_right_results_during_loads_and_unloads(self, session: Session, bundle: Bundle) -> None:
         inputs = [token_inputs(4, 2, seed=seed) for seed in range(8)]
         expected = {(name, seed): session.run(inputs[seed], name) for name in NAMES for seed in range(8)}
         data = (bundle.folder / "adapters/wide.onnx_adapter").read_bytes()
@@ -355,7 +357,7 @@ class TestThreads:
             assert list(pool.map(work, range(8))) == [60] * 8
         assert session.adapters == NAMES[1:]
 
-    def test_an_adapter_may_be_unloaded_while_it_runs(self, session: Session) -> None:
+    def test_adapters_may_be_unloaded_during_a_call(self, session: Session) -> None:
         expected = session.run(token_inputs(40, 40), "wide")["hidden"]
         with ThreadPoolExecutor(4) as pool:
             runs = [pool.submit(session.run, token_inputs(40, 40), "wide") for _ in range(40)]

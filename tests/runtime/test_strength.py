@@ -17,7 +17,7 @@ from adapter_export.runtime import Request, Session
 INPUTS = token_inputs(5, 3, 1)
 
 
-def test_half_is_half_of_what_is_added(session: Session, tmp_path: Path) -> None:
+def test_half_strength_adds_half_of_the_update(session: Session, tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path))
     adapter = next(one for one in mixed_adapters(base) if one.name == "narrow")
     for strength in (0.5, -1.0):
@@ -31,13 +31,13 @@ def test_half_is_half_of_what_is_added(session: Session, tmp_path: Path) -> None
         assert np.abs(found - session.run(INPUTS, "narrow")["hidden"]).max() > 0.01
 
 
-def test_nothing_and_all_of_it(session: Session) -> None:
+def test_strength_zero_is_the_base_and_one_the_adapter(session: Session) -> None:
     plain, whole = session.run(INPUTS)["hidden"], session.run(INPUTS, "narrow")["hidden"]
     np.testing.assert_array_equal(session.run(INPUTS, "narrow", strength=0)["hidden"], plain)
     np.testing.assert_array_equal(session.run(INPUTS, "narrow", strength=1.0)["hidden"], whole)
 
 
-def test_each_row_has_its_own(session: Session) -> None:
+def test_each_row_has_its_own_strength(session: Session) -> None:
     strengths, names = [0.5, -1.0, 0.5], ["narrow", "wide", None]
     found = session.run(INPUTS, adapters=names, strength=strengths)["hidden"]
     alike = session.run(INPUTS, "narrow", strength=strengths)["hidden"]
@@ -55,6 +55,6 @@ def test_each_row_has_its_own(session: Session) -> None:
 
 
 @pytest.mark.parametrize("strength", [float("nan"), 1001, "1", True, [1.0]])
-def test_what_is_no_strength(session: Session, strength: object) -> None:
+def test_invalid_strengths_are_refused(session: Session, strength: object) -> None:
     with pytest.raises(RequestError, match="strength"):
         session.run(INPUTS, "narrow", strength=strength)  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ def test_rows_have_the_limits_and_sides_of_their_adapters(reader: TextReader) ->
         assert one.document().keys() == by_itself.document().keys()
 
 
-def test_a_question_with_choices(reader: TextReader) -> None:
+def test_multiple_choice_answers_match_single_scores(reader: TextReader) -> None:
     pairs = [Pair("Which?", text) for text in ("one", "the other one", "none of them")]
     scores = np.array([alone(reader, pair, "choice")[1][0] for pair in pairs], np.float64)
     found, single = reader.answer([pairs, pairs[1]], "choice")
@@ -181,7 +181,7 @@ def test_windows_of_pairs_cut_the_second_text(reader: TextReader) -> None:
     assert found.document()["numbers"] == pytest.approx(list(np.mean(results, axis=0)), abs=1e-5)
 
 
-def test_a_question_is_no_answer(reader: TextReader) -> None:
+def test_span_tasks_refuse_an_empty_context(reader: TextReader) -> None:
     with pytest.raises(RequestError, match="text 0: no token may be the answer"):
         reader.answer([Pair("Who is it?", "")], "place")
 
@@ -211,7 +211,7 @@ def test_the_span_of_windows_is_the_best_of_all(reader: TextReader) -> None:
     assert max(reached) == pytest.approx(best, abs=1e-5)
 
 
-def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextReader) -> None:
+def test_tokens_are_labelled_in_their_most_central_window(reader: TextReader) -> None:
     """Label each token with the number of its window, so that labels show their origin."""
     text = " ".join("a" for _ in range(40))
     windows = tuple(reader.tokenizer.windows(text, 22, 10))  # 20 tokens each, from the tokens 0, 10, 20
@@ -245,7 +245,9 @@ def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextR
         (["a"], "base", "the base by itself cannot answer"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(reader: TextReader, texts: Any, name: str | None, words: str) -> None:
+def test_unsuitable_texts_are_refused_in_one_sentence(
+    reader: TextReader, texts: Any, name: str | None, words: str
+) -> None:
     with pytest.raises(RequestError, match=words) as caught:
         reader.answer(texts, name)
     assert len(str(caught.value)) < 400

@@ -107,7 +107,7 @@ class _Work:
             assert np.array_equal(found, self._answers[name][version])
 
 
-def test_every_answer_is_right(bundle: Bundle, files: dict[str, list[bytes]]) -> None:
+def test_threads_get_right_answers_while_adapters_are_replaced(bundle: Bundle, files: dict[str, list[bytes]]) -> None:
     answers = _answers(bundle, files)
     session = bundle.session(threads=1, resident=24)
     for name, versions in files.items():

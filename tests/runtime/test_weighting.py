@@ -74,7 +74,7 @@ def test_weights_for_all_rows_are_those_of_a_fusion_with_these_weights(fused: Fu
         assert one.classify(INPUTS, "fused", weights=OTHER) == one.classify(INPUTS, "fixed")
 
 
-def test_each_row_may_have_its_own(session: Session) -> None:
+def test_each_row_may_have_its_own_fusion_weights(session: Session) -> None:
     rows = [OWN, {"topic": 0, "tone": 0}, OTHER]
     found = session.run(INPUTS, "fused", weights=rows)["hidden"]
     for index, wanted in enumerate(session.run(INPUTS, name)["hidden"] for name in ("fused", None, "fixed")):
@@ -83,7 +83,7 @@ def test_each_row_may_have_its_own(session: Session) -> None:
     np.testing.assert_allclose(alone["hidden"][0], session.run(INPUTS, "fixed")["hidden"][0], rtol=0, atol=2e-6)
 
 
-def test_the_manifest_says_where_they_go_and_what_they_weigh(fused: Fused) -> None:
+def test_manifest_records_slots_and_defaults_of_fusion_weights(fused: Fused) -> None:
     """Only one member acts at attention, so there are two slots for weights."""
     expected = MixRecord(
         ("adapter.shared.weighted_fusion.mix.weights", "adapter.shared.weighted_fusion_2.mix.weights"),
@@ -95,7 +95,7 @@ def test_the_manifest_says_where_they_go_and_what_they_weigh(fused: Fused) -> No
 
 
 @pytest.mark.parametrize("variant", ["slots", "inputs"])
-def test_any_other_program_can_give_them(fused: Fused, session: Session, variant: str) -> None:
+def test_plain_onnxruntime_can_feed_fusion_weights(fused: Fused, session: Session, variant: str) -> None:
     manifest, mix = Bundle.open(fused.folder).manifest, fused.mix("fused")
     assert mix is not None
     graph = ort.InferenceSession(str(fused.folder / manifest.graphs[variant]))
@@ -106,7 +106,7 @@ def test_any_other_program_can_give_them(fused: Fused, session: Session, variant
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
-def test_they_go_to_the_device_as_well(session: Session) -> None:
+def test_run_on_device_accepts_fusion_weights(session: Session) -> None:
     found = session.run_on_device(INPUTS, "fused", weights=OTHER)["hidden"].numpy()
     np.testing.assert_array_equal(found, session.run(INPUTS, "fused", weights=OTHER)["hidden"])
 
@@ -130,7 +130,7 @@ def test_wrong_weights_are_refused(session: Session, words: str) -> None:
         assert words in str(caught.value)
 
 
-def test_weights_of_what_has_none_are_refused(fused: Fused) -> None:
+def test_weights_for_adapters_without_a_fusion_are_refused(fused: Fused) -> None:
     session = fused.session()
     session.load("loaded", fused.folder / "adapters/fused.onnx_adapter")
     for name in ("topic", "mean", "loaded"):

@@ -93,7 +93,7 @@ def test_rows_of_different_lengths_and_adapters_share_calls(bundle: Bundle, monk
     assert calls == [2] * 3
 
 
-def test_a_text_goes_on_to_the_longest_whatever_is_beside_it(folder: Path, session: Session) -> None:
+def test_texts_reach_the_maximum_length_beside_shorter_rows(folder: Path, session: Session) -> None:
     long = list(np.random.default_rng(2).integers(2, END, LONGEST - 4))
     decoding = Decoding(LONGEST)
     alone = [session.generate([prompt], "a", decoding=decoding, ends=())[0] for prompt in ([17], long)]
@@ -101,7 +101,7 @@ def test_a_text_goes_on_to_the_longest_whatever_is_beside_it(folder: Path, sessi
     assert session.generate([[17], long], "a", decoding=decoding, ends=()) == alone
 
 
-def test_rows_that_join_and_leave_have_the_tokens_that_they_have_alone(session: Session, monkeypatch: Any) -> None:
+def test_rows_that_join_and_leave_keep_their_tokens(session: Session, monkeypatch: Any) -> None:
     """Prompts of several lengths and adapters arrive at different steps; one row is abandoned."""
     random = np.random.default_rng(5)
     rows = [
@@ -152,7 +152,7 @@ def test_rows_of_a_base_whose_rows_influence_each_other_share_no_call(bundle: Bu
     assert not decoder.may_share(one, other)
 
 
-def test_texts_stop_where_they_should(folder: Path, bundle: Bundle) -> None:
+def test_texts_stop_at_stop_strings(folder: Path, bundle: Bundle) -> None:
     writer = bundle.writer()
     whole = in_transformers(folder, "a", [5, 9], 8)
     stop = f"w{whole[4]} w{whole[5]}"
@@ -201,7 +201,7 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert shares()[1] == 1
 
 
-def test_what_cannot_be_written_is_refused(session: Session, bundle: Bundle) -> None:
+def test_invalid_prompts_and_logits_are_refused(session: Session, bundle: Bundle) -> None:
     for prompt in ([], [3] * LONGEST):
         with pytest.raises(RequestError, match="too few or too many tokens"):
             session.generate([[5], prompt])

@@ -45,7 +45,7 @@ def _try(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, limits: Li
     ("name", "words"),
     [("crash", r"a crash \(signal 11\)"), ("grow", "more than 1,074 MB of memory"), ("leave", "status 9")],
 )
-def test_what_ends_the_child_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cause_of_a_dead_child_process_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseModelError, match=words):
         _try(name, monkeypatch=monkeypatch)
 

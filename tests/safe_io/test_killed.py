@@ -48,7 +48,7 @@ def test_folders_in_use_stay(temporary: Path) -> None:
     assert private.path.is_dir()
 
 
-def test_nothing_is_noted_after_an_output(temporary: Path, tmp_path: Path) -> None:
+def test_finished_outputs_leave_no_note(temporary: Path, tmp_path: Path) -> None:
     with Output(tmp_path / "out").file() as path:
         path.write_text("new")
         assert len(list(temporary.iterdir())) == 1

@@ -44,14 +44,14 @@ def test_an_adapter_of_many_sites_is_read_in_linear_time() -> None:
     assert seconds(many) < 8 * seconds(few)
 
 
-def test_a_large_graph_at_many_sites_is_refused_before_it_is_looked_at() -> None:
+def test_oversized_adapters_are_refused_before_analysis() -> None:
     ((name, graph),) = KINDS["pfeiffer"](BottleneckOptions()).graphs.items()
     placements = {f"s{number}": Placement(name, {"d": 2, "b": number + 1}) for number in range(150_000)}
     with pytest.raises(AdapterError, match="too many nodes and parameters"):
         Adapter("a", "pfeiffer", "base", {name: graph}, placements, {})
 
 
-def test_more_values_than_memory_has_are_refused_before_they_are_made() -> None:
+def test_oversized_json_is_refused_before_parsing() -> None:
     with pytest.raises(FormatError, match="too many values; found about 3,000,002; expected at most 2,000,000"):
         parse_json(b"[" + b"[]," * 1_500_000 + b"[]]", "a.json")
 

@@ -56,7 +56,7 @@ _PARTS = st.recursive(
 
 
 @given(_PARTS, st.text("abc", max_size=6))
-def test_drawn_expressions(expression: str, text: str) -> None:
+def test_random_expressions_match_as_in_re(expression: str, text: str) -> None:
     assert LinearPattern(expression).matches(text) == (re.fullmatch(expression, text) is not None)
     assert LinearPattern(expression).matches(text, whole=False) == (re.match(expression, text) is not None)
 

@@ -76,7 +76,7 @@ def inode(private: PrivateFolder) -> int:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_the_second_opening_neither_copies_nor_hashes(file: Path, hashed: list[str]) -> None:
+def test_second_opening_reuses_the_copy_and_hash(file: Path, hashed: list[str]) -> None:
     first, second, third = link(file), link(file), link(file)
     assert hashed == ["base.bin"]
     assert inode(first[1]) == inode(second[1]) == inode(third[1]) != file.stat().st_ino
@@ -183,7 +183,7 @@ def test_a_link_in_place_of_the_folder_is_not_followed(file: Path, temporary: Pa
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_without_hard_links_or_locks_the_copy_is_private(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_private_without_hard_links_or_locks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "not supported")
 

@@ -33,12 +33,12 @@ from adapter_export.torch_backend.base.pickles import _pickles, read_torch_file
 from adapter_export.training.loop.checkpoint import read_checkpoint
 
 
-def test_an_empty_tensor_of_very_many_columns(tmp_path: Path) -> None:
+def test_an_empty_tensor_with_huge_dimensions_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.empty(0, 2**40, 5)}, tmp_path / "a.bin")
     assert read_torch_file(tmp_path / "a.bin")["a"].shape == (0, 2**40, 5)
 
 
-def test_a_list_among_the_keys_of_an_old_pickle(tmp_path: Path) -> None:
+def test_old_pickles_with_invalid_keys_are_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save({"a": torch.ones(1)}, file, _use_new_zipfile_serialization=False)
     data = file.getvalue()
@@ -49,7 +49,7 @@ def test_a_list_among_the_keys_of_an_old_pickle(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "a.bin")
 
 
-def test_a_table_of_fields_that_lies_outside_of_the_file(tmp_path: Path) -> None:
+def test_a_field_table_outside_of_the_file_is_refused(tmp_path: Path) -> None:
     adapter = ort.AdapterFormat()
     adapter.set_model_version(7)
     adapter.set_parameters({"a": ort.OrtValue.ortvalue_from_numpy(np.ones(2, np.float32))})
@@ -97,13 +97,13 @@ def _odd_compression() -> bytes:
         b"",
     ],
 )
-def test_a_broken_npz(data: bytes, tmp_path: Path) -> None:
+def test_damaged_npz_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(FormatError, match=r"is not an `\.npz` file of arrays"):
         read_arrays(tmp_path / "a.npz")
 
 
-def test_a_golden_input_of_a_wrong_rank(tmp_path: Path) -> None:
+def test_golden_inputs_of_a_wrong_rank_are_refused(tmp_path: Path) -> None:
     arrays = {"one.input.ids": np.ones(3, np.int64), "one.output.y": np.ones((1, 3), np.float32)}
     (tmp_path / "g.safetensors").write_bytes(save(arrays))
     record = GoldenRecord("g.safetensors", ("one",), {"y": 1e-5}, "torch")
@@ -112,7 +112,7 @@ def test_a_golden_input_of_a_wrong_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000, '"\\ud800', "nul"])
-def test_a_line_of_a_table_that_python_does_not_read(value: str, tmp_path: Path) -> None:
+def test_unreadable_table_lines_are_named(value: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{{"n": {value}}}\n')
     table = open_table(tmp_path / "a.jsonl")
     assert [cells for _, cells in table.rows([])] == [{"text": "a"}]
@@ -121,7 +121,7 @@ def test_a_line_of_a_table_that_python_does_not_read(value: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("state", ["[]", "3", "null", '{"history": 1}', "{", '{"history": [{"validation": []}]}'])
-def test_a_checkpoint_whose_state_is_none(state: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint_states_are_refused(state: str, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(save({"weights/a": np.ones(1, np.float32)}, {"run": "{}", "state": state}))
     with pytest.raises(TrainingError, match="the checkpoint is damaged"):
@@ -136,7 +136,7 @@ def test_a_name_that_windows_gives_to_devices(name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["weight", "input"])
-def test_dimensions_beyond_all_memory(where: str, tmp_path: Path) -> None:
+def test_dimensions_beyond_memory_are_refused(where: str, tmp_path: Path) -> None:
     """`free some space` is not what helps here."""
     most = 2**40
     weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], bytes(256), raw=True)

@@ -71,7 +71,7 @@ def test_a_folder_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(new: New, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("old")
     with pytest.raises(OutputExistsError, match="force=True"), new(target):
@@ -80,7 +80,7 @@ def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
+def test_output_that_appears_meanwhile_is_not_overwritten(new: New, tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(OutputExistsError):
         write_and(lambda: target.write_text("someone else's"), new, target)
@@ -88,9 +88,7 @@ def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_what_the_holder_of_the_lock_before_wrote_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_written_by_the_previous_lock_holder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = output._acquire
 
     def acquired(lock: Path, named: Path) -> int:
@@ -127,7 +125,7 @@ def test_force_replaces_at_the_end(new: New, tmp_path: Path, old: str) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("force", [False, True])
-def test_any_failure_leaves_everything_as_it_was(
+def test_failures_while_writing_change_nothing(
     new: New, tmp_path: Path, force: bool, error: type[BaseException]
 ) -> None:
     target = tmp_path / "made/out"
@@ -168,13 +166,13 @@ def test_force_does_not_replace_the_folder_that_you_work_in(
         pytest.fail("the block must not run")
 
 
-def test_hash(tmp_path: Path) -> None:
+def test_sha256_of_a_file_matches_hashlib(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.parametrize("read", [read_bytes, sha256_of])
-def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+def test_unreadable_files_are_named(read: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(FileError, match="does not exist"):
         read(tmp_path / "nothing")
     with pytest.raises(FileError, match="is a folder"):
@@ -185,7 +183,7 @@ def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: 
 
 
 @pytest.mark.parametrize("read", [read_bytes, sha256_of, lambda path: sha256_of_part(path, 0, 9)])
-def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: Path) -> None:
+def test_endless_files_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name, found in (("fifo", "a FIFO"), ("zero", "a device or a socket")):
@@ -193,7 +191,7 @@ def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: P
             read(tmp_path / name)
 
 
-def test_memory_is_taken_for_what_is_there(tmp_path: Path) -> None:
+def test_reading_allocates_only_the_actual_size(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 1000)
     tracemalloc.start()
     try:
@@ -283,7 +281,7 @@ def test_the_holder_of_a_lock_may_write(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_what_is_no_writers_stays(new: New, tmp_path: Path) -> None:
+def test_files_of_users_are_not_cleaned_up(new: New, tmp_path: Path) -> None:
     for name in (".out.old", ".out.12345678.tmp2", "out.12345678.tmp", ".output.12345678.tmp"):
         (tmp_path / name).write_text("the user's")
     with new(tmp_path / "out") as temporary:

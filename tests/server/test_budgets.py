@@ -164,7 +164,7 @@ def test_a_cancelled_text_frees_its_place_within_one_token(folder: Path) -> None
     assert written < 39
 
 
-def test_the_cost_of_arrays() -> None:
+def test_arrays_cost_their_number_of_tokens() -> None:
     ids = np.zeros((1, 40), np.int64)
     assert tokens_of(Request({"input_ids": ids, "attention_mask": ids})) == 40
     assert tokens_of(Request({"pixels": np.zeros((1, 3, 64, 64), np.float32)})) == 3 * 64
@@ -282,7 +282,7 @@ def _mixed(length: int) -> list[tuple[int, str, dict[str, object]]]:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("count", [600, 10_000])
-def test_memory_after_many_mixed_requests(both: Served, count: int) -> None:
+def test_memory_does_not_grow_with_mixed_requests(both: Served, count: int) -> None:
     kinds = {length: _mixed(length) for length in (3, 40, 400, 1500)}
     lengths = np.random.default_rng(0).choice([*kinds], count + 300, p=[0.4, 0.3, 0.25, 0.05]).tolist()
 

@@ -135,7 +135,7 @@ def test_tools_reach_the_template(places: Path, service: TestClient, writer: Tex
     assert json.dumps(swapped) in writer.chat.render(plain, swapped).text
 
 
-def test_options_of_texts(service: TestClient, writer: TextWriter) -> None:
+def test_generation_options_apply_to_chats(service: TestClient, writer: TextWriter) -> None:
     whole = _posted(service)["choices"][0]["message"]["content"]
     words = whole.split()
     stopped = _posted(service, stop=f"{words[3]} {words[4]}")["choices"][0]

@@ -127,7 +127,7 @@ def test_long_documents_are_cut_as_the_client_expects(service: TestClient) -> No
     assert cut["score"] == expected["score"]
 
 
-def test_texts_are_classified(service: TestClient) -> None:
+def test_classify_route_returns_the_probabilities_of_answer(service: TestClient) -> None:
     for name in ("topic", "tags"):
         expected = [row["probabilities"] for row in _answers(service, model=name, texts=TEXTS)]
         found = _posted(service, "/classify", model=name, input=TEXTS)["data"]

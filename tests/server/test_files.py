@@ -67,7 +67,7 @@ def test_invalid_files_are_refused(service: TestClient) -> None:
     assert "there is no file" in _refused(service, model="vit", files=[])
 
 
-def test_pixels_are_limited_before_they_are_decoded(vit_folder: Path) -> None:
+def test_oversized_images_are_refused_before_decoding(vit_folder: Path) -> None:
     bomb = png(np.zeros((5800, 5800, 3), np.uint8))  # 100 kB, and 33,640,000 pixels
     with made_app(f"vit={vit_folder / 'bundle'}", quiet=True) as client:
         answer = client.post("/answer", json={"model": "vit", "files": [_sent(IMAGES[0]), _sent(bomb)]})

@@ -41,7 +41,9 @@ def _texts(name: str, texts: list[str], *, binary: bool) -> triton.InferInput:
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("model", ["topic", "tone", "film/mood"])
-def test_texts(client: triton.InferenceServerClient, reader: TextReader, model: str, binary: bool) -> None:
+def test_texts_are_answered_over_the_protocol(
+    client: triton.InferenceServerClient, reader: TextReader, model: str, binary: bool
+) -> None:
     wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("answer", "label", "logits")]
     found = client.infer(model, [_texts("text", TEXTS, binary=binary)], outputs=wanted, request_id="7")
     expected = reader.answer(TEXTS, model.rpartition("/")[2])
@@ -60,7 +62,7 @@ def test_texts(client: triton.InferenceServerClient, reader: TextReader, model: 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize(("model", "output"), [("topic", "logits"), ("film", "hidden")])
-def test_tensors(
+def test_tensors_are_answered_over_the_protocol(
     client: triton.InferenceServerClient, reader: TextReader, model: str, output: str, binary: bool
 ) -> None:
     """Default outputs: all of a base, the head of an adapter."""
@@ -79,14 +81,14 @@ def test_tensors(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_at_a_strength(client: triton.InferenceServerClient, reader: TextReader) -> None:
+def test_strength_is_a_request_parameter(client: triton.InferenceServerClient, reader: TextReader) -> None:
     found = client.infer("topic", [_texts("text", TEXTS, binary=True)], parameters={"strength": -2}, priority=1)
     expected = [one.document()["probability"] for one in reader.answer(TEXTS, "topic", strength=-2)]
     assert found.as_numpy("probability") == pytest.approx(expected, abs=1e-5)
     assert expected != pytest.approx([one.document()["probability"] for one in reader.answer(TEXTS, "topic")], abs=1e-3)
 
 
-def test_server_metadata(client: triton.InferenceServerClient, film: Path) -> None:
+def test_server_and_model_metadata_are_reported(client: triton.InferenceServerClient, film: Path) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata()["version"] == __version__
@@ -182,7 +184,9 @@ asyncio.run(call(sys.argv[1], json.loads(sys.argv[2])))
 """
 
 
-def test_kserves_own_client(server: httpx2.Client, reader: TextReader, platform_python: str) -> None:
+def test_client_of_kserve_gets_the_same_answers(
+    server: httpx2.Client, reader: TextReader, platform_python: str
+) -> None:
     words = [platform_python, "-c", KSERVE, str(server.base_url), json.dumps(TEXTS)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def _alike(found: dict, expected: dict) -> None:
     assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
-def test_a_model_by_its_name(server: httpx2.Client, film: Path) -> None:
+def test_adapters_are_addressed_as_models(server: httpx2.Client, film: Path) -> None:
     expected = Bundle.open(film).texts().answer([TEXT], "tone")[0].document()
     for name in ("tone", "film/tone"):
         found = _answer(server, name)
@@ -103,7 +103,7 @@ def test_invalid_calls_are_refused(server: httpx2.Client, call: dict, words: str
     assert words in answer.json()["error"]
 
 
-def test_an_adapter_at_a_strength(server: httpx2.Client, film: Path) -> None:
+def test_strength_scales_adapters_per_row(server: httpx2.Client, film: Path) -> None:
     reader = Bundle.open(film).texts()
     each = {strength: reader.answer([TEXT], "topic", strength=strength)[0].document() for strength in (1.0, 0.5, -2.0)}
     _alike(_answer(server, "topic", strength=0.5), each[0.5])
@@ -119,7 +119,7 @@ def test_an_adapter_at_a_strength(server: httpx2.Client, film: Path) -> None:
     np.testing.assert_allclose(base, reader.session.run(arrays)["hidden"][0], atol=1e-5)
 
 
-def test_aliases_shares_and_rollback(server: httpx2.Client) -> None:
+def test_aliases_and_shares_can_be_rolled_back(server: httpx2.Client) -> None:
     assert server.put("/admin/routes/best", json={"alias": "tone"}).status_code == 200
     assert _answer(server, "best")["adapter"] == "tone"
     server.put("/admin/routes/best", json={"shares": {"tone": 0.5, "mood": 0.5}})
@@ -173,7 +173,7 @@ def test_adapters_are_found_by_name(server: httpx2.Client, film: Path, tenants: 
         server.delete(f"/adapters/{name}")
 
 
-def test_prometheus_metrics(server: httpx2.Client) -> None:
+def test_metrics_count_requests_without_unknown_names(server: httpx2.Client) -> None:
     def value(name: str) -> float:
         line = next((one for one in server.get("/metrics").text.splitlines() if one.startswith(name)), "0")
         return float(line.split()[-1])
@@ -199,7 +199,7 @@ def test_the_page_escapes_names(server: httpx2.Client) -> None:
     assert "default-src 'none'" in policy
 
 
-def test_the_page_in_a_browser(server: httpx2.Client, film: Path, tmp_path: Path) -> None:
+def test_page_escapes_html_in_a_browser(server: httpx2.Client, film: Path, tmp_path: Path) -> None:
     """The page answers the text of its link, and shows HTML in a label as text."""
     label = "<img src=x onerror=\"document.title='open'\">"
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
@@ -261,7 +261,7 @@ def test_duplicate_names_are_refused(film: Path) -> None:
         named_bundles([str(film), f"film={film}"])
 
 
-def test_comparison_of_shadows() -> None:
+def test_shadow_answers_are_compared_within_tolerance() -> None:
     token = {"tokens": [{"token": "a", "label": "x", "probability": 0.9}]}
     assert same_answers(
         {"adapter": "a", "label": "x", "probability": 0.9}, {"adapter": "b", "label": "x", "probability": 0.7}
@@ -363,7 +363,7 @@ def test_a_load_times_out(film: Path) -> None:
     asyncio.run(work())
 
 
-def test_mapped_weights(server: httpx2.Client, film: Path) -> None:
+def test_mapped_weights_give_the_same_answers(server: httpx2.Client, film: Path) -> None:
     with made_app(film, sessions=SessionSettings(mapped_weights=True), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
@@ -376,7 +376,7 @@ def test_the_queue_is_limited(film: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.exporter"])
-def test_without_an_exporter_nothing_is_traced(
+def test_server_traces_nothing_without_an_exporter(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
@@ -424,7 +424,7 @@ def test_no_request_is_lost_during_reloads_and_route_changes(film: Path, tmp_pat
 
 
 @pytest.mark.extended
-def test_workers_are_alike(film: Path) -> None:
+def test_changes_reach_all_workers_and_their_replacements(film: Path) -> None:
     """A change requested from one process reaches all; a process that dies is replaced by one that has it, too."""
     with served(film, "--drain", "0", "--workers", "2") as found:
         client = found.client
@@ -469,7 +469,7 @@ def test_a_damaged_bundle_is_refused(film: Path, tmp_path: Path) -> None:
         assert _answer(client, "tone")["label"]
 
 
-def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
+def test_bundles_and_adapters_load_from_a_registry(film: Path, registry: OciRegistry) -> None:
     """A bundle, and an adapter loaded by an administrator."""
     bundle, adapter = (f"oci://{registry.host}/team/{name}" for name in ("films:1", "mood:2"))
     ae.push(film, bundle, license="mit")
@@ -489,13 +489,13 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
         _alike(_answer(client, "new"), _answer(client, "mood"))
 
 
-def test_invalid_ports_and_hosts() -> None:
+def test_invalid_ports_and_hosts_are_refused() -> None:
     with pytest.raises(UsageError, match=r"`port`: must be a port; found 70000; expected 0 to 65,535"):
         ae.serve("bundle", port=70_000)
     with pytest.raises(UsageError, match=r"cannot listen \((?!Unknown).*found no\.such\.host\.invalid:0"):
         listen(ServerSettings(host="no.such.host.invalid", port=0))
 
 
-def test_a_port_in_use(server: httpx2.Client) -> None:
+def test_ports_in_use_are_refused(server: httpx2.Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
         listen(ServerSettings(port=server.base_url.port or 0))

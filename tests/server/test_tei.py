@@ -67,7 +67,7 @@ def test_embed_returns_vectors_of_length_1(service: TestClient, text_folder: Pat
     np.testing.assert_allclose(short, first / np.linalg.norm(first), atol=CLOSE)
 
 
-def test_truncation_is_asked_for(service: TestClient, text_folder: Path) -> None:
+def test_long_texts_are_refused_unless_truncation_is_requested(service: TestClient, text_folder: Path) -> None:
     long = "moon " * LONGEST
     assert "more tokens than are taken" in _refused(service, "/embed", model="vector", inputs=long)
     (answer,) = _answers(text_folder, "vector", [long])

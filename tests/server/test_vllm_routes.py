@@ -88,7 +88,7 @@ def test_an_embedding_scores_pairs_by_the_cosine(service: TestClient, text_folde
     np.testing.assert_allclose([each["score"] for each in many], np.ones(MOST_ROWS), atol=CLOSE)
 
 
-def test_pooling_returns_what_the_task_computes(service: TestClient, text_folder: Path) -> None:
+def test_pooling_returns_the_vectors_and_logits_of_tasks(service: TestClient, text_folder: Path) -> None:
     vectors = [answer["vector"] for answer in _answers(text_folder, "vector", TEXTS)]
     found = _posted(service, "/pooling", model="vector", input=TEXTS, task="embed")
     assert (found["id"].partition("-")[0], found["data"][0]["object"]) == ("pool", "pooling")

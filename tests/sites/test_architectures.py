@@ -185,7 +185,7 @@ def test_both_views_mean_the_same_values(exported, in_onnx, name):
 
 
 @pytest.mark.parametrize("name", by_architecture(sorted(set(IN_BOTH) - NO_PROJECTION_IS_H)))
-def test_h_is_what_the_output_projection_of_the_live_module_returns(exported, name):
+def test_h_equals_the_output_of_the_live_projection(exported, name):
     base = exported(name)
     sites, inputs = base.torch_sites.sublayers, base.architecture.inputs(3, 5)
     returned = module_results(base.module, {site.path for site in sites}, inputs)
@@ -195,7 +195,7 @@ def test_h_is_what_the_output_projection_of_the_live_module_returns(exported, na
 
 
 @pytest.mark.parametrize("name", by_architecture(IN_BOTH))
-def test_a_sublayer_with_a_norm_before_it_reads_the_norm_and_any_other_the_stream(exported, in_onnx, name):
+def test_pre_norm_sublayers_read_the_norm(exported, in_onnx, name):
     for sites in (exported(name).torch_sites, in_onnx(name).sites):
         assert {site.u != site.x for site in sites.sublayers} == {name in PRE_NORM}
 
@@ -208,7 +208,7 @@ def test_parallel_sublayers_start_from_one_value(exported, name):
 
 
 @pytest.mark.parametrize("name", by_architecture(["bert", "gpt2", "llama", "cohere", "opt"]))
-def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(exported, name):
+def test_every_residual_sum_is_followed_by_a_norm(exported, name):
     assert {site.followed_by for site in exported(name).torch_sites.sublayers} == {"norm"}
 
 
@@ -221,7 +221,7 @@ def test_a_base_without_a_residual_stream_is_refused(exported, name):
         assert caught.value.facts().keys() >= {"what", "found", "expected", "fix"}
 
 
-def test_the_refusal_counts_what_was_looked_at(exported):
+def test_refusal_counts_the_inspected_products_and_sums(exported):
     with pytest.raises(NoSitesError, match=r"6 products with trained weights and 2 sums .* 0 of them of shape"):
         _ = exported("resnet").torch_sites
 

@@ -41,15 +41,15 @@ def other_calls(made: ir.Model) -> dict[str, int]:
     }
 
 
-def test_a_layer_that_is_called_at_its_site_alone():
+def test_layers_called_only_at_their_site_have_no_other_calls():
     assert other_calls(model("")) == {"up": 0, "down": 0}
 
 
-def test_a_matrix_that_multiplies_weights():
+def test_products_of_constants_are_counted_as_calls():
     assert other_calls(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
 
 
-def test_a_matrix_that_multiplies_behind_the_last_sublayer():
+def test_calls_behind_the_last_sublayer_are_counted():
     assert other_calls(model("logits = MatMul(y, v)", f", float[batch, tokens, {WIDTH}] logits")) == {
         "up": 0,
         "down": 1,

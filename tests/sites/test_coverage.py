@@ -33,7 +33,7 @@ def sites(request, exported):
     return lambda name: exported(name).torch_sites if request.param == "torch" else exported(name).in_onnx.sites
 
 
-def test_what_is_not_placed_is_named_with_the_reason(sites):
+def test_unplaced_sublayers_are_named_with_the_reason(sites):
     found = sites("multiplied").coverage
     first, *_ = found.unplaced
     assert "model.0.down" in first.layers
@@ -52,7 +52,7 @@ def test_a_width_that_is_the_number_of_tokens_is_refused(sites, name):
         sites(name)
 
 
-def test_every_form_of_sum_is_one_and_a_dropout_between_parallel_sum_and_residual_hides_nothing(sites):
+def test_residual_sums_of_every_form_are_found(sites):
     found = [site.name for site in sites("of_several_forms").sublayers]
     assert found == [f"layers.{layer}.{role}" for layer in range(4) for role in ("attention", "ffn")]
 
@@ -108,7 +108,7 @@ def test_the_sites_that_a_person_names_are_built_on(part: ae.Base, adapter: tupl
     assert document["expected"] == document["found"] + len(document["unplaced"])
 
 
-def test_what_does_not_reach_the_final_hidden_state_is_named():
+def test_sublayers_that_do_not_reach_the_end_are_named():
     texts = "h0 = linear x \n y0 = add x h0 \n h1 = linear y0 \n out = add y0 h1"
     found = sites_of(flow(texts), "onnx", GivenSites("map", "", {}, {"onnx": "y0"})).coverage
     assert [each.reason for each in found.unplaced] == [

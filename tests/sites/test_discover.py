@@ -38,22 +38,22 @@ ATTENTION = """
 """
 
 
-def test_a_sum_with_what_is_computed_by_weights_is_a_sublayer():
+def test_sums_with_weighted_results_are_sublayers():
     (site,) = discover(flow("inner = linear x \n act = gelu inner \n h = linear act \n out = add h x"))
     assert (site.name, site.role, site.layer, site.width) == ("layers.0.ffn", "ffn", 0, 8)
     assert (site.h, site.x, site.u, site.residual, site.followed_by) == ("h", "x", "x", "node_out", "output")
     assert site.path == "module.h"
 
 
-def test_a_product_of_activations_makes_it_attention():
+def test_sublayers_with_a_product_of_activations_are_attention():
     assert names(flow(ATTENTION)) == ["layers.0.attention"]
 
 
-def test_a_fused_attention_makes_it_attention():
+def test_sublayers_with_a_fused_attention_are_attention():
     assert names(flow("qkv = linear x \n c = sdpa qkv \n h = linear c \n out = add x h")) == ["layers.0.attention"]
 
 
-def test_the_softmax_of_a_router_does_not_make_it_attention():
+def test_router_softmax_does_not_make_a_sublayer_attention():
     experts = """
         gate = linear x
         share = softmax gate
@@ -77,7 +77,7 @@ def test_the_softmax_of_a_router_does_not_make_it_attention():
         pytest.param("y = conv x \n z = relu y \n w = conv z \n out = add x w", id="convolutions: last axis is space"),
     ],
 )
-def test_what_is_no_residual_sum(text):
+def test_graphs_without_residual_sums_are_refused(text):
     assert refused(flow(text))
 
 
@@ -97,7 +97,7 @@ def test_a_sum_that_spreads_one_summand_is_none():
     assert refused(flow(text, shapes={"h": ("batch", 1, 8)}))
 
 
-def test_the_mask_inside_attention_is_none_though_earlier_layers_depend_on_it():
+def test_mask_sums_inside_attention_are_not_sublayers():
     """`tokens` is fixed at 8, so that the scores look as wide as the stream."""
     layer = """
         q{n} = linear {x}
@@ -146,7 +146,7 @@ def test_a_chain_of_sums_inside_a_sublayer_is_no_second_stream():
     assert [site.h for site in discover(flow(text)).sublayers] == ["h0", "h1", "h2"]
 
 
-def test_what_nothing_depends_on_is_not_looked_at():
+def test_unused_sublayers_are_ignored():
     sites = discover(flow("h = linear x \n out = add x h \n g = linear out \n stray = add out g"))
     assert [site.h for site in sites.sublayers] == ["h"]
 
@@ -164,7 +164,7 @@ def test_the_stream_goes_through_norms_and_scales():
     assert (first.followed_by, second.x, second.h) == ("norm", "y", "g")
 
 
-def test_u_is_what_every_way_goes_through():
+def test_u_is_the_value_that_every_path_reads():
     text = """
         square = pow x
         mean = mean square
@@ -193,14 +193,14 @@ def test_u_is_x_where_the_ways_part_at_once():
     assert discover(flow(text)).sublayers[0].u == "x"
 
 
-def test_u_keeps_its_axes_where_they_are():
+def test_u_is_taken_before_a_transposition():
     """Some attentions turn batch and tokens around first; an adapter that read that would be wrong."""
     text = "read = norm x \n turned = view read \n inner = linear turned \n h = view inner \n out = add x h"
     assert discover(flow(text)).sublayers[0].u == "read"
 
 
 @pytest.mark.parametrize(("first", "second"), [("c", "f"), ("f", "c")])
-def test_parallel_sublayers_summed_first(first, second):
+def test_parallel_sublayers_summed_before_the_residual_are_found(first, second):
     text = f"""
         read = norm x
         q = linear read
@@ -220,7 +220,7 @@ def test_parallel_sublayers_summed_first(first, second):
 
 
 @pytest.mark.parametrize(("first", "second"), [("c", "f"), ("f", "c")])
-def test_parallel_sublayers_added_one_after_the_other(first, second):
+def test_parallel_sublayers_added_in_sequence_are_found(first, second):
     text = f"""
         read = norm x
         q = linear read
@@ -278,7 +278,7 @@ def test_final_is_the_last_norm():
     assert discover(flow(text, outputs=("out", "pooled"))).final == "out"
 
 
-def test_final_is_the_last_norm_where_the_sum_is_a_result_too():
+def test_final_is_the_last_norm_even_if_the_sum_is_returned():
     text = "h = linear x \n sum = add x h \n out = norm sum \n logits = linear out"
     assert discover(flow(text, outputs=("sum", "logits"))).final == "out"
 
@@ -293,7 +293,7 @@ def test_final_stops_before_something_else_comes_in():
     assert discover(flow(text, shapes={"out": ("batch", 8)})).final == "last"
 
 
-def test_final_has_its_tokens_back():
+def test_final_value_has_the_token_axis_restored():
     flat = dict.fromkeys(("rows", "h", "sum"), ("rows", 8))
     sites = discover(
         flow("rows = view x \n h = linear rows \n sum = add rows h \n y = view sum \n out = norm y", shapes=flat)

@@ -36,14 +36,14 @@ class TestInputConsumers:
         found = input_consumers(FlowIndex(flow(ATTENTION)), site("q"))
         assert (found.consumers, found.consumer, found.trail) == ({"node_q"}, "node_q", ("x",))
 
-    def test_what_prepares_an_input_for_several_is_copied(self) -> None:
+    def test_shared_preparation_of_an_input_is_copied(self) -> None:
         graph = flow(ATTENTION.replace("linear x", "linear packed").replace("q =", "packed = quantise x \n q =", 1))
         found = input_consumers(FlowIndex(graph), site("q"))
         assert (found.consumers, found.shared) == ({"node_q"}, {"node_packed"})
         assert found.trail == ("packed", "x")
         assert input_consumers(FlowIndex(graph), site("h", role="attention")).shared == frozenset()
 
-    def test_what_prepares_it_in_two_steps_is_copied_as_a_whole(self) -> None:
+    def test_preparation_in_two_steps_is_copied_as_a_whole(self) -> None:
         graph = flow(
             "flat = view x \n packed = quantise flat \n q = linear packed \n k = linear packed \n s = matmul q k \n"
             "h = linear s \n out = add x h"
@@ -57,19 +57,19 @@ class TestInputConsumers:
         found = input_consumers(FlowIndex(flow(text, outputs=("out", "flat"))), site("q"))
         assert (found.consumers, found.shared) == ({"node_q"}, {"node_flat"})
 
-    def test_what_is_behind_a_product_belongs_to_the_layer(self) -> None:
+    def test_values_behind_a_product_belong_to_the_layer(self) -> None:
         """A decoder keeps keys that are computed from what the layer reads."""
         found = input_consumers(FlowIndex(flow(ATTENTION, outputs=("out", "k"))), site("h", role="attention"))
         assert found.consumers == {"node_q", "node_k", "node_v"}
 
-    def test_nothing_that_reads_it_is_an_error(self) -> None:
+    def test_unread_layer_inputs_are_refused(self) -> None:
         graph = flow("p = gelu x \n h = linear p \n out = add x h")
         with pytest.raises(NoSitesError, match="no node of the layer reads its input"):
             input_consumers(FlowIndex(graph), site("p", u="h"))
 
 
 class TestOrder:
-    def test_values_are_replaced_before_they_are_read(self) -> None:
+    def test_replacements_are_ordered_before_their_readers(self) -> None:
         index = FlowIndex(flow(ATTENTION.replace("out = add x h", "y = add x h \n up = linear y \n out = add y up")))
         whole, query = site("h", role="attention", y="y", name="whole"), site("q", name="query")
         last, following = site("h", u="context", name="last"), site("up", u="y", role="ffn", y="out", name="following")
@@ -93,7 +93,7 @@ class TestRewirings:
     def planned(self, text: str, *places: tuple[Site, str]) -> list[Edit]:
         return plan_edits(FlowIndex(flow(text)), places)
 
-    def test_what_prepares_an_input_for_several_layers_is_copied_for_one(self) -> None:
+    def test_preparation_shared_by_layers_is_copied_for_one_layer(self) -> None:
         (edit,) = self.planned(self.SHARED, (site("q", name="query"), "u"))
         assert (edit.values["u"], edit.result) == (Ref("x"), Ref("x", "query"))
         assert edit.rewirings == (
@@ -101,7 +101,7 @@ class TestRewirings:
             Rewiring(Ref("node_q"), Ref("packed"), Ref("packed", "query")),
         )
 
-    def test_an_inner_layer_reads_what_the_sublayer_around_it_is_given(self) -> None:
+    def test_inner_layers_read_the_replaced_input_of_their_sublayer(self) -> None:
         whole, query = site("h", role="attention", name="whole"), site("q", name="query")
         outer, inner = self.planned(self.SHARED, (query, "u"), (whole, "u"))
         assert outer.rewirings == (Rewiring(Ref("node_packed"), Ref("x"), Ref("x", "whole")),)

@@ -31,11 +31,11 @@ def site(h: str, x: str, u: str | None = None) -> GivenSite:
     return GivenSite("ffn", 0, {"onnx": SiteValues(h, x, x if u is None else u)})
 
 
-def test_without_a_map_the_sites_are_those_that_are_found(flow: FlowGraph) -> None:
+def test_missing_site_map_gives_the_discovered_sites(flow: FlowGraph) -> None:
     assert sites_of(flow, "onnx") == discover(flow)
 
 
-def test_what_is_given_as_it_was_found_changes_nothing(flow: FlowGraph) -> None:
+def test_unchanged_site_map_gives_the_discovered_sites(flow: FlowGraph) -> None:
     found = discover(flow)
     same = {s.name: GivenSite(s.role, s.layer, {"onnx": SiteValues(s.h, s.x, s.u)}) for s in found}
     assert sites_of(flow, "onnx", given(same, found.final)) == found
@@ -55,7 +55,7 @@ def test_a_site_overrides_another_completes_a_third_is_left_out(flow: FlowGraph)
     assert sites.final == "y0"
 
 
-def test_a_base_in_which_nothing_is_found_needs_the_final_state_as_well() -> None:
+def test_bases_without_found_sites_require_the_final_state() -> None:
     flow = flow_graph(ir.from_proto(tiny_model()))
     sums = {node.outputs[0] for node in flow.nodes if node.kind == "add"}
     shapes = {name: shape for name, shape in flow.shapes.items() if name not in sums}
@@ -87,7 +87,7 @@ def test_a_base_in_which_nothing_is_found_needs_the_final_state_as_well() -> Non
         ({}, "attention_mask", r"`final`.*of shape"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_site_maps_that_contradict_the_graph_are_refused(
     flow: FlowGraph, sites: Mapping[str, GivenSite | None], final: str | None, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words) as caught:

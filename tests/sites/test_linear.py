@@ -306,7 +306,7 @@ def test_a_bias_belongs_to_the_layer_and_a_scale_does_not():
     )
 
 
-def test_a_product_that_is_scaled_inside_is_no_layer_that_an_adapter_knows():
+def test_internally_scaled_products_are_not_linear_sites():
     body = "i = com.microsoft.FusedMatMul <alpha = 0.5> (x, w) f = Gelu(i) h = MatMul(f, v) out = Add(x, h)"
     text = weights(MATRIX.format("w"), MATRIX.format("v"), "float[batch, tokens, 8] i", "float[batch, tokens, 8] f")
     assert [site.name for site in view(body, text, "com.microsoft")] == ["layers.0.ffn.linear0", "layers.0.ffn"]
@@ -320,14 +320,14 @@ def products(sites: SiteMap) -> dict[str, str]:
     return {site.name.rpartition(".")[2]: site.h for site in sites.of_roles(("linear",))}
 
 
-def test_what_the_softmax_weighs_are_values():
+def test_products_weighted_by_the_softmax_are_values():
     sites = view(
         f"{QUERIES} s = MatMul(q, t) p = Softmax(s) c = MatMul(p, v) h = MatMul(c, wo) out = Add(x, h)", weights(*ALL)
     )
     assert products(sites) == {"query": "q", "key": "k", "value": "v", "output": "h"}
 
 
-def test_without_a_softmax_keys_are_multiplied_with_values_first():
+def test_linear_attention_multiplies_keys_with_values_first():
     sites = view(f"{QUERIES} s = MatMul(t, v) c = MatMul(q, s) h = MatMul(c, wo) out = Add(x, h)", weights(*ALL))
     assert products(sites) == {"query": "q", "key": "k", "value": "v", "output": "h"}
 
@@ -359,7 +359,7 @@ def test_parts_of_a_fused_layer_are_sites_of_their_own():
     ]
 
 
-def test_what_a_grouped_attention_reads_in_one_value_has_parts():
+def test_packed_inputs_of_grouped_attention_have_parts():
     wide, narrow = "float[8, 16] w = {" + ", ".join(["0.5"] * 128) + "}", MATRIX.format("wo")
     shapes = "float[batch, tokens, 16] f, float[batch, tokens, 8] c, int32[1] n = {1}, int32 total = {1}"
     attention = "com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (f, , , , , n, total)"

@@ -20,7 +20,7 @@ def sites(minilm_archive: Path, minilm_graph: Path, request: pytest.FixtureReque
     return discover(flow_graph(load_base(minilm_archive).flat))
 
 
-def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
+def test_minilm_has_attention_and_ffn_in_six_layers(sites):
     assert [site.name for site in sites.sublayers] == [
         "layers.0.attention",
         "layers.0.ffn",
@@ -37,7 +37,7 @@ def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
     ]
 
 
-def test_all_of_it_is_384_wide(sites):
+def test_all_sites_are_384_wide(sites):
     assert {site.width for site in sites.sublayers} == {sites.width} == {384}
 
 

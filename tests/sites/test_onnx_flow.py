@@ -53,7 +53,7 @@ def test_a_product_of_activations_is_not():
     assert (product.kind, product.weighted, product.mixes_tokens) == ("product", False, True)
 
 
-def test_what_is_computed_from_weights_alone_is_a_weight():
+def test_values_computed_only_from_weights_are_weights():
     flow = view("t = Transpose(w) r = Relu(t) out = MatMul(x, r)", weights="w=[8,8]")
     assert [node.op for node in flow.nodes] == ["MatMul"]
     assert node(flow, "out").weighted
@@ -73,7 +73,7 @@ def test_the_sum_of_two_activations_is_an_add():
     assert node(view("y = Relu(x) out = Add(x, y)"), "out").kind == "add"
 
 
-def test_what_depends_on_a_shape_alone_is_no_activation():
+def test_values_computed_only_from_shapes_are_not_activations():
     """Position ids made from the number of tokens do not make their embeddings depend on the text."""
     flow = view(
         """
@@ -112,7 +112,7 @@ def test_nodes_without_a_name_are_called_by_their_output():
     assert [node.name for node in view("y = Relu(x) out = Tanh(y)").nodes] == ["y", "out"]
 
 
-def test_nodes_that_share_a_name_are_told_apart():
+def test_nodes_of_equal_names_get_distinct_names():
     model = ir.from_proto(
         onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] out) { y = Relu(x) out = Tanh(y) }'
@@ -148,7 +148,7 @@ def test_shapes_that_are_not_recorded_are_inferred_without_touching_the_model():
     assert model.graph[1].outputs[0].shape is None
 
 
-def test_a_sum_that_is_fused_with_its_norm_is_shown_as_two_nodes():
+def test_sums_fused_with_a_norm_become_two_nodes():
     body = "h = MatMul(x, w) out = com.microsoft.SkipLayerNormalization(x, h, g, b, c)"
     flow = view(body, weights="w=[8,8] g=[8] b=[8] c=[8]", domain="com.microsoft")
     total, norm = flow.nodes[1:]
@@ -157,7 +157,7 @@ def test_a_sum_that_is_fused_with_its_norm_is_shown_as_two_nodes():
     assert flow.shapes["out/sum"] == ("batch", "tokens", 8)
 
 
-def test_a_fused_sum_that_is_an_output_has_the_name_of_that_output():
+def test_fused_sums_that_are_outputs_keep_the_output_name():
     body = "h = MatMul(x, w) n, u, v, s = com.microsoft.SkipSimplifiedLayerNormalization(x, h, g) out = Add(n, s)"
     flow = view(body, weights="w=[8,8] g=[8]", domain="com.microsoft", shapes="n s")
     assert node(flow, "s").kind == "add"
@@ -175,7 +175,7 @@ def test_sums_hidden_in_operators_of_unknown_makeup_are_refused():
         view(body, weights="w=[8,8] g=[8] b=[8]", domain="com.microsoft")
 
 
-def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():
+def test_sums_of_unknown_shape_are_refused_with_the_operator():
     body = "i = MatMul(x, w) f = com.microsoft.BiasGelu(i, b) h = MatMul(f, w) s = Add(x, h) out = Identity(s)"
     with pytest.raises(BaseModelError, match=r"1 `BiasGelu` of unknown output shape"):
         view(body, weights="w=[8,8] b=[8]", domain="com.microsoft")

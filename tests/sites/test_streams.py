@@ -78,7 +78,7 @@ LISTED = [
 
 
 @pytest.mark.parametrize("text", [ATTENTION, FUSED])
-def test_an_encoder_and_the_decoder_that_attends_to_it(text: str) -> None:
+def test_sublayers_of_encoder_and_decoder_are_found_in_order(text: str) -> None:
     cross = attention("d1", "d2", source="e4", text=text)
     found = sites(ENCODER, attention("d0", "d1", text=text), cross, ffn("d2", "d3"))
     assert names(found) == LISTED
@@ -115,7 +115,7 @@ def test_a_decoder_alone_attends_to_an_input() -> None:
         (("self", "ffn", "cross", "ffn"), [0, 0, 1, 1]),  # Llama with images
     ],
 )
-def test_layers_of_other_orders(order: tuple[str, ...], layers: list[int]) -> None:
+def test_layers_are_numbered_in_any_sublayer_order(order: tuple[str, ...], layers: list[int]) -> None:
     parts = {"self": attention, "cross": lambda x, out: attention(x, out, source="e4"), "ffn": ffn}
     text = "".join(parts[name](f"d{at}", f"d{at + 1}") for at, name in enumerate(order))
     found = sites(text, outputs=(f"d{len(order)}",))

@@ -46,7 +46,7 @@ def last(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Flow
         lambda x, w: torch.matmul(x, torch.softmax(w, -1)),
     ],
 )
-def test_a_product_with_what_is_computed_from_weights_is_weighted(function):
+def test_products_with_derived_weights_are_weighted(function):
     product = last(function)
     assert (product.kind, product.weighted, len(product.inputs)) == ("product", True, 1)
 
@@ -59,7 +59,7 @@ def test_a_product_with_what_is_computed_from_weights_is_weighted(function):
         lambda x, w: torch.baddbmm(w[:4, :4], x, x.transpose(1, 2)),
     ],
 )
-def test_a_product_of_activations_is_not_whatever_is_added(function):
+def test_products_of_activations_mix_tokens_without_weights(function):
     product = last(function)
     assert (product.kind, product.weighted, product.mixes_tokens) == ("product", False, True)
 
@@ -79,7 +79,7 @@ def test_the_sum_of_two_activations_is_an_add(function):
         lambda x, w: x + torch.zeros_like(x),
     ],
 )
-def test_other_sums_are_not(function):
+def test_sums_without_two_activations_are_other_nodes(function):
     assert last(function).kind == "other"
 
 
@@ -89,7 +89,7 @@ def test_only_a_reshape_that_changes_the_shape_moves_anything():
     assert last(lambda x, w: x.transpose(1, 2)).kind == "layout"
 
 
-def test_the_fused_attention_is_one():
+def test_fused_attention_is_an_attention_node():
     assert last(lambda x, w: nn.functional.scaled_dot_product_attention(x, x, x)).kind == "attention"
 
 

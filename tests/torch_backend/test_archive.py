@@ -101,7 +101,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("sort", OTHERS)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_other_files_are_told_by_name(sort: str, tmp_path: Path) -> None:
+def test_other_file_types_are_named(sort: str, tmp_path: Path) -> None:
     write, found = OTHERS[sort]
     path = tmp_path / "model.pt"
     write(path)
@@ -113,27 +113,27 @@ def test_other_files_are_told_by_name(sort: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trust_pickle", [False, True])
-def test_a_missing_file_and_a_folder(tmp_path: Path, trust_pickle: bool) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path, trust_pickle: bool) -> None:
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(FileError, match=str(path)):
             load_base(path, trust_pickle=trust_pickle)
 
 
-def test_a_file_that_torch_cannot_read_is_a_named_error_with_trust_too(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_despite_trust(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_text("hello")
     with pytest.raises(BaseModelError, match="not a torch archive"):
         load_base(path, trust_pickle=True)
 
 
-def test_sample_inputs_that_are_no_pickle_are_a_named_error_with_trust_too(entries: Entries, tmp_path: Path) -> None:
+def test_invalid_sample_inputs_are_refused_despite_trust(entries: Entries, tmp_path: Path) -> None:
     write_entries(tmp_path / "bad.pt2", entries | {SAMPLE_INPUTS: b"hello"})
     with pytest.raises(BaseModelError, match="torch cannot load"):
         load_base(tmp_path / "bad.pt2", trust_pickle=True)
 
 
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.5, 0.9, 0.99, 0.9999])
-def test_truncated(archive: Path, tmp_path: Path, part: float) -> None:
+def test_truncated_archives_are_refused(archive: Path, tmp_path: Path, part: float) -> None:
     data = archive.read_bytes()
     path = tmp_path / "short.pt2"
     path.write_bytes(data[: int(len(data) * part)])
@@ -207,7 +207,7 @@ def treespec(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged(name: str, entries: Entries, tmp_path: Path) -> None:
+def test_damaged_archives_are_refused(name: str, entries: Entries, tmp_path: Path) -> None:
     damage, message = DAMAGE[name]
     damage(entries)
     write_entries(tmp_path / "bad.pt2", entries)
@@ -262,14 +262,14 @@ UNSAFE: dict[str, Callable[[Entries], object]] = {
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_unsafe(name: str, entries: Entries, tmp_path: Path) -> None:
+def test_unsafe_archives_require_trust_pickle(name: str, entries: Entries, tmp_path: Path) -> None:
     UNSAFE[name](entries)
     write_entries(tmp_path / "bad.pt2", entries)
     with pytest.raises(UnsafeArchiveError, match="trust_pickle=True"):
         load_base(tmp_path / "bad.pt2")
 
 
-def test_compressed_entries_are_refused_before_they_are_read(entries: Entries, tmp_path: Path) -> None:
+def test_compressed_entries_are_refused_unread(entries: Entries, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt2"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in (entries | {"extra/bomb": b"\0" * 10**7}).items():
@@ -321,7 +321,7 @@ class Sharing(torch.nn.Module):
         return (self.up(x) + self.tied(x) + self.first.sum()) @ self.down * self.count
 
 
-def test_a_program_is_the_one_that_torch_reads(archive: Path, base: TorchBase) -> None:
+def test_program_equals_the_one_read_by_torch(archive: Path, base: TorchBase) -> None:
     expected = torch.export.load(archive)
     assert base.program.graph_signature == expected.graph_signature
     assert base.program.range_constraints == expected.range_constraints
@@ -445,9 +445,7 @@ def test_a_flipped_bit_is_a_named_error_or_changes_nothing(
 
 @examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_bytes_of_the_program_that_change_under_a_good_checksum_are_a_named_error_or_load(
-    archive: Path, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_changed_program_bytes_raise_only_named_errors(archive: Path, tmp_path: Path, data: st.DataObject) -> None:
     entries = read_entries(archive)
     program = bytearray(entries[PROGRAM])
     position = data.draw(st.integers(0, len(program) - 1))

@@ -63,7 +63,9 @@ def by_hand(module: Encoder, adapter: Adapter, kind: str, activation: str, input
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
-def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: str, activation: str) -> None:
+def test_attached_adapter_computes_the_published_formula(
+    base, pre_norm: bool, inputs, kind: str, activation: str
+) -> None:
     original = Encoder(pre_norm)
     original.load_state_dict(base.program.state_dict)
     adapter = with_random_weights(make_adapter(base, kind, BottleneckOptions(activation)))
@@ -88,7 +90,7 @@ def test_every_site_agrees_with_the_reference(base, inputs, kind: str) -> None:
         np.testing.assert_allclose(calls[owner].result.numpy(), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_without_an_adapter_it_is_the_base_bit_for_bit(base, inputs) -> None:
+def test_model_without_an_adapter_equals_the_base(base, inputs) -> None:
     model = attach(base, None)
     expected = base.run(inputs)
     with torch.inference_mode():
@@ -141,7 +143,7 @@ def test_adapted_models_share_the_weights_of_the_base(base) -> None:
     assert {tensor.data_ptr() for tensor in frozen} <= own
 
 
-def test_only_the_adapter_wants_gradients_and_all_of_it_gets_them(base, inputs) -> None:
+def test_all_and_only_adapter_tensors_get_gradients(base, inputs) -> None:
     model = attach(base, make_adapter(base))
     model(**inputs)["logits"].square().sum().backward()
     wanted = {id(tensor) for tensor in model.tensors().values()}
@@ -150,7 +152,7 @@ def test_only_the_adapter_wants_gradients_and_all_of_it_gets_them(base, inputs) 
     assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in model.tensors().values())
 
 
-def test_a_zero_up_projection_lets_only_itself_and_the_head_learn_at_first(base, inputs) -> None:
+def test_zero_up_projections_block_gradients_of_down_projections(base, inputs) -> None:
     model = attach(base, make_adapter(base, scheme="zero_up"))
     model(**inputs)["logits"].square().sum().backward()
     idle = {name for name, tensor in model.tensors().items() if not tensor.grad.any()}
@@ -200,7 +202,7 @@ class WithoutMask(nn.Module):
         return values
 
 
-def test_without_a_mask_every_token_counts(tmp_path: Path) -> None:
+def test_head_without_a_mask_pools_every_token(tmp_path: Path) -> None:
     torch.manual_seed(0)
     axes = {"values": {0: "batch", 1: "tokens"}}
     save_base(WithoutMask(), {"values": torch.randn(2, 5, WIDTH)}, tmp_path / "model.pt", axes=axes)
@@ -213,7 +215,7 @@ def test_without_a_mask_every_token_counts(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["logits"].numpy(), expected, atol=1e-5)
 
 
-def test_what_goes_in_comes_out_through_a_file(base, inputs, tmp_path: Path) -> None:
+def test_adapter_survives_saving_and_loading(base, inputs, tmp_path: Path) -> None:
     model = attach(base, with_random_weights(make_adapter(base)))
     write_adapter(model.to_adapter(training={"seed": 1}), tmp_path / "a")
     read = read_adapter(tmp_path / "a")
@@ -222,7 +224,7 @@ def test_what_goes_in_comes_out_through_a_file(base, inputs, tmp_path: Path) -> 
         assert torch.equal(attach(base, read)(**inputs)["logits"], model(**inputs)["logits"])
 
 
-def test_the_adapter_it_gives_does_not_change_with_the_model(base) -> None:
+def test_exported_adapter_does_not_change_with_the_model(base) -> None:
     model = attach(base, make_adapter(base))
     adapter = model.to_adapter()
     before = {name: tensor.copy() for name, tensor in adapter.weights.items()}
@@ -264,7 +266,7 @@ def test_missing_and_unknown_inputs_are_refused(base, inputs) -> None:
         model(**inputs, more=inputs["input_ids"])
 
 
-def test_without_an_adapter_there_is_none_to_give(base) -> None:
+def test_to_adapter_requires_an_attached_adapter(base) -> None:
     with pytest.raises(AdapterError, match="no adapter is attached"):
         attach(base, None).to_adapter()
 
@@ -276,9 +278,7 @@ class ScoringEncoder(Encoder):
         return {"logits": super().forward(input_ids, attention_mask)["hidden"]}
 
 
-def test_a_head_takes_another_name_where_the_base_has_logits_of_its_own(
-    tmp_path: Path, inputs: dict[str, Tensor]
-) -> None:
+def test_head_output_is_renamed_if_the_base_has_logits(tmp_path: Path, inputs: dict[str, Tensor]) -> None:
     save_base(ScoringEncoder().eval(), inputs, tmp_path / "model.pt")
     base = load_base(tmp_path / "model.pt")
     model = attach(base, make_adapter(base, "houlsby"))

@@ -90,12 +90,12 @@ def test_an_output_with_the_name_of_an_input_is_renamed(tmp_path: Path) -> None:
         (lambda a, b: "a", "`str`"),
     ],
 )
-def test_outputs_that_are_no_tensors(form: Any, message: str, tmp_path: Path) -> None:
+def test_non_tensor_outputs_are_refused(form: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=message):
         round_trip(Returning(form), (torch.ones(1, 3),), tmp_path)
 
 
-def test_a_text_encoder(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
+def test_saved_text_encoder_keeps_outputs_and_tokenizer(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     module = Encoder(layers=1)
     base = round_trip(module, encoder_inputs, tmp_path, tokenizer=tokenizer_json(), max_tokens=20)
@@ -138,7 +138,7 @@ def test_the_order_of_the_inputs_is_that_of_the_model(tmp_path: Path, encoder_in
     assert [record.name for record in base.inputs] == ["input_ids", "attention_mask"]
 
 
-def test_names_of_axes_are_given_back(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
+def test_saved_base_keeps_names_of_axes(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     axes = {name: {0: "rows", 1: "tokens"} for name in encoder_inputs}
     base = round_trip(Encoder(layers=1), encoder_inputs, tmp_path, axes=axes)
     assert [record.axes for record in base.inputs] == [("rows", "tokens"), ("rows", "tokens")]
@@ -151,7 +151,7 @@ def test_axes_that_are_left_out_are_fixed(tmp_path: Path, encoder_inputs: dict[s
     assert base.max_tokens == 5
 
 
-def test_computed_axes_are_named_by_what_they_are_computed_from(tmp_path: Path) -> None:
+def test_computed_axes_are_named_by_their_expression(tmp_path: Path) -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([x, x], 0)
@@ -178,7 +178,7 @@ def test_two_sequences_of_different_lengths_keep_their_own_axes(tmp_path: Path) 
     assert [record.limit for record in base.inputs] == [9, 9]
 
 
-def test_names_that_torch_changes_are_given_back(tmp_path: Path) -> None:
+def test_saved_base_restores_names_changed_by_torch(tmp_path: Path) -> None:
     class Upper(nn.Module):
         def forward(self, X: Tensor, input: Tensor) -> Tensor:
             return X + input
@@ -202,7 +202,7 @@ def test_the_archive_shows_nothing_of_the_machine_and_holds_no_sample_inputs(tmp
     assert note["producer"].startswith("adapter-export ")
 
 
-def test_torch_loads_it_as_any_other_archive(tmp_path: Path) -> None:
+def test_torch_loads_saved_archives(tmp_path: Path) -> None:
     module = Small().eval()
     save_base(module, (torch.ones(1, 4),), tmp_path / "model.pt2")
     x = torch.randn(3, 4)
@@ -210,7 +210,7 @@ def test_torch_loads_it_as_any_other_archive(tmp_path: Path) -> None:
     assert torch.equal(loaded(x=x)["output_0"], module(x))
 
 
-def test_an_archive_of_torch_alone(tmp_path: Path) -> None:
+def test_plain_torch_archives_are_opened(tmp_path: Path) -> None:
     save_plainly(tmp_path / "small.pt2")
     base = load_base(tmp_path / "small.pt2")
     assert base.inputs == (InputRecord("x", "float32", ("batch", 4), "values"),)
@@ -275,7 +275,7 @@ def test_each_module_is_new_and_shares_the_weights(tmp_path: Path) -> None:
         ({"x": torch.ones(1, 5)}, "cannot compute"),
     ],
 )
-def test_inputs_that_do_not_fit(inputs: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_run_refuses_inputs_that_do_not_match(inputs: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     base = round_trip(Small(), (torch.ones(1, 4),), tmp_path)
     with pytest.raises(RequestError, match=message):
         base.run(inputs)
@@ -293,7 +293,7 @@ def test_inputs_that_do_not_fit(inputs: dict[str, Tensor], message: str, tmp_pat
         ({"x": torch.ones(2, 4)}, {"x": {2: "batch"}}, "an axis is named"),
     ],
 )
-def test_wrong_examples(inputs: Any, axes: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_example_inputs_are_refused(inputs: Any, axes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         save_base(Small(), inputs, tmp_path / "model.pt", axes=axes)
     assert list(tmp_path.iterdir()) == []
@@ -369,7 +369,7 @@ class NoTensors(nn.Module):
         (nn.Linear(7, 7).half(), "cannot run on example inputs.*Half"),
     ],
 )
-def test_modules_that_cannot_be_bases(module: nn.Module, message: str, tmp_path: Path) -> None:
+def test_unsupported_modules_are_refused(module: nn.Module, message: str, tmp_path: Path) -> None:
     name = "input" if isinstance(module, nn.Linear) else "x"
     with pytest.raises(BaseModelError, match=message):
         save_base(module, {name: torch.ones(2, 7)}, tmp_path / "model.pt", axes={name: {0: "batch", 1: "length"}})
@@ -446,7 +446,7 @@ def test_a_bare_archive_with_a_branch_on_a_length_is_refused(tmp_path: Path) -> 
         load_base(tmp_path / "model.pt2")
 
 
-def test_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_file_survives_a_failed_save(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_text("mine")
     with pytest.raises(OutputExistsError):
@@ -459,7 +459,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.pt"
     device = Path("/dev/full")
     if not device.exists():
@@ -476,7 +476,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saving_is_silent_and_leaves_the_module_and_torch_as_they_were(
+def test_saving_prints_nothing_and_leaves_module_and_torch_unchanged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = Encoder()
@@ -495,7 +495,7 @@ def test_saving_is_silent_and_leaves_the_module_and_torch_as_they_were(
     assert captured.out + captured.err == ""
 
 
-def test_a_transformer_of_torch_with_its_fast_path(tmp_path: Path) -> None:
+def test_a_torch_transformer_with_fast_path_is_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()

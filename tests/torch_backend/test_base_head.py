@@ -79,7 +79,9 @@ def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("name", "head", "options", "kind"), HEADS, ids=[f"{one[0]}{one[1]}" for one in HEADS])
-def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_base_heads_match_transformers_in_onnx_runtime(
+    name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
     model = small(name, head, **options)
     model.save_pretrained(tmp_path / "folder")
     heard = Heard()
@@ -123,7 +125,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("name", "head", "named"), LEFT_OUT, ids=[f"{one[0]}{one[1]}" for one in LEFT_OUT])
-def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
+def test_unsupported_base_heads_are_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
     small(name, head).save_pretrained(tmp_path / "folder")
     with pytest.warns(UserWarning, match="left out") as warned:
         base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", bare=True)
@@ -136,7 +138,7 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
 
 
 @pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base accepts")])
-def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> None:
+def test_base_head_is_measured_only_at_accepted_lengths(tokens: int, reason: str, tmp_path: Path) -> None:
     small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
     heard = Heard()
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], reporter=heard)
@@ -164,7 +166,7 @@ def test_weights_that_the_head_lacks_are_never_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["pipeline", "BertNowhereForTokenClassification", "__doc__"])
-def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
+def test_unknown_classes_leave_out_the_base_head(architecture: str, tmp_path: Path) -> None:
     small("Bert", "ForTokenClassification").save_pretrained(tmp_path / "folder")
     config = (tmp_path / "folder" / "config.json").read_text()
     (tmp_path / "folder" / "config.json").write_text(config.replace("BertForTokenClassification", architecture))
@@ -212,7 +214,7 @@ class OfAllLayers(transformers.BertForTokenClassification):
 
 
 @pytest.mark.parametrize(("deep", "traced"), [(transformers.BertForTokenClassification, [6]), (OfAllLayers, [12])])
-def test_one_layer_is_traced_where_it_shows_the_head(
+def test_head_is_traced_from_one_layer_if_sufficient(
     deep: type[PreTrainedModel], traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(traced[0])  # unique weights, whose program is not cached
@@ -235,7 +237,7 @@ def test_one_layer_is_traced_where_it_shows_the_head(
     assert adapter is not None, notes
 
 
-def test_the_base_head_beside_adapters(tmp_path: Path) -> None:
+def test_base_head_is_built_beside_adapters(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     model.save_pretrained(tmp_path / "folder")
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
@@ -336,7 +338,7 @@ def decoder_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.extended
-def test_a_decoder_that_classifies_texts(decoder_folder: Path, tmp_path: Path) -> None:
+def test_text_classifying_decoder_matches_transformers(decoder_folder: Path, tmp_path: Path) -> None:
     """Capture, train, build in every variant and serve it: the numbers match transformers, padded on either side."""
     base = ae.capture(decoder_folder, tmp_path / "model.pt")
     data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])
@@ -367,7 +369,7 @@ def test_a_decoder_that_classifies_texts(decoder_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.extended
-def test_texts_that_end_with_the_token_of_padding(decoder_folder: Path, tmp_path: Path) -> None:
+def test_base_head_is_left_out_if_texts_end_with_padding(decoder_folder: Path, tmp_path: Path) -> None:
     """transformers reads the token before it, and the head that token: they never agree."""
     folder = shutil.copytree(decoder_folder, tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text())
@@ -377,7 +379,7 @@ def test_texts_that_end_with_the_token_of_padding(decoder_folder: Path, tmp_path
 
 
 @pytest.mark.extended
-def test_a_decoder_without_an_id_of_padding(tmp_path: Path) -> None:
+def test_a_decoder_without_a_padding_id_has_no_base_head(tmp_path: Path) -> None:
     small("Llama", "ForSequenceClassification", pad_token_id=None).save_pretrained(tmp_path / "folder")
     with pytest.warns(UserWarning, match=r"head .* is left out.*no padding token is defined"):
         assert ae.capture(tmp_path / "folder", tmp_path / "model.pt").base_head is None
@@ -393,14 +395,14 @@ def test_a_decoder_without_an_id_of_padding(tmp_path: Path) -> None:
         (["good", "bad", "ugly"], {"head": "mine"}, "unknown initial head; found `mine`"),
     ],
 )
-def test_labels_that_are_not_those_of_the_base_head(
+def test_labels_that_contradict_the_base_head_are_refused(
     labels: list[str], options: dict[str, Any], message: str, classifier: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ae.train(classifier, table(tmp_path / "train.tsv", labels), **({"head": "base"} | options))
 
 
-def test_no_training_starts_as_a_head_that_is_not_there(minilm_folder: Path, tmp_path: Path) -> None:
+def test_training_from_a_missing_base_head_is_refused(minilm_folder: Path, tmp_path: Path) -> None:
     small("Bert", "ForMaskedLM", vocab_size=30522).save_pretrained(tmp_path / "folder")
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
     base = ae.open_base(tmp_path / "folder")

@@ -38,7 +38,7 @@ def test_sets_of_labels_are_a_classifier_each() -> None:
 
 
 @pytest.mark.parametrize(("wrong", "better"), [(0, False), (2, False), (20, True)])
-def test_better_is_beyond_the_interval(wrong: int, better: bool) -> None:
+def test_better_means_beyond_the_confidence_interval(wrong: int, better: bool) -> None:
     right = np.arange(100) % 2
     ours, other = np.eye(2)[right], np.eye(2)[np.where(np.arange(100) < wrong, 1 - right, right)]
     judged = [judge_classes(probabilities, right, ["a", "b"]) for probabilities in (ours, other)]

@@ -121,9 +121,7 @@ def test_answers_without_marks_are_those_of_trl(name: str, encoder_of: Encoders)
         ("gemma", "system", "drops messages of this role"),
     ],
 )
-def test_an_answer_that_cannot_be_told_apart_is_refused(
-    name: str, which: str, reason: str, encoder_of: Encoders
-) -> None:
+def test_templates_with_ambiguous_answers_are_refused(name: str, which: str, reason: str, encoder_of: Encoders) -> None:
     text = template(name)
     assert text is not None
     with pytest.raises(DataError, match=reason):
@@ -192,7 +190,7 @@ def _table(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def test_a_model_learns_an_answer_and_gives_it(base: ae.Base, tmp_path: Path) -> None:
+def test_trained_model_gives_the_learnt_answer(base: ae.Base, tmp_path: Path) -> None:
     questions = [f"w{first} w{second}" for first in (20, 33, 41, 57) for second in (5, 62)]
     data = _table(tmp_path / "a.jsonl", [_said(question, "w33 w71 w40") for question in questions])
     heard = Heard()
@@ -213,7 +211,9 @@ def test_a_model_learns_an_answer_and_gives_it(base: ae.Base, tmp_path: Path) ->
     assert "".join(conversation.ask("w20 w62")) == "w33 w71 w40"
 
 
-def test_what_is_lost_is_said(base: ae.Base, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_chat_training_notes_dropped_and_truncated_rows(
+    base: ae.Base, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     rows = [_said("w5 w6 w7", "w8"), _said("w5", "w6 w7 w8 w9 w10"), _said("w5", "w9"), _said("w5", "w9")]
     heard = Heard()
     options: Any = {"task": "causal_lm", "kind": "pfeiffer", "bottleneck": 2, "epochs": 1, "reporter": heard}

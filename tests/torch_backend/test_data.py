@@ -79,7 +79,7 @@ def test_classes_are_in_order() -> None:
         (["a", "a", "b", "c"], "a class has one row only.*found `b`, `c`; expected at least two rows"),
     ],
 )
-def test_classes_that_cannot_be_split(labels: list[str], words: str) -> None:
+def test_invalid_classes_are_refused(labels: list[str], words: str) -> None:
     with pytest.raises(DataError, match=words):
         label_names(labels, "rows")
 

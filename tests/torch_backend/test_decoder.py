@@ -64,7 +64,7 @@ def empty_cache(base: TorchBase, rows: int) -> dict[str, Tensor]:
     }
 
 
-def test_its_inputs_and_outputs_have_the_names_and_lengths_of_a_cache(base):
+def test_decoder_inputs_and_outputs_describe_a_cache(base):
     assert [record.name for record in base.inputs[:4]] == [
         "input_ids",
         "attention_mask",
@@ -82,7 +82,7 @@ def test_its_inputs_and_outputs_have_the_names_and_lengths_of_a_cache(base):
     ]
 
 
-def test_it_generates_what_transformers_generates_from_rows_padded_on_the_left(base, folder):
+def test_decoder_generates_what_transformers_generates(base, folder):
     ids = torch.tensor([[5, 9, 33, 41], [0, 0, 7, 20]])
     mask = (ids > 0).long()
     model = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -131,7 +131,7 @@ def test_an_adapter_of_the_whole_model_is_one_of_the_archive(base, folder, tmp_p
     np.testing.assert_allclose(runner.run(given, adapter)["logits"], expected, rtol=0, atol=2e-5)
 
 
-def test_its_onnx_graph_computes_the_same_with_and_without_a_past(base, tmp_path):
+def test_exported_decoder_matches_torch_with_and_without_past(base, tmp_path):
     export_onnx(base, tmp_path / "model.onnx")
     exported = open_onnx(tmp_path / "model.onnx")
     assert (exported.inputs, exported.outputs) == (base.inputs, base.outputs)
@@ -165,7 +165,7 @@ def test_a_model_that_keeps_something_else_is_refused(tmp_path):
         ("VisionEncoderDecoderModel", "vision-encoder-decoder", False),
     ],
 )
-def test_classes_that_generate(name: str, kind: str, expected: bool, tmp_path: Path) -> None:
+def test_model_classes_decide_whether_a_base_generates(name: str, kind: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], "model_type": kind}))
     assert generates(tmp_path) is expected
     (tmp_path / "modules.json").write_text("[]")

@@ -48,7 +48,7 @@ def module_with(name: str) -> TextBase:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_left_computes_as_the_model_without_those_layers(name: str, tmp_path: Path) -> None:
+def test_reduced_base_computes_as_the_model_without_those_layers(name: str, tmp_path: Path) -> None:
     module, whole, layers = module_with(name), base_with(name), MODELS[name][1]
     made = with_layers(whole, sites_of(whole), [0, 2])
     owner = module.get_submodule(f"model.{layers.rpartition('.')[0]}".rstrip("."))

@@ -49,7 +49,7 @@ GPU = torch.accelerator.is_available()
         ({"log_to": ("swanlab",)}, "the tracker `swanlab` is not installed. Run `pip install swanlab`"),
     ],
 )
-def test_what_is_not_there_is_named(arguments: dict[str, str], message: str) -> None:
+def test_missing_devices_are_named(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Engine(Machine(**arguments))
 
@@ -96,7 +96,7 @@ def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> 
     assert {tensor.dtype for tensor in model.tensors().values()} == {torch.float32}
 
 
-def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -> None:
+def test_training_ignores_and_keeps_an_existing_accelerator(base, data) -> None:
     """One in the middle of accumulation would skip steps, and its precision would be used."""
     alone = train(prepared(base), data, replace(QUICK, precision="bf16"))
     theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)
@@ -109,20 +109,20 @@ def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -
 
 class TestTheMetricThatDecides:
     @pytest.mark.parametrize("metric", ["loss", "macro_f1"])
-    def test_the_epoch_is_its_best(self, base, data, metric: str) -> None:
+    def test_best_epoch_follows_the_selected_metric(self, base, data, metric: str) -> None:
         model = prepared(base, dropout=0.5)
         settings = LoopSpec(epochs=5, batch_size=8, learning_rate=0.05, patience=5, metric=metric)
         result = train(model, data, settings)
         scores = [record.validation.document()[metric] for record in result.history]
         assert scores[result.best_epoch - 1] == (min(scores) if metric == "loss" else max(scores))
 
-    def test_one_that_the_task_does_not_have_is_refused(self, base, data) -> None:
+    def test_unknown_metrics_are_refused(self, base, data) -> None:
         with pytest.raises(UsageError, match="lacks this metric; found `f1`; expected `loss`, `accuracy`, `macro_f1`"):
             train(prepared(base), data, replace(QUICK, metric="f1"))
 
 
 class TestClassWeights:
-    def test_they_are_those_of_torch(self) -> None:
+    def test_weighted_losses_match_torch(self) -> None:
         logits, classes, weights = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([0.5, 3.0])
         total, weight = class_loss(logits, classes, weights)
         torch.testing.assert_close(total / weight, torch.nn.functional.cross_entropy(logits, classes, weights))
@@ -139,7 +139,7 @@ class TestClassWeights:
         assert list(found.values()) == pytest.approx(list(wanted))
         assert found["bad"] != found["good"]
 
-    def test_a_label_that_is_not_there_is_named(self, base, data) -> None:
+    def test_class_weights_of_unknown_labels_are_refused(self, base, data) -> None:
         with pytest.raises(UsageError, match="the data do not have these labels; found `fine`; expected `bad`, `good`"):
             train(prepared(base), data, replace(QUICK, class_weights={"fine": 2.0}))
 
@@ -168,14 +168,14 @@ def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data
     assert (tmp_path / CHECKPOINT_FILE).exists()
 
 
-def test_without_memory_it_says_what_to_lower(ended_runs: Path) -> None:
+def test_training_out_of_memory_names_the_option_to_lower(ended_runs: Path) -> None:
     """Run in a separate process: memory freed by other tests would count, and a worker without memory may crash."""
     said = (ended_runs / "memory.txt").read_text()
     assert re.search(r"step 1: out of memory; found 30000 rows .*`gradient_accumulation`", said), said
 
 
 @pytest.mark.parametrize("change", ["learning_rate", "labels"])
-def test_what_differs_from_the_interrupted_run_is_named(base, data, tmp_path: Path, change: str) -> None:
+def test_resuming_with_other_settings_is_refused(base, data, tmp_path: Path, change: str) -> None:
     train(prepared(base), data, replace(QUICK, epochs=1), checkpoints=tmp_path)
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     settings, model = replace(QUICK, epochs=1), prepared(base)
@@ -217,12 +217,12 @@ class Unmasked(TextExamples):
 class TestTheCache:
     """Cache of activations below the first adapter."""
 
-    def test_epochs_are_what_they_are_without_it(self, base, data) -> None:
+    def test_cached_epochs_equal_uncached_epochs(self, base, data) -> None:
         one, other = (train(prepared(base), data, replace(QUICK, cache_mb=size)) for size in (0, 64))
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
         assert one.best.validation.metrics == other.best.validation.metrics
 
-    def test_it_holds_what_the_first_adapter_reads_and_nothing_above(self, base, data) -> None:
+    def test_cache_contains_only_inputs_of_the_first_adapter(self, base, data) -> None:
         low, high = (self.made(base, data, leave_out) for leave_out in ((), (0,)))
         tokens = int(data.training.lengths.sum())
         assert low is not None
@@ -231,7 +231,7 @@ class TestTheCache:
         products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
         assert products == [9, 3]  # of 13, with the pooler
 
-    def test_there_is_none_where_it_does_not_fit_or_padding_is_not_masked(self, base, data) -> None:
+    def test_cache_is_absent_if_too_large_or_padding_counts(self, base, data) -> None:
         assert HiddenCache.of(prepared(base), data.training, 8, 1000) is None
         facts = {field.name: getattr(data.training, field.name) for field in fields(data.training)}
         assert HiddenCache.of(prepared(base), Unmasked(**facts), 8, 2**20) is None

@@ -31,7 +31,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_what_sympy_writes_passes(name: str) -> None:
+def test_expressions_written_by_sympy_are_accepted(name: str) -> None:
     assert is_size_expression(sympy.srepr(SIZES[name]))
 
 
@@ -68,7 +68,7 @@ def test_what_sympy_writes_passes(name: str) -> None:
         "Float('1e999999999')",
     ],
 )
-def test_what_is_more_than_arithmetic_does_not(text: str) -> None:
+def test_expressions_beyond_arithmetic_are_refused(text: str) -> None:
     assert not is_size_expression(text)
 
 
@@ -92,7 +92,7 @@ IDS, MASK = "L['ids'].size()[1]", "L['mask'].size()[1]"
         "L['batch']['ids'][0].size()[1] <= 5",
     ],
 )
-def test_guards_that_compare_lengths(guard: str) -> None:
+def test_guards_that_compare_lengths_are_accepted(guard: str) -> None:
     assert is_guard(guard)
 
 
@@ -111,7 +111,7 @@ def test_guards_that_compare_lengths(guard: str) -> None:
         "G['ids'].size()[1] <= 5",
     ],
 )
-def test_guards_that_do_more(guard: str) -> None:
+def test_guards_beyond_comparisons_are_refused(guard: str) -> None:
     assert not is_guard(guard)
 
 
@@ -163,7 +163,7 @@ def test_powers_of_powers_of_numbers_are_not() -> None:
     assert not is_size_expression("Pow(Pow(Pow(Pow(Integer(9), Integer(16)), Integer(16)), Integer(16)), Integer(16))")
 
 
-def test_what_torch_exports_today_passes() -> None:
+def test_sizes_exported_by_torch_are_accepted() -> None:
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             half = x[:, : max(x.shape[1] * 3 + 1, y.shape[1]) // 2]

@@ -80,7 +80,9 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("saved", "opened"), CLASSES, ids=[case[0][0] for case in CLASSES])
-def test_the_base_of_a_class(saved: tuple[str, str, dict[str, Any]], opened: str, tmp_path: Path) -> None:
+def test_folders_of_task_models_open_their_base_class(
+    saved: tuple[str, str, dict[str, Any]], opened: str, tmp_path: Path
+) -> None:
     name, config, settings = saved
     model = made(name, config, **settings)
     model.save_pretrained(tmp_path)
@@ -92,13 +94,13 @@ def test_the_base_of_a_class(saved: tuple[str, str, dict[str, Any]], opened: str
     assert bool(unused) == (opened != name)
 
 
-def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) -> None:
+def test_classes_found_only_in_their_module_are_opened(tmp_path: Path) -> None:
     made("WhisperModel", "Whisper", **WHISPER).get_encoder().save_pretrained(tmp_path)
     found, _ = _open_base(tmp_path)
     assert type(found).__name__ == "WhisperEncoder"
 
 
-def test_a_part_whose_type_no_auto_class_knows(tmp_path: Path) -> None:
+def test_a_part_without_an_auto_class_is_opened(tmp_path: Path) -> None:
     part = made(
         "MoonshineStreamingModel", "MoonshineStreaming", encoder_config=SIZE, **SIZE, num_key_value_heads=2
     ).get_encoder()
@@ -112,7 +114,7 @@ def rewritten(folder: Path, **changed: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | changed))
 
 
-def test_classes_that_nobody_can_open(tmp_path: Path) -> None:
+def test_unknown_model_classes_are_refused(tmp_path: Path) -> None:
     model = made("T5EncoderModel", "T5", **T5)
     model.save_pretrained(tmp_path)
     rewritten(tmp_path, architectures=["T5EncoderOfOurs"])
@@ -143,7 +145,7 @@ def tokenizer(folder: Path, *, types: bool, **config: object) -> None:
         (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, True),  # a class for any model is no evidence
     ],
 )
-def test_the_inputs_that_a_tokenizer_makes(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
+def test_example_inputs_follow_the_tokenizer(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
     tokenizer(tmp_path, types=types, **config)
     assert prepared_by(tmp_path).typed is typed
     model = made("BertModel", "Bert", **SIZE, **WORDS)
@@ -168,7 +170,7 @@ def shapes(model: nn.Module, prepared: Prepared) -> Mapping[str, tuple[object, .
     }
 
 
-def test_the_inputs_that_a_processor_makes(tmp_path: Path) -> None:
+def test_example_inputs_follow_the_processor(tmp_path: Path) -> None:
     size = {"height": 24, "width": 32}
     hf.ViTImageProcessorPil(size=size).save_pretrained(tmp_path / "image")
     hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "wave")
@@ -195,7 +197,7 @@ TEXT = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequenc
         ("CLIPVisionModelWithProjection", "CLIPVision", IMAGE, {"pixel_values": ("batch", 3, 16, 16)}),
     ],
 )
-def test_inputs_as_the_model_documents_them(
+def test_example_inputs_have_the_documented_shapes(
     name: str, config: str, settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     settings = SIZE | settings
@@ -204,7 +206,7 @@ def test_inputs_as_the_model_documents_them(
     assert shapes(made(name, config, **settings), Prepared()) == expected
 
 
-def test_inputs_as_they_are_described(tmp_path: Path) -> None:
+def test_described_inputs_replace_the_guessed_ones(tmp_path: Path) -> None:
     model = made("PatchTSTModel", "PatchTST", **PATCHES)
     model.save_pretrained(tmp_path / "folder")
     with pytest.raises(BaseModelError, match=r"cannot run on example inputs.*doesn't match.*`inputs=\[\"NAME"):
@@ -244,7 +246,7 @@ class Strided(nn.Module):
         return self.front(wave.unsqueeze(1))
 
 
-def test_an_example_is_as_long_as_the_module_needs_it() -> None:
+def test_example_inputs_are_as_long_as_the_module_requires() -> None:
     examples, axes = described_inputs([InputRecord("wave", "float32", ("batch", "samples"), "values")])
     program, shape = capture(Strided(), examples, axes)
     assert shape == {"wave": ("batch", "samples")}
@@ -260,7 +262,7 @@ WAVE = {"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3)} | {
 
 
 @pytest.mark.extended
-def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> None:
+def test_audio_models_are_built_at_accepted_lengths(tmp_path: Path) -> None:
     """Build from an archive of torch without lengths, and from the folder, at the lengths that the note advises."""
 
     class Hidden(nn.Module):
@@ -314,7 +316,7 @@ def test_dense_experts_are_exact(name: str, config: str, settings: dict[str, Any
     assert torch.equal(again, expected)
 
 
-def test_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_mixture_of_experts_matches_transformers(tmp_path: Path) -> None:
     model = made("MixtralModel", "Mixtral", **SIZE, **EXPERTS, num_local_experts=4)
     model.save_pretrained(tmp_path / "folder")
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
@@ -360,7 +362,7 @@ class Quiet(nn.Module):
         return nn.functional.dropout(x, 0.5, self.training)
 
 
-def test_what_is_random_in_eval_mode_is_no_base(tmp_path: Path) -> None:
+def test_models_that_are_random_in_eval_mode_are_refused(tmp_path: Path) -> None:
     made("ViTMAEModel", "ViTMAE", **SIZE, **IMAGE).save_pretrained(tmp_path / "folder")
     with pytest.raises(BaseModelError, match="is random in `eval` mode: two runs on the same inputs differ"):
         capture_folder(tmp_path / "folder", tmp_path / "model.pt")

@@ -106,13 +106,13 @@ def test_the_penalty_draws_values_to_the_identity(base, data, members: list[Adap
     assert distance(1.0) < 0.8 * distance(0.0)
 
 
-def test_another_choice_of_what_learns_is_another_run(base, data, members: list[Adapter]) -> None:
+def test_other_trainable_tensors_make_another_run(base, data, members: list[Adapter]) -> None:
     model = prepared(base, weighted_fusion(*members, name="fused"))
     other = attach(base, model.to_adapter())
     assert run_identity(model, data, QUICK) != run_identity(other, data, QUICK)
 
 
-def test_what_cannot_learn_is_named(base, data, members: list[Adapter]) -> None:
+def test_attach_refuses_adapters_without_trainable_tensors(base, data, members: list[Adapter]) -> None:
     stacked = with_head(stack(*members, name="s"), make_head(width=sites_of(base).width, labels=LABELS))
     with pytest.raises(TrainingError, match="no tensor of the adapter"):
         train(attach(base, stacked, learned=()), data, QUICK)

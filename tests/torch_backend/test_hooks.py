@@ -125,7 +125,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchBa
         *(("albert", "houlsby"), ("gpt2", "lora"), ("gpt2", "parallel"), ("llama", "seq_bn")),
     ],
 )
-def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
+def test_adapter_saved_from_a_module_matches_in_the_base(
     name: str, kind: str, base_of: Callable[[str], TorchBase], tmp_path: Path
 ) -> None:
     model = shared_model(name)
@@ -147,7 +147,7 @@ def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
     np.testing.assert_allclose(output.logits, expected["logits"], atol=1e-5 * np.abs(expected["logits"]).max(), rtol=0)
 
 
-def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
+def test_trainer_of_transformers_trains_an_attached_adapter(tmp_path: Path) -> None:
     if importlib.util.find_spec("accelerate") is None:
         skip_or_fail("accelerate is missing, which the Trainer needs: run `make setup`, or `pip install accelerate`")
     model = model_of("bert")
@@ -182,7 +182,7 @@ def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], expected[name], atol=limit, rtol=0)
 
 
-def test_the_module_is_as_it_was_when_the_block_ends() -> None:
+def test_module_is_restored_at_the_end_of_the_block() -> None:
     model = model_of("bert")
     frozen = model.embeddings.word_embeddings.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -221,7 +221,7 @@ def test_all_of_the_adapter_gets_gradients() -> None:
     assert all(tensor.grad is None for tensor in model.parameters())
 
 
-def test_without_a_mask_every_token_counts_for_the_head() -> None:
+def test_head_without_a_mask_pools_every_token() -> None:
     model = shared_model("bert")
     ids = inputs_of()["input_ids"]
     with attach_to_module(model, made()) as adapter, torch.no_grad():
@@ -309,7 +309,7 @@ def test_a_value_taken_from_a_wrong_place_is_noticed(monkeypatch: pytest.MonkeyP
     assert not hasattr(model, "adapter")
 
 
-def test_one_adapter_at_a_time() -> None:
+def test_second_attached_adapter_is_refused() -> None:
     model = shared_model("bert")
     with attach_to_module(model, made()), pytest.raises(UsageError, match="already has an attribute `adapter`"):
         attach_to_module(model, made())
@@ -320,7 +320,7 @@ def test_inputs_that_are_not_obvious_are_asked_for() -> None:
         attach_to_module(Scaled(), made())
 
 
-def test_what_does_not_fit_leaves_the_module_alone() -> None:
+def test_refused_adapters_leave_the_module_unchanged() -> None:
     model = shared_model("bert")
     other = made()
 
@@ -333,7 +333,7 @@ def test_what_does_not_fit_leaves_the_module_alone() -> None:
     assert all(tensor.requires_grad for tensor in model.parameters())
 
 
-def test_a_base_can_be_attached_to_in_a_block_too(tmp_path: Path) -> None:
+def test_attach_to_a_base_works_as_a_context_manager(tmp_path: Path) -> None:
     base = small_encoder.load_encoder(tmp_path / "model.pt")
     model = attach(base, None)
     sites = model.sites

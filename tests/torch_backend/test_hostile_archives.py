@@ -194,7 +194,7 @@ def hostile(
     return path, marker
 
 
-def test_torch_alone_runs_it(hostile: tuple[Path, Path]) -> None:
+def test_torch_runs_the_hostile_code(hostile: tuple[Path, Path]) -> None:
     path, marker = hostile
     with captured_logs(), contextlib.suppress(*LIBRARY_ERRORS):
         module = torch.export.load(path).module()
@@ -203,7 +203,7 @@ def test_torch_alone_runs_it(hostile: tuple[Path, Path]) -> None:
     assert marker.exists()
 
 
-def test_it_is_refused_and_runs_nothing(hostile: tuple[Path, Path]) -> None:
+def test_hostile_archives_are_refused_without_running_code(hostile: tuple[Path, Path]) -> None:
     path, marker = hostile
     with pytest.raises(UnsafeArchiveError, match="trust_pickle=True"):
         load_base(path)

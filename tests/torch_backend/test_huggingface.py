@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[bool, int]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_of_transformers(name: str, folder: Path) -> None:
+def test_opened_folders_compute_what_transformers_computes(name: str, folder: Path) -> None:
     typed, longest = MODELS[name]
     model = small(name)
     model.save_pretrained(folder)
@@ -66,7 +66,7 @@ def test_models_of_transformers(name: str, folder: Path) -> None:
         torch.testing.assert_close(*hidden, rtol=0, atol=1e-5)
 
 
-def test_images(folder: Path) -> None:
+def test_vision_folders_compute_what_transformers_computes(folder: Path) -> None:
     model = small("ViT")
     model.save_pretrained(folder)
     base = open_folder(folder)
@@ -118,14 +118,14 @@ def test_weights_of_half_precision_become_float32(folder: Path) -> None:
     assert {tensor.dtype for tensor in base.program.parameters()} == {torch.float32}
 
 
-def test_a_model_that_branches_on_lengths_says_for_which_it_was_captured(folder: Path) -> None:
+def test_models_that_branch_on_lengths_record_their_limits(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 99, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64, "initializer_range": 0.2}
     transformers.XLNetModel(transformers.XLNetConfig(**sizes)).save_pretrained(folder)
     assert open_folder(folder).lengths == {"sequence": Lengths(1, 511)}
 
 
-def test_an_encoder_with_a_decoder(folder: Path) -> None:
+def test_encoder_decoder_folder_computes_what_transformers_computes(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 99, "d_model": 32, "num_layers": 1, "num_heads": 4, "d_ff": 64, "d_kv": 8}
     model = transformers.T5Model(transformers.T5Config(**sizes)).eval()
@@ -153,14 +153,14 @@ def test_a_pickle_is_never_read(folder: Path) -> None:
         open_folder(folder)
 
 
-def test_a_folder_without_weights(folder: Path) -> None:
+def test_folders_without_weights_are_refused(folder: Path) -> None:
     small("Bert").save_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(BaseModelError, match="no weights"):
         open_folder(folder)
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileError, match=r"no `config.json`|no folder"):
             open_folder(path)
@@ -177,7 +177,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         ("config.json", b'{"model_type": "bert", "hidden_size": 64}'),
     ],
 )
-def test_a_damaged_folder(file: str, contents: bytes, folder: Path) -> None:
+def test_damaged_folders_are_refused(file: str, contents: bytes, folder: Path) -> None:
     small("Bert").save_pretrained(folder)
     (folder / file).write_bytes(contents)
     with pytest.raises(BaseModelError, match=r"cannot open|random numbers") as caught:
@@ -197,7 +197,7 @@ def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_existing_archive_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     small("Bert").save_pretrained(folder)
     path = tmp_path / "model.pt"
     path.write_text("mine")
@@ -206,7 +206,7 @@ def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_nothing_is_printed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_capture_prints_nothing(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small("Bert", "ForMaskedLM").save_pretrained(folder)
     capfd.readouterr()
     bars = transformers.utils.logging.is_progress_bar_enabled()

@@ -52,7 +52,7 @@ def test_a_head_answers_at_first_as_often_as_is_right(base) -> None:
     assert with_prior(plain, targets) is plain
 
 
-def test_without_labels_there_is_no_head(base) -> None:
+def test_adapter_without_labels_has_no_head(base) -> None:
     assert make_adapter(base, labels=None).head is None
 
 
@@ -68,7 +68,7 @@ def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
     assert {name.rsplit(".", 1)[1] for name in zero} <= {"bias", "weight"}
 
 
-def test_what_is_shared_is_drawn_once() -> None:
+def test_shared_weights_are_drawn_once() -> None:
     adapter = init_adapter(KINDS["compacter"]().with_widths(b=8), encoder(), name="a", base="f" * 64)
     shared = [name for name in adapter.weights if name.startswith("shared.")]
     assert shared == ["shared.bottleneck_gelu_phm.rule"]
@@ -88,7 +88,7 @@ def test_the_scheme_is_the_kinds_own_unless_another_is_given() -> None:
     assert other.any()
 
 
-def test_what_cannot_be_made_is_refused(base) -> None:
+def test_invalid_initializations_are_refused(base) -> None:
     with pytest.raises(UsageError, match="unknown initialisation"):
         make_adapter(base, scheme="lucky")
     with pytest.raises(UsageError, match="unknown pooling"):

@@ -110,7 +110,7 @@ def test_answers_are_learnt_and_prompts_are_not(base: ae.Base, tmp_path: Path) -
     assert all(np.array_equal(again.weights[name], tensor) for name, tensor in made.weights.items())
 
 
-def test_what_is_cut_packed_and_lost_is_said(base: ae.Base, tmp_path: Path) -> None:
+def test_training_notes_truncated_packed_and_skipped_texts(base: ae.Base, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("n1 n2 n3 n4 n5 n6\n\nn7\nn1 n2 n3 n4 n5 n6\n")
     cut, notes = learnt(base, texts, max_tokens=4)
@@ -203,7 +203,7 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
         ({"text": "words"}, "there is no column `words`"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_conflicting_options_of_language_training_are_refused(
     base: ae.Base, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "n1 n2", "answer": "n2"}, {"prompt": "n3", "answer": "n4"}])

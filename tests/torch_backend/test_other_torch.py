@@ -30,7 +30,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return path
 
 
-def test_archives_of_the_oldest_and_the_newest_torch_are_there() -> None:
+def test_oldest_and_newest_torch_have_test_archives() -> None:
     found = [archive.name.removeprefix("torch-").rpartition(".pt2")[0] for archive in ARCHIVES]
     assert any(name.startswith(NEWEST) for name in found)
     assert any(name.startswith("2.9") for name in found)

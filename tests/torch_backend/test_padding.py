@@ -83,16 +83,16 @@ class TestWhatIsFound:
     def test_a_mask_hides_padding_from_attention(self, base: TorchBase) -> None:
         assert adapted(base).pads
 
-    def test_a_gate_reads_it(self, base: TorchBase) -> None:
+    def test_effect_of_padding_on_a_gate_is_detected(self, base: TorchBase) -> None:
         assert not attach(base, make_adapter(base, options=GATED)).pads  # a new adapter has little effect
 
-    def test_a_convolution_reads_it(self, convolution: TorchBase) -> None:
+    def test_effect_of_padding_on_a_convolution_is_detected(self, convolution: TorchBase) -> None:
         assert not adapted(convolution).pads
 
-    def test_nothing_hides_it_without_a_mask(self, unmasked: TorchBase) -> None:
+    def test_padding_without_a_mask_changes_results(self, unmasked: TorchBase) -> None:
         assert not adapted(unmasked).pads
 
-    def test_the_model_is_as_before(self, base: TorchBase) -> None:
+    def test_padding_probe_leaves_the_model_unchanged(self, base: TorchBase) -> None:
         model = attach(base, make_adapter(base)).train()
         before = {name: tensor.detach().clone() for name, tensor in model.tensors().items()}
         generator = torch.get_rng_state()
@@ -122,7 +122,7 @@ class TestRows:
     def data(self, model: AdaptedModel) -> TrainingData:
         return review_data(model.base)
 
-    def test_each_is_measured_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
+    def test_rows_are_scored_without_padding(self, model: AdaptedModel, data: TrainingData) -> None:
         examples: Any = data.validation
         assert len(set(examples.lengths.tolist())) > 2
         rows, results, targets = answer_examples(model, examples, QUICK)
@@ -130,7 +130,7 @@ class TestRows:
         torch.testing.assert_close(results, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert targets.tolist() == examples.answers[rows].tolist()
 
-    def test_each_is_trained_as_it_is_alone(self, model: AdaptedModel, data: TrainingData) -> None:
+    def test_rows_are_trained_without_padding(self, model: AdaptedModel, data: TrainingData) -> None:
         """The gradient of a batch equals that of its separate rows, however it is split."""
         examples: Any = data.training
         settings = replace(QUICK, epochs=1, batch_size=60, learning_rate=1e-9, clip=1e9)
@@ -214,7 +214,7 @@ class TestCalls:
 
 
 @pytest.mark.parametrize("name", ["gate", "convolution"])
-def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, convolution: TorchBase) -> None:
+def test_cached_rows_are_computed_without_padding(name: str, base: TorchBase, convolution: TorchBase) -> None:
     own, options = (base, GATED) if name == "gate" else (convolution, None)
     data, model = review_data(own), attach(own, make_adapter(own, options=options))
     assert HiddenCache.of(model, data.training, 8, 2**22) is not None
@@ -223,7 +223,7 @@ def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, conv
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_student_learns_from_what_its_teacher_gives_for_a_row_alone(base: TorchBase) -> None:
+def test_students_learn_from_unpadded_teacher_rows(base: TorchBase) -> None:
     """The distance in a batch of several lengths is the mean over its separate rows."""
     examples: Any = review_data(base).training
     teacher = Teacher(adapted(base, GATED), DistillationLoss())

@@ -138,7 +138,7 @@ def _first(found: Tensor, targets: Tensor) -> Tensor:
 
 
 class TestMetrics:
-    def test_they_are_those_of_sentence_transformers(self) -> None:
+    def test_retrieval_metrics_match_sentence_transformers(self) -> None:
         """Twelve anchors, three with two or three positives, and a negative in each row; 40 documents."""
         rng = np.random.default_rng(3)
         found = rng.standard_normal((16, 3, 5))
@@ -295,7 +295,7 @@ class TestColumns:
         with pytest.raises(UsageError, match=message):
             columns.check(problem)
 
-    def test_what_does_not_go_together_is_refused(self) -> None:
+    def test_conflicting_columns_are_refused(self) -> None:
         self.check("embedding", Columns(pair="p", label="x"), "reads single texts, not pairs")
         self.check("embedding", Columns(negatives=("n",)), "negatives need pairs")
         self.check("ranking", Columns(pair="p", label="x", negatives=("n",)), "have no labels")

@@ -29,12 +29,12 @@ PLAIN = {
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_tensors(name: str, protocol: int) -> None:
+def test_plain_tensors_have_no_foreign_globals(name: str, protocol: int) -> None:
     assert foreign_globals(saved(PLAIN[name], protocol)) == set()
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_module(protocol: int) -> None:
+def test_pickled_modules_name_their_class(protocol: int) -> None:
     assert "archives.Small" in foreign_globals(saved(Small(), protocol))
 
 
@@ -49,17 +49,17 @@ def test_a_module(protocol: int) -> None:
         (b"\x80\x02\x82\x01.", "?"),
     ],
 )
-def test_names_by_every_opcode(data: bytes, name: str) -> None:
+def test_foreign_globals_are_found_behind_every_opcode(data: bytes, name: str) -> None:
     assert name in foreign_globals(data)
 
 
 @pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04", b"\x80\x02", b"\xff"])
-def test_what_is_no_pickle(data: bytes) -> None:
+def test_invalid_pickles_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         foreign_globals(data)
 
 
-def test_nothing_is_run(tmp_path: Path) -> None:
+def test_reading_globals_runs_no_code(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     assert foreign_globals(pickle_that_makes(marker)) == {"os.mkdir"}
     assert not marker.exists()

@@ -60,7 +60,7 @@ def by_softmax(folder: Path, model: Any, texts: list[Any]) -> np.ndarray:
 
 
 @pytest.mark.extended
-def test_the_scores_of_two_tokens_in_a_prompt(folder: Path, tmp_path: Path) -> None:
+def test_prompted_reranker_gives_the_scores_of_transformers(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text(PROMPT)
     base = ae.capture(folder, tmp_path / "model.pt", reranker_tokens=["yes", "no"], prompt=tmp_path / "prompt.txt")
     assert base.base_head is not None
@@ -123,7 +123,7 @@ def cross_encoder(folder: Path, place: Path, *, template: str = "") -> Path:
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_cross_encoder_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
+def test_cross_encoder_gives_the_scores_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
     place = cross_encoder(folder, tmp_path / "folder")
     expected = library.CrossEncoder(str(place), device="cpu", local_files_only=True).predict(
@@ -174,7 +174,9 @@ def test_a_chat_template_needs_its_prompt(folder: Path, tmp_path: Path) -> None:
         ({"prompt": "{pair} before {text}", "reranker_tokens": ["yes", "no"]}, "lacks placeholders for a pair"),
     ],
 )
-def test_what_is_no_reranker(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+def test_invalid_reranker_options_are_refused(
+    options: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
     if "prompt" in options:
         (tmp_path / "prompt.txt").write_text(options["prompt"])
         options = {**options, "prompt": tmp_path / "prompt.txt"}
@@ -184,7 +186,7 @@ def test_what_is_no_reranker(options: dict[str, Any], message: str, folder: Path
 
 
 @pytest.mark.extended
-def test_logits_that_are_no_linear_layer(minilm_folder: Path, tmp_path: Path) -> None:
+def test_logits_without_a_linear_layer_are_refused(minilm_folder: Path, tmp_path: Path) -> None:
     """Gemma 2 has soft-capped logits."""
     options = {**QWEN3, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
     small("Gemma2", "ForCausalLM", **options).save_pretrained(tmp_path / "folder")

@@ -27,11 +27,11 @@ def arrays() -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in small_encoder.inputs().items()}
 
 
-def test_it_says_what_computes(runner: Runner) -> None:
+def test_description_states_torch_and_precision(runner: Runner) -> None:
     assert re.fullmatch(r"torch \d+\.\d+\.\d+ float32", runner.description)
 
 
-def test_it_computes_what_the_attached_model_computes(base, runner: Runner, arrays) -> None:
+def test_runner_computes_what_the_attached_model_computes(base, runner: Runner, arrays) -> None:
     adapter = with_random_weights(make_adapter(base))
     with torch.inference_mode():
         expected = attach(base, adapter)(**small_encoder.inputs())
@@ -40,7 +40,7 @@ def test_it_computes_what_the_attached_model_computes(base, runner: Runner, arra
     assert all(np.array_equal(found[name], expected[name].numpy()) for name in found)
 
 
-def test_there_and_back_is_bit_exact(base, runner: Runner, arrays) -> None:
+def test_switching_back_is_bit_exact(base, runner: Runner, arrays) -> None:
     first, second = (with_random_weights(make_adapter(base, kind), 1) for kind in ("houlsby", "parallel"))
     alone, a, b = (runner.run(arrays, adapter)["hidden"] for adapter in (None, first, second))
     again = [runner.run(arrays, adapter)["hidden"] for adapter in (first, None)]
@@ -74,7 +74,7 @@ def test_inputs_that_the_base_cannot_take_are_refused(runner: Runner, arrays) ->
         runner.run({**arrays, "input_ids": arrays["input_ids"] + 1000}, None)
 
 
-def test_adapters_that_differ_in_their_weights_share_a_model_that_no_walk_loses(base, arrays) -> None:
+def test_adapters_of_equal_graphs_share_a_cached_model(base, arrays) -> None:
     first, second = (with_random_weights(make_adapter(base), seed) for seed in (1, 2))
     runner = TorchRunner(base)
     assert runner.model(first) is runner.model(second)

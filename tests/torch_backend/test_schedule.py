@@ -17,13 +17,13 @@ from adapter_export.training.loop.settings import LoopSpec, Schedule
 from adapter_export.training.loop.train_loop import rate_factor
 
 
-def test_ten_steps_with_a_fifth_of_warm_up() -> None:
+def test_ten_steps_with_warm_up_match_values_by_hand() -> None:
     found = [rate_factor(step, 10, 0.2) for step in range(10)]
     assert found == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
 
 
 @given(st.integers(1, 500), st.floats(0, 1, exclude_max=True))
-def test_it_stays_above_zero_and_rises_before_it_falls(total: int, warmup: float) -> None:
+def test_learning_rate_rises_then_falls_above_zero(total: int, warmup: float) -> None:
     found = [rate_factor(step, total, warmup) for step in range(total)]
     assert all(0 < factor <= 1 for factor in found)
     peak = found.index(max(found))
@@ -63,7 +63,7 @@ def test_small_tables_get_enough_steps_and_time_to_anneal(rows: int, epochs: int
     assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (epochs, patience, 1e-3, warmup)
 
 
-def test_passed_values_win() -> None:
+def test_passed_values_override_the_schedule() -> None:
     loop = Schedule(epochs=12, learning_rate=0.002, patience=2, warmup=0.3).loop(LoopSpec(batch_size=8), 100)
     assert (loop.epochs, loop.patience, loop.learning_rate, loop.warmup) == (12, 2, 0.002, 0.3)
     assert Schedule(quick=True).loop(LoopSpec(), 100) == LoopSpec()

@@ -65,7 +65,7 @@ def cosines(found: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-def test_the_cosines_of_minilm_before_and_after_an_adapter(
+def test_cosines_of_minilm_match_with_and_without_an_adapter(
     library: Any, minilm_folder: Path, minilm_archive: Path, tmp_path: Path
 ) -> None:
     base = ae.open_base(minilm_archive)
@@ -165,7 +165,7 @@ def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from the library, for option names in old folders
 @pytest.mark.parametrize("name", TAKEN)
-def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> None:
+def test_bundles_give_the_vectors_of_sentence_transformers(name: str, library: Any, taken: Path) -> None:
     expected = library.SentenceTransformer(str(taken / name), device="cpu", local_files_only=True).encode(TEXTS)
     found = answered(ae.open_bundle(taken / "bundle"), name)
     assert found.shape == expected.shape
@@ -173,7 +173,7 @@ def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> Non
     assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
-def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_sentence_folder_keeps_prompts_and_base_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -228,7 +228,9 @@ def like_qwen3_embedding(folder: Path, minilm_folder: Path) -> Path:
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_embedder_that_reads_the_last_token(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_last_token_embedder_gives_the_vectors_of_sentence_transformers(
+    library: Any, minilm_folder: Path, tmp_path: Path
+) -> None:
     folder = like_qwen3_embedding(tmp_path / "folder", minilm_folder)
     base = ae.capture(folder, tmp_path / "model.pt")
     assert base.base_head is not None
@@ -294,7 +296,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_folder: Path, tmp_path: Path) -> None:
+def test_unsupported_heads_are_named_and_never_approximated(name: str, minilm_folder: Path, tmp_path: Path) -> None:
     dense: Modules = [("Dense", {"out_features": 24, "activation_function": "Tanh"})]
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, dense)
     change, named = LEFT_OUT[name]
@@ -324,13 +326,13 @@ def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_fold
         (["Transformer"], "module that cannot be read"),
     ],
 )
-def test_no_base(modules: list[Any], message: str, tmp_path: Path) -> None:
+def test_folders_without_a_transformer_are_refused(modules: list[Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(BaseModelError, match=message):
         ae.open_base(tmp_path)
 
 
-def test_modules_that_are_no_json(tmp_path: Path) -> None:
+def test_invalid_modules_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):
         ae.open_base(tmp_path)

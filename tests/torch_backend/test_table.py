@@ -39,12 +39,12 @@ def write_rows(path: Path, rows: list[tuple[str, str]], *, delimiter: str = ",",
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("tab", "\t")])
-def test_separated_values(tmp_path: Path, suffix: str, delimiter: str, end: str) -> None:
+def test_csv_and_tsv_files_are_read(tmp_path: Path, suffix: str, delimiter: str, end: str) -> None:
     found = read(write_rows(tmp_path / f"rows.{suffix}", ROWS, delimiter=delimiter, end=end))
     assert list(zip(found.texts, found.labels, strict=True)) == ROWS
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_json_lines_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"label": label, "text": text, "more": [1]}) for text, label in ROWS]
     found = read(written(tmp_path, "rows.jsonl", "\n\n".join(lines)))
     assert list(zip(found.texts, found.labels, strict=True)) == ROWS
@@ -78,7 +78,7 @@ def test_other_line_separators_stay_in_the_text(tmp_path: Path) -> None:
     assert found.texts == ("a\x0cb\u2028c\x85d",)
 
 
-def test_labels_are_words_without_the_space_around_them(tmp_path: Path) -> None:
+def test_labels_are_stripped_of_surrounding_space(tmp_path: Path) -> None:
     lines = '{"text": "a", "label": 1}\n{"text": "b", "label": " 1 "}\n{"text": "c", "label": true}\n'
     assert read(written(tmp_path, "rows.jsonl", lines)).labels == ("1", "1", "True")
 
@@ -142,7 +142,7 @@ def test_only_incomplete_rows_are_nothing_to_learn_from(tmp_path: Path) -> None:
         read(written(tmp_path, "a.csv", "text,label\n,x\n"), skip_incomplete=True)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="does not exist"):
         read(tmp_path / "none.csv")
 
@@ -152,7 +152,7 @@ SHOP = "text;label\r\nCafé, très bon;bon\r\n„Überfüllt“;schlecht\r\n"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 @pytest.mark.parametrize("mark", ["", "sep=;\r\n"])
-def test_what_excel_saves_is_read_and_named(tmp_path: Path, mark: str, encoding: str) -> None:
+def test_tables_saved_by_excel_are_read_with_notes(tmp_path: Path, mark: str, encoding: str) -> None:
     found = read(written(tmp_path, "shop.csv", (mark + SHOP).encode(encoding)))
     assert (found.texts, found.labels) == (("Café, très bon", "„Überfüllt“"), ("bon", "schlecht"))
     assert found.lines == ((3, 4) if mark else (2, 3))
@@ -198,7 +198,7 @@ def test_a_named_delimiter_and_encoding_are_taken_without_a_note(tmp_path: Path)
         ({"delimiter": '"'}, "is not a delimiter"),
     ],
 )
-def test_delimiters_and_encodings_that_are_none(options: dict[str, str], words: str) -> None:
+def test_unknown_delimiters_and_encodings_are_refused(options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         TableFormat(**options)
 
@@ -274,6 +274,6 @@ WORDS = st.text(st.characters(categories=["L"], codec="utf-8"), min_size=1).filt
 
 
 @given(st.lists(st.tuples(CELLS, WORDS), min_size=1, unique=True))
-def test_what_a_csv_writer_wrote_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_tables_of_a_csv_writer_are_read(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     found = read(write_rows(tmp_path_factory.mktemp("rows") / "rows.csv", rows))
     assert list(zip(found.texts, found.labels, strict=True)) == rows

@@ -171,7 +171,7 @@ def test_rows_of_one_query_stay_together(base: TorchBase, tmp_path: Path) -> Non
 
 
 class TestSpans:
-    def test_the_tokens_of_an_answer(self, base: TorchBase) -> None:
+    def test_answer_spans_become_token_positions(self, base: TorchBase) -> None:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         texts = [Pair("good film", "this play was very dull and poor"), Pair("film", "the play")]
@@ -197,7 +197,7 @@ class TestSpans:
         left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
         assert (left.cut, left.lost) == ((0,), [])
 
-    def test_the_loss_by_hand(self) -> None:
+    def test_span_loss_equals_its_formula(self) -> None:
         logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
         logits[:, 3] = -torch.inf
         shares = torch.log_softmax(logits[0, :3], 0)
@@ -217,7 +217,7 @@ def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
     assert (scores.tolist(), right.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [0, 1])
 
 
-def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: Path) -> None:
+def test_questions_with_different_numbers_of_choices_are_scored_separately(base: TorchBase, tmp_path: Path) -> None:
     """The loss and the metrics are those of each separate question."""
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
@@ -242,7 +242,7 @@ def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: 
 
 
 class TestTokenTargets:
-    def test_the_first_token_of_each_word_and_nothing_else(self, base: TorchBase) -> None:
+    def test_only_the_first_token_of_each_word_is_learnt(self, base: TorchBase) -> None:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         words = [("good", "film-was", "bad"), ("dull",)]
@@ -276,7 +276,7 @@ def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
     return found.tolist()
 
 
-def test_the_cosine_of_rows_that_are_unlike_by_hand() -> None:
+def test_cosine_between_classes_equals_its_formula() -> None:
     rng = np.random.default_rng(0)
     vectors, classes = rng.normal(0.3, 1, (7, 3)), np.array([0, 2, 0, 2, 3, 0, 2])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -285,7 +285,7 @@ def test_the_cosine_of_rows_that_are_unlike_by_hand() -> None:
     assert math.isnan(cosine_apart(torch.tensor(vectors), torch.tensor([1] * 7)))
 
 
-def test_the_contrastive_loss_by_hand() -> None:
+def test_contrastive_loss_equals_its_formula() -> None:
     rng = np.random.default_rng(0)
     vectors, classes = rng.standard_normal((5, 3)), np.array([0, 1, 0, 2, 1])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -331,7 +331,7 @@ def test_tokens_without_labels_do_not_count() -> None:
         ("ranking", {"text": "a", "pair": "b", "label": 2}, "line 1: is no relevance; found `2`"),
     ],
 )
-def test_rows_that_a_task_cannot_use(
+def test_rows_that_a_task_cannot_use_are_refused(
     problem: ProblemType, row: dict[str, Any], message: str, base: TorchBase, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
@@ -339,7 +339,7 @@ def test_rows_that_a_task_cannot_use(
     assert message in str(caught.value)
 
 
-def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, tmp_path: Path) -> None:
+def test_space_separated_words_and_numbers_are_read_from_tables(base: TorchBase, tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("text\tlabel\ngood film\t1 -2.5\nbad play\t0 3\n", encoding="utf-8")
     assert base.tokenizer is not None
@@ -355,7 +355,7 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
     assert words.labels == ("A", "B", "O")
 
 
-def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBase, tmp_path: Path) -> None:
+def test_one_row_per_class_suffices_with_a_validation_file(base: TorchBase, tmp_path: Path) -> None:
     learn, validate = tmp_path / "learn.tsv", tmp_path / "validate.tsv"
     learn.write_text("text\tlabel\ngood film\tgood\nbad play\tbad\n", encoding="utf-8")
     validate.write_text("text\tlabel\ngood play\tgood\n", encoding="utf-8")

@@ -25,7 +25,7 @@ def save(value: object, path: Path, zipped: bool) -> Path:
 
 
 @pytest.mark.parametrize("zipped", LAYOUTS)
-def test_it_reads_what_torch_reads(tmp_path: Path, zipped: bool) -> None:
+def test_tensor_files_are_read_as_torch_reads_them(tmp_path: Path, zipped: bool) -> None:
     table = torch.randn(6, 8)
     tensors = {
         "whole": table,
@@ -92,9 +92,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zip
         ({"a": torch.zeros(2).to_sparse()}, r"found `torch._utils._rebuild_sparse_tensor`"),
     ],
 )
-def test_what_is_not_tensors_by_name_is_refused_by_name(
-    tmp_path: Path, zipped: bool, value: object, message: str
-) -> None:
+def test_files_without_named_tensors_are_refused(tmp_path: Path, zipped: bool, value: object, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         read_torch_file(save(value, tmp_path / "a.bin", zipped))
 
@@ -154,7 +152,7 @@ def test_a_view_outside_of_its_numbers_is_refused(tmp_path: Path) -> None:
         read_torch_file(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"none\.bin"):
         read_torch_file(tmp_path / "none.bin")
 

@@ -15,7 +15,7 @@ OUT, WIDTH = 7, 7
 
 
 @pytest.mark.parametrize("leading", [["rows"], ["batch", "rows"], ["batch", 2, "rows"]], ids=len)
-def test_a_shared_weight_is_read_as_it_is(leading: list[str | int]) -> None:
+def test_shared_weights_are_read_without_a_transpose(leading: list[str | int]) -> None:
     shape = ",".join(str(size) for size in [*leading, WIDTH])
     model = _model(f"float[{shape}] x", "y = Add(product, picked)")
     sizes = {"rows": 5, "batch": 3, 2: 2}
@@ -52,7 +52,7 @@ def test_an_order_of_axes_that_transposes_nothing_is_left() -> None:
     np.testing.assert_allclose(_run(model, x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_there_may_be_no_rows() -> None:
+def test_transposed_products_accept_zero_rows() -> None:
     model = _model("float[batch, rows, 7] x", "y = Add(product, picked)")
     transpose_in_products(model.graph)
     for rows in ((3, 0), (0, 2)):

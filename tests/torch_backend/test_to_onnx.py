@@ -85,7 +85,7 @@ def test_minilm_is_small_beside_its_weights(minilm: TorchBase, minilm_graph: Pat
     assert weights <= (minilm_graph.parent / "base.bin").stat().st_size < weights * 1.01
 
 
-def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
+def test_exported_axes_have_no_internal_torch_names(minilm_graph: Path) -> None:
     names = {
         str(dim.value)
         for node in ir.load(minilm_graph).graph
@@ -99,7 +99,7 @@ def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 130)])
-def test_a_bert_with_all_inputs(
+def test_exported_bert_matches_torch_with_all_inputs(
     tiny_bert: TorchBase, tiny_session: ort.InferenceSession, shape: tuple[int, int]
 ) -> None:
     assert_equal(tiny_bert, tiny_session, draw(tiny_bert, *shape), 1e-5)
@@ -142,7 +142,7 @@ class Awkward(nn.Module):
         return {"x": x, "linear": h + y, "same": h, "again": h, "add": h * 2, "weight": self.x}
 
 
-def test_awkward_outputs(tmp_path: Path) -> None:
+def test_exported_output_names_equal_those_of_the_base(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_base(Awkward(), (torch.randn(1, 4), torch.randn(1, 4)), tmp_path / "model.pt")
     base = load_base(tmp_path / "model.pt")
@@ -238,7 +238,7 @@ class WrittenNarrow(nn.Module):
         (WrittenNarrow(), 1),
     ],
 )
-def test_only_what_onnx_cannot_write_is_traced_again(
+def test_only_unsupported_modules_are_traced_again(
     module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -271,7 +271,7 @@ class Convolved(nn.Module):
         return self.transposed(self.grouped(self.volume(x).flatten(2)))
 
 
-def test_what_convolutions_add_up_is_known_on_both_sides(tmp_path: Path) -> None:
+def test_terms_of_convolutions_are_counted_in_both_views(tmp_path: Path) -> None:
     base = base_of(Convolved(), (torch.randn(1, 3, 4, 8, 8),))
     export_onnx(base, tmp_path / "model.onnx")
     flows = flow_graph(base.flat), onnx_flow(ir.load(tmp_path / "model.onnx"))
@@ -376,7 +376,7 @@ def test_numbers_that_torch_counts_are_not_in_a_model(monkeypatch: pytest.Monkey
     assert seen
 
 
-def test_the_base_stays_as_it_is_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_leaves_the_base_unchanged_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     base = load_encoder(tmp_path / "model.pt")
     inputs = draw(base, 2, 5)
     before = base.run(inputs)
@@ -395,7 +395,7 @@ def small(tmp_path: Path) -> TorchBase:
 
 
 @pytest.mark.parametrize("taken", ["model.onnx", "weights.bin"])
-def test_what_is_there_is_kept(small: TorchBase, taken: str, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(small: TorchBase, taken: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / taken).write_text("mine")
@@ -404,7 +404,7 @@ def test_what_is_there_is_kept(small: TorchBase, taken: str, tmp_path: Path) -> 
     assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(taken, "mine")]
 
 
-def test_what_is_there_is_replaced_when_that_is_asked_for(small: TorchBase, tmp_path: Path) -> None:
+def test_existing_files_are_replaced_with_force(small: TorchBase, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "model.onnx").write_text("mine")

@@ -120,11 +120,11 @@ def unknown() -> TorchBase:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_no_head_can_say_is_named(name: str, unknown: TorchBase) -> None:
+def test_unsupported_operations_of_a_head_are_named(name: str, unknown: TorchBase) -> None:
     with pytest.raises(AdapterError, match=f"head language lacks; found `{UNKNOWN[name][1]}`"):
         trace_head(unknown, [name])
 
 
-def test_an_output_that_is_not_there(known: tuple[Whole, TorchBase]) -> None:
+def test_missing_head_outputs_are_refused(known: tuple[Whole, TorchBase]) -> None:
     with pytest.raises(AdapterError, match="differ from those of its class; found `hidden`, `a linear of"):
         trace_head(known[1], ["start_logits"])

@@ -50,7 +50,7 @@ class Witness(Reporter):
         self.losses.append(values["training/loss"])
 
 
-def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
+def test_training_learns_the_task_and_leaves_the_base_unchanged(base) -> None:
     before = fingerprint(base.program)
     model = attach(base, make_adapter(base, bottleneck=8))
     settings = LoopSpec(epochs=15, batch_size=16, learning_rate=0.03, patience=15)
@@ -62,7 +62,7 @@ def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
     assert all(tensor.grad is None for tensor in model.parameters() if id(tensor) not in wanted)
 
 
-def test_it_tells_every_step(base, data) -> None:
+def test_reporter_receives_every_step_and_epoch(base, data) -> None:
     witness = Witness()
     result = train(prepared(base), data, QUICK, reporter=witness)
     steps = math.ceil(60 / 8) * 2
@@ -88,7 +88,7 @@ def test_the_model_ends_with_the_best_epoch(base, data) -> None:
     assert not model.training
 
 
-def test_the_same_run_twice_gives_the_same_bits_and_another_seed_does_not(base, data) -> None:
+def test_equal_seeds_give_equal_bits(base, data) -> None:
     weights = []
     for seed in (0, 0, 1):
         model = prepared(base, dropout=0.2)
@@ -98,7 +98,7 @@ def test_the_same_run_twice_gives_the_same_bits_and_another_seed_does_not(base, 
     assert any(not np.array_equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
-def test_it_leaves_the_generator_of_torch_alone(base, data) -> None:
+def test_training_leaves_the_generator_of_torch_unchanged(base, data) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -106,7 +106,7 @@ def test_it_leaves_the_generator_of_torch_alone(base, data) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_it_stops_when_nothing_gets_better(base, data) -> None:
+def test_training_stops_when_validation_does_not_improve(base, data) -> None:
     settings = LoopSpec(epochs=20, batch_size=8, learning_rate=1e-9, patience=2)
     still = replace(data, validation=data.validation.only(np.arange(4)))
     result = train(prepared(base), still, settings)
@@ -132,7 +132,7 @@ def interrupted(base: TorchBase, data: TrainingData, folder: Path) -> Path:
     return folder / CHECKPOINT_FILE
 
 
-def test_it_says_where_it_went_on(base, data, tmp_path: Path) -> None:
+def test_resumed_training_reports_its_first_step(base, data, tmp_path: Path) -> None:
     interrupted(base, data, tmp_path)
     witness = Witness()
     settings = replace(QUICK, checkpoint_steps=2)
@@ -202,12 +202,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run(base, data) -> None:
         train(model, data, QUICK, reporter=sabotage)
 
 
-def test_without_a_head_there_is_nothing_to_train(base, data) -> None:
+def test_training_requires_a_head(base, data) -> None:
     with pytest.raises(TrainingError, match="has no head"):
         train(attach(base, make_adapter(base, labels=None)), data)
 
 
-def test_a_loop_of_ones_own(base, data) -> None:
+def test_adapter_learns_in_a_loop_written_by_the_user(base, data) -> None:
     """Run the README's example for users with an existing loop."""
     model = attach(base, make_adapter(base))
     optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)

@@ -51,7 +51,7 @@ def trained(vit_folder: Path, data: Path) -> Adapter:
     return ae.train(vit_folder / "model.pt", data / "train", name="colours", test_data=data / "test", **options)
 
 
-def test_an_adapter_learns_a_folder_and_the_record_says_what(trained: Adapter, vit_folder: Path) -> None:
+def test_training_on_a_folder_learns_and_records_its_classes(trained: Adapter, vit_folder: Path) -> None:
     base = ae.open_base(vit_folder / "model.pt")
     assert trained.head is not None
     task = trained.head.task
@@ -119,7 +119,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_cannot_be_used(name: str, vit_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_unusable_data_folders_are_refused(name: str, vit_folder: Path, data: Path, tmp_path: Path) -> None:
     damage, said = FOLDERS[name]
     folder = shutil.copytree(data / "train", tmp_path / "data")
     damage(folder)
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_used(name: str, vit_folder: Path, data: Path, t
         ae.train(vit_folder / "model.pt", folder)
 
 
-def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) -> None:
+def test_missing_media_files_and_columns_are_refused(vit_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("image,label\nnothing.png,a\n")
     with pytest.raises(DataError, match=r"line 2: a file that cannot be read; found .*nothing\.png"):
         ae.train(vit_folder / "model.pt", tmp_path / "x.csv")
@@ -136,7 +136,7 @@ def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) 
         ae.train(vit_folder / "model.pt", tmp_path / "y.csv")
 
 
-def test_what_an_archive_reads_is_known_before_it_is_opened(
+def test_modality_of_an_archive_is_known_before_opening(
     vit_folder: Path, tiny_bert_archive: Path, tmp_path: Path
 ) -> None:
     damaged = tmp_path / "damaged.pt"
@@ -147,7 +147,7 @@ def test_what_an_archive_reads_is_known_before_it_is_opened(
     assert not any(base.is_open for base in bases)
 
 
-def test_what_is_for_texts_is_refused(vit_folder: Path, data: Path) -> None:
+def test_text_options_are_refused_for_media(vit_folder: Path, data: Path) -> None:
     for options in ({"max_tokens": 8}, {"truncation": "left"}, {"pair": "second", "task": "ranking"}):
         with pytest.raises(UsageError, match="applies to texts only"):
             ae.train(vit_folder / "model.pt", data / "train", **options)

@@ -80,7 +80,7 @@ def test_every_scheme_starts_near_the_base(base, examples, scheme: str) -> None:
     assert (change == 0) == ("zero_up" in scheme)
 
 
-def test_a_few_steps_on_real_questions(base, examples) -> None:
+def test_a_few_steps_on_real_questions_reduce_the_loss(base, examples) -> None:
     model = adapted(base, "houlsby", "small_normal")
     data = TrainingData(examples, examples)
     result = train(model, data, LoopSpec(epochs=4, batch_size=8, learning_rate=2e-3))

@@ -97,7 +97,7 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_the_best_checkpoint_is_saved_and_built_and_a_resumed_run_ends_as_a_whole_one(
+def test_best_checkpoint_is_saved_and_runs_resume_equally(
     model: BertModel, adapter: AttachedAdapter, tmp_path: Path
 ) -> None:
     (tmp_path / "train.tsv").write_text("what the rows were made of")
@@ -144,7 +144,7 @@ def test_the_best_checkpoint_is_saved_and_built_and_a_resumed_run_ends_as_a_whol
     assert resumed.training["kept_step"] == record["kept_step"]
 
 
-def test_without_the_best_one_the_last_is_kept(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
+def test_last_adapter_is_kept_if_none_is_selected(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     saving = ae.trainer_callback(adapter, tmp_path / "a", name="other")
     options = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 1}
     run(trainer(model, tmp_path / "runs", [saving], **options))
@@ -168,7 +168,7 @@ def test_a_base_that_is_attached_is_the_model(model: BertModel, tmp_path: Path) 
     assert saved.base == base.fingerprint
 
 
-def test_what_the_model_returns_can_be_made_anew_of_its_members(model: BertModel, adapter: AttachedAdapter) -> None:
+def test_model_output_can_be_flattened_and_rebuilt(model: BertModel, adapter: AttachedAdapter) -> None:
     """`DistributedDataParallel` does this."""
     output = model(**{name: torch.ones(1, 3, dtype=torch.int64) for name in ("input_ids", "attention_mask")})
     again = pytree.tree_unflatten(*pytree.tree_flatten(output))
@@ -221,7 +221,7 @@ def test_a_best_checkpoint_that_was_not_loaded_is_seen(
         run(made)
 
 
-def test_what_cannot_be_built_is_said_before_the_training(
+def test_unbuildable_settings_are_refused_before_training(
     model: BertModel, adapter: AttachedAdapter, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").mkdir()

@@ -82,7 +82,7 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
-def test_a_stack_reads_results(values: Values) -> None:
+def test_stacked_adapters_read_the_previous_result(values: Values) -> None:
     h = values["h"]
     for one in ON_H:
         h = at(one, values, h=h)
@@ -92,7 +92,7 @@ def test_a_stack_reads_results(values: Values) -> None:
 
 
 @pytest.mark.parametrize("order", [(A, AT_Y, B), (AT_Y, A, B), (A, B, AT_Y)])
-def test_what_acts_on_h_acts_before_what_acts_on_y(values: Values, order: tuple[Adapter, ...]) -> None:
+def test_adapters_on_h_act_before_adapters_on_y(values: Values, order: tuple[Adapter, ...]) -> None:
     h = at(B, values, h=at(A, values))
     wanted = at(AT_Y, values, h=h, y=normed(h + values["x"], values))
     assert_same(at(stack(*order, name="s"), values), wanted)
@@ -106,7 +106,7 @@ def test_an_average_is_the_sum_of_weighted_results(values: Values) -> None:
     assert_same(at(average(*ON_H, name="m", weights=named), values), wanted)
 
 
-def test_an_average_of_what_acts_on_h_and_on_y_is_one_of_block_outputs(values: Values) -> None:
+def test_averages_across_h_and_y_average_block_outputs(values: Values) -> None:
     of_a = normed(at(A, values) + values["x"], values)
     found = at(average(A, AT_Y, name="m", weights=[0.75, 0.25]), values)
     assert_same(found, 0.75 * of_a + 0.25 * at(AT_Y, values))
@@ -184,7 +184,7 @@ def test_a_fusion_by_attention_is_that_of_the_paper(values: Values, flags: tuple
     }
 
 
-def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
+def test_fusions_with_adapters_on_y_act_on_y(values: Values) -> None:
     fused = drawn(adapter_fusion(A, AT_Y, name="f", options=STATIC))
     own = {name.removeprefix(f"{SITE}.fusion."): tensor for name, tensor in fused.weights.items() if ".fusion." in name}
     y = values["y"]
@@ -195,7 +195,7 @@ def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
     assert_same(at(fused, values), y + (shares * np.stack(added)).sum(0))
 
 
-def test_one_alone_has_the_share_1(values: Values) -> None:
+def test_single_fused_adapters_have_the_share_1(values: Values) -> None:
     assert_same(at(adapter_fusion(A, ELSEWHERE, name="f", options=STATIC), values), at(A, values))
     fused = drawn(adapter_fusion(A, name="f"))
     assert own_tensors(fused) == (f"{SITE}.fusion.value.weight",)
@@ -227,7 +227,7 @@ def test_a_fusion_starts_as_in_adapterhub() -> None:
     assert np.abs(other[f"{SITE}.fusion.query.weight"] - query).max() > 0.01
 
 
-def test_the_temperature_of_a_fusion_can_change_and_those_of_its_members_stay() -> None:
+def test_temperature_changes_leave_those_of_members() -> None:
     inner = adapter_fusion(A, B, name="inner", options=FusionOptions(temperature=7.0))
     graph = adapter_fusion(inner, NORMED, name="outer", options=FusionOptions(temperature=3.0)).graphs["fusion"]
     found = at_temperature(graph, 1.5)
@@ -261,7 +261,7 @@ def test_every_composition_can_lie_idle(values: Values, make, members: tuple[Ada
     np.testing.assert_array_equal(at(idle, values), values[form.replaces])
 
 
-def test_what_members_compute_alike_is_computed_once() -> None:
+def test_common_nodes_of_members_are_computed_once() -> None:
     other = adapter("other", wired(Wiring("normed"), BottleneckOptions("relu")), 8)
     ops = [node.op for node in average(NORMED, other, name="m").graphs["average"].nodes]
     assert ops.count("base_norm") == 1
@@ -279,7 +279,7 @@ def test_parameters_have_the_label_of_their_member() -> None:
     np.testing.assert_array_equal(made.weights[f"{SITE}.v1_2.down.weight"], A.weights[f"{SITE}.down.weight"])
 
 
-def test_the_record_says_what_it_was_made_of() -> None:
+def test_composition_record_lists_members_and_weights() -> None:
     record = average(A, B, name="m", weights=[0.25, 0.75]).training[COMPOSITION]
     assert record == {
         "type": "average",
@@ -307,7 +307,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_composed_is_refused(message: str) -> None:
+def test_invalid_compositions_are_refused(message: str) -> None:
     with pytest.raises((AdapterError, UsageError)) as caught:
         REFUSED[message]()
     assert message in str(caught.value)

@@ -190,7 +190,7 @@ def test_the_named_kinds_are_their_configurations(name: str, changes: dict[str, 
     assert KINDS[name]() == bottleneck_config(config(**changes), name)
 
 
-def test_every_field_of_the_library_is_there() -> None:
+def test_bottleneck_config_has_every_field_of_adapterhub() -> None:
     """The keys of an `adapter_config.json` that adapters 1.3 writes."""
     keys = """adapter_residual_before_ln cross_adapter dropout factorized_phm_W factorized_phm_rule
         hypercomplex_nonlinearity init_weights init_weights_seed inv_adapter inv_adapter_reduction_factor is_parallel
@@ -277,7 +277,7 @@ def test_rules_and_factors_are_shared_as_the_configuration_says() -> None:
         ({"non_linearity": "xielu"}, "an activation that has no op here; found `xielu`"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_unsupported_configurations_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bottleneck_config(config(**changes))
 
@@ -293,11 +293,11 @@ def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str
         ("LeakyReLU", "leaky_relu"),
     ],
 )
-def test_activations_have_other_names_there(name: str, op: str) -> None:
+def test_adapterhub_activation_names_are_mapped(name: str, op: str) -> None:
     assert activation_named(name) == op
 
 
-def test_inputs_of_a_kind_are_what_it_reads() -> None:
+def test_kinds_declare_the_inputs_of_their_graph() -> None:
     assert KINDS["seq_bn"]().graph.inputs == ("h", "x")
     assert KINDS["par_bn"]().graph.inputs == ("h", "x")
     assert KINDS["adapter_plus"]().graph.inputs == ("y",)

@@ -47,7 +47,7 @@ def test_norms_stand_before_the_down_and_behind_the_up_projection() -> None:
     np.testing.assert_allclose(evaluate(graph, values, p), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_mean_pooling_ignores_padding_and_survives_a_row_of_it() -> None:
+def test_mean_pooling_ignores_padding_and_accepts_empty_rows() -> None:
     graph = classification_head("mean")
     p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
     hidden = RNG.standard_normal((2, 4, 12))
@@ -80,7 +80,7 @@ def test_first_pooling_reads_the_first_token() -> None:
     np.testing.assert_allclose(evaluate(graph, {"hidden": hidden}, p), expected)
 
 
-def test_what_the_kinds_read() -> None:
+def test_bottleneck_kinds_read_their_documented_inputs() -> None:
     assert KINDS["parallel"]().graph.inputs == ("h", "u")
     assert houlsby().graph.inputs == pfeiffer().graph.inputs == ("h",)
 
@@ -92,7 +92,7 @@ def test_a_kind_makes_every_activation(kind: str) -> None:
     assert len(names) == len(ACTIVATIONS)
 
 
-def test_what_is_folded_away_does_not_name_a_topology() -> None:
+def test_folded_options_do_not_change_the_topology() -> None:
     assert houlsby(BottleneckOptions(scaling=2.0, dropout=0.1)).graphs.keys() == houlsby().graphs.keys()
 
 

@@ -89,7 +89,7 @@ def test_every_kind_can_lie_idle(name: str) -> None:
         assert neutral_parameters(form, neutral_widths(form, {"d": 12, "d_in": 12})).keys() == form.parameters.keys()
 
 
-def test_the_worked_sums() -> None:
+def test_documented_parameter_counts_match_the_kinds() -> None:
     """A base of 6 layers of width 384."""
     places = [(layer, role) for layer in range(6) for role in ("attention", "ffn")]
     layers = [Site(f"layers.{layer}.{role}", role, layer, 384, 384, "h") for layer, role in places]
@@ -136,7 +136,7 @@ def test_every_option_has_a_row_with_its_kinds() -> None:
         assert have(option, values.get(option, 2)) == named, option
 
 
-def test_the_schemes() -> None:
+def test_documented_schemes_match_the_kinds() -> None:
     assert [words(row[0])[0] for row in table("schemes")] == list(SCHEMES)
     assert "`kaiming_zero_up` for its parallel ones and LoRA" in PAGE
     by_scheme: dict[str, list[str]] = {}
@@ -180,10 +180,10 @@ def test_the_tensors_are_those_of_the_graphs() -> None:
             assert said == found, row
 
 
-def test_every_field_of_the_configuration_is_there() -> None:
+def test_documentation_lists_every_configuration_field() -> None:
     said = [name for row in table("config") for name in words(row[0])]
     assert sorted(said) == sorted(field.name for field in fields(BottleneckConfig))
 
 
-def test_what_is_refused() -> None:
+def test_documented_refusals_match_the_code() -> None:
     assert {words(row[0])[0]: row[1] for row in table("refused")} == REFUSED

@@ -114,7 +114,7 @@ def test_ia3_multiplies_features(value: str) -> None:
     np.testing.assert_allclose(evaluate(graph, v, p), v[value] * p["scaling.weight"], rtol=1e-12)
 
 
-def test_ia3_acts_on_keys_values_and_what_the_ffn_reads_last() -> None:
+def test_ia3_scales_keys_values_and_the_last_ffn_input() -> None:
     found = {site.name: part.graph.replaces for site, part in ia3().at(LINEARS)}
     assert found == {
         f"layers.{layer}.{name}": replaced
@@ -162,7 +162,7 @@ def test_options_of_lora_that_cannot_be_are_refused(options: LoraOptions, messag
         lora(options)
 
 
-def test_ia3_multiplies_something_once() -> None:
+def test_ia3_refuses_empty_or_repeated_modules() -> None:
     with pytest.raises(UsageError, match="found neither"):
         ia3(Ia3Options((), ()))
     with pytest.raises(UsageError, match=r"found `ffn\.down` for both"):

@@ -28,7 +28,7 @@ def test_a_kind_has_its_name_and_its_places(name: str) -> None:
     assert kind == KINDS[name].changed()
 
 
-def test_where_the_kinds_act() -> None:
+def test_kinds_act_at_their_documented_places() -> None:
     assert {name: kind().places() for name, kind in KINDS.items()} == {
         "houlsby": "attention or ffn",
         "pfeiffer": "ffn",

@@ -87,12 +87,12 @@ class TestConfigs:
         with pytest.raises(FormatError, match=r"unknown options; found `rotary`, `twist`"):
             load(folder, bert)
 
-    def test_an_unknown_method(self, copied: Copy, bert: Made) -> None:
+    def test_unknown_methods_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(FormatError, match="an unknown method; found `architecture`: `hydra`"):
             load(edit(copied("bert/seq_bn"), config={"architecture": "hydra"}), bert)
 
     @pytest.mark.parametrize("version", ["adapters.1.4.0", "adapters.2.0", "4.0.0"])
-    def test_a_newer_version(self, version: str, copied: Copy, bert: Made) -> None:
+    def test_newer_versions_are_refused(self, version: str, copied: Copy, bert: Made) -> None:
         with pytest.raises(VersionError, match=rf"newer version.*found `{version}`.*pip install --upgrade"):
             load(edit(copied("bert/seq_bn"), version=version), bert)
 
@@ -100,7 +100,7 @@ class TestConfigs:
     def test_older_versions_are_read(self, version: str, copied: Copy, bert: Made) -> None:
         assert load(edit(copied("bert/seq_bn"), version=version), bert).adapter.kind == "seq_bn"
 
-    def test_a_version_that_is_none(self, copied: Copy, bert: Made) -> None:
+    def test_invalid_versions_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(FormatError, match="has no valid version; found `latest`"):
             load(edit(copied("bert/seq_bn"), version="latest"), bert)
 
@@ -123,7 +123,9 @@ class TestConfigs:
             ({"phm_layer": True, "phm_dim": 3, "shared_phm_rule": False}, "cannot be cut into equal blocks"),
         ],
     )
-    def test_values_that_contradict(self, change: dict[str, Any], message: str, copied: Copy, bert: Made) -> None:
+    def test_unsupported_config_values_are_named(
+        self, change: dict[str, Any], message: str, copied: Copy, bert: Made
+    ) -> None:
         with pytest.raises(AdapterError, match=message):
             load(edit(copied("bert/seq_bn"), config=change), bert)
 
@@ -137,14 +139,16 @@ class TestConfigs:
             ({"non_linearity": {"": 0}}, r"`\$\.non_linearity`"),
         ],
     )
-    def test_values_of_wrong_types(self, change: dict[str, Any], message: str, copied: Copy, bert: Made) -> None:
+    def test_config_values_of_wrong_types_are_refused(
+        self, change: dict[str, Any], message: str, copied: Copy, bert: Made
+    ) -> None:
         folder = edit(copied("bert/seq_bn"), config=change)
         for _ in range(2):
             with pytest.raises(FormatError, match=message):
                 load(folder, bert)
             edit(folder, version=None)
 
-    def test_a_missing_field(self, copied: Copy, bert: Made) -> None:
+    def test_missing_config_fields_are_listed(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         path = folder / "adapter_config.json"
         document = json.loads(path.read_text())
@@ -154,7 +158,7 @@ class TestConfigs:
             load(folder, bert)
 
     @pytest.mark.parametrize("field", ["config", "name", "hidden_size"])
-    def test_what_is_no_config(self, field: str, copied: Copy, bert: Made) -> None:
+    def test_incomplete_adapter_configs_are_refused(self, field: str, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         path = folder / "adapter_config.json"
         document = json.loads(path.read_text())
@@ -165,11 +169,11 @@ class TestConfigs:
 
 
 class TestDefects:
-    def test_a_compacter_without_its_shared_rule(self, bert: Made) -> None:
+    def test_a_compacter_without_its_shared_rule_is_refused(self, bert: Made) -> None:
         with pytest.raises(AdapterError, match=r"Compacter without its shared tensors.*bare model"):
             load(FIXTURES / "bert/compacter_bare_without_rule", bert)
 
-    def test_the_last_norm_in_every_layer(self, bert: Made) -> None:
+    def test_a_defective_norm_of_the_plugin_interface_is_refused(self, bert: Made) -> None:
         with pytest.raises(
             AdapterError, match=r"defect of AdapterHub's plug-in interface: every layer applied the norm"
         ):
@@ -181,7 +185,9 @@ class TestDefects:
         with pytest.raises(AdapterError, match="reads the residual stream, which the plug-in interface does not name"):
             load(folder, bert)
 
-    def test_an_interface_that_reads_behind_the_norm(self, copied: Copy, made: Callable[[str], Made]) -> None:
+    def test_an_interface_that_reads_behind_the_norm_is_refused(
+        self, copied: Copy, made: Callable[[str], Made]
+    ) -> None:
         gpt2, folder = made("gpt2"), copied("gpt2/par_bn")
         interface = {"layer_pre_ffn": "mlp", "layer_pre_self_attn": "attn", "layer_ln_1": None, "layer_ln_2": None}
         (folder / "adapter_interface.json").write_text(json.dumps({"interface": interface}))
@@ -190,21 +196,21 @@ class TestDefects:
         _edit_interface(folder, layer_pre_ffn="ln_2")
         assert load(folder, gpt2).adapter.kind == "par_bn"
 
-    def test_an_interface_with_a_norm_that_the_base_lacks(self, copied: Copy, made: Callable[[str], Made]) -> None:
+    def test_an_interface_with_an_unknown_norm_is_refused(self, copied: Copy, made: Callable[[str], Made]) -> None:
         folder = copied("gpt2/par_bn")
         interface = {"layer_pre_ffn": "ln_2", "layer_pre_self_attn": "ln_1", "layer_ln_2": "post_feedforward_layernorm"}
         (folder / "adapter_interface.json").write_text(json.dumps({"interface": interface}))
         with pytest.raises(AdapterError, match="acted after the output projection, possibly before a norm"):
             load(folder, made("gpt2"))
 
-    def test_an_interface_without_the_norm_of_the_base(self, copied: Copy, bert: Made) -> None:
+    def test_an_interface_without_the_norm_of_the_base_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/plugin_seq_bn")
         _edit_interface(folder, layer_ln_1=None, layer_ln_2=None)
         with pytest.raises(AdapterError, match="read the sum before the norm that follows it in this base"):
             load(folder, bert)
 
     @pytest.mark.parametrize(("model", "change"), [("albert", {"mh_adapter": True}), ("gptj", {})])
-    def test_models_that_get_other_residuals(
+    def test_models_with_defective_residuals_are_refused(
         self, model: str, change: dict[str, Any], copied: Copy, bert: Made
     ) -> None:
         with pytest.raises(
@@ -219,7 +225,7 @@ class TestDefects:
         with pytest.raises(TensorError, match="the file contains a tensor under two names with different values"):
             load(folder, bert)
 
-    def test_old_task_adapters_name_invertible_adapters_that_they_lack(self, copied: Copy, bert: Made) -> None:
+    def test_unused_invertible_adapters_of_old_task_adapters_are_noted(self, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/seq_bn"), type="text_task", config={"inv_adapter": "nice"})
         found = load(folder, bert)
         assert "embeddings" not in found.adapter.placements
@@ -267,7 +273,7 @@ class TestTensors:
         ):
             assert fault in str(caught.value), fault
 
-    def test_a_whole_layer_that_is_missing(self, copied: Copy, bert: Made) -> None:
+    def test_missing_layers_are_named(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in [name for name in tensors if ".layer.1." in name]:
                 del tensors[name]
@@ -276,11 +282,11 @@ class TestTensors:
         with pytest.raises(TensorError, match=message):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_a_layer_that_is_left_out_and_there_all_the_same(self, copied: Copy, bert: Made) -> None:
+    def test_tensors_of_a_left_out_layer_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(TensorError, match=r"4 tensors.*layer\.0\.output.*is left over"):
             load(edit(copied("bert/seq_bn"), config={"leave_out": [0]}), bert)
 
-    def test_lora_that_lacks_a_module_in_one_layer(self, copied: Copy, bert: Made) -> None:
+    def test_lora_without_a_module_in_one_layer_is_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in [name for name in tensors if "layer.1.attention.self.value" in name]:
                 del tensors[name]
@@ -288,16 +294,16 @@ class TestTensors:
         with pytest.raises(TensorError, match=r"every tensor of `attention\.value` in layer 1 is missing"):
             load(retensor(copied("bert/lora"), change), bert)
 
-    def test_lora_with_fewer_modules_than_its_config(self, copied: Copy, bert: Made) -> None:
+    def test_lora_with_fewer_modules_than_its_config_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/lora"), config={"output_lora": True})
         with pytest.raises(TensorError, match="each layer has 2 adapted linear layers, and the config requires 3"):
             load(folder, bert)
 
-    def test_lora_of_another_rank(self, copied: Copy, bert: Made) -> None:
+    def test_lora_tensors_of_another_rank_are_refused(self, copied: Copy, bert: Made) -> None:
         with pytest.raises(TensorError, match=r"lora_A` has shape \[4, 32\], not \[5, 32\]"):
             load(edit(copied("bert/lora"), config={"r": 5}), bert)
 
-    def test_whole_numbers_are_no_weights(self, copied: Copy, bert: Made) -> None:
+    def test_integer_weights_are_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             tensors[f"{self.PREFIX}.adapter_up.bias"] = np.zeros(32, np.int64)
 
@@ -305,7 +311,7 @@ class TestTensors:
             load(retensor(copied("bert/seq_bn"), change), bert)
 
     @pytest.mark.parametrize(("dtype", "loss"), [("float16", "without loss"), ("float64", "rounded once")])
-    def test_other_floats_are_converted_and_said(self, dtype: str, loss: str, copied: Copy, bert: Made) -> None:
+    def test_other_float_types_are_converted_with_a_note(self, dtype: str, loss: str, copied: Copy, bert: Made) -> None:
         folder = retensor(
             copied("bert/seq_bn"),
             lambda tensors: tensors.update({name: tensor.astype(dtype) for name, tensor in tensors.items()}),
@@ -316,7 +322,7 @@ class TestTensors:
 
 
 class TestBases:
-    def test_a_base_of_another_width(self, bert: Made) -> None:
+    def test_base_of_another_width_is_refused(self, bert: Made) -> None:
         narrow = replace(bert.sites, width=16)
         with pytest.raises(AdapterError, match="was trained on a base of another width; found `hidden_size`: 32"):
             import_adapterhub(FIXTURES / "bert/seq_bn", narrow, name="a", base="x")
@@ -332,11 +338,11 @@ class TestBases:
         ):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_linear_layers_that_the_base_lacks(self, made: Callable[[str], Made]) -> None:
+    def test_linear_layers_that_the_base_lacks_are_refused(self, made: Callable[[str], Made]) -> None:
         with pytest.raises(AdapterError, match="acts on modules that the base does not have"):
             load(FIXTURES / "distilbert/lora", made("gpt2"))
 
-    def test_after_cross_attention_that_the_base_lacks(self, copied: Copy, bert: Made) -> None:
+    def test_adapters_after_missing_cross_attention_are_refused(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in list(tensors):
                 tensors[name.replace(".output.adapters", ".crossattention.output.adapters")] = tensors.pop(name)
@@ -344,7 +350,7 @@ class TestBases:
         with pytest.raises(AdapterError, match="acts on modules that the base does not have"):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
-    def test_modules_without_paths_are_matched_by_their_layers_if_the_user_says_so(self, bert: Made) -> None:
+    def test_modules_without_paths_are_matched_by_number(self, bert: Made) -> None:
         bare = replace(bert.sites, sites=tuple(replace(site, path=None) for site in bert.sites))
         for case in ("double_seq_bn", "lora_everywhere"):
             path, base = FIXTURES / "bert" / case, bert.source.fingerprint
@@ -357,7 +363,7 @@ class TestBases:
             assert all(np.array_equal(found.adapter.weights[name], one) for name, one in expected.weights.items())
 
     @pytest.mark.parametrize("prefix", ["", "model.", "a.b.c."])
-    def test_any_prefix_is_taken(self, prefix: str, copied: Copy, bert: Made) -> None:
+    def test_tensor_names_may_have_any_prefix(self, prefix: str, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in list(tensors):
                 tensors[prefix + name.removeprefix("bert.")] = tensors.pop(name)
@@ -367,7 +373,7 @@ class TestBases:
 
 
 class TestHeads:
-    def test_a_pooler_of_the_base(self, bert: Made) -> None:
+    def test_head_that_uses_the_pooler_is_refused(self, bert: Made) -> None:
         folder = FIXTURES / "bert/head_pooler"
         with pytest.raises(AdapterError, match=r"pooler, whose weights are not in the file.*`without_head=True`"):
             load(folder, bert)
@@ -376,7 +382,7 @@ class TestHeads:
         assert "its head was left out" in found.notes
 
     @pytest.mark.parametrize("kind", ["dependency_parsing", "masked_lm", "causal_lm", "oracle"])
-    def test_kinds_that_cannot_be_expressed(self, kind: str, copied: Copy, bert: Made) -> None:
+    def test_unsupported_kinds_of_heads_are_refused(self, kind: str, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"head_type": kind})
         with pytest.raises(AdapterError, match=rf"a kind of head that cannot be expressed; found `{kind}`"):
             load(folder, bert)
@@ -418,7 +424,7 @@ class TestHeads:
             load(folder, bert)
         assert perf_counter() - start < 10
 
-    def test_the_head_of_a_model_with_one(self, copied: Copy, bert: Made) -> None:
+    def test_the_head_of_a_single_head_model_is_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/head_two_layers")
         path = folder / "head_config.json"
         document = {**json.loads(path.read_text()), "config": None, "model_class": "BertForSequenceClassification"}
@@ -429,12 +435,12 @@ class TestHeads:
     @pytest.mark.parametrize(
         "labels", [{"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 3}, {"a": 0, "b": 0, "c": 2}, ["a", "b", "c"]]
     )
-    def test_labels_that_do_not_fit(self, labels: object, copied: Copy, bert: Made) -> None:
+    def test_labels_that_do_not_match_classes_are_refused(self, labels: object, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"label2id": labels})
         with pytest.raises(FormatError, match="labels and classes differ"):
             load(folder, bert)
 
-    def test_its_tensors_are_all_listed(self, copied: Copy, bert: Made) -> None:
+    def test_missing_and_unused_head_tensors_are_listed(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             del tensors["heads.task.4.bias"]
             tensors["heads.task.7.bias"] = tensors["heads.task.1.bias"]
@@ -461,34 +467,34 @@ class TestHeads:
 
 
 class TestFolders:
-    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_missing_folders_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is not an AdapterHub folder; found no such folder"):
             choose(tmp_path / "none")
 
-    def test_a_folder_of_something_else(self, tmp_path: Path) -> None:
+    def test_folders_without_an_adapter_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("x")
         with pytest.raises(FileError, match=r"is not an AdapterHub folder; found `notes\.txt`"):
             choose(tmp_path)
 
-    def test_a_folder_without_weights(self, copied: Copy, bert: Made) -> None:
+    def test_folders_without_weights_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         (folder / "adapter.safetensors").unlink()
         with pytest.raises(FileError, match=r"has no weights.*`adapter\.safetensors` or `pytorch_adapter\.bin`"):
             load(folder, bert)
 
-    def test_a_folder_of_peft(self, copied: Copy, bert: Made) -> None:
+    def test_peft_folders_are_recognised_and_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/lora")
         (folder / "adapter.safetensors").rename(folder / "adapter_model.safetensors")
         with pytest.raises(FileError, match=r"is a PEFT folder.*Run `import_peft\("):
             load(folder, bert)
 
-    def test_two_files_of_weights_that_differ(self, copied: Copy, bert: Made) -> None:
+    def test_two_different_weight_files_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         shutil.copy(FIXTURES / "bert/seq_bn_bare_bin/pytorch_adapter.bin", folder)
         with pytest.raises(FormatError, match="two weight files differ"):
             load(folder, bert)
 
-    def test_several_adapters(self, copied: Copy) -> None:
+    def test_folders_with_several_adapters_require_a_name(self, copied: Copy) -> None:
         folder = copied("bert/setup_stack")
         assert choose(folder) == choose(folder, "c") == folder
         (folder / "adapter_setup.json").unlink()
@@ -498,19 +504,19 @@ class TestFolders:
             choose(folder, "c")
         assert choose(folder, "b") == folder / "b"
 
-    def test_a_fusion_layer_alone(self) -> None:
+    def test_fusion_layer_without_adapters_is_refused(self) -> None:
         with pytest.raises(UsageError, match="a fusion layer needs the adapters that it fuses"):
             choose(FIXTURES / "bert/fusion_dynamic/a,b")
 
     @pytest.mark.parametrize("file", ["adapter_config.json", "adapter.safetensors"])
     @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\x80\x04."])
-    def test_files_that_are_damaged(self, file: str, data: bytes, copied: Copy, bert: Made) -> None:
+    def test_damaged_files_are_named(self, file: str, data: bytes, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
         (folder / file).write_bytes(data)
         with pytest.raises(AdapterExportError, match=file):
             load(folder, bert)
 
-    def test_a_pickle_that_is_not_tensors(self, copied: Copy, bert: Made) -> None:
+    def test_pickles_that_could_run_code_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn_bare_bin")
         (folder / "pytorch_adapter.bin").write_bytes(
             b"\x80\x02cposix\nsystem\nq\x00X\x02\x00\x00\x00lsq\x01\x85q\x02R."
@@ -520,25 +526,25 @@ class TestFolders:
 
 
 class TestFusions:
-    def test_what_is_no_composition(self, copied: Copy, bert: Made) -> None:
+    def test_empty_compositions_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         (folder / "adapter_setup.json").write_text('{"adapter_setup": null}')
         with pytest.raises(FormatError, match="contains no composition; found keys adapter_setup"):
             fuse(folder, bert)
 
-    def test_a_fusion_layer_that_is_missing(self, copied: Copy, bert: Made) -> None:
+    def test_missing_fusion_layers_are_named(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         shutil.rmtree(folder / "a,b")
         with pytest.raises(FileError, match=r"a,b/adapter_fusion_config\.json"):
             fuse(folder, bert)
 
-    def test_options_that_are_not_known(self, copied: Copy, bert: Made) -> None:
+    def test_unknown_fusion_options_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         edit(folder / "a,b", "adapter_fusion_config.json", config={"heads": 4})
         with pytest.raises(FormatError, match="unknown key `heads`"):
             fuse(folder, bert)
 
-    def test_its_tensors_are_all_listed(self, copied: Copy, bert: Made) -> None:
+    def test_missing_and_unused_fusion_tensors_are_listed(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             prefix = "bert.encoder.layer.1.output.adapter_fusion_layer.a,b"
             del tensors[f"{prefix}.query.weight"], tensors[f"{prefix}.value.weight"]
@@ -558,7 +564,7 @@ class TestFusions:
         retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
         assert "10 tensors of other fusions in the file were ignored" in fuse(folder, bert).notes
 
-    def test_members_that_do_not_go_together(self, copied: Copy, bert: Made) -> None:
+    def test_fusion_members_at_different_places_are_refused(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         edit(folder / "b", config={"leave_out": [0]})
         with pytest.raises(AdapterError, match="its members act in different places"):

@@ -30,7 +30,9 @@ def test_an_adapter_of_bert_is_none_of_another_model(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", some_quick(["distilbert", "vit"], "distilbert"))
-def test_by_number_is_the_word_for_it(name: str, kind: str, made: Callable[[str], Made], bert: Made) -> None:
+def test_by_number_matches_layers_of_another_architecture(
+    name: str, kind: str, made: Callable[[str], Made], bert: Made
+) -> None:
     folder = FIXTURES / "bert" / kind
     found = import_adapterhub(folder, made(name).sites, name="a", base="x", by_number=True)
     assert any("matched by number" in note for note in found.notes)
@@ -45,7 +47,7 @@ def test_by_number_changes_nothing_where_the_paths_agree(bert: Made) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "setup_stack"])
-def test_an_architecture_that_is_another(kind: str, made: Callable[[str], Made]) -> None:
+def test_adapters_of_another_architecture_are_refused_unless_by_number(kind: str, made: Callable[[str], Made]) -> None:
     """RoBERTa's modules are called like BERT's."""
     folder, sites = FIXTURES / "bert" / kind, made("roberta").sites
     with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
@@ -55,7 +57,7 @@ def test_an_architecture_that_is_another(kind: str, made: Callable[[str], Made])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_number_of_layers(kind: str, bert: Made) -> None:
+def test_bases_of_another_depth_are_refused(kind: str, bert: Made) -> None:
     def renumbered(number: int) -> list[object]:
         found = [site for site in bert.sites.sites if site.layer == 1]
         return [
@@ -84,7 +86,7 @@ def test_modules_around_all_layers_are_no_place(bert: Made) -> None:
         import_adapterhub(FIXTURES / "distilbert/seq_bn", around, name="a", base="x")
 
 
-def test_the_one_sublayer_in_a_module_says_where_it_acts(bert: Made) -> None:
+def test_numbered_modules_are_identified_by_their_sublayer(bert: Made) -> None:
     """T5 names its modules by numbers: `decoder.block.0.layer.1` is cross-attention, in an encoder the FFN."""
     inside = {"attention": "layer.0.SelfAttention.o", "ffn": "layer.1.DenseReluDense.wo"}
     sites = [

@@ -77,7 +77,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what
 
 
 @pytest.mark.parametrize("case", some_quick(CASES, *(case for case in CASES if case.startswith(QUICK))))
-def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> None:
+def test_torch_and_numpy_compute_what_adapterhub_computes(case: str, made: Callable[[str], Made]) -> None:
     """Adapters that are never neutral have a switch."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     adapter = imported(case, base)
@@ -97,7 +97,7 @@ def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> N
 
 
 @pytest.mark.parametrize("name", some_quick(BASES, *QUICK))
-def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str], Made]) -> None:
+def test_onnxruntime_computes_many_adapters_in_one_graph(name: str, made: Callable[[str], Made]) -> None:
     """A dozen in one: a slot for every tensor of a hundred takes longer."""
     base, cases = made(name), [case for case in CASES if case.startswith(f"{name}/")]
     for start in range(0, len(cases), 12):
@@ -111,7 +111,7 @@ def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str],
 
 
 @pytest.mark.parametrize("case", sorted(SWITCHED - set(FUSIONS)))
-def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Made]) -> None:
+def test_cut_base_computes_switched_adapters_as_adapterhub_does(case: str, made: Callable[[str], Made]) -> None:
     """Run with the base in ONNX Runtime, split at the sites, and the reference there."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     found = CutRunner(base.onnx).run(base.inputs, imported(case, base, "onnx"))
@@ -128,7 +128,7 @@ def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Ma
         ("head_regression", {"type": "regression", "activation": "identity"}),
     ],
 )
-def test_what_a_head_answers(case: str, task: dict[str, Any], bert: Made) -> None:
+def test_imported_heads_keep_task_and_labels(case: str, task: dict[str, Any], bert: Made) -> None:
     head = imported(f"bert/{case}", bert).head
     assert head is not None
     assert head.task is not None
@@ -137,7 +137,7 @@ def test_what_a_head_answers(case: str, task: dict[str, Any], bert: Made) -> Non
     assert len(head.labels) == task.get("labels", 0)
 
 
-def test_a_head_for_multiple_choice(bert: Made, tmp_path: Path) -> None:
+def test_multiple_choice_head_is_imported(bert: Made, tmp_path: Path) -> None:
     """Its config says `num_choices` and no `num_labels`; its layers are those of a head with one number."""
     folder = tmp_path / "choice"
     shutil.copytree(FIXTURES / "bert/head_regression", folder)
@@ -154,7 +154,7 @@ def test_a_head_for_multiple_choice(bert: Made, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", FUSIONS)
-def test_fusions(case: str, bert: Made) -> None:
+def test_fusions_compute_what_adapterhub_computes(case: str, bert: Made) -> None:
     """In NumPy, torch and ONNX Runtime."""
     expected, path = load_file(FIXTURES / case / "expected.safetensors"), FIXTURES / case
     adapter = import_adapterhub(path, bert.sites, name="fused", base=bert.source.fingerprint).adapter
@@ -164,7 +164,7 @@ def test_fusions(case: str, bert: Made) -> None:
     assert_close(in_slots(bert.onnx, adapter)(bert.inputs)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
-def test_the_given_fusion(bert: Made) -> None:
+def test_recorded_fusion_computes_what_adapterhub_computed(bert: Made) -> None:
     path = FIXTURES / "given/fusion"
     with np.load(path / "io.npz") as expected:
         inputs = {
@@ -180,7 +180,7 @@ def test_the_given_fusion(bert: Made) -> None:
 
 @pytest.mark.parametrize("case", ["seq_bn", "double_seq_bn", "lora"])
 @pytest.mark.parametrize("folder", ["task", "task_safetensors", "task_from_BertModel"])
-def test_the_given_adapters(case: str, folder: str, bert: Made) -> None:
+def test_recorded_adapters_compute_what_adapterhub_computed(case: str, folder: str, bert: Made) -> None:
     path = FIXTURES / "given" / case / folder
     if not path.exists():
         assert folder == "task_from_BertModel"

@@ -33,7 +33,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("case", SETUPS)
-def test_numpy_and_torch_compute_them(case: str, bert: Made) -> None:
+def test_numpy_and_torch_compute_setups_as_adapterhub_does(case: str, bert: Made) -> None:
     expected = load_file(FIXTURES / "bert" / case / "expected.safetensors")
     adapter = imported(case, bert).adapter
     hidden, in_torch = bert.float64.run(bert.inputs, adapter), bert.torch.run(bert.inputs, adapter)
@@ -47,14 +47,14 @@ def test_numpy_and_torch_compute_them(case: str, bert: Made) -> None:
 
 
 @pytest.mark.parametrize("case", ["setup_average", "setup_stack"])
-def test_in_a_base_that_normalises_before(case: str, made: Callable[[str], Made]) -> None:
+def test_setups_in_pre_norm_bases_match_adapterhub(case: str, made: Callable[[str], Made]) -> None:
     base, expected = made("gpt2"), load_file(FIXTURES / "gpt2" / case / "expected.safetensors")
     adapter = imported(FIXTURES / "gpt2" / case, base).adapter
     close(base.float64.run(base.inputs, adapter), expected["hidden_f64"], EXACT)
     close(base.torch.run(base.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
-def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
+def test_onnxruntime_computes_all_setups_in_one_graph(bert: Made) -> None:
     adapters = {case: imported(case, bert, onnx=True).adapter for case in SETUPS}
     slotted = Slotted(bert.onnx, list(adapters.values()))
     for case, adapter in adapters.items():
@@ -65,7 +65,7 @@ def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
             close(found["logits"], expected["logits"], SINGLE)
 
 
-def test_the_record_says_what_was_imported(bert: Made) -> None:
+def test_import_record_contains_setup_and_members(bert: Made) -> None:
     found = imported("setup_fuse_of_stacks", bert)
     record = found.adapter.training["imported_from"]
     assert (found.adapter.kind, record["setup"]["type"], list(record["members"])) == ("fusion", "Fuse", ["a", "b", "c"])
@@ -73,7 +73,7 @@ def test_the_record_says_what_was_imported(bert: Made) -> None:
     assert any("gates and norms: those of `b` have no effect" in note for note in found.notes)
 
 
-def test_an_average_that_is_divided_once_more_is_told(bert: Made) -> None:
+def test_import_notes_averages_that_are_divided_twice(bert: Made) -> None:
     for case in ("setup_average", "setup_stack_of_average", "setup_average_lora", "setup_average_ia3"):
         assert any("divides an average by the number of members" in note for note in imported(case, bert).notes)
     assert not imported("setup_stack", bert).notes
@@ -89,7 +89,7 @@ def test_the_first_invertible_adapter_acts_alone(copied: Copy, bert: Made) -> No
     assert any("uses only the first invertible adapter: that of `a` has no effect" in note for note in found.notes)
 
 
-def test_heads(copied: Copy, bert: Made) -> None:
+def test_setups_keep_the_head_of_their_last_adapter(copied: Copy, bert: Made) -> None:
     """A stack has that of its last adapter, others the one that was saved for the whole, or none."""
     stacked = imported("setup_stack_head", bert)
     assert stacked.adapter.head is not None
@@ -109,7 +109,7 @@ def test_heads(copied: Copy, bert: Made) -> None:
         imported(folder, bert)
 
 
-def test_names_that_are_no_names_of_parameters(copied: Copy, bert: Made) -> None:
+def test_invalid_member_names_are_replaced_in_parameters(copied: Copy, bert: Made) -> None:
     folder = copied("bert/setup_stack")
     (folder / "a").rename(folder / "fusion")
     config = folder / "fusion" / "adapter_config.json"
@@ -187,7 +187,7 @@ TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("message", TREES)
-def test_compositions_that_cannot_be_read(message: str, copied: Copy, bert: Made) -> None:
+def test_invalid_compositions_are_refused(message: str, copied: Copy, bert: Made) -> None:
     error, tree = TREES[message]
     folder = copied("bert/setup_stack")
     edit_setup(folder, adapter_setup=tree)
@@ -203,7 +203,7 @@ def test_members_that_act_in_different_places_are_refused(copied: Copy, bert: Ma
         imported(folder, bert)
 
 
-def test_what_a_parallel_adapter_loses_is_told(bert: Made) -> None:
+def test_import_notes_results_dropped_by_a_parallel_adapter(bert: Made) -> None:
     for case, name in (("setup_stack_parallel_last", "b"), ("setup_stack_parallel_first", "a")):
         (note,) = imported(case, bert).notes
         assert f"drops results before a parallel adapter (`{name}`)" in note

@@ -25,7 +25,7 @@ CASES = sorted(
 
 
 @pytest.mark.parametrize("case", some_quick(CASES, "gpt2_square/dora", "bert_square/vera"))
-def test_both_compute_what_the_library_computed(case: str, made: Callable[[str], Made]) -> None:
+def test_torch_and_onnxruntime_match_adapterhub_at_square_layers(case: str, made: Callable[[str], Made]) -> None:
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")["hidden"]
     view = BaseView(base.source.fingerprint, base.sites, layer_at=layer_finder(base.source))
     adapter = adapterhub.import_adapterhub(FIXTURES / case, view, ImportRequest("a")).adapter

@@ -69,7 +69,7 @@ def base(bert: Path) -> ae.Base:
 
 @pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.extended)], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", some_quick([name for name in CONFIGS if name != "vit"], "bert"))
-def test_the_logits_of_a_merged_adapter(name: str, dora: bool, tmp_path: Path) -> None:
+def test_imported_checkpoint_gives_the_logits_of_transformers(name: str, dora: bool, tmp_path: Path) -> None:
     model = write_merged(tmp_path, name, use_dora=dora)
     imported = import_it(tmp_path / "merged")
     assert imported.is_exact
@@ -84,7 +84,7 @@ def test_the_logits_of_a_merged_adapter(name: str, dora: bool, tmp_path: Path) -
 
 
 @pytest.mark.extended
-def test_names_that_transformers_changes(tmp_path: Path) -> None:
+def test_tensors_renamed_by_transformers_are_matched(tmp_path: Path) -> None:
     """Files of ViT have the names of transformers 4."""
     model = write_merged(tmp_path, "vit")
     stored = load_file(tmp_path / "merged" / WEIGHTS)
@@ -95,7 +95,7 @@ def test_names_that_transformers_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_shards(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_sharded_checkpoints_give_the_same_adapter(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     model = hf.AutoModelForSequenceClassification.from_pretrained(bert / "merged")
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert not (tmp_path / "shards" / WEIGHTS).exists()
@@ -105,7 +105,7 @@ def test_shards(bert: Path, base: ae.Base, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_bfloat16(tmp_path: Path) -> None:
+def test_bfloat16_rounding_is_not_imported_as_change(tmp_path: Path) -> None:
     """Rounding is no change, and the adapter without it is closer to the trained model than the checkpoint."""
     model = write_merged(tmp_path, "bert", torch.bfloat16)
     write_base(tmp_path, "bert")
@@ -130,7 +130,7 @@ def full_rank(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.extended
-def test_the_best_rank(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_limited_ranks_match_singular_values_of_torch(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     """Two layers have full rank: their approximations are those of torch's singular values."""
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
     with pytest.raises(AdapterError, match=r"full rank; found 2 of 9 changed layers; rank 4: .* of the norm"):
@@ -150,7 +150,7 @@ def test_the_best_rank(bert: Path, base: ae.Base, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_size(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_size_limits_the_parameters(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
     for size, most in (("14kB", 14_000), ("13%", int(0.13 * 4 * base.parameters))):
         imported = import_it(checkpoint, base, size=size)
@@ -163,7 +163,7 @@ def test_a_size(bert: Path, base: ae.Base, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_dense_changes(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_dense_import_is_exact_at_full_rank(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "full", full_rank, bert / "merged")
     imported = import_it(checkpoint, base, dense=True)
     assert imported.is_exact
@@ -184,7 +184,7 @@ def vectors(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.extended
-def test_norms_and_biases(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_changed_norms_and_biases_are_imported_exactly(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "vectors", vectors, bert / "merged")
     imported = import_it(checkpoint, base)
     assert imported.is_exact
@@ -199,7 +199,7 @@ def embeddings(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"bert.embeddings.{name}.weight"][7] += 1
 
 
-def test_changes_without_a_site(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_changes_without_a_site_are_refused_unless_left_out(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "embeddings", embeddings, bert / "merged")
     with pytest.raises(AdapterError) as caught:
         import_it(checkpoint, base)
@@ -214,7 +214,7 @@ def test_changes_without_a_site(bert: Path, base: ae.Base, tmp_path: Path) -> No
 
 
 @pytest.mark.extended
-def test_a_norm_before_a_layer(tmp_path: Path) -> None:
+def test_changed_norms_without_a_site_are_refused(tmp_path: Path) -> None:
     write_merged(tmp_path, "llama")
     checkpoint = write_changed(
         tmp_path / "norm", lambda tensors: tensors["model.norm.weight"].add_(0.1), tmp_path / "merged"
@@ -224,7 +224,7 @@ def test_a_norm_before_a_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_head_alone(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_unchanged_encoder_gives_an_adapter_with_only_a_head(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     def original(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
             known = base.tensor(name.removeprefix("bert."))
@@ -239,14 +239,14 @@ def test_a_head_alone(bert: Path, base: ae.Base, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_head_that_is_no_adapter(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_unsupported_heads_are_refused(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     hf.BertForMaskedLM.from_pretrained(bert / "merged").save_pretrained(tmp_path / "masked")
     with pytest.raises(AdapterError, match=r"`BertForMaskedLM` has no head that an adapter can carry"):
         import_it(tmp_path / "masked", base)
 
 
 @pytest.mark.extended
-def test_tensors_that_nothing_reads(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_unused_tensors_are_noted(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     checkpoint = write_changed(tmp_path / "more", lambda tensors: tensors.update(unused=torch.ones(2)), bert / "merged")
     imported = import_it(checkpoint, base)
     assert any("does not read `unused`" in note for note in imported.notes)
@@ -254,7 +254,7 @@ def test_tensors_that_nothing_reads(bert: Path, base: ae.Base, tmp_path: Path) -
 
 class TestOtherBases:
     @pytest.mark.extended
-    def test_weights(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
+    def test_checkpoint_of_another_base_is_refused(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
         """The layers of the base in reverse order: the nearest ones are named."""
 
         def reverse(tensors: dict[str, torch.Tensor]) -> None:
@@ -268,14 +268,14 @@ class TestOtherBases:
         assert "nearest is `encoder.layer." in str(caught.value)
         assert base.fingerprint[:19] in str(caught.value)
 
-    def test_shapes(self, base: ae.Base, tmp_path: Path) -> None:
+    def test_tensors_of_other_shapes_are_refused(self, base: ae.Base, tmp_path: Path) -> None:
         config = hf.BertConfig(**{**CONFIGS["bert"].to_dict(), "vocab_size": 70})
         hf.BertModel(config).save_pretrained(tmp_path / "words")
         with pytest.raises(OtherModulesError, match=r"`embeddings.word_embeddings.weight` \[70, 32\], not \[60, 32\]"):
             import_it(tmp_path / "words", base)
 
     @pytest.mark.extended
-    def test_layers(self, base: ae.Base, tmp_path: Path) -> None:
+    def test_missing_layers_are_named(self, base: ae.Base, tmp_path: Path) -> None:
         config = hf.BertConfig(**{**CONFIGS["bert"].to_dict(), "num_hidden_layers": 1})
         model = hf.BertModel(config)
         own = {name: torch.from_numpy(base.tensor(name)) for name in model.state_dict()}
@@ -285,13 +285,13 @@ class TestOtherBases:
             import_it(tmp_path / "short", base)
 
     @pytest.mark.extended
-    def test_architectures(self, base: ae.Base, tmp_path: Path) -> None:
+    def test_checkpoint_of_another_architecture_is_refused(self, base: ae.Base, tmp_path: Path) -> None:
         write_base(tmp_path, "deberta")
         with pytest.raises(OtherModulesError, match="another architecture"):
             import_it(tmp_path / "base", base)
 
     @pytest.mark.extended
-    def test_settings(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
+    def test_different_configurations_fail_parity(self, bert: Path, base: ae.Base, tmp_path: Path) -> None:
         """The weights are those of a merged LoRA, and the configuration has another activation."""
         checkpoint = write_changed(tmp_path / "relu", lambda _: None, bert / "merged")
         config = json.loads((checkpoint / "config.json").read_text())
@@ -302,7 +302,7 @@ class TestOtherBases:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_language_model(name: str, tmp_path: Path) -> None:
+def test_merged_language_models_are_imported_exactly(name: str, tmp_path: Path) -> None:
     """The base has its language head and a cache; GPT-2's head shares the embeddings."""
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(CONFIGS[name])
@@ -319,7 +319,7 @@ def test_a_language_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_numbers_that_are_not_finite(bert: Path, base: ae.Base, tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused(bert: Path, base: ae.Base, tmp_path: Path) -> None:
     name = "bert.encoder.layer.0.attention.self.query.weight"
     checkpoint = write_changed(tmp_path / "nan", lambda tensors: tensors[name].fill_(float("nan")), bert / "merged")
     with pytest.raises(TensorError, match=f"NaN or infinity; found `{name}`"):

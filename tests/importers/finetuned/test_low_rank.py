@@ -25,7 +25,7 @@ def merged(shape: tuple[int, int], rank: int, *, decay: float = 1.0, scaled: boo
 @pytest.mark.parametrize("shape", [(96, 96), (64, 192), (192, 64)])
 @pytest.mark.parametrize("decay", [1.0, 0.6])
 @pytest.mark.parametrize("scaled", [False, True], ids=["lora", "dora"])
-def test_ranks_of_merged_adapters(shape: tuple[int, int], decay: float, scaled: bool) -> None:
+def test_ranks_and_scales_of_merged_adapters_are_recovered(shape: tuple[int, int], decay: float, scaled: bool) -> None:
     before, after, scale = merged(shape, 6, decay=decay, scaled=scaled)
     change = weight_change(before, after, UNIT)
     assert change.rank == 6
@@ -40,7 +40,7 @@ def test_ranks_of_merged_adapters(shape: tuple[int, int], decay: float, scaled: 
         assert change.scale is None
 
 
-def test_factors_alone() -> None:
+def test_scaled_weights_have_rank_zero_and_a_scale() -> None:
     """As of a merged IA3."""
     before, _, scale = merged((64, 48), 1, scaled=True)
     change = weight_change(before, (scale[:, None] * before).astype(np.float32).astype(float), UNIT)
@@ -48,7 +48,7 @@ def test_factors_alone() -> None:
     np.testing.assert_allclose(change.scale, scale, rtol=1e-6)
 
 
-def test_no_low_rank() -> None:
+def test_full_rank_changes_have_no_low_rank() -> None:
     before, after, _ = merged((64, 64), 64)
     change = weight_change(before, after, UNIT)
     assert (change.rank, change.scale) == (None, None)
@@ -57,7 +57,7 @@ def test_no_low_rank() -> None:
     assert change.captured(8) == pytest.approx(float(np.linalg.norm(change.sizes[:8]) / np.linalg.norm(change.sizes)))
 
 
-def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_rank_of_large_matrices_is_found_by_sketching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Singular values of large matrices are those of a random sketch."""
     before, after, _ = merged((160, 320), 8)
     monkeypatch.setattr(low_rank, "_MOST_EXACT", 100)

@@ -99,7 +99,7 @@ def check(model: torch.nn.Module, base: ae.Base, adapter: ae.Adapter, *, pads: b
         *(pytest.param(name, KINDS[1], marks=pytest.mark.extended) for name in ("modernbert", "deberta")),
     ],
 )
-def test_the_logits_of_peft(name: str, kind: str, tmp_path: Path) -> None:
+def test_imported_heads_give_the_logits_of_peft(name: str, kind: str, tmp_path: Path) -> None:
     model = train(name, tmp_path, "classifier", SAVED[name], kind=kind)
     base = ae.capture(tmp_path / "base", tmp_path / "model.pt", reporter=Heard())
     check(model, base, ae.import_peft(tmp_path / "adapter", base, name="a", reporter=Heard()))
@@ -107,13 +107,13 @@ def test_the_logits_of_peft(name: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", ["rembert", "electra"])
-def test_heads_that_peft_saves_whole(name: str, tmp_path: Path) -> None:
+def test_heads_saved_whole_give_the_logits_of_peft(name: str, tmp_path: Path) -> None:
     model = train(name, tmp_path)
     base = ae.capture(tmp_path / "base", tmp_path / "model.pt", reporter=Heard())
     check(model, base, ae.import_peft(tmp_path / "adapter", base, name="a", reporter=Heard()))
 
 
-def test_a_decoder_without_a_padding_token(tmp_path: Path) -> None:
+def test_decoder_without_a_padding_token_gives_the_logits_of_peft(tmp_path: Path) -> None:
     """Transformers classifies its texts one by one; with the mask of a batch, rows have the same logits."""
     model = train("llama", tmp_path)
     base = ae.capture(tmp_path / "base", tmp_path / "model.pt", bare=True, reporter=Heard())
@@ -132,7 +132,7 @@ def test_no_option_drops_a_layer_of_the_head(name: str, tmp_path: Path) -> None:
     assert adapter.head is None
 
 
-def test_a_graph_shows_no_head(tmp_path: Path) -> None:
+def test_heads_on_a_plain_graph_are_refused(tmp_path: Path) -> None:
     """Without a configuration, a description of a head of transformers is compared with nothing."""
     from adapter_export.torch_backend.base.to_onnx import export_onnx
 
@@ -145,7 +145,7 @@ def test_a_graph_shows_no_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_layers_that_only_the_folder_of_the_base_has(tmp_path: Path) -> None:
+def test_missing_head_layers_are_read_from_the_base_folder(tmp_path: Path) -> None:
     """A pretrained ModernBERT has `head.dense` and a norm; classifiers start with them, but PEFT does not save them."""
     torch.manual_seed(0)
     pretrained = hf.ModernBertForMaskedLM(BASES["modernbert"])

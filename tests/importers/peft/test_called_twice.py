@@ -58,7 +58,7 @@ def test_an_adapter_on_such_a_layer_is_refused(in_torch: TorchBase, in_onnx: Onn
         assert "value_proj" not in str(error.value)
 
 
-def test_what_it_would_compute_is_not_what_peft_computes(in_torch: TorchBase) -> None:
+def test_ignoring_the_second_call_gives_wrong_results(in_torch: TorchBase) -> None:
     """The refusal is needed: with the second call forgotten, the adapter is taken and the result is wrong."""
     sites = discover(flow_graph(in_torch.flat))
     forgotten = replace(sites, sites=tuple(replace(site, other_calls=0) for site in sites))

@@ -27,7 +27,7 @@ def without(*words: str) -> object:
     return left
 
 
-def test_places_are_drawn_as_torch_draws_them() -> None:
+def test_random_positions_match_torch() -> None:
     torch = pytest.importorskip("torch")
     for length, count, seed in ((12, 12, 0), (1536, 20, 777), (5, 3, 2**32 - 1)):
         drawn = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count]
@@ -40,18 +40,18 @@ def test_a_change_of_full_rank_is_a_choice() -> None:
     assert set(imported(adapter_folder("change_fourierft")).adapter.graphs) == {"delta"}
 
 
-def test_low_rank_stays_low() -> None:
+def test_low_rank_changes_are_imported_as_factors() -> None:
     assert set(imported(adapter_folder("change_dora"), dense=False).adapter.graphs) == {"scaled_lora_bias"}
     assert set(imported(adapter_folder("change_vera"), dense=False).adapter.graphs) == {"lora"}
 
 
-def test_projections_that_were_not_saved(tmp_path: Path) -> None:
+def test_missing_projections_are_refused_with_advice(tmp_path: Path) -> None:
     folder = changed(adapter_folder("change_vera"), tmp_path / "a", tensors=without("vera_A"))
     with pytest.raises(AdapterError, match=r"no `base_model\.vera_A`.*save_projection=True"):
         imported(folder)
 
 
-def test_tensors_that_are_missing_left_over_or_of_another_shape(tmp_path: Path) -> None:
+def test_missing_unused_and_misshapen_tensors_are_listed(tmp_path: Path) -> None:
     key = "base_model.model.encoder.layer.0.attention.self.query"
 
     def spoiled(tensors: Arrays) -> Arrays:
@@ -70,7 +70,7 @@ def test_another_version_of_peft_is_a_note(tmp_path: Path) -> None:
     assert not any("checked with" in note for note in imported(adapter_folder("change_dora")).notes)
 
 
-def test_a_base_that_does_not_show_its_weights() -> None:
+def test_changes_without_weights_of_the_base_are_refused() -> None:
     sites, _ = bare_bert()
     with pytest.raises(AdapterError, match="base's weights"):
         import_peft(adapter_folder("change_dora"), sites, base="sha256:0", name="a", base_tensor=lambda _: None)

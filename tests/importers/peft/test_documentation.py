@@ -14,7 +14,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("word", [*RECIPES, *sorted(NO_MATTER), *PLAIN_STARTS])
-def test_every_name_is_there(word: str) -> None:
+def test_documentation_names_every_method_and_option(word: str) -> None:
     assert f"`{word}`" in TEXT
 
 

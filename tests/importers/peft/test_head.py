@@ -41,7 +41,7 @@ def test_a_head_of_transformers_that_the_base_does_not_show_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize("choice", [HeadChoice(pooling="mean"), HeadChoice(pooling="first", activation="gelu")])
-def test_a_description_that_differs_from_the_head(choice: HeadChoice) -> None:
+def test_contradicting_head_descriptions_are_refused(choice: HeadChoice) -> None:
     with pytest.raises(UsageError, match="does not match the head of `bert`"):
         imported(adapter_folder("bert_lora_classify"), choice)
 
@@ -82,7 +82,7 @@ def test_a_dense_head_without_a_recipe_needs_its_activation(tmp_path: Path) -> N
     assert np.abs(evaluate_head(gelu, record["head.hidden"], mask) - record["float64.logits"]).max() > 0.01
 
 
-def test_square_layers_have_no_order(tmp_path: Path) -> None:
+def test_square_head_layers_are_refused_as_ambiguous(tmp_path: Path) -> None:
     def square(tensors: Arrays) -> Arrays:
         wide = {"weight": np.eye(32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
         return renamed(".roberta.", ".strange.")(tensors) | {
@@ -94,12 +94,12 @@ def test_square_layers_have_no_order(tmp_path: Path) -> None:
         imported(folder, HeadChoice("first", "tanh"))
 
 
-def test_a_recipe_whose_layer_is_nowhere() -> None:
+def test_missing_layers_of_the_head_recipe_are_named() -> None:
     with pytest.raises(AdapterError, match=r"no `bert\.pooler\.dense\.weight`.*modules_to_save"):
         imported(adapter_folder("bert_lora_classify"), base_tensor=lambda _: None)
 
 
-def test_a_layer_that_older_versions_did_not_save(tmp_path: Path) -> None:
+def test_a_head_layer_missing_from_older_versions_is_named(tmp_path: Path) -> None:
     """They saved the classifier of DistilBERT, and not the layer before it that was trained at random."""
 
     def cut(tensors: Arrays) -> Arrays:
@@ -119,7 +119,7 @@ def imported_distilbert(folder: Path) -> Imported:
     return import_peft(folder, SiteMap(sites, "final", 32), base="sha256:0", name="a")
 
 
-def test_a_head_on_another_width(tmp_path: Path) -> None:
+def test_head_of_another_width_is_refused(tmp_path: Path) -> None:
     def narrow(tensors: Arrays) -> Arrays:
         return tensors | {"base_model.model.classifier.weight": np.ones((3, 31), np.float32)}
 
@@ -130,7 +130,7 @@ def test_a_head_on_another_width(tmp_path: Path) -> None:
         imported(folder)
 
 
-def test_more_than_a_head(tmp_path: Path) -> None:
+def test_trained_modules_beyond_the_head_are_refused(tmp_path: Path) -> None:
     def more(tensors: Arrays) -> Arrays:
         return tensors | {"base_model.model.bert.embeddings.LayerNorm.weight": np.ones(32, np.float32)}
 
@@ -141,7 +141,7 @@ def test_more_than_a_head(tmp_path: Path) -> None:
             imported(folder, choice)
 
 
-def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
+def test_a_saved_module_without_a_task_needs_its_class(tmp_path: Path) -> None:
     folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", config={"task_type": None})
     with pytest.raises(AdapterError, match=r"`classifier`, `score` and the task `None`.*`pooling=.first.`"):
         imported(folder)
@@ -176,7 +176,7 @@ def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_head_of_a_text_answers(choice: HeadChoice, task: Task | None, note: str | None) -> None:
+def test_task_of_a_text_head_follows_choice_and_notes(choice: HeadChoice, task: Task | None, note: str | None) -> None:
     """PEFT saves heads for one label, for several and for numbers alike."""
     found = imported(adapter_folder("bert_lora_classify"), choice)
     assert found.adapter.head is not None
@@ -185,7 +185,7 @@ def test_what_a_head_of_a_text_answers(choice: HeadChoice, task: Task | None, no
     assert [note in one for one in said] == ([] if note is None else [True])
 
 
-def test_a_head_for_questions(tmp_path: Path) -> None:
+def test_question_answering_head_becomes_a_span_task(tmp_path: Path) -> None:
     def two(tensors: Arrays) -> Arrays:
         return {
             name: tensor[:2] if name.endswith(("classifier.weight", "classifier.bias")) else tensor
@@ -215,18 +215,18 @@ def test_a_head_for_questions(tmp_path: Path) -> None:
         ("bert_lora", HeadChoice(task="single_label"), "a head is described"),
     ],
 )
-def test_tasks_that_the_folder_contradicts(folder: str, choice: HeadChoice, words: str) -> None:
+def test_contradicting_tasks_are_refused(folder: str, choice: HeadChoice, words: str) -> None:
     with pytest.raises((UsageError, AdapterError)) as caught:
         imported(adapter_folder(folder), choice)
     assert words in str(caught.value)
 
 
-def test_words_about_no_head() -> None:
+def test_head_options_without_a_head_are_refused() -> None:
     with pytest.raises(UsageError, match="a head is described"):
         imported(adapter_folder("bert_lora"), HeadChoice(labels=("a",)))
 
 
-def test_a_bias_that_is_not_there_is_zero(tmp_path: Path) -> None:
+def test_missing_head_bias_is_zero(tmp_path: Path) -> None:
     def cut(tensors: Arrays) -> Arrays:
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("classifier.bias")}
 
@@ -234,7 +234,7 @@ def test_a_bias_that_is_not_there_is_zero(tmp_path: Path) -> None:
     assert not adapter.weights["head.classifier.bias"].any()
 
 
-def test_keys_of_older_versions(tmp_path: Path) -> None:
+def test_keys_of_older_versions_are_read(tmp_path: Path) -> None:
     """They left their wrappers in the keys, with the untrained original beside the trained copy."""
 
     def older(tensors: Arrays) -> Arrays:

@@ -46,7 +46,7 @@ def saved(name: str, place: Path, **more: int) -> torch.nn.Module:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", CASES)
-def test_the_logits_of_peft(name: str, tmp_path: Path) -> None:
+def test_last_token_heads_give_the_logits_of_peft(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = saved(name, tmp_path)
     base = ae.capture(tmp_path / "base", tmp_path / "model.pt")
@@ -66,7 +66,7 @@ def test_the_logits_of_peft(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_a_tokenizer_that_ends_texts_with_the_token_of_padding(minilm_folder: Path, tmp_path: Path) -> None:
+def test_tokenizers_that_end_texts_with_padding_are_noted_or_refused(minilm_folder: Path, tmp_path: Path) -> None:
     """Refused where the base says which token that is; else a note says what to look at."""
     saved("Llama", tmp_path, vocab_size=110)
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "base")

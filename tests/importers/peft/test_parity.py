@@ -33,7 +33,7 @@ def test_the_cases_are_all_that_peft_wrote() -> None:
 
 
 @pytest.mark.parametrize("base", some_quick(BASES, "bert", "gpt2"))
-def test_both_compute_what_peft_computed(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_torch_and_onnxruntime_compute_what_peft_computed(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In one graph with slots for all of them."""
     folder = peft_base(tmp_path_factory, base)
     in_torch, in_onnx = peft_base_in_torch(folder, base), open_onnx(folder / "model.onnx")

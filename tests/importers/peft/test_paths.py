@@ -41,7 +41,7 @@ def below(prefix: str) -> list[str]:
         ([*below("bert"), "bert.pooler.dense"], LAYERS, Renaming(drop="bert")),
     ],
 )
-def test_what_stands_before_the_paths(adapter: list[str], base: list[str], expected: Renaming) -> None:
+def test_prefixes_of_module_paths_are_matched(adapter: list[str], base: list[str], expected: Renaming) -> None:
     found = find_renaming(adapter, base, "a")
     assert found == expected
     assert found is not None
@@ -60,7 +60,7 @@ def test_what_stands_before_the_paths(adapter: list[str], base: list[str], expec
         (["a.query"], []),
     ],
 )
-def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> None:
+def test_different_modules_are_not_matched(adapter: list[str], base: list[str]) -> None:
     assert find_renaming(adapter, base, "a") is None
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> Non
         (["encoder.q", "decoder.q"], ["q"], "not `decoder` and `encoder`"),
     ],
 )
-def test_what_could_be_two_modules(adapter: list[str], base: list[str], words: str) -> None:
+def test_ambiguous_module_paths_are_refused(adapter: list[str], base: list[str], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         find_renaming(adapter, base, "a")
 
@@ -89,7 +89,7 @@ def by_number(paths: list[str], sites: SiteMap) -> dict[str, Site]:
 @pytest.mark.parametrize(
     "paths", [(None,) * 6, tuple(f"layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2"))]
 )
-def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) -> None:
+def test_paths_of_another_architecture_are_matched_by_number(paths: tuple[str | None, ...]) -> None:
     sites = renamed_sites(*paths)
     old = [f"vit.encoder.layer.{layer}.{name}" for layer in range(2) for name in ("intermediate.dense", "output.dense")]
     found = by_number(old, sites)
@@ -113,7 +113,7 @@ def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) ->
         "layers.0.monkey",
     ],
 )
-def test_what_no_number_finds(path: str) -> None:
+def test_unnumbered_or_unknown_paths_match_no_site(path: str) -> None:
     assert by_number([path], renamed_sites(*(None,) * 6)) == {}
     assert by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
 
@@ -137,7 +137,7 @@ def test_paths_beside_the_prefix_have_no_counterpart() -> None:
     assert Renaming(add="model").back("other.x") is None
 
 
-def test_a_part_of_a_fused_layer_is_found_by_the_name_that_it_has_elsewhere() -> None:
+def test_parts_of_fused_layers_are_matched_by_usual_names() -> None:
     fused = replace(linear_site("layers.0.attention.qkv", None, 32, 96), parts={"query": (0, 32), "value": (64, 96)})
     found = by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
     assert [(site.name, site.role, site.width) for site in found.values()] == [("layers.0.attention.query", "part", 32)]

@@ -57,7 +57,7 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
         ("prompt", ("PROMPT_TUNING", "trained vectors")),
     ],
 )
-def test_what_peft_can_save_and_no_graph_can_say(name: str, words: tuple[str, ...]) -> None:
+def test_peft_methods_without_a_graph_are_refused(name: str, words: tuple[str, ...]) -> None:
     refused(refused_folder(name), AdapterError, *words)
 
 
@@ -67,7 +67,7 @@ def llama() -> SiteMap:
     return SiteMap((*queries, head), "final", 32)
 
 
-def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> None:
+def test_saved_output_weights_must_equal_those_of_the_base() -> None:
     folder, sites = refused_folder("output_layer"), llama()
     sites = replace(
         sites, sites=tuple(replace(site, path=f"model.{site.path}") for site in sites.sites[:2]) + sites.sites[2:]
@@ -98,7 +98,7 @@ def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> No
         ({"init_lora_weights": "loftq"}, "loftq"),
     ],
 )
-def test_options_that_are_on(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_active_unsupported_options_are_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), AdapterError, words)
 
 
@@ -113,7 +113,7 @@ def test_options_that_are_on(tmp_path: Path, config: dict[str, Any], words: str)
         {"fan_in_fan_out": True},
     ],
 )
-def test_options_that_change_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_inactive_options_are_ignored(tmp_path: Path, config: dict[str, Any]) -> None:
     found = imported(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config)).adapter
     wanted = imported(adapter_folder("bert_lora")).adapter
     assert found.weights.keys() == wanted.weights.keys()
@@ -139,7 +139,7 @@ def test_options_that_change_nothing(tmp_path: Path, config: dict[str, Any]) -> 
         ({"peft_type": None}, "`peft_type`"),
     ],
 )
-def test_values_that_peft_does_not_write(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_invalid_config_values_are_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), FormatError, words)
 
 
@@ -190,25 +190,25 @@ def test_layers_whose_tensors_were_lost_are_listed(tmp_path: Path) -> None:
     assert len(imported(changed(folder, tmp_path / "b", config=on_purpose)).adapter.placements) == 2
 
 
-def test_a_file_without_tensors_of_its_kind(tmp_path: Path) -> None:
+def test_a_file_without_tensors_of_its_kind_is_refused(tmp_path: Path) -> None:
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=lambda _: {})
     refused(folder, TensorError, "no lora tensor")
 
 
-def test_a_base_without_the_modules_lists_them() -> None:
+def test_modules_that_the_base_lacks_are_listed() -> None:
     bert, _ = bare_bert()
     small = SiteMap(tuple(site for site in bert if site.layer == 0), "final", 32)
     with pytest.raises(AdapterError, match=r"`encoder\.layer\.1\.attention\.self\.query`, `encoder.layer.1"):
         imported(adapter_folder("bert_lora"), small)
 
 
-def test_a_base_without_module_paths() -> None:
+def test_bases_without_module_paths_are_refused() -> None:
     nameless = SiteMap((linear_site("layers.0.attention.query", None, 32, 32),), "final", 32)
     with pytest.raises(AdapterError, match="some of its 0 linear layers with a path"):
         imported(adapter_folder("bert_lora"), nameless)
 
 
-def test_an_architecture_that_is_another(tmp_path: Path) -> None:
+def test_adapters_of_another_architecture_are_refused_unless_by_number(tmp_path: Path) -> None:
     named = {"base_model_class": "BertModel", "parent_library": "transformers.models.bert.modeling_bert"}
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config={"auto_mapping": named})
     with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
@@ -267,7 +267,7 @@ def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
         ({"alpha_pattern": {"query|value": 3}}, True),
     ],
 )
-def test_patterns_that_versions_of_peft_read_differently(
+def test_patterns_of_unknown_peft_versions_are_refused_if_ambiguous(
     tmp_path: Path, patterns: dict[str, Any], differ: bool
 ) -> None:
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config=patterns | {"peft_version": None})
@@ -278,7 +278,7 @@ def test_patterns_that_versions_of_peft_read_differently(
     imported(changed(folder, tmp_path / "b", config={"peft_version": "0.17.0"}))
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_folders_without_an_adapter_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent", FileError, "no folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", FileError, "no `adapter_config.json`")
@@ -290,7 +290,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path / "a", FileError, "has no tensors", "`adapter_model.safetensors` or `adapter_model.bin`")
 
 
-def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
+def test_folders_with_several_adapters_require_a_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
         changed(adapter_folder("bert_lora"), tmp_path / name)
     refused(tmp_path, FileError, "the adapters `one`, `two` in it", "`member`")
@@ -300,19 +300,19 @@ def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"r": 8}', '{"peft_type": "LORA", "peft_type": "LORA"}'])
-def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_adapter_configs_are_refused(tmp_path: Path, text: str) -> None:
     changed(adapter_folder("bert_lora"), tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").write_text(text)
     refused(tmp_path / "a", FormatError, "adapter_config.json")
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     path = changed(adapter_folder("bert_lora"), tmp_path / "a") / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     refused(tmp_path / "a", FormatError, "adapter_model.safetensors")
 
 
-def test_a_pickle_that_is_more_than_tensors(tmp_path: Path) -> None:
+def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
     changed(adapter_folder("bert_lora"), tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     code = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()

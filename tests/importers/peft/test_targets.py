@@ -31,13 +31,13 @@ PATHS = [f"model.layers.{layer}.{name}" for layer in range(3) for name in ("attn
         ({}, []),
     ],
 )
-def test_modules(config: dict[str, object], expected: list[str]) -> None:
+def test_configs_select_the_modules_of_peft(config: dict[str, object], expected: list[str]) -> None:
     options = read_options({"peft_type": "LORA", **config}, "a")
     assert list(targeted(options, PATHS)) == [f"model.layers.{path}" for path in expected]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("bert") and "classify" not in name])
-def test_they_are_those_that_peft_saved(name: str) -> None:
+def test_selected_modules_are_those_that_peft_saved(name: str) -> None:
     folder = read_folder(adapter_folder(name), read_pickle=read_torch_file)
     sites, _ = bare_bert()
     prefix = "bert." if read_config(adapter_folder(name))["task_type"] else ""
