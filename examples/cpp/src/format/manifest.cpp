@@ -262,6 +262,7 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
     if (!path.empty()) used.push_back(path);
   }
   used.insert(used.end(), manifest.media_files.begin(), manifest.media_files.end());
+  used.insert(used.end(), manifest.chat_files.begin(), manifest.chat_files.end());
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   if (manifest.fanout) used.push_back(manifest.fanout->prefix);
   for (const auto& record : manifest.adapters) {
@@ -281,7 +282,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
                    "adapters", "golden", "golden_texts", "golden_batches", "text", "head", "model_version", "files",
-                   "media", "derivation", "recorded", "checksums", "generation", "sketches", "checksum"});
+                   "media", "derivation", "recorded", "checksums", "generation", "chat", "sketches", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
@@ -316,6 +317,10 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
     manifest.media = media.at("medium");
     manifest.media_files = {media.at("processor")};
     if (const auto path = value_or(media, "golden", std::string{}); !path.empty()) manifest.media_files.push_back(path);
+  }
+  if (has(document, "chat")) {
+    const auto& chat = known(document.at("chat"), {"templates", "digest", "golden", "roles", "tools"});
+    manifest.chat_files = {chat.at("templates"), chat.at("golden")};
   }
   if (has(document, "recorded")) manifest.recorded = recorded_runs(document.at("recorded"));
   manifest.model_version = document.at("model_version");

@@ -176,6 +176,7 @@ struct Manifest {
   std::string checksums;         // the output with a checksum of each slot's tensor, no part of a result; empty if none
   std::string media;             // what the base reads through a processor, `image` or `audio`; empty if nothing
   std::vector<std::string> media_files;
+  std::vector<std::string> chat_files;  // how conversations become prompts; this client continues no prompts
   std::optional<RecordedRuns> recorded;  // none where no runs were recorded
   std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;

@@ -176,6 +176,8 @@ export interface Manifest {
   recorded?: RecordedRuns | null;
   /** How the base writes texts; not read here. */
   generation?: object | null;
+  /** How conversations become prompts; this client continues no prompts. */
+  chat?: { templates: string; golden: string } | null;
   /** The derivation of each constant; not read here. */
   derivation?: string | null;
   /** The sha256 of the manifest's own bytes with zeros in place of these 64 digits. */
@@ -194,7 +196,7 @@ const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
     "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? " +
-    "golden_batches? media? derivation? recorded? checksums? generation? sketches? checksum?",
+    "golden_batches? media? derivation? recorded? checksums? generation? chat? sketches? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -212,6 +214,7 @@ const KEYS = {
   recorded: "runtime provider processor features cases",
   task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix? template?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
+  chat: "templates digest golden roles tools",
   text: "tokenizer digest",
   sketch: "axes largest columns moduli",
   lengths: "minimum? maximum? multiple_of? exceptions?",
@@ -268,6 +271,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   if (manifest.recorded) checkRecord(manifest.recorded, "recorded", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
   if (manifest.media) checkRecord(manifest.media, "media", where);
+  if (manifest.chat) checkRecord(manifest.chat, "chat", where);
 }
 
 function checkGolden(records: GoldenRecord[], where: string): void {
@@ -379,13 +383,13 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 }
 
 /** Throws a Fault if a file that the manifest names has no hash. */
-function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, golden_batches, media, files }: Manifest, where: string): void {
+function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, golden_batches, media, chat, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap(({ onnx_adapter, safetensors, baked, golden: own }) => {
     return [onnx_adapter, safetensors, baked, own.path, own.parts?.path];
   });
-  const ofMedia = [media?.processor, media?.golden];
-  for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, golden_batches, ...ofMedia]) {
+  const ofReaders = [media?.processor, media?.golden, chat?.templates, chat?.golden];
+  for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, golden_batches, ...ofReaders]) {
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }
