@@ -55,6 +55,10 @@ DOORS = (
     ("model", "import adapterhub {topic} --base {} -o new"),
     ("adapter", "import peft {} --base {model} -o new"),
     ("model", "import peft {topic} --base {} -o new"),
+    ("model", "import finetuned {} --base {model} -o new"),
+    ("model", "import finetuned {model} --base {} -o new"),
+    ("adapter", "doctor {} --base {model}"),
+    ("model", "doctor {topic} --base {}"),
     ("model", "merge {} --adapter {topic} -o new"),
     ("artifact", "merge {model} --adapter {} -o new"),
     ("model", "pack {tensors} --base {} --kind lora -o new"),
@@ -76,7 +80,9 @@ DOORS = (
     ("table", "evaluate {bundle} --adapter topic --data {}"),
     ("model", "evaluate {bundle} --adapter topic --data {table} --against {}"),
     ("any", "inspect {}"),
+    ("table", "evaluate {bundle} --adapter topic --data {table} --training-data {}"),
     ("artifact", "run {} --text a"),
+    ("artifact", "generate {} --prompt a"),
     ("table", "run {bundle} --adapter topic --data {}"),
     ("artifact", "verify {}"),
     ("artifact", "bench {}"),
@@ -99,6 +105,7 @@ LOCAL = {
     *("output", "out", "report", "svg", "plot", "repro", "write_site_map", "state"),  # written
     *("site_map", "key", "certificate", "card", "baseline", "arrays", "adapter_file", "adapters_dir", "prompt"),
     "gguf_base",
+    *("json_schema", "lora_root"),  # read on this machine, whose administrator names them
     *(
         "add bundle",
         "remove bundle",
@@ -110,8 +117,12 @@ LOCAL = {
 }
 """Paths that are never addresses: a new one is a door, or is named here."""
 
-UNTRIED = {("lint", "validation_data"), ("lint", "test_data"), ("identify", "weights")}
-"""The first two are taken so that the options of `train` can be reused, and not read; the last needs a GenAI folder."""
+UNTRIED = {
+    *(("lint", "validation_data"), ("lint", "test_data")),  # the options of `train`, not read
+    ("identify", "weights"),  # for a folder of onnxruntime-genai
+    ("build", "chat_template"),  # for a base that generates
+    ("import", "finetuned", "data"),  # for a model that differs from the base
+}
 
 QUICK = (
     *("capture {} -o new", "sites {}", "train {} --data {table} -o new", "import peft {} --base {model} -o new"),

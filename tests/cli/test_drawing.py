@@ -134,7 +134,7 @@ def test_drawing_has_both_colour_schemes_and_a_description() -> None:
     for name in used:
         assert re.search(rf"\.{name}\b", light), name
         assert re.search(rf"\.{name}\b", dark), name
-    assert ET.fromstring(svg).findtext(f"{_SVG}desc") == "a (houlsby) acts at 1 places"
+    assert ET.fromstring(svg).findtext(f"{_SVG}desc") == "a (houlsby) acts at 1 place"
 
 
 def test_empty_placements_draw_only_the_title() -> None:

@@ -222,7 +222,7 @@ def test_chat_training_notes_dropped_and_truncated_rows(
     # `w11 w5 w6 w7 w95 w12 | …`, `w11 w5 w95 w12 | w6 w7 …`, `w11 w5 w95 w12 | w9 w95`; roles have two tokens
     assert adapter.training["data"]["training"]["tokens_to_learn"] == 2 + 2
     assert "2 texts of the training data exceed 8 tokens and are truncated" in heard.notes
-    assert "1 texts of the training data have no tokens to learn and were skipped" in heard.notes
+    assert "1 text of the training data has no tokens to learn and was skipped" in heard.notes
     assert "1 row of the training data repeats another row and was skipped (line 4)" in heard.notes
     assert any("reading the training conversations" in step for step in heard.steps)
     with pytest.raises(UsageError, match="the chat template ends the answers"):

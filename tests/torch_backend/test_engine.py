@@ -171,7 +171,7 @@ def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data
 def test_training_out_of_memory_names_the_option_to_lower(ended_runs: Path) -> None:
     """Run in a separate process: memory freed by other tests would count, and a worker without memory may crash."""
     said = (ended_runs / "memory.txt").read_text()
-    assert re.search(r"step 1: out of memory; found 30000 rows .*`gradient_accumulation`", said), said
+    assert re.search(r"the first step: out of memory; found 30,000 rows .*`gradient_accumulation`", said), said
 
 
 @pytest.mark.parametrize("change", ["learning_rate", "labels"])
