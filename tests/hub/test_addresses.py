@@ -72,6 +72,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
         ("model", {**MODEL, **STRAY}, set(MODEL)),
         ("tokenizer", {**MODEL, **STRAY}, {"tokenizer.json"}),
         ("model", {**MODEL, **TEMPLATES, **STRAY}, {*MODEL, *TEMPLATES}),
+        ("tokenizer", {**MODEL, **TEMPLATES, **STRAY}, {"tokenizer.json", *TEMPLATES}),
         (
             "model",
             {**indexed("a.safetensors", "b.safetensors"), "a.safetensors": TENSORS, "b.safetensors": b"b", **STRAY},
@@ -115,7 +116,17 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
             {"one/adapter_config.json", "one/adapter.safetensors"},
         ),
     ],
-    ids=["model", "tokenizer", "chat templates", "shards", "sentences", "sentences inside", "PEFT", "several adapters"],
+    ids=[
+        "model",
+        "tokenizer",
+        "chat templates",
+        "chat templates alone",
+        "shards",
+        "sentences",
+        "sentences inside",
+        "PEFT",
+        "several adapters",
+    ],
 )
 def test_only_needed_files_are_downloaded(
     contents: Contents, files: dict[str, bytes], taken: set[str], hub: HubServer

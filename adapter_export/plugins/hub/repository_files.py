@@ -129,6 +129,10 @@ def _inside(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
+def _has_chat_templates(path: str) -> bool:
+    return path == "tokenizer_config.json" or (_parent(path) in ("", _TEMPLATES) and path.endswith(".jinja"))
+
+
 def _differs(listed: RemoteFile | None, file: Path | None) -> bool:
     return listed is None or file is None or sha256_of(file) != listed.digest
 
@@ -187,7 +191,7 @@ class _Repository:
         return first, weights
 
     def tokenizer(self) -> Collection[RemoteFile]:
-        """Return the tokenizer file."""
+        """Return the tokenizer file, and those with its chat templates."""
         if _TOKENIZER not in self.remote.files:
             raise BaseModelError(
                 f"has no `{_TOKENIZER}`",
@@ -196,7 +200,9 @@ class _Repository:
                 expected="a tokenizer of the tokenizers library",
                 fix="save one with `tokenizer.save_pretrained(folder)`",
             )
-        return [self.remote.files[_TOKENIZER]]
+        chat = [file for file in self.remote.files.values() if _has_chat_templates(file.path)]
+        check_bounds(chat, self.reference)
+        return [self.remote.files[_TOKENIZER], *chat]
 
     def _take_texts(self, folder: str) -> list[RemoteFile]:
         files = [
