@@ -25,6 +25,7 @@ from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
 from adapter_export.runtime.graphs import Values, on_device
 from adapter_export.safe_io.regular_files import map_bytes, read_bytes
+from adapter_export.tables import number_of
 from adapter_export.words import did_you_mean, quoted
 
 _SHOWN = 20
@@ -418,7 +419,7 @@ def _check_adapter(
     wanted = len(task.labels) or task.kind.width or classes
     if classes != wanted:
         what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
-        actual = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
+        actual = number_of(wanted, "label") if task.labels else f"{number_of(classes, 'number')} in each result"
         raise AdapterError(what, where=where, found=actual, expected=f"{classes if task.labels else wanted}")
     return head, task
 
