@@ -194,7 +194,7 @@ def test_oversized_requests_and_too_many_adapters_are_refused(service: httpx2.Cl
     chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
     assert service.post("/answer", content=chunks).status_code == 413
     long = "a" * (MOST_CHARACTERS + 1)
-    assert "1000000" in service.post("/answer", json={"adapter": "wide", "texts": [long]}).json()["error"]
+    assert "1,000,000" in service.post("/answer", json={"adapter": "wide", "texts": [long]}).json()["error"]
     assert "256" in service.post("/answer", json={"adapter": "wide", "texts": ["a"] * 257}).json()["error"]
     data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
     with ThreadPoolExecutor(5) as pool:

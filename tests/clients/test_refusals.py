@@ -64,7 +64,7 @@ DAMAGES = {
     "link out of the folder": (_linked_out(ADAPTER), "a link to a file outside the"),
     "manifest that is a link": (_linked_out("manifest.json"), "a link to a file outside the"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
-    "no JSON": (lambda b: (b / "manifest.json").write_text('{"version": '), "JSON"),
+    "no JSON": (lambda b: (b / "manifest.json").write_text('{"version": '), "manifest.json: is not valid JSON"),
     "newer major version": (_edited(lambda d: d.update(version="2.0.0")), "2.0.0"),
     "unknown key": (_edited(lambda d: d["slots"][0].update(scale=2)), "scale"),
     "path with `..`": (_edited(lambda d: d["files"][0].update(path="../outside")), "may leave its folder"),

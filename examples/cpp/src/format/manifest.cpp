@@ -409,7 +409,9 @@ Manifest read_manifest(const std::filesystem::path& folder) {
     const auto document = parse_json(text);
     check_checksum(text, document);
     return parse(document, folder);
-  } catch (const std::exception& error) {  // one of ours, or one of the JSON library
+  } catch (const json::parse_error& error) {
+    throw Fault({"is not valid JSON", path.string(), error.what(), "", "build the bundle again"});
+  } catch (const std::exception& error) {  // one of ours, or another one of the JSON library
     throw Fault({"cannot be used", path.string(), error.what(), "", "build the bundle again"});
   }
 }

@@ -227,7 +227,7 @@ export function parseManifest(bytes: Uint8Array, where: string): Manifest {
   try {
     manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as Manifest;
   } catch (error) {
-    throw new Fault({ what: "is no JSON", where, found: String(error), fix: "build the bundle again" });
+    throw new Fault({ what: "is not valid JSON", where, found: String(error), fix: "build the bundle again" });
   }
   checkVersion(manifest?.version, where);
   checkKeys(manifest, where);
