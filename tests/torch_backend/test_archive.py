@@ -163,7 +163,7 @@ DAMAGE: dict[str, tuple[Callable[[Entries], object], str]] = {
     "no json": (put(PROGRAM, b"{"), "is not JSON"),
     "deep json": (put(PROGRAM, b"[" * 100_000), "is not JSON"),
     "huge number": (put(PROGRAM, b"9" * 100_000), "is not JSON"),
-    "a key twice": (put(PROGRAM, b'{"graph_module": 1, "graph_module": 2}'), "twice"),
+    "a key twice": (put(PROGRAM, b'{"graph_module": 1, "graph_module": 2}'), "repeats the key"),
     "no program": (put(PROGRAM, b"{}"), "does not contain a program"),
     "an empty program": (put(PROGRAM, b'{"graph_module": {}}'), "torch cannot load"),
     "another format": (put("archive_format", b"pt3"), "archive_format"),
