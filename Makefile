@@ -48,7 +48,7 @@ help:
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute, SEED=N)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
-	@echo 'make test    lint, types, layers, spelling, and the tests within this process (five minutes on two cores)'
+	@echo 'make test    lint, types, layers, spelling, and the tests within this process (seven minutes on two cores)'
 	@echo 'make test-all  the same with clients, browsers, platforms, and whatever else starts programs or takes long'
 	@echo '             (twenty-two minutes)'
 	@echo 'make lint    lint, types, layers, spelling'

@@ -74,8 +74,8 @@ class TextMaker:
 
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
         """Return the golden texts of a bundle with these adapters; arguments of each as for `adapter`."""
-        known = self.library_texts is not None and self.library_texts.digest == self.tokenizer.digest
-        wrong = different(self.tokenizer, self.library_texts) if self.library_texts is not None and known else []
+        comparable = self.library_texts is not None and self.library_texts.digest == self.tokenizer.digest
+        wrong = different(self.tokenizer, self.library_texts) if self.library_texts is not None and comparable else []
         if wrong:
             raise BaseModelError(
                 "the tokenizer's ids differ from those of the model's own library",
@@ -85,7 +85,7 @@ class TextMaker:
             )
         made_by = (
             self.library_texts.tokenizer
-            if self.library_texts is not None and known
+            if self.library_texts is not None and comparable
             else f"tokenizers {version('tokenizers')}"
         )
         sets = [self.adapter(adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters]
@@ -135,9 +135,11 @@ class TextMaker:
             except RequestError:  # the maximum length has no room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
-            known = answered.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
-            if known is not None and (not row.cut or (task is None and len(known.ids) == limit)):
-                ids, types = list(known.ids), list(known.token_type_ids)
+            golden = (
+                answered.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
+            )
+            if golden is not None and (not row.cut or (task is None and len(golden.ids) == limit)):
+                ids, types = list(golden.ids), list(golden.token_type_ids)
             if ids:
                 first, second = text if isinstance(text, Pair) else (text, None)
                 yield GoldenText(name, first, second, tuple(ids), tuple(types), side=side), row
@@ -250,9 +252,9 @@ def check_contract(
     text, base_head = bundle.manifest.text, model.head
     name = bundle.manifest.head
     if base_head is not None and base_head.head is not None and name in names and name is not None:
-        known, stored = base_head.head.task, bundle.record(name).task
-        same = known == stored
-        detail = "matches the model" if same else f"{_facts(stored)}, the model has {_facts(known)}"
+        expected, stored = base_head.head.task, bundle.record(name).task
+        same = expected == stored
+        detail = "matches the model" if same else f"{_facts(stored)}, the model has {_facts(expected)}"
         yield Finding.tested("task", name, same, detail)
     if text is None:
         return
@@ -364,12 +366,12 @@ def _answer_faults(
     for group in groups.values():
         ids = np.array([text.ids for text in group], np.int64)
         types = np.array([text.token_type_ids for text in group], np.int64)
-        known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
         contexts = [_context(text) for text in group]
         try:
             fit, count = bundle.manifest.fit, ids.shape[1]
             behind = 0 if fit is None else fit(count, pads=session.may_pad(text_set.adapter)) - count
-            arrays = {name: np.pad(known[name], [(0, 0), (0, behind)]) for name in names if name in known}
+            arrays = {name: np.pad(inputs[name], [(0, 0), (0, behind)]) for name in names if name in inputs}
             contexts = [None if text_set is None else np.pad(text_set, (0, behind)) for text_set in contexts]
             answers = session.answer(arrays, text_set.adapter, context=contexts)
         except RequestError as error:

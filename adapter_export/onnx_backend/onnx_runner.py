@@ -74,7 +74,7 @@ class Pieces:
 
         `condense` makes outputs smaller as soon as no later piece reads them, before the next request runs.
         """
-        known: list[Arrays] = [dict(feeds) for feeds in requests]
+        available: list[Arrays] = [dict(feeds) for feeds in requests]
         results: list[Arrays] = [{} for _ in requests]
         for at, model in enumerate(self._models):
             later = self.reads_after(at)
@@ -85,7 +85,7 @@ class Pieces:
                 for name in values.keys() - later:
                     del values[name]
 
-            self._run_piece(model, known, settle)
+            self._run_piece(model, available, settle)
         return [{name: values[name] for name in self._outputs} for values in results]
 
     def reads_after(self, at: int) -> set[str]:
@@ -97,19 +97,19 @@ class Pieces:
 
         An input for which it returns `None` keeps its default. Computed values are dropped after their last use.
         """
-        known: Arrays = {}
+        available: Arrays = {}
         for at, model in enumerate(self._models):
-            fetched = {name: fetch(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
+            fetched = {name: fetch(name) for name in {_name(value) for value in model.graph.inputs} - available.keys()}
             feeds = {name: value for name, value in fetched.items() if value is not None}
-            everything = [{**known, **feeds}]
+            everything = [{**available, **feeds}]
             self._run_piece(model, everything)
             computed = {name: value for name, value in everything[0].items() if name not in feeds}
-            yield {name: value for name, value in computed.items() if name not in known and name in self._outputs}
+            yield {name: value for name, value in computed.items() if name not in available and name in self._outputs}
             later = self.reads_after(at)
-            known = {name: value for name, value in computed.items() if name in later}
+            available = {name: value for name, value in computed.items() if name in later}
 
     def _run_piece(
-        self, model: ir.Model, known: Sequence[Arrays], settle: Callable[[int, Arrays], None] | None = None
+        self, model: ir.Model, available: Sequence[Arrays], settle: Callable[[int, Arrays], None] | None = None
     ) -> None:
         """Run one piece, and call `settle` after each request.
 
@@ -122,9 +122,9 @@ class Pieces:
             self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
         # by identity: comparing contents would cost more than most pieces
-        keys = [frozenset((name, id(values[name])) for name in inputs if name in values) for values in known]
+        keys = [frozenset((name, id(values[name])) for name in inputs if name in values) for values in available]
         remaining, computed = Counter(keys), dict[frozenset[tuple[str, int]], Arrays]()
-        for at, (key, values) in enumerate(zip(keys, known, strict=True)):
+        for at, (key, values) in enumerate(zip(keys, available, strict=True)):
             if key not in computed:
                 computed[key] = run_session(session, {name: values[name] for name in inputs if name in values})
             values.update(computed[key])
@@ -468,10 +468,10 @@ class CutRunner:
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
         """Return the NumPy type of each value that `node_values` can yield, by name."""
         typed = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
-        known = {_name(value): value.dtype.numpy().name for value in typed if value.name and value.dtype is not None}
+        types = {_name(value): value.dtype.numpy().name for value in typed if value.name and value.dtype is not None}
         places = {} if adapter is None else adapter.placements
         graphs = {} if adapter is None else adapter.graphs
-        return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
+        return types | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
         """Return all outputs of `run` in float64, or `None` for large models and operators outside ONNX."""

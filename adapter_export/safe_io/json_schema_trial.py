@@ -64,9 +64,7 @@ def respond(call: Mapping[str, Any]) -> dict[str, Any]:
         if not matcher.is_error():
             matcher.compute_bitmask()
         return {"refusal": error_of(matcher)}
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - any error is the reason
+    except (ValueError, TypeError, RuntimeError) as error:  # those of llguidance; another one ends the process
         return {"refusal": _line(str(error)) or type(error).__name__}
 
 

@@ -373,6 +373,34 @@ def llama_index(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Documen
     return together(rows, lambda row: row.adapter, ask)
 
 
+@refusing
+def mlflow(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """`BundleModel.predict`, which `mlflow.pyfunc` calls; its table has the columns of all rows."""
+    from adapter_export.plugins.integrations.mlflow import BundleModel
+
+    model = BundleModel(ae.open_bundle(bundle.folder, verify=False))
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        columns = ("text", "pair") if isinstance(some[0].asked, tuple) else ("text",)
+        if isinstance(some[0].asked, list):
+            table = [{"text": row.asked[0][0], "choices": [choice for _, choice in row.asked]} for row in some]
+        else:
+            texts = ((row.asked,) if isinstance(row.asked, str) else row.asked for row in some)
+            table = [dict(zip(columns, one, strict=True)) for one in texts]
+        answers = model.predict(table, {"adapter": some[0].adapter or "base", "strength": some[0].strength})
+        return [
+            {key: value for key, value in one.items() if not (isinstance(value, float) and np.isnan(value))}
+            for one in answers.to_dict("records")
+        ]
+
+    return together(rows, lambda row: (shape(row), row.adapter, row.strength), ask)
+
+
+def without_weights(bundle: Bundle, row: Row) -> bool:
+    """Rows that an adapter answers with its own weights."""
+    return answers(bundle, row) and row.weights is None
+
+
 PYTHON = (
     EntryPoint("Session.run_many", run_many, "arrays"),
     EntryPoint("Session.answer, padded", session_answer, "arrays", answers),
@@ -388,4 +416,5 @@ PYTHON = (
     EntryPoint("sentence-transformers", sentence_transformers, "text", retrieves),
     EntryPoint("LangChain", langchain, "text", retrieves),
     EntryPoint("LlamaIndex", llama_index, "text", embeds),
+    EntryPoint("MLflow", mlflow, "text", without_weights),
 )

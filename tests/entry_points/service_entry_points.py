@@ -32,12 +32,11 @@ def slug(bundle: Bundle) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in bundle.name)
 
 
-def _post(client: httpx2.Client, path: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _post(client: httpx2.Client, path: str, call: Mapping[str, Any]) -> Any:
     answer = client.post(path, json=call)
     if answer.status_code != 200:
         raise RefusedError(f"{answer.status_code} {answer.text}")
-    found: dict[str, Any] = answer.json()
-    return found
+    return answer.json()
 
 
 def _models(bundle: Bundle, rows: Sequence[Row]) -> list[str]:
@@ -204,6 +203,59 @@ def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client
     return together(rows, _one_model, ask)
 
 
+def tei_embed(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
+    """`POST /embed`, with vectors as the task makes them."""
+
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        recipe = bundle.oracle.recipe(rows[0])
+        assert recipe is not None
+        call = {"model": _models(bundle, rows)[0], "inputs": [row.asked for row in rows]}
+        vectors = _post(client, "/embed", {**call, "normalize": bool(recipe.task.get("normalised"))})
+        return [{**_named(bundle, row), "vector": one} for row, one in zip(rows, vectors, strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
+def tei_predict(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
+    """`POST /predict`, with a list of lists."""
+
+    def answer_of(row: Row, scores: Sequence[Mapping[str, Any]]) -> Document:
+        recipe = bundle.oracle.recipe(row)
+        assert recipe is not None
+        shares = {one["label"]: one["score"] for one in scores}
+        best = {"label": scores[0]["label"], "probability": scores[0]["score"]}
+        return {**_named(bundle, row), **best, "probabilities": {name: shares[name] for name in recipe.task["labels"]}}
+
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, rows)[0], "inputs": [[row.asked] for row in rows]}
+        return [answer_of(*one) for one in zip(rows, _post(client, "/predict", call), strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
+def vllm_score(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
+    """`POST /score`, pair by pair."""
+
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        first, second = ([row.asked[side] for row in rows] for side in (0, 1))
+        call = {"model": _models(bundle, rows)[0], "text_1": first, "text_2": second}
+        scores = [one["score"] for one in _post(client, "/score", call)["data"]]
+        return [{**_named(bundle, row), "score": one} for row, one in zip(rows, scores, strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
+def vllm_pooling(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
+    """`POST /pooling` of vectors."""
+
+    def ask(rows: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, rows)[0], "input": [row.asked for row in rows]}
+        found = _post(client, "/pooling", call)["data"]
+        return [{**_named(bundle, row), "vector": one["data"]} for row, one in zip(rows, found, strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
 def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx2.Client) -> Sequence[Document]:
     """`POST /v1/rerank`; all rows of a call have one query."""
 
@@ -247,5 +299,9 @@ SERVICES = (
     EntryPoint("serve /v1/embeddings", openai_embeddings, "text", _by_openai, "serve", ("embedding",)),
     EntryPoint("serve /v1/rerank", cohere_rerank, "text", _by_cohere, "serve", ("ranking",)),
     EntryPoint("serve /classify", vllm_classify, "text", _by_vllm, "serve", ("single_label",)),
+    EntryPoint("serve /embed", tei_embed, "text", _by_openai, "serve", ("embedding",)),
+    EntryPoint("serve /predict", tei_predict, "text", _by_vllm, "serve", ("single_label",)),
+    EntryPoint("serve /score", vllm_score, "text", _by_cohere, "serve", ("ranking",)),
+    EntryPoint("serve /pooling", vllm_pooling, "text", _by_openai, "serve", ("embedding",)),
     EntryPoint("C++ service", cpp_service, "arrays", needs="cpp_services"),
 )

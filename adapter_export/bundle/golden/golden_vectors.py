@@ -144,15 +144,15 @@ def stored_case(name: str, tensors: Mapping[str, np.ndarray], inputs: Sequence[I
     return case_of(name, arrays, inputs, seeds)
 
 
-def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
+def check_cases(manifest: Manifest, stored: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
     """Return shapes for a bundle: every pair of a batch, a length and a kind of padding, then its length limits.
 
-    Without a maximum length in the manifest, no case is longer than the longest of the `known` cases.
+    Without a maximum length in the manifest, no case is longer than the longest of the `stored` cases.
     """
     longest: int | None = None
     if manifest.max_tokens is None:
         batches = {record.axes[0] for record in manifest.inputs if record.axes}
-        lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
+        lengths = (length for case in stored for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
     cases = covering_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
     checked = [(shape.core, case_of(shape.name, shape.arrays, manifest.inputs, shape.seeds)) for shape in cases]
@@ -288,9 +288,9 @@ def read_golden(
     tensors = read_tensors(path)
     missing = {f"{case}.output.{name}" for case in record.cases for name in record.absolute} - tensors.keys()
     cases = [stored_case(case, tensors, inputs, path) for case in record.cases] if not missing else []
-    known = {name for case in cases for name in stored_inputs(case)}
-    known |= {f"{case.name}.output.{name}" for case in cases for name in record.absolute}
-    wrong = missing or tensors.keys() - known
+    expected = {name for case in cases for name in stored_inputs(case)}
+    expected |= {f"{case.name}.output.{name}" for case in cases for name in record.absolute}
+    wrong = missing or tensors.keys() - expected
     if wrong:
         raise TensorError(
             "the golden vectors do not match their cases",
@@ -371,27 +371,27 @@ def scale(values: np.ndarray) -> float:
 class Tolerance:
     """Budgets for comparing two outputs of the bundle with each other instead of with a reference.
 
-    `known` has budgets by adapter (`None` is the base) and output, widened by the measured needs of the reference.
+    `measured` has budgets by adapter (`None` is the base) and output, widened by the measured needs of the reference.
     """
 
     allowance: Allowance
-    known: Mapping[tuple[str | None, str], Budget]
+    measured: Mapping[tuple[str | None, str], Budget]
 
     @classmethod
     def of(cls, allowance: Allowance, manifest: Manifest, computed: Iterable[Golden]) -> Tolerance:
         """Return the tolerance of a bundle: its golden budgets, or a reference's measured needs."""
         records: dict[str | None, GoldenRecord] = {None: manifest.golden}
         records |= {record.name: record.golden for record in manifest.adapters}
-        known = {
+        measured = {
             (name, each): _stored_budget(record, each) for name, record in records.items() for each in record.absolute
         }
-        known |= {(golden.adapter, each): budget for golden in computed for each, budget in golden.budgets.items()}
-        return cls(allowance, known)
+        measured |= {(golden.adapter, each): budget for golden in computed for each, budget in golden.budgets.items()}
+        return cls(allowance, measured)
 
     def __call__(self, adapter: str | None, output: str, expected: np.ndarray) -> Budget:
-        """Return the budget of an output from its expected values; at least its known budget."""
+        """Return the budget of an output from its expected values; at least its measured budget."""
         formula = self.allowance.budget(expected)
-        return max(self.known.get((adapter, output), formula), formula, key=lambda budget: budget.absolute)
+        return max(self.measured.get((adapter, output), formula), formula, key=lambda budget: budget.absolute)
 
 
 def to_disturb(cases: Sequence[Case]) -> list[Case]:
@@ -436,7 +436,7 @@ class GoldenMaker:
         `output` is the graph's output for the adapter's head; `name` is the adapter's name in the bundle, if it differs
         from the adapter's name. `inspect` receives each case with its whole outputs.
         """
-        known = name if adapter is None or name is not None else adapter.name
+        recorded = name if adapter is None or name is not None else adapter.name
         outputs, vague = [], list[Undefined]()
         for case in self.cases:
             computed = run(self.references, case.arrays, adapter, self.outputs, output)
@@ -445,21 +445,22 @@ class GoldenMaker:
             outputs.append({**sketched(computed, self.sketches), **self._expected_checksums(case, adapter)})
             del computed
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
-            reporter.step(f"{known or BASE}, {case.name}: reference")
+            reporter.step(f"{recorded or BASE}, {case.name}: reference")
         few = to_disturb(self.cases)
         moved = self._measure_rounding(
-            few, adapter, output, lambda: reporter.step(f"{known or BASE}: reference with errors")
+            few, adapter, output, lambda: reporter.step(f"{recorded or BASE}: reference with errors")
         )
         budgets = self._budgets(outputs, moved)
         description = self.references.description
-        return Golden(known, self.cases, outputs, budgets, description, "reference", vague, self.sketches)
+        return Golden(recorded, self.cases, outputs, budgets, description, "reference", vague, self.sketches)
 
     def measure(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
         """Return one computed case, with budgets widened by the measured effect of rounding on it."""
         moved = self._measure_rounding([golden.cases[at]], adapter, output, lambda: None)
         wider = self._budgets(golden.outputs, moved)
         budgets = {
-            name: max(known, wider[name], key=lambda budget: budget.absolute) for name, known in golden.budgets.items()
+            name: max(formula, wider[name], key=lambda budget: budget.absolute)
+            for name, formula in golden.budgets.items()
         }
         case, outputs, vague = golden.cases[at], golden.outputs[at], golden.undefined[at]
         return replace(golden, budgets=budgets, cases=[case], outputs=[outputs], undefined=[vague])

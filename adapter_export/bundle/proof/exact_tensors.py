@@ -91,10 +91,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """The user's model; `again` exports its base once more, with operators fused or not."""
+    """The user's model; `export_again` exports its base once more, with operators fused or not."""
 
     origin: Origin
-    again: Callable[[bool], OnnxBase]
+    export_again: Callable[[bool], OnnxBase]
 
 
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -245,8 +245,8 @@ def check_tensors(
         yield _constant(file, name, array, known, tensors, export)
     for kind in variants:
         variant = VARIANTS[kind]
-        for again in variant.rebuild(bundle, export.base) if kind != "slots" and not variant.by_text else ():
-            yield from _as_in_slots(bundle, variant, again, export.why)
+        for rebuilt in variant.rebuild(bundle, export.base) if kind != "slots" and not variant.by_text else ():
+            yield from _as_in_slots(bundle, variant, rebuilt, export.why)
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class _NewExport:
             why = "the bundle was built from a different program with these weights, or from a different capture"
         else:
             try:
-                base = source.again(derivation is not None and derivation.optimized)
+                base = source.export_again(derivation is not None and derivation.optimized)
                 model = insert_slots(base, plan)
                 if bundle.manifest.checksums is not None:
                     model = add_checksums(model, plan.slots, bundle.manifest.checksums, base.inputs)
@@ -390,12 +390,12 @@ def _node_difference(actual: object, expected: object) -> str:
     return "different bytes"
 
 
-def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: RebuiltGraph, why: str) -> Iterator[Finding]:
+def _as_in_slots(bundle: OpenedBundle, variant: Variant, rebuilt: RebuiltGraph, why: str) -> Iterator[Finding]:
     """Yield findings on whether a graph has the constants of the graph with slots and matches a new export.
 
     `why` is the reason if nothing was exported again.
     """
-    file, tensors, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
+    file, tensors, shared = rebuilt.file, constants(bundle.model(rebuilt.file)), constants(bundle.slots_model)
     common = variant.common(shared)
     wrong = [f"`{name}`" for name in common if name not in tensors or not _is_same(tensors[name], shared[name])]
     names = ", ".join(wrong[:_SHOWN])
@@ -408,16 +408,16 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: RebuiltGraph, wh
         f"{len(wrong)} differ: {names}" if wrong else f"{len(common)}, bit-exact",
         (SpanRecord("constants", len(common) - len(wrong), len(common)),),
     )
-    claim = f"every node matches {again.source}"
-    if again.model is None:
+    claim = f"every node matches {rebuilt.source}"
+    if rebuilt.model is None:
         yield Finding("nodes", file, claim, "unverified", file, why)
     else:
-        yield _as_rebuilt(bundle, again, again.model, "nodes", claim)
+        yield _as_rebuilt(bundle, rebuilt, rebuilt.model, "nodes", claim)
 
 
-def _as_rebuilt(bundle: OpenedBundle, again: RebuiltGraph, expected: ir.Model, check: str, claim: str) -> Finding:
+def _as_rebuilt(bundle: OpenedBundle, rebuilt: RebuiltGraph, expected: ir.Model, check: str, claim: str) -> Finding:
     """Compare every node and constant of a graph with those of the graph exported again."""
-    model, wanted = bundle.model(again.file), constants(expected)
+    model, wanted = bundle.model(rebuilt.file), constants(expected)
     stored = constants(model)
     apart = [f"`{name}`" for name in wanted.keys() | stored.keys()
              if name not in wanted or name not in stored or not _is_same(wanted[name], stored[name])]  # fmt: skip
@@ -426,7 +426,7 @@ def _as_rebuilt(bundle: OpenedBundle, again: RebuiltGraph, expected: ir.Model, c
         differs = f"constants that differ: {', '.join(sorted(apart)[:_SHOWN])}"
     status: Status = "exact" if differs is None else "failed"
     detail = differs or f"{number_of(len(model.graph), 'node')}, {number_of(len(stored), 'constant')}, bit-exact"
-    return Finding(check, again.file, claim, status, again.file, detail)
+    return Finding(check, rebuilt.file, claim, status, rebuilt.file, detail)
 
 
 def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
@@ -434,12 +434,12 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     fanout = bundle.manifest.fanout
     assert fanout is not None  # a bundle with these graphs has `fanout`
     values: tuple[OutputRecord, ...] = ()
-    for again in VARIANTS["fanout"].rebuild(bundle, None):
-        assert again.model is not None  # it is derived from the bank
-        claim = f"every node and constant matches {again.source}"
-        yield _as_rebuilt(bundle, again, again.model, "cut", claim)
-        if again.file == fanout.prefix:
-            values = crossing_values(again.model)
+    for rebuilt in VARIANTS["fanout"].rebuild(bundle, None):
+        assert rebuilt.model is not None  # it is derived from the bank
+        claim = f"every node and constant matches {rebuilt.source}"
+        yield _as_rebuilt(bundle, rebuilt, rebuilt.model, "cut", claim)
+        if rebuilt.file == fanout.prefix:
+            values = crossing_values(rebuilt.model)
     same = fanout.values == values
     detail = "matches the graph `bank`" if same else f"is {list(fanout.values)}, but the bank gives {list(values)}"
     yield Finding(

@@ -132,16 +132,16 @@ def _axes(bundle: OpenedBundle) -> Finding:
 def _files(bundle: OpenedBundle) -> Finding:
     """Verify that the manifest names each file of adapters, of golden data and of the derivation: none was dropped."""
     manifest = bundle.manifest
-    named = {*manifest.golden.files, manifest.golden_texts, manifest.golden_batches, manifest.derivation}
-    named |= {None if manifest.media is None else manifest.media.golden}
-    named |= {None if manifest.chat is None else manifest.chat.golden}
+    named_files = {*manifest.golden.files, manifest.golden_texts, manifest.golden_batches, manifest.derivation}
+    named_files |= {None if manifest.media is None else manifest.media.golden}
+    named_files |= {None if manifest.chat is None else manifest.chat.golden}
     for record in manifest.adapters:
-        named |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
+        named_files |= {record.onnx_adapter, record.safetensors, record.baked, *record.golden.files}
     sources = tuple(f"{record.source}/" for record in manifest.adapters)
     unnamed = [
         file.path
         for file in manifest.files
-        if file.path.startswith(_FOLDERS) and file.path not in named and not file.path.startswith(sources)
+        if file.path.startswith(_FOLDERS) and file.path not in named_files and not file.path.startswith(sources)
     ]
     return Finding(
         "manifest",

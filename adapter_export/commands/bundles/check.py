@@ -257,8 +257,8 @@ def reference_sides(
 
     derivation = plan.bundle.derivation()
     origin = origin_of(base, wanted.precision.name, optimized=derivation is not None and derivation.optimized)
-    with same_precision(base, wanted.precision) as (runner, again):
-        source = Source(origin, again)
+    with same_precision(base, wanted.precision) as (runner, export_again):
+        source = Source(origin, export_again)
         reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
         if texts is None and wanted.precision.name == base.precision:
             yield reference, None

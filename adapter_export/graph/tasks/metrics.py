@@ -262,11 +262,11 @@ def judge_label_sets(
     answered = probabilities >= np.asarray(thresholds)
 
     def measure(units: Indices) -> Sequence[float]:
-        wanted, predicted, sure = right[units], answered[units], probabilities[units]
-        micro, macro = (sk.f1_score(wanted, predicted, average=how, zero_division=0.0) for how in ("micro", "macro"))
-        present = np.flatnonzero(wanted.any(0))
-        precisions = [sk.average_precision_score(wanted[:, label], sure[:, label]) for label in present]
-        return micro, macro, sk.accuracy_score(wanted, predicted), np.mean(precisions) if precisions else math.nan
+        truth, predicted, sure = right[units], answered[units], probabilities[units]
+        micro, macro = (sk.f1_score(truth, predicted, average=how, zero_division=0.0) for how in ("micro", "macro"))
+        present = np.flatnonzero(truth.any(0))
+        precisions = [sk.average_precision_score(truth[:, label], sure[:, label]) for label in present]
+        return micro, macro, sk.accuracy_score(truth, predicted), np.mean(precisions) if precisions else math.nan
 
     return Judged(
         LABEL_SETS,
@@ -337,8 +337,8 @@ def judge_tags(
     entities = has_entities(labels)
     counts = np.zeros((len(right), 3))
     if entities:
-        for at, (predicted, wanted) in enumerate(zip(*named, strict=True)):
-            predicted_entities, true = set(get_entities(predicted)), set(get_entities(wanted))
+        for at, (predicted, truth) in enumerate(zip(*named, strict=True)):
+            predicted_entities, true = set(get_entities(predicted)), set(get_entities(truth))
             counts[at] = len(predicted_entities & true), len(predicted_entities), len(true)
 
     def measure(units: Indices) -> Sequence[float]:
@@ -367,11 +367,12 @@ def judge_spans(answered: Sequence[str], right: Sequence[Sequence[str]]) -> Judg
     As the official script of SQuAD 1.1 does (Rajpurkar et al. 2016, `evaluate-v1.1.py`); no answer is the empty text.
     """
     exact = [
-        max(plain(answer) == plain(reference) for reference in wanted)
-        for answer, wanted in zip(answered, right, strict=True)
+        max(plain(answer) == plain(reference) for reference in references)
+        for answer, references in zip(answered, right, strict=True)
     ]
     shared = [
-        max(token_f1(answer, reference) for reference in wanted) for answer, wanted in zip(answered, right, strict=True)
+        max(token_f1(answer, reference) for reference in references)
+        for answer, references in zip(answered, right, strict=True)
     ]
     scores = np.array([exact, shared], np.float64).T
     return Judged(
@@ -392,22 +393,22 @@ def plain(text: str) -> str:
 
 def token_f1(answered: str, right: str) -> float:
     """Return the F1 of the words of two answers: 2·shared / (words of the one + words of the other)."""
-    words, wanted = plain(answered).split(), plain(right).split()
-    if not words or not wanted:
-        return float(words == wanted)
-    return 2 * sum((Counter(words) & Counter(wanted)).values()) / (len(words) + len(wanted))
+    words, reference = plain(answered).split(), plain(right).split()
+    if not words or not reference:
+        return float(words == reference)
+    return 2 * sum((Counter(words) & Counter(reference)).values()) / (len(words) + len(reference))
 
 
 def judge_numbers(answered: Floats, right: Floats) -> Judged:
     """Judge numbers [rows, numbers]; the metrics are means over the columns."""
 
     def measure(units: Indices) -> Sequence[float]:
-        predicted, wanted = answered[units], right[units]
-        columns = list(zip(predicted.T, wanted.T, strict=True))
+        predicted, truth = answered[units], right[units]
+        columns = list(zip(predicted.T, truth.T, strict=True))
         pearson, spearman = (np.mean([correlation(how, *pair) for pair in columns]) for how in ("pearson", "spearman"))
-        varies = len(units) > 1 and all(np.ptp(column) > 0 for column in wanted.T)
-        r2 = sk.r2_score(wanted, predicted) if varies else math.nan
-        return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, predicted)
+        varies = len(units) > 1 and all(np.ptp(column) > 0 for column in truth.T)
+        r2 = sk.r2_score(truth, predicted) if varies else math.nan
+        return float(pearson), float(spearman), r2, sk.mean_absolute_error(truth, predicted)
 
     pairs = tuple(answered.tolist()), tuple(right.tolist())
     errors = np.abs(answered - right).mean(-1)
@@ -442,7 +443,7 @@ def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
     near = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vectors)
     nearest = near.kneighbors(return_distance=False)[:, 0]  # without a query, no row is its own neighbour
     answered = [classes[at] for at in nearest]
-    hits = np.array([label == wanted for label, wanted in zip(answered, classes, strict=True)], np.float64)
+    hits = np.array([label == truth for label, truth in zip(answered, classes, strict=True)], np.float64)
     return Judged(
         NEIGHBOURS,
         lambda units: (float(hits[units].mean()),),

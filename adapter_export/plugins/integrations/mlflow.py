@@ -117,16 +117,15 @@ class BundleModel:
         """Return the answer to each row as JSON; arguments and errors as of `predict`."""
         if not rows:
             return []
-        name = BASE if adapter == BASE else adapter
-        if self.generates(name):
+        if self.generates(adapter):
             _check_full_strength(options)
-            texts = self._writer.write([_text_of(row) for row in rows], name, decoding=_decoding(options))
-            return [{"adapter": name, "text": text.text, "finish": text.finish} for text in texts]
+            texts = self._writer.write([_text_of(row) for row in rows], adapter, decoding=_decoding(options))
+            return [{"adapter": adapter, "text": text.text, "finish": text.finish} for text in texts]
         asked = [_asked(row) for row in rows]
-        answers = self.reader.answer(asked, name, strength=options.get("strength"))
-        named = self.session.named(name) or self.session.base_head
-        task = self.session.answering(named)
-        return [{"adapter": named, "task": task.type, **answer.document()} for answer in answers]
+        answers = self.reader.answer(asked, adapter, strength=options.get("strength"))
+        answering = self.session.named(adapter) or self.session.base_head
+        task = self.session.answering(answering)
+        return [{"adapter": answering, "task": task.type, **answer.document()} for answer in answers]
 
     def generates(self, adapter: str | None) -> bool:
         """Return whether calls of an adapter generate texts: it has no task, and the bundle generates."""

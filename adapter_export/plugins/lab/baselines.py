@@ -1,4 +1,8 @@
-"""Baselines of an evaluation: the base's own head, its vectors as they are, and a logistic regression on them."""
+"""Baselines of an evaluation: the base's own head, its vectors as they are, and a logistic regression on them.
+
+They run in ONNX Runtime, on a machine without torch. Training has baselines of its own, in torch: it needs no
+scikit-learn.
+"""
 
 from __future__ import annotations
 

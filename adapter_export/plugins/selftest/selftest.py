@@ -112,7 +112,7 @@ def self_test(
     """
     if reference is not None and reference.source is not None:
         source = reference.source  # shared by all faults, because an export is slow
-        reference = replace(reference, source=Source(source.origin, cache(source.again)))
+        reference = replace(reference, source=Source(source.origin, cache(source.export_again)))
     plan = _few(plan_check(bundle, brief=True))
     computed = [golden for golden in context_of(plan, reference).expected if golden.against == "reference"]
     prove(plan, reference, computed=computed).raise_for_failure()

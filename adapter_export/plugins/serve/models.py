@@ -8,7 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -175,11 +175,10 @@ class LoadedBundle:
         self.session.load_bytes(
             extra.name, extra.data, labels=extra.labels, task=extra.task, where=f"adapter `{extra.name}`"
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.session.unload, extra.name)
             extra.check(self.session)
-        except Exception:
-            self.session.unload(extra.name)
-            raise
+            undo.pop_all()
         self.extras[extra.name] = replace(extra, proof=None)
         self.digests[extra.name] = extra.digest
         self.used[extra.name] = next(_uses)  # otherwise it would be the first to be unloaded

@@ -19,6 +19,7 @@ from tiers import some_quick
 
 import adapter_export as ae
 from adapter_export.errors import AdapterError, OtherModulesError, ParityError, TensorError, UsageError
+from adapter_export.plugins.formats.importers.finetuned.library_proof import deviation
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -324,3 +325,19 @@ def test_non_finite_weights_are_refused(bert: Path, base: ae.Base, tmp_path: Pat
     checkpoint = write_changed(tmp_path / "nan", lambda tensors: tensors[name].fill_(float("nan")), bert / "merged")
     with pytest.raises(TensorError, match=f"NaN or infinity; found `{name}`"):
         import_it(checkpoint, base)
+
+
+@pytest.mark.parametrize(
+    ("computed", "expected", "difference"),
+    [
+        ([1.0, 2.0], [1.0, 2.5], 0.5),
+        ([1.0, -np.inf], [1.0, -np.inf], 0.0),
+        ([1.0, np.inf], [1.0, -np.inf], np.inf),
+        ([1.0, np.inf], [1.0, 2.0], np.inf),
+        ([np.nan, 2.0], [np.nan, 2.0], np.inf),
+        ([np.nan, 2.0], [1.0, 2.0], np.inf),
+        ([1.0], [1.0, 2.0], np.inf),
+    ],
+)
+def test_outputs_with_nan_never_agree(computed: list[float], expected: list[float], difference: float) -> None:
+    assert deviation(np.array(computed), np.array(expected)).difference == difference

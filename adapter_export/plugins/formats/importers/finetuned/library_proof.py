@@ -64,13 +64,13 @@ def prove_import(imported: ImportedCheckpoint, checkpoint: CheckpointFolder, bas
     for case, before in zip(cases, originals, strict=True):
         after, outputs = library.run(case), runner.run(case, adapter)
         for name, other in names.items():
-            approximated.append(_deviation(outputs[name], after[other]))
-            original.append(_deviation(outputs[name], before[other]))
+            approximated.append(deviation(outputs[name], after[other]))
+            original.append(deviation(outputs[name], before[other]))
     _check(_worst(approximated), "with the weights of the adapter")
-    deviation = _worst(original)
+    lost = _worst(original)
     if imported.exact and checkpoint.dtype in ("float32", "float64"):
-        _check(deviation, "as it is")
-    return deviation
+        _check(lost, "as it is")
+    return lost
 
 
 def _result_names(imported: ImportedCheckpoint, base: Base) -> dict[str, str]:
@@ -81,21 +81,24 @@ def _result_names(imported: ImportedCheckpoint, base: Base) -> dict[str, str]:
     return {head_output(outputs, head.output): "logits"}
 
 
-def _check(deviation: Deviation, what: str) -> None:
-    if not deviation.relative <= _ALLOWED:
+def _check(measured: Deviation, what: str) -> None:
+    if not measured.relative <= _ALLOWED:
         raise ParityError(
             f"the checkpoint in transformers, {what}",
-            found=f"a difference of {deviation.difference:.1e} to base and adapter, of outputs up to "
-            f"{deviation.scale:.1e}",
-            expected=f"at most {_ALLOWED * deviation.scale:.1e}; the configurations of both models may differ",
+            found=f"a difference of {measured.difference:.1e} to base and adapter, of outputs up to "
+            f"{measured.scale:.1e}",
+            expected=f"at most {_ALLOWED * measured.scale:.1e}; the configurations of both models may differ",
         )
 
 
-def _deviation(first: np.ndarray, second: np.ndarray) -> Deviation:
-    finite = np.isfinite(first) & np.isfinite(second)
-    if first.shape != second.shape or not np.array_equal(np.isfinite(first), np.isfinite(second)):
+def deviation(first: np.ndarray, second: np.ndarray) -> Deviation:
+    """Return the largest difference; infinite if shapes or infinities differ, or if there is a NaN."""
+    finite = np.isfinite(second)
+    if first.shape != second.shape or np.isnan(first).any() or not np.array_equal(first[~finite], second[~finite]):
         return Deviation(float("inf"), 1.0)
-    return Deviation(float(np.abs(first - second)[finite].max(initial=0)), float(np.abs(second[finite]).max(initial=0)))
+    return Deviation(
+        float(np.abs(first[finite] - second[finite]).max(initial=0)), float(np.abs(second[finite]).max(initial=0))
+    )
 
 
 def _worst(deviations: Sequence[Deviation]) -> Deviation:

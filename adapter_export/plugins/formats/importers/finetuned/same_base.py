@@ -1,4 +1,4 @@
-"""TensorComparison of a checkpoint's tensors with those of its base, and refusal of another base."""
+"""Comparison of a checkpoint's tensors with those of its base, and refusal of another base."""
 
 from __future__ import annotations
 
