@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from adapter_export.errors import UsageError
 from adapter_export.words import argument, joined
@@ -121,6 +121,11 @@ DELIMITER = Option("Separator of the cells of a csv file, such as `;` or `tab`; 
 ENCODING = Option("Encoding of text files, such as `cp1252`; UTF-8 by default, and detected.", "NAME")
 SKIP_INCOMPLETE = Option("Skip rows without text or label instead of failing.")
 
+FormName = Literal["given", "auto"]
+
+FormOption = Annotated[
+    FormName, Option("The bundle as `given`, or `auto`: what `bench` found fastest on this machine, and saved.")
+]
 Force = Annotated[bool, Option("Replace an existing output.")]
 SITE_MAP = Option(
     "Site map that overrides or completes the detected sites; `sites --write-site-map` writes one.", "FILE"

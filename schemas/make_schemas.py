@@ -22,6 +22,7 @@ from descriptions import described
 from service_schemas import answer_schema, http_schema
 from versions import changed_without_version, write_digests
 
+from adapter_export.bundle.chosen_form import MeasuredForm
 from adapter_export.bundle.signature_claim import SignatureClaim
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
@@ -60,6 +61,7 @@ RECORDS: Mapping[str, type] = {
     "golden-chats": GoldenChats,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
+    "measured-form": MeasuredForm,
     "self-test": SelfTestReport,
     "signature-claim": SignatureClaim,
     "site-map": SiteMapDocument,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapter_export.bundle.chosen_form import FORM_VERSION
 from adapter_export.format.adapter_files import ADAPTER_VERSION
 from adapter_export.format.check_report import REPORT_VERSION, SELF_TEST_VERSION
 from adapter_export.format.derivation import DERIVATION_VERSION
@@ -32,6 +33,7 @@ VERSIONS: Mapping[str, str] = {
     "golden-chats": CHAT_VERSION,
     "golden-media": MEDIA_VERSION,
     "golden-texts": GOLDEN_TEXTS_VERSION,
+    "measured-form": FORM_VERSION,
     "self-test": SELF_TEST_VERSION,
     "site-map": SITE_MAP_VERSION,
 }

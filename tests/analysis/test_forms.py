@@ -103,7 +103,7 @@ def test_a_model_is_measured_in_each_form(built: Path) -> None:
 
 
 def test_bundles_are_measured_in_each_variant(built: Path) -> None:
-    options = ["--adapter", "tone", "--rows", "3", "--seconds", "0.001", "--json"]
+    options = ["--adapter", "tone", "--rows", "3", "--seconds", "0.001", "--providers", "cpu", "--json"]
     done = CliRunner().invoke(main, ["bench", str(built / "int8"), str(built / "bundle"), *options])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)

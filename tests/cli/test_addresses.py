@@ -86,6 +86,7 @@ DOORS = (
     ("table", "run {bundle} --adapter topic --data {}"),
     ("artifact", "verify {}"),
     ("artifact", "bench {}"),
+    ("table", "bench {bundle} --adapter topic --data {} --seconds 0.01 --providers cpu"),
     ("artifact", "serve {} --port 0"),
     ("artifact", "ship {} --layout docker -o new"),
 )

@@ -12,7 +12,7 @@ from adapter_export.address import Address
 from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.decoding import Decoding
 from adapter_export.errors import RequestError, UsageError
-from adapter_export.option import Option, OptionsOf
+from adapter_export.option import FormOption, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.tables import Described
 from adapter_export.words import argument, quoted
@@ -93,6 +93,7 @@ def chat(
     *,
     adapter: Annotated[str | None, "Adapter that answers first."] = None,
     provider: Annotated[ProviderName, "Execution provider."] = "cpu",
+    form: FormOption = "given",
     threads: Annotated[int | None, "Threads per operation."] = None,
     **options: Annotated[Any, OptionsOf(Decoding)],
 ) -> Chat:
@@ -104,10 +105,12 @@ def chat(
         InputError: the bundle cannot be used.
     """
     (decoding,) = OptionsOf(Decoding).split("chat", options)
+    from adapter_export.bundle.chosen_form import chosen_form
     from adapter_export.bundle.open_bundle import open_bundle
 
-    opened = open_bundle(bundle)
-    writer = opened.writer(opened.session(provider=provider, threads=threads, on_demand=True))
+    chosen = chosen_form(bundle, form, provider)
+    opened = open_bundle(chosen.bundle)
+    writer = opened.writer(opened.session(provider=chosen.provider, threads=threads, on_demand=True))
     _ = writer.chat  # raises an error without a template
     conversation = Chat(writer, None, Decoding(**decoding))
     writer.check_limit(conversation.decoding)

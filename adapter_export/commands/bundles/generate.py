@@ -13,7 +13,7 @@ from adapter_export.commands.bundles._chat import CHAT
 from adapter_export.commands.bundles.run import AdapterFile, FileLabels, FileTask, Provider
 from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
-from adapter_export.option import Option, OptionsOf
+from adapter_export.option import FormOption, Option, OptionsOf
 from adapter_export.tables import Described, number_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def generate(
     task: FileTask = None,
     many: Annotated[bool, "Stream one JSON document per text, in the order of the prompts."] = False,
     provider: Provider = "cpu",
+    form: FormOption = "given",
     threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
     **decoding: Annotated[Any, OptionsOf(Decoding)],
 ) -> Texts:
@@ -109,11 +110,13 @@ def generate(
     from adapter_export.commands.bundles import _run_rows as run_rows
 
     run_rows.check_together({**locals()}, [("adapter", "adapters")], _NEEDS)
+    from adapter_export.bundle.chosen_form import chosen_form
     from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.graph.tasks.asked import Row
 
-    opened = open_bundle(bundle)
-    session = opened.session(provider=provider, threads=threads, on_demand=True)
+    run_as = chosen_form(bundle, form, provider)
+    opened = open_bundle(run_as.bundle)
+    session = opened.session(provider=run_as.provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         loaded = run_rows.load_adapter_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded

@@ -12,7 +12,7 @@ from adapter_export.commands.command import Command, Screen
 from adapter_export.decoding import Decoding
 from adapter_export.errors import UsageError
 from adapter_export.graph.task_names import ProblemType
-from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
+from adapter_export.option import DELIMITER, ENCODING, Force, FormOption, Option, OptionsOf
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -161,6 +161,7 @@ def run(
     token_budget: TokenBudget = None,
     allow_mixed_rows: MixedRows = False,
     provider: Provider = "cpu",
+    form: FormOption = "given",
     threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
@@ -187,7 +188,6 @@ def run(
     """
     (files,) = OptionsOf(_files).split("run", options)
     _check_together({**locals(), **files}, tuple(OptionsOf(_files).defaults()))
-    from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.format.tabular.table_rows import Columns
@@ -208,19 +208,21 @@ def run(
     if medium is not None:
         rows = run_rows.media_rows(files[medium])
     elif arrays is None:
-        form = TableFormat(delimiter, encoding)
-        columns = Columns(text_column, pair_column, adapter_column, form)
+        columns = Columns(text_column, pair_column, adapter_column, TableFormat(delimiter, encoding))
         file = None if data is None else locate(data, "table", reporter).path
         read = run_rows.text_rows(texts, pairs, encoding) if file is None else run_rows.read_file(file, columns)
         rows = list(read.rows)
         for note in read.notes:
             reporter.warn(note)
+    from adapter_export.bundle.chosen_form import chosen_form
+    from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.runtime.answerer import Answerer, Reading
 
-    opened = open_bundle(bundle)
+    chosen = chosen_form(bundle, form, provider)
+    opened = open_bundle(chosen.bundle)
     if arrays is not None:
         rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))
-    session = opened.session(provider=provider, threads=threads, on_demand=True)
+    session = opened.session(provider=chosen.provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         loaded = run_rows.load_adapter_file(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded  # an adapter file without a chosen adapter is the one to use
@@ -362,7 +364,7 @@ COMMAND: Command[Answers] = Command(
             "stride",
             "arrays",
         ),
-        "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
+        "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "form", "threads"),
     },
     common=("text", "pair", "adapter", "data"),
     moved={**dict.fromkeys(("prompt", *OptionsOf(Decoding).defaults()), GENERATE), "chat": _CHAT},

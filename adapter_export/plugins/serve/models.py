@@ -532,12 +532,18 @@ def named_bundles(places: Sequence[str]) -> dict[str, Bundle]:
     """
     by_name: dict[str, Bundle] = {}
     for place in places:
-        name, sign, path = place.partition("=")
-        if not sign or "/" in name:
-            path, is_remote = place, "://" in place
-            name = re.split("[@:]", place.rpartition("/")[2])[0] if is_remote else Path(place).resolve().name
-        check_name(name)
+        name, path = named_place(place)
         if name in by_name:
             raise UsageError("two bundles have the same name", found=f"`{name}`", fix=f"rename one: OTHER={path}")
         by_name[name] = Bundle.open(locate(path, "artifact").path)
     return by_name
+
+
+def named_place(place: str) -> tuple[str, str]:
+    """Return the name of a bundle, and its folder or reference. Raises InputError if the name is invalid."""
+    name, sign, path = place.partition("=")
+    if not sign or "/" in name:
+        path, is_remote = place, "://" in place
+        name = re.split("[@:]", place.rpartition("/")[2])[0] if is_remote else Path(place).resolve().name
+    check_name(name)
+    return name, path

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.option import Option
+from adapter_export.option import FormOption, Option
 from adapter_export.providers import ProviderName
 
 
@@ -17,6 +17,7 @@ class SessionSettings:
     Attributes:
         mapped_weights: compute on memory-mapped weights, which several processes share, instead of packed copies.
         provider: the execution provider.
+        form: the bundles as given, or the forms that `bench` saved.
         threads: threads of one operator.
         concurrency: concurrent calls of a session.
         max_batch_size: maximum rows of a call, and maximum texts that are generated at a time.
@@ -28,6 +29,7 @@ class SessionSettings:
 
     mapped_weights: Annotated[bool, "Disable prepacking so that workers share memory-mapped weights."] = False
     provider: Annotated[ProviderName, "Execution provider."] = "cpu"
+    form: FormOption = "given"
     threads: Annotated[int, Option("Threads per operator.", least=1)] = 1
     concurrency: Annotated[int, Option("Concurrent calls per session.", least=1)] = 1
     max_batch_size: Annotated[int, Option("Maximum rows per call.", least=1)] = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError
 from adapter_export.format.precision import PRECISION_NAMES, known_precisions
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.providers import PROVIDERS, ProviderName, provider_names
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.words import argument
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
 
 _ROWS, _TOKENS = 1, 32
+
+_BATCH = 8
+"""Rows of a batch of a user's own texts."""
 
 
 def bench(
@@ -51,6 +56,18 @@ def bench(
     precisions: Annotated[
         tuple[str, ...], Option(f"Precisions to build a model in: {', '.join(PRECISION_NAMES)}.", "A,B,…")
     ] = PRECISION_NAMES,
+    providers: Annotated[
+        tuple[str, ...],
+        Option("Providers that compute the forms of bundles. Default: those that are installed.", "P,Q,…", commas=True),
+    ] = (),
+    data: Annotated[
+        Address | None, Option("Table of your own texts, whose lengths decide the calls of several forms.", "FILE")
+    ] = None,
+    text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
+    save_form: Annotated[
+        bool,
+        Option("Write the recommended form beside each bundle, for `--form auto` of `run`, `generate` and `serve`."),
+    ] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
@@ -62,13 +79,17 @@ def bench(
     Pass the recommended settings to `serve`: one for throughput, one for latency.
 
     One model: each precision with each option of `build` that changes it, beside float32. Several bundles of one base:
-    each of their graph variants, beside the first bundle in float32. Calls of two take turns on one thread; times are
-    ratios, and the loss is the smallest cosine of an output with that in float32 on random tokens. The recommended form
-    is the fastest of those that stay close.
+    each of their graph variants, with each provider, beside the first bundle in float32; one bundle too with
+    `providers`, `data` or `save_form`. Calls of two take turns on one thread; times are ratios, and the loss is the
+    smallest cosine of an output with that in float32 on random tokens. The recommended form is the fastest of those
+    that stay close.
 
     Args:
         candidates: one bundle, several bundles of one base, or one model; or their folders and files.
         precisions: the precisions to build a model in.
+        providers: the providers that compute the forms of bundles; those that cannot are skipped with the reason.
+        data: calls have one row of the median length of these texts, one of their 95th percentile, and eight of that.
+        save_form: write the choice to `NAME.form.json` beside each bundle NAME.
         site_map: the sites of the model.
         trust_pickle: load the model even if it could run code.
         reporter: receives a step for each turn of a setting, or for each form.
@@ -107,7 +128,12 @@ def bench(
             found=f"`{adapter}`",
             fix="leave it out, or build bundles and give those",
         )
-    if len(bundles) == 1:
+    of_forms = {"providers": providers, "data": data, "save_form": save_form}
+    if models and (named := [name for name, value in of_forms.items() if value]):
+        raise UsageError("is of bundles", where=argument(named[0]), fix="build the model, and give the bundles")
+    if data is not None and not (rows is None and tokens is None):
+        raise UsageError(argument("data") + " decides rows and tokens", fix="give no others")
+    if len(bundles) == 1 and not any(of_forms.values()):
         from adapter_export.bundle.latency import supported_tokens
         from adapter_export.plugins.lab.speed.concurrency import Load, measure_ways
 
@@ -120,7 +146,11 @@ def bench(
         SHAPES if rows is None and tokens is None else ((rows or _ROWS, tokens or _TOKENS),)
     )
     if not models:
-        return _of_bundles(bundles, adapter, shapes, tokens, seconds, reporter)
+        beside = [open_bundle(bundle) for bundle in bundles]
+        if data is not None:
+            shapes = _shapes_of(beside[0], adapter, locate(data, "table", reporter).path, text_column)
+        measured = _of_bundles(beside, adapter, Calls(shapes, tokens, seconds), provider_names(providers), reporter)
+        return measured if not save_form else _save(measured, beside)
     base = base_for(models[0], OpenOptions(site_map, trust_pickle), reporter)
     shapes = _supported(shapes, base.inputs, base.lengths, tokens)
     return _of_model(base, chosen, shapes, seconds, reporter)
@@ -157,20 +187,47 @@ def _of_model(
         return measure_forms(reference, others, shapes, seconds, skipped, reporter)
 
 
+@dataclass(frozen=True)
+class Calls:
+    """The calls that are timed.
+
+    Attributes:
+        shapes: rows and tokens of each.
+        tokens: the tokens that the user chose, which must be supported.
+        seconds: the duration of each form and shape.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    tokens: int | None
+    seconds: float
+
+
+def _shapes_of(bundle: Bundle, adapter: str | None, path: Path, text_column: str) -> Sequence[tuple[int, int]]:
+    """Return one row of the median length of a table's texts, one of the 95th percentile, and eight of that."""
+    import numpy as np
+
+    from adapter_export.commands.bundles._run_rows import read_file
+    from adapter_export.format.tabular.table_rows import Columns
+
+    rows = read_file(path, Columns(text_column)).rows
+    read = bundle.texts(bundle.session(on_demand=True)).read([row.asked for row in rows], adapter)
+    lengths = [len(encoded.encoding.ids) for text in read for encoded in text.rows]
+    middle, long = (int(np.percentile(lengths, share, method="higher")) for share in (50, 95))
+    return tuple(dict.fromkeys(((1, middle), (1, long), (_BATCH, long))))
+
+
 def _of_bundles(
-    sources: Sequence[Bundle | Path],
+    opened: Sequence[Bundle],
     adapter: str | None,
-    shapes: Sequence[tuple[int, int]],
-    tokens: int | None,
-    seconds: float,
+    calls: Calls,
+    providers: Sequence[ProviderName],
     reporter: Reporter,
 ) -> FormBenchmark:
-    """Measure each graph of bundles of one base."""
+    """Measure each graph of bundles of one base with each provider."""
     from adapter_export.bundle.bundle_reader import OpenedBundle
-    from adapter_export.plugins.lab.speed.forms import bundle_candidates, measure_forms
-    from adapter_export.runtime import Bundle
+    from adapter_export.plugins.lab.speed.forms import bundle_candidates, measure_forms, providers_here
 
-    paths = [source.folder if isinstance(source, Bundle) else source for source in sources]
+    paths = [bundle.folder for bundle in opened]
     counts = Counter(path.resolve() for path in paths)
     if max(counts.values()) > 1:
         raise UsageError("a bundle is given twice", found=f"`{counts.most_common(1)[0][0]}`", fix="omit one of them")
@@ -185,15 +242,48 @@ def _of_bundles(
         )
 
     manifest = next(iter(bundles.values())).manifest
-    shapes = _supported(shapes, manifest.inputs, manifest.lengths, tokens)
+    shapes = _supported(calls.shapes, manifest.inputs, manifest.lengths, calls.tokens)
+    skipped: dict[str, str] = {}
 
     def graphs() -> Iterator[Candidate]:
         plain = [name for name, bundle in bundles.items() if bundle.numerics.precision.name == "fp32"]
         for name in sorted(bundles, key=lambda name: name not in plain[:1]):
-            yield from bundle_candidates(name, bundles[name], adapter)
+            # the CPU's own, even if it is not chosen: the others are compared with it
+            names = dict.fromkeys(("cpu", *(providers or providers_here())))
+            yield from bundle_candidates(name, bundles[name], adapter, tuple(names), skipped)
 
     each = graphs()
-    return measure_forms(next(each), each, shapes, seconds, {}, reporter)
+    return measure_forms(next(each), each, shapes, calls.seconds, skipped, reporter)
+
+
+def _save(measured: FormBenchmark, bundles: Sequence[Bundle]) -> FormBenchmark:
+    """Write the recommended form beside each bundle, and return the measurement with these files."""
+    from adapter_export.bundle import chosen_form
+    from adapter_export.plugins.lab.speed.forms import recommend
+
+    # sessions run no baked graph
+    served = [form for form in measured.forms if form.variant in PROVIDERS[form.provider].variants]
+    best, _ = recommend(served)
+    folders = [bundle.folder.resolve() for bundle in bundles]
+    chosen = next(
+        bundle.folder for bundle in bundles if best.name in (bundle.folder.resolve().name, str(bundle.folder))
+    )
+    times = tuple(chosen_form.FormRatio(time.rows, time.tokens, time.ratio.ratio) for time in best.times)
+    files = [
+        chosen_form.save_form(
+            chosen_form.MeasuredForm(
+                chosen_form.FORM_VERSION,
+                chosen_form.relative_folder(chosen, folder),
+                best.provider,
+                chosen_form.runtime_here(best.provider),
+                chosen_form.processor_here(),
+                times,
+            ),
+            folder,
+        )
+        for folder in folders
+    ]
+    return replace(measured, saved=tuple(map(str, files)))
 
 
 def _show(benchmark: Benchmark | FormBenchmark, screen: Screen) -> None:
@@ -210,5 +300,6 @@ COMMAND: Command[Benchmark | FormBenchmark] = Command(
         "adapter-export bench bundle --adapter trec --rows 8 --tokens 128 --json",
         "adapter-export bench model.pt --precisions fp32,int8",
         "adapter-export bench bundle-fp32 bundle-int8 --adapter trec",
+        "adapter-export bench bundle-fp32 bundle-int8 --adapter trec --data questions.csv --save-form",
     ),
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.latency import Latency, interleaved, ratio, sample
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import FLOAT_TYPES, Array
-from adapter_export.errors import RequestError, UsageError
+from adapter_export.errors import FormatError, RequestError, UsageError
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import loss_cases, shown_tokens
 from adapter_export.onnx_backend.base.external import bytes_with_weights
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.quantise.rewritten import Verdict, smallest_cosine, verdict_of
+from adapter_export.providers import PROVIDERS, ProviderName
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.runtime.graphs import open_session, run_session
+from adapter_export.runtime.graphs import OpenGraph, OrtGraph, open_session, run_session
 from adapter_export.tables import Described, Table, html_of, size
 from adapter_export.words import argument, command, joined, quoted
 
@@ -51,6 +53,7 @@ class Candidate:
         bytes: of the graph with its weights.
         call: prepares a call for a batch of data inputs; the call returns the outputs by name.
         options: the arguments of `build` that make it; empty for a bundle.
+        provider: computes the calls.
     """
 
     name: str
@@ -60,9 +63,10 @@ class Candidate:
     bytes: int
     call: Callable[[Inputs], Callable[[], Mapping[str, np.ndarray]]]
     options: Mapping[str, object] = field(default_factory=dict)
+    provider: ProviderName = "cpu"
 
     def __str__(self) -> str:
-        return self.name if self.variant is None else f"{self.name} ({self.variant})"
+        return self.name + _details(self.variant, self.provider)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class FormTimes:
         cosine: the smallest cosine of two vectors of an output with those of the reference, on random tokens.
         verdict: `close` from .98 on, `far` below .95, else `apart`.
         options: the arguments of `build` that make it; empty for a bundle.
+        provider: the provider that computed it.
     """
 
     name: str
@@ -105,9 +110,16 @@ class FormTimes:
     cosine: float
     verdict: Verdict
     options: Mapping[str, object] = field(default_factory=dict)
+    provider: ProviderName = "cpu"
 
     def __str__(self) -> str:
-        return f"`{self.name}`" if self.variant is None else f"`{self.name}` ({self.variant})"
+        return f"`{self.name}`" + _details(self.variant, self.provider)
+
+
+def _details(variant: str | None, provider: ProviderName) -> str:
+    """Return the variant and a provider other than the CPU's in brackets, or nothing."""
+    words = [word for word in (variant, None if provider == "cpu" else provider) if word is not None]
+    return f" ({', '.join(words)})" if words else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,6 +130,7 @@ class FormBenchmark(Described):
         runtime: the release that computed the calls.
         forms: the forms, the reference first.
         skipped: the reason, by the form that cannot be made.
+        saved: the files that name the recommended form beside the bundles.
         recommended: the form to ship.
         reason: the reason, in a sentence.
     """
@@ -125,6 +138,7 @@ class FormBenchmark(Described):
     runtime: str
     forms: tuple[FormTimes, ...]
     skipped: Mapping[str, str]
+    saved: tuple[str, ...] = ()
     recommended: FormTimes = field(init=False)
     reason: str = field(init=False)
 
@@ -141,13 +155,16 @@ class FormBenchmark(Described):
         """Return a row for each form; times are ratios to the reference."""
         shapes = [f"{time.rows} × {time.tokens}" for time in self.forms[0].times]
         variants = any(form.variant is not None for form in self.forms)
+        providers = len({form.provider for form in self.forms}) > 1
         rows = []
         for form in self.forms:
             cells = [form.name, *([str(form.variant or "–")] if variants else [])]
+            cells += [form.provider] if providers else []
             cells += [f"{time.ratio.ratio:.2f}" for time in form.times]
             rows.append([*cells, size(form.bytes), f"{form.cosine:.4f}", form.verdict])
-        columns = ["form", *(["variant"] if variants else []), *shapes, "size", "cosine", "verdict"]
-        numbers = "l" * (1 + variants) + "r" * (len(shapes) + 2) + "l"
+        details = [*(["variant"] if variants else []), *(["provider"] if providers else [])]
+        columns = ["form", *details, *shapes, "size", "cosine", "verdict"]
+        numbers = "l" * (1 + len(details)) + "r" * (len(shapes) + 2) + "l"
         return Table(columns, rows, numbers=numbers, spare=("cosine", "size"))
 
     def advice(self) -> tuple[str, ...]:
@@ -163,6 +180,8 @@ class FormBenchmark(Described):
             f"times are over {reference}, one thread, calls in turns: rows × tokens, {scale}",
             f"ship {self.recommended}: {self.reason}; " + measure + " measures the loss on your own rows",
             *build,
+            *(f"wrote {path}" for path in self.saved),
+            *((argument("form", "auto") + " of `run`, `generate` and `serve` runs it",) if self.saved else ()),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -209,8 +228,16 @@ def base_candidate(name: str, options: Mapping[str, object], base: OnnxBase) -> 
     return Candidate(name, None, base.inputs, base.lengths, bytes_with_weights(base.path, base.model), call, options)
 
 
-def bundle_candidates(name: str, bundle: OpenedBundle, adapter: str | None) -> Iterator[Candidate]:
-    """Yield the graphs of a bundle that run an adapter in one call.
+def bundle_candidates(
+    name: str,
+    bundle: OpenedBundle,
+    adapter: str | None,
+    providers: Sequence[ProviderName],
+    skipped: dict[str, str],
+) -> Iterator[Candidate]:
+    """Yield the graphs of a bundle that run an adapter in one call, with each provider that may run them.
+
+    `skipped` receives each provider that is not here, has no graph in the bundle, or computes other golden data.
 
     Raises:
         RequestError: the bundle lacks the adapter.
@@ -219,22 +246,50 @@ def bundle_candidates(name: str, bundle: OpenedBundle, adapter: str | None) -> I
     known = [record.name for record in manifest.adapters]
     if adapter not in (None, *known):
         raise RequestError("no such adapter", where=name, found=f"`{adapter}`", expected=f"one of {quoted(known)}")
-    for variant in VARIANTS.values():
-        for file in () if variant.by_text else variant.files(manifest):
-            if adapter in variant.adapters(manifest, file):
-                yield _bundle_candidate(name, Graph(bundle, variant.name, file), adapter)
+    graphs = [
+        Graph(bundle, variant.name, file)
+        for variant in VARIANTS.values()
+        for file in (() if variant.by_text else variant.files(manifest))
+        if adapter in variant.adapters(manifest, file)
+    ]
+    for provider in providers:
+        if provider != "cpu":
+            try:
+                bundle.bundle.session(provider=provider, threads=1)  # compares golden data where that is the rule
+            except (UsageError, FormatError) as error:
+                skipped[f"{name}, {provider}"] = error.problem().sentence()
+                continue
+        for graph in graphs:
+            if provider == "cpu" or graph.variant in PROVIDERS[provider].variants:
+                yield _bundle_candidate(name, graph, adapter, provider)
 
 
-def _bundle_candidate(name: str, graph: Graph, adapter: str | None) -> Candidate:
-    manifest, path = graph.bundle.manifest, graph.bundle.home / graph.file
-    session = open_session(path, threads=1)
+def _bundle_candidate(name: str, graph: Graph, adapter: str | None, provider: ProviderName) -> Candidate:
+    bundle, path = graph.bundle, graph.bundle.home / graph.file
+    model = bundle.model(graph.file)
+    opened: OpenGraph
+    if provider == "cpu":
+        opened = OrtGraph(open_session(path, threads=1))
+    else:
+        opened = bundle.bundle.graphs(provider, threads=1).open_path(graph.file)
+    outputs = [str(value.name) for value in model.graph.outputs]
 
     def call(inputs: Inputs) -> Callable[[], Mapping[str, np.ndarray]]:
         rows = next(len(array) for array in inputs.values() if array.ndim)
-        return partial(run_session, session, graph.feeds(inputs, (adapter,) * rows))
+        return partial(opened.run, graph.feeds(inputs, (adapter,) * rows), outputs)
 
-    size = bytes_with_weights(path, graph.bundle.model(graph.file))
-    return Candidate(name, graph.variant, manifest.inputs, manifest.lengths, size, call)
+    manifest, size = bundle.manifest, bytes_with_weights(path, model)
+    return Candidate(name, graph.variant, manifest.inputs, manifest.lengths, size, call, provider=provider)
+
+
+def providers_here() -> tuple[ProviderName, ...]:
+    """Return the providers whose runtime and device are installed; `cpu` is the first."""
+    devices = ort.get_available_providers()
+    return tuple(
+        name
+        for name, row in PROVIDERS.items()
+        if (row.device in devices if row.runtime == "onnxruntime" else find_spec(row.runtime) is not None)
+    )
 
 
 def measure_forms(
@@ -284,6 +339,7 @@ def measure_forms(
                 cosine,
                 verdict_of(cosine),
                 candidate.options,
+                candidate.provider,
             )
         )
     if not timed:
@@ -293,7 +349,15 @@ def measure_forms(
         for shape, rounds in zip(shapes, spent, strict=True)
     )
     first = FormTimes(
-        reference.name, reference.variant, reference.bytes, baseline, 1.0, 1.0, "close", reference.options
+        reference.name,
+        reference.variant,
+        reference.bytes,
+        baseline,
+        1.0,
+        1.0,
+        "close",
+        reference.options,
+        reference.provider,
     )
     return FormBenchmark(f"onnxruntime {ort.__version__}", (first, *timed), dict(skipped))
 

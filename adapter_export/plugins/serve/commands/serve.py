@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from adapter_export.errors import UsageError
 from adapter_export.extras import require
 from adapter_export.option import Option, OptionsOf
 from adapter_export.plugins.serve.server_settings import Limits, ServerSettings, SessionSettings
-from adapter_export.words import argument
+from adapter_export.words import argument, quoted
 
 _OPTIONS = OptionsOf(ServerSettings, SessionSettings, Limits)
 _LAST_PORT = 65535
@@ -59,11 +60,33 @@ def serve(
         require("huggingface_hub", "hub", "fetching adapters")
         require("httpx2", "hub", "fetching adapters")
     places = [as_written(bundle) for bundle in ([bundles] if isinstance(bundles, str | Path) else bundles)]
+    if settings.sessions.form == "auto":
+        places, settings = _with_forms(places, settings)
     ready = on_ready or (lambda *_: None)
     if workers == 1:
         serve_here(places, settings, ready)
     else:
         serve_workers(places, settings, workers, ready)
+
+
+def _with_forms(places: Sequence[str], settings: ServerSettings) -> tuple[list[str], ServerSettings]:
+    """Replace bundles by their forms, under the same names; UsageError if their providers differ."""
+    from adapter_export.bundle.chosen_form import chosen_form
+    from adapter_export.bundle.open_bundle import folder_of
+    from adapter_export.plugins.serve.models import named_place
+
+    forms = {name: chosen_form(path, "auto", settings.sessions.provider) for name, path in map(named_place, places)}
+    providers = {form.provider for form in forms.values()}
+    if len(providers) > 1:
+        raise UsageError(
+            "the fastest forms of the bundles have different providers",
+            where=argument("form", "auto"),
+            found=quoted(sorted(providers)),
+            fix="serve them in processes of their own",
+        )
+    sessions = replace(settings.sessions, provider=providers.pop(), form="given")
+    named = [f"{name}={folder_of(form.bundle)}" for name, form in forms.items()]
+    return named, replace(settings, sessions=sessions)
 
 
 def _settings(options: Mapping[str, Any], token: str | None) -> ServerSettings:
@@ -122,7 +145,7 @@ COMMAND = Command(
     sections={
         "adapters": ("qualify", "adapters_dir", "hub", "resident", "max_adapters", "lora_root", "lora_base", "state"),
         "calls": (
-            *("workers", "mapped_weights", "provider", "threads", "concurrency"),
+            *("workers", "mapped_weights", "provider", "form", "threads", "concurrency"),
             *("max_batch_size", "max_batch_tokens", "max_batch_delay"),
         ),
         "limits": (
