@@ -228,7 +228,7 @@ class TestTheCache:
         assert low is not None
         assert high is not None
         assert (low.bytes, high.bytes) == ((tokens + 1) * 2 * 16 * 4,) * 2  # the stream, and the sublayer's summand
-        products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
+        products = [sum("linear" in node.name for node in each.above.graph.nodes) for each in (low, high)]
         assert products == [9, 3]  # of 13, with the pooler
 
     def test_cache_is_absent_if_too_large_or_padding_counts(self, base, data) -> None:

@@ -27,7 +27,7 @@ class HiddenCache:
 
     def __init__(self, above: fx.GraphModule, lengths: Rows, values: Sequence[Tensor]) -> None:
         """Store values [tokens of all rows, …], each with a final row of zeros."""
-        self._above, self._lengths, self._values = above, lengths, values
+        self.above, self._lengths, self._values = above, lengths, values
         self._starts = np.cumsum(lengths) - lengths
 
     @property
@@ -94,7 +94,7 @@ class HiddenCache:
         """Make the model read these rows from the cache within a block."""
         body = model.body
         places = self._places(rows, self._values[0].device)
-        given = _Given(self._above, [value[places] for value in self._values])
+        given = _Given(self.above, [value[places] for value in self._values])
         model.body = cast("fx.GraphModule", given)
         try:
             yield

@@ -53,7 +53,9 @@ class LoopSpec:
         int,
         "Each step, skip adapters in a random 0 to N of the lowest layers, so that they can be dropped (AdapterDrop).",
     ] = 0
-    cache_mb: Annotated[int, "Memory in MiB for activations below the first adapter, kept between epochs."] = 1024
+    cache_mb: Annotated[
+        int, "Memory in MiB for activations below the first adapter, and then for packed copies of the base's weights."
+    ] = 1024
     metric: Annotated[
         str | None, Option("Metric that selects the best epoch, or `loss`; the default depends on the task.", "NAME")
     ] = None

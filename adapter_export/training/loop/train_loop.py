@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,7 @@ from adapter_export.training.loop.data import (
 )
 from adapter_export.training.loop.devices import Engine
 from adapter_export.training.loop.distil_loop import Teacher
+from adapter_export.training.loop.faster_graph import faster_graphs
 from adapter_export.training.loop.measure import deciding, judged, measure
 from adapter_export.training.loop.record import EpochRecord, TrainingResult
 from adapter_export.training.loop.settings import LoopSpec, Machine, Precision
@@ -279,7 +280,17 @@ class _Run:
         before = sum(record.seconds for record in self._state.history) + self._state.seconds
         self._clock = _Clock(self._settings.max_minutes, before, self._accelerator)
         self._start_trackers()
-        self._fill_caches()
+        budget = self._fill_caches()
+        exact = self._accelerator.device.type == "cpu" and self._accelerator.mixed_precision == "no"
+        with faster_graphs(self._model, self._caches, budget) if exact else nullcontext():
+            self._train(resumed_at)
+        _load(self._tensors, self._state.best)
+        self._cool(min(self._state.best_epoch * self._steps_per_epoch, self._state.step))
+        self._model.eval()
+        return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
+
+    def _train(self, resumed_at: int | None) -> None:
+        """Train until the last epoch, or until patience or time end."""
         if resumed_at is not None:
             self._reporter.step(f"resuming the interrupted run after step {resumed_at:,} of {self._steps:,}")
         elif self._settings.epochs > 1 or self._settings.max_minutes is not None:
@@ -296,10 +307,6 @@ class _Run:
                 + argument("max_minutes", self._settings.max_minutes)
                 + f" in epoch {len(history)} of {self._settings.epochs}; epoch {self._state.best_epoch} is kept"
             )
-        _load(self._tensors, self._state.best)
-        self._cool(min(self._state.best_epoch * self._steps_per_epoch, self._state.step))
-        self._model.eval()
-        return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
 
     def _bound(self) -> str:
         """Return the longest time of the run, from passes over two batches that change nothing, as a clause."""
@@ -329,8 +336,12 @@ class _Run:
         total.item()  # wait for the device
         return time.monotonic() - before
 
-    def _fill_caches(self) -> None:
-        """Cache the activations below the first adapter, if they fit; those of the validation rows first."""
+    def _fill_caches(self) -> int:
+        """Cache the activations below the first adapter, if they fit; those of the validation rows first.
+
+        Returns:
+            The bytes that are left of their budget.
+        """
         self._caches: list[HiddenCache | None] = [None, None]
         budget, size = self._settings.cache_mb * 2**20, self._settings.batch_size
         if budget and self._settings.epochs > 1 and self._data.training.problem != CAUSAL_LM:
@@ -340,6 +351,7 @@ class _Run:
                         made = HiddenCache.of(self._model, examples, size, budget)
                     self._caches[place] = made
                     budget -= made.bytes if made else 0
+        return budget
 
     def _check_processes(self) -> None:
         """Raise an error if another process has other rows."""
@@ -651,7 +663,9 @@ def _optimizer(tensors: Collection[Tensor], settings: LoopSpec) -> torch.optim.A
     others = [tensor for tensor in tensors if tensor.ndim <= 1 or len(tensor) <= 1]
     decays = ((settings.weight_decay, matrices), (0.0, others))
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    # one kernel per tensor instead of ten: adapters have many small ones
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=on_cpu or None)
     for tensor in tensors:
         # torch creates them at the first step, but a checkpoint is loaded before
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
