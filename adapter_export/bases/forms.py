@@ -79,7 +79,7 @@ class ArchiveBase(Base):
     def _site_map(self) -> SiteMap:
         from adapter_export.sites.site_map import sites_of
 
-        return sites_of(self.flow, "torch", self.given)
+        return sites_of(self.flow, "torch", self.given, head_input=self.model.head_input)
 
     def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
         """Export the program to ONNX in a folder, and open the graph."""
@@ -203,7 +203,7 @@ class FolderBase(ArchiveBase):
     @property
     def _weights_folder(self) -> Path | None:
         """The folder, or that of the model in a sentence-transformers folder."""
-        from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
+        from adapter_export.torch_backend.base.sentences.sentence_folder import read_sentence_folder
 
         sentences = None if self.path is None else read_sentence_folder(self.path)
         return self.path if sentences is None else sentences.model

@@ -52,7 +52,9 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     if options.dense < 0:
         raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
     kind = TASK_TYPES[task]
-    if not kind.is_vector and (options.projection or options.l2_normalise):
+    if kind.reads_vocabulary:
+        return _sparse_head()
+    if not kind.embeds and (options.projection or options.l2_normalise):
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
     if kind.pools:
@@ -67,12 +69,23 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     for number in range(1, options.dense + 1):
         width = linear(f"dense_{number}", f"dense_{number}", f"e{number}")
         chain.activation(options.activation, f"activated_{number}")
-    if not kind.is_vector:
+    if not kind.embeds:
         linear("classifier", kind.output, CLASSES)
     elif options.projection:
         linear("projection", "projected", "width")
     if options.l2_normalise:
-        chain.op("l2_normalise", "embedding")
+        chain.op("l2_normalise", kind.output)
+    return chain.graph(values=HEAD_VALUES)
+
+
+def _sparse_head() -> AdapterGraph:
+    """`log(1 + max(maxₜ logits, 0))` over the tokens of the mask, by vocabulary entry (Formal et al. 2021, §3).
+
+    The logarithm grows with its argument, so it need not be computed for every token.
+    """
+    chain = Chain("hidden")
+    chain.op("max_pool", "largest", "mask")
+    chain.op("log_relu", "embedding")
     return chain.graph(values=HEAD_VALUES)
 
 
@@ -99,7 +112,7 @@ def make_head(
     problem = task.type if isinstance(task, Task) else task
     graph = head_graph(problem, options)
     record = task if isinstance(task, Task) else Task(problem, tuple(labels) if TASK_TYPES[problem].has_labels else ())
-    if record.kind.is_vector:
+    if record.kind.embeds:
         record = replace(record, **embedding_facts(graph))
     classes = len(record.labels) or record.kind.width or numbers
     fixed = {"d": width, CLASSES: classes, "width": numbers}

@@ -468,6 +468,9 @@ RULES: Mapping[str, Rule] = {
     "leaky_relu": Rule(_leaky_relu, _leaky_relu_gradients),
     "relu6": _elementwise(lambda x: np.clip(x, 0, _RELU6_LIMIT), _relu6_slope),
     "relu_squared": _elementwise(lambda x: np.square(np.maximum(x, 0)), lambda x: 2 * np.maximum(x, 0)),
+    "log_relu": _elementwise(
+        lambda x: np.log1p(np.maximum(x, 0)), lambda x: np.heaviside(x, 0) / (1 + np.maximum(x, 0))
+    ),
     "mish": _elementwise(lambda x: x * _gate_of_mish(x), _mish_slope),
     "elu": _elementwise(_elu, _elu_slope),
     "identity": _NOTHING,

@@ -334,6 +334,7 @@ _ELEMENTWISE = (
         also_called=("relu2",),
         transformers="relu2",
     ),
+    OpSpec("log_relu", "log(1 + max(x, 0)) (Formal et al. 2021, §3)", keeps_zero=True, half_rectified=True),
     OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", keeps_zero=True, transformers="mish"),
     OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)", keeps_zero=True),
     OpSpec("identity", "x", linear_in="first", training_only=True, also_called=("linear",), transformers="linear"),

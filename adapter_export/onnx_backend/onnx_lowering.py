@@ -363,6 +363,15 @@ def _relu_squared(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Va
     return writer.op(node.output, "Mul", (positive, positive))
 
 
+def _log_relu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    """Write the steps of log(1 + max(x, 0)): ONNX has no `Log1p`, and close to 0 the sum rounds to within 6e-8."""
+    name = node.output
+    positive = writer.op(f"{name}/positive", "Relu", values)
+    return writer.op(
+        name, "Log", (writer.op(f"{name}/plus_one", "Add", (positive, writer.number(f"{name}/one", 1, positive))),)
+    )
+
+
 def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     """Write the steps of Mish: ONNX has `Mish` from opset 18 on, but onnxruntime has no kernel for it."""
     (x,), name = values, node.output
@@ -383,6 +392,7 @@ _WRITE: Mapping[str, Write] = {
     "leaky_relu": _leaky_relu,
     "relu6": _relu6,
     "relu_squared": _relu_squared,
+    "log_relu": _log_relu,
     "mish": _mish,
     "elu": single_operator("Elu"),
     "identity": nothing,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks import PER_TOKEN, ProblemType, Task
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.loaded_adapters import Entry
@@ -107,9 +107,10 @@ def real_tokens(
     if tokens is None:
         return [None] * len(results)
     shape = (len(results), tokens)
-    # masks of the tokens that have labels: of an encoder–decoder, those of the decoder
+    # masks of the tokens that have results: of an encoder–decoder, those of the decoder
     known = {axis for record in manifest.inputs for axis in record.axes}
-    labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
+    filled = {head.output for head in manifest.heads if head.result in PER_TOKEN}
+    labelled = [record for record in manifest.outputs if record.name in filled]
     axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known
     names = masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)
     masks = [np.asarray(inputs[name]) != 0 for name in names]

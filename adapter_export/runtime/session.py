@@ -17,7 +17,7 @@ from adapter_export.decoding import Decoding
 from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
-from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels
+from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels, TokenVectors
 from adapter_export.graph.tasks.asked import named_adapter
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
@@ -357,6 +357,37 @@ class Session(Described):
             RequestError: as `run`; or an adapter's problem type is not `embedding`, or widths differ.
         """
         return stacked(*self._results("embedding", inputs, adapter, **choice))
+
+    def embed_sparse(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
+        """Compute sparse vectors, float32 [batch, vocabulary].
+
+        Raises:
+            RequestError: as `run`; or an adapter's problem type is not `sparse_embedding`, or widths differ.
+        """
+        return stacked(*self._results("sparse_embedding", inputs, adapter, **choice))
+
+    def embed_tokens(
+        self,
+        inputs: Inputs,
+        adapter: str | None = None,
+        *,
+        context: Sequence[np.ndarray | None] | None = None,
+        **choice: Unpack[Choice],
+    ) -> list[np.ndarray]:
+        """Compute a vector for each token, float32 [tokens, width] per row, without padding.
+
+        Args:
+            inputs: an array for each input of the base.
+            adapter: as in `answer`.
+            context: a mask per row of the tokens that have a vector, bool [tokens]. Default: all real tokens; the skip
+                list of a task applies to texts only.
+            choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
+
+        Raises:
+            RequestError: as `run`; or an adapter's problem type is not `multi_vector`.
+        """
+        answers = self._answers("multi_vector", inputs, adapter, context, **choice)
+        return [answer.vectors for answer in answers if isinstance(answer, TokenVectors)]
 
     def run_many(
         self,

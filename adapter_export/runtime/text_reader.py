@@ -94,8 +94,8 @@ class TextReader(Reader):
                 )
             if cut and long == "windows":
                 rows = self._windows(text, pieces, tasks[name], stride, place)
-            plain = text.text if isinstance(text, SidedText) else text
-            read.append(ReadText(plain, rows, name, tasks[name]))
+            plain, side = text if isinstance(text, SidedText) else (text, None)
+            read.append(ReadText(plain, rows, name, tasks[name], side))
         return read
 
     def arrays(self, rows: Iterable[EncodedText], adapter: str | None = None) -> Tokens:

@@ -34,7 +34,7 @@ from adapter_export.torch_backend.base.huggingface_folder import (
     quiet_transformers,
 )
 from adapter_export.torch_backend.base.log_capture import captured_logs
-from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
+from adapter_export.torch_backend.base.sentences.sentence_folder import read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.words import quoted
 

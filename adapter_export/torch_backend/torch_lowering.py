@@ -123,6 +123,7 @@ LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "leaky_relu": lambda node, values, _owned: F.leaky_relu(values[0], node.attributes["slope"]),
     "relu6": _elementwise(F.relu6),
     "relu_squared": _elementwise(lambda x: F.relu(x).square()),
+    "log_relu": _elementwise(lambda x: torch.log1p(F.relu(x))),
     "mish": _elementwise(F.mish),
     "elu": _elementwise(F.elu),
     "identity": _elementwise(lambda x: x),

@@ -380,7 +380,7 @@ def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
         else known.weights[f"{HEAD}.{name}"]
         for name, shape in head.graph.parameters.items()
     }
-    facts: Mapping[str, Any] = embedding_facts(head.graph) if wanted.kind.is_vector else {}
+    facts: Mapping[str, Any] = embedding_facts(head.graph) if wanted.kind.embeds else {}
     return replace(head, task=replace(wanted, **facts)), weights
 
 

@@ -354,7 +354,7 @@ def _own_length(base: Base, head: HeadSpec) -> int | None:
 
     known = base.base_head.head if base.base_head is not None else None
     task = None if known is None else known.task
-    if task is None or not task.kind.is_vector or not TASK_TYPES[head.task].is_vector:
+    if task is None or not task.kind.embeds or not TASK_TYPES[head.task].embeds:
         return None
     return task.max_tokens
 

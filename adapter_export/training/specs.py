@@ -186,7 +186,9 @@ class HeadSpec:
             )
         kind = TASK_TYPES[self.task]
         unfit = [] if self.head_layers else ["head_width", "head_activation"]
-        unfit += [] if kind.is_vector else ["vector_width", "l2_normalise", "widths"]
+        unfit += [] if kind.is_vector else ["widths"]
+        unfit += [] if kind.embeds and not kind.reads_vocabulary else ["vector_width", "l2_normalise"]
+        unfit += ["head_layers", "pooling"] if kind.reads_vocabulary else []
         unfit += [] if kind.pools else ["pooling"]
         unfit += [] if kind.has_thresholds else ["thresholds"]
         for option in unfit if kind.has_head else ():
@@ -220,9 +222,9 @@ class HeadSpec:
         if strange:
             raise UsageError(what, found=joined(map(argument, strange)), fix="remove it")
         for option in PREFIXES:
-            if option in of_data and not kind.is_vector:
+            if option in of_data and not kind.embeds:
                 self._refuse(option)
-        if more.get("temperature") and not kind.is_vector:
+        if more.get("temperature") and not kind.embeds:
             self._refuse("temperature")
         data.columns.check(self.task)
         if data.has_sides and TASK_TYPES[data.columns.read_as(self.task)[0]].has_answers:
@@ -246,7 +248,7 @@ class HeadSpec:
         kind = TASK_TYPES[TASK_TYPES[rows.problem].recorded or rows.problem]
         labels = rows.labels if kind.has_labels else ()
         thresholds = thresholds_for(labels, self.thresholds)
-        paired = "text" if data.pair is None or kind.pairs == "never" else "pair"
+        paired = "text" if data.pair is None or kind.pairs == "never" or kind.embeds else "pair"
         widths = _below(self.vector_width or width, self.widths)
         prefixes = {name: getattr(data, name) for name in PREFIXES}
         facts = {"input": paired, "widths": widths, **prefixes, **rows.training.task_facts}

@@ -27,7 +27,7 @@ from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.graph.tasks.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
-from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
+from adapter_export.torch_backend.base.sentences.sentence_folder import read_sentence_folder
 from adapter_export.training.loop.init_adapter import init_adapter
 
 TEXTS = [

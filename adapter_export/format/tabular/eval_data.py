@@ -154,7 +154,7 @@ class DataOptions:
             self.slices,
             notes,
             problem,
-            compared=problem != task.type,
+            compared=problem != task.type or not task.kind.has_answers,
             dimensions=self.dimensions,
         )
 

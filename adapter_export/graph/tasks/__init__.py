@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, PROBLEM_TYPES, Learnt, ProblemType
 from adapter_export.graph.tasks.task_record import CLASSES, OUTPUT_SHAPES, THRESHOLD, Task, head_result
-from adapter_export.graph.tasks.task_type import Activation, HeadOutput, TaskFacts, TaskType
+from adapter_export.graph.tasks.task_type import PER_TOKEN, Activation, HeadOutput, TaskFacts, TaskType
 from adapter_export.graph.tasks.types import HEAD_TYPES, TASK_TYPES
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "HEAD_TYPES",
     "LEARNT",
     "OUTPUT_SHAPES",
+    "PER_TOKEN",
     "PROBLEM_TYPES",
     "TASK_TYPES",
     "THRESHOLD",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapter_export.tables import Described
-from adapter_export.text import Pair, SidedText, Text
+from adapter_export.text import Pair, SidedText, Text, TextSide
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.task_record import Task
@@ -144,6 +144,40 @@ class Vector(Answer):
 
 
 @dataclass(frozen=True, repr=False)
+class TokenVectors(Answer):
+    """A vector for each token that counts, float32 [tokens, width]."""
+
+    vectors: np.ndarray
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"vectors": self.vectors.tolist()}
+
+    def document_of_text(self, text_answer: TextAnswer) -> dict[str, Any]:
+        """Return it as JSON, with the token of each vector."""
+        return {"tokens": [token.text for token in text_answer.tokens], **self.document()}
+
+
+@dataclass(frozen=True, repr=False)
+class SparseVector(Answer):
+    """The weights above 0 of a vector with a number for each vocabulary entry.
+
+    Attributes:
+        ids: the entries, int64, those with the largest weights first.
+        weights: their weights, float32.
+        width: number of vocabulary entries.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    width: int
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON: weights by id."""
+        return {"weights": dict(zip(map(str, self.ids.tolist()), self.weights.tolist(), strict=True))}
+
+
+@dataclass(frozen=True, repr=False)
 class Score(Answer):
     """Relevance of a pair of texts, or of a choice before the softmax over all choices of its question."""
 
@@ -180,12 +214,14 @@ class Token:
         start: its first character, from 0, or within its word, where words were given; `None` without a text.
         end: the first character after it.
         word: the word that it is of, where words were given.
+        id: its id, where it was tokenized.
     """
 
     text: str
     start: int | None = None
     end: int | None = None
     word: int | None = None
+    id: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -200,7 +236,8 @@ class TextAnswer(Described):
         answer: by the type of its task; the places of a span are tokens of the whole text.
         cut: how many tokens of the text were left out.
         windows: how many windows the text was read in.
-        tokens: for a token task on a text, the tokens that have labels: none of these is special.
+        tokens: for a token task on a text, the tokens that have labels, none of which is special; for a vector per
+            token, those that have one.
         span: for a span of a text its words, its first character in the second text, and the one after its last.
     """
 
@@ -229,12 +266,14 @@ class ReadText:
         rows: what the base is given: `EncodedText`, not padded, or a `MediaRow`.
         adapter: the adapter that it was read for; `None` is the base.
         task: that of the adapter, if it has one.
+        side: whether it is a query or a document, if known.
     """
 
     text: Asked
     rows: tuple[Any, ...]
     adapter: str | None
     task: Task | None
+    side: TextSide | None = None
 
     @property
     def cut(self) -> int:
@@ -264,11 +303,13 @@ class ShownRow:
         name: its text, or both texts of a pair.
         text_answer: the answer.
         choices: the choices of a question.
+        token_text: returns the text of a vocabulary entry. Default: its id.
     """
 
     name: str
     text_answer: TextAnswer
     choices: Sequence[str] = field(default=())
+    token_text: Callable[[int], str] = str
 
 
 def is_choices(text: Asked) -> bool:

@@ -494,22 +494,35 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
     )
 
 
-def judge_retrieval(vectors: Floats, texts: Sequence[Sequence[Hashable]]) -> Judged:
-    """Judge vectors [rows, texts, width]: each anchor ranks all documents of the rows by the cosine.
+def cosines(queries: Sequence[Floats], documents: Sequence[Floats]) -> Floats:
+    """Return the cosine of each query vector with each document vector, [queries, documents]."""
+    unit, others = (
+        vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+        for vectors in (np.stack(queries), np.stack(documents))
+    )
+    scores: Floats = unit @ others.T
+    return scores
+
+
+def judge_retrieval(
+    results: Sequence[Sequence[Floats]],
+    texts: Sequence[Sequence[Hashable]],
+    score: Callable[[Sequence[Floats], Sequence[Floats]], Floats] = cosines,
+) -> Judged:
+    """Judge results of texts [rows][texts]: each anchor ranks all documents of the rows by a score, highest first.
 
     A row is an anchor, its positive and any negatives; equal texts are one. All positives of an anchor are relevant,
-    and a document that equals the anchor is left out. Of equal cosines the worst order counts. The answer to a row is
+    and a document that equals the anchor is left out. Of equal scores the worst order counts. The answer to a row is
     the nearest document. Recall@k is the part of an anchor's positives among its first k documents.
 
     Raises:
         DataError: there is a single document.
     """
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
     documents: dict[Hashable, int] = {}
     anchors: dict[Hashable, int] = {}
     relevant: list[dict[int, None]] = []
     pool, queries = list[Floats](), list[Floats]()
-    for row_vectors, (anchor, *others) in zip(unit, texts, strict=True):
+    for row_vectors, (anchor, *others) in zip(results, texts, strict=True):
         for document, vector in zip(others, row_vectors[1:], strict=True):
             if documents.setdefault(document, len(documents)) == len(pool):
                 pool.append(vector)
@@ -519,10 +532,10 @@ def judge_retrieval(vectors: Floats, texts: Sequence[Sequence[Hashable]]) -> Jud
         relevant[anchors[anchor]][documents[others[0]]] = None
     if len(pool) < 2:
         raise DataError("nothing can be ranked", found=f"{len(pool)} document", expected="at least two")
-    candidates, each, nearest = np.stack(pool), list[list[float]](), list[int]()
+    each, nearest = list[list[float]](), list[int]()
     size = max(1, _SCORES // len(pool))
     for start in range(0, len(queries), size):
-        scores = np.stack(queries[start : start + size]) @ candidates.T
+        scores = score(queries[start : start + size], pool)
         for place, (anchor, row_vectors) in enumerate(
             zip(list(anchors)[start : start + size], scores, strict=True), start
         ):

@@ -31,6 +31,7 @@ OUTPUT_SHAPES: Mapping[HeadOutput, str] = {
     "logits": "[batch, classes]",
     "token_logits": "[batch, tokens, classes]",
     "embedding": "[batch, width], with any width but `classes`",
+    "token_embeddings": "[batch, tokens, width], with any width but `classes`",
 }
 
 CLASSES = "classes"
@@ -56,8 +57,8 @@ def _schema_rules() -> dict[str, Any]:
         return [name for name in PROBLEM_TYPES if getattr(TASK_TYPES[name], fact)]
 
     empty, labels = {"maxItems": 0}, {"labels": {"minItems": 1}}
-    of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "widths": empty}
-    of_vectors |= {name: {"const": ""} for name in _PREFIXES}
+    of_embeddings = {"pooling": {"const": None}, "normalised": {"const": False}}
+    of_embeddings |= {name: {"const": ""} for name in _PREFIXES}
     no_template = {"template": {"const": ""}}
     return {
         "allOf": [
@@ -65,7 +66,9 @@ def _schema_rules() -> dict[str, Any]:
             {"properties": {name: {"pattern": f"^{_SHA256}$"} for name in ("tokenizer", "processor")}},
             only(where("has_labels"), {"required": ["labels"], "properties": labels}, {"labels": empty}),
             only(where("has_thresholds"), {}, {"thresholds": empty}),
-            only(where("is_vector"), {}, of_vectors),
+            only(where("embeds"), {}, of_embeddings),
+            only(where("is_vector"), {}, {"widths": empty}),
+            only([name for name in where("embeds") if not TASK_TYPES[name].pools], {}, {"skiplist": empty}),
             only(where("ranks"), {"properties": {"template": {"pattern": f"^({_SCHEMA_TEMPLATE})?$"}}}, no_template),
             {
                 "if": {"properties": {"input": {"enum": [*FILE_MODALITIES]}}, "required": ["input"]},
@@ -87,12 +90,13 @@ class Task:
     Attributes:
         type: the kind of question: one label of a text (single_label) or any number of them (multi_label), one of
             several choices (multiple_choice; each choice is a row), a label of each token (token), the part of a text
-            that answers a question (span), numbers (regression), a vector (embedding), or how well two texts go
-            together (ranking).
+            that answers a question (span), numbers (regression), a vector (embedding), a vector of each token
+            (multi_vector), a weight of each vocabulary entry (sparse_embedding), or how well two texts go together
+            (ranking).
         labels: the name of each class, in the order of the logits (single_label, multi_label and token only).
         activation: the function from logits to the numbers of an answer: softmax over the classes (over the choices of
             a question, over the tokens of a span's start and end), sigmoid of each number, or identity. Default:
-            sigmoid for multi_label, identity for regression, embedding and ranking, softmax for all others.
+            sigmoid for multi_label, identity for regression, ranking and all embeddings, softmax for all others.
         thresholds: the probability from which each label applies (multi_label only). Default: 0.5 for all.
         input: the format of a row: one text, a pair of texts, an image or an audio file.
         max_tokens: the maximum tokens of a row, special tokens included; longer texts are truncated. Default: the limit
@@ -101,10 +105,10 @@ class Task:
         tokenizer: the digest of the tokenizer that the adapter was trained with. Default: unknown.
         pooling: the input of the vector, such as the mean of the tokens or the last one (embedding only). Informative:
             the head's graph computes it.
-        normalised: true if vectors have length 1, so that dot products are cosines (embedding only).
-        prefix: the text put before each row (embedding only).
-        query_prefix: the text put before a query, if queries and documents have different prefixes (embedding only).
-            Each row must then state its side.
+        normalised: true if vectors have length 1, so that dot products are cosines (embedding and multi_vector only).
+        prefix: the text put before each row (all embeddings only).
+        query_prefix: the text put before a query, if queries and documents have different prefixes (all embeddings
+            only). Each row must then state its side.
         document_prefix: the text put before a document, likewise.
         template: the text made of a pair, with the placeholders `{text}` and `{pair}` in this order (ranking only).
             A row longer than `max_tokens` is then refused, not truncated. Default: the tokenizer joins pairs.
@@ -112,6 +116,8 @@ class Task:
             is normalised again where the task normalises (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
             unknown.
+        skiplist: the ids of tokens that have no vector in documents, such as punctuation (multi_vector only). Each row
+            must then state its side.
     """
 
     type: ProblemType
@@ -130,6 +136,7 @@ class Task:
     query_prefix: str = ""
     document_prefix: str = ""
     template: str = ""
+    skiplist: tuple[Annotated[int, Interval(0)], ...] = ()
 
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
@@ -193,7 +200,10 @@ class Task:
         check(not both, "has a prefix of all rows, and one of queries or documents", f"`{self.prefix}`", "one of them")
         for name in ("pooling", "normalised", "widths", *_PREFIXES):
             value = getattr(self, name)
-            check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
+            may_have = kind.is_vector if name == "widths" else kind.embeds
+            check(may_have or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
+        by_token = kind.embeds and not kind.pools
+        check(by_token or not self.skiplist, "only vectors of tokens have `skiplist`", f"{self.skiplist}", "none")
         check(kind.ranks or not self.template, "only a ranking has `template`", f"`{self.template}`", "none")
         fits = not self.template or re.fullmatch(_TEMPLATE, self.template, re.DOTALL) is not None
         check(fits, "the template lacks placeholders for a pair", f"`{self.template}`", "`{text}`, then `{pair}`")
@@ -213,7 +223,7 @@ class Task:
     @property
     def has_sides(self) -> bool:
         """True if a row must state that it is a query or a document."""
-        return bool(self.query_prefix or self.document_prefix)
+        return bool(self.query_prefix or self.document_prefix or self.skiplist)
 
     def prefix_of(self, side: TextSide | None) -> str:
         """Return the text before a row; `side` is that of the row, if it says it.
@@ -224,14 +234,14 @@ class Task:
         prefixes = {"query": self.query_prefix, "document": self.document_prefix}
         if side is None and self.has_sides:
             raise RequestError(
-                "does not say whether it is a query or a document, which have different prefixes",
+                "does not say whether it is a query or a document, which are read differently",
                 expected=quoted(prefixes),
                 fix="say it: " + argument("side", "query") + ', or `{"text": …, "side": "query"}`',
             )
-        if side is not None and (side not in prefixes or not self.kind.is_vector):
-            expected = quoted(prefixes) if self.kind.is_vector else f"none: `{self.type}` gives no vectors"
+        if side is not None and (side not in prefixes or not self.kind.embeds):
+            expected = quoted(prefixes) if self.kind.embeds else f"none: `{self.type}` gives no vectors"
             raise RequestError("is no side of a search", found=f"`{side}`", expected=expected)
-        return prefixes[side] if side is not None and self.has_sides else self.prefix
+        return (prefixes[side] if side is not None and self.has_sides else "") or self.prefix
 
     @property
     def output(self) -> HeadOutput:
@@ -252,9 +262,9 @@ class Task:
         """Return the answer to one row.
 
         Args:
-            result: logits or numbers [classes], logits [tokens, classes], or a vector [width].
+            result: logits or numbers [classes], logits [tokens, classes], a vector [width], or vectors [tokens, width].
             real: which tokens are not padding, [tokens]; default: all.
-            context: which tokens may be the answer to a question, [tokens]; default: all real ones.
+            context: which tokens may be the answer to a question, or have a vector, [tokens]; default: all real ones.
 
         Raises:
             RequestError: the result holds NaN or Inf, or no token may be the answer.
@@ -319,5 +329,5 @@ def head_result(shape: Shape) -> HeadOutput | None:
         return "logits"
     if shape == ("batch", "tokens", CLASSES):
         return "token_logits"
-    vector = len(shape) == 2 and shape[0] == "batch" and shape[1] not in DATA_AXES
-    return "embedding" if vector else None
+    leading: Mapping[Shape, HeadOutput] = {("batch",): "embedding", ("batch", "tokens"): "token_embeddings"}
+    return leading.get(shape[:-1]) if shape[-1] not in DATA_AXES else None

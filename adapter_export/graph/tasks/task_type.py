@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
     from adapter_export.graph.tasks.task_record import Task
 
-HeadOutput = Literal["logits", "token_logits", "embedding"]
-"""Outputs of heads: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width]."""
+HeadOutput = Literal["logits", "token_logits", "embedding", "token_embeddings"]
+"""Outputs of heads: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width] and
+`token_embeddings` [batch, tokens, width]."""
+
+PER_TOKEN: frozenset[HeadOutput] = frozenset({"token_logits", "token_embeddings"})
+"""Outputs with a result for each token."""
 
 Activation = Literal["softmax", "sigmoid", "identity"]
 """Functions that turn the result of a head into the numbers of an answer."""
@@ -60,7 +64,9 @@ class TaskFacts(ABC):
         one_label: the answer to a row is exactly one class.
         implied: default type of a head with this output and labels.
         has_thresholds: each label has a threshold.
-        is_vector: it has a pooling, a normalisation and a prefix, and may have a projection.
+        embeds: its vectors are compared with those of other texts: it has prefixes and a normalisation.
+        reads_vocabulary: its head reads the base's logits of the vocabulary, and has no weights.
+        is_vector: it embeds a row as one dense vector, which may be projected, normalised and truncated.
         reads_files: it also reads images and audio.
         pairs: second texts of rows: `never`, `optional` or `required`.
         has_start: a column may contain the start of an answer.
@@ -71,6 +77,7 @@ class TaskFacts(ABC):
         of_pairs: type that reads and scores pairs without labels; `None` without one.
         recorded: type in the `Task`, if it differs.
         needs_context: arrays require a mask of the tokens that may be the answer.
+        has_golden_answers: answers are short enough for golden texts; of others, golden vectors cover the results.
         ranks: rows are ranked within groups.
         compares_pairs: pairs of texts may be scored by the cosine of their vectors.
         stratified: a split keeps a fraction of each class.
@@ -95,6 +102,8 @@ class TaskFacts(ABC):
     one_label: bool = False
     implied: bool = False
     has_thresholds: bool = False
+    embeds: bool = False
+    reads_vocabulary: bool = False
     is_vector: bool = False
     reads_files: bool = False
     pairs: Literal["never", "optional", "required"] = "optional"
@@ -106,6 +115,7 @@ class TaskFacts(ABC):
     of_pairs: str | None = None
     recorded: str | None = None
     needs_context: bool = False
+    has_golden_answers: bool = True
     ranks: bool = False
     compares_pairs: bool = False
     stratified: bool = False
@@ -121,7 +131,7 @@ class TaskFacts(ABC):
     @property
     def pair_input(self) -> Literal["text", "pair"]:
         """The input of its tasks where nothing else says it."""
-        return "pair" if self.pairs == "required" else "text"
+        return "pair" if self.pairs == "required" and not self.embeds else "text"
 
     @property
     def picks_largest(self) -> bool:
@@ -241,6 +251,10 @@ class TaskType(TaskFacts):
     def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
         """Return true if the choice in an answer is the same when each number deviates by `absolute`."""
         return True
+
+    def compared(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:  # noqa: ARG002
+        """Return the part of a text's results that is compared with those of other texts."""
+        return results[0]
 
     # Metrics
 

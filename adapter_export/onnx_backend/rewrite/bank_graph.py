@@ -16,6 +16,7 @@ from adapter_export.errors import AdapterError, BaseModelError
 from adapter_export.format.manifest import BankTensor
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import ROWS
+from adapter_export.graph.tasks import PER_TOKEN
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.onnx_lowering import Writer
 from adapter_export.onnx_backend.rewrite.insert import ParameterBinding, insert
@@ -224,7 +225,7 @@ class _RowBinding(ParameterBinding):
         if isinstance(head.width, str):
             mask = self._gather(mask_name(head.output), [f"{head.output}.{head.width}"], writer)
             result = writer.op(f"{head.output}/masked", "Add", (result, mask))
-        if head.result == "token_logits":
+        if head.result in PER_TOKEN:
             return result
         return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
 

@@ -15,6 +15,7 @@ from adapter_export.errors import AdapterExportError, BaseModelError, FormatErro
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
+from adapter_export.graph.tasks import PER_TOKEN
 from adapter_export.numerics.evaluate_adapter import check_tokens
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.onnx_lowering import Writer, emit
@@ -305,7 +306,7 @@ def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
     last = head.groups[0].axis_name(head.width) if len(head.groups) == 1 else head.width
     if isinstance(last, str) and len(head.groups) > 1 and head.output != "logits":
         last = f"{head.output}.{last}"
-    return ir.Shape([*(leading if head.result == "token_logits" else leading[:1]), last])
+    return ir.Shape([*(leading if head.result in PER_TOKEN else leading[:1]), last])
 
 
 def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:

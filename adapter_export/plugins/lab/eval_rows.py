@@ -161,10 +161,12 @@ def judge(examples: EvalRows, results: Results) -> Judged:
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
     kind = HEAD_TYPES[examples.problem]
     if examples.columns:
-        vectors = np.stack([outputs[0] for outputs in results]).astype(np.float64)
+        pairs = zip(examples.read, results, strict=True)
+        parts = [task.kind.compared(reading, task, outputs) for reading, outputs in pairs]
         if not kind.has_answers:
-            rows = vectors.reshape(examples.width, len(examples.rows), -1).swapaxes(0, 1)
+            rows = [parts[at :: len(examples.rows)] for at in range(len(examples.rows))]
             return kind.judge(task, Measured(rows, examples.columns))
+        vectors = np.stack(parts).astype(np.float64)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
         first, second = np.split(unit, 2)
         return judge_similarities((first * second).sum(-1), _similarities(examples))

@@ -265,7 +265,7 @@ def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = Fals
         raise AdapterError(
             "the model's outputs differ from those of its class", found=quoted(names), expected=quoted(outputs)
         )
-    final = discover(flow_graph(module)).final
+    final = whole.head_input or discover(flow_graph(module)).final
     masks = masks_of(whole.inputs, whole.axes(final)[1])
     (returned,) = module.graph.find_nodes(op="output")
     values = dict(zip(names, returned.all_input_nodes, strict=True))
@@ -564,6 +564,13 @@ class _Translator:
         self._names = dict.fromkeys(self._names, self._add("last_token", "hidden", "mask"))
         return self._value(cast(fx.Node, source))
 
+    def _logarithm(self, node: fx.Node) -> str:
+        """Translate log(1 + max(x, 0))."""
+        positive = _through(_first(node))
+        if _op(positive) != "relu":
+            raise _unknown(node)
+        return self._add("log_relu", self._value(_first(positive)))
+
     def _pooled(self, node: fx.Node) -> str:
         """Translate an operator of `pooling_operator`, whose name is that of the op."""
         op, (source, mask) = str(node.target).split(".")[1], node.args
@@ -620,6 +627,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
     "select": _Translator._selected,
     "index": _Translator._indexed,
     POOLING_NAMESPACE: _Translator._pooled,
+    "log1p": _Translator._logarithm,
     "squeeze": _Translator._squeezed,
     "mean": _Translator._mean,
     "layer_norm": _Translator._normed,

@@ -30,6 +30,7 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.safe_io.temporary import temporary_folder
+from adapter_export.sites.site_map import HEAD_INPUT
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
 from adapter_export.torch_backend.base.cached_models import CAPTURE_BARE, CachedDecoder, CachedSeq2Seq, fix_sizes
@@ -38,8 +39,12 @@ from adapter_export.torch_backend.base.example_inputs import Examples, Prepared,
 from adapter_export.torch_backend.base.folder_size import bounded_model, check_config
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
-from adapter_export.torch_backend.base.reranker import Reranker
-from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
+from adapter_export.torch_backend.base.sentences.reranker import Reranker
+from adapter_export.torch_backend.base.sentences.sentence_folder import (
+    MODULES_FILE,
+    SentenceFolder,
+    read_sentence_folder,
+)
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
 from adapter_export.torch_backend.own_chat import own_chat
 from adapter_export.words import argument, joined, quoted
@@ -135,7 +140,7 @@ def _captured_model(
 
     # the complete model first, so that two models are never in memory
     base_head = _base_head(folder, sentences, media, examples, reranker)
-    model, unused = _open_base(folder)
+    model, unused = _open_sentence_base(folder, sentences)
     example = examples(model)
     if example is None:
         raise BaseModelError(
@@ -328,7 +333,7 @@ def _live_outputs(
             inputs, _ = model.example_inputs()
     else:
         sentences = read_sentence_folder(folder)
-        model, _ = _open_base(folder if sentences is None else sentences.model)
+        model, _ = _open_sentence_base(folder if sentences is None else sentences.model, sentences)
         change(model)
         inputs = {record.name: torch.empty(0) for record in base.inputs}
     try:
@@ -431,14 +436,31 @@ def _with_modules(folder: Path, sentences: SentenceFolder) -> nn.Module:
     sentence = sentences.sentence
     if sentence is None:
         raise BaseModelError(sentences.reason)
-    model, _ = _open(folder, AutoModel)
+    model, _ = _open(folder, sentence.model_class)
     model.add_module("sentence", sentence)
 
     def behind(_module: nn.Module, _given: object, inputs: dict[str, Any], output: Any) -> dict[str, Tensor]:
-        return {EMBEDDING: sentence(output.last_hidden_state, inputs["attention_mask"])}
+        value = output[sentence.reads]
+        vocabulary = {HEAD_INPUT: value} if sentence.reads == _LOGITS else {}
+        return {EMBEDDING: sentence(value, inputs["attention_mask"]), **vocabulary}
 
     model.register_forward_hook(behind, with_kwargs=True)
     return model.eval()
+
+
+def _open_sentence_base(folder: Path, sentences: SentenceFolder | None) -> tuple[nn.Module, list[str]]:
+    """Return the model of a folder without its head; of a sparse embedding, with its logits of the vocabulary."""
+    modules = None if sentences is None else sentences.sentence
+    if modules is None or modules.reads != _LOGITS:
+        return _open_base(folder)
+    _check_custom_class(folder)
+    model, unused = _open(folder, modules.model_class)
+    model.register_forward_hook(_vocabulary_logits)
+    return model.eval(), unused
+
+
+def _vocabulary_logits(_module: nn.Module, _given: object, output: Any) -> dict[str, Tensor]:
+    return {HEAD_INPUT: output[_LOGITS]}
 
 
 def _check_files(folder: Path) -> None:
@@ -505,6 +527,9 @@ def named_class(folder: Path) -> type[transformers.PreTrainedModel]:
         )
     return named
 
+
+_LOGITS = "logits"
+"""Output of language models in transformers."""
 
 _UNHEEDED = (
     *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapter_export.graph.tasks.task_type import Measured
+from adapter_export.training.objectives.anchors import not_negative
 from adapter_export.training.objectives.contrastive import Contrastive
 from adapter_export.training.objectives.objective import Loss
 
@@ -35,15 +36,10 @@ class RetrievalObjective(Contrastive):
             targets: a number for each distinct text, [rows, texts].
             weights: unused.
         """
-        documents, names = results[:, 1:].transpose(0, 1).flatten(0, 1), targets[:, 1:].T.flatten()
-        anchors, count = targets[:, 0], targets.max() + 1
-        positives = anchors * count + targets[:, 1]
-        total = results.sum() * 0
+        documents, total = results[:, 1:].transpose(0, 1).flatten(0, 1), results.sum() * 0
         for rows, cosines in self.parts(results[:, 0], documents):
-            own = anchors[rows, None]
-            false = torch.isin(own * count + names, positives) | (own == names)
-            false[torch.arange(len(rows)), rows] = False
-            total = total + F.cross_entropy(cosines.masked_fill(false, -torch.inf), rows, reduction="sum")
+            scores = cosines.masked_fill(not_negative(targets, rows), -torch.inf)
+            total = total + F.cross_entropy(scores, rows, reduction="sum")
         return total, results.new_tensor(len(results))
 
     def matched(self, examples: TextExamples, results: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:

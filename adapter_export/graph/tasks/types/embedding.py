@@ -24,7 +24,7 @@ class VectorType(TaskType):
 
     output = "embedding"
     activations = ("identity",)
-    is_vector = True
+    embeds = is_vector = True
 
     def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Vector:  # noqa: ARG002
         """Return the vector [width]."""

@@ -10,7 +10,7 @@ import numpy as np
 from adapter_export.errors import DataError
 from adapter_export.graph.task_names import RETRIEVAL
 from adapter_export.graph.tasks.cells import Cells, Found, text_cell
-from adapter_export.graph.tasks.task_type import Measured
+from adapter_export.graph.tasks.task_type import Measured, TaskType
 from adapter_export.graph.tasks.types.embedding import VectorType
 
 if TYPE_CHECKING:
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks.task_record import Task
 
 
-class Retrieval(VectorType):
-    """An anchor, its positive and any negatives: the anchor's vector is trained to be nearest to the positive's."""
+class AnchorType(TaskType):
+    """A task of anchors, each with its positive and any negatives, which an anchor must rank."""
 
-    name = RETRIEVAL
-    recorded = "embedding"
     has_several = has_negatives = True
     has_answers = False
     pairs = "required"
@@ -65,6 +63,13 @@ class Retrieval(VectorType):
         from adapter_export.graph.tasks.metrics import RETRIEVALS
 
         return RETRIEVALS
+
+
+class Retrieval(AnchorType, VectorType):
+    """An anchor, its positive and any negatives: the anchor's vector is trained to be nearest to the positive's."""
+
+    name = RETRIEVAL
+    recorded = "embedding"
 
     def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
         """Judge vectors [rows, texts, width] by the texts of each row."""

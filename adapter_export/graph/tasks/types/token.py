@@ -77,7 +77,7 @@ class TokenType(TaskType):
 
     def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
         """Return the label of each token that is not special, from the window in which it is farthest from an edge."""
-        tokens, logits = _tokens(read, results)
+        tokens, logits = window_tokens(read, results)
         if not tokens:
             return TextAnswer(TokenLabels(()), read.cut, read.windows)
         return TextAnswer(task.answer(np.stack(logits)), read.cut, read.windows, tuple(tokens))
@@ -97,7 +97,7 @@ class TokenType(TaskType):
         means, answers = [], []
         for text, logits_of_row, row in zip(read, results, right, strict=True):
             of_word: dict[int, np.ndarray] = {}
-            for token, logits in zip(*_tokens(text, logits_of_row), strict=True):
+            for token, logits in zip(*window_tokens(text, logits_of_row), strict=True):
                 if token.word is not None:
                     of_word.setdefault(token.word, logits)
             means.append(np.array([*of_word.values()]).reshape(-1, logits_of_row[0].shape[-1]))
@@ -125,14 +125,16 @@ class TokenType(TaskType):
             yield Table(("token", "label", "probability", ""), cells, numbers="llr")
 
 
-def _tokens(read: ReadText, results: Sequence[np.ndarray]) -> tuple[list[Token], list[np.ndarray]]:
-    """Return the tokens of a text that are not special and the logits of each, from its best window."""
+def window_tokens(
+    read: ReadText, results: Sequence[np.ndarray], *, special: bool = False
+) -> tuple[list[Token], list[np.ndarray]]:
+    """Return the tokens of a text and the result of each, from its best window; special tokens only if `special`."""
     best: dict[int, tuple[int, int, int]] = {}
     for at, row in enumerate(read.rows):
-        places, special = row.places or range(len(row.encoding.ids)), row.encoding.special_tokens_mask
+        places, hidden = row.places or range(len(row.encoding.ids)), row.encoding.special_tokens_mask
         margins = row.margins or [0] * len(special)
         for token, place in enumerate(places):
-            if not special[token]:
+            if special or not hidden[token]:
                 best[place] = max(best.get(place, (-1, 0, 0)), (margins[token], -at, token))
     tokens, logits = [], []
     has_words = not isinstance(read.text, str | Pair)
@@ -140,7 +142,8 @@ def _tokens(read: ReadText, results: Sequence[np.ndarray]) -> tuple[list[Token],
         _, at, token = best[place]
         encoding = read.rows[-at].encoding
         start, end = encoding.offsets[token]
-        tokens.append(Token(encoding.tokens[token], start, end, encoding.word_ids[token] if has_words else None))
+        word = encoding.word_ids[token] if has_words else None
+        tokens.append(Token(encoding.tokens[token], start, end, word, encoding.ids[token]))
         logits.append(results[-at][token])
     return tokens, logits
 

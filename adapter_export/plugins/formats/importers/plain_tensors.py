@@ -114,7 +114,7 @@ def _head(
     graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
     known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
     bound = _bind(tensors, _head_names(graph), graph, known)
-    facts = embedding_facts(graph) if TASK_TYPES[wanted].is_vector else {}
+    facts = embedding_facts(graph) if TASK_TYPES[wanted].embeds else {}
     task_record = Task(wanted, labels or (), **facts)
     return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, task_record)
 

@@ -183,7 +183,7 @@ def _modules_head(folder: Path, reporter: Reporter) -> FinetunedHead | None:
         AdapterError: the modules cannot be expressed.
     """
     from adapter_export.plugins.formats.importers.finetuned.finetuned_head import captured_head
-    from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE
+    from adapter_export.torch_backend.base.sentences.sentence_folder import MODULES_FILE
 
     if not (folder / MODULES_FILE).is_file():
         return None
