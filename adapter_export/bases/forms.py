@@ -79,7 +79,7 @@ class ArchiveBase(Base):
     def _site_map(self) -> SiteMap:
         from adapter_export.sites.site_map import sites_of
 
-        return sites_of(self.flow, "torch", self.given, head_input=self.model.head_input)
+        return sites_of(self.flow, "torch", self.given)
 
     def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
         """Export the program to ONNX in a folder, and open the graph."""

@@ -172,7 +172,7 @@ class TextMaker:
 
 
 def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
-    if not task.kind.has_golden_answers:
+    if not task.kind.has_golden_texts:
         return text
     context = task.kind.context(row, task)
     places = None if context is None else np.flatnonzero(context)

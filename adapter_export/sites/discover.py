@@ -59,7 +59,8 @@ def discover(flow: FlowGraph) -> SiteMap:
     for site in outside_sites(index, sites_found):
         behind = (at for at, other in enumerate(sites_found) if index.position(other.h) >= index.position(site.h))
         sites_found.insert(next(behind, len(sites_found)), site)
-    return SiteMap(tuple(with_calls(index, sites_found)), final, _width(flow, final), covered)
+    read = flow.head_input or final
+    return SiteMap(tuple(with_calls(index, sites_found)), read, _width(flow, read), covered)
 
 
 def stream_values(sublayers: Iterable[Site]) -> set[str]:

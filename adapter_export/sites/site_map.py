@@ -64,16 +64,8 @@ class GivenSites:
     final: Mapping[View, str]
 
 
-HEAD_INPUT = "vocabulary_logits"
-"""Output of a base that its heads read in place of the final hidden state: logits of a masked language model."""
-
-
-def sites_of(
-    flow: FlowGraph, view: View, given_sites: GivenSites | None = None, *, head_input: str | None = None
-) -> SiteMap:
+def sites_of(flow: FlowGraph, view: View, given_sites: GivenSites | None = None) -> SiteMap:
     """Return the sites of a base: the detected ones, overridden and completed by the site map.
-
-    Heads read the final hidden state of the site map, the value `head_input`, or the detected final hidden state.
 
     Linear layers of a user-defined sublayer are detected inside it, and removed with it. Without detected sites, the
     site map must define all, including `final`.
@@ -83,10 +75,8 @@ def sites_of(
         UsageError: the site map does not fit the graph.
     """
     if given_sites is None:
-        detected = discover(flow)
-        width = detected.width if head_input is None else flow.width(head_input) or 0
-        return replace(detected, final=head_input or detected.final, width=width)
-    final = given_sites.final.get(view, head_input)
+        return discover(flow)
+    final = given_sites.final.get(view)
     try:
         detected = discover(flow)
     except NoSitesError:

@@ -86,17 +86,23 @@ class FlowNode:
         return self.kind == "attention" or (self.kind == "product" and not self.weighted)
 
 
+HEAD_INPUT = "vocabulary_logits"
+"""Output of a base that its heads read in place of the final hidden state: logits of a masked language model."""
+
+
 @dataclass(frozen=True)
 class FlowGraph:
     """Dataflow of a base: the nodes that compute activations, in order, and known shapes.
 
-    `other_calls` counts linear layers on constants, by module path and matrix name.
+    `other_calls` counts linear layers on constants, by module path and matrix name. `head_input` is the value that
+    heads read in place of the final hidden state, if the base has the output `HEAD_INPUT`.
     """
 
     nodes: Sequence[FlowNode]
     shapes: Mapping[str, tuple[Dim, ...]]
     outputs: tuple[str, ...]
     other_calls: Mapping[str, int] = field(default_factory=dict)
+    head_input: str | None = None
 
     def rank(self, value: str) -> int | None:
         """Return the number of axes, if known."""

@@ -85,7 +85,7 @@ def attach_to_module(
             fix="pass `example_inputs`, a dict of tensors by the names of `forward`'s arguments",
         )
     base = base_of(module, *inputs_and_axes)
-    sites = sites_of(base.flow, "torch", site_map, head_input=base.head_input)
+    sites = sites_of(base.flow, "torch", site_map)
     check_complete(sites, site_map)
     fitted = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)

@@ -172,6 +172,7 @@ class BatchMaker:
         return [
             _Subject(adapter, adapter_output(heads, adapter), golden, self.pads[adapter.name])
             for adapter, golden in adapters
+            if adapter.task is None or adapter.task.kind.has_golden_batches
         ]
 
     def _takes_integers(self) -> bool:

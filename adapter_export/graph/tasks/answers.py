@@ -155,6 +155,8 @@ class TokenVectors(Answer):
 
     def document_of_text(self, text_answer: TextAnswer) -> dict[str, Any]:
         """Return it as JSON, with the token of each vector."""
+        if not text_answer.tokens:
+            return self.document()
         return {"tokens": [token.text for token in text_answer.tokens], **self.document()}
 
 

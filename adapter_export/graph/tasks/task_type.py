@@ -77,7 +77,8 @@ class TaskFacts(ABC):
         of_pairs: type that reads and scores pairs without labels; `None` without one.
         recorded: type in the `Task`, if it differs.
         needs_context: arrays require a mask of the tokens that may be the answer.
-        has_golden_answers: answers are short enough for golden texts; of others, golden vectors cover the results.
+        has_golden_texts: answers are short enough for golden texts; of others, golden vectors cover the results.
+        has_golden_batches: likewise, for golden batches.
         ranks: rows are ranked within groups.
         compares_pairs: pairs of texts may be scored by the cosine of their vectors.
         stratified: a split keeps a fraction of each class.
@@ -115,7 +116,8 @@ class TaskFacts(ABC):
     of_pairs: str | None = None
     recorded: str | None = None
     needs_context: bool = False
-    has_golden_answers: bool = True
+    has_golden_texts: bool = True
+    has_golden_batches: bool = True
     ranks: bool = False
     compares_pairs: bool = False
     stratified: bool = False

@@ -39,8 +39,8 @@ from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.sites.site_map import HEAD_INPUT, GivenSites, sites_of
-from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
+from adapter_export.sites.site_map import GivenSites, sites_of
+from adapter_export.sites.view import HEAD_INPUT, FlowGraph, FlowIndex, FlowNode
 from adapter_export.words import quoted
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
@@ -255,9 +255,9 @@ def open_onnx(path: Path, *, given_sites: GivenSites | None = None) -> OnnxBase:
     model, notes = convert_to_slot_opset(model, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
-    flow = flow_graph(model)
     head_input = next((record.name for record in outputs if record.name == HEAD_INPUT), None)
-    sites = known = sites_of(flow, "onnx", given_sites, head_input=head_input)
+    flow = replace(flow_graph(model), head_input=head_input)
+    sites = known = sites_of(flow, "onnx", given_sites)
     with suppress(NoSitesError):  # biases belong to detected sites even if the site map omits them
         known = sites if given_sites is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)

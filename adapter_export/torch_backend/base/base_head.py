@@ -36,7 +36,6 @@ from adapter_export.torch_backend.base.capture_module import settled
 from adapter_export.torch_backend.base.example_inputs import Examples
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
-from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_lowering import POOLING_NAMESPACE
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.words import quoted
@@ -265,7 +264,7 @@ def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = Fals
         raise AdapterError(
             "the model's outputs differ from those of its class", found=quoted(names), expected=quoted(outputs)
         )
-    final = whole.head_input or discover(flow_graph(module)).final
+    final = discover(whole.flow).final
     masks = masks_of(whole.inputs, whole.axes(final)[1])
     (returned,) = module.graph.find_nodes(op="output")
     values = dict(zip(names, returned.all_input_nodes, strict=True))

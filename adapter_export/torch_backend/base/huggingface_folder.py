@@ -30,7 +30,7 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.safe_io.temporary import temporary_folder
-from adapter_export.sites.site_map import HEAD_INPUT
+from adapter_export.sites.view import HEAD_INPUT
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
 from adapter_export.torch_backend.base.cached_models import CAPTURE_BARE, CachedDecoder, CachedSeq2Seq, fix_sizes

@@ -45,8 +45,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
-from adapter_export.sites.site_map import HEAD_INPUT
-from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
+from adapter_export.sites.view import HEAD_INPUT, FlowGraph, FlowIndex, FlowNode
 from adapter_export.tables import number_of
 from adapter_export.torch_backend.base.archive import (
     Archive,
@@ -271,7 +270,8 @@ class TorchBase:
     @cached_property
     def flow(self) -> FlowGraph:
         """Graph in which sites are detected."""
-        return flow_graph(self.flat)
+        logits = self.results.get(HEAD_INPUT)
+        return replace(flow_graph(self.flat), head_input=None if logits is None else str(logits.name))
 
     @cached_property
     def index(self) -> FlowIndex:
@@ -283,12 +283,6 @@ class TorchBase:
         """Node of each output."""
         (returned,) = self.flat.graph.find_nodes(op="output")
         return dict(zip((record.name for record in self.outputs), pytree.tree_leaves(returned.args[0]), strict=True))
-
-    @property
-    def head_input(self) -> str | None:
-        """Node that heads read in place of the final hidden state, if the base has such an output."""
-        node = self.results.get(HEAD_INPUT)
-        return None if node is None else str(node.name)
 
     def module(self) -> fx.GraphModule:
         """Return a new flat module that shares the weights; its placeholders have the inputs' names.

@@ -30,7 +30,7 @@ class MultiVector(AnchorType):
     name = "multi_vector"
     output = "token_embeddings"
     activations = ("identity",)
-    pools = has_golden_answers = False
+    pools = has_golden_texts = False
     embeds = True
     method = "embed_tokens"
     pipeline = "sentence-similarity"

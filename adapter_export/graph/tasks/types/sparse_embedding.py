@@ -28,7 +28,7 @@ class SparseEmbedding(AnchorType):
     output = "embedding"
     activations = ("identity",)
     embeds = reads_vocabulary = True
-    has_golden_answers = False
+    has_golden_texts = has_golden_batches = False
     method = "embed_sparse"
     pipeline = "feature-extraction"
 

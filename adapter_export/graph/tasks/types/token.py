@@ -132,7 +132,7 @@ def window_tokens(
     best: dict[int, tuple[int, int, int]] = {}
     for at, row in enumerate(read.rows):
         places, hidden = row.places or range(len(row.encoding.ids)), row.encoding.special_tokens_mask
-        margins = row.margins or [0] * len(special)
+        margins = row.margins or [0] * len(hidden)
         for token, place in enumerate(places):
             if special or not hidden[token]:
                 best[place] = max(best.get(place, (-1, 0, 0)), (margins[token], -at, token))
