@@ -52,8 +52,8 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     if options.dense < 0:
         raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
     kind = TASK_TYPES[task]
-    if kind.reads_vocabulary:
-        return _sparse_head()
+    if kind.has_fixed_head:
+        return _sparse_head() if kind.pools else _token_head()
     if not kind.embeds and (options.projection or options.l2_normalise):
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
@@ -78,14 +78,22 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     return chain.graph(values=HEAD_VALUES)
 
 
+def _token_head() -> AdapterGraph:
+    """`W·hidden` of length 1 for each token, without a bias (Khattab and Zaharia 2020, §3.2)."""
+    chain = Chain("hidden")
+    chain.linear("dense_1", "d", "e1", bias=False)
+    chain.op("l2_normalise", "l2_normalise_1")
+    return chain.graph(values=HEAD_VALUES)
+
+
 def _sparse_head() -> AdapterGraph:
     """`log(1 + max(maxₜ logits, 0))` over the tokens of the mask, by vocabulary entry (Formal et al. 2021, §3).
 
     The logarithm grows with its argument, so it need not be computed for every token.
     """
     chain = Chain("hidden")
-    chain.op("max_pool", "largest", "mask")
-    chain.op("log_relu", "embedding")
+    chain.op("max_pool", "max_pool_1", "mask")
+    chain.op("log_relu", "log_relu_1")
     return chain.graph(values=HEAD_VALUES)
 
 
@@ -115,7 +123,7 @@ def make_head(
     if record.kind.embeds:
         record = replace(record, **embedding_facts(graph))
     classes = len(record.labels) or record.kind.width or numbers
-    fixed = {"d": width, CLASSES: classes, "width": numbers}
+    fixed = {"d": width, CLASSES: classes, "width": numbers} | ({"e1": numbers} if record.kind.has_fixed_head else {})
     return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, record)
 
 

@@ -187,8 +187,9 @@ class HeadSpec:
         kind = TASK_TYPES[self.task]
         unfit = [] if self.head_layers else ["head_width", "head_activation"]
         unfit += [] if kind.is_vector else ["widths"]
-        unfit += [] if kind.embeds and not kind.reads_vocabulary else ["vector_width", "l2_normalise"]
-        unfit += ["head_layers", "pooling"] if kind.reads_vocabulary else []
+        unfit += [] if kind.embeds and not kind.reads_vocabulary else ["vector_width"]
+        unfit += [] if kind.embeds and not kind.has_fixed_head else ["l2_normalise"]
+        unfit += ["head_layers", "head_dropout", "pooling"] if kind.has_fixed_head else []
         unfit += [] if kind.pools else ["pooling"]
         unfit += [] if kind.has_thresholds else ["thresholds"]
         for option in unfit if kind.has_head else ():
@@ -253,7 +254,7 @@ class HeadSpec:
         prefixes = {name: getattr(data, name) for name in PREFIXES}
         facts = {"input": paired, "widths": widths, **prefixes, **rows.training.task_facts}
         task = Task(kind.name, labels, kind.trained_activation, thresholds, **facts)
-        numbers = rows.numbers or self.vector_width or 1
+        numbers = rows.numbers or self.vector_width or kind.vector_width or 1
         return make_head(task, width=width, numbers=numbers, hidden=self.head_width, options=options)
 
 

@@ -66,6 +66,8 @@ class TaskFacts(ABC):
         has_thresholds: each label has a threshold.
         embeds: its vectors are compared with those of other texts: it has prefixes and a normalisation.
         reads_vocabulary: its head reads the base's logits of the vocabulary, and has no weights.
+        has_fixed_head: a new head is that of its paper, without options except the width of its vectors.
+        vector_width: default width of the vectors of a new head; `None` is that of the base.
         is_vector: it embeds a row as one dense vector, which may be projected, normalised and truncated.
         reads_files: it also reads images and audio.
         pairs: second texts of rows: `never`, `optional` or `required`.
@@ -105,6 +107,8 @@ class TaskFacts(ABC):
     has_thresholds: bool = False
     embeds: bool = False
     reads_vocabulary: bool = False
+    has_fixed_head: bool = False
+    vector_width: int | None = None
     is_vector: bool = False
     reads_files: bool = False
     pairs: Literal["never", "optional", "required"] = "optional"

@@ -31,7 +31,8 @@ class MultiVector(AnchorType):
     output = "token_embeddings"
     activations = ("identity",)
     pools = has_golden_texts = False
-    embeds = True
+    embeds = has_fixed_head = True
+    vector_width = 128
     method = "embed_tokens"
     pipeline = "sentence-similarity"
 

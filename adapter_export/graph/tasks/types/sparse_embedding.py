@@ -27,7 +27,7 @@ class SparseEmbedding(AnchorType):
     name = "sparse_embedding"
     output = "embedding"
     activations = ("identity",)
-    embeds = reads_vocabulary = True
+    embeds = reads_vocabulary = has_fixed_head = True
     has_golden_texts = has_golden_batches = False
     method = "embed_sparse"
     pipeline = "feature-extraction"
