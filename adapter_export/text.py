@@ -401,6 +401,11 @@ class Tokenizer:
         token_id: int | None = self._whole.token_to_id(token)
         return token_id
 
+    def name_of(self, token: int) -> str | None:
+        """Return a token as the vocabulary writes it, or `None` if its id is unknown."""
+        name: str | None = self._whole.id_to_token(token)
+        return name
+
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones included.
 

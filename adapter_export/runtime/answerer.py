@@ -117,6 +117,10 @@ class Reader(ABC):
     def arrays(self, rows: Any, adapter: str | None = None) -> Arrays:
         """Return the inputs of a call."""
 
+    def token_text(self, token: int) -> str:
+        """Return the text of a vocabulary entry; its id without a tokenizer."""
+        return str(token)
+
     def without_padding(self, outputs: Arrays, row: Any) -> Arrays:  # noqa: ARG002 — of readers that pad rows
         """Return the outputs of a row without padding."""
         return outputs

@@ -110,6 +110,10 @@ class TextReader(Reader):
         pads = self.session.may_pad(adapter)
         return self.tokenizer.arrays([row.encoding for row in rows], self._inputs, pads=pads)
 
+    def token_text(self, token: int) -> str:
+        """Return a vocabulary entry as the tokenizer writes it; the id of one that it lacks."""
+        return self.tokenizer.name_of(token) or str(token)
+
     def without_padding(self, outputs: Mapping[str, np.ndarray], row: EncodedText) -> Arrays:
         """Return the outputs of a row without padding."""
         tokens = len(row.encoding.ids)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from adapter_export.format.tabular.language_tables import LanguageTables
     from adapter_export.format.tabular.training_tables import TrainingTables
     from adapter_export.graph.adapter import Adapter, Head
-    from adapter_export.graph.tasks import Task
+    from adapter_export.graph.tasks import Task, TaskFacts
     from adapter_export.graph.tasks.metrics import Judged
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.training.loop.baseline import Baseline
@@ -250,6 +250,7 @@ class TrainingJob:
         kind = TASK_TYPES[rows.problem]
         if not kind.has_head:
             return FirstHead(None, {})
+        _check_head_input(kind, self.base)
         new = self.head.make(rows, self.base.sites.complete.width, self.data)
         head, weights = init_from_base_head(self.base, new) if self.head.head == "base" else (new, {})
         return FirstHead(head, weights, rows.training.answers if kind.starts_at_prior else None)
@@ -330,6 +331,25 @@ class _Mute(Reporter):
 def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
     for note in notes:
         reporter.warn(note)
+
+
+def _check_head_input(kind: TaskFacts, base: Base) -> None:
+    """Refuse a sparse embedding on a base without logits of the vocabulary, and other heads on one with them."""
+    has_logits = base.torch.flow.head_input is not None
+    if kind.reads_vocabulary == has_logits:
+        return
+    if has_logits:
+        what, fix = (
+            "heads of this base read logits of the vocabulary",
+            "capture the bare model: " + argument("bare", True),
+        )
+        raise UsageError(what, found=f"the task `{kind.name}`", expected="`sparse_embedding`", fix=fix)
+    raise UsageError(
+        f"`{kind.name}` needs logits of the vocabulary, which this base does not compute",
+        where=base.path,
+        found="a hidden state",
+        expected="a masked language model with a `SpladePooling`, captured from a folder of sentence-transformers",
+    )
 
 
 def _counts(rows: TextTask) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,18 @@ class Result:
     head: Head
     answer: TextAnswer | None
     outputs: Sequence[Summary]
+    token_text: Callable[[int], str] = str
 
     @classmethod
-    def of(cls, answered: AnsweredRow) -> Result:
-        """Summarize an answered row, so that its outputs can be freed."""
+    def of(cls, answered: AnsweredRow, token_text: Callable[[int], str] = str) -> Result:
+        """Summarize an answered row, so that its outputs can be freed; `token_text` names vocabulary entries."""
         has_task = answered.head.task is not None and answered.head.output is not None
         outputs = (
             []
             if has_task
             else [Summary.of(name, array) for arrays in answered.outputs for name, array in arrays.items()]
         )
-        return cls(answered.row.texts, answered.head, answered.answer if has_task else None, outputs)
+        return cls(answered.row.texts, answered.head, answered.answer if has_task else None, outputs, token_text)
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class Result:
     def shown(self) -> ShownRow:
         """The row with its answer."""
         assert self.answer is not None
-        return ShownRow(self.name, self.answer, self.texts.get("choices", ()))
+        return ShownRow(self.name, self.answer, self.texts.get("choices", ()), self.token_text)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def show_results(results: Sequence[Result], screen: Screen) -> None:
         screen.show(_summaries(results))
         return
     screen.show(*tables(results))
-    if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in results):
+    if all(result.type is not None and TASK_TYPES[result.type].embeds for result in results):
         screen.report("Add `--out FILE.npz` or `--json` for whole vectors.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -105,10 +105,12 @@ class Answers(Described):
     Attributes:
         rows: computed lazily, in the order of the input.
         many: render each as a line of JSON.
+        token_text: returns the text of a vocabulary entry. Default: its id.
     """
 
     rows: Iterator[AnsweredRow]
     many: bool
+    token_text: Callable[[int], str] = str
 
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
@@ -241,7 +243,8 @@ def run(
     reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
     shown = reporter if many or len(rows) > _QUICK else SILENT
     answered = Answerer(session, reader, reading).answer(rows, shown)
-    return Answers(_write_at_end(answered, opened.manifest, medium, output, reporter), many)
+    written = _write_at_end(answered, opened.manifest, medium, output, reporter)
+    return Answers(written, many, str if reader is None else reader.token_text)
 
 
 def _check_together(arguments: Mapping[str, object], media: Sequence[str]) -> None:
@@ -316,7 +319,7 @@ def _show(answers: Answers, screen: Screen) -> None:
         for row in answers.rows:
             screen.write(row.json_line())
     else:
-        show_results([Result.of(row) for row in answers.rows], screen)
+        show_results([Result.of(row, answers.token_text) for row in answers.rows], screen)
 
 
 def _document(answers: Answers, _: Screen) -> Mapping[str, object]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import Answer, ReadText, ShownRow, TextAnswer
 from adapter_export.graph.tasks.cells import Cells, Found
 from adapter_export.tables import Table
@@ -261,6 +262,14 @@ class TaskType(TaskFacts):
     def compared(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:  # noqa: ARG002
         """Return the part of a text's results that is compared with those of other texts."""
         return results[0]
+
+    def similarity(self, query: Answer, document: Answer) -> float:  # noqa: ARG002 — for embeddings
+        """Return the score of two answers of a type that embeds.
+
+        Raises:
+            RequestError: its answers are not compared.
+        """
+        raise RequestError("answers of this task are not compared", found=f"`{self.name}`", expected="an embedding")
 
     # Metrics
 

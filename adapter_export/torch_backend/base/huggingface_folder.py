@@ -82,7 +82,7 @@ def capture_folder(
         OutputExistsError, WriteError: as for `write_base`.
     """
     if bare or reranker_tokens or prompt or not generates(folder):
-        base = _captured_model(folder, inputs, lengths, reranker_tokens, prompt)
+        base = _captured_model(folder, inputs, lengths, reranker_tokens, prompt, bare=bare)
     elif inputs:
         raise UsageError(
             "generates text, and is captured with a cache, which defines its inputs",
@@ -117,11 +117,19 @@ def _has_a_head(name: str, known: Any) -> bool:
 
 
 def _captured_model(
-    folder: Path, described: Sequence[InputRecord], lengths: Bounds | None, tokens: Sequence[str], prompt: str
+    folder: Path,
+    described: Sequence[InputRecord],
+    lengths: Bounds | None,
+    tokens: Sequence[str],
+    prompt: str,
+    *,
+    bare: bool,
 ) -> TorchBase:
     """Capture the bare model of a folder, with its base head and its processor."""
     sentences = read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
+    if bare and sentences is not None and sentences.sentence is not None and sentences.sentence.reads == _LOGITS:
+        sentences = None
     _check_files(folder)
     reranker = Reranker.named(folder, tokens) if tokens else None if sentences is None else sentences.reranker
     if prompt and reranker is None:

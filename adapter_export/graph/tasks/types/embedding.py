@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapter_export.graph.task_names import RETRIEVAL
-from adapter_export.graph.tasks.answers import ShownRow, Vector
+from adapter_export.graph.tasks.answers import Answer, ShownRow, Vector
 from adapter_export.graph.tasks.cells import Cells, Found, label
 from adapter_export.graph.tasks.labels import class_indices, label_names
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
@@ -17,6 +17,10 @@ from adapter_export.tables import Table, numbers_cell
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
     from adapter_export.graph.tasks.task_record import Task
+
+
+_TINY = 1e-12
+"""Minimum length that a vector is divided by."""
 
 
 class VectorType(TaskType):
@@ -36,6 +40,13 @@ class VectorType(TaskType):
         length = float(np.linalg.norm(middle))
         mean: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
         return mean
+
+    def similarity(self, query: Answer, document: Answer) -> float:
+        """Return the cosine."""
+        assert isinstance(query, Vector)
+        assert isinstance(document, Vector)
+        lengths = [max(float(np.linalg.norm(each.vector)), _TINY) for each in (query, document)]
+        return float(np.dot(query.vector / np.float32(lengths[0]), document.vector / np.float32(lengths[1])))
 
     def cells(self, row: ShownRow) -> tuple[str, str, str]:
         """Return the first numbers of the vector."""

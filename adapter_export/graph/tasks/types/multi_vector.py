@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.graph.tasks.answers import ReadText, ShownRow, TextAnswer, Token, TokenVectors
+from adapter_export.graph.tasks.answers import Answer, ReadText, ShownRow, TextAnswer, Token, TokenVectors
 from adapter_export.graph.tasks.task_type import Mask, Measured
 from adapter_export.graph.tasks.types.retrieval import AnchorType
 from adapter_export.graph.tasks.types.token import window_tokens
@@ -48,6 +48,12 @@ class MultiVector(AnchorType):
     def compared(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:
         """Return the vectors of the tokens that count."""
         return _counted(read, task, results)[1]
+
+    def similarity(self, query: Answer, document: Answer) -> float:
+        """Return the MaxSim."""
+        assert isinstance(query, TokenVectors)
+        assert isinstance(document, TokenVectors)
+        return float(maxsim([query.vectors], [document.vectors])[0, 0])
 
     def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
         """Judge vectors of the texts of each row, [tokens, width] each, by MaxSim."""

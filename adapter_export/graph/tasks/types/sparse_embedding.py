@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.graph.tasks.answers import ShownRow, SparseVector
+from adapter_export.graph.tasks.answers import Answer, ShownRow, SparseVector
 from adapter_export.graph.tasks.task_type import Mask, Measured
 from adapter_export.graph.tasks.types.retrieval import AnchorType
 from adapter_export.tables import Table
@@ -42,6 +42,13 @@ class SparseEmbedding(AnchorType):
         """Return the largest weight of each entry in any window: the head takes the maximum over tokens, too."""
         largest: np.ndarray = np.max(results, axis=0)
         return largest
+
+    def similarity(self, query: Answer, document: Answer) -> float:
+        """Return the dot product."""
+        assert isinstance(query, SparseVector)
+        assert isinstance(document, SparseVector)
+        _, ours, theirs = np.intersect1d(query.ids, document.ids, assume_unique=True, return_indices=True)
+        return float(query.weights[ours].astype(np.float64) @ document.weights[theirs].astype(np.float64))
 
     def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
         """Judge vectors [rows, texts, vocabulary] by their dot products."""

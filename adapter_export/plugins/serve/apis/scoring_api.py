@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.answers import LabelSet, Numbers, Prediction
+from adapter_export.graph.tasks.answers import LabelSet, Numbers, Prediction, TokenVectors
 from adapter_export.plugins.serve.apis.generated_texts import Absent
 from adapter_export.plugins.serve.apis.openai_api import (
     EncodingFormat,
@@ -28,7 +28,6 @@ from adapter_export.plugins.serve.apis.openai_api import (
     vector_of,
 )
 from adapter_export.plugins.serve.apis.rerank_api import score_of
-from adapter_export.plugins.serve.apis.tei_api import unit
 from adapter_export.plugins.serve.calls import Call, Strict, TextOnSide, TextPair, parse
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.runtime.answerer import AnsweredRow, Reading
@@ -95,11 +94,12 @@ class Pooling(Strict):
     """The body of `POST /pooling`.
 
     Attributes:
-        model: the name of an adapter for `embedding`, `single_label`, `multi_label` or `regression`, or of a route.
+        model: the name of an adapter for `embedding`, `multi_vector`, `single_label`, `multi_label` or `regression`, or
+            of a route.
         input: a text or a list of texts. Token ids are refused: they belong to another tokenizer.
         encoding_format: numbers, or base64 of little-endian float32 numbers.
         dimensions: width of vectors, one of the `widths` of the adapter's task. Default: the full width.
-        task: `embed` or `classify`, which must be the adapter's. Default: the adapter's.
+        task: `embed`, `token_embed` or `classify`, which must be the adapter's. Default: the adapter's.
         use_activation: return probabilities; false returns logits. Default: true.
         truncate_prompt_tokens: not supported.
         messages: not supported.
@@ -110,7 +110,7 @@ class Pooling(Strict):
     input: Texts
     encoding_format: EncodingFormat | None = "float"
     dimensions: int | None = Field(default=None, ge=1)
-    task: Literal["embed", "classify"] | None = None
+    task: Literal["embed", "token_embed", "classify"] | None = None
     use_activation: StrictBool | None = True
     truncate_prompt_tokens: Absent = None
     messages: Absent = None
@@ -124,6 +124,8 @@ class Pooling(Strict):
         """
         answer, task = row.answer.answer, row.head.task
         is_vector = task is not None and task.kind.is_vector
+        if self.task == "token_embed" or isinstance(answer, TokenVectors):
+            return self._token_vectors(row)
         if not is_vector and not isinstance(answer, Prediction | LabelSet | Numbers):
             raise other_task(row, "has no pooled output", "`embedding`, `single_label`, `multi_label` or `regression`")
         if self.task is not None and (self.task == "embed") != is_vector:
@@ -139,6 +141,15 @@ class Pooling(Strict):
         assert isinstance(answer, Prediction | LabelSet)
         return np.array([*answer.probabilities.values()])
 
+    def _token_vectors(self, row: AnsweredRow) -> np.ndarray:
+        """Return the vectors of the tokens of a row, [tokens, width]."""
+        answer = row.answer.answer
+        if self.task not in (None, "token_embed") or not isinstance(answer, TokenVectors):
+            raise other_task(row, f"does not {self.task} texts", "the `task` of the request")
+        if self.dimensions is not None:
+            raise other_task(row, "has no `dimensions`", "`embedding`")
+        return answer.vectors
+
 
 class ScoringApi:
     """Routes of scores and pooled outputs."""
@@ -153,17 +164,17 @@ class ScoringApi:
         app.add_route("/pooling", self.pooling, methods=["POST"])
 
     async def score(self, request: HttpRequest) -> Response:
-        """Return a score of each pair: by a ranking, or the cosine of the vectors of an embedding."""
+        """Return a score of each pair: by a ranking, or by comparing embeddings as their task does."""
         body = parse(Scores, await self._context.body(request))
         first, second = body.sides()
         target = await self._service.target(body.model, request.state.key)
         task = None if target.adapter is None else target.served.session.task(target.adapter)
-        if task is not None and task.kind.is_vector:
+        if task is not None and task.kind.embeds:
             queries = await self._answered(body.model, _sided(first, task, "query"), request)
             documents = await self._answered(body.model, _sided(second, task, "document"), request)
             rows = [*queries, *documents]
-            vectors = ((unit(vector_of(row)) for row in side) for side in (queries, documents))
-            scores = [float(np.dot(query, document)) for query, document in zip(*vectors, strict=True)]
+            pairs_of_rows = zip(queries, documents, strict=True)
+            scores = [task.kind.similarity(*(row.answer.answer for row in pair)) for pair in pairs_of_rows]
         else:
             pairs = [TextPair(text=text, pair=pair) for text, pair in zip(first, second, strict=True)]
             rows = await self._answered(body.model, pairs, request)

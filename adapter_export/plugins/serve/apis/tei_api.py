@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.answers import LabelSet, Prediction
+from adapter_export.graph.tasks.answers import LabelSet, Prediction, SparseVector, TokenVectors
 from adapter_export.plugins.serve.apis.openai_api import encoded, other_task, text_or_texts, vector_of
 from adapter_export.plugins.serve.calls import Call, Strict, TextOnSide, TextPair, Words, parse
 from adapter_export.plugins.serve.limits import MOST_ROWS
@@ -222,14 +222,42 @@ class EmbedSparse(TeiOptions):
 
     Attributes:
         inputs: a text or a list of texts.
-        prompt_name: query or document.
+        prompt_name: query or document, for adapters with a prefix for each.
     """
 
     inputs: Sentences
     prompt_name: TextSide | None = None
 
+    def entries(self, row: AnsweredRow) -> list[dict[str, Any]]:
+        """Return the vocabulary entries of a row with a weight above 0, by their ids."""
+        answer = row.answer.answer
+        if not isinstance(answer, SparseVector):
+            raise other_task(row, "does not return sparse vectors", "`sparse_embedding`")
+        weights = zip(answer.ids.tolist(), answer.weights.tolist(), strict=True)
+        return [{"index": entry, "value": weight} for entry, weight in sorted(weights)]
 
-Body = TypeVar("Body", TeiOptions, Embed, EmbedSparse, Predict, Similarity)
+
+class EmbedAll(TeiOptions):
+    """The body of `POST /embed_all`.
+
+    Attributes:
+        inputs: a text or a list of texts.
+        prompt_name: query or document, for adapters with a prefix for each, or with a skip list.
+    """
+
+    inputs: Sentences
+    prompt_name: TextSide | None = None
+
+    def vectors(self, row: AnsweredRow) -> list[list[float]]:
+        """Return the vector of each token of a row."""
+        answer = row.answer.answer
+        if not isinstance(answer, TokenVectors):
+            raise other_task(row, "does not return a vector for each token", "`multi_vector`")
+        vectors: list[list[float]] = answer.vectors.tolist()
+        return vectors
+
+
+Body = TypeVar("Body", TeiOptions, Embed, EmbedSparse, EmbedAll, Predict, Similarity)
 
 
 class TeiApi:
@@ -243,6 +271,7 @@ class TeiApi:
         for prefix in ("", _PREFIX):
             app.add_route(f"{prefix}/embed", self.embed, methods=["POST"])
             app.add_route(f"{prefix}/embed_sparse", self.embed_sparse, methods=["POST"])
+            app.add_route(f"{prefix}/embed_all", self.embed_all, methods=["POST"])
             app.add_route(f"{prefix}/predict", self.predict, methods=["POST"])
             app.add_route(f"{prefix}/similarity", self.similarity, methods=["POST"])
             app.add_route(f"{prefix}/info", self.info, methods=["GET"])
@@ -255,17 +284,14 @@ class TeiApi:
         return JSONResponse([body.vector(row) for row in await self._embedded(body, request)])
 
     async def embed_sparse(self, request: HttpRequest) -> Response:
-        """Refuse: no task type returns sparse vectors."""
+        """Return the sparse vectors of texts."""
         body = await self._body(EmbedSparse, request)
-        target = await self._target(body.model, request)
-        task = _task(target)
-        raise RequestError(
-            "does not return sparse vectors",
-            where=f"model `{target.name}`",
-            found="no task" if task is None else f"the task `{task.type}`",
-            expected="a sparse embedding such as SPLADE, which no task type of this release is",
-            fix="use `POST /embed` with an adapter for `embedding`",
-        )
+        return JSONResponse([body.entries(row) for row in await self._embedded(body, request)])
+
+    async def embed_all(self, request: HttpRequest) -> Response:
+        """Return a vector for each token of texts."""
+        body = await self._body(EmbedAll, request)
+        return JSONResponse([body.vectors(row) for row in await self._embedded(body, request)])
 
     async def predict(self, request: HttpRequest) -> Response:
         """Return the labels of texts with their scores."""
@@ -312,7 +338,7 @@ class TeiApi:
             raise RequestError("names two models", found=f"`{name}` and `{body.model}`", expected="one of them")
         return body if name is None else body.model_copy(update={"model": name})
 
-    async def _embedded(self, body: Embed, request: HttpRequest) -> list[AnsweredRow]:
+    async def _embedded(self, body: Embed | EmbedSparse | EmbedAll, request: HttpRequest) -> list[AnsweredRow]:
         texts, side = [body.inputs] if isinstance(body.inputs, str) else body.inputs, body.prompt_name
         sided = [text if side is None else TextOnSide(text=text, side=side) for text in texts]
         return await self._answered(body, sided, request)
@@ -372,8 +398,8 @@ def _pipelines(task: Task) -> Sequence[str]:
 
 def _model_type(task: Task | None, name: str) -> Mapping[str, Any]:
     """Return the kind of a model as TEI names it; RequestError for tasks that TEI does not have."""
-    if task is not None and task.kind.is_vector:
-        return {"embedding": {"pooling": task.pooling or "unknown"}}
+    if task is not None and task.kind.embeds:
+        return {"embedding": {"pooling": "splade" if task.kind.reads_vocabulary else task.pooling or "unknown"}}
     if task is not None and task.kind.ranks:
         return {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     if task is not None and _pipelines(task):
