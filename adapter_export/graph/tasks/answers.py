@@ -157,7 +157,7 @@ class TokenVectors(Answer):
         """Return it as JSON, with the token of each vector."""
         if not text_answer.tokens:
             return self.document()
-        return {"tokens": [token.text for token in text_answer.tokens], **self.document()}
+        return {"vector_tokens": [token.text for token in text_answer.tokens], **self.document()}
 
 
 @dataclass(frozen=True, repr=False)

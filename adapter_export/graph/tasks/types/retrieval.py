@@ -75,7 +75,7 @@ class Retrieval(AnchorType, VectorType):
         """Judge vectors [rows, texts, width] by the texts of each row."""
         from adapter_export.graph.tasks.metrics import judge_retrieval
 
-        return judge_retrieval(np.asarray(rows.results, np.float64), rows.right)
+        return judge_retrieval([[*row] for row in np.asarray(rows.results, np.float64)], rows.right)
 
 
 TYPE = Retrieval()

@@ -109,7 +109,7 @@ struct Head {
 struct HeadRecord {
   std::string graph;   // which slots of the site `head` give as theirs
   std::string output;  // what it fills
-  std::string result;  // what that holds: `logits`, `token_logits` or `embedding`
+  std::string result;  // what that holds: `logits`, `token_logits`, `embedding` or `token_embeddings`
 };
 
 // The weights that a call may give a fusion: the same go to all slots, and column k weighs member k.

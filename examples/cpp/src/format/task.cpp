@@ -30,6 +30,8 @@ const std::map<std::string, Type> kTypes = {
     {"span", {"token_logits", {"softmax"}, false, 2}},
     {"regression", {"logits", {"identity", "sigmoid"}, false, 0}},
     {"embedding", {"embedding", {"identity"}, false, 0}},
+    {"multi_vector", {"token_embeddings", {"identity"}, false, 0}},
+    {"sparse_embedding", {"embedding", {"identity"}, false, 0}},
     {"ranking", {"logits", {"identity", "sigmoid"}, false, 1}},
 };
 
@@ -65,8 +67,12 @@ bool is_one_of(const json& value, std::initializer_list<const char*> names) {
   return std::any_of(names.begin(), names.end(), [&](const char* name) { return value == name; });
 }
 
+// Whether vectors of a type are compared with those of other texts.
+bool embeds(const std::string& type) { return type == "embedding" || type == "multi_vector" || type == "sparse_embedding"; }
+
 // What only clients with a tokenizer use.
-bool is_good(const std::string& key, const json& value, bool is_embedding) {
+bool is_good(const std::string& key, const json& value, const std::string& type) {
+  const bool is_embedding = embeds(type);
   if (key == "template") return value.is_string();
   if (key == "input") return is_one_of(value, {"text", "pair", "image", "audio"});
   if (key == "truncation") return is_one_of(value, {"right", "left"});
@@ -79,9 +85,10 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
   if (key == "widths") {
     const auto widths = value.get<std::vector<std::int64_t>>();
     const bool fall = std::adjacent_find(widths.begin(), widths.end(), std::less_equal<>()) == widths.end();
-    return fall && (widths.empty() || (is_embedding && widths.back() >= 1));
+    return fall && (widths.empty() || (type == "embedding" && widths.back() >= 1));
   }
   if (key == "prefix" || key == "query_prefix" || key == "document_prefix") return value.is_string() && (is_embedding || value.get<std::string>().empty());
+  if (key == "skiplist") return value.is_array() && (type == "multi_vector" || value.empty());
   return true;
 }
 
@@ -89,7 +96,7 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
 nlohmann::ordered_json without_defaults(const json& record, const std::string& activation) {
   const json defaults = {{"labels", json::array()}, {"thresholds", json::array()}, {"activation", activation}, {"input", "text"},
                          {"truncation", "right"}, {"normalised", false}, {"prefix", ""}, {"widths", json::array()},
-                         {"query_prefix", ""}, {"document_prefix", ""}, {"template", ""}};
+                         {"query_prefix", ""}, {"document_prefix", ""}, {"template", ""}, {"skiplist", json::array()}};
   nlohmann::ordered_json found;
   for (const auto& [key, value] : record.items()) {
     if (!value.is_null() && (!defaults.contains(key) || defaults.at(key) != value)) found[key] = value;
@@ -109,7 +116,7 @@ Task make_task(const std::string& type, const std::vector<std::string>& labels, 
 
 Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
-                 "normalised", "prefix", "processor", "widths", "query_prefix", "document_prefix", "template"});
+                 "normalised", "prefix", "processor", "widths", "query_prefix", "document_prefix", "template", "skiplist"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
   task.record = without_defaults(record, task.activation);
   task.input = value_or(record, "input", task.input);
@@ -122,7 +129,7 @@ Task parse_task(const json& record, const std::string& where) {
   if (!thresholds.empty()) task.thresholds = thresholds;
   check_thresholds(task, where);
   for (const auto& [key, value] : record.items()) {
-    if (is_good(key, value, task.type == "embedding")) continue;
+    if (is_good(key, value, task.type)) continue;
     throw RequestFault({"holds what `" + task.type + "` cannot have", where, "`" + key + "` " + value.dump()});
   }
   return task;

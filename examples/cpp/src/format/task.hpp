@@ -21,7 +21,7 @@ Task parse_task(const nlohmann::json& record, const std::string& where);
 // A task of which the type and the labels are known. Throws RequestFault if there is no such type, or it has no such labels.
 Task make_task(const std::string& type, const std::vector<std::string>& labels, const std::string& where);
 
-// What a head must give to do tasks of a type: `logits`, `token_logits` or `embedding`.
+// What a head must give to do tasks of a type: `logits`, `token_logits`, `embedding` or `token_embeddings`.
 std::string result_of(const std::string& type);
 
 // How many numbers it must give along its last axis; any number if 0.

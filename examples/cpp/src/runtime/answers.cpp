@@ -176,15 +176,42 @@ RealTokens real_tokens(const RowResult& result, const Manifest& manifest, std::s
   return RealTokens(count, true);
 }
 
+// The vectors of the real tokens, or of those in the context, if there is one.
+Answer token_vectors(const Lines& lines, const RealTokens& real, const std::vector<bool>& context) {
+  if (!context.empty() && context.size() != real.size()) {
+    throw RequestFault({"is not a 0 or 1 for each token", "`context`", std::to_string(context.size()) + " values"});
+  }
+  Answer vectors = Answer::array();
+  for (std::size_t at = 0; at < lines.count; ++at) {
+    if (real[at] && (context.empty() || context[at])) vectors.push_back(lines.line(at));
+  }
+  return {{"vectors", vectors}};
+}
+
+// The weights above 0, by the ids of their vocabulary entries, the largest first.
+template <typename Line>
+Answer sparse_vector(const Line& line) {
+  std::vector<std::size_t> ids;
+  for (std::size_t id = 0; id < line.size(); ++id) {
+    if (line[id] > 0) ids.push_back(id);
+  }
+  std::stable_sort(ids.begin(), ids.end(), [&](std::size_t first, std::size_t second) { return line[first] > line[second]; });
+  Answer weights = Answer::object();
+  for (const auto id : ids) weights[std::to_string(id)] = line[id];
+  return {{"weights", weights}};
+}
+
 Answer answer_keys(const RowResult& result, const Manifest& manifest, const std::vector<bool>& context) {
   const auto& task = *result.head.task;
   const auto lines = lines_of(result.outputs, result.head.output);
   if (task.type == "token") return token_labels(task, lines, real_tokens(result, manifest, lines.count));
   if (task.type == "span") return span(lines, real_tokens(result, manifest, lines.count), context);
+  if (task.type == "multi_vector") return token_vectors(lines, real_tokens(result, manifest, lines.count), context);
   const auto line = lines.line(0);
   if (task.type == "single_label") return prediction(task, line);
   if (task.type == "multi_label") return label_set(task, line);
   if (task.type == "embedding") return {{"vector", line}};
+  if (task.type == "sparse_embedding") return sparse_vector(line);
   if (task.type == "regression") return {{"numbers", activated(task, line)}};
   if (task.type == "multiple_choice") return {{"score", line.at(0)}};  // before the softmax over the choices of a question
   return {{"score", activated(task, line).at(0)}};

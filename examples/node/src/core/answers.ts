@@ -34,6 +34,10 @@ export type Keys =
   | TokenSpan
   | { numbers: number[] }
   | { vector: number[] }
+  /** Of each real token. */
+  | { vectors: number[][] }
+  /** The weights above 0, by the ids of their vocabulary entries. */
+  | { weights: Record<string, number> }
   | { score: number }
   /** Without a task: the results by the name of their output. */
   | { outputs: Record<string, Nested> };
@@ -96,6 +100,10 @@ function keysOf(task: Task, lines: Float32Array[], isReal: (token: number) => bo
       return span(lines, tokensIn(context, lines.length).filter(isReal));
     case "embedding":
       return { vector: [...first] };
+    case "multi_vector":
+      return { vectors: lines.filter((_, at) => isReal(at) && (context?.[at] ?? 1) === 1).map((line) => [...line]) };
+    case "sparse_embedding":
+      return { weights: Object.fromEntries([...first.entries()].filter(([, weight]) => weight > 0)) };
     case "regression":
       return { numbers: activated(task, first) };
     case "multiple_choice":

@@ -212,7 +212,7 @@ const KEYS = {
   parts: "path cases parts",
   part: "fault output factor limit",
   recorded: "runtime provider processor features cases",
-  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix? template?",
+  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix? template? skiplist?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
   chat: "templates digest golden roles tools",
   text: "tokenizer digest",

@@ -10,14 +10,16 @@ const ACTIVATIONS = {
   span: ["softmax"],
   regression: ["identity", "sigmoid"],
   embedding: ["identity"],
+  multi_vector: ["identity"],
+  sparse_embedding: ["identity"],
   ranking: ["identity", "sigmoid"],
 } as const;
 
 export type ProblemType = keyof typeof ACTIVATIONS;
 export type Activation = "softmax" | "sigmoid" | "identity";
 
-/** The result of a head: numbers of a row, numbers of each token, or a vector. */
-export type Result = "logits" | "token_logits" | "embedding";
+/** The result of a head: numbers of a row, numbers of each token, a vector, or a vector of each token. */
+export type Result = "logits" | "token_logits" | "embedding" | "token_embeddings";
 
 export interface Task {
   type: ProblemType;
@@ -44,14 +46,22 @@ export interface Task {
   widths: number[];
   /** The text that is made of a pair, with `{text}` and behind it `{pair}` in their places. */
   template: string;
+  /** Of multi_vector: the ids of tokens that have no vector in documents. */
+  skiplist: number[];
 }
 
 const THRESHOLD = 0.5;
 const SHA256 = /^[0-9a-f]{64}$/;
 const LABELLED: ProblemType[] = ["single_label", "multi_label", "token"];
 
+/** Whether vectors of a type are compared with those of other texts. */
+export function embeds(type: ProblemType): boolean {
+  return type === "embedding" || type === "multi_vector" || type === "sparse_embedding";
+}
+
 export function resultOf(type: ProblemType): Result {
-  if (type === "embedding") return "embedding";
+  if (type === "embedding" || type === "sparse_embedding") return "embedding";
+  if (type === "multi_vector") return "token_embeddings";
   return type === "token" || type === "span" ? "token_logits" : "logits";
 }
 
@@ -79,6 +89,7 @@ export function parseTask(document: unknown, where: string): Task {
     processor: null,
     widths: [],
     template: "",
+    skiplist: [],
     ...given,
     type,
   };
@@ -111,7 +122,7 @@ export function checkWidth({ type, labels }: Task, width: number, where: string)
 }
 
 function isNoPrefix(type: ProblemType, prefix: unknown): boolean {
-  return prefix !== "" && (type !== "embedding" || typeof prefix !== "string");
+  return prefix !== "" && (!embeds(type) || typeof prefix !== "string");
 }
 
 /** For each key, whether its value is invalid. */
@@ -122,14 +133,16 @@ const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boo
   max_tokens: ({ max_tokens }) => max_tokens !== null && !(Number.isSafeInteger(max_tokens) && max_tokens >= 1),
   truncation: ({ truncation }) => truncation !== "right" && truncation !== "left",
   tokenizer: ({ tokenizer }) => tokenizer !== null && !SHA256.test(tokenizer),
-  pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || typeof pooling !== "string" || !pooling),
-  normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
+  pooling: ({ type, pooling }) => pooling !== null && (!embeds(type) || typeof pooling !== "string" || !pooling),
+  normalised: ({ type, normalised }) => normalised !== false && (!embeds(type) || normalised !== true),
   processor: ({ processor }) => processor !== null && !SHA256.test(processor),
   prefix: ({ type, prefix }) => isNoPrefix(type, prefix),
   query_prefix: ({ type, query_prefix, prefix }) => isNoPrefix(type, query_prefix) || (query_prefix !== "" && prefix !== ""),
   document_prefix: ({ type, document_prefix, prefix }) => isNoPrefix(type, document_prefix) || (document_prefix !== "" && prefix !== ""),
   template: ({ type, template }) =>
     template !== "" && (type !== "ranking" || typeof template !== "string" || !/^[^]*\{text\}[^]*\{pair\}[^]*$/.test(template)),
+  skiplist: ({ type, skiplist }) =>
+    !Array.isArray(skiplist) || (skiplist.length > 0 && type !== "multi_vector") || !skiplist.every((id) => Number.isSafeInteger(id) && id >= 0),
   widths: ({ type, widths }) =>
     !Array.isArray(widths) ||
     (widths.length > 0 && type !== "embedding") ||

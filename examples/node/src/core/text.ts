@@ -7,7 +7,7 @@ import { Fault } from "./fault.js";
 import { type LengthsRecord, lengthsOf } from "./manifest.js";
 import type { Head, Inputs } from "./request.js";
 import type { Outputs } from "./runners.js";
-import type { Task } from "./task.js";
+import { type Task, embeds } from "./task.js";
 import { type Row, Tokens } from "./tokens.js";
 
 /** A text, a pair of texts, or a question with its choices. */
@@ -34,6 +34,8 @@ type TextKeys =
   | { choice: number; probabilities: number[] }
   /** The tokens that are not special; without `start` and `end` if this client cannot locate those of the tokenizer. */
   | { tokens: (Prediction & { token: string; start?: number; end?: number })[] }
+  /** The token of each vector. */
+  | { vector_tokens: string[]; vectors: number[][] }
   /** The characters of the second text, from 0: the first one, and the one after the last. */
   | { answer: string; start: number; end: number; probability: number };
 
@@ -107,7 +109,7 @@ export class TextReader {
 
   /** The answer to a text from the outputs of its rows. */
   answer({ asked, rows, task }: ReadText, head: Head, outputs: Outputs[]): TextKeys & Cut {
-    const answers = rows.map((row, at) => answerTo(head, outputs[at]!, null, contextOf(row, asked)));
+    const answers = rows.map((row, at) => answerTo(head, outputs[at]!, null, contextOf(row, asked, task)));
     const cut = Math.max(...rows.map(({ found, ids }) => found - ids.length));
     return { ...this.said(asked, task, rows[0]!, answers), ...(cut > 0 ? { cut } : {}) };
   }
@@ -128,6 +130,10 @@ export class TextReader {
         }),
       };
     }
+    if ("vectors" in answer) {
+      const counted = contextOf(row, asked, task);
+      return { vector_tokens: row.tokens.filter((_, at) => counted[at] === 1), ...answer };
+    }
     return "first_token" in answer ? this.span(asked, row, answer) : answer;
   }
 
@@ -143,8 +149,9 @@ export class TextReader {
   }
 }
 
-/** The tokens of a row that may be the answer to a question: those of the second text, or of the only one. */
-function contextOf({ places }: Row, asked: Asked): Context {
+/** The tokens of a row that may be the answer to a question, those of the second text or of the only one; or that have a vector. */
+function contextOf({ places, ids }: Row, asked: Asked, task: Task | null): Context {
+  if (task?.type === "multi_vector") return ids.map((id) => (asked.side !== "query" && task.skiplist.includes(id) ? 0 : 1));
   const part = asked.pair === undefined && asked.choices === undefined ? 0 : 1;
   return places.map((place) => (place?.part === part ? 1 : 0));
 }
@@ -158,16 +165,16 @@ function ofEach(answers: Keys[]): Record<string, Nested> {
 /** Throws a Fault if a text does not say its side where it must, or says one that it cannot have. */
 function prefixOf({ side }: Asked, adapter: Choice, task: Task | null): string {
   const where = `adapter \`${adapter ?? "base"}\``;
-  const hasSides = task !== null && (task.query_prefix !== "" || task.document_prefix !== "");
+  const hasSides = task !== null && (task.query_prefix !== "" || task.document_prefix !== "" || task.skiplist.length > 0);
   if (side === undefined) {
     if (!hasSides) return task?.prefix ?? "";
-    const what = "a text does not say whether it is a query or a document, which have different prefixes";
+    const what = "a text does not say whether it is a query or a document, which are read differently";
     throw new Fault({ what, where, fix: 'give its `side`, "query" or "document"' });
   }
-  if (task?.type !== "embedding" || (side !== "query" && side !== "document")) {
+  if (task === null || !embeds(task.type) || (side !== "query" && side !== "document")) {
     throw new Fault({ what: "is no side of a search", where, found: String(side) });
   }
-  return hasSides ? task[`${side}_prefix`] : task.prefix;
+  return (hasSides && task[`${side}_prefix`]) || task.prefix;
 }
 
 /** The texts of each row: one with its prefix, or two. */
