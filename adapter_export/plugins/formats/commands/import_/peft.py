@@ -98,15 +98,28 @@ def import_peft(
     located = locate(folder, "adapter", reporter)
     base, source = base_of_import(base, located), located.path
     opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
-    head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
+    own = None if without_head else _embedding_head(opened, task)
+    names, wanted = None if labels is None else tuple(labels), task if own is None else None
+    head = HeadChoice(pooling, activation, names, leave_out=without_head, task=wanted)
     if opened.config is not None:
         head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
     request = import_request(source, target.name(name), member or name, by_number)
     with naming_base(source):
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
+    if own is not None and imported.adapter.head is None:
+        weights = {**imported.adapter.weights, **own.weights}
+        imported = replace(imported, adapter=replace(imported.adapter, head=own.head, weights=weights))
     for note in last_token_notes(imported.adapter, opened):
         reporter.warn(note)
     return target.save(complete_import(imported, opened, facts, reporter, located))
+
+
+def _embedding_head(base: Base, task: ProblemType | None) -> Adapter | None:
+    """Return the base head if it has this task and embeds: PEFT saves no head of embeddings, which stays the base's."""
+    from adapter_export.graph.tasks import TASK_TYPES
+
+    own = base.base_head if task is not None and TASK_TYPES[task].embeds else None
+    return own if own is not None and own.task is not None and own.task.type == task else None
 
 
 COMMAND = Command(
