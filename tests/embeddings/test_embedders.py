@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,11 @@ def _embedded(model: Any, side: TextSide, texts: list[str]) -> list[np.ndarray]:
 
 
 def _answered(bundle: ae.Bundle, side: TextSide, texts: list[str], adapter: str) -> list[np.ndarray]:
-    task = bundle.manifest.adapter(adapter).task
+    reader = bundle.texts()
+    task = reader.session.task(adapter)
     asked = [SidedText(text, side) if task is not None and task.has_sides else text for text in texts]
     found = []
-    for text_answer in bundle.texts().answer(asked, adapter):
+    for text_answer in reader.answer(asked, adapter):
         answer = text_answer.answer
         if isinstance(answer, SparseVector):
             dense = np.zeros(answer.width, np.float32)
@@ -190,8 +193,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_capture_leaves_out_a_head_that_a_task_cannot_state(reason: str, embedders: Path, tmp_path: Path) -> None:
-    import shutil
-
     settings, expected = REFUSED[reason]
     folder = Path(shutil.copytree(embedders / "colbert", tmp_path / "folder"))
     path = folder / "config_sentence_transformers.json"
@@ -237,3 +238,19 @@ def _check_routes(service: TestClient, bundle: ae.Bundle, name: str) -> None:
     queries = _answered(bundle, "query", QUERIES[:1], "lora")
     products = np.stack(queries) @ np.stack(expected).T if name == "splade" else maxsim(queries, expected)
     np.testing.assert_allclose(scores, products[0], rtol=1e-4)
+
+
+def test_the_example_prints_the_scores_of_the_library(embedders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = Path(__file__).parents[2] / "examples" / "embedders.py"
+    paths = [str(embedders / name) for name in ("splade", "colbert")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", [str(program), *paths])
+        runpy.run_path(str(program), run_name="__main__")
+    printed = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    expected = []
+    for name in ("splade", "colbert"):
+        model = _library_model(embedders, name)
+        query, documents = _embedded(model, "query", ["good film"]), _embedded(model, "document", DOCUMENTS[:2])
+        scores = np.stack(query) @ np.stack(documents).T if name == "splade" else maxsim(query, documents)
+        expected += scores[0].tolist()
+    np.testing.assert_allclose(printed, expected, atol=1e-3)
