@@ -42,6 +42,8 @@ TASKS = (
     Task("span", input="pair"),
     Task("regression"),
     Task("embedding"),
+    Task("multi_vector"),
+    Task("sparse_embedding"),
     Task("ranking", activation="sigmoid", input="pair"),
 )
 """Labels are in no order that a sorted object would have."""

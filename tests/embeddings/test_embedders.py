@@ -1,4 +1,4 @@
-"""Sparse embeddings and a vector per token: captured, trained, imported and served as sentence-transformers computes."""
+"""Sparse embeddings and a vector per token: captured, trained, imported and served, compared with the library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from once import once
 from served import made_app
 from small_embedders import DOCUMENTS, QUERIES, library, save_colbert, save_splade
@@ -20,10 +21,11 @@ from starlette.testclient import TestClient
 from tiers import extended
 
 import adapter_export as ae
-from adapter_export.errors import InputError, RequestError, UsageError
+from adapter_export.errors import InputError, UsageError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.tasks.answers import SparseVector, TokenVectors
 from adapter_export.graph.tasks.types.multi_vector import maxsim
+from adapter_export.runtime.answerer import Reading
 from adapter_export.text import SidedText, TextSide
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, in the library
@@ -40,7 +42,7 @@ def _traced_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 @extended
 def embedders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`NAME`, `NAME.pt` and `NAME-bundle` of both models, with a LoRA from PEFT as `lora` and a trained `NAME-trained`."""
+    """`NAME`, `NAME.pt` and `NAME-bundle` of both models, with a LoRA of PEFT and the adapter `NAME-trained`."""
     return once(tmp_path_factory, "embedders", _make)
 
 
@@ -178,7 +180,7 @@ def test_windows_join_the_vectors_of_tokens(embedders: Path) -> None:
     text = "good film " * 40
     bundle = ae.open_bundle(embedders / "colbert-bundle")
     answers = [
-        bundle.texts().answer([SidedText(text, "document")], "base-head", reading=ae.Reading(long=long))[0]
+        bundle.texts().answer([SidedText(text, "document")], "base-head", reading=Reading(long=long))[0]
         for long in ("cut", "windows")
     ]
     cut, whole = (len(each.answer.vectors) for each in answers if isinstance(each.answer, TokenVectors))
@@ -197,7 +199,7 @@ def test_capture_leaves_out_a_head_that_a_task_cannot_state(reason: str, embedde
     folder = Path(shutil.copytree(embedders / "colbert", tmp_path / "folder"))
     path = folder / "config_sentence_transformers.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **settings}), encoding="utf-8")
-    base = ae.capture(folder, tmp_path / "model.pt")
+    base = ae.capture(folder, tmp_path / "model.pt", reporter=Heard())
     assert base.base_head is None
     assert expected in base.notes[0]
 

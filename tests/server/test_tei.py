@@ -126,7 +126,8 @@ def test_info_names_the_task(service: TestClient) -> None:
 def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient) -> None:
     sparse = _refused(service, "/embed_sparse", model="vector", inputs=TEXTS)
     assert "does not return sparse vectors" in sparse
-    assert "`embedding`" in sparse
+    assert "`sparse_embedding`" in sparse
+    assert "a vector for each token" in _refused(service, "/embed_all", model="vector", inputs=TEXTS)
     assert "does not return vectors" in _refused(service, "/embed", model="topic", inputs=TEXTS)
     assert "does not classify" in _refused(service, "/predict", model="vector", inputs=TEXTS[0])
     assert "as a list of lists" in _refused(service, "/predict", model="topic", inputs=TEXTS)

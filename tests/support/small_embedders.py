@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_models import SIZES
 from toolchain import skip_or_fail
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
@@ -66,7 +65,11 @@ def save_colbert(folder: Path, width: int = 8, **settings: Any) -> Path:
     torch.manual_seed(1)
     projection = torch.nn.init.normal_(torch.empty(width, 32), std=0.2)
     dense = Dense(
-        32, width, bias=False, activation_function=torch.nn.Identity(), init_weight=projection,
+        32,
+        width,
+        bias=False,
+        activation_function=torch.nn.Identity(),
+        init_weight=projection,
         module_input_name="token_embeddings",
     )
     modules = [transformer, dense, MultiVectorMask(list(string.punctuation)), Normalize("token_embeddings")]
