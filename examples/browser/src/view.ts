@@ -39,6 +39,8 @@ function said(answer: TextAnswer): HTMLElement[] {
   }
   if ("score" in answer) return [make("p", "number", answer.score.toFixed(3))];
   if ("outputs" in answer) return Object.entries(answer.outputs).map(([name, values]) => outputLine(name, values));
+  if ("vectors" in answer) return answer.vectors.map((vector) => make("p", "number", shortened(vector)));
+  if ("weights" in answer) return bars(answer.weights, []);
   return [make("p", "number", shortened("numbers" in answer ? answer.numbers : answer.vector))];
 }
 

@@ -74,15 +74,15 @@ class LateInteraction:
             "keep_only_token_ids": mask.get("keep_only_token_ids"),
             "skiplist_tasks": mask.get("skiplist_tasks") not in (None, "document", ["document"]),
         }
-        found = [name for name, value in unsupported.items() if value]
-        if "query_expansion" in found:
+        refused = [name for name, value in unsupported.items() if value]
+        if "query_expansion" in refused:
             raise BaseModelError(
                 "expands queries with mask tokens, which count although the mask hides them",
                 found="`query_expansion`",
                 fix="train and save the model without query expansion",
             )
-        if found:
-            raise BaseModelError("has settings that a task cannot state", found=quoted(found))
+        if refused:
+            raise BaseModelError("has settings that a task cannot state", found=quoted(refused))
 
     def task_facts(self) -> Mapping[str, Any]:
         """Return the prefixes of queries and documents, the skip list and the maximum length.

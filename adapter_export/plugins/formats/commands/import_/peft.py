@@ -98,17 +98,17 @@ def import_peft(
     located = locate(folder, "adapter", reporter)
     base, source = base_of_import(base, located), located.path
     opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
-    own = None if without_head else _embedding_head(opened, task)
-    names, wanted = None if labels is None else tuple(labels), task if own is None else None
+    base_head = None if without_head else _embedding_head(opened, task)
+    names, wanted = None if labels is None else tuple(labels), task if base_head is None else None
     head = HeadChoice(pooling, activation, names, leave_out=without_head, task=wanted)
     if opened.config is not None:
         head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
     request = import_request(source, target.name(name), member or name, by_number)
     with naming_base(source):
         imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
-    if own is not None and imported.adapter.head is None:
-        weights = {**imported.adapter.weights, **own.weights}
-        imported = replace(imported, adapter=replace(imported.adapter, head=own.head, weights=weights))
+    if base_head is not None and imported.adapter.head is None:
+        weights = {**imported.adapter.weights, **base_head.weights}
+        imported = replace(imported, adapter=replace(imported.adapter, head=base_head.head, weights=weights))
     for note in last_token_notes(imported.adapter, opened):
         reporter.warn(note)
     return target.save(complete_import(imported, opened, facts, reporter, located))
