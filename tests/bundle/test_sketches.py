@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from wide_bundle import WORDS, build_wide, wide_adapter
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.golden.golden_vectors import case_of, choose_sketches
+from adapter_export.bundle.golden.golden_vectors import Case, case_of, choose_sketches
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import FormatError, ParityError
@@ -141,10 +142,12 @@ class TestChoice:
     PAST = InputRecord("past", "float32", ("batch", 8, "old", 64), "cache", next="present")
     PRESENT = OutputRecord("present", "float32", ("batch", 8, "old + tokens", 64))
 
-    def sketched(self, output: OutputRecord, tokens: int, past: int = 0) -> list[int]:
+    def case(self, tokens: int, past: int = 0) -> Case:
         arrays = {"ids": np.zeros((1, tokens), np.int64), "past": np.zeros((1, 8, past, 64), np.float32)}
-        inputs = (self.IDS, self.PAST)
-        sketches = choose_sketches([output, self.PRESENT], inputs, [case_of("one", arrays, inputs)])
+        return case_of("one", arrays, (self.IDS, self.PAST))
+
+    def sketched(self, output: OutputRecord, tokens: int, past: int = 0) -> list[int]:
+        sketches = choose_sketches([output, self.PRESENT], (self.IDS, self.PAST), [self.case(tokens, past)])
         return [sketches[output.name].axes, sketches[output.name].width] if output.name in sketches else []
 
     def test_small_outputs_stay_whole(self) -> None:
@@ -152,12 +155,30 @@ class TestChoice:
         assert self.sketched(self.PRESENT, 100) == []
 
     def test_wide_rows_have_more_sums(self) -> None:
-        assert self.sketched(OutputRecord("logits", "float32", ("batch", "tokens", 5000)), 60) == [2, 579]
+        assert self.sketched(OutputRecord("logits", "float32", ("batch", "tokens", 5000)), 60) == [2, 327]
+        assert self.sketched(OutputRecord("logits", "float32", ("batch", "tokens", 151936)), 60) == [2, 579]
         assert self.sketched(OutputRecord("hidden", "float32", ("batch", "tokens", 2048)), 140) == [2, 197]
+
+    def test_long_outputs_have_rows_of_more_axes(self) -> None:
+        assert self.sketched(OutputRecord("hidden", "float32", ("batch", 3000, 512)), 1) == [1, 5119]
+        assert self.sketched(OutputRecord("mask", "float32", ("batch", 40, 512, 512)), 1) == [2, 579]
+
+    def test_all_outputs_together_are_bounded(self) -> None:
+        layers = [OutputRecord(f"layer{at}", "float32", ("batch", "tokens", 768)) for at in range(25)]
+        cases = [self.case(tokens) for tokens in (1, 7, 65, 250)]
+        sketches = choose_sketches(layers, (self.IDS, self.PAST), cases)
+        shapes = [(1, case.axes["tokens"], 768) for case in cases]
+        kept = [
+            sketches[each.name].shape_of(shape) if each.name in sketches else shape
+            for each in layers
+            for shape in shapes
+        ]
+        assert sum(4 * math.prod(shape) for shape in kept) < 2_000_000
+        assert {each.axes for each in sketches.values()} <= {1, 2}
 
     def test_cache_is_one_row_for_each_text(self) -> None:
         assert self.sketched(self.PRESENT, 1, past=600) == [1, 149]
 
     def test_integers_and_rows_below_the_width_of_a_sketch_stay_whole(self) -> None:
         assert self.sketched(OutputRecord("best", "int64", ("batch", "tokens", 5000)), 600) == []
-        assert self.sketched(OutputRecord("hidden", "float32", ("batch", "tokens", 128)), 6000) == []
+        assert self.sketched(OutputRecord("hidden", "float32", ("batch", "tokens", 128)), 3000) == []

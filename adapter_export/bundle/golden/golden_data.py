@@ -118,11 +118,11 @@ _MOST_WRITTEN = 8
 
 
 class _Reference:
-    """A reference with the interface of a session; `logits` are those of the last call, [rows, words]."""
+    """A reference with the interface of a session; `logits` are those of the last call, row by row, [words]."""
 
     def __init__(self, runner: Runner, adapters: Iterable[Adapter]) -> None:
         self._runner, self._adapters = runner, {adapter.name: adapter for adapter in adapters}
-        self.output, self.logits = "", np.zeros((0, 0), np.float32)
+        self.output, self.logits = "", iter(np.zeros((0, 0), np.float32))
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -139,12 +139,12 @@ class _Reference:
         adapter: str | None = None,
         /,
         *,
-        adapters: object = None,  # noqa: ARG002 — one text is generated at a time
-        allow_padding: bool = False,  # noqa: ARG002 — a single text has no padding
+        adapters: object = None,  # noqa: ARG002 — all rows have one adapter
+        allow_padding: bool = False,  # noqa: ARG002 — texts of one length have no padding
     ) -> Arrays:
         """Compute the outputs with an adapter."""
         outputs = self._runner.run(inputs, None if adapter is None else self._adapters[adapter])
-        self.logits = outputs[self.output][:, -1]
+        self.logits = iter(outputs[self.output][:, -1])
         return outputs
 
 
@@ -159,8 +159,13 @@ def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequen
     def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
         # a token is decided if it stays the top one with both logits off by the budget, in opposite directions
         allowed = 2 * record.absolute[reference.output]
-        texts = [(prompt, _generate(decoder, reference, prompt, name, allowed)) for prompt in decoder.sample_prompts()]
-        return replace(record, written=tuple(WrittenRecord(tuple(ids), tokens) for ids, tokens in texts if tokens))
+        prompts = decoder.sample_prompts()
+        texts = dict[int, tuple[int, ...]]()
+        for places in _of_one_length(prompts).values():  # without padding, each row is what it is alone
+            some = [prompts[place] for place in places]
+            texts |= dict(zip(places, _generate(decoder, reference, some, name, allowed), strict=True))
+        rows = [WrittenRecord(tuple(prompts[place]), tokens) for place, tokens in sorted(texts.items()) if tokens]
+        return replace(record, written=tuple(rows))
 
     new = set(reference.adapters)
     records = [
@@ -171,23 +176,35 @@ def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequen
     return replace(manifest, golden=of_base, adapters=tuple(records))
 
 
+def _of_one_length(prompts: Sequence[Sequence[int]]) -> Mapping[int, list[int]]:
+    """Return the places of the prompts of each length."""
+    places: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(len(prompt), []).append(place)
+    return places
+
+
 def _generate(
-    decoder: Decoder, reference: _Reference, prompt: Sequence[int], name: str | None, allowed: float
-) -> tuple[int, ...]:
+    decoder: Decoder, reference: _Reference, prompts: Sequence[Sequence[int]], name: str | None, allowed: float
+) -> list[tuple[int, ...]]:
     """Return the tokens that a reference generates, with the end token, up to the first undecided one.
 
-    A limit forces no last token: golden texts have the tokens that the logits decide.
+    A limit forces no last token: golden texts have the tokens that the logits decide. The prompts have one length.
     """
-    record, tokens = decoder.record, list[int]()
-    for row in decoder.write_rows([WrittenRow(0, prompt, name, Decoding(_MOST_WRITTEN), record.end)]):
-        logits = reference.logits[0].copy()
+    record = decoder.record
+    rows = [WrittenRow(at, prompt, name, Decoding(_MOST_WRITTEN), record.end) for at, prompt in enumerate(prompts)]
+    texts: list[list[int]] = [[] for _ in rows]
+    for row in decoder.write_rows(rows):
+        logits = next(reference.logits).copy()
         logits[list(record.suppressed)] = -np.inf
         token = int(logits.argmax()) if row.finish == "end" else row.tokens[-1]
-        forced = record.first is not None and decoder.inputs.length(prompt, tokens) == 1
+        tokens = texts[row.place]
+        forced = record.first is not None and decoder.inputs.length(row.prompt, tokens) == 1
         if not forced and logits[token] - np.delete(logits, token).max(initial=-np.inf) <= allowed:
-            break
-        tokens.append(record.first if forced and record.first is not None else token)
-    return tuple(tokens)
+            row.abandoned = True
+        else:
+            tokens.append(record.first if forced and record.first is not None else token)
+    return [tuple(tokens) for tokens in texts]
 
 
 def prove_and_record(

@@ -223,22 +223,32 @@ class Golden:
         for part, elements in self.cases[at].parts(shape):
             if vague is not None and elements is not None:
                 elements = elements & ~vague.reshape(elements.shape)
-            elif vague is not None:  # [batch]: whole rows
-                elements = ~vague.reshape(-1, *(1,) * (len(shape) - 1))
+            elif vague is not None:  # whole rows
+                elements = ~whole_rows(vague).reshape(-1, *(1,) * (len(shape) - 1))
             yield part, elements
+
+
+def whole_rows(undefined: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the rows of a batch with any undefined position, [batch], from such rows or [batch, tokens]."""
+    return np.asarray(undefined.reshape(len(undefined), -1).any(-1), bool)
 
 
 _WHOLE_BYTES = 2**20
 """Maximum bytes of golden data that an output, or all caches together, take as a whole."""
 
-_WIDE = 4096
-"""Elements of a row from which its sketch has more sums: their sensitivity falls with the root of their terms."""
+_MOST_BYTES = 3 * 2**19
+"""Maximum bytes of all outputs in golden vectors. Inputs and golden parts are small beside these."""
 
-_SKETCH_OF_WIDE = (8, 64, (251, 256))
-_SKETCH_OF_NARROW = (8, 64, (61, 64))
-_SKETCH_OF_CACHE = (8, 16, (61, 64))
-"""`largest`, `columns` and `moduli` of sketches. The moduli have no common divisor, so that two elements share at most
-one of their sums unless they are very far apart."""
+_SKETCH_OF_CACHE = SketchRecord(1, 8, 16, (61, 64))
+_SKETCHES = (
+    (2**12, (8, 64, (61, 64))),
+    (2**16, (8, 64, (127, 128))),
+    (2**18, (8, 64, (251, 256))),
+    (2**63, (8, 1024, (2039, 2048))),
+)
+"""`largest`, `columns` and `moduli` of sketches of rows up to a number of elements. Sums of more terms are less
+sensitive, so long rows have more sums. Two moduli have no common divisor, so that two elements share at most one of
+their sums unless they are very far apart."""
 
 
 def choose_sketches(
@@ -246,29 +256,58 @@ def choose_sketches(
 ) -> Mapping[str, SketchRecord]:
     """Return the outputs of a base whose golden data would be large, with their sketches.
 
-    A row is a token, or a text for a cache: what a decoder keeps of a token grows with its layers.
+    A row is a token, or a text for a cache: what a decoder keeps of a token grows with its layers. While all outputs
+    are too large together, rows of the largest one get more axes, up to all of an item of the batch.
     """
-    caches = {record.next for record in inputs} - {None}
-    sizes: dict[str, list[int]] = {}
+    shapes: dict[str, list[list[int]]] = {}
     for output in outputs:
         if output.dtype == "float32" and {*axis_names([output])} <= {name for case in cases for name in case.axes}:
-            shapes = [[length(axis, case.axes) for axis in output.axes] for case in cases]
-            sizes[output.name] = list(map(math.prod, shapes))
-    of_caches = sum(sum(sizes.get(name, ())) for name in caches if name is not None)
+            shapes[output.name] = [[length(axis, case.axes) for axis in output.axes] for case in cases]
+    caches = {record.next for record in inputs} - {None}
+    of_caches = sum(_bytes(shapes[name]) for name in shapes.keys() & caches)
     sketches: dict[str, SketchRecord] = {}
     for output in outputs:
-        is_cache, row = output.name in caches, output.axes[-1] if output.axes else 1
-        elements = of_caches if is_cache else sum(sizes.get(output.name, ()))
-        is_large = elements * np.dtype(np.float32).itemsize > _WHOLE_BYTES
-        if output.name not in sizes or len(output.axes) < 2 or not is_large:
+        if output.name not in shapes or len(output.axes) < 2:
             continue
-        if is_cache:
-            sketches[output.name] = SketchRecord(1, *_SKETCH_OF_CACHE)
-        elif isinstance(row, int):
-            record = SketchRecord(len(output.axes) - 1, *(_SKETCH_OF_WIDE if row > _WIDE else _SKETCH_OF_NARROW))
-            if record.width < row:
-                sketches[output.name] = record
+        if output.name in caches:
+            record: SketchRecord | None = _SKETCH_OF_CACHE if of_caches > _WHOLE_BYTES else None
+        else:
+            large = _bytes(shapes[output.name]) > _WHOLE_BYTES
+            record = _sketch(shapes[output.name], len(output.axes) - 1) if large else None
+        if record is not None:
+            sketches[output.name] = record
+    return _coarser(sketches, [output for output in outputs if output.name in shapes.keys() - caches], shapes)
+
+
+def _coarser(
+    sketches: dict[str, SketchRecord], outputs: Sequence[OutputRecord], shapes: Mapping[str, list[list[int]]]
+) -> Mapping[str, SketchRecord]:
+    """Return sketches of which the largest have longer rows, until all outputs are small enough or none can be."""
+    able = list(outputs)
+    while able and sum(_bytes(each, sketches.get(name)) for name, each in shapes.items()) > _MOST_BYTES:
+        output = max(able, key=lambda each: _bytes(shapes[each.name], sketches.get(each.name)))
+        of_output, now = shapes[output.name], sketches.get(output.name)
+        axes = len(output.axes) if now is None else now.axes
+        longer = (_sketch(of_output, fewer) for fewer in range(axes - 1, 0, -1))
+        smaller = [each for each in longer if each is not None and _bytes(of_output, each) < _bytes(of_output, now)]
+        if smaller:
+            sketches[output.name] = smaller[0]
+        else:
+            able.remove(output)
     return sketches
+
+
+def _sketch(shapes: Sequence[Sequence[int]], axes: int) -> SketchRecord | None:
+    """Return a sketch of an output that keeps some leading axes; `None` if no row has more numbers than the sketch."""
+    row = max(math.prod(shape[axes:]) for shape in shapes)
+    record = SketchRecord(axes, *next(sizes for most, sizes in _SKETCHES if row <= most))
+    return record if record.width < row else None
+
+
+def _bytes(shapes: Sequence[Sequence[int]], sketch: SketchRecord | None = None) -> int:
+    """Return the bytes of an output in all cases, as a sketch or whole."""
+    stored = shapes if sketch is None else [sketch.shape_of(shape) for shape in shapes]
+    return sum(map(math.prod, stored)) * np.dtype(np.float32).itemsize
 
 
 def read_golden(

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.ablation import effects, note_of
+from adapter_export.bundle.golden.fault_batches import run_sets
 from adapter_export.bundle.golden.golden_parts import GoldenParts
 from adapter_export.bundle.golden.golden_vectors import Case, Golden, case_of
 from adapter_export.bundle.golden.neighbours import ENOUGH, MOST, nearest_adapters, separation_of
@@ -24,6 +25,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import (
     AdapterRecord,
+    Axis,
     Manifest,
     NearestRecord,
     SeparationRecord,
@@ -138,7 +140,7 @@ class SeparationMaker:
         near = [other for other, apart in others[:_NEAR] if apart < ENOUGH]
         faults = [*part_faults, *(Fault(_swapped(other), self.bundle.tensors(other)) for other in near)]
         golden = self.bundle.golden(name)
-        at = _telling(golden)
+        at = _telling(golden, {record.axes[0] for record in self.bundle.manifest.inputs if record.axes})
         seen = [self._run(name, golden.cases[at], golden.outputs[at], faults)]
         separations = _deviations(golden, seen[0])
         weak = [fault for fault in faults if _best(separations[fault.name]) < ENOUGH]
@@ -156,14 +158,19 @@ class SeparationMaker:
         return [open_session(disturbed(model, home, slots, draw), home) for draw in range(_DRAWS)]
 
     def _run(self, name: str, case: Case, expected: Arrays, faults: Sequence[Fault]) -> Seen:
-        with_adapter = {**case.arrays, **self.bundle.tensors(name)}
-        faulty = {fault.name: {**with_adapter, **fault.tensors} for fault in faults}
+        tensors, names = self.bundle.tensors(name), [fault.name for fault in faults]
+        sets = [tensors, *({**tensors, **fault.tensors} for fault in faults)]
+        right, *wrong = run_sets(self.bundle, case, sets) or self._run_slots(case, sets)
+        return Seen(case, {**case.arrays, **tensors}, expected, right, dict(zip(names, wrong, strict=True)))
+
+    def _run_slots(self, case: Case, sets: Sequence[Weights]) -> list[Arrays]:
+        """Run the graph with slots on one set of tensors after the other."""
+        requests = [{**case.arrays, **tensors} for tensors in sets]
         try:
-            right, *wrong = self.bundle.run_slots([with_adapter, *faulty.values()], self.bundle.stored)
+            return self.bundle.run_slots(requests, self.bundle.stored)
         except RequestError:  # a fault that the graph rejects is not silent
-            (right,) = self.bundle.run_slots([with_adapter], self.bundle.stored)
-            wrong = [self._outputs(feeds) for feeds in faulty.values()]
-        return Seen(case, with_adapter, expected, right, dict(zip(faulty, wrong, strict=True)))
+            first = self.bundle.run_slots(requests[:1], self.bundle.stored)
+            return [*first, *map(self._outputs, requests[1:])]
 
     def _outputs(self, feeds: Arrays) -> Arrays:
         """Return the graph's outputs; empty if it rejects these tensors."""
@@ -294,10 +301,11 @@ def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str
         yield f"golden data of `{record.name}` barely show `{nearest.adapter}` instead ({nearest.separation:.2g})"
 
 
-def _telling(golden: Golden) -> int:
-    """Return the index of the golden case that runs for every fault: the largest small one without padding.
+def _telling(golden: Golden, batches: Collection[Axis]) -> int:
+    """Return the index of the golden case that runs for every fault: a small one without padding.
 
-    If all have many elements, it is the smallest.
+    Among these it has the most tokens in a row, a past included, since attention to a single token hides its query, and
+    then the most elements. If all cases have many elements, it is the smallest. `batches` are the axes of rows.
     """
     sizes = {
         at: sum(value.size for value in golden.outputs[at].values())
@@ -305,7 +313,11 @@ def _telling(golden: Golden) -> int:
         if case.real is None
     } or {0: 0}
     small = [at for at, size in sizes.items() if size <= _ELEMENTS]
-    return max(small, key=lambda at: sizes[at]) if small else min(sizes, key=lambda at: sizes[at])
+
+    def tokens(at: int) -> int:
+        return max((size for axis, size in golden.cases[at].axes.items() if axis not in batches), default=1)
+
+    return max(small, key=lambda at: (tokens(at), sizes[at])) if small else min(sizes, key=lambda at: sizes[at])
 
 
 def _numbers(case: Case) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapter_export.bundle.bundle_reader import LEVEL
-from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, Tolerance, whole_rows
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.report import BASE
@@ -21,7 +21,9 @@ def uncompared_padding(context: Context) -> Iterator[Finding]:
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     for golden in context.expected:
         for case, vague in zip(golden.cases, golden.undefined, strict=False):
-            for left_out in vague.values():
+            for name, positions in vague.items():
+                has_long_rows = name in golden.sketches and golden.sketches[name].axes == 1
+                left_out = whole_rows(positions) if has_long_rows else positions
                 what = "positions" if left_out.ndim > 1 else "rows that follow from such positions"
                 of = 0 if case.real is None else int((~case.real).sum()) if left_out.ndim > 1 else case.batch
                 counts[case.name, what] = max(counts.get((case.name, what), (0, 0))[0], int(left_out.sum())), of

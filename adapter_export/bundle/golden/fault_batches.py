@@ -1,0 +1,70 @@
+"""Fault batches: runs of one case with many sets of tensors, as rows of one batch in the graph with a bank.
+
+A set that runs alone reads all weights for a few tokens; in a batch, all sets share one pass over the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
+from adapter_export.bundle.golden.golden_vectors import Case
+from adapter_export.dtypes import Weights
+from adapter_export.errors import RequestError
+from adapter_export.format.axes import length
+from adapter_export.format.manifest import BankRecord
+from adapter_export.numerics.runner import Arrays
+from adapter_export.runtime.bank import RowLayout
+
+_BYTES = 2**26
+"""Maximum bytes of the tensors, and of the outputs, of a batch."""
+
+
+def run_sets(bundle: OpenedBundle, case: Case, sets: Sequence[Weights]) -> list[Arrays] | None:
+    """Return the outputs of a case with each set of slot tensors, in the form of golden data.
+
+    `None` without a bank whose rows are independent and may be narrower, with heads, whose outputs differ in width, and
+    for sets that the graph rejects.
+    """
+    bank = bundle.manifest.bank
+    if bank is None or not _is_shared(bundle, bank, case):
+        return None
+    step = _sets_per_batch(bundle, case, sets[0])
+    try:
+        return [
+            outputs
+            for start in range(0, len(sets), step)
+            for outputs in _run_batch(bundle, bank, case, sets[start : start + step])
+        ]
+    except RequestError:
+        return None
+
+
+def _is_shared(bundle: OpenedBundle, bank: BankRecord, case: Case) -> bool:
+    manifest = bundle.manifest
+    records = [*manifest.inputs, *manifest.outputs]
+    rows = {record.axes[0] if record.axes else None for record in records}
+    has_rows = len(rows) == 1 and isinstance(next(iter(rows)), str) and case.real is None
+    plain = not manifest.heads and manifest.checksums is None and all(each.mix is None for each in manifest.adapters)
+    return manifest.batch_invariant and bank.fillable and "bank" in manifest.graphs and has_rows and plain
+
+
+def _sets_per_batch(bundle: OpenedBundle, case: Case, tensors: Weights) -> int:
+    """Return how many sets share a batch, so that neither their tensors nor their outputs take much memory."""
+    outputs = sum(math.prod(length(axis, case.axes) for axis in record.axes) for record in bundle.manifest.outputs)
+    of_outputs = outputs * np.dtype(np.float32).itemsize
+    return max(1, _BYTES // max(1, of_outputs, sum(tensor.nbytes for tensor in tensors.values())))
+
+
+def _run_batch(bundle: OpenedBundle, bank: BankRecord, case: Case, sets: Sequence[Weights]) -> list[Arrays]:
+    manifest, count = bundle.manifest, len(sets)
+    layout = RowLayout(manifest.slots, manifest.heads, bank.tensors)
+    arrays = {name: np.concatenate([array] * count) for name, array in case.arrays.items()}
+    ids = np.arange(1, count + 1).repeat(case.batch)  # row 0 of a bank is the base
+    graph = Graph(bundle, "bank", manifest.graphs["bank"])
+    outputs = graph.compute(graph.file, {**arrays, **layout.stacked([(each, None) for each in sets]), bank.ids: ids})
+    shares = {record.name: np.split(outputs[record.name], count) for record in manifest.outputs}
+    return [bundle.stored({name: parts[at] for name, parts in shares.items()}) for at in range(count)]
