@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
-from adapter_export.bundle.golden.golden_vectors import Case
+from adapter_export.bundle.golden.golden_vectors import Case, case_of
 from adapter_export.dtypes import Weights
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import length
-from adapter_export.format.manifest import BankRecord
+from adapter_export.format.manifest import BankRecord, InputRecord, Manifest
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.bank import RowLayout
 
@@ -45,11 +45,21 @@ def run_sets(bundle: OpenedBundle, case: Case, sets: Sequence[Weights]) -> list[
 
 def _is_shared(bundle: OpenedBundle, bank: BankRecord, case: Case) -> bool:
     manifest = bundle.manifest
-    records = [*manifest.inputs, *manifest.outputs]
-    rows = {record.axes[0] if record.axes else None for record in records}
-    has_rows = len(rows) == 1 and isinstance(next(iter(rows)), str) and case.real is None
     plain = not manifest.heads and manifest.checksums is None and all(each.mix is None for each in manifest.adapters)
-    return manifest.batch_invariant and bank.fillable and "bank" in manifest.graphs and has_rows and plain
+    is_whole = has_rows(manifest) and case.real is None
+    return manifest.batch_invariant and bank.fillable and "bank" in manifest.graphs and is_whole and plain
+
+
+def has_rows(manifest: Manifest) -> bool:
+    """Return whether the first axis of all inputs and outputs is the batch."""
+    rows = {record.axes[0] if record.axes else None for record in (*manifest.inputs, *manifest.outputs)}
+    return len(rows) == 1 and isinstance(next(iter(rows)), str)
+
+
+def first_row(case: Case, outputs: Arrays, inputs: Sequence[InputRecord]) -> tuple[Case, Arrays]:
+    """Return a case and its expected outputs without the rows of the batch behind the first."""
+    arrays, expected = ({name: array[:1] for name, array in of.items()} for of in (case.arrays, outputs))
+    return case_of(case.name, arrays, inputs, case.seeds), expected
 
 
 def _sets_per_batch(bundle: OpenedBundle, case: Case, tensors: Weights) -> int:

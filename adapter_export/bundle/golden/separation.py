@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden.ablation import effects, note_of
-from adapter_export.bundle.golden.fault_batches import run_sets
+from adapter_export.bundle.golden.fault_batches import first_row, has_rows, run_sets
 from adapter_export.bundle.golden.golden_parts import GoldenParts
 from adapter_export.bundle.golden.golden_vectors import Case, Golden, case_of
 from adapter_export.bundle.golden.neighbours import ENOUGH, MOST, nearest_adapters, separation_of
@@ -140,8 +140,7 @@ class SeparationMaker:
         near = [other for other, apart in others[:_NEAR] if apart < ENOUGH]
         faults = [*part_faults, *(Fault(_swapped(other), self.bundle.tensors(other)) for other in near)]
         golden = self.bundle.golden(name)
-        at = _telling(golden, {record.axes[0] for record in self.bundle.manifest.inputs if record.axes})
-        seen = [self._run(name, golden.cases[at], golden.outputs[at], faults)]
+        seen = [self._run(name, *self._telling(golden), faults)]
         separations = _deviations(golden, seen[0])
         weak = [fault for fault in faults if _best(separations[fault.name]) < ENOUGH]
         parts = self._parts(name, weak, seen, separations)
@@ -156,6 +155,29 @@ class SeparationMaker:
             return []
         home = self.bundle.home
         return [open_session(disturbed(model, home, slots, draw), home) for draw in range(_DRAWS)]
+
+    def _telling(self, golden: Golden) -> tuple[Case, Arrays]:
+        """Return the golden case that runs for every fault, with its expected outputs: one without padding.
+
+        If possible it has several tokens in a row, a past included: attention to a single token hides its query. Of a
+        large base it is the shortest, and a single row if rows are independent. Otherwise it is the one with the most
+        elements up to `_ELEMENTS`, or else with the fewest.
+        """
+        manifest = self.bundle.manifest
+        batches = {record.axes[0] for record in manifest.inputs if record.axes}
+        able = [at for at, case in enumerate(golden.cases) if case.real is None] or [0]
+        lengths = {at: max(_lengths(golden.cases[at], batches), default=1) for at in able}
+        if max(lengths.values()) > 1:
+            able = [at for at in able if lengths[at] > 1]
+        if self.bundle.has_many_weights:
+            at = min(able, key=lambda at: (lengths[at], -golden.cases[at].batch))
+            case, outputs = golden.cases[at], golden.outputs[at]
+            alone = manifest.batch_invariant and has_rows(manifest)
+            return first_row(case, outputs, manifest.inputs) if alone else (case, outputs)
+        sizes = {at: sum(value.size for value in golden.outputs[at].values()) for at in able}
+        small = [at for at in able if sizes[at] <= _ELEMENTS]
+        at = max(small, key=lambda at: sizes[at]) if small else min(able, key=lambda at: sizes[at])
+        return golden.cases[at], golden.outputs[at]
 
     def _run(self, name: str, case: Case, expected: Arrays, faults: Sequence[Fault]) -> Seen:
         tensors, names = self.bundle.tensors(name), [fault.name for fault in faults]
@@ -301,23 +323,8 @@ def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str
         yield f"golden data of `{record.name}` barely show `{nearest.adapter}` instead ({nearest.separation:.2g})"
 
 
-def _telling(golden: Golden, batches: Collection[Axis]) -> int:
-    """Return the index of the golden case that runs for every fault: a small one without padding.
-
-    Among these it has the most tokens in a row, a past included, since attention to a single token hides its query, and
-    then the most elements. If all cases have many elements, it is the smallest. `batches` are the axes of rows.
-    """
-    sizes = {
-        at: sum(value.size for value in golden.outputs[at].values())
-        for at, case in enumerate(golden.cases)
-        if case.real is None
-    } or {0: 0}
-    small = [at for at, size in sizes.items() if size <= _ELEMENTS]
-
-    def tokens(at: int) -> int:
-        return max((size for axis, size in golden.cases[at].axes.items() if axis not in batches), default=1)
-
-    return max(small, key=lambda at: (tokens(at), sizes[at])) if small else min(sizes, key=lambda at: sizes[at])
+def _lengths(case: Case, batches: Collection[Axis]) -> Iterator[int]:
+    yield from (size for axis, size in case.axes.items() if axis not in batches)
 
 
 def _numbers(case: Case) -> int:
