@@ -36,7 +36,7 @@ from adapter_export.format.manifest import (
     VariantName,
     token_lengths,
 )
-from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
+from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION, PRODUCER
 from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import first_free
@@ -56,7 +56,6 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.tables import number_of
 from adapter_export.text import Tokenizer, tokenizer_digest
-from adapter_export.version import __version__
 from adapter_export.words import argument, quoted
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -327,7 +326,7 @@ class _Build:
         tokenizer = facts.tokenizer
         return Manifest(
             version=MANIFEST_VERSION,
-            producer=f"adapter-export {__version__}",
+            producer=PRODUCER,
             minimum_onnxruntime=oldest_runtime(model),
             opset=base.opset,
             base=base.fingerprint,
@@ -371,7 +370,8 @@ class _Build:
             self.writer.chats(facts.chat.golden)
         batches = data.batch_maker(manifest, pads, bundle).make(base, pairs, self.writer.heads)
         manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
-        bundle.manifest = add_generated_texts(manifest, self.plan.references, self.adapters, base=True)
+        brief = bundle.has_many_weights
+        bundle.manifest = add_generated_texts(manifest, self.plan.references, self.adapters, base=True, brief=brief)
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:

@@ -18,7 +18,14 @@ from adapter_export.bundle.write import BundleWriter, check_bases, check_names, 
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError
 from adapter_export.format.manifest import AdapterRecord, Manifest
-from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
+from adapter_export.format.manifest_json import (
+    CARD_FILE,
+    MANIFEST_VERSION,
+    PRODUCER,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    read_manifest,
+)
 from adapter_export.format.readme import is_card
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
@@ -84,7 +91,7 @@ def add_adapters(
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, golden, precision=precision) for adapter, golden in pairs]
         after = sets.write(writer, replace(manifest, adapters=(*manifest.adapters, *records)))
-        after = add_generated_texts(after, references, adapters, base=False)
+        after = add_generated_texts(after, references, adapters, base=False, brief=old.has_many_weights)
         return _finish(old, writer, after, adapters, references, reporter)
 
 
@@ -260,8 +267,13 @@ def _finish(
 
 
 def _measure_again(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
-    """Return the manifest with the effect of rows and padding measured again: earlier releases measured less."""
+    """Return the manifest with the effect of rows and padding measured again: earlier releases measured less.
+
+    What this release measured stays, since the graph with slots does not change.
+    """
     manifest = bundle.manifest
+    if manifest.producer == PRODUCER:
+        return manifest
     measured = replace(
         measure_padding(bundle) if manifest.padding_neutral else manifest, batch_invariant=bundle.batch_invariant
     )

@@ -22,10 +22,14 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
 from adapter_export.tables import number_of
+from adapter_export.version import __version__
 from adapter_export.words import quoted
 
 MANIFEST_VERSION = "1.0.0"
 """Version of the manifest format written, and the newest supported."""
+
+PRODUCER = f"adapter-export {__version__}"
+"""Tool and version that write bundles."""
 
 MANIFEST_FILE = "manifest.json"
 

@@ -19,20 +19,28 @@ from adapter_export.format.manifest import BankRecord, InputRecord, Manifest
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.bank import RowLayout
 
-_BYTES = 2**26
-"""Maximum bytes of the tensors, and of the outputs, of a batch."""
+_BYTES = 2**28
+"""Maximum bytes of the tensors, and of the outputs, of a batch: each batch reads all weights."""
+
+_MOST_ELEMENTS = 2**19
+"""Maximum elements of all outputs with one set. Larger cases have many tokens, whose computation takes longer than
+reading the weights, and memory for activations."""
 
 
 def run_sets(bundle: OpenedBundle, case: Case, sets: Sequence[Weights]) -> list[Arrays] | None:
     """Return the outputs of a case with each set of slot tensors, in the form of golden data.
 
-    `None` without a bank whose rows are independent and may be narrower, with heads, whose outputs differ in width, and
-    for sets that the graph rejects.
+    `None` without a bank whose rows are independent and may be narrower, with heads, whose outputs differ in width, for
+    large outputs, and for sets that the graph rejects.
     """
     bank = bundle.manifest.bank
     if bank is None or not _is_shared(bundle, bank, case):
         return None
-    step = _sets_per_batch(bundle, case, sets[0])
+    outputs = sum(math.prod(length(axis, case.axes) for axis in record.axes) for record in bundle.manifest.outputs)
+    if outputs > _MOST_ELEMENTS:
+        return None
+    of_set = max(sum(tensor.nbytes for tensor in sets[0].values()), outputs * np.dtype(np.float32).itemsize)
+    step = max(1, _BYTES // of_set)
     try:
         return [
             outputs
@@ -60,13 +68,6 @@ def first_row(case: Case, outputs: Arrays, inputs: Sequence[InputRecord]) -> tup
     """Return a case and its expected outputs without the rows of the batch behind the first."""
     arrays, expected = ({name: array[:1] for name, array in of.items()} for of in (case.arrays, outputs))
     return case_of(case.name, arrays, inputs, case.seeds), expected
-
-
-def _sets_per_batch(bundle: OpenedBundle, case: Case, tensors: Weights) -> int:
-    """Return how many sets share a batch, so that neither their tensors nor their outputs take much memory."""
-    outputs = sum(math.prod(length(axis, case.axes) for axis in record.axes) for record in bundle.manifest.outputs)
-    of_outputs = outputs * np.dtype(np.float32).itemsize
-    return max(1, _BYTES // max(1, of_outputs, sum(tensor.nbytes for tensor in tensors.values())))
 
 
 def _run_batch(bundle: OpenedBundle, bank: BankRecord, case: Case, sets: Sequence[Weights]) -> list[Arrays]:

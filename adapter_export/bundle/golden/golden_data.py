@@ -113,8 +113,8 @@ class GoldenDataMaker:
         self.reporter.step(f"computing {what} with {self.references.description}")
 
 
-_MOST_WRITTEN = 8
-"""Maximum number of tokens in a golden text."""
+_MOST_WRITTEN, _FEW_WRITTEN = 8, 4
+"""Maximum number of tokens in a golden text, and that for a large base, whose weights are read for each token."""
 
 
 class _Reference:
@@ -148,8 +148,13 @@ class _Reference:
         return outputs
 
 
-def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool) -> Manifest:
-    """Return a manifest with generated golden texts of adapters and the `base`, if the base generates text."""
+def add_generated_texts(
+    manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool, brief: bool
+) -> Manifest:
+    """Return a manifest with generated golden texts of adapters and the `base`, if the base generates text.
+
+    `brief` writes few tokens in each.
+    """
     if manifest.generation is None:
         return manifest
     reference = _Reference(references, adapters)
@@ -159,11 +164,14 @@ def add_generated_texts(manifest: Manifest, references: Runner, adapters: Sequen
     def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
         # a token is decided if it stays the top one with both logits off by the budget, in opposite directions
         allowed = 2 * record.absolute[reference.output]
-        prompts = decoder.sample_prompts()
+        prompts, most = decoder.sample_prompts(), _FEW_WRITTEN if brief else _MOST_WRITTEN
         texts = dict[int, tuple[int, ...]]()
         for places in _of_one_length(prompts).values():  # without padding, each row is what it is alone
-            some = [prompts[place] for place in places]
-            texts |= dict(zip(places, _generate(decoder, reference, some, name, allowed), strict=True))
+            written = [
+                WrittenRow(at, prompts[place], name, Decoding(most), decoder.record.end)
+                for at, place in enumerate(places)
+            ]
+            texts |= dict(zip(places, _generate(decoder, reference, written, allowed), strict=True))
         rows = [WrittenRecord(tuple(prompts[place]), tokens) for place, tokens in sorted(texts.items()) if tokens]
         return replace(record, written=tuple(rows))
 
@@ -185,14 +193,14 @@ def _of_one_length(prompts: Sequence[Sequence[int]]) -> Mapping[int, list[int]]:
 
 
 def _generate(
-    decoder: Decoder, reference: _Reference, prompts: Sequence[Sequence[int]], name: str | None, allowed: float
+    decoder: Decoder, reference: _Reference, rows: Sequence[WrittenRow], allowed: float
 ) -> list[tuple[int, ...]]:
     """Return the tokens that a reference generates, with the end token, up to the first undecided one.
 
-    A limit forces no last token: golden texts have the tokens that the logits decide. The prompts have one length.
+    A limit forces no last token: golden texts have the tokens that the logits decide. The prompts have one length, and
+    `place` is the position of a row.
     """
     record = decoder.record
-    rows = [WrittenRow(at, prompt, name, Decoding(_MOST_WRITTEN), record.end) for at, prompt in enumerate(prompts)]
     texts: list[list[int]] = [[] for _ in rows]
     for row in decoder.write_rows(rows):
         logits = next(reference.logits).copy()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.golden.golden_vectors import Case, Golden, check_cases, named
+from adapter_export.bundle.golden.golden_vectors import Case, Golden, check_cases, named, to_disturb
 from adapter_export.bundle.proof.exact_tensors import Source
 from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.bundle.report import BASE
@@ -64,7 +64,8 @@ class Plan:
     skips most shapes, the vocabulary sweep, node comparison if all outputs match, and exporting the graph again. Named
     cases make it `narrow`, which skips words and nodes. `every_node` keeps passing nodes in the report, `repro` is the
     folder for reproductions of faults, `runtimes` are other Python interpreters to run golden vectors in, and
-    `providers` other providers (default: those of the installed ONNX Runtime).
+    `providers` other providers (default: those of the installed ONNX Runtime). `recorded` are cases of a new bundle
+    that every graph runs with each adapter.
     """
 
     bundle: OpenedBundle
@@ -80,6 +81,7 @@ class Plan:
     repro: Path | None = None
     runtimes: tuple[str, ...] = ()
     providers: tuple[ProviderName, ...] = ()
+    recorded: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -200,7 +202,9 @@ class Trial:
 def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     """Return the trials of a graph: its cases through each adapter and, for a bank, mixed batches.
 
-    The main graph runs all cases; other graphs and levels run the core cases.
+    The main graph runs all cases; other graphs and levels run the core cases. The graphs of a new bundle were made by
+    this process, so one with the operators of another runs the smallest case of each shape of a row, and a bank runs
+    mixed batches instead of uniform ones.
     """
     whole = (graph.variant, graph.level) == (plan.variants[0], LEVEL)
     bank = plan.bundle.manifest.bank if graph.by_row else None
@@ -211,6 +215,9 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
         if whole or golden.cases[at].core
         if golden.adapter in graph.adapters
     ]
+    if plan.bundle.staged and VARIANTS[graph.variant].runs_as is not None:
+        few = {case.name for golden in expected for case in to_disturb(golden.cases)}.union(plan.recorded)
+        unmixed = [(golden, at) for golden, at in unmixed if golden.cases[at].name in few]
     planned = [
         Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in unmixed
     ]
@@ -225,7 +232,10 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
             members = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
             if len(chosen) > 1 and members:
                 planned.append(Trial(case, chosen, members, mixed=True))
-    return planned
+    covered = {trial.case.name for trial in planned if trial.mixed} - {*plan.recorded}
+    if not plan.bundle.staged or not covered:
+        return planned
+    return [trial for trial in planned if trial.mixed or trial.case.name not in covered]
 
 
 def round_robin(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:

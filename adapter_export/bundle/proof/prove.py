@@ -129,7 +129,7 @@ def prove_new(bundle: OpenedBundle, runs: RunDigests | None = None, *, unchanged
         BaseModelError: the rows of a batch cannot be separated.
         FormatError: ONNX Runtime cannot open a graph.
     """
-    plan = plan_check(bundle, quick=True)
+    plan = replace(plan_check(bundle, quick=True), recorded=() if runs is None else runs.cases)
     changed = tuple(golden for golden in plan.golden if golden.adapter not in unchanged)
     if changed and any(graph.pieces for graph in plan.graphs):
         plan = replace(plan, golden=changed)
