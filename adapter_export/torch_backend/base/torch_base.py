@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import io
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -682,8 +684,20 @@ def _load(file: Path | io.BytesIO, path: Path, extra: dict[str, str] | None = No
                 fix="save it again with `ae.capture`, with the torch that loads it",
             )
 
-        with parsing(refusal), memoized():
+        with parsing(refusal), memoized(), _without_collections():
             return torch.export.load(file, extra_files=extra)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector, which would look many times through the millions of objects of a graph."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _describe(
