@@ -50,8 +50,11 @@ class Steps:
         dtype = self._values[name].dtype
         return None if dtype is None else dtype.numpy().name
 
-    def alone(self, known: Collection[str]) -> Pieces:
-        """Make each step read `known_input(name)` in place of `known` values, which become its outputs."""
+    def alone(self, known: Collection[str], size: int | None = None) -> Pieces:
+        """Make each step read `known_input(name)` in place of `known` values, which become its outputs.
+
+        `size` is that of a piece, as for `Pieces`.
+        """
         model = self.model.clone()
         for value in [value for node in model.graph for value in node.outputs if value.name in known]:
             place = ir.Value(name=known_input(value.name or ""), type=value.type, shape=None)
@@ -59,12 +62,12 @@ class Steps:
                 node.replace_input_with(index, place)
             if place.uses():
                 model.graph.inputs.append(place)
-        return Pieces(with_outputs(model, known), self._folder, optimize=False)
+        return Pieces(with_outputs(model, known), self._folder, optimize=False, size=size)
 
-    def whole(self, known: Collection[str] = ()) -> Pieces:
-        """Return the whole graph, with the `known` values among its outputs."""
+    def whole(self, known: Collection[str] = (), size: int | None = None) -> Pieces:
+        """Return the whole graph, with the `known` values among its outputs, in pieces of a `size` as for `Pieces`."""
         outputs = {value.name or "" for value in self.model.graph.outputs}
-        return Pieces(with_outputs(self.model, {*known, *outputs}), self._folder, optimize=False)
+        return Pieces(with_outputs(self.model, {*known, *outputs}), self._folder, optimize=False, size=size)
 
     def step(self, name: str, known: Collection[str]) -> Step:
         """Return the step that computes a value from known ones."""

@@ -7,6 +7,7 @@ unchanged; the errors of its values are cumulative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from adapter_export.bundle.golden.golden_vectors import Allowance, Case
 from adapter_export.bundle.proof.compare_arrays import absolute_difference, compare
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, same_bits
+from adapter_export.format.axes import length
 from adapter_export.format.check_report import Finding, Measurement, NodeRecord, WitnessRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget
@@ -28,6 +30,13 @@ from adapter_export.onnx_backend.steps import Step, Steps, known_input
 
 _HUGE = 1e30
 """Larger numbers count as infinite: a mask may use the lowest float32 on one side and -inf on the other."""
+
+
+_MOST_ELEMENTS = 2**18
+"""Elements of the largest output from which pieces are small: each value is kept with its float64 witness."""
+
+_SMALL_PIECE = 2**21
+"""Bytes of weights of a small piece."""
 
 
 @dataclass
@@ -56,6 +65,13 @@ class Lockstep:
         return self.graph.feeds(self.case.arrays, (self.adapter,) * self.case.batch)
 
     @property
+    def _piece_bytes(self) -> int | None:
+        """Size of pieces: small ones if the values of one piece may need more memory than the weights."""
+        outputs = self.graph.bundle.manifest.base_outputs
+        largest = max(math.prod(length(axis, self.case.axes) for axis in record.axes) for record in outputs)
+        return _SMALL_PIECE if largest > _MOST_ELEMENTS else None
+
+    @property
     def source(self) -> Adapter | None:
         """The adapter that was given to the build."""
         return None if self.adapter is None else self.graph.bundle.source(self.adapter)
@@ -66,7 +82,7 @@ class Lockstep:
         Raises:
             RequestError: one of the two cannot compute the case.
         """
-        for name, actual, value in self._pairs(self.steps.alone(self.known), exactly=True):
+        for name, actual, value in self._pairs(self.steps.alone(self.known, self._piece_bytes), exactly=True):
             yield self._record(name, actual, value)
 
     def cumulative(self, records: Sequence[Measurement]) -> tuple[list[Measurement], Finding]:
@@ -76,7 +92,7 @@ class Lockstep:
         """
         errors: dict[str, float] = {}
         shown: Arrays = {}
-        for name, actual, value in self._pairs(self.steps.whole(self.known), shown):
+        for name, actual, value in self._pairs(self.steps.whole(self.known, self._piece_bytes), shown):
             if actual.shape == value.value.shape:
                 differ = absolute_difference(*_clipped(actual, value.value, value.vague)).astype(np.float64)
                 errors[name] = float(differ[np.isfinite(differ)].max(initial=0.0))

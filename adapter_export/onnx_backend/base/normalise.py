@@ -386,7 +386,9 @@ def _observe_shapes(
     """
     shown = model.clone()
     wanted = {value.name for value in values} - {value.name for value in shown.graph.outputs}
-    for value in [value for value in _values(shown) if value.name in wanted]:
+    # ONNX Runtime computes the last node first, with all that it needs. From the end of the graph to its beginning, no
+    # array outlives the nodes that read it.
+    for value in reversed([value for value in _values(shown) if value.name in wanted]):
         value.shape = None  # ONNX Runtime fails if a recorded shape is wrong
         output = value
         if isinstance(value.type, ir.TensorType):
