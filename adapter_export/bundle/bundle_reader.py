@@ -42,6 +42,7 @@ from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.rewrite.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.slots import SlotPlan, read_plan
+from adapter_export.runtime.arena import options_of_next_call
 from adapter_export.runtime.bundle import Bundle, check_release
 from adapter_export.runtime.graphs import Graphs, Optimization, OrtGraph, run_session
 from adapter_export.runtime.session import Session
@@ -164,7 +165,7 @@ class OpenedBundle:
         if self.staged and self.has_many_weights:
             return Pieces(self.slots_model, self.home).run_all(requests, condense)
         session = self.session(self.manifest.graphs["slots"])
-        return [condense(run_session(session, feeds)) for feeds in requests]
+        return [condense(_run(session, feeds)) for feeds in requests]
 
     def stored(self, outputs: Mapping[str, np.ndarray]) -> Arrays:
         """Return outputs in the form of golden data, which contain sketches of wide ones."""
@@ -364,6 +365,10 @@ class OpenedBundle:
         """
         if not self.staged:
             check_release(self.manifest, self.folder)
+
+        def open_graph(file: str) -> OrtGraph:
+            return OrtGraph(self.session(file, level), shares_arena=True)
+
         if only is not None and not self.manifest.graphs.keys() <= set(only):
             files = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
             if "bank" not in files:
@@ -371,13 +376,14 @@ class OpenedBundle:
             bank = self.manifest.bank if "bank" in files else None
             fanout = self.manifest.fanout if "fanout" in files else None
             manifest = replace(self.manifest, graphs=files, bank=bank, fanout=fanout)
-            return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level))))
+            return self.bundle.session_on(
+                Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level), shares_arena=True))
+            )
         # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
         key = level, manifest.checksums
         if key not in self._runtimes:
-            graphs = Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level)))
-            self._runtimes[key] = self.bundle.session_on(graphs)
+            self._runtimes[key] = self.bundle.session_on(Graphs(manifest, "cpu", open_graph))
         return self._runtimes[key]
 
     def native_run(self, name: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -386,6 +392,13 @@ class OpenedBundle:
         adapter.Load(str(self.home / self.record(name).onnx_adapter))
         options.add_active_adapter(adapter)  # must outlive the run: `options` does not keep a reference
         return run_session(self.session(self.manifest.graphs["slots"]), arrays, options=options)
+
+
+def _run(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> Arrays:
+    """Run a session as `run_session` does; long calls return unused memory."""
+    return run_session(session, feeds, outputs, options=options_of_next_call())
 
 
 def read_source(folder: Path, record: AdapterRecord) -> Adapter:
@@ -483,7 +496,7 @@ class Graph:
             return served.run(arrays, chosen[0], allow_padding=True)
         session = self.bundle.session(self.file, self.level)
         outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
-        return run_session(session, self.feeds(arrays, chosen), outputs)
+        return _run(session, self.feeds(arrays, chosen), outputs)
 
     def run_all(
         self,
@@ -528,7 +541,7 @@ class Graph:
         """
         if self.pieces:
             return Pieces(self.bundle.model(file), self.bundle.home).run(feeds)
-        return run_session(self.bundle.session(file, self.level), feeds)
+        return _run(self.bundle.session(file, self.level), feeds)
 
     def _outputs(self, chosen: Sequence[str | None], names: Iterable[str]) -> list[str]:
         heads = {self.bundle.record(name).output for name in chosen if name is not None}

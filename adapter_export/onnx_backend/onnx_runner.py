@@ -28,6 +28,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import exposed
 from adapter_export.onnx_backend.rewrite.surgery import SiteRewrite
+from adapter_export.runtime.arena import options_of_next_call
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import SiteMap
@@ -126,7 +127,8 @@ class Pieces:
         remaining, computed = Counter(keys), dict[frozenset[tuple[str, int]], Arrays]()
         for at, (key, values) in enumerate(zip(keys, available, strict=True)):
             if key not in computed:
-                computed[key] = run_session(session, {name: values[name] for name in inputs if name in values})
+                feeds = {name: values[name] for name in inputs if name in values}
+                computed[key] = run_session(session, feeds, options=options_of_next_call())
             values.update(computed[key])
             remaining[key] -= 1
             if not remaining[key]:
@@ -252,7 +254,8 @@ class Cut:
         if self._keep:
             self._sessions[at] = session
         inputs = {_name(value) for value in model.graph.inputs}
-        return run_session(session, {name: value for name, value in feeds.items() if name in inputs})
+        fed = {name: value for name, value in feeds.items() if name in inputs}
+        return run_session(session, fed, options=options_of_next_call())
 
     def exactly(self, at: int, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Compute as `run` does, in float64; raises one of `_NOT_EXACT` if that is impossible."""
