@@ -376,9 +376,7 @@ class OpenedBundle:
             bank = self.manifest.bank if "bank" in files else None
             fanout = self.manifest.fanout if "fanout" in files else None
             manifest = replace(self.manifest, graphs=files, bank=bank, fanout=fanout)
-            return self.bundle.session_on(
-                Graphs(manifest, "cpu", lambda file: OrtGraph(self.session(file, level), shares_arena=True))
-            )
+            return self.bundle.session_on(Graphs(manifest, "cpu", open_graph))
         # in older manifests, checksums are listed among the outputs of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
         key = level, manifest.checksums
