@@ -75,9 +75,9 @@ def test_nodes_shared_by_requests_are_computed_once(tmp_path: Path, monkeypatch:
     expected = [parts.run(feeds) for feeds in requests]
     ran = list[list[str]]()
 
-    def counted(session: ort.InferenceSession, feeds: Arrays) -> Arrays:
+    def counted(session: ort.InferenceSession, feeds: Arrays, *, options: ort.RunOptions | None) -> Arrays:
         ran.append(sorted(feeds))
-        return run_session(session, feeds)
+        return run_session(session, feeds, options=options)
 
     monkeypatch.setattr(pieces, "run_session", counted)
     outputs = parts.run_all(requests)
