@@ -17,6 +17,9 @@ from adapter_export.sites.site import Site, SiteMap
 _TOLERANCE = 1e-3
 """Relative to the largest number: different values differ by more, rounding by less."""
 
+_MOST_ELEMENTS = 2**18
+"""Elements of inputs: a run that shows all values of an image or a recording needs much memory for each row."""
+
 _FEW_TOKENS = 7
 
 Compute = Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
@@ -49,7 +52,8 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
     few = min(max_tokens or _FEW_TOKENS, _FEW_TOKENS)
     cases = input_cases(exported.inputs, seed=2, lengths=exported.lengths, max_tokens=few)
     whole = [case.arrays for case in cases if not case.name.endswith("_padded")]
-    arrays = max(whole, key=lambda each: sum(array.size for array in each.values()))
+    sizes = [sum(array.size for array in each.values()) for each in whole]
+    arrays = whole[sizes.index(max((size for size in sizes if size <= _MOST_ELEMENTS), default=min(sizes)))]
     rewrite = GraphRewrite(exported.model)
     shown: dict[str, str] = {}
     for value in dict.fromkeys(value for *_, value in pairs):
