@@ -60,7 +60,8 @@ def _is_shared(bundle: OpenedBundle, bank: BankRecord, case: Case) -> bool:
 
 def has_rows(manifest: Manifest) -> bool:
     """Return whether the first axis of all inputs and outputs is the batch."""
-    rows = {record.axes[0] if record.axes else None for record in (*manifest.inputs, *manifest.outputs)}
+    axes = [record.axes for record in manifest.inputs] + [record.axes for record in manifest.outputs]
+    rows = {each[0] if each else None for each in axes}
     return len(rows) == 1 and isinstance(next(iter(rows)), str)
 
 
