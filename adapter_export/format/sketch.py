@@ -99,7 +99,7 @@ class SketchRecord:
 def _largest(row: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.floating]:
     """Return the `count` largest elements in descending order, as many as there are, after NaN.
 
-    They lie in the blocks with the largest maxima, so that only these blocks are partitioned.
+    Only the blocks with the largest maxima can contain them, so the others are not partitioned.
     """
     whole = len(row) // _BLOCK
     if whole > count:

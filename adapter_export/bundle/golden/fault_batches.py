@@ -1,6 +1,6 @@
 """Fault batches: runs of one case with many sets of tensors, as rows of one batch in the graph with a bank.
 
-A set that runs alone reads all weights for a few tokens; in a batch, all sets share one pass over the weights.
+A run of one set reads all weights for a few tokens; in a batch, all sets share one pass over the weights.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def add_generated_texts(
         allowed = 2 * record.absolute[reference.output]
         prompts, most = decoder.sample_prompts(), _FEW_WRITTEN if brief else _MOST_WRITTEN
         texts = dict[int, tuple[int, ...]]()
-        for places in _of_one_length(prompts).values():  # without padding, each row is what it is alone
+        for places in _of_one_length(prompts).values():  # rows of one length need no padding
             written = [
                 WrittenRow(at, prompts[place], name, Decoding(most), decoder.record.end)
                 for at, place in enumerate(places)
