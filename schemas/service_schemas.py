@@ -47,6 +47,7 @@ from adapter_export.plugins.serve.apis.tei_api import (
     SimilarityParameters,
 )
 from adapter_export.plugins.serve.apis.tokens_api import Detokenize, TeiTokenize, Tokenize
+from adapter_export.plugins.serve.apis.transcriptions_api import Transcriptions
 from adapter_export.plugins.serve.calls import Call, Question, Strict, TextOnSide, TextPair
 
 Schema = dict[str, Any]
@@ -239,6 +240,7 @@ def http_schema() -> Schema:
         "embeddings": _of_model(Embeddings),
         "completions": _of_model(Completions),
         "chat": _of_model(Chat),
+        "transcriptions": _of_model(Transcriptions),
         "rerank": _of_model(Rerank),
         "classify": _of_model(Classify),
         **{f"{kind.__name__[0].lower()}{kind.__name__[1:]}": _of_model(kind) for kind in _BODIES},

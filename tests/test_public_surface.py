@@ -120,7 +120,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
     facts |= {"may_mix", "may_pad", "base_head", "real_tokens", "described"}
     assert public == tasks | facts | {
         *("fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"),
-        *("decoder", "generate"),
+        *("decoder", "generate", "transcribe"),
     }
 
 

@@ -421,14 +421,3 @@ def test_settings_that_greedy_generation_leaves_out_are_noted(tmp_path: Path, fo
     assert any("ignores `num_beams`, `bad_words_ids` of" in note for note in heard.notes)
     record = base.torch.generation.record()
     assert (record.first, record.suppressed, record.start) == (9, (5, 7), PADDING)
-
-
-def test_an_encoder_of_sound_is_refused(tmp_path: Path) -> None:
-    """Its input has one length, so that a later step cannot leave it out."""
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8, "vocab_size": 50}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 10}
-    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes, **heads, **ids))
-    model.save_pretrained(tmp_path / "whisper")
-    with pytest.raises(BaseModelError, match=r"generates from other inputs than tokens.*`bare=True`"):
-        ae.capture(tmp_path / "whisper", tmp_path / "base.pt")

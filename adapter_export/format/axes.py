@@ -46,12 +46,14 @@ def with_caches(
 
     An input with an axis `past` is a cache if an output has the same shape except that `past` is `past + tokens`, or
     the second axis of the mask, which covers past and new tokens. Such an axis becomes a sum wherever it occurs. Caches
-    of equal shapes are matched to outputs in order. Inputs with the role `ids` name the axis of the new tokens.
+    of equal shapes are matched to outputs in order. Inputs with the role `ids` name the axis of the new tokens, and
+    those with the role `values` that of new windows of a file.
 
     Returns:
         Inputs and outputs; caches have the role `cache` and their output in `next`.
     """
     tokens, masks = _second_axes(inputs, "ids"), _second_axes(inputs, "mask")
+    windows = _second_axes(inputs, "values")
     following: dict[str, str] = {}
     sums: dict[Axis, Axis] = {}
     groups: dict[tuple[str, tuple[Axis, ...]], list[InputRecord]] = {}
@@ -60,7 +62,7 @@ def with_caches(
             groups.setdefault((record.dtype, record.axes), []).append(record)
     for group in groups.values():
         pasts = {axis for axis in group[0].axes[1:] if isinstance(axis, str)}
-        for past, new in product(pasts, tokens):
+        for past, new in product(pasts, [*tokens, *(windows - tokens)]):
             grown = [(output, _grown(group[0], output, past)) for output in outputs]
             totals = masks if len(tokens) == 1 else set[str]()  # with two texts, only a sum identifies the total
             fitting = [(output.name, axis) for output, axis in grown if _is_total(axis, past, new, totals)]

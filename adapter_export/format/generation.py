@@ -19,6 +19,7 @@ from adapter_export.format.records import (
     SEMVER,
     Count,
     NotEmpty,
+    Positive,
     RelativePath,
     Sha256,
     Text,
@@ -40,6 +41,51 @@ DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
 """Names of the templates that transformers chooses: the second for conversations with tools, if there is one."""
 
 
+TRANSCRIBE = "transcribe"
+"""The task of a decoder of speech for which only a language is chosen."""
+
+
+@dataclass(frozen=True)
+class SpeechRecord:
+    """Tokens that a decoder of speech reads after `start`, before it generates.
+
+    A request may choose a language and a task. Without both, the decoder reads `prefix`. Otherwise it reads the token
+    of the language, null without a choice; the token of the task, or of `transcribe` if only a language is chosen and
+    there are tasks; and `closing`. In place of null it reads the most likely of the `languages`, by the logits after
+    `start`.
+
+    Attributes:
+        prefix: the tokens without a choice.
+        languages: the token of each language, by its code; empty for a model of a single language.
+        tasks: the token of each task, such as `transcribe` and `translate`.
+        closing: the last tokens, such as the one for texts without timestamps.
+        language: the language of a request without one; null if there is none.
+        task: the task of a request without one; null if there is none.
+        timestamps: the first of the tokens that are times, which are not part of a text; null without such tokens.
+        most_tokens: tokens of the text of a window, unless a request has another limit; null for as many as fit.
+        latest_start: how many times after that one the first segment of a text with times may begin; null for all.
+    """
+
+    prefix: tuple[Count | None, ...]
+    languages: Mapping[str, Count]
+    tasks: Mapping[str, Count]
+    closing: tuple[Count, ...]
+    language: str | None = None
+    task: str | None = None
+    timestamps: Count | None = None
+    most_tokens: Positive | None = None
+    latest_start: Count | None = None
+
+    def chosen(self, language: str | None, task: str | None) -> tuple[int | None, ...]:
+        """Return the tokens for a language and a task of this record; `None` is one of the languages."""
+        language, task = language or self.language, task or self.task
+        if language is None and task is None:
+            return self.prefix
+        first = None if language is None else self.languages[language]
+        named = TRANSCRIBE if task is None and language is not None and self.tasks else task
+        return (first, *(() if named is None else (self.tasks[named],)), *self.closing)
+
+
 @dataclass(frozen=True)
 class GenerationRecord:
     """Settings of a text-generating model.
@@ -51,6 +97,8 @@ class GenerationRecord:
         first: the forced token after a single token, such as a language token; null if the model chooses it.
         suppressed: tokens that are never generated.
         last: the forced last token of a text that reaches its length limit; null if the model chooses it.
+        suppressed_first: tokens that are never the first one that the model chooses.
+        speech: the tokens before a text, for a decoder of speech; null for others.
     """
 
     end: tuple[Count, ...] = ()
@@ -59,6 +107,8 @@ class GenerationRecord:
     first: Count | None = None
     suppressed: tuple[Count, ...] = ()
     last: Count | None = None
+    suppressed_first: tuple[Count, ...] = ()
+    speech: SpeechRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -321,12 +321,14 @@ class WrittenRecord:
     """A text generated greedily by the reference.
 
     Attributes:
-        prompt: input tokens.
+        prompt: input tokens. For an encoder of sound or images, all tokens that the decoder reads before the text.
         tokens: generated tokens, at most 12, up to the end token, or before the first token that rounding could change.
+        fill: seed of the input of an encoder of sound or images, as `fill` of golden vectors; null for others.
     """
 
     prompt: Annotated[tuple[Count, ...], NotEmpty()]
     tokens: Annotated[tuple[Count, ...], NotEmpty()]
+    fill: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ class Generation(GenerationRecord):
 
     def record(self) -> GenerationRecord:
         """Return the record for a bundle."""
-        return GenerationRecord(self.end, self.padding, self.start, self.first, self.suppressed, self.last)
+        return GenerationRecord(**{field.name: getattr(self, field.name) for field in fields(GenerationRecord)})
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -27,6 +27,9 @@ _PCM: Mapping[int, tuple[str, int]] = {1: ("u1", 128), 2: ("<i2", 2**15), 4: ("<
 _MEL = {"n_fft", "hop_length", "chunk_length", "n_samples", "nb_max_frames", "sampling_rate", "dither", "padding_value"}
 _WAVE = {"sampling_rate", "do_normalize", "padding_value"}
 
+_FRAMES = 3000
+"""Frames whose spectra are computed at a time: 30 seconds of Whisper's."""
+
 _SECONDS = (0.25, 0.4)
 """The length of two sounds."""
 
@@ -99,9 +102,11 @@ class LogMel(Step):
         frames = np.lib.stride_tricks.sliding_window_view(mirrored, self.fft)[:: self.hop][:-1]
         # the periodic Hann window, whose last value would be that of the next period
         window = np.hanning(self.fft + 1)[:-1]
-        power = np.abs(np.fft.rfft(frames * window)) ** 2
+        filters, parts = _mel_filters(self), range(0, len(frames), _FRAMES)
+        # in parts, since the spectra of an hour take gigabytes
+        powers = (np.abs(np.fft.rfft(frames[at : at + _FRAMES] * window)) ** 2 @ filters for at in parts)
         # floor, range and scale are those of `WhisperFeatureExtractor`
-        logs = np.log10(np.maximum(power @ _mel_filters(self), 1e-10)).T
+        logs = np.log10(np.maximum(np.concatenate(list(powers)), 1e-10)).T
         found: np.ndarray = (np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
         return found
 
@@ -152,6 +157,10 @@ class AudioModality(FileModality):
     def limit(self, steps: Sequence[Step]) -> int | None:
         """Return the maximum number of samples read from a file."""
         return next((step.samples for step in steps if isinstance(step, Fit)), None)
+
+    def without_limit(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Return steps that neither cut the sound nor pad it."""
+        return [step for step in steps if not isinstance(step, Fit)]
 
     def known_fields(self, fields: Mapping[str, Any]) -> set[str]:
         """Return the fields of feature extractors."""

@@ -129,6 +129,10 @@ class FileModality(Modality, ABC):
         """Return the maximum number of values read from a file; `None` for all."""
         return None
 
+    def without_limit(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Return steps that read the whole file."""
+        return steps
+
     def steps_of(self, fields: Mapping[str, Any]) -> tuple[Step, ...]:
         """Return the steps of a Hugging Face processor from its fields.
 

@@ -317,8 +317,14 @@ def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int
     if behind:
         sizes |= dict.fromkeys((axis for axis, valid in lengths.items() if 0 in valid), 0)
     return {
-        axis: behind if axis in past else axis_lengths(axis, lengths).near(sizes[axis]) for axis in axis_names(inputs)
+        axis: _past(behind, axis, lengths) if axis in past else axis_lengths(axis, lengths).near(sizes[axis])
+        for axis in axis_names(inputs)
     }
+
+
+def _past(behind: int, axis: str, lengths: Bounds) -> int:
+    """Return the length of a past as near to a number as the base allows: that of a file has one window."""
+    return behind and axis_lengths(axis, lengths).near(behind)
 
 
 def _fitting(shapes: Sequence[Shape], lengths: Bounds) -> list[Shape]:

@@ -22,6 +22,7 @@ from adapter_export.providers import ProviderName, provider_named
 from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.generation.chat import ChatRenderer, no_template
 from adapter_export.runtime.generation.text_writer import CONFIG_FILE, TextWriter, end_tokens
+from adapter_export.runtime.generation.transcriber import Transcriber, transcriber_of
 from adapter_export.runtime.graphs import Graphs, OpenGraph, Optimization, OrtGraph, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
 from adapter_export.runtime.media_reader import MediaReader, media_record
@@ -312,6 +313,21 @@ class Bundle(Described):
         ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else recorded
         chat = None if self.manifest.chat is None else self.chat()
         return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends, chat, self.folder)
+
+    def transcriber(self, session: Session | None = None) -> Transcriber:
+        """Return the generator of the texts of files, for a bundle of a speech model with a cache.
+
+        Args:
+            session: computes the logits. Default: a new session.
+
+        Raises:
+            RequestError: the bundle has no tokenizer or no known preprocessing, or does not write texts of files.
+            FileError, FormatError, BaseModelError: its tokenizer cannot be read.
+            MissingExtraError: the tokenizers library is not installed.
+        """
+        opened = session or self.session()
+        transcriber_of(opened.decoder, self.manifest.media, None, self.folder)  # before the tokenizer is read
+        return transcriber_of(opened.decoder, self.manifest.media, self.texts(opened).tokenizer, self.folder)
 
     def chat(self) -> ChatRenderer:
         """Return the renderer of conversations as prompts.

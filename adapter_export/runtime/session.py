@@ -19,6 +19,7 @@ from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels, TokenVectors
 from adapter_export.graph.tasks.asked import named_adapter
+from adapter_export.modalities.modality import MediaFile
 from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import batches
@@ -33,6 +34,7 @@ from adapter_export.runtime.check_inputs import (
     weights_of_each,
 )
 from adapter_export.runtime.generation.decoder import Decoder
+from adapter_export.runtime.generation.transcriber import SpeechOptions, transcriber_of
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs
 from adapter_export.runtime.head_results import (
     Head,
@@ -487,6 +489,39 @@ class Session(Described):
         for row in self.decoder.write(prompts, names, decoding or Decoding(), last):
             tokens[row.place] = row.tokens
         return tokens
+
+    def transcribe(
+        self,
+        files: Sequence[MediaFile],
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
+        decoding: Decoding | None = None,
+    ) -> list[list[int]]:
+        """Generate the token ids of the text of each file; `Bundle.transcriber` generates texts.
+
+        Args:
+            files: paths, bytes of files, or samples as float32 arrays; those longer than a window take several.
+            adapter: the adapter of all files; `None` is the base.
+            adapters: one adapter per file instead. With the graph `bank`, they share calls.
+            language: the code of the language. Default: that of the model, which usually detects it.
+            task: `transcribe` or `translate`. Default: that of the model.
+            timestamps: let the model write times.
+            decoding: decoding options of each window. Default: greedy, as long as the model can write.
+
+        Raises:
+            RequestError: the bundle does not write texts of files; an adapter is not loaded, a file is too long, or the
+                model has no token for the language, the task or times.
+            FileError, DataError: a file cannot be read.
+        """
+        names, media = [adapter] * len(files) if adapters is None else adapters, self._manifest.media
+        transcriber = transcriber_of(self.decoder, media, None, None)
+        opened = transcriber.opened(files, names, SpeechOptions(language, task, timestamps, decoding))
+        transcriber.write_windows(opened, decoding)
+        return [one.tokens for one in opened]
 
     def load(
         self,

@@ -165,15 +165,12 @@ def add_generated_texts(
         # a token is decided if it stays the top one with both logits off by the budget, in opposite directions
         allowed = 2 * record.absolute[reference.output]
         prompts, most = decoder.sample_prompts(), _FEW_WRITTEN if brief else _MOST_WRITTEN
-        texts = dict[int, tuple[int, ...]]()
-        for places in _of_one_length(prompts).values():  # rows of one length need no padding
-            written = [
-                WrittenRow(at, prompts[place], name, Decoding(most), decoder.record.end)
-                for at, place in enumerate(places)
-            ]
-            texts |= dict(zip(places, _generate(decoder, reference, written, allowed), strict=True))
-        rows = [WrittenRecord(tuple(prompts[place]), tokens) for place, tokens in sorted(texts.items()) if tokens]
-        return replace(record, written=tuple(rows))
+        texts = [WrittenRecord(tuple(ids), (), fill) for ids, fill in prompts]
+        for places in _of_one_length(texts).values():  # rows of one length need no padding
+            written = [decoder.golden_row(at, texts[place], name, Decoding(most)) for at, place in enumerate(places)]
+            for place, tokens in zip(places, _generate(decoder, reference, written, allowed), strict=True):
+                texts[place] = replace(texts[place], tokens=tokens)
+        return replace(record, written=tuple(text for text in texts if text.tokens))
 
     new = set(reference.adapters)
     records = [
@@ -184,11 +181,11 @@ def add_generated_texts(
     return replace(manifest, golden=of_base, adapters=tuple(records))
 
 
-def _of_one_length(prompts: Sequence[Sequence[int]]) -> Mapping[int, list[int]]:
-    """Return the places of the prompts of each length."""
+def _of_one_length(texts: Sequence[WrittenRecord]) -> Mapping[int, list[int]]:
+    """Return the places of the texts whose prompts have each length."""
     places: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(len(prompt), []).append(place)
+    for place, text in enumerate(texts):
+        places.setdefault(len(text.prompt), []).append(place)
     return places
 
 
@@ -204,10 +201,13 @@ def _generate(
     texts: list[list[int]] = [[] for _ in rows]
     for row in decoder.write_rows(rows):
         logits = next(reference.logits).copy()
-        logits[list(record.suppressed)] = -np.inf
-        token = int(logits.argmax()) if row.finish == "end" else row.tokens[-1]
         tokens = texts[row.place]
         forced = record.first is not None and decoder.inputs.length(row.prompt, tokens) == 1
+        never = record.suppressed
+        if len(tokens) == int(record.first is not None and decoder.inputs.length(row.prompt, []) == 1):
+            never += record.suppressed_first
+        logits[list(never)] = -np.inf
+        token = int(logits.argmax()) if row.finish == "end" else row.tokens[-1]
         if not forced and logits[token] - np.delete(logits, token).max(initial=-np.inf) <= allowed:
             row.abandoned = True
         else:

@@ -44,7 +44,6 @@ from adapter_export.bundle.texts import check_contract, replay
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.decoding import Decoding
 from adapter_export.format.check_report import Finding
-from adapter_export.runtime.generation.decoding_batch import WrittenRow
 from adapter_export.runtime.generation.golden_schedule import Replay, golden_texts, replay_schedule
 from adapter_export.runtime.graphs import run_session
 from adapter_export.tables import number_of
@@ -288,7 +287,7 @@ def _generation(context: Context) -> Iterator[Finding]:
     session = bundle.runtime_session(only=["slots"])
     faults: dict[str | None, list[str]] = {name: [] for name in names}
     for text in texts:
-        row = WrittenRow(0, text.prompt, text.adapter, Decoding(len(text.record.tokens)), manifest.generation.end)
+        row = session.decoder.golden_row(0, text.record, text.adapter, Decoding(len(text.record.tokens)))
         for _ in session.decoder.write_rows([row]):
             pass
         faults[text.adapter] += filter(None, [text.fault(row, row.ends)])

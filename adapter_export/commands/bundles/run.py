@@ -17,12 +17,13 @@ from adapter_export.providers import ProviderName
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described, number_of
-from adapter_export.words import argument, command
+from adapter_export.words import argument, command, joined
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
+    from adapter_export.runtime.generation.transcriber import Transcript
 
 _FEW = 3
 
@@ -117,6 +118,23 @@ class Answers(Described):
         return {"rows": "computed as they are read", "many": self.many}
 
 
+@dataclass(frozen=True, repr=False)
+class Transcripts(Described):
+    """Texts of audio files.
+
+    Attributes:
+        rows: computed lazily, in the order of the files.
+        many: render each as a line of JSON.
+    """
+
+    rows: Iterator[Transcript]
+    many: bool
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"rows": "computed as they are read", "many": self.many}
+
+
 def run(
     bundle: Bundle | Address,
     *,
@@ -155,6 +173,11 @@ def run(
     encoding: Annotated[str | None, ENCODING] = None,
     long_texts: LongTexts = None,
     stride: Stride = None,
+    language: Annotated[
+        str | None, Option("Language of speech, such as `en`. Default: the model's, which usually detects it.", "CODE")
+    ] = None,
+    translate: Annotated[bool, "Write speech of any language in English."] = False,
+    timestamps: Annotated[bool, "Write the times of the segments of speech."] = False,
     arrays: Annotated[
         PathLike | None, Option("A `.npz` or `.safetensors` file with an array per input, instead of texts.", "FILE")
     ] = None,
@@ -168,19 +191,20 @@ def run(
     force: Force = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, OptionsOf(_files)],
-) -> Answers:
+) -> Answers | Transcripts:
     """Run BUNDLE on texts, images, audio or arrays, with its adapters or the base.
 
     An adapter answers by its task: labels of texts or tokens with their probabilities, numbers, or the first elements
     of each vector. For the base, or an adapter without a task, outputs are summarized; `--json`, `--many` and `--out`
     contain them in full. A row's answer does not depend on the rows that share its call. `generate` continues prompts.
+    A speech model that was captured with its cache writes the text of each audio file.
 
     Args:
         bundle: the bundle, or its folder.
         reporter: receives the number of answered rows, and a note about truncated texts and files.
 
     Returns:
-        The answers, computed lazily.
+        The answers, or the texts of audio files, computed lazily.
 
     Raises:
         UsageError: arguments exclude each other, or no adapter is named although adapters have tasks.
@@ -191,6 +215,7 @@ def run(
     (files,) = OptionsOf(_files).split("run", options)
     _check_together({**locals(), **files}, tuple(OptionsOf(_files).defaults()))
     from adapter_export.commands.bundles import _run_rows as run_rows
+    from adapter_export.commands.bundles._transcripts import reads_speech, transcripts
     from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.format.tabular.table_rows import Columns
     from adapter_export.modalities import FILE_MODALITIES
@@ -219,6 +244,7 @@ def run(
     from adapter_export.bundle.chosen_form import chosen_form
     from adapter_export.bundle.open_bundle import open_bundle
     from adapter_export.runtime.answerer import Answerer, Reading
+    from adapter_export.runtime.generation.transcriber import SpeechOptions
 
     chosen = chosen_form(bundle, form, provider)
     opened = open_bundle(chosen.bundle)
@@ -239,6 +265,15 @@ def run(
     factor = 1.0 if strength is None else strength
     rows = [replace(row, strength=factor, weights=weights).on_side(side) for row in rows]
     run_rows.check_adapters(rows, session)
+    if medium is not None and reads_speech(opened):
+        if (strength, weights, out) != (None, None, None):
+            raise UsageError("texts of files have no strength, weights or outputs", fix="remove these options")
+        spoken = SpeechOptions(language, "translate" if translate else None, timestamps)
+        return Transcripts(transcripts(opened, session, rows, spoken), many)
+    if language is not None or translate or timestamps:
+        what = joined((argument("language"), argument("translate", True), argument("timestamps", True)))
+        fix = "remove " + what + ", or capture a speech model with its cache"
+        raise UsageError("the bundle writes no texts of speech", fix=fix)
     reader = None if arrays is not None else _reader(opened, session, medium)
     reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
     shown = reporter if many or len(rows) > _QUICK else SILENT
@@ -312,7 +347,12 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
     return bundle.texts(session)
 
 
-def _show(answers: Answers, screen: Screen) -> None:
+def _show(answers: Answers | Transcripts, screen: Screen) -> None:
+    if isinstance(answers, Transcripts):
+        from adapter_export.commands.bundles._transcripts import show_transcripts
+
+        show_transcripts(answers.rows, screen, many=answers.many)
+        return
     from adapter_export.commands.bundles._run_results import Result, show_results
 
     if answers.many:
@@ -322,11 +362,13 @@ def _show(answers: Answers, screen: Screen) -> None:
         show_results([Result.of(row, answers.token_text) for row in answers.rows], screen)
 
 
-def _document(answers: Answers, _: Screen) -> Mapping[str, object]:
+def _document(answers: Answers | Transcripts, _: Screen) -> Mapping[str, object]:
+    if isinstance(answers, Transcripts):
+        return {"rows": [row.document() for row in answers.rows]}
     return {"rows": [{**row.row.texts, **row.document()} for row in answers.rows]}
 
 
-COMMAND: Command[Answers] = Command(
+COMMAND: Command[Answers | Transcripts] = Command(
     run,
     _show,
     document=_document,
@@ -339,6 +381,7 @@ COMMAND: Command[Answers] = Command(
         "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --adapter digits --image seven.png",
+        "adapter-export run whisper --adapter medical --audio visit.wav --language en",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
     ),
     sections={
@@ -365,6 +408,9 @@ COMMAND: Command[Answers] = Command(
             "encoding",
             "long_texts",
             "stride",
+            "language",
+            "translate",
+            "timestamps",
             "arrays",
         ),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "form", "threads"),

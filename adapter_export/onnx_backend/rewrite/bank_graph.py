@@ -182,7 +182,7 @@ class _RowBinding(ParameterBinding):
 
     def __init__(self, rewrite: GraphRewrite, rows: BankRows, batch: str) -> None:
         super().__init__(rewrite)
-        self._rows = rows
+        self._rows, self._batch = rows, batch
         self._ids = rewrite.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
         self._checked: ir.Value | None = None
         self._gathered: dict[str, ir.Value] = {}
@@ -196,8 +196,11 @@ class _RowBinding(ParameterBinding):
         return tensors
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
-        """Return [batch, tokens, width], from a value of the base that may have batch and tokens on one axis."""
-        if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
+        """Return [batch, tokens, width], from a value of the base that may have batch and tokens on one axis.
+
+        Rows of an encoder that reads the windows of a file are those of the batch times the windows.
+        """
+        if self._has_other_rows(value, sequence_first=sequence_first):
             integer = ir.TensorType(ir.DataType.INT64)
             batch = writer.op(f"{name}/batch", "Shape", (self._ids,), {"start": 0, "end": 1}, type=integer)
             rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
@@ -211,10 +214,19 @@ class _RowBinding(ParameterBinding):
         """Return the result in the order and shape of the base's value."""
         if sequence_first:
             result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
-        if like.shape is None or len(like.shape) != _IN_ONE_ROW:
+        if not self._has_other_rows(like, sequence_first=sequence_first):
             return result
         shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
-        return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
+        # by default, a length 0 is one that stays: an encoder has no rows after the first call for a text
+        options = {} if like.shape is None or len(like.shape) == _IN_ONE_ROW else {"allowzero": 1}
+        return writer.op(f"{like.name}/flat", "Reshape", (result, shape), options)
+
+    def _has_other_rows(self, value: ir.Value, *, sequence_first: bool) -> bool:
+        """Return whether the first axis of a value is not the batch, or combines it with tokens or windows."""
+        if value.shape is None or len(value.shape) == _IN_ONE_ROW:
+            return value.shape is not None
+        first = value.shape[0]
+        return not sequence_first and isinstance(first, ir.SymbolicDim) and first.value not in (None, self._batch)
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """Return the mask as [batch, 1, tokens]."""

@@ -33,6 +33,7 @@ from adapter_export.plugins.serve.apis.rerank_api import RerankApi
 from adapter_export.plugins.serve.apis.scoring_api import ScoringApi
 from adapter_export.plugins.serve.apis.tei_api import TeiApi
 from adapter_export.plugins.serve.apis.tokens_api import TokensApi
+from adapter_export.plugins.serve.apis.transcriptions_api import TranscriptionsApi
 from adapter_export.plugins.serve.limits import RefusedError, status_of
 from adapter_export.plugins.serve.route_context import Context
 from adapter_export.plugins.serve.telemetry import log
@@ -152,7 +153,7 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(Exception, _fail)
     native = (PlainApi(context), Administration(context), FrontPage())
-    of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context))
+    of_openai = (OpenAiApi(context), CompletionsApi(context), ChatApi(context), TranscriptionsApi(context))
     others = (InferenceProtocol, RerankApi, ScoringApi, TokensApi, TeiApi, OllamaApi, LoraApi)
     for routes in (*native, *of_openai, *(api(context) for api in others)):
         routes.add_to(app)

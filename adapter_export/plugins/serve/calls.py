@@ -225,7 +225,11 @@ def parse(kind: type[Document], data: bytes) -> Document:
     Raises:
         FormatError, RequestError: the data is not JSON, or does not match the model.
     """
-    document = parse_json(data, "the request")
+    return parse_fields(kind, parse_json(data, "the request"))
+
+
+def parse_fields(kind: type[Document], document: object) -> Document:
+    """Parse the fields of a request; errors as of `parse`."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:

@@ -27,6 +27,7 @@ from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.generation.text_writer import TextWriter
+from adapter_export.runtime.generation.transcriber import Transcriber
 from adapter_export.runtime.self_check import check_joined_rows
 from adapter_export.tables import number_of, verb_for
 from adapter_export.words import argument, quoted
@@ -225,6 +226,11 @@ class LoadedBundle:
                 most_tokens=limits.max_queue_tokens,
                 on_step=lambda rows: observer.step(self, rows),
             )
+
+    def transcribing(self) -> tuple[TextQueue, Transcriber]:
+        """Return the queue of texts, and what opens those of files; RequestError if the bundle writes none of files."""
+        transcriber = self.bundle.transcriber(self.session)
+        return self.generating(), transcriber
 
     def generating(self) -> TextQueue:
         """Return the queue of texts; RequestError if the bundle has no tokenizer, or does not generate text."""

@@ -28,6 +28,7 @@ from adapter_export.plugins.serve.telemetry import Metrics, log
 from adapter_export.plugins.serve.text_queue import TextJob
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, ReadRow, Row
 from adapter_export.runtime.generation.text_writer import Prompt, TextWriter
+from adapter_export.runtime.generation.transcriber import SpeechOptions, Transcript
 from adapter_export.tables import number_of
 from adapter_export.text import Pair, SidedText
 
@@ -248,6 +249,48 @@ class Service:
             job.close()
             raise
         return job
+
+    async def transcribe(
+        self, name: str, file: bytes, key: str, state: State, options: SpeechOptions, most: int
+    ) -> Transcript:
+        """Write the text of a sound file, window by window; each shares calls with other texts.
+
+        Args:
+            name: the name of a model or a route.
+            file: the bytes of the file.
+            key: the id of the request; a route with shares chooses by it.
+            state: the state of the request.
+            options: how it is written.
+            most: the maximum number of tokens of a window.
+
+        Raises:
+            RequestError: the model does not write texts of files, the file is too long, or there is no such language.
+            DataError: the file cannot be read.
+            RefusedError: 404, unknown model; 503, the queue is full.
+        """
+        target = await self.target(name, key, state)
+        with target.hold():
+            queue, transcriber = target.served.transcribing()
+            state.rows = 1
+            for route, _ in getattr(state, "shadows", {}).values():
+                self._metrics.shadow(route, "dropped", 1)
+            async with self._reading:  # the spectra of a long file take hundreds of megabytes
+                (opened,) = await asyncio.to_thread(transcriber.opened, [file], [target.adapter], options)
+            while not opened.is_done:
+                row = transcriber.row(opened, 0, None)
+                is_limited = row.decoding.max_new_tokens > most
+                row.decoding = replace(row.decoding, max_new_tokens=min(most, row.decoding.max_new_tokens))
+                job = TextJob([transcriber.open_text(row)], queue.writer, ExitStack())
+                try:
+                    queue.submit(job)
+                    async for _ in job.pieces():
+                        pass
+                finally:
+                    job.close()
+                if is_limited and row.finish == "length" and len(row.tokens) == most:
+                    raise RequestError("the text exceeds the limit of this server", expected=f"{most:,} tokens")
+                transcriber.take(opened, row)
+            return transcriber.transcript(opened)
 
     async def _shadow(self, route: str, model: str, rows: Sequence[TargetRow], computed: Sequence[AnsweredRow]) -> None:
         """Compute rows with the shadow of a route, and compare the answers. Failures are only counted and logged."""

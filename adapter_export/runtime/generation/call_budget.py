@@ -40,6 +40,7 @@ class CallBudget:
         least: new tokens of a chunk that are computed even if they exceed `cells`, after a long past.
         running: tokens of the caches of all rows that are written at a time.
         part: new tokens of a call with a part of a long prompt.
+        states: states of the file of each row, which count as tokens.
     """
 
     tokens: int = 512
@@ -47,6 +48,7 @@ class CallBudget:
     least: int = 32
     running: int = _MOST_TOKENS
     part: int = _PART
+    states: int = 0
 
     @classmethod
     def of(cls, inputs: DecoderInputs) -> CallBudget:
@@ -57,11 +59,11 @@ class CallBudget:
             tokens = max(budget.least, min(tokens, _LOGITS // words))
         of_token = sum(
             math.prod(axis for axis in record.axes[1:] if isinstance(axis, int)) * np.dtype(record.dtype).itemsize
-            for record in inputs.caches
+            for record in inputs.growing
         )
         running = min(_MOST_TOKENS, _CACHE // max(1, of_token))
-        running = max(running, inputs.longest or 0, inputs.longest_prompt or 0)
-        return replace(budget, tokens=tokens, running=running)
+        running = max(running, inputs.states + (inputs.longest or 0), inputs.longest_prompt or 0)
+        return replace(budget, tokens=tokens, running=running, states=inputs.states)
 
     @property
     def beside(self) -> CallBudget:
@@ -78,6 +80,7 @@ class CallBudget:
 
     def fits(self, rows: int, width: int) -> bool:
         """Return whether new rows, padded to one width, fit one call; a long prompt fits no call with others."""
+        width += self.states
         return width <= self.part and rows * width <= self.tokens and rows * width * width <= self.cells
 
     def calls(self, rows: Sequence[WrittenRow]) -> Iterator[list[WrittenRow]]:
@@ -98,7 +101,7 @@ def cost_of(row: WrittenRow, inputs: DecoderInputs) -> int:
     if inputs.source is not None:
         return len(row.prompt) + (written if inputs.longest is None else min(written, inputs.longest))
     total = len(row.prompt) + written
-    return total if inputs.longest is None else min(total, inputs.longest)
+    return inputs.states + (total if inputs.longest is None else min(total, inputs.longest))
 
 
 def parts_of(rows: Sequence[WrittenRow], inputs: DecoderInputs, most: int) -> Iterator[list[WrittenRow]]:

@@ -9,15 +9,21 @@ import numpy as np
 
 from adapter_export.decoding import Decoding
 from adapter_export.errors import RequestError
-from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest import Manifest, WrittenRecord
+from adapter_export.format.sketch import filled
 from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
 from adapter_export.runtime.generation.json_guide import JsonGuide
+from adapter_export.runtime.generation.speech_prompt import SpeechPrompt, speech_prompts
 from adapter_export.tables import number_of
+from adapter_export.words import command
 
 _SAMPLE_LENGTHS = (1, 4, 7, 4, 4, 4)
 """Tokens of golden prompts: four of one length, since some decoders write only such rows together."""
+
+_RUN = command("run(BUNDLE, audio=[FILE])", "run BUNDLE --audio FILE")
+"""The call that writes the texts of files."""
 
 _TRIAL = (3, 5)
 """Tokens of the two rows that are computed separately and together."""
@@ -90,6 +96,8 @@ class Decoder:
         guide: JsonGuide | None = None,
     ) -> list[WrittenRow]:
         """Return the rows of prompts; `guide` is that of the JSON schema. Other arguments and errors as of `write`."""
+        if self.inputs.media is not None:
+            raise _no_file("prompts")
         if decoding.json_schema is not None and guide is None:
             raise RequestError("tokens follow no JSON schema", fix="generate texts with `Bundle.writer`")
         if isinstance(adapters, str) or len(adapters) != len(prompts):
@@ -103,6 +111,42 @@ class Decoder:
         for row in rows:
             row.guide = None if guide is None else guide.copy()
         return rows
+
+    def file_row(
+        self,
+        window: np.ndarray,
+        prompt: SpeechPrompt,
+        adapter: str | None,
+        decoding: Decoding,
+        ends: Collection[int],
+    ) -> WrittenRow:
+        """Return the row of a window of a file, with the shape of the encoder's input.
+
+        Args:
+            window: a preprocessed file, or a part of it.
+            prompt: the tokens that the decoder reads before the text.
+            adapter: the adapter; `None` is the base.
+            decoding: the options.
+            ends: tokens that end a text; they are not among `tokens`.
+
+        Raises:
+            RequestError: the bundle has no encoder of files, or the prompt does not fit.
+        """
+        if self.inputs.media is None:
+            raise RequestError("the bundle reads prompts, not files", fix="generate texts with `Bundle.writer`")
+        self.inputs.check_prompt([*prompt.read, *prompt.forced], "the tokens before a text")
+        row = WrittenRow(0, list(prompt.read), adapter, decoding, ends, self.record.last, media=window[None])
+        row.languages, row.forced = prompt.languages, prompt.forced
+        return row
+
+    def golden_row(self, place: int, golden: WrittenRecord, adapter: str | None, decoding: Decoding) -> WrittenRow:
+        """Return the row of a golden text."""
+        media = self.inputs.media
+        window = None
+        if media is not None:
+            sizes = [axis for axis in media.axes[2:] if isinstance(axis, int)]
+            window = filled(golden.fill or 0, [1, *sizes], media.dtype)
+        return WrittenRow(place, golden.prompt, adapter, decoding, self.record.end, media=window)
 
     def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
         """Continue rows, one group of those that share calls after the other; yield and raise as `write`."""
@@ -132,6 +176,8 @@ class Decoder:
         Raises:
             RequestError: the prompt has no token, or too many for the base.
         """
+        if self.inputs.media is not None:
+            raise _no_file("known tokens")
         self.inputs.check_prompt(prompt, "the prompt")
         row = WrittenRow(0, prompt, adapter)
         return self.batch_type(self.inputs, self.session, [row]).following(tokens, self.budget)
@@ -142,13 +188,20 @@ class Decoder:
         other.budget = budget
         return other
 
-    def sample_prompts(self) -> list[list[int]]:
-        """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
+    def sample_prompts(self) -> list[tuple[list[int], int | None]]:
+        """Return the prompts of golden texts, with the seed of the file, if an encoder reads one.
+
+        They are a few lengths of random tokens that neither end a text nor pad one; or what the decoder reads before
+        the text of a file, for a few languages and tasks.
+        """
+        if self.inputs.media is not None:
+            prompts = speech_prompts(self.record)
+            return [(prompts[seed % len(prompts)], seed) for seed in range(len(_SAMPLE_LENGTHS))]
         never, words = {*self.record.end, self.record.padding}, (self.inputs.source or self.inputs.ids).limit or 1
         ids = [number for number in range(words) if number not in never] or [0]
         random, most = np.random.default_rng(0), self.inputs.longest_prompt
         sizes = [size if most is None else min(size, most) for size in _SAMPLE_LENGTHS]
-        return [random.choice(ids, size).tolist() for size in sizes]
+        return [(random.choice(ids, size).tolist(), None) for size in sizes]
 
     def forget(self, adapter: str) -> None:
         """Forget the trials of an adapter, since another may get its name."""
@@ -174,7 +227,8 @@ class Decoder:
         for row in rows:
             length = 0 if varied and self._pads_left(row.adapter) else len(row.prompt)
             apart = None if self._manifest.batch_invariant else row
-            groups.setdefault((None if mixes else row.adapter, length, apart), []).append(row)
+            open_language = len(row.forced) if row.languages else None
+            groups.setdefault((None if mixes else row.adapter, length, open_language, apart), []).append(row)
         return list(groups.values())
 
     def may_share(self, first: DecodingBatch, other: DecodingBatch) -> bool:
@@ -220,7 +274,7 @@ class Decoder:
     def _reads_chunks(self, adapter: str | None) -> bool:
         """Try once whether a prompt in parts has the logits of the whole prompt with an adapter."""
         if adapter not in self._chunks:
-            can_read = self.inputs.source is None and self._manifest.batch_invariant
+            can_read = self.inputs.source is None and self.inputs.media is None and self._manifest.batch_invariant
             self._chunks[adapter] = can_read and self._is_same_in_chunks(adapter)
         return self._chunks[adapter]
 
@@ -244,6 +298,10 @@ class Decoder:
         records = {record.name: record.golden for record in self._manifest.adapters}
         golden = self._manifest.golden if adapter is None else records.get(adapter, self._manifest.golden)
         return float(golden.absolute[self.inputs.logits.name])
+
+
+def _no_file(given: str) -> RequestError:
+    return RequestError("the bundle writes the texts of files", found=given, fix="call " + _RUN)
 
 
 def _advance(batch: DecodingBatch) -> Iterator[WrittenRow]:

@@ -12,6 +12,9 @@ from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
 from adapter_export.words import argument
 
+_OF_TOKENS = 4
+"""Axes of keys or values of tokens: rows, heads, tokens, width."""
+
 
 @dataclass(frozen=True)
 class DecoderInputs:
@@ -22,6 +25,8 @@ class DecoderInputs:
         mask: covers past and new tokens; `None` if the graph has none.
         logits: the output [rows, new tokens, words].
         source: the tokens that an encoder reads; `None` for a decoder without one.
+        media: the windows of a file that an encoder reads, [rows, windows, …]; `None` without such an encoder. Prompts
+            are then what the decoder reads.
         source_mask: the mask of `source`, if there is one.
         caches: the keys and values of earlier tokens, with the axis along which each grows.
         record: the tokens that begin, end and pad a text.
@@ -35,6 +40,7 @@ class DecoderInputs:
     logits: OutputRecord
     source: InputRecord | None
     source_mask: InputRecord | None
+    media: InputRecord | None
     caches: Mapping[InputRecord, int]
     record: GenerationRecord
     longest: int | None
@@ -43,11 +49,11 @@ class DecoderInputs:
     @classmethod
     def of(cls, manifest: Manifest) -> DecoderInputs:
         """Find the roles in a manifest; RequestError if the bundle does not generate."""
-        source = _source(manifest)
+        source, media = _source(manifest), _media(manifest)
         source_mask = None if source is None else _mask_of(source, manifest)
-        ids, mask, logits = _roles(manifest, {source, source_mask})
+        ids, mask, logits = _roles(manifest, {source, source_mask, media})
         record = manifest.generation or GenerationRecord()
-        if source is not None and record.start is None:
+        if (source or media) is not None and record.start is None:
             raise RequestError("the token with which the decoder begins is unknown", fix="capture the base again")
         caches = {cache: _past_axis(cache, ids.axes[1]) for cache in manifest.inputs if cache.role == "cache"}
         sums = [axis for axis in manifest.lengths if len(names(axis)) > 1 and ids.axes[1] in names(axis)]
@@ -56,7 +62,18 @@ class DecoderInputs:
         longest_prompt = None if longest is None else longest - 1
         if source is not None:
             longest_prompt = axis_lengths(source.axes[1], manifest.lengths).maximum
-        return cls(ids, mask, logits, source, source_mask, caches, record, longest, longest_prompt)
+        return cls(ids, mask, logits, source, source_mask, media, caches, record, longest, longest_prompt)
+
+    @property
+    def states(self) -> int:
+        """The states of a file that each row caches; 0 without an encoder of files."""
+        sizes = [cache.axes[axis + 1] for cache, axis in self.caches.items() if cache not in self.growing]
+        return max((size for size in sizes if isinstance(size, int)), default=0)
+
+    @property
+    def growing(self) -> list[InputRecord]:
+        """The caches that grow with each token; those of a file have further axes behind that of its windows."""
+        return [cache for cache in self.caches if self.media is None or len(cache.axes) == _OF_TOKENS]
 
     def check_limit(self, tokens: int) -> None:
         """Raise RequestError if the base never writes this number of new tokens: prompt and text share its length."""
@@ -106,6 +123,12 @@ def _source(manifest: Manifest) -> InputRecord | None:
     """Return the input of an encoder's tokens, which may be empty in later calls; `None` for a decoder."""
     ids = [record for record in manifest.inputs if record.role == "ids" and len(record.axes) == 2]
     return next((record for record in ids if 0 in axis_lengths(record.axes[1], manifest.lengths)), None)
+
+
+def _media(manifest: Manifest) -> InputRecord | None:
+    """Return the input of an encoder's windows, which may be empty in later calls; `None` without one."""
+    values = [record for record in manifest.inputs if record.role == "values" and len(record.axes) > 2]
+    return next((record for record in values if 0 in axis_lengths(record.axes[1], manifest.lengths)), None)
 
 
 def _mask_of(source: InputRecord, manifest: Manifest) -> InputRecord | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.runtime.generation.call_budget import CallBudget
 from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
 from adapter_export.runtime.generation.json_guide import JsonGuide
+from adapter_export.runtime.generation.speech_times import TimeRule
 
 Finish = Literal["end", "stop", "length"]
 """Reason for the end of a text: a token that ends texts, a stop string, or a limit."""
@@ -68,7 +70,7 @@ class WrittenRow:
 
     Attributes:
         place: position of the row among the prompts of its request; a part of the seed.
-        prompt: its tokens.
+        prompt: its tokens. For a file, those that the decoder reads before the text.
         adapter: the adapter that writes it; `None` is the base.
         decoding: the options.
         ends: tokens that end a text; they are not among `tokens`.
@@ -80,6 +82,10 @@ class WrittenRow:
         top_scores: most likely tokens to keep in `scores`; `None` keeps no scores.
         scores: log probabilities of `tokens`, if they are wanted.
         guide: restricts the next token to those of a JSON schema.
+        media: the windows of a file that an encoder reads, [windows, …].
+        languages: tokens of which the model chooses one, which the decoder reads behind the prompt.
+        forced: tokens that the decoder reads behind that one.
+        times: restricts the next token to those of a text with times.
     """
 
     place: int
@@ -95,6 +101,10 @@ class WrittenRow:
     top_scores: int | None = None
     scores: list[TokenScore] = field(default_factory=list)
     guide: JsonGuide | None = None
+    media: np.ndarray | None = None
+    languages: Sequence[int] = ()
+    forced: Sequence[int] = ()
+    times: TimeRule | None = None
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng([self.decoding.seed, self.place])
@@ -111,8 +121,9 @@ def next_token(
     random: np.random.Generator,
     suppressed: Sequence[int] = (),
     guide: JsonGuide | None = None,
+    times: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> int:
-    """Return the token that follows a row, by its logits [words].
+    """Return the token that follows a row, by its logits [words]; `times` leaves those of a text with times.
 
     Raises:
         RequestError: a logit is NaN or infinite, or the guide allows no token.
@@ -124,6 +135,8 @@ def next_token(
     if suppressed:
         logits = logits.copy()
         logits[list(suppressed)] = -np.inf
+    if times is not None:
+        logits = times(logits)
     if guide is not None and logits.max() == -np.inf:
         raise RequestError("the JSON schema cannot be followed", found="no token of the model that may come next")
     if not decoding.temperature:
@@ -161,6 +174,7 @@ class DecodingBatch:
             self._source = np.array(prompts, np.int64)
             prompts = [[inputs.record.start or 0] for _ in rows]
         self._source_mask = np.ones_like(self._source)
+        self._media = _stacked_media(inputs, rows)
         width = max(map(len, prompts), default=0)
         self._new = np.zeros((len(rows), width), np.int64)
         self._mask = np.zeros((len(rows), width), np.int64)
@@ -234,7 +248,11 @@ class DecodingBatch:
         last = row.last if is_last else None
         token = record.first if last is None and length == 1 else last
         if token is None:
-            token = next_token(logits, row.decoding, row.random, record.suppressed, row.guide)
+            never = record.suppressed
+            if written == 1 or (written == 2 and record.first is not None and length == 2):
+                never += record.suppressed_first
+            times = None if row.times is None else partial(row.times.restricted, tokens=row.tokens)
+            token = next_token(logits, row.decoding, row.random, never, row.guide, times)
             if row.guide is not None:
                 row.guide.take(token)
         ends = token in row.ends
@@ -247,7 +265,17 @@ class DecodingBatch:
         return token
 
     def logits(self) -> np.ndarray:
-        """Compute the logits of the next token of each row, [rows, words]."""
+        """Compute the logits of the next token of each row, [rows, words]; first its language, if that is open."""
+        logits = self._run(self._new, self._mask)[:, -1]
+        if not any(row.languages for row in self.rows):
+            return logits
+        new = []
+        for row, of_row in zip(self.rows, logits, strict=True):
+            languages = sorted(row.languages)  # of equal logits, the first wins
+            new.append([languages[int(of_row[languages].argmax())], *row.forced])
+            row.prompt, row.languages, row.forced = [*row.prompt, *new[-1]], (), ()
+        self._new = np.array(new, np.int64)
+        self._mask = np.concatenate([self._mask, np.ones_like(self._new)], 1)
         return self._run(self._new, self._mask)[:, -1]
 
     def following(self, tokens: Sequence[int], budget: CallBudget) -> Iterator[np.ndarray]:
@@ -278,6 +306,8 @@ class DecodingBatch:
             feeds[inputs.source.name] = self._source
         if inputs.source_mask is not None:
             feeds[inputs.source_mask.name] = self._source_mask
+        if inputs.media is not None:
+            feeds[inputs.media.name] = self._media
         adapters = [row.adapter for row in self.rows]
         is_uniform = len(set(adapters)) == 1
         outputs = self._session.run(
@@ -285,7 +315,7 @@ class DecodingBatch:
         )
         self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
         # an encoder reads its tokens once: later calls have their keys and values
-        self._source = self._source[:, :0]
+        self._source, self._media = self._source[:, :0], self._media[:, :0]
         logits: np.ndarray = outputs[inputs.logits.name]
         return logits
 
@@ -302,6 +332,7 @@ class DecodingBatch:
             return
         self.rows = [row for row in self.rows if not row.is_done]
         self._source, self._source_mask, self._new = self._source[going], self._source_mask[going], self._new[going]
+        self._media = self._media[going]
         mask = self._mask[going]
         first = int(mask.any(0).argmax()) if self.rows else 0
         self._mask = mask[:, first:]
@@ -320,6 +351,7 @@ class DecodingBatch:
         merged_batch._new = np.concatenate([self._new, other._new])
         merged_batch._source = np.concatenate([self._source, other._source])
         merged_batch._source_mask = np.concatenate([self._source_mask, other._source_mask])
+        merged_batch._media = np.concatenate([self._media, other._media])
         width = max(self._mask.shape[1], other._mask.shape[1])
         merged_batch._mask = np.concatenate(
             [_padded(part._mask, 1, width - part._mask.shape[1]) for part in (self, other)]
@@ -331,6 +363,15 @@ class DecodingBatch:
             for record, axis in self._inputs.caches.items()
         }
         return merged_batch
+
+
+def _stacked_media(inputs: DecoderInputs, rows: Sequence[WrittenRow]) -> np.ndarray:
+    """Return the windows of all rows, [rows, windows, …]; no window for a graph without an encoder of files."""
+    windows = [row.media for row in rows if row.media is not None]
+    if windows:
+        return np.stack(windows)
+    sizes = () if inputs.media is None else inputs.media.axes[2:]
+    return np.zeros((len(rows), 0, *(size if isinstance(size, int) else 0 for size in sizes)), np.float32)
 
 
 def _empty(record: InputRecord, rows: int) -> list[int]:

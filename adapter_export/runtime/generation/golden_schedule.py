@@ -146,7 +146,7 @@ def _joining(wave: Sequence[GoldenText]) -> Iterator[tuple[int, GoldenText, int]
 
 
 def _row(at: int, text: GoldenText, decoder: Decoder, count: int) -> WrittenRow:
-    return WrittenRow(at, text.prompt, text.adapter, Decoding(min(count, _SPAN)), decoder.record.end)
+    return decoder.golden_row(at, text.record, text.adapter, Decoding(min(count, _SPAN)))
 
 
 def _fail(rows: Iterable[tuple[int, GoldenText, WrittenRow]], error: InputError) -> None:

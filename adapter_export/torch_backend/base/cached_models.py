@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ CAPTURE_BARE = "capture the bare model, without language head and cache: " + arg
 
 _SOURCE, _WRITTEN = "sequence", "decoder_sequence"
 """Axes of the new tokens of an encoder (all in the first call of a text, none afterwards) and of a decoder."""
+
+MEDIA_INPUT = "input_features"
+"""Input of an encoder of sound or images, [batch, windows, …]."""
+
+_WINDOWS, _PAST_WINDOWS = "windows", "past_windows"
+"""Axes of the windows of a file: one in the first call of a text, none afterwards, and the opposite in the caches."""
 
 _TOLERANCE = 1e-4
 """Tolerance relative to the largest number: float32 products of one token and of three sum in different orders."""
@@ -156,13 +163,7 @@ class CachedSeq2Seq(_CachedModel):
             use_cache=True,
         )
         kept = {"decoder": _layers(cache.self_attention_cache), "encoder": _layers(cache.cross_attention_cache)}
-        present = {
-            f"present.{number}.{half}.{name}": value
-            for number in range(len(past_key_values))
-            for half, layers in kept.items()
-            for name, value in layers[number].items()
-        }
-        return {"logits": result.logits, **present}
+        return {"logits": result.logits, **_present(kept)}
 
     def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
         """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
@@ -237,6 +238,129 @@ class CachedSeq2Seq(_CachedModel):
                 raise _no_steps(f"`{name}` differs from that of a single step")
 
 
+class CachedMediaSeq2Seq(_CachedModel):
+    """An encoder of sound or images, whose input has one size, with a decoder that caches the keys and values of both.
+
+    The encoder reads one window in the first call of a text, and none in later calls: its rows are those of the batch
+    times the windows, so that it then computes with empty tensors. The keys and values for its states have the axis
+    `windows`, too. So one graph contains both halves, as in `CachedSeq2Seq`.
+
+    Args:
+        model: the model.
+        shape: the size of the encoder's input, without the batch.
+    """
+
+    def __init__(self, model: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__(model)
+        self._model.set_attn_implementation("eager")  # as in `CachedSeq2Seq`
+        self.shape = tuple(shape)
+
+    def forward(
+        self,
+        input_features: Tensor,
+        decoder_input_ids: Tensor,
+        past_key_values: Sequence[Mapping[str, Mapping[str, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """Compute `logits` [batch, decoder_sequence, words], and `present.N.decoder.key` and so on of every layer N.
+
+        Args:
+            input_features: the encoder's input, [batch, windows, …]: a window in the first call, none in later ones.
+            decoder_input_ids: the decoder's new tokens, [batch, decoder_sequence].
+            past_key_values: `present` of the last call, `encoder` and `decoder` of each layer; of length 0 in the
+                first. Those of the encoder are [batch, heads, windows, states, width].
+        """
+        # -1, since ONNX reads a length 0 as one that stays
+        encoded = self._model.get_encoder()(input_features.reshape(-1, *self.shape))[0]
+        states, width = encoded.shape[1:]
+        encoded = encoded.reshape(input_features.shape[0], -1, width)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache.self_attention_cache = _filled([layer["decoder"] for layer in past_key_values])
+        cache.cross_attention_cache = _filled([_map(_flat, layer["encoder"]) for layer in past_key_values])
+        result = self._model(
+            encoder_outputs=(encoded,),
+            decoder_input_ids=decoder_input_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        of_windows = [_map(partial(_in_windows, states=states), one) for one in _layers(cache.cross_attention_cache)]
+        kept = {"decoder": _layers(cache.self_attention_cache), "encoder": of_windows}
+        return {"logits": result.logits, **_present(kept)}
+
+    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
+        """Return inputs for capturing it, and their axes; BaseModelError if it caches more than keys and values."""
+        # all different, and none is 1, as for a decoder
+        batch, windows, past, new, before = 2, 3, 4, 6, 5
+        with torch.no_grad():
+            cache = self._model(
+                torch.zeros(1, *self.shape),
+                decoder_input_ids=torch.ones(1, before, dtype=torch.int64),
+                use_cache=True,
+            ).past_key_values
+        if not isinstance(cache, EncoderDecoderCache):
+            raise _other_cache(cache)
+        of_windows = [
+            _map(lambda tensor: tensor[:, :, None].repeat(batch, 1, past, 1, 1), layer)
+            for layer in _layers(cache.cross_attention_cache)
+        ]
+        written = [
+            _map(lambda tensor: tensor.repeat(batch, 1, 1, 1), layer) for layer in _layers(cache.self_attention_cache)
+        ]
+        layers = [{"decoder": own, "encoder": other} for own, other in zip(written, of_windows, strict=True)]
+        inputs = {
+            MEDIA_INPUT: torch.zeros(batch, windows, *self.shape),
+            "decoder_input_ids": torch.ones(batch, new, dtype=torch.int64),
+            "past_key_values": layers,
+        }
+        pasts = {"decoder": f"past_{_WRITTEN}", "encoder": _PAST_WINDOWS}
+        caches = {
+            f"past_key_values.{number}.{half}.{name}": {0: "batch", 2: pasts[half]}
+            for number, layer in enumerate(layers)
+            for half, pair in layer.items()
+            for name in pair
+        }
+        axes = {
+            MEDIA_INPUT: {0: "batch", 1: _WINDOWS},
+            "decoder_input_ids": {0: "batch", 1: _WRITTEN},
+            **caches,
+        }
+        return inputs, axes
+
+    def lengths(self, found: Bounds, most: int | None) -> Bounds:
+        """Return the given lengths with those of both halves; a decoder may have at most `most` positions."""
+        windows = {axis: Lengths(0, 1) for axis in (_WINDOWS, _PAST_WINDOWS)}
+        written = {axis: Lengths(1, most) for axis in (_WRITTEN, f"past_{_WRITTEN} + {_WRITTEN}") if most is not None}
+        return {**found, **written, **windows, f"{_PAST_WINDOWS} + {_WINDOWS}": Lengths(1, 1)}
+
+    def check_steps(self, program: ExportedProgram) -> None:
+        """Compare two steps of the program, the second without a window, with one call of the model itself.
+
+        Raises:
+            BaseModelError: the program cannot run the steps, or its results differ.
+        """
+        inputs, _ = self.example_inputs()
+        ids = torch.arange(4).repeat(2, 1)[:, :3]
+        features = torch.randn(2, 1, *self.shape, generator=torch.Generator().manual_seed(0))
+        empty = [
+            {half: _map(lambda value: value[:, :, :0], pair) for half, pair in layer.items()}
+            for layer in inputs["past_key_values"]
+        ]
+        flat = program.module(check_guards=False)
+        try:
+            with torch.no_grad():
+                expected = self._model(features[:, 0], decoder_input_ids=ids).logits
+                first = flat(input_features=features, decoder_input_ids=ids[:, :2], past_key_values=empty)
+                past = [
+                    {half: {name: first[f"present.{number}.{half}.{name}"] for name in pair} for half, pair in layer}
+                    for number, layer in enumerate(layer.items() for layer in empty)
+                ]
+                later = flat(input_features=features[:, :0], decoder_input_ids=ids[:, 2:], past_key_values=past)
+        except (RuntimeError, IndexError) as error:
+            raise _no_steps(first_line(error)) from error
+        found = torch.cat([first["logits"], later["logits"]], 1)
+        if not torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+            raise _no_steps("`logits` differ from those of a single call")
+
+
 def fix_sizes(program: ExportedProgram) -> None:
     """Replace sizes that a view infers by known ones: for empty tensors they cannot be inferred."""
     for node in program.graph.nodes:
@@ -264,6 +388,32 @@ def _layers(cache: object) -> list[dict[str, Tensor]]:
     if not kept or len(kept) != len(pairs) or any(tensor.dim() != 4 for pair in kept for tensor in pair):
         raise _other_cache(cache)
     return [{"key": key, "value": value} for key, value in kept]
+
+
+def _present(kept: Mapping[str, Layers]) -> dict[str, Tensor]:
+    """Return the outputs with the caches of both halves."""
+    return {
+        f"present.{number}.{half}.{name}": value
+        for number in range(len(kept["decoder"]))
+        for half, layers in kept.items()
+        for name, value in layers[number].items()
+    }
+
+
+def _map(change: Callable[[Tensor], Tensor], layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: change(tensor) for name, tensor in layer.items()}
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return keys or values [batch, heads, windows, states, width] as [batch, heads, tokens, width]."""
+    batch, heads, _, _, width = tensor.shape
+    return tensor.reshape(batch, heads, -1, width)
+
+
+def _in_windows(tensor: Tensor, states: int) -> Tensor:
+    """Return keys or values [batch, heads, tokens, width] as [batch, heads, windows, states, width]."""
+    batch, heads, _, width = tensor.shape
+    return tensor.reshape(batch, heads, -1, states, width)
 
 
 def _other_cache(cache: object) -> BaseModelError:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, or_else, within
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
-from adapter_export.format.media import CapturedMedia
-from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
+from adapter_export.format.media import PROCESSOR_FILE, CapturedMedia
+from adapter_export.format.model_config import CLASS_TYPES, class_type, head_task
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
@@ -33,12 +33,19 @@ from adapter_export.safe_io.temporary import temporary_folder
 from adapter_export.sites.view import HEAD_INPUT
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
-from adapter_export.torch_backend.base.cached_models import CAPTURE_BARE, CachedDecoder, CachedSeq2Seq, fix_sizes
+from adapter_export.torch_backend.base.cached_models import (
+    CAPTURE_BARE,
+    MEDIA_INPUT,
+    CachedDecoder,
+    CachedMediaSeq2Seq,
+    CachedSeq2Seq,
+    fix_sizes,
+)
 from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.folder_size import bounded_model, check_config
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, captured_logs, first_line
-from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
+from adapter_export.torch_backend.base.own_processors import own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.sentences.reranker import Reranker
 from adapter_export.torch_backend.base.sentences.sentence_folder import (
     MODULES_FILE,
@@ -47,6 +54,7 @@ from adapter_export.torch_backend.base.sentences.sentence_folder import (
 )
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
 from adapter_export.torch_backend.own_chat import own_chat
+from adapter_export.torch_backend.own_generation import GENERATION_FILE, check_generation, own_generation, unheeded
 from adapter_export.words import argument, joined, quoted
 
 
@@ -173,20 +181,24 @@ def _captured_model(
 def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
     """Capture a language model for generation, with its language head and a cache."""
     model = _open_generator(folder)
-    module = _with_cache(model)
-    generation, most = _generation(model, folder), most_tokens(model)
+    media, media_notes = _own_windows(folder, model)
+    module = _with_cache(model, media)
+    generation, most = own_generation(model, folder), most_tokens(model)
     if model.config.is_encoder_decoder and generation.start is None:
         raise BaseModelError(
             "does not record its decoder's start token",
-            where=folder / "generation_config.json",
+            where=folder / GENERATION_FILE,
             expected="a `decoder_start_token_id`, or a `bos_token_id`",
             fix="add the one the model was trained with, or " + CAPTURE_BARE,
         )
     with within(folder), captured_logs(), quiet_transformers():
         examples = module.example_inputs()
+    if isinstance(module, CachedMediaSeq2Seq):
+        with captured_logs(), quiet_transformers(), or_else(CAPTURE_BARE):
+            check_generation(model, generation, module.shape, folder)
     with or_else(CAPTURE_BARE):
         base = _captured(module, examples, folder, lengths, most)
-    if isinstance(module, CachedSeq2Seq):
+    if not isinstance(module, CachedDecoder):
         # before the steps are checked: the second has no encoder tokens
         fix_sizes(base.program)
         with within(folder), captured_logs(), quiet_transformers():
@@ -194,7 +206,8 @@ def _captured_generator(folder: Path, lengths: Bounds | None) -> TorchBase:
         base = replace(base, lengths=module.lengths(base.lengths, most))
     with captured_logs(), quiet_transformers():
         chat, notes = own_chat(folder, most)
-    return replace(base, generation=generation, chat=chat, notes=(*base.notes, *_unheeded(model), *notes))
+    notes = (*base.notes, *unheeded(model), *notes, *media_notes)
+    return replace(base, generation=generation, chat=chat, media=media, notes=notes)
 
 
 def _open_generator(folder: Path) -> Any:
@@ -203,21 +216,48 @@ def _open_generator(folder: Path) -> Any:
     _check_custom_class(folder)
     with captured_logs(), quiet_transformers(), parsing(partial(_not_opened, folder)):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    both = config.is_encoder_decoder
-    if type(config) not in _OF_TEXTS[both]:
+    autos = [auto for mapping, auto in _GENERATORS[bool(config.is_encoder_decoder)] if type(config) in mapping]
+    if not autos:
         raise BaseModelError(
-            "generates from other inputs than tokens, and cannot be captured with a cache",
+            "generates from other inputs than tokens and sound, and cannot be captured with a cache",
             where=folder,
             found=f"`{config.model_type}`",
-            expected="a decoder, or an encoder–decoder of texts",
+            expected="a decoder, or an encoder–decoder of texts or sound",
             fix=CAPTURE_BARE,
         )
     with or_else(CAPTURE_BARE):
-        model, _ = _open(folder, AutoModelForSeq2SeqLM if both else AutoModelForCausalLM)
+        model, _ = _open(folder, autos[0])
     return model
 
 
-def _with_cache(model: Any) -> CachedDecoder | CachedSeq2Seq:
+def _own_windows(folder: Path, model: Any) -> tuple[CapturedMedia | None, tuple[str, ...]]:
+    """Return the processor of a model whose encoder reads files, and notes; `None` for a model of tokens."""
+    if not model.config.is_encoder_decoder or model.main_input_name == "input_ids":
+        return None, ()
+    with captured_logs(), quiet_transformers():
+        media, notes = own_media(folder)
+    if media is None or media.record.input != model.main_input_name or media.golden is None:
+        reason = "; ".join(notes) or f"no `{PROCESSOR_FILE}`"
+        raise BaseModelError(
+            "reads files, and has no processor whose steps are known",
+            where=folder,
+            found=reason,
+            fix="save the processor beside the model with `processor.save_pretrained(folder)`, or " + CAPTURE_BARE,
+        )
+    if len({sample.shape for sample in media.golden.samples}) > 1:
+        raise BaseModelError(
+            "has an encoder whose input has several lengths, which cannot be captured with a cache",
+            where=folder,
+            found=f"`{model.config.model_type}`",
+            expected="an encoder of windows of one length, such as Whisper's",
+            fix=CAPTURE_BARE,
+        )
+    return replace(media, record=replace(media.record, input=MEDIA_INPUT)), notes
+
+
+def _with_cache(model: Any, media: CapturedMedia | None) -> CachedDecoder | CachedSeq2Seq | CachedMediaSeq2Seq:
+    if media is not None and media.golden is not None:
+        return CachedMediaSeq2Seq(model, media.golden.samples[0].shape)
     return CachedSeq2Seq(model) if model.config.is_encoder_decoder else CachedDecoder(model)
 
 
@@ -232,35 +272,6 @@ def _captured(
     tokenizer = folder / "tokenizer.json"
     text = read_text(tokenizer) if tokenizer.is_file() else None
     return replace(base, tokenizer=text, texts=texts, notes=(*base.notes, *notes))
-
-
-def _generation(model: Any, folder: Path) -> Generation:
-    """Return the generation settings of a language model, from `generation_config.json` or `config.json`."""
-    config, file = model.generation_config, folder / CONFIG
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
-    last = config.forced_eos_token_id if isinstance(config.forced_eos_token_id, list) else [config.forced_eos_token_id]
-    never = [*(config.suppress_tokens or ()), *(ids[0] for ids in config.bad_words_ids or () if len(ids) == 1)]
-    return Generation(
-        end=tuple(number for number in ends if number is not None),
-        padding=config.pad_token_id,
-        start=start if model.config.is_encoder_decoder else None,
-        first=config.forced_bos_token_id,
-        suppressed=tuple(sorted(set(never))),
-        last=min((number for number in last if number is not None), default=None),  # all have logit 0: the first wins
-        begin=config.bos_token_id,
-        tokenizer_config=read_text(file) if file.is_file() else None,
-    )
-
-
-def _unheeded(model: Any) -> tuple[str, ...]:
-    """Return a note on settings of transformers' `generate` that greedy generation here ignores."""
-    said = model.generation_config.to_diff_dict()
-    words = [ids for ids in said.get("bad_words_ids") or () if len(ids) > 1]
-    found = [name for name in _UNHEEDED if said.get(name)] + ["bad_words_ids"] * bool(words)
-    if not found:
-        return ()
-    return (f"generation is greedy and ignores {quoted(found)} of `generation_config.json`",)
 
 
 def open_folder(
@@ -336,7 +347,7 @@ def _live_outputs(
     if any(record.role == "cache" for record in base.inputs):
         whole = _open_generator(folder)
         change(whole)
-        model = _with_cache(whole)
+        model = _with_cache(whole, base.media)
         with captured_logs(), quiet_transformers():
             inputs, _ = model.example_inputs()
     else:
@@ -539,12 +550,6 @@ def named_class(folder: Path) -> type[transformers.PreTrainedModel]:
 _LOGITS = "logits"
 """Output of language models in transformers."""
 
-_UNHEEDED = (
-    *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("min_length", "min_new_tokens", "begin_suppress_tokens", "sequence_bias"),
-)
-"""Settings of `generate` that change the choice or the number of tokens."""
-
 _WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
 """Words in the names of transformers classes that have a head on the bare model."""
 
@@ -553,6 +558,15 @@ _OF_TEXTS: Sequence[Any] = (
     transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 """Language models by the class of their config: decoders, and encoder–decoders."""
+
+_GENERATORS: Mapping[bool, Sequence[tuple[Any, Any]]] = {
+    False: [(transformers.MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM)],
+    True: [
+        (transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM),
+        (transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, AutoModelForSpeechSeq2Seq),
+    ],
+}
+"""Classes that generate texts, by whether they have an encoder, each with the configurations that it opens."""
 
 _LANGUAGE_HEAD = re.compile(r"For(CausalLM|ConditionalGeneration|Seq2SeqLM)$|LMHeadModel$")
 """Ends of the names of classes that generate text, for classes that the installed transformers lacks."""
@@ -617,7 +631,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
     Also returns the names of the folder's weights that are not in the model.
     """
     model, missing, unused = _load(folder, auto)
-    if missing and auto not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+    if missing and auto not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
         # usually the pooler's weights are missing; not every architecture has a pooler
         with suppress(BaseModelError):
             model, missing, unused = _load(folder, auto, add_pooling_layer=False)
