@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adapter_export.format.media import CapturedMedia
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.numerics.lookup_tables import LookupTable
     from adapter_export.numerics.merged_layers import Layer
     from adapter_export.numerics.runner import Runner
     from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -341,6 +342,13 @@ class Base(Described):
 
         return layer_finder(self.model)
 
+    @cached_property
+    def table_at(self) -> Callable[[Site], LookupTable | None]:
+        """Function that returns the table of a lookup; `None` if the base does not expose it."""
+        from adapter_export.numerics.lookup_tables import table_finder
+
+        return table_finder(self.model, self.sites.map)
+
     @property
     def view(self) -> BaseView:
         """The base for importers; `NoSitesError` if sublayers were not placed."""
@@ -354,6 +362,7 @@ class Base(Described):
             self.tensor,
             lambda site: self.layer_at(site),
             self.architecture_head,
+            lambda site: self.table_at(site),
         )
 
     def architecture_head(

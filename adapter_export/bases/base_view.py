@@ -11,6 +11,7 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.numerics.lookup_tables import LookupTable
 from adapter_export.numerics.merged_layers import Layer
 from adapter_export.sites.site import Site, SiteMap
 
@@ -73,6 +74,10 @@ lacks.
 """
 
 
+def _no_table(_: Site) -> None:
+    return None
+
+
 def _no_head(*_: object) -> None:
     return None
 
@@ -90,6 +95,7 @@ class BaseView:
         layer_at: returns the complete layer of a site, its weight as [out, in] by the base's program, or `None` if the
             base does not expose its tensors.
         head_of: returns the head of the base's architecture.
+        table_at: returns the table of a lookup, or `None` if the base does not expose it.
     """
 
     fingerprint: str
@@ -98,6 +104,7 @@ class BaseView:
     tensor: Callable[[str], np.ndarray | None] = _no_tensor
     layer_at: Callable[[Site], Layer | None] | None = None
     head_of: HeadOf = _no_head
+    table_at: Callable[[Site], LookupTable | None] = _no_table
 
     def layer(self, site: Site) -> Layer | None:
         """Return the complete layer of a site, or `None` if unknown."""

@@ -86,9 +86,9 @@ class Sites(Described):
         return Table(columns, rows, numbers="llr", spare=("followed by", "value"))
 
     def inner_table(self) -> Table:
-        """Return the linear layers and embeddings; those that differ only in the number of their layer share a row."""
+        """Return the linear layers, embeddings and lookups; those that differ only in the number of their layer share a row."""
         rows: dict[tuple[str, str, str, str], list[str]] = {}
-        for site in self.map.of_roles(("embeddings", "linear")):
+        for site in self.map.of_roles(("embeddings", "linear", "lookup")):
             width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
             parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
             parts += f" of each {site.width // site.blocks}" if site.blocks > 1 else ""
@@ -134,6 +134,7 @@ class Sites(Described):
             "sites": [asdict(site) for site in self.map.sublayers],
             "linear": [asdict(site) for site in self.map.of_roles(("linear",))],
             "parts": [asdict(site) for site in self.map.of_roles(("part",))],
+            "lookups": [asdict(site) for site in self.map.of_roles(("lookup",))],
             "embeddings": [asdict(site) for site in self.map.of_roles(("embeddings",))],
             "not_placed": list(self.not_placed),
             "coverage": {**asdict(self.map.coverage), "expected": self.map.coverage.expected},

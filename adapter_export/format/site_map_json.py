@@ -199,7 +199,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     """
     sites: dict[str, dict[str, object]] = {}
     for view, site_map in views.items():
-        for site in site_map.sites:
+        for site in (site for site in site_map.sites if site.role != "lookup"):  # always detected
             values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
             described = {
                 "role": site.role,

@@ -70,6 +70,7 @@ class AdapterGraph:
                     expected=f"numbers from 1, or symbols other than {' and '.join(DATA_AXES)}",
                 )
         shapes = self.shapes()
+        self._check_ids()
         if self.result not in shapes:
             expected = f"one of {sorted(shapes)}"
             raise GraphError("the result is not computed", found=f"`{self.result}`", expected=expected)
@@ -105,6 +106,23 @@ class AdapterGraph:
             with within(where):
                 known[node.output] = spec.shape(inputs, dimensions[node.output])
         return known, dimensions
+
+    @property
+    def reads_ids(self) -> bool:
+        """True if its `u` is ids [batch, tokens], as at a lookup, and not activations."""
+        return any(OPS[node.op].of_ids for node in self.nodes)
+
+    def _check_ids(self) -> None:
+        """Check that ids are the site value `u`, that nothing reads them as activations, and that they stay."""
+        if not self.reads_ids:
+            return
+        wrong = [node.op for node in self.nodes if OPS[node.op].of_ids != ("u" in node.inputs)]
+        if wrong or self.replaces == "u" or self.result == "u":
+            raise GraphError(
+                "ids and activations are mixed up",
+                found=", ".join(wrong) or "`u` is replaced",
+                expected="`u` read only by ops of ids, and ops of ids that read only `u`",
+            )
 
     def _check_place(self) -> None:
         if self.replaces not in READABLE:

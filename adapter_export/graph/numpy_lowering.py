@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from adapter_export.dtypes import Array
 from adapter_export.graph.graph import Lowering, Node
-from adapter_export.graph.ops import OPS, check_three_axes
+from adapter_export.graph.ops import INDEX_BASE, OPS, check_three_axes
 
 Values = tuple[Array, ...]
 Owned = Mapping[str, Array]
@@ -182,6 +182,52 @@ def _phm_linear_gradients(_: Node, values: Values, owned: Owned, gradient: Array
         "bias": _rows(gradient).sum(0),
     }
     return (gradient @ kronecker_sum(rule, products).T,), of_parameters
+
+
+# Lookups by ids [batch, tokens], and features by index.
+
+
+def _lookup(_: Node, values: Values, owned: Owned) -> Array:
+    rows: Array = owned["weight"][values[0].astype(np.int64)]
+    return rows
+
+
+def _lookup_gradients(_: Node, values: Values, owned: Owned, gradient: Array) -> Gradients:
+    (ids,) = values
+    of_weight = np.zeros_like(owned["weight"])
+    np.add.at(of_weight, ids.astype(np.int64), gradient)
+    return (np.zeros_like(ids),), {"weight": of_weight}
+
+
+def _indices(owned: Owned) -> Array:
+    return INDEX_BASE * owned["high"] + owned["low"]
+
+
+def _no_index_gradients(owned: Owned) -> dict[str, Array]:
+    return {role: np.zeros_like(tensor) for role, tensor in owned.items()}
+
+
+def _one_hot(_: Node, values: Values, owned: Owned) -> Array:
+    return (values[0][..., None] == _indices(owned)).astype(owned["high"].dtype)
+
+
+def _one_hot_gradients(_: Node, values: Values, owned: Owned, __: Array) -> Gradients:
+    return (np.zeros_like(values[0]),), _no_index_gradients(owned)
+
+
+def _places(like: Array, owned: Owned) -> Array:
+    """Return 1 at the feature of each index, and 0 elsewhere: [indices, width]."""
+    return (_indices(owned)[:, None] == np.arange(like.shape[-1])).astype(like.dtype)
+
+
+def _scatter(_: Node, values: Values, owned: Owned) -> Array:
+    x, like = values
+    return x @ _places(like, owned)
+
+
+def _scatter_gradients(_: Node, values: Values, owned: Owned, gradient: Array) -> Gradients:
+    like = values[1]
+    return (gradient @ _places(like, owned).T, np.zeros_like(like)), _no_index_gradients(owned)
 
 
 # Factors: constant, learned, per feature, per row.
@@ -458,6 +504,9 @@ _NOTHING = Rule(lambda _node, values, _owned: values[0], _unchanged)
 RULES: Mapping[str, Rule] = {
     "linear": Rule(_linear, _linear_gradients),
     "phm_linear": Rule(_phm_linear, _phm_linear_gradients),
+    "lookup": Rule(_lookup, _lookup_gradients),
+    "one_hot": Rule(_one_hot, _one_hot_gradients),
+    "scatter": Rule(_scatter, _scatter_gradients),
     "relu": _elementwise(lambda x: np.maximum(x, 0), lambda x: np.heaviside(x, 0)),
     "gelu": _elementwise(lambda x: x * normal_distribution(x), _gelu_slope),
     "gelu_tanh": _elementwise(_gelu_tanh, _gelu_tanh_slope),

@@ -92,6 +92,19 @@ def one_number(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
     return (*all_equal(inputs, dims)[:-1], 1)
 
 
+def chosen_features(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """Return the shape with one feature for each index."""
+    return (*inputs[0][:-1], dims["indices"])
+
+
+def spread(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """Return the shape of the second input; the first has one feature for each index."""
+    expected = (*inputs[1][:-1], dims["indices"])
+    if inputs[0] != expected:
+        raise GraphError("a value has another shape than its indices", found=inputs[0], expected=expected)
+    return inputs[1]
+
+
 def without_tokens(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
     """One value per token becomes one per row."""
     batch, _tokens, width = _three_axes(inputs[0])
@@ -147,6 +160,11 @@ def largest(powers: Sequence[int]) -> int:
     return max(powers)
 
 
+def of_first(powers: Sequence[int]) -> int:
+    """Functions of the first value that read only the shape of the others."""
+    return powers[0]
+
+
 def bounded(_: Sequence[int]) -> int:
     """Functions with bounded results for all inputs."""
     return 0
@@ -188,6 +206,7 @@ class OpSpec:
         random: it draws random numbers in training, so two nodes never compute the same.
         mixes_tokens: the result at a token depends on other tokens of its text.
         three_axes: it tells rows from tokens: where a base flattens both to one axis, it computes something else.
+        of_ids: it reads ids [batch, tokens], which stand for one-hot vectors [batch, tokens, in].
         bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
         also_called: the names of the same activation in transformers and AdapterHub, or of the same pooling in
             sentence-transformers.
@@ -219,6 +238,7 @@ class OpSpec:
     random: bool = False
     mixes_tokens: bool = False
     three_axes: bool = False
+    of_ids: bool = False
     bound: bool = False
     also_called: tuple[str, ...] = ()
     transformers: str = ""
@@ -285,6 +305,40 @@ _PROJECTIONS = (
         multiply_accumulates=lambda dims: dims["n"] * dims["p"] * dims["n"] * dims["q"],
         sums=("k", "n", "in"),
         zero_by_parameters=True,
+    ),
+)
+
+INDEX_BASE = 2048
+"""Base of the two digits of an index: float16 has every whole number up to it."""
+
+_INDEX = (ParameterSpec("high", ("indices",), first="zeros"), ParameterSpec("low", ("indices",), first="zeros"))
+
+_INDEXED = (
+    OpSpec(
+        "lookup",
+        "W[x], x ids of rows of W [in, out]: a `linear` without bias of one-hot vectors",
+        parameters=(ParameterSpec("weight", ("in", "out"), first="projection"),),
+        shape=linear,
+        degree=bounded,
+        linear_in_parameters="feature",
+        of_ids=True,
+    ),
+    OpSpec(
+        "one_hot",
+        f"1 at i where the id x is {INDEX_BASE}·high[i] + low[i], 0 elsewhere; high and low [n]",
+        parameters=_INDEX,
+        shape=chosen_features,
+        degree=bounded,
+        of_ids=True,
+    ),
+    OpSpec(
+        "scatter",
+        f"0, plus x[i] at feature {INDEX_BASE}·high[i] + low[i] if there is such a feature; as wide as y",
+        arity=_TWO,
+        parameters=_INDEX,
+        shape=spread,
+        degree=of_first,
+        linear_in="first",
     ),
 )
 
@@ -536,7 +590,8 @@ _POOLING = (
 )
 
 OPS: Mapping[str, OpSpec] = {
-    row.name: row for row in (*_PROJECTIONS, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
+    row.name: row
+    for row in (*_PROJECTIONS, *_INDEXED, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
 }
 
 LOWERED = tuple(name for name, row in OPS.items() if not row.bound)

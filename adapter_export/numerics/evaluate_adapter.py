@@ -85,6 +85,10 @@ def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
         if values[name] is None:
             yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which does not exist at"
+    if graph.reads_ids and site.role != "lookup":
+        yield "looks up ids, which its `u` is not, at"
+    if site.role == "lookup" and (graph.replaces == "u" or ("u" in graph.inputs and not graph.reads_ids)):
+        yield "takes ids for activations at"
     if site.role == "part" and graph.replaces == "u":
         yield "replaces `u`, which the parts of a fused layer read in common, at"
     if needs_base_norm(graph):

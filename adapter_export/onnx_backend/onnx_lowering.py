@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from adapter_export.graph.graph import BORROWED_WEIGHT, AdapterGraph, Lowering, Node, interpret
-from adapter_export.graph.ops import check_three_axes
+from adapter_export.graph.ops import INDEX_BASE, check_three_axes
 
 _SMALLEST_NORM = 1e-12
 """The smallest divisor of `l2_normalise`: the `eps` of torch's `normalize`."""
@@ -47,6 +47,7 @@ class Writer:
         stacked: whether the adapter's tensors have a leading axis of adapters, [adapters, in, out] and
             [adapters, 1, width], so that each row of the batch uses those of its adapter. A value with one vector per
             row then keeps the axis of the tokens, with length 1; a mask is [batch, 1, tokens].
+        rows: if stacked, the row of each request in tables of lookups, which have all adapters: [batch].
     """
 
     tape: ir.tape.Tape
@@ -54,6 +55,7 @@ class Writer:
     opset: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     stacked: bool = False
+    rows: ir.Value | None = None
 
     def op(
         self,
@@ -180,6 +182,69 @@ def _product(writer: Writer, name: str, x: ir.Value, weight: ir.Value, bias: ir.
     if bias is None:
         return writer.op(name, "MatMul", (x, weight))
     return writer.op(name, "Add", (writer.op(f"{name}/product", "MatMul", (x, weight)), bias))
+
+
+def _lookup(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """Gather rows of a table; of stacked ones [adapters, in, out], each request from its own, which is not copied."""
+    name, table = node.output, owned["weight"]
+    ids = _as_integers(writer, f"{name}/ids", values[0])
+    if writer.rows is None:
+        return writer.op(name, "Gather", (table, ids), {"axis": 0}, type=table.type)
+    axes = writer.integers(f"{name}/axes", [1, 2])
+    row = writer.op(f"{name}/row", "Unsqueeze", (writer.rows, axes))
+    token = writer.op(f"{name}/token", "Unsqueeze", (ids, writer.integers(f"{name}/last", [-1])))
+    token = writer.op(f"{name}/token_int64", "Cast", (token,), {"to": _INT64.dtype}, type=_INT64)
+    shape = writer.op(f"{name}/shape", "Shape", (token,), type=_INT64)
+    places = (writer.op(f"{name}/rows", "Expand", (row, shape)), token)
+    index = writer.op(f"{name}/index", "Concat", places, {"axis": -1})
+    return writer.op(name, "GatherND", (table, index), type=table.type)
+
+
+def _as_integers(writer: Writer, name: str, ids: ir.Value) -> ir.Value:
+    is_integer = ids.dtype is not None and ids.dtype.is_integer()
+    return ids if is_integer else writer.op(name, "Cast", (ids,), {"to": _INT64.dtype}, type=_INT64)
+
+
+def _indices(writer: Writer, name: str, owned: Owned) -> ir.Value:
+    base = writer.number(f"{name}/base", INDEX_BASE, owned["high"])
+    high = writer.op(f"{name}/high", "Mul", (owned["high"], base))
+    return writer.op(f"{name}/indices", "Add", (high, owned["low"]))
+
+
+def _one_hot(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """Compare each id with all indices: floats, which are exact up to 2²⁴."""
+    name, indices = node.output, _indices(writer, node.output, owned)
+    to, kind = {"to": indices.dtype or ir.DataType.FLOAT}, indices.type
+    ids = writer.op(f"{name}/ids", "Cast", values, to, type=kind)
+    ids = writer.op(f"{name}/column", "Unsqueeze", (ids, writer.integers(f"{name}/last", [-1])))
+    equal = writer.op(f"{name}/equal", "Equal", (ids, indices), type=_BOOL)
+    return writer.op(name, "Cast", (equal,), to, type=kind)
+
+
+def _scatter(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """Add to zeros in place, so that the work is that of the indices; those without a feature add 0 to the first."""
+    (x, like), name = values, node.output
+    indices = _indices(writer, name, owned)
+    whole = writer.op(f"{name}/whole", "Cast", (indices,), {"to": _INT64.dtype}, type=_INT64)
+    zero = writer.integers(f"{name}/none", 0)
+    again = writer.op(f"{name}/again", "Cast", (whole,), {"to": indices.dtype or ir.DataType.FLOAT}, type=indices.type)
+    is_whole = writer.op(f"{name}/is_whole", "Equal", (again, indices), type=_BOOL)
+    least = writer.op(f"{name}/at_least", "GreaterOrEqual", (whole, zero), type=_BOOL)
+    below = writer.op(f"{name}/below", "Less", (whole, writer.width(f"{name}/width", like)), type=_BOOL)
+    within = writer.op(f"{name}/within", "And", (least, below), type=_BOOL)
+    is_feature = writer.op(f"{name}/is_feature", "And", (within, is_whole), type=_BOOL)
+    place = writer.op(f"{name}/place", "Where", (is_feature, whole, zero), type=_INT64)
+    places = writer.op(
+        f"{name}/places", "Expand", (place, writer.op(f"{name}/shape", "Shape", (x,), type=_INT64)), type=_INT64
+    )
+    added = writer.op(
+        f"{name}/added", "Where", (is_feature, x, writer.number(f"{name}/zero", 0.0, x)), type=x.type
+    )
+    wide = writer.op(f"{name}/wide", "Shape", (like,), type=_INT64)
+    zeros = writer.op(
+        f"{name}/zeros", "ConstantOfShape", (wide,), {"value": ir.tensor([0.0], ir.DataType.FLOAT)}, type=x.type
+    )
+    return writer.op(name, "ScatterElements", (zeros, places, added), {"axis": -1, "reduction": "add"})
 
 
 def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
@@ -382,6 +447,9 @@ def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 _WRITE: Mapping[str, Write] = {
     "linear": _linear,
     "phm_linear": _phm_linear,
+    "lookup": _lookup,
+    "one_hot": _one_hot,
+    "scatter": _scatter,
     "relu": single_operator("Relu"),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,

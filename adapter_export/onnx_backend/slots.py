@@ -120,6 +120,8 @@ class SlotGroup:
         widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
         shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
         values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
+        if graph.reads_ids:
+            values["u"] = rng.integers(0, widths["d_in"], (widths["batch"], widths["tokens"])).astype(np.float64)
         if "mask" in values:
             values["mask"] = np.ones_like(values["mask"])
         return values, evaluate(graph, values, parameters)

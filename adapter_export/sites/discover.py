@@ -16,6 +16,7 @@ from typing import NamedTuple
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.coverage import coverage_of
 from adapter_export.sites.linear_layers import layer_of, linear_sites, outside_sites
+from adapter_export.sites.lookups import lookup_sites
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream
@@ -56,7 +57,8 @@ def discover(flow: FlowGraph) -> SiteMap:
         for sublayer in sites:
             sites_found += [*linear_sites(index, sublayer, ends - {sublayer.h}, sources[sublayer.x or ""]), sublayer]
     covered = coverage_of(index, [site for sites in sublayers for site in sites], final)
-    for site in outside_sites(index, sites_found):
+    names = [site.name for site in sites_found]
+    for site in (*outside_sites(index, sites_found), *lookup_sites(index, names)):
         behind = (at for at, other in enumerate(sites_found) if index.position(other.h) >= index.position(site.h))
         sites_found.insert(next(behind, len(sites_found)), site)
     read = flow.head_input or final

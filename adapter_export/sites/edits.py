@@ -63,7 +63,7 @@ def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
 
     def order(place: Place) -> tuple[int, int]:
         site, replaced = place
-        outputs = {"linear": 0, "part": 1}.get(site.role, 2)
+        outputs = {"linear": 0, "lookup": 0, "part": 1}.get(site.role, 2)
         ranks = {"h": outputs, "y": 3, "u": 5 if site.role in LAYERS else 4}
         return index.position(getattr(site, replaced)), ranks[replaced]
 

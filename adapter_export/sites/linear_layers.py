@@ -38,7 +38,7 @@ _KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JO
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
-_PATH = re.compile(r"(?!(head|shared)(\.|$))[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SITE_PATH = re.compile(r"(?!(head|shared)(\.|$))[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Module paths valid as site names; `head` and `shared` are reserved prefixes of adapter tensors."""
 
 _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
@@ -305,7 +305,7 @@ def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
         path = layer.product.path
         named = [] if path is None or times[path] > 1 else [path, f"outside.{path}"]
         names = chain(named, (f"outside.linear{number}" for number in count()))
-        name = next(name for name in names if _PATH.fullmatch(name) and name not in names_taken)
+        name = next(name for name in names if SITE_PATH.fullmatch(name) and name not in names_taken)
         names_taken.add(name)
         yield Site(
             name=name,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Role = Literal["attention", "cross_attention", "ffn", "linear", "part", "embeddings"]
+Role = Literal["attention", "cross_attention", "ffn", "linear", "part", "embeddings", "lookup"]
 
 LAYERS: tuple[Role, ...] = ("linear", "part")
 """Roles of single layers: linear layers, and parts of fused ones."""
@@ -64,14 +64,15 @@ class Site:
 
     A sublayer has all values, a linear layer only `u` and `h`, the embeddings only `h`. Values are [batch, tokens,
     width], or [batch·tokens, width] if the base flattens them, or [batch, width] after a pooling. A split of a fused
-    linear layer (role `part`) has the values of the whole layer, and consists of some features of its `h`.
+    linear layer (role `part`) has the values of the whole layer, and consists of some features of its `h`. A lookup in
+    a table has `u` and `h`, as a linear layer of one-hot vectors: its `u` is ids [batch, tokens].
 
     Attributes:
         name: name such as `layers.3.attention.query` or `embeddings`; in an encoder–decoder with the stream first,
             `decoder.layers.3.cross_attention`; outside of sublayers the module path, such as `pooler.dense`.
         layer: index from 0, a decoder's after the encoder's; `None` for embeddings and sites outside of layers.
         width: width `d` of `h`; at a sublayer, of the residual stream.
-        width_in: width `d_in` of `u`; `d` without `u`.
+        width_in: width `d_in` of `u`; `d` without `u`; at a lookup the number of the table's rows.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias.
         x: the residual stream at the sublayer's start.
         u: the sublayer's input, `x` after a pre-norm; a linear layer's input.
@@ -115,8 +116,8 @@ class Site:
 
     @property
     def is_outside(self) -> bool:
-        """True for a linear layer outside of sublayers, such as a pooler or a language head."""
-        return self.role == "linear" and self.layer is None
+        """True for a layer outside of sublayers, such as a pooler, a language head or a lookup."""
+        return self.role in ("linear", "lookup") and self.layer is None
 
     def part(self, name: str) -> Site:
         """Return a split of this fused linear layer as an additional site."""

@@ -18,6 +18,7 @@ from adapter_export.sites.discover import (
     with_calls,
 )
 from adapter_export.sites.linear_layers import is_sequence_first, linear_sites, outside_sites
+from adapter_export.sites.lookups import lookup_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
@@ -105,7 +106,8 @@ def sites_of(flow: FlowGraph, view: View, given_sites: GivenSites | None = None)
         chosen |= {inner.name: inner for inner in layers if inner.h not in linear}
     chosen |= named
     within = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # removed sites are nowhere
-    chosen |= {site.name: site for site in outside_sites(check.index, within) if site.name not in given_sites.sites}
+    outside = (*outside_sites(check.index, within), *lookup_sites(check.index, [site.name for site in within]))
+    chosen |= {site.name: site for site in outside if site.name not in given_sites.sites}
     check.stream("final", final)
     if flow.rank(final) != 3:
         raise check.unfit("final", check.shape(final), "the shape [batch, tokens, width]")
@@ -173,7 +175,7 @@ class _Check:
         """
         names_by_value: dict[tuple[str, bool], str] = {}
         for site in sites:
-            key = site.h, site.role == "linear"
+            key = site.h, site.role in ("linear", "lookup")
             if key in names_by_value:
                 raise self.unfit(
                     f"{site.name}.h", f"`{site.h}`, also used by `{names_by_value[key]}`", "a unique value"

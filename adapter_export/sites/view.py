@@ -44,6 +44,7 @@ class FlowNode:
         weighted: whether one of the factors of a product is a trained weight.
         norm: for a norm, or the last node of a decomposed norm; `normed` is its input.
         linear: whether it is the product of a linear layer: an activation times the trained matrix `weight` [in, out].
+            A lookup has its table as `weight`.
         operands: activations among the factors of a product, first the one that indexes the result's rows; query, key
             and value of a fused attention, or a packed value.
         contracts: for a product of one activation and a weight, the contracted axis of the activation, from the end, -1
@@ -54,6 +55,7 @@ class FlowNode:
         order: for a layout that moves whole axes, the axis of its input for each axis of its output; `None` for a new
             axis of length 1.
         packed: for an attention with a packed input, the slices of query, key and value.
+        rows: for a lookup of rows of a trained table by ids, the number of rows.
     """
 
     name: str
@@ -74,6 +76,7 @@ class FlowNode:
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     order: tuple[int | None, ...] = ()
     packed: tuple[tuple[int, int], ...] = ()
+    rows: int | None = None
 
     @property
     def multiplies(self) -> bool:

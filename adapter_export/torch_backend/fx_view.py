@@ -148,13 +148,14 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         norm=_norm(node, op),
         normed=read[0].name if op in _NORMS and read else None,
         linear=_is_linear(node, op, activations.keys()),
-        weight=_trained_matrix(node, op),
+        weight=_trained_matrix(node, op) or _table(node, op),
         operands=_operands(node, op, activations.keys()),
         contracts=_contracted(node, op, activations.keys()),
         terms=_terms(node, op),
         epilogue=_epilogue(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},
         order=_order(node, op),
+        rows=_rows(node, op),
     )
 
 
@@ -284,6 +285,18 @@ def _trained_matrix(node: Node, op: str) -> str | None:
     factors = _factors(node, op) if op in _MATRICES else []
     right = factors[1] if len(factors) == 2 else None
     return str(right.target) if right is not None and right.op == "get_attr" else None
+
+
+def _table(node: Node, op: str) -> str | None:
+    """Return the name of the trained table in which a node looks up ids."""
+    table = node.args[0] if op == "embedding" else None
+    return str(table.target) if isinstance(table, Node) and table.op == "get_attr" else None
+
+
+def _rows(node: Node, op: str) -> int | None:
+    """Return the number of rows of that table."""
+    shape = None if _table(node, op) is None else _shape(node.args[0])
+    return shape[0] if shape and isinstance(shape[0], int) else None
 
 
 def _epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:

@@ -19,7 +19,7 @@ from adapter_export.graph.graph import (
     bind_base_norm,
     interpret,
 )
-from adapter_export.graph.ops import POOLINGS, check_three_axes
+from adapter_export.graph.ops import INDEX_BASE, POOLINGS, check_three_axes
 from adapter_export.numerics.evaluate_adapter import BORROWED
 from adapter_export.sites.site import Norm
 
@@ -38,6 +38,26 @@ def _linear(_: Node, values: Values, owned: Owned) -> Tensor:
 def _phm_linear(_: Node, values: Values, owned: Owned) -> Tensor:
     blocks = torch.einsum("iac,ipq->apcq", owned["rule"], owned["left"] @ owned["right"])
     return F.linear(values[0], blocks.flatten(2).flatten(0, 1).T, owned["bias"])
+
+
+def _lookup(_: Node, values: Values, owned: Owned) -> Tensor:
+    return F.embedding(values[0].long(), owned["weight"])
+
+
+def _indices(owned: Owned) -> Tensor:
+    """Return the indices in float64, which has all of them."""
+    return INDEX_BASE * owned["high"].detach().double() + owned["low"].detach().double()
+
+
+def _one_hot(_: Node, values: Values, owned: Owned) -> Tensor:
+    return (values[0].double().unsqueeze(-1) == _indices(owned)).to(owned["high"].dtype)
+
+
+def _scatter(_: Node, values: Values, owned: Owned) -> Tensor:
+    (x, like), indices = values, _indices(owned)
+    is_feature = (indices >= 0) & (indices < like.shape[-1]) & (indices == indices.floor())
+    places = torch.where(is_feature, indices, 0).long()
+    return torch.zeros_like(like).index_add(-1, places, x * is_feature)
 
 
 def _weighted(_: Node, values: Values, owned: Owned) -> Tensor:
@@ -113,6 +133,9 @@ def _weighted_mean_pool(node: Node, values: Values, owned: Owned) -> Tensor:
 LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "linear": _linear,
     "phm_linear": _phm_linear,
+    "lookup": _lookup,
+    "one_hot": _one_hot,
+    "scatter": _scatter,
     "relu": _elementwise(F.relu),
     "gelu": _elementwise(F.gelu),
     "gelu_tanh": _elementwise(lambda x: F.gelu(x, approximate="tanh")),
@@ -227,7 +250,11 @@ class GraphLayer(nn.Module):
         site_values, base_tensors = values[: len(self.graph.inputs)], values[len(self.graph.inputs) :]
         tensors: dict[str, Tensor] = dict(self.named_tensors())
         dtype = next((tensor.dtype for tensor in tensors.values()), values[0].dtype)
-        read = {name: value.to(dtype) for name, value in zip(self.graph.inputs, site_values, strict=True)}
+        ids = {"u"} if self.graph.reads_ids else set[str]()  # whole numbers, which half precision would round
+        read = {
+            name: value if name in ids else value.to(dtype)
+            for name, value in zip(self.graph.inputs, site_values, strict=True)
+        }
         tensors |= {name: tensor.to(dtype) for name, tensor in zip(self._borrowed, base_tensors, strict=True)}
         if BORROWED_WEIGHT in self._bound.parameters:
             tensors.setdefault(BORROWED_WEIGHT, values[0].new_ones(values[0].shape[-1], dtype=dtype))

@@ -13,7 +13,7 @@ from adapter_export.graph.numpy_lowering import LOWERINGS
 from adapter_export.graph.ops import ACTIVATIONS, LOWERED, OPS
 
 WIDTH, TOKENS, N = 4, 3, 2
-NUMBERS = {"in": WIDTH, "out": WIDTH, "n": N, "p": WIDTH // N, "q": WIDTH // N, "k": 1, "rows": 1}
+NUMBERS = {"indices": N, "in": WIDTH, "out": WIDTH, "n": N, "p": WIDTH // N, "q": WIDTH // N, "k": 1, "rows": 1}
 ONE_NUMBER = {"gate": (1,), "softmax_mix": (0, 1)}
 """The values that are one number for each token."""
 
@@ -28,15 +28,23 @@ class Op:
         self.values = [rng.normal(size=(2, TOKENS, 1 if at in narrow else WIDTH)) for at in range(count)]
         if self.spec.pooling and count > 1:
             self.values[1] = np.ones((2, TOKENS))
+        if self.spec.of_ids:
+            self.values = [np.arange(2.0 * TOKENS).reshape(2, TOKENS) % (WIDTH - 1)]
+        if name == "scatter":
+            self.values[0] = self.values[0][..., :N]
         numbers = {**NUMBERS, "values": count // max(self.spec.arity.step, 1)}
         self.owned = {
             one.role: rng.normal(size=[numbers.get(str(dim), dim) for dim in one.shape]) for one in self.spec.parameters
         }
+        if "low" in self.owned:
+            self.owned |= {"high": np.zeros(N), "low": 1.0 + np.arange(N)}
         self._node = Node(name, ("",) * count, "", {}, {key: ATTRIBUTES[key] for key in self.spec.attributes})
 
     def __call__(self, *, values: dict[int, float] | float = 1.0, parameters: float | np.ndarray = 1.0) -> np.ndarray:
         """The result with some of the values, or all, and all parameters multiplied by numbers."""
         factors = values if isinstance(values, dict) else dict.fromkeys(range(len(self.values)), values)
+        if self.spec.of_ids:  # ids stand for vectors of ones and zeros, and cannot be scaled
+            factors = {}
         read = tuple(factors.get(at, 1.0) * value for at, value in enumerate(self.values))
         return LOWERINGS[self._node.op](self._node, read, {role: own * parameters for role, own in self.owned.items()})
 

@@ -93,7 +93,8 @@ def everywhere(graph: AdapterGraph) -> Iterator[Prepared]:
 def onnx_model(graph: AdapterGraph, opset: int) -> onnx.ModelProto:
     """The graph with its inputs and its parameters as inputs, every axis symbolic."""
     shapes = {**SITE_VALUES, **HEAD_VALUES}
-    inputs = {name: _value(name, shapes[name]) for name in graph.inputs}
+    ids = {"u": ("batch", "tokens")} if graph.reads_ids else {}
+    inputs = {name: _value(name, {**shapes, **ids}[name]) for name in graph.inputs}
     parameters = {name: _value(name, shape) for name, shape in graph.parameters.items()}
     tape = ir.tape.Tape()
     result = emit(graph, inputs, parameters, Writer(tape, "place", opset))
@@ -124,8 +125,9 @@ def single_op(op: str) -> AdapterGraph:
     spec = OPS[op]
     if op in _SINGLE:
         return _SINGLE[op]
-    inputs = ("h", "x")[: spec.arity.least]
-    parameters = {one.role: tuple(_WIDTHS.get(dim, dim) for dim in one.shape) for one in spec.parameters}
+    inputs = ("u",) if spec.of_ids else ("h", "x")[: spec.arity.least]
+    widths = {**_WIDTHS, "in": "d_in" if spec.of_ids else "d"}
+    parameters = {one.role: tuple(widths.get(dim, dim) for dim in one.shape) for one in spec.parameters}
     return AdapterGraph(inputs, parameters, (_node(op, inputs, parameters),), "result")
 
 
@@ -148,6 +150,15 @@ _SINGLE = {
     "gate": AdapterGraph(
         ("h", "x"), {"g.weight": ("d", 1)}, (_to_one_number("x", "g"), _node("gate", ("h", "g"))), "result"
     ),
+    "scatter": AdapterGraph(
+        ("h", "x"),
+        {"s.weight": ("d", "indices"), "high": ("indices",), "low": ("indices",)},
+        (
+            Node("linear", ("x",), "s", {"weight": "s.weight"}),
+            _node("scatter", ("s", "h"), ["high", "low"]),
+        ),
+        "result",
+    ),
     "mix": AdapterGraph(("h", "x"), {"weights": ("rows", 3)}, (_node("mix", ("h", "x", "h"), ["weights"]),), "result"),
     "softmax_mix": AdapterGraph(
         ("h", "x"),
@@ -162,14 +173,19 @@ _SINGLE = {
 def op_widths(d: int, b: int) -> dict[str, int]:
     """A number for every symbol of the graphs of single ops."""
     n = math.gcd(d, b)
-    return {"d": d, "b": b, "n": n, "p": d // n, "q": b // n, "k": 2, "rows": 1}
+    return {"d": d, "d_in": d, "indices": min(d, 3), "b": b, "n": n, "p": d // n, "q": b // n, "k": 2, "rows": 1}
 
 
 def draw_parameters(graph: AdapterGraph, widths: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Normal with standard deviation 0.2, float32: never near the identity."""
-    return {
+    """Normal with standard deviation 0.2, float32: never near the identity; indices are the first ones."""
+    parameters = {
         name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in graph.parameter_shapes(widths).items()
     }
+    roles = [(role, name) for node in graph.nodes for role, name in node.parameters.items()]
+    for role, name in roles:
+        if role in ("high", "low"):
+            parameters[name] = np.arange(len(parameters[name]), dtype=np.float32) * (role == "low")
+    return parameters
 
 
 def draw_inputs(
@@ -177,6 +193,8 @@ def draw_inputs(
 ) -> dict[str, np.ndarray]:
     """Standard normal values; the mask leaves out about a third of the tokens, and all of the last row of several."""
     inputs = {name: rng.standard_normal((batch, tokens, width)).astype(np.float32) for name in graph.inputs}
+    if graph.reads_ids:
+        inputs["u"] = rng.integers(0, width, (batch, tokens)).astype(np.float32)
     if "mask" in inputs:
         inputs["mask"] = (rng.random((batch, tokens)) < 0.67).astype(np.float32)
         inputs["mask"][1:][-1:] = 0

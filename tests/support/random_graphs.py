@@ -23,7 +23,10 @@ _ATTRIBUTES = {
     "epsilon": (1e-5, 0.1),
     "temperature": (0.5, 4.0),
 }
-_CHOICES = (*LOWERED, "linear", "linear")
+_CHOICES = (
+    *(op for op in LOWERED if not OPS[op].of_ids and op != "scatter"),  # ids and indices are no activations
+    *("linear", "linear"),
+)
 _GROWING = frozenset({"multiply", "relu_squared", "dot"})
 _MOST_GROWING = 3
 """Ops that square values, and how many of them a graph has at most: its values stay within the range of float32."""

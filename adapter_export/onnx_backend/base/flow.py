@@ -241,6 +241,7 @@ def _sum_name(node: ir.Node, name: str) -> str:
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
     inputs = tuple(value.name or "" for value in all_read(node) if value.name in activations)
+    table = operators.lookup_table(node)
     norm, normed = operators.norm_of(node, activations) or (None, None)
     return FlowNode(
         name=name,
@@ -253,7 +254,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         norm=norm,
         normed=normed,
         linear=operators.is_linear(node, activations),
-        weight=operators.trained_matrix(node),
+        weight=operators.trained_matrix(node) or (None if table is None else table.name),
         operands=operators.operands(node, activations),
         contracts=operators.contracted(node, activations),
         terms=operators.terms(node),
@@ -261,6 +262,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         cuts=operators.cuts_of(node),
         order=operators.order_of(node),
         packed=operators.packed(node),
+        rows=None if table is None or table.const_value is None else int(table.const_value.shape.numpy()[0]),
     )
 
 

@@ -33,7 +33,7 @@ from adapter_export.onnx_backend.base.normalise import (
     normalise,
     open_sums,
 )
-from adapter_export.onnx_backend.base.operators import check_biases
+from adapter_export.onnx_backend.base.operators import LOOKUPS, check_biases
 from adapter_export.onnx_backend.base.structure import check_structure
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.safe_io.documents import parse_json
@@ -50,9 +50,6 @@ LENGTHS_KEY = "adapter_export.lengths"
 """Key of the lengths of its axes in `metadata_props`: a `LengthsNote` as JSON."""
 
 _RESHAPING = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
-"""Operators that look up rows of a table, with the attribute of its axis and that attribute's default."""
-
 _FUSED_LOOKUPS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 _FUSED_TABLES = {0: 2, 1: 4}
 """Inputs of com.microsoft's fused embeddings: the index of each table, by the index of its ids."""
@@ -149,6 +146,18 @@ class OnnxBase:
             return tensor
         in_first = self.holds_in_first(name)
         return None if in_first is None else tensor.T if in_first else tensor
+
+    def table(self, name: str) -> np.ndarray | None:
+        """Return a table of lookups by its name in the graph; `None` for integers."""
+        value = self.model.graph.initializers.get(name)
+        if value is None or value.const_value is None or not value.const_value.dtype.is_floating_point():
+            return None
+        table: np.ndarray = readable(value.const_value).numpy()
+        return table
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Return whether two names are those of one tensor."""
+        return name == other
 
     @property
     def model_type(self) -> None:
@@ -377,7 +386,7 @@ def embedding_rows(value: ir.Value) -> Iterator[int]:
     same = [value]
     for alias in same:
         for node, index in alias.uses():
-            if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
+            if node.op_type in LOOKUPS and index == 1 and node.attributes.get_int(*LOOKUPS[node.op_type]) == 0:
                 yield from _rows(node.inputs[0])
             elif node.op_type in _FUSED_LOOKUPS and index in _FUSED_TABLES:
                 yield from _rows(node.inputs[_FUSED_TABLES[index]])

@@ -46,6 +46,14 @@ _PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
 _PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
 """Operators that may transform a matrix before it is multiplied."""
 
+LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
+"""Operators that look up rows of a table, with the attribute of its axis and that attribute's default."""
+
+_SAME_ROWS = frozenset({"Cast", "Identity", "DequantizeLinear", "Mul"})
+"""Operators that may change a table's numbers before a lookup, and not its rows."""
+
+_MATRIX_AXES = 2
+
 _BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
 """Index of the input with the bias of a linear layer."""
 
@@ -282,6 +290,20 @@ def width_in(node: ir.Node) -> int | None:
     shape = None if node.inputs[1] is None else node.inputs[1].shape
     size = None if shape is None or len(shape) != 2 else shape[1 if transposed else 0]
     return size if isinstance(size, int) else None
+
+
+def lookup_table(node: ir.Node) -> ir.Value | None:
+    """Return the trained table [rows, width] in which a node looks up ids, as stored."""
+    if node.op_type not in LOOKUPS or node.attributes.get_int(*LOOKUPS[node.op_type]) != 0:
+        return None
+    table = node.inputs[0]
+    while table is not None:
+        if table.const_value is not None:
+            return table if len(table.const_value.shape) == _MATRIX_AXES else None
+        producer = table.producer()
+        is_same = producer is not None and producer.op_type in _SAME_ROWS
+        table = producer.inputs[0] if producer is not None and is_same else None
+    return None
 
 
 def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:

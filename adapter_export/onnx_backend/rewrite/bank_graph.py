@@ -186,14 +186,24 @@ class _RowBinding(ParameterBinding):
         self._ids = rewrite.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
         self._checked: ir.Value | None = None
         self._gathered: dict[str, ir.Value] = {}
+        self._tables: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
-        """Return [batch, in, out] for weights, [batch, 1, width] for vectors."""
+        """Return [batch, in, out] for weights, [batch, 1, width] for vectors, and whole tables of lookups.
+
+        A table has a row for each token, and a request reads few of them.
+        """
+        tables = {node.parameters["weight"] for node in group.graph.nodes if node.op == "lookup"}
         tensors = {}
         for record in group.records():
-            axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
-            tensors[record.parameter] = self._gather(bank_name(record.name), axes, writer)
+            name, axes = bank_name(record.name), [group.axis_name(axis, record.parameter) for axis in record.axes]
+            is_table = record.parameter in tables
+            tensors[record.parameter] = self._table(name, axes) if is_table else self._gather(name, axes, writer)
         return tensors
+
+    def rows(self, writer: Writer, /) -> ir.Value:
+        """Return the row of each request in the bank, [batch]."""
+        return self._bank_rows(writer)
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
         """Return [batch, tokens, width], from a value of the base that may have batch and tokens on one axis.
@@ -242,14 +252,19 @@ class _RowBinding(ParameterBinding):
         return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
 
     def _gather(self, name: str, axes: Sequence[int | str], writer: Writer) -> ir.Value:
-        """Gather rows of a bank tensor [adapters, …], which is registered once; vectors as [batch, 1, width]."""
+        """Gather rows of a bank tensor [adapters, …]; vectors as [batch, 1, width]."""
         if name not in self._gathered:
-            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
-            default = ir.Tensor(self._rows.tensors[name], name=name)
-            tensor = self.rewrite.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
-            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
+            rows = writer.op(f"{name}/rows", "Gather", (self._table(name, axes), self._bank_rows(writer)), {"axis": 0})
             self._gathered[name] = _unsqueeze(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]
+
+    def _table(self, name: str, axes: Sequence[int | str]) -> ir.Value:
+        """Return a bank tensor [adapters, …], which is registered once."""
+        if name not in self._tables:
+            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
+            default = ir.Tensor(self._rows.tensors[name], name=name)
+            self._tables[name] = self.rewrite.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
+        return self._tables[name]
 
     def _bank_rows(self, writer: Writer) -> ir.Value:
         """Return the ids; a negative one becomes an id that no bank has, instead of counting from the end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,10 @@ class ParameterBinding:
                 tensor = ir.Tensor(neutral[record.parameter], name=record.name)
                 self._slots[record.name] = self.rewrite.add_slot(record.name, shape, tensor)
         return {record.parameter: self._slots[record.name] for record in group.records()}
+
+    def rows(self, _writer: Writer, /) -> ir.Value | None:
+        """Return the row of each request in tables of lookups, [batch], if these have all adapters."""
+        return None
 
     def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
         """Reshape a value of the base, [batch, tokens, width] or [tokens, batch, width], for the adapter's nodes."""
@@ -167,7 +171,8 @@ class _Insertion:
         """
         site, replaced = edit.site, edit.replaced
         read = self._rewrite.site_values(edit, READABLE[replaced])
-        _check_floats(read, site.name)
+        ids = {"u"} if site.role == "lookup" else set[str]()
+        _check_floats({name: value for name, value in read.items() if name not in ids}, site.name)
         shape = read[replaced].shape
         for group in groups:
             check_tokens(group.graph, site, None if shape is None else len(shape))
@@ -177,6 +182,9 @@ class _Insertion:
         inputs = {}
         # sorted, so that each build writes the same bytes
         for name in sorted({replaced}.union(*(group.graph.inputs for group in groups))):
+            if name in ids:
+                inputs[name] = read[name]
+                continue
             value = _cast(read[name], ir.DataType.FLOAT, f"{place}{name}", writer)
             inputs[name] = self._binding.enter(value, f"{place}{name}", writer, sequence_first=site.sequence_first)
         norm = self._norm(edit, place, writer) if any(needs_base_norm(group.graph) for group in groups) else {}
@@ -247,7 +255,8 @@ class _Insertion:
         if group is None:
             return Writer(tape, f"{SLOT_PREFIX}{owner}", self._base.opset, metadata)
         metadata[NODE_GRAPH_KEY] = group.graph_name
-        return Writer(tape, group.prefix, self._base.opset, metadata, stacked=self._binding.stacked)
+        writer = Writer(tape, group.prefix, self._base.opset, metadata, stacked=self._binding.stacked)
+        return replace(writer, rows=self._binding.rows(writer) if group.graph.reads_ids else None)
 
     def describe(self, model: ir.Model, plan: SlotPlan, sums: Sequence[HeadSum]) -> None:
         """Record the contents of a graph in its metadata."""

@@ -230,6 +230,16 @@ class TorchBase:
         found = self.program.state_dict.get(name)
         return None if found is None or not found.is_floating_point() else found.detach().float().numpy()
 
+    def table(self, name: str) -> np.ndarray | None:
+        """Return a table of lookups by its name in the program."""
+        return self.tensor(name)
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Return whether two names are those of one tensor: tied weights have several."""
+        tensors = [self.program.state_dict.get(each) for each in (name, other)]
+        first, second = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        return name == other or (first is not None and first == second)
+
     def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
         """Return the weight of a layer as [out, in], of a norm as [d], and whether the program stores it as [in, out].
 

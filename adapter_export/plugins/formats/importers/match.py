@@ -21,7 +21,7 @@ _SITES = command("open_base(MODEL).sites", "sites MODEL")
 class Target:
     """Location of an adapter's module in the model it was trained in.
 
-    `stem` is the path of a linear layer, or of a module that contains the last product of a sublayer of this role.
+    `stem` is the path of a linear layer or a lookup, or of a module that contains the last product of a sublayer of this role.
     """
 
     path: str
@@ -147,7 +147,7 @@ def check_architecture(adapter: str | None, base: str | None, *, by_number: bool
 
 
 def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
-    """Index sites by role and path: linear layers by their path, sublayers by every parent of their last layer."""
+    """Index sites by role and path: linear layers and lookups by their path, sublayers by every parent of their last layer."""
     sites_by_path: dict[tuple[Role, str], list[Site]] = {}
     for site in sites:
         names = [] if site.path is None else site.path.split(".")
@@ -160,13 +160,14 @@ def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
 
 def _fits(target: Target) -> bool:
     """Return whether a path identifies one layer; a module that contains all layers does not."""
-    return target.role == "linear" or _has_number(target.stem)
+    return target.role in ("linear", "lookup") or _has_number(target.stem)
 
 
 def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: str | None = None) -> AdapterError:
     with_path = [site for site in known if site.path]
     shown = quoted(site.path for site in with_path[:3])
-    what = "linear layers" if all(site.role == "linear" for site in known) else "sublayers"
+    layers = all(site.role in ("linear", "lookup") for site in known)
+    what = "linear layers and lookups" if layers else "sublayers"
     return OtherModulesError(
         "acts on modules that the base does not have",
         where=where,

@@ -243,7 +243,7 @@ def _recipe(
     """Return the head of a base without a configuration: that of the table, or the one described by the user."""
     if described:
         return KnownHead(TOKENS) if tokens else _described(sorted_keys, mapped, choice, where)
-    family = next(iter(sorted_keys.adapted)).split(".")[0]
+    family = sorted_keys.changed[0].split(".")[0]
     generic = [*sorted_keys.saved] == [LAST_TOKEN]
     known = RECIPES.get(family) or (KnownHead("last") if generic else None)
     if known is None:

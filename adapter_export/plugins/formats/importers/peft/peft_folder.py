@@ -87,7 +87,7 @@ def adapter_in(folder: Path, name: str | None = None) -> Path:
 
 
 _PREFIX = "base_model.model."
-_WRAPPED = (".modules_to_save.", ".base_layer.")
+_WRAPPED = (".modules_to_save.", ".base_layer.", ".token_adapter.")
 """Names of PEFT's module wrappers, which some versions keep in keys."""
 
 _ROOT = "base_model."
@@ -103,7 +103,15 @@ _OPTIONAL: Mapping[str, frozenset[str]] = {
     "ln_tuning": frozenset({"ln_tuning_layers.bias"}),
 }
 
-_PREFIXES = {"lora": "lora_", "ia3": "ia3_", "ln_tuning": "ln_tuning_layers"}
+EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
+"""Tensors of LoRA on an embedding, [r, tokens] and [width, r]."""
+
+TRAINED_ROWS = "trainable_tokens_delta"
+"""Tensor of trained rows of an embedding, [n, width], which replace those of the base."""
+
+_OF_EMBEDDINGS = {EMBEDDING_A, EMBEDDING_B, TRAINED_ROWS}
+
+_PREFIXES = {"trainable_tokens": TRAINED_ROWS, "lora": "lora_", "ia3": "ia3_", "ln_tuning": "ln_tuning_layers"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Sorted:
     `adapted` are tensors of adapted modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and optional
     `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are `weight` and `bias` of fully trained modules,
     `biases` trained biases of the base. `base_weights` are weights of the base that PEFT saves with a change of the
-    language head. `shared` belong to the whole adapter.
+    language head. `shared` belong to the whole adapter. `embeddings` are tensors of changed embeddings.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -121,6 +129,12 @@ class Sorted:
     biases: dict[str, str] = field(default_factory=dict)
     base_weights: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[str]:
+        """Paths of the adapted modules, embeddings included."""
+        return [*self.adapted, *self.embeddings]
 
 
 def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
@@ -143,10 +157,10 @@ def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
     for path, roles in sorted_keys.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")
-    if not sorted_keys.adapted:
+    if not sorted_keys.changed:
         what = "the file contains only shared tensors and none of a layer: save it again with its indices"
         mapped.fault(what if sorted_keys.shared else f"there is no {options.kind} tensor")
-    if options.method is None or not sorted_keys.adapted:
+    if options.method is None or not sorted_keys.changed:
         mapped.check()
     return sorted_keys
 
@@ -181,12 +195,14 @@ def _put(key: str, options: Options, sorted_keys: Sorted) -> bool:
             return False
         sorted_keys.shared[root_name] = key
         return True
-    parsed = re.fullmatch(rf"(?P<path>.+?)\.(?P<role>(?:{prefix})\w*(?:\.\w+)*|weight|bias)", name)
+    parsed = re.fullmatch(rf"(?P<path>.+?)\.(?P<role>(?:{prefix})\w*(?:\.\w+)*|{TRAINED_ROWS}|weight|bias)", name)
     if parsed is None:
         return False
     path, role = parsed["path"], parsed["role"]
     allowed = _NEEDED.get(options.kind, frozenset()) | _OPTIONAL.get(options.kind, frozenset())
-    if role in allowed or (options.method is not None and role not in ("weight", "bias")):
+    if role in _OF_EMBEDDINGS and options.method is None:
+        sorted_keys.embeddings.setdefault(path, {})[role] = key
+    elif role in allowed or (options.method is not None and role not in ("weight", "bias")):
         sorted_keys.adapted.setdefault(path, {})[role] = key
     elif role in ("weight", "bias") and _is_saved(path, options):
         sorted_keys.saved.setdefault(path, {})[role] = key

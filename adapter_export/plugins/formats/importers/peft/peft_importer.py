@@ -12,6 +12,7 @@ from adapter_export.bases.base_view import BaseView, ImportRequest
 from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds.linear import ia3_graph, lora_graph
+from adapter_export.numerics.lookup_tables import LookupTable
 from adapter_export.plugins.formats.importers.match import (
     Match,
     Renaming,
@@ -24,6 +25,7 @@ from adapter_export.plugins.formats.importers.match import (
 from adapter_export.plugins.formats.importers.peft.head import HeadBase, HeadChoice, MadeHead, take_head
 from adapter_export.plugins.formats.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.plugins.formats.importers.peft.methods.low_rank import lora as lora_of_weights
+from adapter_export.plugins.formats.importers.peft.peft_embeddings import place_embeddings, take_saved
 from adapter_export.plugins.formats.importers.peft.peft_folder import PeftFolder, Sorted, read_folder, sort_tensors
 from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
 from adapter_export.plugins.formats.importers.placing import norm_sites, place_change, place_norm, place_shift
@@ -68,6 +70,7 @@ def import_read(
     with within(where):
         check_architecture(options.architecture, base.model_type, by_number=request.by_number)
     in_base = _Base(base, _matched(sorted_keys, base.sites, options, where, by_number=request.by_number))
+    take_saved(sorted_keys, in_base)
     changes = _Changes(sorted_keys, mapped, options, in_base)
     _check_base_weights(sorted_keys, mapped, in_base, where)
     of_head = HeadBase(in_base.tensor, changes.at, base.head_of, base.sites.width)
@@ -78,14 +81,17 @@ def import_read(
         updates = _updates(sorted_keys, mapped, in_base, made_head, where)
     _check_lost(in_base.lost(sorted_keys, options), where)
     if options.kind == "lora":
-        _check_patterns(updates, options, where)
+        changed = [update.path for update in updates if update.keys]
+        _check_patterns([*changed, *sorted_keys.embeddings], options, where)
     cost = _place(updates, mapped, options, changes, in_base)
+    cost |= place_embeddings(sorted_keys, mapped, options, in_base, where)
     mapped.check()
     _check_cost(cost, dense, where)
     renaming = in_base.matched.renaming
     modules = {"drop": renaming.drop, "add": renaming.add, "saved": list(sorted_keys.saved)}
     record = {"imported": {"from": "peft", "config": dict(read.config), "modules": modules}}
-    graphs, placements = mapped.graphs, mapped.placements
+    graphs = mapped.graphs
+    placements = {site.name: mapped.placements[site.name] for site in base.sites if site.name in mapped.placements}
     adapter = Adapter(
         request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made_head.head, record
     )
@@ -99,9 +105,11 @@ def import_read(
 
 
 def _matched(sorted_keys: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
-    """Match the modules of the adapter with those of the base; norms by path."""
+    """Match the modules of the adapter with those of the base; norms by path, embeddings with lookups."""
     if options.kind != "ln_tuning":
-        return match([Target(path, path) for path in sorted_keys.adapted], sites, where, by_number=by_number)
+        linear = [Target(path, path) for path in sorted_keys.adapted]
+        lookups = [Target(path, path, "lookup") for path in sorted_keys.embeddings]
+        return match([*linear, *lookups], sites, where, by_number=by_number)
     renaming = find_renaming(sorted_keys.adapted, norm_sites(sites), where) or Renaming()
     return Match({}, renaming, False, (), where)
 
@@ -205,11 +213,28 @@ class _Base:
 
     def __init__(self, base: BaseView, matched: Match) -> None:
         self.map, self.matched, self._view, sites = base.sites, matched, base, base.sites
+        self._tables: dict[str, LookupTable | None] = {}
         self.linears: dict[str, list[Site]] = {}
         for site in sites.of_roles(("linear",)):
             if site.path is not None:
                 self.linears.setdefault(site.path, []).append(site)
         self.norms = norm_sites(sites)
+        self._lookups = {site.path: site for site in sites.of_roles(("lookup",)) if site.path is not None}
+
+    @property
+    def lookup_names(self) -> Sequence[str]:
+        """Names of all lookups of the base."""
+        return [site.name for site in self.map.of_roles(("lookup",))]
+
+    def lookup(self, path: str) -> Site | None:
+        """Return the lookup of an embedding of the adapter's model."""
+        return self._lookups.get(self.matched.renaming(path) or "")
+
+    def table(self, site: Site) -> LookupTable | None:
+        """Return the table of a lookup."""
+        if site.name not in self._tables:
+            self._tables[site.name] = self._view.table_at(site)
+        return self._tables[site.name]
 
     def sites(self, path: str) -> Sequence[Site]:
         """Return the calls of a linear layer of the adapter's model."""
@@ -240,12 +265,18 @@ class _Base:
             tensor = None if layer is None else layer.weight if name == "weight" else layer.bias
         return None if tensor is None else tensor.astype(np.float64)
 
+    def weight(self, path: str) -> np.ndarray | None:
+        """Return the weight of a linear layer, or the table of an embedding, of the adapter's model."""
+        site = self.lookup(path)
+        table = None if site is None else self.table(site)
+        return self.layer(path, "weight") if table is None else table.rows
+
     def lost(self, sorted_keys: Sorted, options: Options) -> list[str]:
         """Return modules selected by the config without tensors in the file, a sign of lost tensors."""
         if options.kind == "ln_tuning":
             return []
         if not self.matched.by_number:
-            return [path for path in self._targeted(options, outside=False) if path not in sorted_keys.adapted]
+            return [path for path in self._targeted(options, outside=False) if path not in sorted_keys.changed]
         few = options.layers or options.excluded or isinstance(options.targets, str)
         numbered = [site for sites in self.matched.sites.values() for site in sites]
         return [] if few else [site.name for site in alike(numbered, self.map)]
@@ -257,11 +288,12 @@ class _Base:
         """
         if options.kind == "ln_tuning" or self.matched.by_number:
             return []
-        return [path for path in self._targeted(options, outside=True) if path not in sorted_keys.adapted]
+        return [path for path in self._targeted(options, outside=True) if path not in sorted_keys.changed]
 
     def _targeted(self, options: Options, *, outside: bool) -> Iterator[str]:
         """Yield paths, in the adapter's model, of layers selected by the config, inside or outside of sublayers."""
         paths = [path for path, sites in self.linears.items() if sites[0].is_outside == outside]
+        paths += self._lookups if outside else []
         return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
 
 
@@ -323,7 +355,7 @@ def _check_base_weights(sorted_keys: Sorted, mapped: TensorMap, base: _Base, whe
     """Reject saved base weights, as for language heads, that differ from the base."""
     faults = []
     for path, key in sorted_keys.base_weights.items():
-        saved, base_weight = mapped.tensors[key], base.layer(path, "weight")
+        saved, base_weight = mapped.tensors[key], base.weight(path)
         if (
             base_weight is None
             or base_weight.shape != saved.shape
@@ -341,9 +373,9 @@ def _check_base_weights(sorted_keys: Sorted, mapped: TensorMap, base: _Base, whe
         )
 
 
-def _check_patterns(updates: Sequence[_Update], options: Options, where: object) -> None:
+def _check_patterns(changed: Sequence[str], options: Options, where: object) -> None:
     """Reject patterns that PEFT versions interpret differently, if the version is unknown."""
-    paths = dict.fromkeys(update.path for update in updates if update.keys and not options.versioned)
+    paths = dict.fromkeys(changed if not options.versioned else ())
     factors = {path: (options.older_factor_at(path), options.factor_at(path)) for path in paths}
     faults = [
         f"`{path}`: the factor {older:g} before version 0.15 and {newer:g} since"
@@ -440,7 +472,7 @@ def _notes(matched: Match, sorted_keys: Sorted, options: Options) -> Iterator[st
     if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
         version = f"version {options.version}" if options.versioned else "an unknown version"
         yield f"PEFT saved it in {version}; the formula was checked with {CHECKED_WITH}: compare a few outputs"
-    for pattern in options.idle_patterns(sorted_keys.adapted):
+    for pattern in options.idle_patterns(sorted_keys.changed):
         yield f"the pattern `{pattern}` matches no module of the adapter, neither here nor in PEFT"
     for path in sorted_keys.adapted:
         if rivals := options.rivals(path):

@@ -30,7 +30,6 @@ KINDS: Mapping[str, str] = {
     "POLY": "it mixes a set of modules by the task",
     "PSOFT": "it rotates singular vectors of the base's weights, whose signs its folder does not contain" + _TO_LORA,
     "SHADOW": "it trains a second network next to the base",
-    "TRAINABLE_TOKENS": "it contains trained rows of the embeddings",
     "XLORA": "it mixes several adapters by a trained gate over two passes of the base",
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), _PROMPT),
     **dict.fromkeys(("CPT", "CARTRIDGE", "ADAPTION_PROMPT"), _PROMPT),
@@ -41,7 +40,6 @@ OPTIONS: Mapping[str, str] = {
     "use_qalora": "QA-LoRA pools the input in groups, for which the language has no op",
     "use_bdlora": "block-diagonal LoRA has matrices of another shape",
     "layer_replication": "the base has other layers than the model that it names",
-    "trainable_token_indices": "trained rows of the embeddings are not a change at a site",
     "alora_invocation_tokens": "activated LoRA acts only after certain tokens, and adapters act on every token",
     "megatron_config": "the layers of Megatron are split over devices",
     "target_parameters": "LoRA on a parameter outside of layers, such as a stack of experts, has no site",
@@ -63,13 +61,8 @@ STARTS_OF_BASE = ("pissa", "olora")
 """Values of `init_lora_weights` that subtract the initialization, which depends only on the base's weights."""
 
 
-_EMBEDDING = "LoRA on an embedding has no site: it acts on token ids, not on inputs of a layer"
-
 TENSORS: Mapping[str, str] = {
-    "lora_embedding_A": _EMBEDDING,
-    "lora_embedding_B": _EMBEDDING,
     "lora_diag": OPTIONS["kasa_config"],
-    "trainable_tokens_delta": OPTIONS["trainable_token_indices"],
     "prompt_embeddings": _PROMPT,
 }
 """Reasons to reject tensors, by a word in their name."""
@@ -85,8 +78,10 @@ _SHARED_KEYS = frozenset(
 
 _LORA_KEYS = frozenset(
     {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "use_dora"}
-    | {"init_lora_weights"}
+    | {"init_lora_weights", "trainable_token_indices"}
 )
+
+_TOKEN_KEYS = frozenset({"token_indices", "init_weights"})
 
 _IA3_KEYS = frozenset({"feedforward_modules"})
 
@@ -141,7 +136,8 @@ class Options:
     `alphas` override `rank` and `alpha`, by regular expressions over module paths. `dora` and `start`
     (`init_lora_weights` if a text) belong to LoRA; `method` is the formula of all types except LoRA, IA3 and trained
     norms, and reads `config`. `saved` are path suffixes of fully trained modules; `layers` the layer numbers to adapt
-    (default: all) in lists named `layer_lists`; `feedforward` the modules of IA3 whose input is scaled.
+    (default: all) in lists named `layer_lists`; `feedforward` the modules of IA3 whose input is scaled. `tokens` are
+    the ids of trained rows by the name of their embedding, an empty one for the embedding of the input.
     """
 
     kind: str
@@ -166,6 +162,7 @@ class Options:
     start: str | None = None
     config: Config = field(default_factory=lambda: Config({}, ""), repr=False)
     method: Method | None = None
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def versioned(self) -> bool:
@@ -274,6 +271,7 @@ _READS: Mapping[str, frozenset[str]] = {
     "LORA": _SHARED_KEYS | _LORA_KEYS,
     "IA3": _SHARED_KEYS | _IA3_KEYS,
     "LN_TUNING": _SHARED_KEYS,
+    "TRAINABLE_TOKENS": _SHARED_KEYS | _TOKEN_KEYS,
     **{kind: _SHARED_KEYS | SHOWN_BY_TENSORS | method.reads for kind, method in METHODS.items()},
 }
 """Keys of the config that may have values, by `peft_type`."""
@@ -301,6 +299,8 @@ def _options(config: Config) -> Options:
         return Options("ia3", feedforward=config.names("feedforward_modules"), **shared)
     if kind == "LN_TUNING":
         return Options("ln_tuning", **shared)
+    if kind == "TRAINABLE_TOKENS":
+        return Options("trainable_tokens", tokens={"": config.listed("token_indices", int)}, **shared)
     shared["layers"] = config.listed("layers_to_transform", int)
     shared["layer_lists"] = config.listed("layers_pattern", str)
     for name in shared["layer_lists"]:
@@ -321,8 +321,20 @@ def _options(config: Config) -> Options:
         rank_stabilised=config.flag("use_rslora"),
         dora=config.flag("use_dora"),
         start=_start(config),
+        tokens=_tokens(config),
         **shared,
     )
+
+
+def _tokens(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the ids of trained rows, by the name of their embedding."""
+    key = "trainable_token_indices"
+    value = config.values.get(key)
+    if not isinstance(value, dict):
+        ids = config.listed(key, int)
+        return {"": ids} if ids else {}
+    inner = Config(value, config.where)
+    return {name: inner.listed(name, int) for name in value}
 
 
 def _start(config: Config) -> str | None:
