@@ -22,7 +22,7 @@ from adapter_export.graph.graph import (
     needs_base_norm,
 )
 from adapter_export.graph.numpy_lowering import BACKWARD, LOWERINGS, shares_of
-from adapter_export.graph.ops import OPS
+from adapter_export.graph.ops import INDEX_BASE, OPS
 from adapter_export.sites.site import SUBLAYERS, Norm, Site, SiteMap
 from adapter_export.words import command, quoted
 
@@ -210,6 +210,20 @@ def _at_site(
     graph = bind_base_norm(adapter.graphs[placement.graph], norm)
     width = placement.widths.get("d") or np.shape(values[graph.inputs[0]])[-1]
     return graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)}
+
+
+def sample_ids(
+    graph: AdapterGraph, parameters: Mapping[str, Array], shape: tuple[int, int], rng: np.random.Generator
+) -> Array:
+    """Draw ids [batch, tokens] among those that a graph changes: rows of its tables, and its tokens."""
+    known = np.zeros(1)
+    for node in graph.nodes:
+        owned = {role: parameters[name] for role, name in node.parameters.items()}
+        if node.op == "one_hot":
+            known = np.concatenate([known, INDEX_BASE * owned["high"].astype(np.float64) + owned["low"]])
+        elif node.op == "lookup":
+            known = np.arange(float(len(owned["weight"])))
+    return rng.choice(known, shape)
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:

@@ -118,10 +118,12 @@ class SlotGroup:
         """Return random inputs of the graph, of one batch and size, and its result for them in float64."""
         graph, rng = bind_base_norm(self.graph, None), np.random.default_rng(0)
         widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
-        shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
+        shapes: Mapping[str, Sequence[Dim]] = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
+        if graph.reads_ids:
+            shapes = {**shapes, "u": ("batch", "tokens")}
         values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
         if graph.reads_ids:
-            values["u"] = rng.integers(0, widths["d_in"], (widths["batch"], widths["tokens"])).astype(np.float64)
+            values["u"] = np.arange(2.0)[None] % widths.get("d_in", 2)
         if "mask" in values:
             values["mask"] = np.ones_like(values["mask"])
         return values, evaluate(graph, values, parameters)

@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import BASE_NORM, bind_base_norm
 from adapter_export.numerics.budget import graph_budget
-from adapter_export.numerics.evaluate_adapter import borrowed, evaluate, evaluate_site, site_scale
+from adapter_export.numerics.evaluate_adapter import borrowed, evaluate, evaluate_site, sample_ids, site_scale
 from adapter_export.onnx_backend.rewrite.insert import site_norms
 from adapter_export.sites.site import Norm
 
@@ -89,10 +89,12 @@ def site_change(adapter: Adapter, site: str, norm: Norm | None = None) -> tuple[
     placement = adapter.placements[site]
     graph, generator = adapter.graphs[placement.graph], np.random.default_rng(0)
     width = placement.widths.get("d", _TOKENS)
-    widths = {"h": width, "x": width, "u": placement.widths.get("d_in", width)}
+    widths = {"h": width, "x": width, "u": 1 if graph.reads_ids else placement.widths.get("d_in", width)}
     values: dict[str, Array] = {
         name: generator.standard_normal((_BATCH, _TOKENS, size)) for name, size in widths.items()
     }
+    if graph.reads_ids:
+        values["u"] = sample_ids(graph, adapter.parameters(site), (_BATCH, _TOKENS), generator)
     values["y"] = _whole(values, norm, width)
     replaced = values[graph.replaces]
     result = evaluate_site(adapter, site, values, norm)

@@ -22,7 +22,7 @@ from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.base.weight_file import WeightFile
 from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.sites.discover import discover
-from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
 _CLOSE, _NOTICEABLE = 0.98, 0.95
@@ -84,15 +84,24 @@ def rewrite_base(base: OnnxBase, folder: Path, done: str, rewrite: Rewrite) -> O
                 fix="build without this step, and report this with the base",
             )
     paths = {site.name: site.path for site in base.sites}
-    # a layer outside all sublayers is named by its path; if the path is lost, its value identifies it
-    outside = {(site.h, site.width_in): site for site in base.sites.sites if site.is_outside}
-    again = [outside.get((site.h, site.width_in)) if site.is_outside else site for site in rewritten.sites.sites]
+    again = [_outside(base.sites, site) if site.is_outside else site for site in rewritten.sites.sites]
     sites = tuple(
         replace(site, name=known.name, path=paths.get(known.name, site.path))
         for site, known in zip(rewritten.sites.sites, again, strict=True)
         if known is not None
     )
     return replace(rewritten, sites=replace(rewritten.sites, sites=sites), lengths=base.lengths)
+
+
+def _outside(before: SiteMap, site: Site) -> Site | None:
+    """Return the site of a base that is a layer outside all sublayers in the rewritten graph.
+
+    It is named by its path. If the path is lost, its value identifies it, unless a cast of an output took the name.
+    """
+    outside = [other for other in before.sites if other.is_outside and other.width_in == site.width_in]
+    same_path = (other for other in outside if site.path is not None and other.path == site.path)
+    same_value = (other for other in outside if other.h == site.h)
+    return next(same_value, next((other for other in same_path if other.name == site.name), None))
 
 
 def _open_rewritten(path: Path, base: OnnxBase, done: str) -> OnnxBase:
