@@ -61,6 +61,8 @@ def merged_layers(
     layers: dict[str, Layer] = {}
     for name in adapter.placements:
         site = known[name]
+        if site.role == "lookup":
+            raise _refusal(adapter, name, "it changes rows of a table of embeddings")
         layer = layer_at(site)
         if layer is None:
             raise _refusal(adapter, name, "the base has no weight there to add a change to")

@@ -16,7 +16,7 @@ from adapter_export.errors import MistakeError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, cost, producer
 from adapter_export.graph.ops import OPS
-from adapter_export.numerics.evaluate_adapter import borrowed, values_of
+from adapter_export.numerics.evaluate_adapter import borrowed, sample_ids, values_of
 from adapter_export.sites.site import Norm
 from adapter_export.tables import Described, Table, number_of
 from adapter_export.training.specs import MOST_PER_ROW
@@ -252,6 +252,8 @@ def _no_residual(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
             value: rng.standard_normal((1, 4, widths.get("d_in" if value == "u" else "d", 1)))
             for value in dict.fromkeys((*bound.inputs, graph.replaces))
         }
+        if graph.reads_ids:
+            read["u"] = sample_ids(graph, adapter.parameters(site), (1, 4), rng)
         if graph.replaces == "y" and {"h", "x"} <= read.keys():
             read["y"] = read["h"] + read["x"]  # as no norm is bound
         result = values_of(bound, read, weights | borrowed(bound, weights, widths.get("d", 1)))[bound.result]

@@ -154,6 +154,8 @@ def _tensors(
 def _reason(site: Site, graph: AdapterGraph) -> str:
     if site.role in (*SUBLAYERS, "embeddings"):
         return "it changes single linear layers, and this acts on the output of a sublayer or the embeddings"
+    if site.role == "lookup" or "scatter" in {node.op for node in graph.nodes}:
+        return "changed embeddings are imported from PEFT, but not written for it"
     if site.role == "part":
         return "it adapts a fused layer as a whole, and this acts on a part of one"
     for scale, bias in product((False, True), (False, True)):

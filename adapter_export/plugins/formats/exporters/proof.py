@@ -9,7 +9,7 @@ import numpy as np
 from adapter_export.errors import ParityError
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT
-from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site
+from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site, sample_ids
 from adapter_export.plugins.formats.exporters.export_format import ExportRequest
 from adapter_export.sites.site import Norm, Site
 from adapter_export.words import quoted
@@ -64,4 +64,7 @@ def _values(site: Site, adapter: Adapter, random: np.random.Generator) -> dict[s
     values = {name: random.standard_normal((_TEXTS, _TOKENS, width)) for name in ("h", "x", "y")}
     same = site.u is not None and site.u == site.x
     values["u"] = values["x"] if same else random.standard_normal((_TEXTS, _TOKENS, width_in))
+    graph = adapter.graphs[adapter.placements[site.name].graph]
+    if graph.reads_ids:
+        values["u"] = sample_ids(graph, adapter.parameters(site.name), (_TEXTS, _TOKENS), random)
     return {**values, BORROWED_WEIGHT: random.standard_normal(width), BORROWED_BIAS: random.standard_normal(width)}
