@@ -114,7 +114,10 @@ def sites_of(flow: FlowGraph, view: View, given_sites: GivenSites | None = None)
     check.differ(chosen.values())
     if all(site.role not in SUBLAYERS for site in chosen.values()):
         raise check.unfit("sites", "all sites are removed", "at least one site")
-    ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
+    ordered = sorted(
+        chosen.values(),
+        key=lambda site: (check.index.position(site.h), site.role != "lookup", site.role in SUBLAYERS),
+    )
     sublayers = [site for site in ordered if site.role in SUBLAYERS]
     left_out = [
         site for site in detected.sublayers if given_sites.sites.get(site.name, site) is None

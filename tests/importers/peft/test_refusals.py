@@ -35,12 +35,9 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (
-            "embedding",
-            ("word_embeddings.lora_embedding_A`", "word_embeddings.lora_embedding_B`", "LoRA on an embedding"),
-        ),
+        ("embedding", ("`embeddings.word_embeddings`", "looks up no ids of a request", "this base shows none")),
         ("convolution", ("projection.lora_A.weight` [4, 3, 4, 4]", "convolution")),
-        ("tokens", ("`trainable_token_indices`", "rows of the embeddings")),
+        ("tokens", ("`embeddings.word_embeddings`", "looks up no ids of a request", "this base shows none")),
         (
             "pissa",
             (

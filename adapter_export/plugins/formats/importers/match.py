@@ -166,8 +166,9 @@ def _fits(target: Target) -> bool:
 def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: str | None = None) -> AdapterError:
     with_path = [site for site in known if site.path]
     shown = quoted(site.path for site in with_path[:3])
-    layers = all(site.role in ("linear", "lookup") for site in known)
-    what = "linear layers and lookups" if layers else "sublayers"
+    roles = {site.role for site in known}
+    lookups = "linear layers and lookups" if roles <= {"linear", "lookup"} else "sublayers"
+    what = "linear layers" if roles <= {"linear"} else lookups
     return OtherModulesError(
         "acts on modules that the base does not have",
         where=where,

@@ -45,6 +45,9 @@ WEIGHT = "weight"
 """Role of a whole table."""
 
 
+_KNOWN = frozenset({EMBEDDING_A, EMBEDDING_B, TRAINED_ROWS, WEIGHT})
+
+
 class EmbeddingBase(Protocol):
     """The base of an import, with names of the adapter's model."""
 
@@ -145,7 +148,9 @@ class _Placer:
             return
         shapes = {role: self._mapped.tensors[key].shape for role, key in keys.items()}
         kinds = [EMBEDDING_A in keys or EMBEDDING_B in keys, TRAINED_ROWS in keys, WEIGHT in keys]
-        if sum(kinds) != 1:
+        if self._options.of_weights and TRAINED_ROWS not in keys:
+            yield f"`{path}`: DoRA, PiSSA and OLoRA of an embedding also depend on its table"
+        elif sum(kinds) != 1 or set(keys) - _KNOWN:
             yield f"`{path}` has more than one change: {quoted(keys)}"
         elif EMBEDDING_A in keys or EMBEDDING_B in keys:
             yield from self._faults_of_lora(path, site, shapes)
@@ -162,8 +167,6 @@ class _Placer:
         missing = {EMBEDDING_A, EMBEDDING_B} - shapes.keys()
         if missing:
             yield f"`{path}` lacks {quoted(sorted(missing))}"
-        elif self._options.of_weights:
-            yield f"`{path}`: DoRA, PiSSA and OLoRA of an embedding also depend on its table"
         elif shapes[EMBEDDING_A][-1] != site.width_in:
             yield _other_vocabulary(path, shapes[EMBEDDING_A][-1], site)
 

@@ -154,6 +154,8 @@ def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
     saved = (key for roles in sorted_keys.saved.values() for key in roles.values())
     for key in [*saved, *sorted_keys.biases.values(), *sorted_keys.base_weights.values()]:
         mapped.tensor(key)
+    for path in sorted_keys.embeddings.keys() & sorted_keys.adapted.keys():
+        sorted_keys.embeddings[path] |= sorted_keys.adapted.pop(path)
     for path, roles in sorted_keys.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")

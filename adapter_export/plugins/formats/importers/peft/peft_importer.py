@@ -106,10 +106,14 @@ def import_read(
 
 def _matched(sorted_keys: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
     """Match the modules of the adapter with those of the base; norms by path, embeddings with lookups."""
+    if not sorted_keys.adapted:
+        lookups = [site.path for site in sites.of_roles(("lookup",)) if site.path is not None]
+        renaming = find_renaming(sorted_keys.embeddings, lookups, where) or Renaming()
+        return Match({}, renaming, False, (), where)
     if options.kind != "ln_tuning":
         linear = [Target(path, path) for path in sorted_keys.adapted]
-        lookups = [Target(path, path, "lookup") for path in sorted_keys.embeddings]
-        return match([*linear, *lookups], sites, where, by_number=by_number)
+        embeddings = [Target(path, path, "lookup") for path in sorted_keys.embeddings]
+        return match([*linear, *embeddings], sites, where, by_number=by_number)
     renaming = find_renaming(sorted_keys.adapted, norm_sites(sites), where) or Renaming()
     return Match({}, renaming, False, (), where)
 
