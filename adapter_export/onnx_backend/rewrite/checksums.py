@@ -113,15 +113,17 @@ def add_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, inp
 def add_bank_checksums(model: ir.Model, slots: Sequence[SlotRecord], output: str, bank: BankRecord) -> ir.Model:
     """Return a copy of the graph of a bank that outputs the checksums: in each row those of its adapter.
 
-    They are computed from the rows that the graph gathers for the nodes of adapters.
+    They are computed from the rows that the graph gathers for the nodes of adapters; those of tables of lookups, of
+    which the nodes of adapters read only some tokens, are gathered for them.
     """
     rewrite = GraphRewrite(model)
     sources = {tensor.slot: rewrite.value(tensor.name) for tensor in bank.tensors if tensor.slot is not None}
+    writer, ids = _writer(rewrite), rewrite.value(bank.ids)
     gathered = {}
     for slot, source in sources.items():
         (node,) = {node for node, _ in source.uses()}  # one `Gather`, shared by all readers
-        gathered[slot] = node.outputs[0]
-    writer, ids = _writer(rewrite), rewrite.value(bank.ids)
+        is_whole = node.op_type == "Gather"
+        gathered[slot] = node.outputs[0] if is_whole else writer.op(f"{slot}/rows", "Gather", (source, ids))
     (rows,) = axes(ids)
     _append(rewrite, writer, _Summing(writer, sources, gathered, 1).all(slots), output, [rows, len(slots)])
     return rewrite.model
