@@ -590,8 +590,7 @@ _POOLING = (
 )
 
 OPS: Mapping[str, OpSpec] = {
-    row.name: row
-    for row in (*_PROJECTIONS, *_INDEXED, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
+    row.name: row for row in (*_PROJECTIONS, *_INDEXED, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
 }
 
 LOWERED = tuple(name for name, row in OPS.items() if not row.bound)

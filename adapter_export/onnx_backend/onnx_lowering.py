@@ -237,9 +237,7 @@ def _scatter(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Val
     places = writer.op(
         f"{name}/places", "Expand", (place, writer.op(f"{name}/shape", "Shape", (x,), type=_INT64)), type=_INT64
     )
-    added = writer.op(
-        f"{name}/added", "Where", (is_feature, x, writer.number(f"{name}/zero", 0.0, x)), type=x.type
-    )
+    added = writer.op(f"{name}/added", "Where", (is_feature, x, writer.number(f"{name}/zero", 0.0, x)), type=x.type)
     wide = writer.op(f"{name}/wide", "Shape", (like,), type=_INT64)
     zeros = writer.op(
         f"{name}/zeros", "ConstantOfShape", (wide,), {"value": ir.tensor([0.0], ir.DataType.FLOAT)}, type=x.type

@@ -37,7 +37,9 @@ def test_missing_site_map_gives_the_discovered_sites(flow: FlowGraph) -> None:
 
 def test_unchanged_site_map_gives_the_discovered_sites(flow: FlowGraph) -> None:
     found = discover(flow)
-    same = {s.name: GivenSite(s.role, s.layer, {"onnx": SiteValues(s.h, s.x, s.u)}) for s in found if s.role != "lookup"}
+    same = {
+        s.name: GivenSite(s.role, s.layer, {"onnx": SiteValues(s.h, s.x, s.u)}) for s in found if s.role != "lookup"
+    }
     assert sites_of(flow, "onnx", given(same, found.final)) == found
 
 

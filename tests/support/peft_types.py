@@ -72,6 +72,8 @@ class Case:
     tolerance: float = 2e-5
 
 
+_EMBEDDINGS = ["word_embeddings", "embed_tokens", "wte"]
+
 CASES: Mapping[str, Case] = {
     "LORA": Case("LoraConfig", {"r": 4, "lora_alpha": 6}, bases=EVERY),
     "LORA, DoRA": Case("LoraConfig", {"r": 4, "lora_alpha": 6, "use_dora": True}, bases=EVERY),
@@ -79,6 +81,7 @@ CASES: Mapping[str, Case] = {
         "LoraConfig", {"r": 4, "lora_alpha": 6, "init_lora_weights": "pissa"}, noise=0.05, tolerance=5e-5, bases=EVERY
     ),
     "LORA, OLoRA": Case("LoraConfig", {"r": 4, "lora_alpha": 6, "init_lora_weights": "olora"}, noise=0.05),
+    "LORA, embeddings": Case("LoraConfig", {"r": 4, "lora_alpha": 6, "target_modules": _EMBEDDINGS}, bases=EVERY),
     "ADALORA": Case("AdaLoraConfig", {"init_r": 6, "target_r": 4, "lora_alpha": 6, "total_step": 10}, bases=EVERY),
     "BEFT": Case("BeftConfig"),
     "BOFT": Case("BOFTConfig", {"boft_block_size": 4}),
@@ -116,6 +119,9 @@ CASES: Mapping[str, Case] = {
     "SHIRA": Case("ShiraConfig", {"r": 2}),
     "SUPERTUNING": Case("SupertuningConfig", {"sparsity": 0.9, "r": 2, "lora_alpha": 3}),
     "TINYLORA": Case("TinyLoraConfig", {"r": 2, "u": 8, "weight_tying": 1.0}, bases=EVERY),
+    "TRAINABLE_TOKENS": Case(
+        "TrainableTokensConfig", {"target_modules": _EMBEDDINGS, "token_indices": [*range(3, 30)]}, EVERY
+    ),
     "UNILORA": Case("UniLoraConfig", {"r": 4, "theta_d_length": 64, "save_indices": True}, bases=EVERY),
     "VBLORA": Case("VBLoRAConfig", {"r": 4, "num_vectors": 16, "vector_length": 8, "topk": 2}, bases=EVERY),
     "VBLORA, k weights": Case(

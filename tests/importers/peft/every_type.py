@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[3]
 FORMULAS = {
     "LORA": "`W + s·B A`",
     "IA3": "`l ⊙ (W u + b)`, or `W (l ⊙ u) + b` (Liu et al. 2022, §3.3)",
+    "TRAINABLE_TOKENS": "rows of embeddings that replace those of the base",
     "LN_TUNING": "`w'/w ⊙ v + (b' − b·w'/w)` behind norms `v` of weight w and bias b (Zhao et al. 2023)",
 }
 """Compute the types that are handled separately."""

@@ -170,9 +170,7 @@ class _Placer:
         elif shapes[EMBEDDING_A][-1] != site.width_in:
             yield _other_vocabulary(path, shapes[EMBEDDING_A][-1], site)
 
-    def _faults_of_rows(
-        self, path: str, site: Site, table: LookupTable, shape: tuple[int, ...]
-    ) -> Iterator[str]:
+    def _faults_of_rows(self, path: str, site: Site, table: LookupTable, shape: tuple[int, ...]) -> Iterator[str]:
         ids = self._ids(path)
         outside = [token for token in ids if not 0 <= token < site.width_in]
         if shape != (len(ids), site.width):
