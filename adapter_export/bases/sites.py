@@ -86,7 +86,7 @@ class Sites(Described):
         return Table(columns, rows, numbers="llr", spare=("followed by", "value"))
 
     def inner_table(self) -> Table:
-        """Return the linear layers, embeddings and lookups; those that differ only in the number of their layer share a row."""
+        """Return the linear layers, embeddings and lookups; those that differ only in their layer share a row."""
         rows: dict[tuple[str, str, str, str], list[str]] = {}
         for site in self.map.of_roles(("embeddings", "linear", "lookup")):
             width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"

@@ -117,8 +117,8 @@ class SiteRecord:
 
     Attributes:
         name: canonical name, such as `layers.3.attention` or `layers.3.attention.query`.
-        role: `attention`, `cross_attention`, `ffn`, `linear` or `embeddings`.
-        layer: layer number, from 0; null for the embeddings.
+        role: `attention`, `cross_attention`, `ffn`, `linear`, `lookup` or `embeddings`.
+        layer: layer number, from 0; null outside of layers.
         width: width `d` of the tensor `h`; at a sublayer, that of the residual stream.
         path: module path in the torch model; null if unknown.
         tensor: tensor of the ONNX graph that an adapter replaces.

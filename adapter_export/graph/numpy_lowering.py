@@ -208,7 +208,8 @@ def _no_index_gradients(owned: Owned) -> dict[str, Array]:
 
 
 def _one_hot(_: Node, values: Values, owned: Owned) -> Array:
-    return (values[0][..., None] == _indices(owned)).astype(owned["high"].dtype)
+    equal: Array = (values[0][..., None] == _indices(owned)).astype(owned["high"].dtype)
+    return equal
 
 
 def _one_hot_gradients(_: Node, values: Values, owned: Owned, __: Array) -> Gradients:
@@ -217,7 +218,8 @@ def _one_hot_gradients(_: Node, values: Values, owned: Owned, __: Array) -> Grad
 
 def _places(like: Array, owned: Owned) -> Array:
     """Return 1 at the feature of each index, and 0 elsewhere: [indices, width]."""
-    return (_indices(owned)[:, None] == np.arange(like.shape[-1])).astype(like.dtype)
+    places: Array = (_indices(owned)[:, None] == np.arange(like.shape[-1])).astype(like.dtype)
+    return places
 
 
 def _scatter(_: Node, values: Values, owned: Owned) -> Array:

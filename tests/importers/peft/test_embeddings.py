@@ -125,66 +125,72 @@ def test_trained_rows_of_untied_heads_leave_the_head(tmp_path: Path) -> None:
     assert "lm_head" not in adapter.placements
 
 
-class TestBundle:
-    """LoRA and rows of embeddings, and a LoRA without, in all variants."""
+METHODS = ("plain", "lora", "rows")
+"""Adapters of a bundle: LoRA and rows of embeddings, and a LoRA without."""
 
-    METHODS = ("plain", "lora", "rows")
 
-    @pytest.fixture(scope="class")
-    def place(self, bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        def make(folder: Path) -> None:
-            base = ae.open_base(bases / "Bert.pt")
-            for method in self.METHODS:
-                np.save(folder / f"{method}.npy", expected(trained("Bert", method, folder / f"peft_{method}")))
-                ae.import_peft(folder / f"peft_{method}", base, folder / method, reporter=Heard())
-            ae.build(base, [folder / method for method in self.METHODS], folder / "bundle", checksums=True)
+@pytest.fixture(scope="module")
+def place(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        base = ae.open_base(bases / "Bert.pt")
+        for method in METHODS:
+            np.save(folder / f"{method}.npy", expected(trained("Bert", method, folder / f"peft_{method}")))
+            ae.import_peft(folder / f"peft_{method}", base, folder / method, reporter=Heard())
+        ae.build(base, [folder / method for method in METHODS], folder / "bundle", checksums=True)
 
-        return once(tmp_path_factory, "changed_embeddings", make)
+    return once(tmp_path_factory, "changed_embeddings", make)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        ids = request().numpy()
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
-    @pytest.mark.parametrize("variant", ["slots", "inputs", "bank"])
-    def test_every_variant_gives_the_outputs_of_peft(self, variant: str, place: Path) -> None:
-        session = ae.Bundle(place / "bundle").session(variant=variant)
-        for method in self.METHODS:
-            found = session.run(self.arrays(), method)["last_hidden_state"]
-            assert_close(found, np.load(place / f"{method}.npy"))
+def bert_inputs() -> dict[str, np.ndarray]:
+    ids = request().numpy()
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
-    def test_rows_of_a_batch_have_their_own_embeddings(self, place: Path) -> None:
-        session = ae.Bundle(place / "bundle").session(variant="bank")
-        found = session.run(self.arrays(), list(self.METHODS))["last_hidden_state"]
-        for row, method in enumerate(self.METHODS):
-            assert_close(found[row], np.load(place / f"{method}.npy")[row])
 
-    def test_the_bundle_is_verified(self, place: Path) -> None:
-        ae.verify(place / "bundle").raise_for_failure()
+@pytest.mark.parametrize("variant", ["slots", "inputs", "bank"])
+def test_every_variant_gives_the_outputs_of_peft(variant: str, place: Path) -> None:
+    session = ae.Bundle(place / "bundle").session(variant=variant)
+    for method in METHODS:
+        found = session.run(bert_inputs(), method)["last_hidden_state"]
+        assert_close(found, np.load(place / f"{method}.npy"))
 
-    def test_trained_rows_are_a_small_table(self, place: Path) -> None:
-        rows = ae.read_adapter(place / "rows").weights
-        site = "embeddings.word_embeddings"
-        assert {name: list(rows[f"{site}.{name}"]) for name in ("tokens.high", "tokens.low")} == {
-            "tokens.high": [0, 0, 0],
-            "tokens.low": TOKENS,
-        }
-        assert rows[f"{site}.rows.weight"].shape == (3, 32)
 
-    def test_a_bundle_without_embeddings_has_no_slots_for_them(self, bases: Path, place: Path, tmp_path: Path) -> None:
-        bundle = ae.build(bases / "Bert.pt", [place / "plain"], tmp_path / "plain", variants=("slots",))
-        assert not [slot for slot in bundle.manifest.slots if slot.site == "embeddings.word_embeddings"]
+def test_rows_of_a_batch_have_their_own_embeddings(place: Path) -> None:
+    session = ae.Bundle(place / "bundle").session(variant="bank")
+    found = session.run(bert_inputs(), list(METHODS))["last_hidden_state"]
+    for row, method in enumerate(METHODS):
+        assert_close(found[row], np.load(place / f"{method}.npy")[row])
 
-    @pytest.mark.parametrize("precision", ["fp16", "int8", "int4-weights"])
-    def test_reduced_precisions_are_verified(self, precision: Any, bases: Path, place: Path, tmp_path: Path) -> None:
-        folders = [place / method for method in self.METHODS]
-        ae.build(bases / "Bert.pt", folders, tmp_path / "b", base_precision=precision, adapter_precision="float16")
-        ae.verify(tmp_path / "b").raise_for_failure()
-        session = ae.Bundle(tmp_path / "b").session()
-        for method in self.METHODS:
-            found = session.run(self.arrays(), method)["last_hidden_state"]
-            wanted = np.load(place / f"{method}.npy")
-            spread = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
-            assert spread < {"fp16": 0.01, "int8": 0.2, "int4-weights": 0.2}[precision]
+
+def test_the_bundle_is_verified(place: Path) -> None:
+    ae.verify(place / "bundle").raise_for_failure()
+
+
+def test_trained_rows_are_a_small_table(place: Path) -> None:
+    rows = ae.read_adapter(place / "rows").weights
+    site = "embeddings.word_embeddings"
+    assert {name: list(rows[f"{site}.{name}"]) for name in ("tokens.high", "tokens.low")} == {
+        "tokens.high": [0, 0, 0],
+        "tokens.low": TOKENS,
+    }
+    assert rows[f"{site}.rows.weight"].shape == (3, 32)
+
+
+def test_a_bundle_without_embeddings_has_no_slots_for_them(bases: Path, place: Path, tmp_path: Path) -> None:
+    bundle = ae.build(bases / "Bert.pt", [place / "plain"], tmp_path / "plain", variants=("slots",))
+    assert not [slot for slot in bundle.manifest.slots if slot.site == "embeddings.word_embeddings"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4-weights"])
+def test_reduced_precisions_are_verified(precision: Any, bases: Path, place: Path, tmp_path: Path) -> None:
+    folders = [place / method for method in METHODS]
+    ae.build(bases / "Bert.pt", folders, tmp_path / "b", base_precision=precision, adapter_precision="float16")
+    ae.verify(tmp_path / "b").raise_for_failure()
+    session = ae.Bundle(tmp_path / "b").session()
+    for method in METHODS:
+        found = session.run(bert_inputs(), method)["last_hidden_state"]
+        wanted = np.load(place / f"{method}.npy")
+        spread = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+        assert spread < {"fp16": 0.01, "int8": 0.2, "int4-weights": 0.2}[precision]
 
 
 def imported(method: str, bases: Path, place: Path, **options: Any) -> Adapter:

@@ -21,7 +21,8 @@ _SITES = command("open_base(MODEL).sites", "sites MODEL")
 class Target:
     """Location of an adapter's module in the model it was trained in.
 
-    `stem` is the path of a linear layer or a lookup, or of a module that contains the last product of a sublayer of this role.
+    `stem` is the path of a linear layer or a lookup, or of a module that contains the last product of a sublayer of
+    this role.
     """
 
     path: str
@@ -147,7 +148,7 @@ def check_architecture(adapter: str | None, base: str | None, *, by_number: bool
 
 
 def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
-    """Index sites by role and path: linear layers and lookups by their path, sublayers by every parent of their last layer."""
+    """Index sites by role and path: layers by their path, sublayers by every parent of their last layer."""
     sites_by_path: dict[tuple[Role, str], list[Site]] = {}
     for site in sites:
         names = [] if site.path is None else site.path.split(".")

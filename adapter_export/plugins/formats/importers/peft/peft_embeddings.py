@@ -176,7 +176,8 @@ class _Placer:
         if shape != (len(ids), site.width):
             yield f"`{path}` has rows {list(shape)} for {number_of(len(ids), 'token')} of width {site.width}"
         elif len(set(ids)) < len(ids):
-            yield f"`{path}` has two rows for {quoted(str(token) for token, times in Counter(ids).items() if times > 1)}"
+            twice = quoted(str(token) for token, times in Counter(ids).items() if times > 1)
+            yield f"`{path}` has two rows for {twice}"
         elif outside:
             yield f"`{path}` has rows of the tokens {outside}, and the base has {site.width_in:,}: {_NEW_TOKENS}"
         elif site.width_in > _MOST_TOKENS:
