@@ -214,7 +214,7 @@ def _at_site(
 
 def sample_ids(
     graph: AdapterGraph, parameters: Mapping[str, Array], shape: tuple[int, int], rng: np.random.Generator
-) -> Array:
+) -> npt.NDArray[np.float64]:
     """Draw ids [batch, tokens] among those that a graph changes: rows of its tables, and its tokens."""
     known = np.zeros(1)
     for node in graph.nodes:

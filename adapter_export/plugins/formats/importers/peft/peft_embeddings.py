@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from adapter_export.errors import AdapterError
+from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.lookup import (
     changed_columns_graph,
     changed_rows_graph,
@@ -229,7 +230,9 @@ class _Placer:
             tensors = {"rows.weight": rows.change.T, **numbers}
             self._put(head, "columns", changed_columns_graph(), tensors, {**widths, "d_in": head.width_in})
 
-    def _put(self, site: Site, name: str, graph: object, tensors: Mapping[str, np.ndarray], widths: object) -> None:
+    def _put(
+        self, site: Site, name: str, graph: AdapterGraph, tensors: Mapping[str, np.ndarray], widths: Mapping[str, int]
+    ) -> None:
         if site.name in self._mapped.placements:
             self._mapped.fault(f"`{site.name}` would have two changes, of its own weight and of the rows tied to it")
             return
