@@ -206,7 +206,7 @@ class OpSpec:
         random: it draws random numbers in training, so two nodes never compute the same.
         mixes_tokens: the result at a token depends on other tokens of its text.
         three_axes: it tells rows from tokens: where a base flattens both to one axis, it computes something else.
-        of_ids: it reads ids [batch, tokens], which stand for one-hot vectors [batch, tokens, in].
+        of_ids: it reads ids [batch, tokens] instead of one-hot vectors [batch, tokens, in].
         bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
         also_called: the names of the same activation in transformers and AdapterHub, or of the same pooling in
             sentence-transformers.

@@ -34,14 +34,14 @@ def lookup_sites(index: FlowIndex, names: Collection[str]) -> Iterator[Site]:
     """Yield the lookups by ids of a caller, in order of evaluation, named by module path; `names` are taken."""
     lookups = [found for node in index.nodes if (found := _lookup(index, node)) is not None]
     times = Counter(lookup.path for lookup in lookups)
-    taken = set(names)
+    used = set(names)
     for lookup in lookups:
         path, width = lookup.path, index.flow.width(lookup.h)
         assert width is not None  # as `_lookup` has checked
         named = [] if path is None or times[path] > 1 else [path, f"outside.{path}"]
         candidates = chain(named, (f"outside.lookup{number}" for number in count()))
-        name = next(name for name in candidates if SITE_PATH.fullmatch(name) and name not in taken)
-        taken.add(name)
+        name = next(name for name in candidates if SITE_PATH.fullmatch(name) and name not in used)
+        used.add(name)
         yield Site(name, "lookup", None, width, lookup.rows, lookup.h, u=lookup.u, path=path)
 
 

@@ -43,7 +43,7 @@ class Op:
     def __call__(self, *, values: dict[int, float] | float = 1.0, parameters: float | np.ndarray = 1.0) -> np.ndarray:
         """The result with some of the values, or all, and all parameters multiplied by numbers."""
         factors = values if isinstance(values, dict) else dict.fromkeys(range(len(self.values)), values)
-        if self.spec.of_ids:  # ids stand for vectors of ones and zeros, and cannot be scaled
+        if self.spec.of_ids:  # ids, which no factor scales
             factors = {}
         read = tuple(factors.get(at, 1.0) * value for at, value in enumerate(self.values))
         return LOWERINGS[self._node.op](self._node, read, {role: own * parameters for role, own in self.owned.items()})
