@@ -316,7 +316,7 @@ _INDEX = (ParameterSpec("high", ("indices",), first="zeros"), ParameterSpec("low
 _INDEXED = (
     OpSpec(
         "lookup",
-        "W[x], x ids of rows of W [in, out]: a `linear` without bias of one-hot vectors",
+        "W[x], x the ids of rows",
         parameters=(ParameterSpec("weight", ("in", "out"), first="projection"),),
         shape=linear,
         degree=bounded,
@@ -325,7 +325,7 @@ _INDEXED = (
     ),
     OpSpec(
         "one_hot",
-        f"1 at i where the id x is {INDEX_BASE}·high[i] + low[i], 0 elsewhere; high and low [n]",
+        f"1 where the id x is {INDEX_BASE}·high + low, else 0",
         parameters=_INDEX,
         shape=chosen_features,
         degree=bounded,
@@ -333,7 +333,7 @@ _INDEXED = (
     ),
     OpSpec(
         "scatter",
-        f"0, plus x[i] at feature {INDEX_BASE}·high[i] + low[i] if there is such a feature; as wide as y",
+        f"zeros like y, plus x at features {INDEX_BASE}·high + low",
         arity=_TWO,
         parameters=_INDEX,
         shape=spread,
