@@ -37,7 +37,8 @@ def _check(pair: Pair, in_torch: SiteMap, in_onnx: SiteMap) -> None:
 def _changed(at: int, **values: Any) -> Callable[[SiteMap], SiteMap]:
     def change(sites: SiteMap) -> SiteMap:
         found = list(sites.sites)
-        found[at] = replace(found[at], **values)
+        place = [number for number, site in enumerate(found) if not site.is_outside][at]
+        found[place] = replace(found[place], **values)
         return replace(sites, sites=tuple(found))
 
     return change
@@ -48,16 +49,18 @@ def _without_last(sites: SiteMap) -> SiteMap:
 
 
 def _swapped(sites: SiteMap) -> SiteMap:
-    first, second, *others = sites.sites
-    return replace(sites, sites=(second, first, *others))
+    first, second, *others = (site for site in sites.sites if not site.is_outside)
+    outside = (site for site in sites.sites if site.is_outside)
+    return replace(sites, sites=(*outside, second, first, *others))
 
 
 def _value_of_another(name: str) -> Callable[[SiteMap], SiteMap]:
     """Replace a value of the first sublayer by the same value of the next, with the same width."""
 
     def change(sites: SiteMap) -> SiteMap:
-        one, other = [at for at, site in enumerate(sites.sites) if site.x is not None][:2]
-        return _changed(one, **{name: getattr(sites.sites[other], name)})(sites)
+        inside = [site for site in sites.sites if not site.is_outside]
+        one, other = [at for at, site in enumerate(inside) if site.x is not None][:2]
+        return _changed(one, **{name: getattr(inside[other], name)})(sites)
 
     return change
 
