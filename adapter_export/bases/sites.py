@@ -118,8 +118,9 @@ class Sites(Described):
                 inside = [f"{name.removeprefix(start)} ▫" for name in inner if name.startswith(start)]
                 if inside:
                     lines.append(f"│   {line}   └── {'  '.join(inside)}")
-        outside = [f"{site.name} ▫" for site in self.map if site.is_outside]
-        lines += [f"├── outside  {'  '.join(outside)}"] if outside else []
+        for title, role in (("lookups", "lookup"), ("outside", "linear")):
+            names = [f"{site.name} ▫" for site in self.map.of_roles((role,)) if site.is_outside]
+            lines += [f"├── {title}  {'  '.join(names)}"] if names else []
         own = "" if self.base.base_head_facts() is None else f" ({BASE_HEAD})"
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 
