@@ -363,6 +363,7 @@ class Base(Described):
             lambda site: self.layer_at(site),
             self.architecture_head,
             lambda site: self.table_at(site),
+            self.inputs,
         )
 
     def architecture_head(

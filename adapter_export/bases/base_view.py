@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from adapter_export.dtypes import Weights
+from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.lookup_tables import LookupTable
 from adapter_export.numerics.merged_layers import Layer
@@ -96,6 +97,7 @@ class BaseView:
             base does not expose its tensors.
         head_of: returns the head of the base's architecture.
         table_at: returns the table of a lookup, or `None` if the base does not expose it.
+        inputs: the data inputs of the base.
     """
 
     fingerprint: str
@@ -105,6 +107,7 @@ class BaseView:
     layer_at: Callable[[Site], Layer | None] | None = None
     head_of: HeadOf = _no_head
     table_at: Callable[[Site], LookupTable | None] = _no_table
+    inputs: Sequence[InputRecord] = ()
 
     def layer(self, site: Site) -> Layer | None:
         """Return the complete layer of a site, or `None` if unknown."""

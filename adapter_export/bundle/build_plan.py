@@ -275,7 +275,9 @@ class _Build:
     def golden_vectors(self) -> tuple[Golden, Pairs]:
         """Return the golden vectors of the base, and of each adapter."""
         pairs = [(adapter, self.golden_data.of_adapter(adapter)) for adapter in self.adapters]
-        headed = next((golden for adapter, golden in pairs if not adapter.placements), None)  # base and head
+        # of an adapter that is only a head, the golden vectors of the base are a part
+        heads = (golden for adapter, golden in pairs if not adapter.placements and adapter.prefix is None)
+        headed = next(heads, None)
         base = self.golden_data.of_adapter(None) if headed is None else self.golden_data.vectors.of_base(headed)
         return base, pairs
 

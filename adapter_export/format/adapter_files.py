@@ -29,7 +29,7 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.format.tensors import parse_tensors, tensor_bytes
-from adapter_export.graph.adapter import Adapter, Head, Placement
+from adapter_export.graph.adapter import Adapter, Head, Placement, Prefix
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import OPS
 from adapter_export.graph.tasks import Task
@@ -161,6 +161,23 @@ class HeadRecord:
 
 
 @dataclass(frozen=True)
+class PrefixRecord:
+    """Trained keys and values that a language model reads before the first token of each row.
+
+    They are a past of `tokens` tokens that precedes the caches and that every token may read: positions begin after
+    it. Tensors are named `prefix.<cache>`.
+
+    Attributes:
+        tokens: number of positions of the prefix.
+        caches: the shape of each tensor, by the base's input that it precedes: the axes of that cache without the
+            batch, with the name `tokens` in place of the past.
+    """
+
+    tokens: Width
+    caches: Annotated[Mapping[Name, Annotated[tuple[Width | Literal["tokens"], ...], NotEmpty()]], NotEmpty()]
+
+
+@dataclass(frozen=True)
 class BaseRecord:
     """The frozen model that the adapter was trained on.
 
@@ -199,13 +216,14 @@ class AdapterDocument:
         base: the frozen model that the adapter was trained on.
         graphs: the graphs of the sites, by name. Each is used by at least one site.
         sites: the graph at each site, in the base's order of evaluation. Sites are unique. Empty only if there is a
-            head.
+            head or a prefix.
         weights: the file with the tensors.
         checksum: the SHA-256 of this file with every occurrence of these 64 digits replaced by 64 zeros. Optional for
             files written by hand.
         head: computes the result of the task from the base's final hidden state. Its tensors are named
             `head.<parameter>`.
         training: the trainer's record. Readers keep it without interpreting it.
+        prefix: keys and values before the first token.
     """
 
     version: Annotated[str, SEMVER]
@@ -218,6 +236,7 @@ class AdapterDocument:
     checksum: OrAbsent[Sha256] = None
     head: OrAbsent[HeadRecord] = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    prefix: OrAbsent[PrefixRecord] = None
 
 
 def write_adapter(
@@ -290,6 +309,7 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
             with within(f"graph `{name}`"):
                 graphs[name] = of_site.graph()
         placements = _placements(record.sites)
+        prefix = None if record.prefix is None else Prefix(record.prefix.tokens, record.prefix.caches)
     check_checksum(data, record.checksum, path)
     weights = widened(parse_tensors(tensors, weights_path), weights_path)
     digest = hashlib.sha256(tensors).hexdigest()
@@ -297,7 +317,7 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
         raise HashError(weights_path, found=digest, expected=record.weights.sha256)
     with within(where):
         return Adapter(
-            record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training
+            record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training, prefix
         )
 
 
@@ -355,6 +375,9 @@ def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
             "widths": dict(head.widths),
             **({} if head.task is None else {"task": head.task.document()}),
         }
+    if adapter.prefix is not None:
+        caches = {cache: list(shape) for cache, shape in adapter.prefix.shapes.items()}
+        document["prefix"] = {"tokens": adapter.prefix.tokens, "caches": caches}
     return document
 
 

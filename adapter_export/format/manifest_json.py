@@ -17,7 +17,7 @@ from adapter_export.errors import FileError, FormatError, HashError, within
 from adapter_export.format.files import check_checksum, checked_json
 from adapter_export.format.manifest import BAKED, GRAPH_VARIANTS, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
-from adapter_export.graph.adapter import HEAD, SHARED
+from adapter_export.graph.adapter import HEAD, PREFIX, SHARED
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
@@ -179,7 +179,7 @@ def _check_references(manifest: Manifest) -> None:
         raise FormatError("has generated golden texts", where="`$.generation`", found="null", expected=expected)
     shapes = [record.axes for record in manifest.inputs] + [record.axes for record in manifest.outputs]
     _check_known("lengths", manifest.lengths, {axis for axes in shapes for axis in axes if isinstance(axis, str)})
-    sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
+    sites = {site.name for site in manifest.sites} | {HEAD, PREFIX, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     for slot in manifest.slots:
         if len(slot.neutral) != len(slot.axes):

@@ -27,6 +27,12 @@ HEAD = "head"
 SHARED = "shared"
 """Prefix of tensors shared by all sites of one graph: `shared.<graph>.<parameter>`."""
 
+PREFIX = "prefix"
+"""Prefix of the tensors of trained keys and values: `prefix.<cache>`, by the base's input."""
+
+TOKENS = "tokens"
+"""Axis of trained keys and values along which they are longer than another prefix."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of adapters, which become names of files on every operating system."""
 
@@ -70,13 +76,32 @@ class Head:
         return () if self.task is None else self.task.labels
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Trained keys and values that a language model reads before the first token of each row.
+
+    `shapes` are those of its tensors, by the inputs of the base with its caches: the axes of the cache without the
+    batch, of which one is `tokens`.
+    """
+
+    tokens: int
+    shapes: Mapping[str, tuple[int | str, ...]]
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor, by its name."""
+        return {
+            f"{PREFIX}.{cache}": tuple(self.tokens if axis == TOKENS else int(axis) for axis in shape)
+            for cache, shape in self.shapes.items()
+        }
+
+
 @dataclass(frozen=True, repr=False)
 class Adapter(Described):
     """An adapter, validated on construction.
 
     `base` is the fingerprint of the base that it was trained on, `kind` what made its graphs (`custom` if written by
     hand), `placements` are by site in the order of the base. `weights` are float32 tensors `<site>.<parameter>`,
-    `shared.<graph>.<parameter>` and `head.<parameter>`. `training` is any JSON object.
+    `shared.<graph>.<parameter>`, `head.<parameter>` and `prefix.<cache>`. `training` is any JSON object.
 
     Raises `AdapterError` if graphs and head do not fit together, `TensorError` as `check_tensors`.
     """
@@ -89,6 +114,7 @@ class Adapter(Described):
     weights: Weights
     head: Head | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    prefix: Prefix | None = None
 
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
@@ -102,10 +128,12 @@ class Adapter(Described):
             unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
             if unknown:
                 raise AdapterError("graphs and placements differ", found=", ".join(unknown))
-            if not self.placements and self.head is None:
-                raise AdapterError("acts nowhere", expected="a placement or a head")
-            for reserved in {HEAD, SHARED} & set(self.placements):
+            if not self.placements and self.head is None and self.prefix is None:
+                raise AdapterError("acts nowhere", expected="a placement, a head or a prefix")
+            for reserved in {HEAD, SHARED, PREFIX} & set(self.placements):
                 raise AdapterError(f"a site may not be called `{reserved}`")
+            if self.prefix is not None:
+                self._check_prefix(self.prefix)
             self._check_graphs()
             self._check_tensor_names()
         check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
@@ -114,6 +142,17 @@ class Adapter(Described):
     def task(self) -> Task | None:
         """The task of its head; `None` without a head or task."""
         return None if self.head is None else self.head.task
+
+    def _check_prefix(self, prefix: Prefix) -> None:
+        """Check that the tensors of a prefix have one axis of tokens."""
+        wrong = [
+            cache
+            for cache, shape in prefix.shapes.items()
+            if list(shape).count(TOKENS) != 1 or not all(isinstance(axis, int) for axis in shape if axis != TOKENS)
+        ]
+        if wrong or not prefix.shapes:
+            expected = f"a shape with numbers and one axis `{TOKENS}` for each cache"
+            raise AdapterError("has a prefix without shapes", found=quoted(wrong) or "no caches", expected=expected)
 
     def _check_graphs(self) -> None:
         """Check that a site's graph reads site values and replaces one of them, and that a head's fits its task."""
@@ -172,6 +211,8 @@ class Adapter(Described):
         for owner, graph, widths in self.components():
             names = self.tensor_names(owner)
             yield from ((names[name], shape) for name, shape in graph.parameter_shapes(widths).items())
+        if self.prefix is not None:
+            yield from self.prefix.tensor_shapes().items()
 
     def _prefixes(self, owner: str) -> dict[str, str]:
         if owner == HEAD and self.head is not None:
@@ -212,6 +253,15 @@ class Adapter(Described):
             weights={name: tensor for name, tensor in self.weights.items() if name in tensors},
         )
 
+    def without_prefix(self) -> Adapter | None:
+        """Return the adapter without its prefix, or `None` if nothing is left."""
+        if self.prefix is None:
+            return self
+        if not self.placements and self.head is None:
+            return None
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(f"{PREFIX}.")}
+        return replace(self, prefix=None, weights=weights)
+
     def without_head(self) -> Adapter:
         """Return the adapter without its head; AdapterError if nothing is left."""
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(f"{HEAD}.")}
@@ -242,6 +292,18 @@ def _check_head(head: Head) -> None:
     wanted = task.kind.width or classes
     if classes != wanted:
         raise AdapterError(f"a head for `{task.type}` gives another number of columns", found=classes, expected=wanted)
+
+
+def refuse_prefixes(adapters: Iterable[Adapter], purpose: str) -> None:
+    """Raise an `AdapterError` for an adapter with a prefix, which no change at a site expresses."""
+    for adapter in adapters:
+        if adapter.prefix is not None:
+            raise AdapterError(
+                f"has keys and values before the first token, which cannot be {purpose}",
+                where=f"adapter `{adapter.name}`",
+                found=f"a prefix of {number_of(adapter.prefix.tokens, 'token')}",
+                expected="an adapter with sites",
+            )
 
 
 def check_name(name: str) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.errors import GraphError, NotNeutralError
-from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Placement
+from adapter_export.graph.adapter import HEAD, PREFIX, SHARED, Adapter, Placement
 from adapter_export.graph.graph import (
     BORROWED_BIAS,
     BORROWED_WEIGHT,
@@ -363,7 +363,7 @@ def rounded(adapter: Adapter, precision: AdapterPrecision) -> Adapter:
     """
     if precision == "float32":
         return adapter
-    weights: Weights = {}
+    weights = {name: tensor for name, tensor in adapter.weights.items() if name.startswith(f"{PREFIX}.")}
     for owner, graph, _ in adapter.components():
         shared = set() if owner == HEAD else set(inference_form(graph).shared)
         common = "" if owner == HEAD else f"{SHARED}.{adapter.placements[owner].graph}"

@@ -22,6 +22,7 @@ from onnx.reference.op_run import OpRun
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import READABLE, needs_base_norm
 from adapter_export.numerics.evaluate_adapter import BORROWED, check_fit, evaluate_head, evaluate_site
+from adapter_export.numerics.prefix_inputs import at_sites, with_prefix, without_prefix
 from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, head_output, site_result
 from adapter_export.onnx_backend.base.flow import all_read, module_path
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
@@ -402,7 +403,9 @@ class CutRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the base cannot compute these inputs.
         """
-        return self._whole.run(inputs) if adapter is None else self._run_adapted(inputs, adapter, Cut.run)
+        acting, fed = at_sites(adapter), with_prefix(inputs, adapter, self._base.inputs)
+        outputs = self._whole.run(fed) if acting is None else self._run_adapted(fed, acting, Cut.run)
+        return without_prefix(outputs, adapter, self._base.inputs)
 
     def _run_adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
         opened, feeds = self._run_segments(inputs, adapter, compute)
@@ -454,13 +457,14 @@ class CutRunner:
 
         They are computed piece by piece, those of sites first. Adapters are computed in float64.
         """
-        model, feeds = self._base.model, dict(inputs)
-        if adapter is not None:
-            opened, feeds = self._run_segments(inputs, adapter)
+        acting, feeds = at_sites(adapter), dict(with_prefix(inputs, adapter, self._base.inputs))
+        model = self._base.model
+        if acting is not None:
+            opened, feeds = self._run_segments(feeds, acting)
             model = opened.model
         shown = with_outputs(model, names)
         paths = {node.outputs[0].name: module_path(node) for node in model.graph if node.outputs}
-        for site, replaced in () if adapter is None else [place for place, _ in opened.places]:
+        for site, replaced in () if acting is None else [place for place, _ in opened.places]:
             if (name := site_result(site.name, replaced)) in names:
                 yield NodeValue(name, feeds[cut_input(site.name, replaced)], path=site.path)
         if not shown.graph.outputs:
@@ -480,9 +484,10 @@ class CutRunner:
         """Return all outputs of `run` in float64, or `None` for large models and operators outside ONNX."""
         if self.keeps_weights:
             with suppress(*_NOT_EXACT):
-                if adapter is None:
-                    return _in_float64(self._base.model, inputs)
-                return self._run_adapted(inputs, adapter, Cut.exactly)
+                acting, fed = at_sites(adapter), with_prefix(inputs, adapter, self._base.inputs)
+                if acting is None:
+                    return without_prefix(_in_float64(self._base.model, fed), adapter, self._base.inputs)
+                return self._run_adapted(fed, acting, Cut.exactly)
         return None
 
     @cached_property

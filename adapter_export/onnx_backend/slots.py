@@ -17,7 +17,7 @@ from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
-from adapter_export.graph.adapter import HEAD, SHARED, Adapter
+from adapter_export.graph.adapter import HEAD, PREFIX, SHARED, Adapter
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, bind_base_norm, first_free
 from adapter_export.graph.kinds import Kind
 from adapter_export.graph.ops import ACTIVATIONS, Dim
@@ -36,6 +36,7 @@ from adapter_export.numerics.runner import head_output
 from adapter_export.runtime.strength import STRENGTH_KEY
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.site import SiteMap
+from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 SLOT_PREFIX = "adapter."
@@ -136,27 +137,78 @@ class SlotGroup:
         return f"{prefix.removeprefix(SLOT_PREFIX)}.{axis}"
 
 
+PREFIX_LENGTH = "length"
+"""Parameter of the slot with the number of tokens of a prefix, [1]: 0 without one. Longer tensors are cut."""
+
+
+@dataclass(frozen=True)
+class PrefixSlots:
+    """Slots of keys and values before the first token, for the caches of a base.
+
+    `shapes` are as in `Prefix`; `longest` is the maximum number of tokens, by which texts are shorter.
+    """
+
+    shapes: Mapping[str, tuple[int | str, ...]]
+    longest: int
+
+    @property
+    def length(self) -> str:
+        """The slot of the number of tokens."""
+        return f"{SLOT_PREFIX}{PREFIX}.{PREFIX_LENGTH}"
+
+    def slot(self, cache: str) -> str:
+        """Return the slot of the keys or values that precede a cache."""
+        return f"{SLOT_PREFIX}{PREFIX}.cache.{cache}"
+
+    def records(self) -> Iterator[SlotRecord]:
+        """Yield its slots; they are idle with a length of 0."""
+        yield SlotRecord(self.length, PREFIX, PREFIX, PREFIX_LENGTH, (1,), (1,), 0.0)
+        for cache, shape in self.shapes.items():
+            neutral = tuple(axis if isinstance(axis, int) else 1 for axis in shape)
+            yield SlotRecord(self.slot(cache), PREFIX, PREFIX, f"cache.{cache}", shape, neutral, 0.0)
+
+    def tensors(self, adapter: Adapter) -> Weights:
+        """Return the tensors of an adapter, neutral without a prefix; AdapterError for another or longer one."""
+        prefix = adapter.prefix
+        if prefix is None:
+            return {record.name: np.zeros(record.neutral, np.float32) for record in self.records()}
+        if prefix.shapes != self.shapes or prefix.tokens > self.longest:
+            raise AdapterError(
+                "has a prefix that does not fit the slots of the exported graph",
+                where=f"adapter `{adapter.name}`",
+                found=f"{number_of(prefix.tokens, 'token')} for {number_of(len(prefix.shapes), 'cache')}",
+                expected=f"at most {number_of(self.longest, 'token')} for {number_of(len(self.shapes), 'cache')}",
+                fix="build the bundle with this adapter",
+            )
+        length = {self.length: np.array([prefix.tokens], np.float32)}
+        return length | {self.slot(cache): adapter.weights[f"{PREFIX}.{cache}"] for cache in self.shapes}
+
+
 @dataclass(frozen=True)
 class SlotPlan:
-    """Adapters of one exported graph: groups in order of evaluation, the heads last.
+    """Adapters of one exported graph: groups in order of evaluation, the heads last, and slots of prefixes.
 
     Several groups at one site are chained in this order.
     """
 
     groups: tuple[SlotGroup, ...]
+    prefix: PrefixSlots | None = None
 
     @property
     def slots(self) -> tuple[SlotRecord, ...]:
         """Every slot of the graph; a slot that sites share occurs once."""
-        return tuple(dict.fromkeys(record for group in self.groups for record in group.records()))
+        of_prefix = () if self.prefix is None else self.prefix.records()
+        return (*dict.fromkeys(record for group in self.groups for record in group.records()), *of_prefix)
 
     @property
     def digest(self) -> str:
         """Digest of the topology of the graph, `sha256:<hex>`: equal digests accept the same adapter files."""
-        facts = [
+        facts: list[list[Any]] = [
             [group.owner, group.graph_name, group.alone, group.key, dict(group.site_widths), *sorted(group.shortened)]
             for group in self.groups
         ]
+        if self.prefix is not None:
+            facts.append([PREFIX, self.prefix.longest, dict(self.prefix.shapes)])
         return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
 
     def at(self, owner: str) -> tuple[SlotGroup, ...]:
@@ -224,7 +276,7 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[R
             widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
             short = owner != HEAD and bool(repeated_zeros(form, widths))
             groups.append(SlotGroup(owner, name, form, widths, alone=len(here) == 1, short=short))
-    plan = SlotPlan(tuple(groups))
+    plan = SlotPlan(tuple(groups), _plan_prefix(adapters))
     slots: dict[str, SlotRecord] = {}
     for slot in plan.slots:
         other = slots.setdefault(slot.name, slot)
@@ -237,6 +289,25 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[R
                 fix="build these adapters separately" if shared else "rename the graphs or the parameters",
             )
     return plan
+
+
+def _plan_prefix(adapters: Sequence[Adapter]) -> PrefixSlots | None:
+    """Return slots for the longest prefix of any adapter; AdapterError if they are for different caches."""
+    prefixes = {adapter.name: adapter.prefix for adapter in adapters if adapter.prefix is not None}
+    if not prefixes:
+        return None
+    shapes = next(iter(prefixes.values())).shapes
+    others = [name for name, prefix in prefixes.items() if dict(prefix.shapes) != dict(shapes)]
+    if others:
+        raise AdapterError(
+            "prefixes are for different caches", found=quoted([next(iter(prefixes)), *others]), fix="build separately"
+        )
+    return PrefixSlots(shapes, longest_prefix(adapters))
+
+
+def longest_prefix(adapters: Iterable[Adapter]) -> int:
+    """Return the tokens of the longest prefix of any adapter; 0 without one."""
+    return max((adapter.prefix.tokens for adapter in adapters if adapter.prefix is not None), default=0)
 
 
 def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
@@ -253,7 +324,14 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     unplanned = {place: graph for place, graph in graphs_by_place.items() if place not in planned}
     if unplanned:
         raise _no_slots(plan, adapter, unplanned)
-    tensors: Weights = {}
+    if adapter.prefix is not None and plan.prefix is None:
+        raise AdapterError(
+            "needs slots that the exported graph does not have",
+            where=f"adapter `{adapter.name}` (kind `{adapter.kind}`)",
+            found="no slots for keys and values before the first token",
+            fix="build the bundle with this adapter",
+        )
+    tensors: Weights = {} if plan.prefix is None else plan.prefix.tensors(adapter)
     for group in plan.groups:
         graph = graphs_by_place.get((group.owner, group.key))
         if graph is not None:
@@ -351,7 +429,7 @@ def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> d
             wanted[key] = min(wanted.get(key, name), name)
     names: dict[str, str] = {}
     for key in sorted(wanted):
-        names[key] = first_free(wanted[key], names.values())
+        names[key] = first_free(wanted[key], {PREFIX, *names.values()})
     return names
 
 
@@ -422,11 +500,15 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
         facts = group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone
         groups.append([*facts, True] if group.short else [*facts])
     model.metadata_props[TOPOLOGY_KEY] = plan.digest
-    model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "groups": groups})
+    document: dict[str, Any] = {"graphs": graphs, "groups": groups}
+    if plan.prefix is not None:
+        document[PREFIX] = [dict(plan.prefix.shapes), plan.prefix.longest]
+    model.metadata_props[PLAN_KEY] = json.dumps(document)
     scaled = {group.graph_name: strength_parameters(group.graph) for group in plan.groups if group.owner != HEAD}
-    model.metadata_props[STRENGTH_KEY] = json.dumps(
-        {name: None if parameters is None else sorted(parameters) for name, parameters in scaled.items()}
-    )
+    named = {name: None if parameters is None else sorted(parameters) for name, parameters in scaled.items()}
+    if plan.prefix is not None:
+        named[PREFIX] = None  # a prefix adds nothing to a value
+    model.metadata_props[STRENGTH_KEY] = json.dumps(named)
 
 
 def read_plan(model: ir.Model, where: object) -> SlotPlan:
@@ -436,7 +518,7 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
         document: Any = parse_json(model.metadata_props[PLAN_KEY].encode(), PLAN_KEY)
         graphs = [graph_from_json(graph) for graph in document["graphs"]]
         facts = ((owner, name, graphs[index], *rest) for owner, name, index, *rest in document["groups"])
-        plan = SlotPlan(tuple(SlotGroup(*each) for each in facts))
+        plan = SlotPlan(tuple(SlotGroup(*each) for each in facts), _read_prefix(document.get(PREFIX)))
         digest = plan.digest
         if digest == model.metadata_props.get(TOPOLOGY_KEY):
             return plan
@@ -450,3 +532,10 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
         expected=f"`{PLAN_KEY}` in the metadata of the graph, in the format of this release",
         fix="rebuild the bundle",
     ) from cause
+
+
+def _read_prefix(document: Any) -> PrefixSlots | None:
+    if document is None:
+        return None
+    shapes, longest = document
+    return PrefixSlots({cache: tuple(shape) for cache, shape in shapes.items()}, longest)

@@ -17,7 +17,7 @@ from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelErro
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import token_lengths
-from adapter_export.graph.adapter import HEAD, Adapter, Head
+from adapter_export.graph.adapter import HEAD, Adapter, Head, refuse_prefixes
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.evaluate_adapter import check_fit
@@ -67,6 +67,7 @@ def attach(
         if adapter.base != base.fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
         check_fit([adapter], sites)
+        refuse_prefixes([adapter], "attached: they are a past of the model's cache")
     return AdaptedModel(base, adapter, sites, learned)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, fx
 from torch.fx.node import Target
 from torch.utils import _pytree as pytree
 
+from adapter_export.dtypes import Array
 from adapter_export.errors import RequestError
 from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.prefix_inputs import at_sites, with_prefix, without_prefix
 from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, site_result
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
@@ -90,15 +92,15 @@ class TorchRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the inputs do not match the base.
         """
-        model, tensors = self.model(adapter), _tensors(inputs)
+        model, tensors = self.model(at_sites(adapter)), self._tensors(inputs, adapter)
         with _inference():
             outputs = model(**tensors)
-        return {name: value.numpy() for name, value in outputs.items()}
+        return self._shown({name: value.numpy() for name, value in outputs.items()}, adapter)
 
     def find_undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
         """Return the elements of the outputs that change when attention without visible tokens returns other values."""
-        model = self.model(adapter)
-        tensors = _tensors(inputs)
+        model = self.model(at_sites(adapter))
+        tensors = self._tensors(inputs, adapter)
         ordered = self._base.ordered(tensors)
         with _inference():
             if not _sees_nothing(model.body, ordered):
@@ -109,7 +111,7 @@ class TorchRunner:
             for (name, one), other in zip(found.items(), others, strict=False)  # the final hidden state follows
             if one.is_floating_point()
         }
-        return {name: elements for name, elements in differ.items() if elements.any()}
+        return self._shown({name: elements for name, elements in differ.items() if elements.any()}, adapter)
 
     def node_values(
         self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str], *, exactly: bool = True
@@ -119,7 +121,7 @@ class TorchRunner:
         Each is computed in float32 and, with `exactly`, in float64 from its float32 inputs. Values are released after
         their last use. Raises as `run`.
         """
-        model, tensors = self.model(adapter), _tensors(inputs)
+        model, tensors = self.model(at_sites(adapter)), self._tensors(inputs, adapter)
         self._models.remove(model)  # so that no other adapter can reuse the model meanwhile
         walk = _Walk(model.body, exactly=exactly)
         walk.args_iter = iter(self._base.ordered(tensors))
@@ -132,21 +134,28 @@ class TorchRunner:
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
         """Return the NumPy type of each value that `node_values` can yield, by name, without lengths of axes."""
-        values = {name: node.meta.get("val") for node, name in _named(self.model(adapter)) if node.op != "get_attr"}
+        values = {name: node.meta.get("val") for node, name in _named(self.model(at_sites(adapter))) if node.op != "get_attr"}
         return {
             name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)
         }
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
         """Return all outputs of `run`, computed in float64; `None` if torch lacks a float64 operator."""
-        model = self.model(adapter)
-        tensors = _tensors(inputs)
+        model = self.model(at_sites(adapter))
+        tensors = self._tensors(inputs, adapter)
         with suppress(RuntimeError, IndexError), torch.inference_mode():
             *outputs, _ = _Wide(model.body).run(*self._base.ordered(tensors))
             names = [record.name for record in self._base.outputs]
             names += [] if model.head_name is None else [model.head_name]
-            return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+            return self._shown({name: value.numpy() for name, value in zip(names, outputs, strict=True)}, adapter)
         return None
+
+    def _tensors(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> dict[str, Tensor]:
+        """Return the inputs of the base, with the prefix of an adapter in its caches and mask."""
+        return _tensors(with_prefix(inputs, adapter, self._base.inputs))
+
+    def _shown(self, outputs: Mapping[str, Array], adapter: Adapter | None) -> dict[str, Array]:
+        return without_prefix(outputs, adapter, self._base.inputs)
 
 
 def _named(model: AdaptedModel) -> Iterator[tuple[fx.Node, str]]:

@@ -155,7 +155,8 @@ class Context:
     @property
     def _twin(self) -> str | None:
         """An adapter that acts at no site, such as the base head: its run also returns the outputs of the base."""
-        alone = (name for name in self.plan.adapters if not self.bundle.source(name).placements)
+        sources = {name: self.bundle.source(name) for name in self.plan.adapters}
+        alone = (name for name, source in sources.items() if not source.placements and source.prefix is None)
         return next(alone, None) if None in self.plan.names else None
 
     def budgets_for(self, golden: Golden) -> Mapping[str, float]:

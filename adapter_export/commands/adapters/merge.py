@@ -78,6 +78,7 @@ def merge(
         ParityError: the merged base and the adapted base disagree; nothing is written.
         OutputExistsError, WriteError: the output cannot be written.
     """
+    from adapter_export.graph.adapter import refuse_prefixes
     from adapter_export.numerics.merged_layers import merged_layers, stored
 
     path = Path(output)
@@ -87,6 +88,7 @@ def merge(
     if chosen.base != opened.fingerprint:
         raise BaseMismatchError(chosen.name, found=chosen.base, expected=opened.fingerprint, can_be_allowed=False)
     check_site_map([chosen], opened.given)
+    refuse_prefixes([chosen], "merged into weights")
     if not chosen.placements:
         raise AdapterError("acts at no site: there is nothing to merge", where=f"adapter `{chosen.name}`")
     head = None

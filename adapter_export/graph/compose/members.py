@@ -9,7 +9,7 @@ from typing import Any
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, UsageError
-from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement, refuse_prefixes
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
 from adapter_export.graph.ops import OPS, Dim
@@ -192,6 +192,7 @@ def compose(
 
     Raises `UsageError` if no member of that name has a head, `AdapterError` if the members do not go together.
     """
+    refuse_prefixes((member.adapter for member in members), "composed")
     graphs: dict[str, AdapterGraph] = {}
     names: dict[tuple[str | None, ...], str] = {}
     placements: dict[str, Placement] = {}

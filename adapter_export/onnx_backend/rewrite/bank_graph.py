@@ -14,7 +14,7 @@ import onnx_ir as ir
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, BaseModelError
 from adapter_export.format.manifest import BankTensor
-from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.adapter import PREFIX, Adapter
 from adapter_export.graph.compose.members import ROWS
 from adapter_export.graph.tasks import PER_TOKEN
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -24,6 +24,7 @@ from adapter_export.onnx_backend.rewrite.surgery import GraphRewrite
 from adapter_export.onnx_backend.slots import (
     SLOT_PREFIX,
     HeadSum,
+    PrefixSlots,
     SlotGroup,
     SlotPlan,
     adapter_head,
@@ -250,6 +251,14 @@ class _RowBinding(ParameterBinding):
         if head.result in PER_TOKEN:
             return result
         return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
+
+    def prefix(self, slots: PrefixSlots, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """Return the length [batch, 1, 1], and keys and values of each row."""
+        tensors = {}
+        for record in slots.records():
+            axes = [f"{PREFIX}.{axis}" if isinstance(axis, str) else axis for axis in record.axes]
+            tensors[record.name] = self._gather(bank_name(record.name), axes, writer)
+        return tensors
 
     def _gather(self, name: str, axes: Sequence[int | str], writer: Writer) -> ir.Value:
         """Gather rows of a bank tensor [adapters, …]; vectors as [batch, 1, width]."""

@@ -13,18 +13,21 @@ import onnx_ir as ir
 
 from adapter_export.errors import AdapterExportError, BaseModelError, FormatError
 from adapter_export.format.manifest import SlotRecord
-from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.adapter import HEAD, PREFIX, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
 from adapter_export.graph.tasks import PER_TOKEN
 from adapter_export.numerics.evaluate_adapter import check_tokens
+from adapter_export.numerics.prefix_inputs import prefixed_caches
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.onnx_lowering import Writer, emit
+from adapter_export.onnx_backend.rewrite.past import PastRewrite
 from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, GraphRewrite, SiteRewrite
 from adapter_export.onnx_backend.slots import (
     PLAN_KEY,
     SLOT_PREFIX,
     TOPOLOGY_KEY,
     HeadSum,
+    PrefixSlots,
     SlotGroup,
     SlotPlan,
     describe_plan,
@@ -102,6 +105,14 @@ class ParameterBinding:
         """Reshape the result of the heads of one output to match that output."""
         return result
 
+    def prefix(self, slots: PrefixSlots, _writer: Writer, /) -> Mapping[str, ir.Value]:
+        """Return the tensors of a prefix by their slots: the length [1], and keys and values without a batch."""
+        for record in slots.records():
+            shape = ir.Shape([f"{PREFIX}.{axis}" if isinstance(axis, str) else axis for axis in record.graph_axes])
+            tensor = ir.Tensor(np.zeros(record.neutral, np.float32), name=record.name)
+            self._slots[record.name] = self.rewrite.add_slot(record.name, shape, tensor)
+        return {record.name: self._slots[record.name] for record in slots.records()}
+
 
 def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     """Return the base's graph with slots for every adapter of the plan; raises as `insert`.
@@ -140,6 +151,7 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[GraphRewrite], Parame
     Raises:
         BaseModelError: the base does not compute in float32 or float16, has a reserved name, has several inputs
             that may be the mask of a head, or a mask that covers more than the head reads.
+        AdapterError: the base takes no prefix, or another one.
     """
     places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
     rewrite = SiteRewrite(base, ((site, replaced) for (_, replaced), site in places.items()))
@@ -149,6 +161,8 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[GraphRewrite], Parame
     sums = head_sums(plan, [record.name for record in base.outputs])
     if sums:
         insertion.add_heads(sums)
+    if plan.prefix is not None:
+        insertion.add_prefix(plan.prefix)
     model = rewrite.finish()
     insertion.describe(model, plan, sums)
     return model
@@ -233,6 +247,16 @@ class _Insertion:
             self._rewrite.vacate(head.output)
             self._rewrite.append_output(tape, result, head.output, _head_axes(hidden, head))
             tape = ir.tape.Tape()
+
+    def add_prefix(self, slots: PrefixSlots) -> None:
+        """Put keys and values before the caches, and remove them from the caches that the graph returns."""
+        caches = prefixed_caches(self._base.inputs, slots.shapes)
+        writer = self._writer(ir.tape.Tape(), PREFIX, None)
+        tensors = self._binding.prefix(slots, writer)
+        past = PastRewrite(self._rewrite, writer, tensors[slots.length], self._binding.stacked)
+        for record, axis in caches.items():
+            past.prepend(record, axis, tensors[slots.slot(record.name)])
+        past.finish(next(record for record in self._base.inputs if record.role == "mask"))
 
     def _mask(self, hidden: ir.Value, writer: Writer) -> ir.Value:
         """Return the mask as numbers [batch, tokens]; a base without a mask keeps every token."""

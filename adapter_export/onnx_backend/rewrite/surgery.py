@@ -125,6 +125,17 @@ class GraphRewrite:
             old.name, new.name = self.free_name(f"{name}.base"), name
         self._rebind(old, new)
 
+    def replace_output(self, old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Make `new`, which `nodes` compute from `old`, the output of the graph; other readers keep `old`."""
+        name = old.name
+        assert name is not None  # every output has a name
+        self.insert(nodes, old)
+        new.shape, new.type = new.shape or old.shape, new.type or old.type
+        for index, output in enumerate(self.model.graph.outputs):
+            if output is old:
+                self.model.graph.outputs[index] = new
+        old.name, new.name = self.free_name(f"{name}.base"), name
+
     def finish(self) -> ir.Model:
         """Sort the nodes into order of evaluation."""
         self.model.graph.sort()

@@ -27,7 +27,8 @@ from adapter_export.plugins.formats.importers.peft.methods import IA3, LORA, Cha
 from adapter_export.plugins.formats.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.plugins.formats.importers.peft.peft_embeddings import place_embeddings, take_saved
 from adapter_export.plugins.formats.importers.peft.peft_folder import PeftFolder, Sorted, read_folder, sort_tensors
-from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, Options, targeted
+from adapter_export.plugins.formats.importers.peft.peft_options import CHECKED_WITH, PREFIX_KIND, Options, targeted
+from adapter_export.plugins.formats.importers.peft.prefix_import import import_prefix
 from adapter_export.plugins.formats.importers.placing import norm_sites, place_change, place_norm, place_shift
 from adapter_export.plugins.formats.importers.tensor_map import Imported, Recipe, Source, TensorMap
 from adapter_export.sites.site import Site, SiteMap
@@ -65,6 +66,8 @@ def import_read(
     read: PeftFolder, base: BaseView, request: ImportRequest, *, head: HeadChoice | None = None, dense: bool = False
 ) -> Imported:
     """Import a PEFT adapter whose files were read; arguments and errors as for `import_peft`."""
+    if read.options.kind == PREFIX_KIND:
+        return import_prefix(read, base, request)
     options, where, mapped = read.options, read.path, TensorMap(read.tensors, read.path)
     sorted_keys = sort_tensors(mapped, options, where)
     with within(where):

@@ -21,7 +21,7 @@ from adapter_export.safe_io.linear_regex import linear_pattern
 
 # Unsupported types and options of PEFT, with reasons.
 
-_PROMPT = "it inserts trained vectors between tokens, or keys and values, which is not a change at a site"
+_PROMPT = "it inserts trained vectors between tokens, which is not a change at a site"
 _TO_LORA = "; `save_as_lora` of PEFT converts it to a LoRA, which rounds its change of the weights to a rank"
 
 KINDS: Mapping[str, str] = {
@@ -31,7 +31,7 @@ KINDS: Mapping[str, str] = {
     "PSOFT": "it rotates singular vectors of the base's weights, whose signs its folder does not contain" + _TO_LORA,
     "SHADOW": "it trains a second network next to the base",
     "XLORA": "it mixes several adapters by a trained gate over two passes of the base",
-    **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), _PROMPT),
+    **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
     **dict.fromkeys(("CPT", "CARTRIDGE", "ADAPTION_PROMPT"), _PROMPT),
 }
 """Reasons for unsupported values of `peft_type`. Types neither here nor in `METHODS` are rejected as unknown."""
@@ -84,6 +84,15 @@ _LORA_KEYS = frozenset(
 _TOKEN_KEYS = frozenset({"token_indices", "init_weights"})
 
 _IA3_KEYS = frozenset({"feedforward_modules"})
+
+PREFIX_KIND = "prefix_tuning"
+"""`Options.kind` of trained keys and values."""
+
+_PREFIX_KEYS = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "num_virtual_tokens", "token_dim", "num_transformer_submodules"}
+    | {"num_attention_heads", "num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"}
+)
+"""Keys of prefix tuning. PEFT saves keys and values after the projection, whose options have no effect."""
 
 NO_MATTER = frozenset(
     {
@@ -272,6 +281,7 @@ _READS: Mapping[str, frozenset[str]] = {
     "IA3": _SHARED_KEYS | _IA3_KEYS,
     "LN_TUNING": _SHARED_KEYS,
     "TRAINABLE_TOKENS": _SHARED_KEYS | _TOKEN_KEYS,
+    "PREFIX_TUNING": _PREFIX_KEYS,
     **{kind: _SHARED_KEYS | SHOWN_BY_TENSORS | method.reads for kind, method in METHODS.items()},
 }
 """Keys of the config that may have values, by `peft_type`."""
@@ -295,6 +305,8 @@ def _options(config: Config) -> Options:
         "version": config.text("peft_version"),
         "config": config,
     }
+    if kind == "PREFIX_TUNING":
+        return Options(PREFIX_KIND, **shared)
     if kind == "IA3":
         return Options("ia3", feedforward=config.names("feedforward_modules"), **shared)
     if kind == "LN_TUNING":
