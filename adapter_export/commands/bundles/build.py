@@ -158,11 +158,7 @@ def build(
     check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # before the export, which takes long
     if max_tokens is None:
         opened = opened.with_probed_lengths(reporter)
-    known = opened.max_tokens
-    longest = max_tokens or known
-    if longest is not None and known is not None and longest > known:
-        where, most = argument("max_tokens"), f"at most {known}"
-        raise UsageError("exceeds the base's maximum length", where=where, found=longest, expected=most)
+    longest = _longest_text(opened.max_tokens, max_tokens, chosen)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
     chat = _chat(opened, chat_template, text, longest)
     preparing = open_prepared_base(opened, precision, optimize, allow_base_mismatch, reporter)
@@ -191,6 +187,19 @@ def build(
         )
         manifest = plan.run(out, reporter)
     return Bundle(out.path, manifest, verified=True)
+
+
+def _longest_text(known: int | None, requested: int | None, adapters: Sequence[Adapter]) -> int | None:
+    """Return the maximum tokens of a text; the longest prefix takes some of those that the base has positions for."""
+    from adapter_export.onnx_backend.slots import longest_prefix
+
+    prefix = longest_prefix(adapters)
+    most = None if known is None else known - prefix
+    if most is not None and (requested or 1) > most:
+        what = "exceeds the base's maximum length"
+        what += f", of which {number_of(prefix, 'token')} belong to a prefix" if prefix else ""
+        raise UsageError(what, where=argument("max_tokens"), found=requested or 1, expected=f"at most {most}")
+    return requested or most
 
 
 def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
