@@ -42,6 +42,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import first_free
 from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.budget import Extent, extent
+from adapter_export.numerics.prefix_trial import check_prefixes
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE
@@ -50,7 +51,14 @@ from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.rewrite.checksums import CHECKSUMS, SlotChecksums, add_checksums, without_checksums
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
-from adapter_export.onnx_backend.slots import Reserved, SlotPlan, head_records, head_sums, plan_slots
+from adapter_export.onnx_backend.slots import (
+    Reserved,
+    SlotPlan,
+    head_records,
+    head_sums,
+    longest_prefix,
+    plan_slots,
+)
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
@@ -210,6 +218,9 @@ class BuildPlan:
             check_texts(self.adapters, tokenizer_digest(tokenizer), most)
         if self.model.media is not None:
             check_media(self.adapters, self.model.media.record)
+        prefix = longest_prefix(self.adapters)
+        longest = None if most is None else most + prefix
+        check_prefixes(self.references, self.base.inputs, self.adapters, longest)
 
 
 class _Build:
