@@ -51,14 +51,7 @@ from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.rewrite.checksums import CHECKSUMS, SlotChecksums, add_checksums, without_checksums
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
-from adapter_export.onnx_backend.slots import (
-    Reserved,
-    SlotPlan,
-    head_records,
-    head_sums,
-    longest_prefix,
-    plan_slots,
-)
+from adapter_export.onnx_backend.slots import Reserved, SlotPlan, head_records, head_sums, plan_slots
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
@@ -218,9 +211,7 @@ class BuildPlan:
             check_texts(self.adapters, tokenizer_digest(tokenizer), most)
         if self.model.media is not None:
             check_media(self.adapters, self.model.media.record)
-        prefix = longest_prefix(self.adapters)
-        longest = None if most is None else most + prefix
-        check_prefixes(self.references, self.base.inputs, self.adapters, longest)
+        check_prefixes(self.references, self.base.inputs, self.adapters, most)
 
 
 class _Build:

@@ -317,7 +317,15 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
         raise HashError(weights_path, found=digest, expected=record.weights.sha256)
     with within(where):
         return Adapter(
-            record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training, prefix
+            record.name,
+            record.kind,
+            record.base.fingerprint,
+            graphs,
+            placements,
+            weights,
+            head,
+            record.training,
+            prefix,
         )
 
 

@@ -15,9 +15,7 @@ from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
 
-def prefixed_caches(
-    inputs: Sequence[InputRecord], shapes: Mapping[str, Sequence[int | str]]
-) -> dict[InputRecord, int]:
+def prefixed_caches(inputs: Sequence[InputRecord], shapes: Mapping[str, Sequence[int | str]]) -> dict[InputRecord, int]:
     """Return the caches that a prefix precedes, with their axis of tokens.
 
     Raises:

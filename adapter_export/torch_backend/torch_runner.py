@@ -134,7 +134,9 @@ class TorchRunner:
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
         """Return the NumPy type of each value that `node_values` can yield, by name, without lengths of axes."""
-        values = {name: node.meta.get("val") for node, name in _named(self.model(at_sites(adapter))) if node.op != "get_attr"}
+        values = {
+            name: node.meta.get("val") for node, name in _named(self.model(at_sites(adapter))) if node.op != "get_attr"
+        }
         return {
             name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)
         }

@@ -41,9 +41,7 @@ def import_prefix(read: PeftFolder, base: BaseView, request: ImportRequest) -> I
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
     weights = {f"{PREFIX}.{cache}": np.ascontiguousarray(tensor, np.float32) for cache, tensor in tensors.items()}
     prefix = Prefix(len(table), shapes)
-    return Imported(
-        Adapter(request.name, "prefix_tuning", base.fingerprint, {}, {}, weights, None, record, prefix), ()
-    )
+    return Imported(Adapter(request.name, "prefix_tuning", base.fingerprint, {}, {}, weights, None, record, prefix), ())
 
 
 def _check_task(config: Mapping[str, Any]) -> None:
