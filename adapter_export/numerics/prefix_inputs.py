@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 
-from adapter_export.dtypes import Array
 from adapter_export.errors import AdapterError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import PREFIX, TOKENS, Adapter
 from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
+
+
+Values = TypeVar("Values", bound=np.ndarray)
 
 
 def prefixed_caches(inputs: Sequence[InputRecord], shapes: Mapping[str, Sequence[int | str]]) -> dict[InputRecord, int]:
@@ -78,8 +81,8 @@ def with_prefix(
 
 
 def without_prefix(
-    outputs: Mapping[str, Array], adapter: Adapter | None, records: Sequence[InputRecord]
-) -> dict[str, Array]:
+    outputs: Mapping[str, Values], adapter: Adapter | None, records: Sequence[InputRecord]
+) -> dict[str, Values]:
     """Return outputs of the base whose caches do not contain the prefix."""
     if adapter is None or adapter.prefix is None:
         return dict(outputs)
@@ -88,7 +91,8 @@ def without_prefix(
         name = str(record.next)
         if name in outputs:
             array = outputs[name]
-            shorter[name] = np.ascontiguousarray(array[(slice(None),) * axis + (slice(adapter.prefix.tokens, None),)])
+            kept = (slice(None),) * axis + (slice(adapter.prefix.tokens, None),)
+            shorter[name] = cast("Values", np.ascontiguousarray(array[kept]))
     return shorter
 
 

@@ -14,10 +14,9 @@ from torch import Tensor, fx
 from torch.fx.node import Target
 from torch.utils import _pytree as pytree
 
-from adapter_export.dtypes import Array
 from adapter_export.errors import RequestError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.prefix_inputs import at_sites, with_prefix, without_prefix
+from adapter_export.numerics.prefix_inputs import Values, at_sites, with_prefix, without_prefix
 from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, site_result
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
@@ -156,7 +155,7 @@ class TorchRunner:
         """Return the inputs of the base, with the prefix of an adapter in its caches and mask."""
         return _tensors(with_prefix(inputs, adapter, self._base.inputs))
 
-    def _shown(self, outputs: Mapping[str, Array], adapter: Adapter | None) -> dict[str, Array]:
+    def _shown(self, outputs: Mapping[str, Values], adapter: Adapter | None) -> dict[str, Values]:
         return without_prefix(outputs, adapter, self._base.inputs)
 
 

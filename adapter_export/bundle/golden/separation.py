@@ -91,7 +91,9 @@ def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
     acting: dict[str, list[SlotRecord]] = {}
     for slot in bundle.manifest.slots:
         if slot.site not in idle and not np.array_equal(tensors[slot.name], neutral[slot.name]):
-            acting.setdefault(slot.site, []).append(slot)
+            # each of the keys and values of a prefix is a part
+            part = slot.name.removeprefix(SLOT_PREFIX) if slot.site == PREFIX else slot.site
+            acting.setdefault(part, []).append(slot)
     layers: dict[int, list[str]] = {}
     for site in bundle.manifest.sites:
         if site.name in acting and site.layer is not None:
