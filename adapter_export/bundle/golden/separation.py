@@ -31,12 +31,13 @@ from adapter_export.format.manifest import (
     SeparationRecord,
     SlotRecord,
 )
-from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.adapter import HEAD, PREFIX
 from adapter_export.numerics.runner import Arrays, Runner, run
 from adapter_export.numerics.sample_inputs import sized_cases
 from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import weights_are_many
+from adapter_export.onnx_backend.slots import SLOT_PREFIX
 from adapter_export.runtime.graphs import run_session
 from adapter_export.words import quoted
 

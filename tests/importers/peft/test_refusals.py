@@ -50,7 +50,7 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
         ("alora", ("`alora_invocation_tokens` is [4]", "activated LoRA")),
         ("saved_norm", ("`embeddings.LayerNorm`", "`encoder.layer.1.output.LayerNorm`", "modules_to_save")),
         ("saved_embeddings", ("`embeddings.word_embeddings`", "modules_to_save")),
-        ("prefix", ("PREFIX_TUNING", "trained vectors")),
+        ("prefix", ("`task_type`", "`CAUSAL_LM`")),
         ("prompt", ("PROMPT_TUNING", "trained vectors")),
     ],
 )

@@ -144,7 +144,8 @@ class Diagnosis(Described):
             return f"does not fit this base: {', '.join(broken)}"
         if broken:
             return f"fits this base, but is broken: {', '.join(broken)}"
-        where = number_of(self.sites - self.idle, "site") if self.groups else "the final hidden state, by its head"
+        elsewhere = "the final hidden state, by its head" if self.head else "what all tokens attend to, by its prefix"
+        where = number_of(self.sites - self.idle, "site") if self.groups else elsewhere
         cautions = number_of(len(self.causes), "caution")
         return f"fits this base and changes {where}" + (f"; {cautions}" if self.causes else "")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from adapter_export.bases.base_view import BaseView
 from adapter_export.errors import AdapterError
-from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.adapter import Adapter, refuse_prefixes
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.ops import ACTIVATIONS, OPS
 from adapter_export.plugins.formats.exporters.recognise import ops_of
@@ -32,6 +32,9 @@ class ExportRequest:
         base_file: the base in the format of the other library, if required.
         prefix: module path of the base inside the library's model, such as `bert`.
         all_layers: true if the sites cover all layers of the base, false if only those with slots in a bundle.
+
+    Raises:
+        AdapterError: the adapter has a prefix.
     """
 
     adapter: Adapter
@@ -41,6 +44,9 @@ class ExportRequest:
     base_file: Path | None = None
     prefix: str | None = None
     all_layers: bool = True
+
+    def __post_init__(self) -> None:
+        refuse_prefixes([self.adapter], "exported")
 
     @property
     def imported(self) -> Mapping[str, Any]:
