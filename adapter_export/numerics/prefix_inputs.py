@@ -14,7 +14,6 @@ from adapter_export.graph.adapter import PREFIX, TOKENS, Adapter
 from adapter_export.tables import number_of
 from adapter_export.words import argument, quoted
 
-
 Values = TypeVar("Values", bound=np.ndarray)
 
 

@@ -13,9 +13,11 @@ import transformers as hf
 from once import once
 
 import adapter_export as ae
+from adapter_export.bases.adapters import load_adapter
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.plugins.formats.commands.import_.peft import import_peft
 from adapter_export.runtime import Bundle, Decoding, Session
+from adapter_export.torch_backend.attach import attach
 
 # PEFT passes its cache by a name that transformers 5.24 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
@@ -134,13 +136,13 @@ def test_padded_rows_are_those_of_transformers_with_the_cache_of_peft(folder: Pa
 def test_texts_leave_room_for_the_longest_prefix(folder: Path, session: Session) -> None:
     assert session.decoder.inputs.longest == LONGEST - 7
     with pytest.raises(UsageError, match="7 tokens belong to a prefix"):
-        ae.build(folder / "base.pt", [folder / "projected_adapter"], folder / "no", max_tokens=LONGEST)
+        ae.build(folder / "base.pt", {"projected": folder / "projected_adapter"}, folder / "no", max_tokens=LONGEST)
 
 
 def test_a_prefix_cannot_be_attached(folder: Path) -> None:
     base = ae.open_base(folder / "base.pt")
     with pytest.raises(AdapterError, match="cannot be attached"):
-        ae.attach(base.torch, ae.load_adapter(folder / "short_adapter"))
+        attach(base.torch, load_adapter(folder / "short_adapter"))
 
 
 @pytest.mark.extended
