@@ -258,8 +258,8 @@ def _several(folder: Path) -> Path:
     return folder
 
 
-def _prefix_tuning(folder: Path) -> Path:
-    return saved(folder, llama(), peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+def _prompt_tuning(folder: Path) -> Path:
+    return saved(folder, llama(), peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
 
 
 def _good(folder: Path) -> Path:
@@ -336,7 +336,7 @@ BROKEN: Mapping[str, Folder] = {
     "no_config": Folder(_no_config, ("missing-config",)),
     "whole_model": Folder(_whole_model, ("whole-model",)),
     "several": Folder(_several, ("several-adapters",)),
-    "prefix_tuning": Folder(_prefix_tuning, ("not-expressible",)),
+    "prompt_tuning": Folder(_prompt_tuning, ("not-expressible",)),
     "merged_again": Folder(_good, ("already-merged",), "merged"),
 }
 """Folders that do not work, with the broken causes that doctor must name, and no others."""

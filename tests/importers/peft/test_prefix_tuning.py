@@ -1,4 +1,4 @@
-"""Prefix tuning of decoders equals PEFT's forward, alone and in batches with other prefixes."""
+"""Prefix tuning of decoders equals PEFT's forward, in single rows and in batches with other prefixes."""
 
 from __future__ import annotations
 

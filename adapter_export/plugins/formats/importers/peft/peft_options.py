@@ -91,6 +91,7 @@ PREFIX_KIND = "prefix_tuning"
 _PREFIX_KEYS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "num_virtual_tokens", "token_dim", "num_transformer_submodules"}
     | {"num_attention_heads", "num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"}
+    | {"modules_to_save"}
 )
 """Keys of prefix tuning. PEFT saves keys and values after the projection, whose options have no effect."""
 

@@ -22,7 +22,7 @@ _TENSOR = "prompt_embeddings"
 _TASK = "CAUSAL_LM"
 
 _CACHE = re.compile(r"(\d+)\.(?:.*\.)?(key|value)")
-"""End of the name of a cache: its layer, and what it has."""
+"""End of the name of a cache: its layer, and `key` or `value`."""
 
 
 def import_prefix(read: PeftFolder, base: BaseView, request: ImportRequest) -> Imported:
