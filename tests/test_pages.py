@@ -22,7 +22,7 @@ LONG = {"docs/reference/format.md", "docs/reference/architectures.md", "docs/pro
 GENERATED = {"docs/reference/support-matrix.md", "docs/project/demo-log.md"}
 """Pages that programs write."""
 
-MOST_LINES, MOST_WORDS = 300, 49_000
+MOST_LINES, MOST_WORDS = 300, 50_000
 _GENERATED_BLOCK = re.compile(r"<!-- [\w ]+: begin -->.*?<!-- [\w ]+: end -->", re.DOTALL)
 _COMMAND = re.compile(r"(?:\$ )?(?:adapter-export|python|make|pip|npm|cmake|docker|curl)\b")
 _CODE = {"python", "java", "ts", "js", "cpp", "c", "rust", "go"}

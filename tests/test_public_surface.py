@@ -115,7 +115,16 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
         "check_session",
     ]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
-    tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}
+    tasks = {
+        "classify",
+        "classify_many",
+        "classify_tokens",
+        "predict",
+        "embed",
+        "embed_sparse",
+        "embed_tokens",
+        "answer",
+    }
     facts = {"adapters", "head", "labels", "output", "provider", "statistics", "task", "answering", "named"}
     facts |= {"may_mix", "may_pad", "base_head", "real_tokens", "described"}
     assert public == tasks | facts | {
