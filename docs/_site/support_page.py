@@ -65,6 +65,9 @@ LAYOUTS: Mapping[Layout, str] = {
 }
 """Layouts of `ship`."""
 
+ENCODERS, OF_ENCODERS = "Encoders of text", ("multi_vector", "sparse_embedding")
+"""Family, and the tasks that were tried with no other one."""
+
 WRITER = "Decoders"
 """The family of bases that `train` teaches to write texts."""
 
@@ -161,6 +164,7 @@ adapters, padded, truncated, and on bases where padding changes answers. Clients
     for family, (complete, tried) in architectures().items():
         tasks = [name for name, task in TASK_TYPES.items() if task.has_head or family == WRITER]
         tasks = [name for name in tasks if TASK_TYPES[name].reads_files or family not in FILES]
+        tasks = [name for name in tasks if family == ENCODERS or name not in OF_ENCODERS]
         yield _row(family, str(complete), str(tried), _names(tasks))
     yield """
 Encoders with decoders generate with adapters that PEFT or your own loop trained.
