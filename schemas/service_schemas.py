@@ -96,6 +96,9 @@ def answer_schema() -> Schema:
     """Return the schema of an answer to one row."""
     score = {"score": {"description": "The score; higher is better.", "type": "number"}}
     numbers: Schema = {"type": "array", "items": {"type": "number"}}
+    vectors: Mapping[str, Schema] = {
+        "vectors": {"description": "A vector for each token.", "type": "array", "items": numbers}
+    }
     token_places = {
         "token": {"description": "The token, as the tokenizer writes it.", "type": "string"},
         "start": {"description": "Its first character.", **_PLACE},
@@ -172,6 +175,33 @@ def answer_schema() -> Schema:
         ),
         "embedding": _answer(
             "embedding", "The vector of a row.", {"vector": {"description": "The vector.", **numbers}}
+        ),
+        "vectorsOfArrays": _answer(
+            "multi_vector", "The vectors of the tokens of a row of arrays.", vectors, from_arrays=True
+        ),
+        "vectorsOfText": _answer(
+            "multi_vector",
+            "The vectors of the tokens of a text.",
+            {
+                "vector_tokens": {
+                    "description": "The token of each vector, as the tokenizer writes it.",
+                    "type": "array",
+                    "items": {"type": "string"},
+                },
+                **vectors,
+            },
+        ),
+        "sparse": _answer(
+            "sparse_embedding",
+            "The weights of vocabulary entries.",
+            {
+                "weights": {
+                    "description": "The weights above 0, by the ids of their entries.",
+                    "type": "object",
+                    "propertyNames": {"pattern": "^[0-9]+$"},
+                    "additionalProperties": {"type": "number"},
+                }
+            },
         ),
         "ranking": _answer("ranking", "How well two texts go together.", score),
         "outputs": _answer(

@@ -25,6 +25,7 @@ from adapter_export.option import FormName
 from adapter_export.providers import PROVIDERS, ProviderName, provider_named
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.words import argument, command, quoted
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def processor_here() -> str:
     """Return the architecture and the name of this machine's processor."""
     name = platform.processor()
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:  # other systems than Linux
+        lines = read_bytes(Path("/proc/cpuinfo")).decode("utf-8", "replace").splitlines()
+    except FileError:  # other systems than Linux
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return " ".join(filter(None, [platform.machine(), names[0] if names else name])) or "unknown"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bodies import checked
 from heard import Heard
 from once import once
 from served import made_app
@@ -233,6 +234,9 @@ def _check_routes(service: TestClient, bundle: ae.Bundle, name: str) -> None:
             np.testing.assert_allclose([each["value"] for each in row], vector[vector > 0], atol=CLOSE)
         else:
             np.testing.assert_allclose(row, vector, atol=CLOSE)
+    side = {"side": "document"} if name == "colbert" else {}
+    answer = service.post("/answer", json={"adapter": "lora", "text": DOCUMENTS[0], **side})
+    assert set(checked(answer.json(), "rows")["rows"][0]) > {"adapter", "task"}
     assert service.post(other, json=call).status_code == 400
     assert service.post("/embed", json=call).status_code == 400
     pairs = {"model": "lora", "text_1": QUERIES[0], "text_2": DOCUMENTS}

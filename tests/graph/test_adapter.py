@@ -63,7 +63,7 @@ STRUCTURE = {
     "graphs and placements differ; found other": {
         "placements": {SITES[0]: Placement("bottleneck", WIDTHS), SITES[1]: Placement("other", WIDTHS)}
     },
-    "acts nowhere; expected a placement or a head": {"placements": {}, "graphs": {}, "head": None},
+    "acts nowhere; expected a placement, a head or a prefix": {"placements": {}, "graphs": {}, "head": None},
     "a site may not be called `head`": {"placements": {HEAD: Placement("bottleneck", WIDTHS)}},
     "labels and classes differ; found 2 labels; expected 3": {
         "head": replace(HEAD_PART, task=Task("single_label", ("one", "two")))

@@ -104,7 +104,7 @@ def test_invalid_heads_are_refused(task: ProblemType, options: dict[str, Any], m
         (("batch", "d"), "embedding"),
         (("batch", 7), "embedding"),
         (("batch", "tokens"), None),
-        (("batch", "tokens", "d"), None),
+        (("batch", "tokens", "d"), "token_embeddings"),
         (("classes",), None),
     ],
 )

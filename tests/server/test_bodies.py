@@ -53,9 +53,13 @@ def _row(service: TestClient, path: str, **call: Any) -> dict[str, Any]:
     return dict(row)
 
 
+OF_TOKENS = {"multi_vector", "sparse_embedding"}
+"""Tasks of other bases, whose answers `tests/embeddings` compares with the schema."""
+
+
 def test_every_answer_fits_the_schema(answers: Mapping[str, dict[str, Any]], text_folder: Path) -> None:
     types = {one["task"] for one in answers.values()}
-    assert types == {*PROBLEM_TYPES, None}
+    assert types == {*PROBLEM_TYPES, None} - OF_TOKENS
     assert answers["cut"]["cut"] > 0
     assert set(answers["choices"]) == {"adapter", "task", "choice", "probabilities"}
     assert set(answers["place of arrays"]) == {"adapter", "task", "first_token", "last_token", "probability"}
