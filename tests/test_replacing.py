@@ -177,7 +177,7 @@ def test_values_read_and_returned_by_each_site_are_recorded(bases: Bases) -> Non
 def test_both_views_find_these_sites(bases: Bases) -> None:
     found = [site.name for site in bases.in_onnx.sites]
     assert found == [site.name for site in discover(flow_graph(bases.in_torch.flat))]
-    assert set(found) == {*SUBLAYERS, *LINEARS, "embeddings", "pooler"}
+    assert set(found) == {*SUBLAYERS, *LINEARS, "tokens", "embeddings", "pooler"}
 
 
 class TestRefusals:

@@ -197,7 +197,12 @@ def with_errors(
     acts = {} if adapter is None else adapter.placements
     graphs = {} if adapter is None else adapter.graphs
     name = unused("rounding", graphs)
-    idle = {site.name: Placement(name, {"d": site.width}) for site in sites if site.name not in acts}
+    # a lookup copies a row, without rounding
+    idle = {
+        site.name: Placement(name, {"d": site.width})
+        for site in sites
+        if site.name not in acts and site.role != "lookup"
+    }
     plain: Weights = {f"{site}.scaling.weight": np.ones(place.widths["d"], np.float32) for site, place in idle.items()}
     if not idle and adapter is not None:
         whole = adapter
