@@ -495,7 +495,8 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
 def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
     """Return the adapter's head.
 
-    A head without tensors leaves no trace in the file: it is chosen if it is the only one that fits the claim.
+    A head without tensors leaves no trace in the file: it is chosen if it alone fits the claim. Of several, the one by
+    which adapters of this task in the bundle answer fits best.
     """
     slots = [slot for slot in manifest.slots if slot.site == HEAD]
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
@@ -508,7 +509,9 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     if seen:
         return seen[0]
     claimed = [head for head in manifest.heads if claim.output == head.output]
-    bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
     output = TASK_TYPES[claim.type].output if claim.type in PROBLEM_TYPES else None
-    fitting = claimed or [head for head in bare if head.result == output]
+    slotted = {slot.graph for slot in slots}
+    bare = [head for head in manifest.heads if head.graph not in slotted and head.result == output]
+    of_task = {record.output for record in manifest.adapters if record.task and record.task.type == claim.type}
+    fitting = claimed or [head for head in bare if head.output in of_task] or bare
     return fitting[0] if len(fitting) == 1 or claimed else None

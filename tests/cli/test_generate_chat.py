@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_adapters_can_change_within_a_conversation(cli: Any, bundle: Path, write
     assert document == {"adapter": "b", "messages": [*messages, {"role": "assistant", "content": second}]}
 
 
+@pytest.fixture
+def keyboard() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where another library of this process took it over."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+
+
+@pytest.mark.usefixtures("keyboard")
 def test_an_interrupt_stops_the_answer_and_not_the_program(
     bundle: Path, writer: TextWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

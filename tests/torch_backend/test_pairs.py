@@ -235,7 +235,10 @@ def test_pairs_are_learnt(negatives: tuple[str, ...], base: TorchBase, tmp_path:
     best = result.best.validation
     assert best.decides == "ndcg_at_10"
     assert best.metrics["ndcg_at_10"] > before.metrics["ndcg_at_10"] + 0.2
-    assert evaluate(model, found.validation, settings) == best
+    again = evaluate(model, found.validation, settings)
+    assert again.metrics == best.metrics
+    # training multiplies by packed weights, which sum in another order
+    assert again.loss == pytest.approx(best.loss, rel=1e-5)
 
 
 def test_parts_of_a_batch_are_compared_with_each_other(base: TorchBase, tmp_path: Path) -> None:

@@ -117,18 +117,27 @@ std::optional<HeadRecord> filled_head(const Arrays& tensors, const Manifest& man
   return std::nullopt;
 }
 
-// The only head with this result that has no slots, and so cannot be seen in an adapter.
-std::optional<HeadRecord> bare_head(const Manifest& manifest, const std::string& result) {
-  std::optional<HeadRecord> found;
+// Whether an adapter of the bundle does tasks of this type by the head.
+bool answers(const HeadRecord& head, const Manifest& manifest, const std::string& type) {
+  return std::any_of(manifest.adapters.begin(), manifest.adapters.end(), [&](const auto& adapter) {
+    return adapter.head.output == head.output && adapter.head.task && adapter.head.task->type == type;
+  });
+}
+
+// The head for a type of task that has no slots, and so cannot be seen in an adapter: the only one with its result, or
+// of several, the only one by which adapters of this type answer.
+std::optional<HeadRecord> bare_head(const Manifest& manifest, const std::string& type) {
+  std::vector<HeadRecord> bare, used;
   for (const auto& head : manifest.heads) {
     const bool has_slots = std::any_of(manifest.slots.begin(), manifest.slots.end(), [&](const auto& slot) {
       return slot.site == "head" && slot.graph == head.graph;
     });
-    if (has_slots || head.result != result) continue;
-    if (found) return std::nullopt;
-    found = head;
+    if (has_slots || head.result != result_of(type)) continue;
+    bare.push_back(head);
+    if (answers(head, manifest, type)) used.push_back(head);
   }
-  return found;
+  const auto& fitting = used.empty() ? bare : used;
+  return fitting.size() == 1 ? std::optional(fitting.front()) : std::nullopt;
 }
 
 // How many numbers a head gives along its last axis; 0 if its tensors do not say it.
@@ -220,7 +229,7 @@ Head head_of(const Arrays& tensors, const Manifest& manifest, const Claim& claim
   if (claim.type.empty() && claim.labels.empty()) return {head ? head->output : std::string{}, std::nullopt};
   const auto usual = head && head->result == "token_logits" ? "token" : "single_label";
   const auto task = make_task(claim.type.empty() ? usual : claim.type, claim.labels, where);
-  if (!head) head = bare_head(manifest, result_of(task.type));
+  if (!head) head = bare_head(manifest, task.type);
   check_task(task, head, tensors, manifest, where);
   return {head->output, task};
 }
