@@ -495,7 +495,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
 def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
     """Return the adapter's head.
 
-    A head without tensors leaves no trace in the file: it is chosen if it alone fits the claim. Of several, the one by
+    A head without tensors leaves no trace in the file: it is chosen if no other fits the claim. Of several, the one by
     which adapters of this task in the bundle answer fits best.
     """
     slots = [slot for slot in manifest.slots if slot.site == HEAD]
