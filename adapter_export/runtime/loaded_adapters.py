@@ -133,11 +133,11 @@ class _PrivateFile:
         self._check = check
         self._data: Callable[[Path], Bytes] = map_bytes if mapped else read_bytes
         self._state = _state(path)
-        self._known: tuple[Places, Loaded] | None = None
+        self._layout: tuple[Places, Loaded] | None = None
 
     def record_check(self, data: Bytes, loaded: Loaded) -> None:
         """Store the result of a check."""
-        self._known = find_tensors(data, self._path), replace(loaded, tensors={})
+        self._layout = find_tensors(data, self._path), replace(loaded, tensors={})
 
     def read(self) -> Loaded:
         """Read it; errors as of the check, or FileError if it was changed or removed."""
@@ -147,12 +147,12 @@ class _PrivateFile:
             raise _touched(self._path, error.what) from error
         if _state(self._path) != self._state:  # compared after opening, since the file may have been replaced before
             raise _touched(self._path, "was changed or replaced")
-        if self._known is None:
+        if self._layout is None:
             loaded = self._check(data, self._path)
             self.record_check(data, loaded)
             return loaded
-        places, known = self._known
-        return replace(known, tensors=tensors_at(data, places))
+        places, without_tensors = self._layout
+        return replace(without_tensors, tensors=tensors_at(data, places))
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
@@ -416,11 +416,11 @@ def _check_adapter(
     if task is None or head is None:
         return head, task
     classes = head_width(tensors, manifest.slots, head, CLASSES) or 0
-    wanted = len(task.labels) or task.kind.width or classes
-    if classes != wanted:
+    task_classes = len(task.labels) or task.kind.width or classes
+    if classes != task_classes:
         what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
-        actual = number_of(wanted, "label") if task.labels else f"{number_of(classes, 'number')} in each result"
-        raise AdapterError(what, where=where, found=actual, expected=f"{classes if task.labels else wanted}")
+        actual = number_of(task_classes, "label") if task.labels else f"{number_of(classes, 'number')} in each result"
+        raise AdapterError(what, where=where, found=actual, expected=f"{classes if task.labels else task_classes}")
     return head, task
 
 
@@ -488,8 +488,8 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
         elif not np.isfinite(tensor).all():
             yield f"`{slot.name}` holds NaN or Inf"
         for axis, size in axes:
-            if isinstance(axis, str) and (known := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
-                yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {known}"
+            if isinstance(axis, str) and (first_size := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
+                yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {first_size}"
 
 
 def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
@@ -500,14 +500,14 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     """
     slots = [slot for slot in manifest.slots if slot.site == HEAD]
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
-    seen = [head for head in manifest.heads if head.graph in busy]
-    if len(seen) > 1:
-        graphs = quoted(head.graph for head in seen)
+    heads_with_tensors = [head for head in manifest.heads if head.graph in busy]
+    if len(heads_with_tensors) > 1:
+        graphs = quoted(head.graph for head in heads_with_tensors)
         raise AdapterError(
             "fills several heads", where=where, found=graphs, expected="one, the others at their defaults"
         )
-    if seen:
-        return seen[0]
+    if heads_with_tensors:
+        return heads_with_tensors[0]
     claimed = [head for head in manifest.heads if claim.output == head.output]
     output = TASK_TYPES[claim.type].output if claim.type in PROBLEM_TYPES else None
     slotted = {slot.graph for slot in slots}

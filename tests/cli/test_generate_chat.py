@@ -41,14 +41,14 @@ def test_adapters_can_change_within_a_conversation(cli: Any, bundle: Path, write
     second = _answer(writer, "b", messages)
     assert second != _answer(writer, "a", messages)
     lines = "/system w3\nw5 w9\n\n/adapter c\n/adapter b\nw33\n/bye\n/history\n/exit\nw5\n"
-    found = cli.done("generate", bundle, "--chat", "--adapter", "a", "--max-new-tokens", "4", stdin=lines)
+    result = cli.done("generate", bundle, "--chat", "--adapter", "a", "--max-new-tokens", "4", stdin=lines)
     answers = f"{first}\n{second}\n"
-    assert found.stdout.startswith(answers)
-    assert found.stdout.removeprefix(answers).splitlines() == [
+    assert result.stdout.startswith(answers)
+    assert result.stdout.removeprefix(answers).splitlines() == [
         *("system: w3", "user: w5 w9", f"assistant: {first}", "user: w33", f"assistant: {second}")
     ]
     for part in ("no such adapter; found `c`; expected `a`, `b`", "unknown command `/bye`", "--max-new-tokens N"):
-        assert part in found.stderr
+        assert part in result.stderr
     document = cli.json("generate", bundle, "--chat", "--adapter", "a", "--max-new-tokens", "4", stdin=lines)
     assert document == {"adapter": "b", "messages": [*messages, {"role": "assistant", "content": second}]}
 
