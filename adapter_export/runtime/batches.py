@@ -114,7 +114,7 @@ def batches(
     """Yield batches of items with similar lengths, the shortest first, at the lowest total cost.
 
     A call costs its tokens, including padding, plus `call_tokens`. It has at most `token_budget` tokens and `adapters`
-    different adapters (1 without a bank); a larger request has a call of its own. UsageError if the budget is below 1.
+    different adapters (1 without a bank); a longer row has a call of its own. UsageError if the budget is below 1.
     """
     if token_budget < 1:
         raise UsageError("`token_budget` must be greater than 0", found=token_budget)

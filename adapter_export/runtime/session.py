@@ -420,7 +420,7 @@ class Session(Described):
             UsageError: the budget is below 1.
             RequestError: as `run`; nothing is computed if a request does not fit, and the message names it.
         """
-        items = self._items(requests, self._entry, "request", allow_mixed_rows)
+        items = self._items(requests, self._entry, "request", allow_mixed_rows, token_budget)
         return self._run_items(items, token_budget, allow_mixed_rows, reporter)
 
     def classify_many(
@@ -754,7 +754,11 @@ class Session(Described):
             each = ({name: array[row : row + 1] for name, array in arrays.items()} for row in range(rows))
             requests = [Request(row, *choice, head_only=True) for row, choice in zip(each, choices, strict=True)]
         items = self._items(
-            requests, lambda name: entries[str(name)], "row" if len(requests) > 1 else "", allow_mixed_rows
+            requests,
+            lambda name: entries[str(name)],
+            "row" if len(requests) > 1 else "",
+            allow_mixed_rows,
+            TOKEN_BUDGET,
         )
         computed = self._run_items(items, TOKEN_BUDGET, allow_mixed_rows)
         outputs = [entries[str(request.adapter)].output for request in requests]
@@ -767,11 +771,12 @@ class Session(Described):
         find: Callable[[str | None], Entry | None],
         word: str,
         allow_mixed_rows: bool,
+        token_budget: int,
     ) -> list[Item]:
         """Return checked requests with their adapters, without padding that would change a result.
 
-        A request becomes one item, or one per row if its rows may not share a call. Messages name a request by `word`
-        and its number.
+        A request becomes one item, or one per row if its rows may not share a call or exceed the budget. Messages name
+        a request by `word` and its number.
         """
         self._check_process()
         manifest, inputs = self._manifest, self._manifest.inputs
@@ -786,20 +791,23 @@ class Session(Described):
                 if entry not in may_pad:
                     may_pad[entry] = self._may_pad(entry)
                 padded = self._maskable if may_pad[entry] else frozenset[str]()
-                for part, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows):
+                for part, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows, token_budget):
                     rows, sizes = len(next(iter(part.values()))), batches.sizes_of(part, inputs, self._batch_axis)
                     # equal rows beside each other share a call, and the computation below the adapters
                     twin = 0 if manifest.fanout is None else twins.setdefault(digest_of(part.values()), index)
                     items.append(Item(index, request, part, entry, rows, sizes, padded, twin, origin))
         return items
 
-    def _parts(self, arrays: Arrays, may_pad: bool, allow_mixed_rows: bool) -> Sequence[tuple[Arrays, Origin | None]]:
-        """Return the inputs of a request as a whole, or by row if rows may not share a call."""
+    def _parts(
+        self, arrays: Arrays, may_pad: bool, allow_mixed_rows: bool, token_budget: int
+    ) -> Sequence[tuple[Arrays, Origin | None]]:
+        """Return the inputs of a request as a whole, or by row if rows may not share a call or exceed the budget."""
         inputs, rows = self._manifest.inputs, len(next(iter(arrays.values())))
         moves = has_padding(arrays, inputs) and any(
             misplaced(arrays, inputs, row, may_pad=may_pad) for row in range(rows)
         )
-        apart = not (self._manifest.batch_invariant or allow_mixed_rows)
+        tokens = rows * sum(batches.sizes_of(arrays, inputs, self._batch_axis).values())
+        apart = tokens > token_budget or not (self._manifest.batch_invariant or allow_mixed_rows)
         if not moves and (rows == 1 or not apart or not self._can_split):
             return [(arrays, None)]
         if rows > 1 and not self._can_split:

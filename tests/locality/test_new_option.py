@@ -29,10 +29,10 @@ def test_an_option_that_reaches_the_runtime_touches_four_files(trial: TrialChang
     trial.edit(REQUEST, '    where: str = ""\n', '    where: str = ""\n    contrast: float = 1.0\n')
     trial.edit(
         SESSION,
-        '        items = self._items(requests, self._entry, "request", allow_mixed_rows)\n'
+        '        items = self._items(requests, self._entry, "request", allow_mixed_rows, token_budget)\n'
         "        return self._run_items(items, token_budget, allow_mixed_rows, reporter)\n",
         "        asked = list(requests)\n"
-        '        items = self._items(asked, self._entry, "request", allow_mixed_rows)\n'
+        '        items = self._items(asked, self._entry, "request", allow_mixed_rows, token_budget)\n'
         "        found = self._run_items(items, token_budget, allow_mixed_rows, reporter)\n"
         "        return [{name: array * one.contrast for name, array in outputs.items()}\n"
         "                for one, outputs in zip(asked, found, strict=True)]\n",

@@ -100,6 +100,13 @@ def test_calls_are_filled_up_to_the_budget(session: Session) -> None:
     assert _calls(session, requests, token_budget=1) == [1, 2, 3, 4, 5, 6]
 
 
+def test_rows_of_a_request_beyond_the_budget_are_in_several_calls(session: Session) -> None:
+    requests = [Request(token_inputs(5, 5, 5, 5), "wide")]
+    assert _calls(session, requests, token_budget=10) == [0, 1]
+    assert _calls(session, requests, token_budget=20) == [1]
+    _hold(session, requests, session.run_many(requests, token_budget=10))
+
+
 def test_no_call_is_filled_up_for_more_than_a_call_costs(session: Session) -> None:
     lengths = (3, 3, 4, 4 + CALL_TOKENS // 2, 4 + CALL_TOKENS)
     requests = [Request(token_inputs(1, tokens=length), "wide") for length in lengths]
