@@ -369,9 +369,10 @@ def probed_lengths(
         if 1 in lengths and not lengths.fixed and not agree(axis, 1):
             above = lengths.within(Lengths(_SMALLEST))
             lengths = lengths if above is None else above
-        numbers = max((output.numel() for output in alone(axis, usual[axis])[1] or ()), default=0)
-        most = min(_most_probed(inputs, usual, axis), max(1, _MOST_COMPUTED * usual[axis] // max(1, numbers)))
-        top = lengths.at_most(most) or lengths.minimum
+        most = _most_probed(inputs, usual, axis)
+        trial = lengths.at_most(min(usual[axis], most)) or lengths.minimum
+        numbers = max((output.numel() for output in alone(axis, trial)[1] or ()), default=1)
+        top = lengths.at_most(min(most, max(1, _MOST_COMPUTED * trial // max(1, numbers)))) or lengths.minimum
         if not computes(axis, top):  # for example RoBERTa, whose positions start after the padding row
             tries = range(usual[axis] + 1, top)
             # bisection, which assumes that a module that rejects a length rejects longer ones
