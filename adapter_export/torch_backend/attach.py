@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -270,6 +271,12 @@ class AdaptedModel(AttachedAdapter):
         self.body = splice(base, self._mask(), sites, self._layers, seen)
         self._seen = len(seen) + 1
         self.eval()
+
+    @cached_property
+    def widest(self) -> int:
+        """Numbers per token of the widest output of the base, such as the size of the vocabulary."""
+        shapes = [record.axes[2:] for record in self.base.outputs if len(record.axes) > 2]
+        return max((math.prod(axis for axis in shape if isinstance(axis, int)) for shape in shapes), default=1)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Compute every output of the base by name and, with a head, the result of its task.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.training.loop import memory
 from adapter_export.training.loop.cache import HiddenCache
 from adapter_export.training.loop.checkpoint import CHECKPOINT_FILE
 from adapter_export.training.loop.data import Call, Rows, TextExamples, TrainingData, balanced
@@ -85,6 +88,32 @@ def test_parts_of_a_step_are_compared_with_each_other(base, data) -> None:
     assert losses == pytest.approx(others, rel=1e-4)
     for name, tensor in whole.items():
         np.testing.assert_allclose(cut[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", ["single_label", "embedding"])
+def test_wide_outputs_are_computed_in_several_passes(base, data, monkeypatch, problem: str) -> None:
+    rows = replace(data.training, problem=problem)
+    head = make_head(Task("embedding"), width=make_adapter(base).head.widths["d"])
+    tokens = 2 * int(rows.lengths.max())
+    runs = []
+    for bound in (memory.MOST_OUTPUTS, tokens * prepared(base).widest):
+        model = prepared(base) if problem == "single_label" else attach(base, with_head(make_adapter(base), head))
+        sizes = list[int]()
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "MOST_OUTPUTS", bound)
+            patch.setattr(model, "placed", partial(_placed, model.placed, sizes))
+            run = train(model, TrainingData(rows, rows), replace(QUICK, cache_mb=0))
+        runs.append((max(sizes), run.losses, run.best.validation.loss))
+    (most, losses, score), (bounded, others, other_score) = runs
+    assert bounded <= tokens < most
+    assert losses == pytest.approx(others, rel=1e-4)
+    assert score == pytest.approx(other_score, rel=1e-4)
+
+
+def _placed(placed: Callable[..., Any], sizes: list[int], inputs: Mapping[str, torch.Tensor]) -> Any:
+    """Record the number of tokens of a call."""
+    sizes.append(inputs["input_ids"].numel())
+    return placed(inputs)
 
 
 def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> None:

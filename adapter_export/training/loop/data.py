@@ -69,6 +69,9 @@ class Examples(Protocol):
     def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
         """Yield some rows in one call; unless `pads`, in one call per length."""
 
+    def positions(self, rows: Rows) -> int:
+        """Return the tokens of some rows with padding, for each of which the base has outputs; 0 for files."""
+
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the model's results for some rows in the form that the loss needs, and the targets."""
 
@@ -289,6 +292,10 @@ class TextExamples:
         for places in of_one_call(np.array([len(one.ids) for one in encodings]), pads=pads):
             arrays = self.tokenizer.arrays([encodings[place] for place in places], self.names, pads=pads)
             yield Call({name: torch.from_numpy(array) for name, array in arrays.items()}, places)
+
+    def positions(self, rows: Rows) -> int:
+        """Return the tokens of the texts of some rows, with padding."""
+        return sum(self._counts(rows)) * int(self.lengths[rows].max())
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the results of a head for some rows, and the targets.

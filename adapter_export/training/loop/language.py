@@ -95,6 +95,10 @@ class LanguageExamples:
         """Yield some rows in one call: a causal model reads no later tokens, so it ignores padding (`check_causal`)."""
         yield Call(self.inputs(rows), np.arange(len(rows)))
 
+    def positions(self, rows: Rows) -> int:
+        """Return the tokens of some rows, with padding."""
+        return len(rows) * int(self.lengths[rows].max())
+
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """Return the base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
         ids = self._ids(rows)

@@ -153,6 +153,10 @@ class MediaExamples:
             contents = [self.source.contents(self.texts[row]) for row in rows[places]]
             yield Call({name: torch.from_numpy(self.source.processor(contents, name))}, places)
 
+    def positions(self, rows: Rows) -> int:  # noqa: ARG002 — a file has one narrow result, or few
+        """Return 0: the outputs of files are not bounded by their samples."""
+        return 0
+
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the results of a head for some rows, and the targets."""
         return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)

@@ -47,6 +47,7 @@ from adapter_export.training.loop.devices import Engine
 from adapter_export.training.loop.distil_loop import Teacher
 from adapter_export.training.loop.faster_graph import faster_graphs
 from adapter_export.training.loop.measure import deciding, judged, measure
+from adapter_export.training.loop.memory import passes
 from adapter_export.training.loop.record import EpochRecord, TrainingResult
 from adapter_export.training.loop.settings import LoopSpec, Machine, Precision
 from adapter_export.training.objectives import OBJECTIVES
@@ -113,7 +114,11 @@ def answer_examples(
             return answer_examples(model, examples, settings, own, cache)
     was_training = model.training
     model.eval()
-    batches = evaluation_batches(examples.lengths, settings.batch_size)
+    batches = [
+        part
+        for batch in evaluation_batches(examples.lengths, settings.batch_size)
+        for part in passes(model, examples, batch)
+    ]
     parts = []
     with torch.inference_mode():
         # interleaved: batches are sorted by length, so that all processes get some of each length
@@ -313,7 +318,7 @@ class _Run:
         settings, batches = self._settings, self._batches(0)
         batch = sorted(batches, key=lambda rows: self._data.training.lengths[rows].sum())[len(batches) // 2]
         self._model.train()
-        parts = np.array_split(batch, min(settings.gradient_accumulation, len(batch)))
+        parts = self._passes(batch)
         # the first pass warms up
         seconds = [len(parts) * self._timed_pass(parts[0], gradient=gradient) for gradient in (True, True, False)][1:]
         measured = math.ceil(len(self._data.validation.lengths) / settings.batch_size)
@@ -445,7 +450,7 @@ class _Run:
         self._drop()
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=accelerator.device)
-        parts = np.array_split(rows, min(self._settings.gradient_accumulation, len(rows)))
+        parts = self._passes(rows)
         if self._objective.compares and len(parts) > 1:
             sums += self._compare_parts(parts)
         else:
@@ -478,6 +483,13 @@ class _Run:
         # the next evaluation runs with all layers
         self._model.leave_out(())
         return loss, norm
+
+    def _passes(self, rows: Rows) -> Sequence[Rows]:
+        """Split a batch as requested, and further if the outputs of the base are wide."""
+        least = self._settings.gradient_accumulation
+        if self._objective.compares and (self._accelerator.num_processes > 1 or self._teacher is not None):
+            return [rows]  # `train` has checked that no more are requested
+        return passes(self._model, self._data.training, rows, least)
 
     def _drop(self) -> None:
         """Skip the adapters of a random number of the lowest layers in the next step, at most `drop_layers`."""
