@@ -271,11 +271,13 @@ class TrainingJob:
         import numpy as np
 
         from adapter_export.training.loop.init_adapter import relative_change
+        from adapter_export.training.loop.memory import passes
 
         adapter, examples = start.model.adapter, rows.training
         if adapter is None or not adapter.placements:  # a student, whose weights are the base's
             return dict(start.facts), start.origin
         places = np.arange(min(_ROWS_MEASURED, self.loop.batch_size, len(examples.texts)))
+        places = passes(start.model, examples, places)[0]
         change = relative_change(start.model, next(examples.calls(places, pads=start.model.pads)).inputs)
         clause = f"initial change of the final hidden state: {change:.2%} ({start.origin})"
         return {**start.facts, "initial_change": change}, clause
