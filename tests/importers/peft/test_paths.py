@@ -82,6 +82,15 @@ def renamed_sites(*paths: str | None) -> SiteMap:
     return SiteMap(tuple(linear_site(name, path, 32, 32) for name, path in zip(names, paths, strict=True)), "f", 32)
 
 
+def test_a_module_with_two_sublayers_is_refused() -> None:
+    """Language adapters of X-MOD, beside the feed-forward network in `output`, would get the adapter a second time."""
+    paths = ("encoder.layer.0.output.dense", "encoder.layer.0.output.adapter_modules.en.dense2")
+    sites = [replace(linear_site(f"layers.{at}.ffn", path, 8, 8), role="ffn") for at, path in enumerate(paths)]
+    target = Target("bert.encoder.layer.0.output", "bert.encoder.layer.0.output", "ffn")
+    with pytest.raises(AdapterError, match=r"contains several sublayers of the base; found .*`encoder\.layer"):
+        match([target], SiteMap(tuple(sites), "f", 8), "a")
+
+
 def by_number(paths: list[str], sites: SiteMap) -> dict[str, Site]:
     return sites_by_number([Target(path, path) for path in paths], sites)
 

@@ -119,6 +119,8 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
             target.path: index.get((target.role, renaming(target.stem) or ""), []) if _fits(target) else []
             for target in targets
         }
+        for path, matched in by_path.items():
+            _check_one_module(path, matched, where)
         return Match(by_path, renaming, False, known, where)
     numbered = sites_by_number(targets, sites)
     if numbered and by_number:
@@ -157,6 +159,19 @@ def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
         for end in ends:
             sites_by_path.setdefault((role, ".".join(names[:end])), []).append(site)
     return sites_by_path
+
+
+def _check_one_module(path: str, sites: Sequence[Site], where: object) -> None:
+    """Raise AdapterError if a module contains several sublayers of a role, such as a language adapter beside a FFN."""
+    modules = dict.fromkeys(site.path or site.name for site in sites)
+    if len(modules) > 1:
+        raise AdapterError(
+            "a module of the adapter contains several sublayers of the base",
+            where=where,
+            found=f"`{path}`: {quoted(modules)}",
+            expected="one sublayer in the module",
+            fix="pass the model that it was trained on, with the same modules",
+        )
 
 
 def _fits(target: Target) -> bool:

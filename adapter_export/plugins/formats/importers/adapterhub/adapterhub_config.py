@@ -255,6 +255,11 @@ def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseVi
             fix="pass the model that it was trained on as " + argument("base"),
         )
     check_architecture(config.model_type, base.model_type, by_number=by_number)
+    if config.model_type == "xmod":
+        raise AdapterError(
+            "AdapterHub removes the language adapters of this model's base, so that its adapters fit no other base",
+            found="`model_type`: `xmod`",
+        )
     method = next((candidate for candidate in config.methods if isinstance(candidate, BottleneckConfig)), None)
     if method is None:
         return
