@@ -85,6 +85,7 @@ AGAINST_MODEL = {
     "Lengths.maximum",
     "GenerationRecord.start",
     "GenerationRecord.suppressed",
+    "GenerationRecord.suppressed_first",
     "GenerationRecord.last",
 }
 """Fields that `check --against` derives again from the model."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from adapter_export.decoding import Decoding
-from adapter_export.errors import RequestError
+from adapter_export.errors import FormatError, RequestError
 from adapter_export.format.manifest import Manifest, WrittenRecord
 from adapter_export.format.sketch import filled
 from adapter_export.runtime.generation.call_budget import CallBudget, parts_of
@@ -140,12 +140,18 @@ class Decoder:
         return row
 
     def golden_row(self, place: int, golden: WrittenRecord, adapter: str | None, decoding: Decoding) -> WrittenRow:
-        """Return the row of a golden text."""
+        """Return the row of a golden text.
+
+        Raises `FormatError` for a seed without an encoder of files, or none with such an encoder.
+        """
         media = self.inputs.media
+        if (media is None) != (golden.fill is None):
+            expected = "null, since no input takes files" if media is None else f"the seed of input `{media.name}`"
+            raise FormatError("wrong seed of a golden text", where="`fill`", found=golden.fill, expected=expected)
         window = None
-        if media is not None:
+        if media is not None and golden.fill is not None:
             sizes = [axis for axis in media.axes[2:] if isinstance(axis, int)]
-            window = filled(golden.fill or 0, [1, *sizes], media.dtype)
+            window = filled(golden.fill, [1, *sizes], media.dtype)
         return WrittenRow(place, golden.prompt, adapter, decoding, self.record.end, media=window)
 
     def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
