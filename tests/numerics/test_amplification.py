@@ -10,7 +10,7 @@ import pytest
 
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import ia3_graph
-from adapter_export.numerics.budget import MOST_AMPLIFIED, budget, product_error
+from adapter_export.numerics.budget import AMPLIFIED, MOST_AMPLIFIED, budget, product_error
 from adapter_export.numerics.evaluate_adapter import evaluate_site
 from adapter_export.numerics.runner import DRAWS, Arrays, measure_rounding, with_errors
 from adapter_export.sites.site import Norm, Site, SiteMap
@@ -145,11 +145,14 @@ class TestBudget:
         plain = budget("float32", **SIZES)
         assert budget("float32", **SIZES, moved=plain.absolute / 2) == plain
         wider = budget("float32", **SIZES, moved=5 * plain.absolute)
-        assert wider.absolute == 5 * plain.absolute
-        assert wider.reason.startswith("1.2e-05: errors of 6.2e-07 at its sites move the reference by 1.2e-05")
+        assert wider.absolute == AMPLIFIED * 5 * plain.absolute
+        assert wider.reason.startswith(
+            "2.5e-05: 2 times 1.2e-05, by which errors of 6.2e-07 at its sites move the reference; without that"
+        )
         assert wider.reason.endswith(f"without that {plain.reason}")
 
     def test_amplification_is_limited_to_a_thousandth_of_the_scale(self) -> None:
         found = budget("float32", **SIZES, moved=0.5)
         assert found.absolute == MOST_AMPLIFIED * 2.0
-        assert "move the reference by 5.0e-01, of which 0.001 of the scale 2 counts" in found.reason
+        assert "2 times 5.0e-01, by which errors of 6.2e-07 at its sites move the reference" in found.reason
+        assert "and at most 0.001 of the scale 2; without that" in found.reason
