@@ -209,12 +209,16 @@ class TestDefects:
         with pytest.raises(AdapterError, match="read the sum before the norm that follows it in this base"):
             load(folder, bert)
 
-    @pytest.mark.parametrize(("model", "change"), [("albert", {"mh_adapter": True}), ("gptj", {}), ("xmod", {})])
+    @pytest.mark.parametrize(
+        ("model", "change"),
+        [("albert", {"mh_adapter": True}), ("gptj", {}), ("whisper", {"inv_adapter": "nice"}), ("xmod", {})],
+    )
     def test_models_that_the_library_changes_are_refused(
         self, model: str, change: dict[str, Any], copied: Copy, bert: Made
     ) -> None:
         with pytest.raises(
-            AdapterError, match=rf"AdapterHub (swaps|passes|removes).* this model's .*found `model_type`: `{model}`"
+            AdapterError,
+            match=rf"AdapterHub (swaps|passes|applies|removes).* this model.*found `model_type`: `{model}`",
         ):
             load(edit(copied("bert/seq_bn"), model_type=model, config=change), bert)
 

@@ -274,6 +274,11 @@ def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseVi
             "which cannot be expressed",
             found="`model_type`: `gptj`, `original_ln_before`",
         )
+    if config.model_type == "whisper" and method.inv_adapter is not None:
+        raise AdapterError(
+            "AdapterHub applies the invertible adapter of this model after the encoder's last norm, which is no site",
+            found=f"`model_type`: `whisper`, `inv_adapter`: `{method.inv_adapter}`",
+        )
     if interface is not None:
         _check_interface(interface, method, base.sites)
 
