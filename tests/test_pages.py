@@ -19,7 +19,7 @@ GUIDES = [path for path in PAGES if path.parent.name in ("how-to", "tutorial")]
 LONG = {"docs/reference/format.md", "docs/reference/architectures.md", "docs/project/demo-log.md"}
 """The specification, a table and a log that programs write."""
 
-GENERATED = {"docs/reference/support-matrix.md", "docs/project/demo-log.md"}
+GENERATED = {"docs/reference/support-matrix.md", "docs/reference/peers.md", "docs/project/demo-log.md"}
 """Pages that programs write."""
 
 MOST_LINES, MOST_WORDS = 300, 50_000
