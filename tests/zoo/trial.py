@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from models import Model
 from random_kinds import random_of_kind
+from recipes import Model
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 

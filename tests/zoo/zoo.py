@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import torch  # noqa: E402
-from models import MODELS, Model  # noqa: E402
+from models import MODELS  # noqa: E402
+from recipes import Model  # noqa: E402
 from trial import FOUND, Outcome, examine  # noqa: E402
 
 from adapter_export.safe_io.output import Output  # noqa: E402
