@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -25,6 +26,16 @@ def axis_names(records: Iterable[InputRecord | OutputRecord]) -> tuple[str, ...]
 def length(axis: Axis, lengths: Mapping[str, int]) -> int:
     """Compute the length of an axis from the lengths of its names."""
     return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))
+
+
+def estimated_elements(record: OutputRecord, lengths: Mapping[str, int]) -> int:
+    """Estimate the number of elements of an output from the lengths of the inputs.
+
+    A length that the model computes, such as frames from samples, counts as the longest of the inputs.
+    """
+    longest = max(lengths.values(), default=1)
+    lengths = {**dict.fromkeys(axis_names([record]), longest), **lengths}
+    return math.prod(length(axis, lengths) for axis in record.axes)
 
 
 def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None) -> dict[str, Lengths] | None:

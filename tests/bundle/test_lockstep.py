@@ -13,12 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import partial_bases
 import pytest
+import torch
 from once import once
 from onnx import numpy_helper
+from random_kinds import random_of_kind
 from small_bundle import Built
 from tiers import extended
 from toolchain import skip_or_fail
+from torch import nn
 
 import adapter_export as ae
 from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
@@ -31,6 +35,7 @@ from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend import onnx_runner as pieces
 from adapter_export.onnx_backend.base.flow import module_path
@@ -389,3 +394,31 @@ class TestAnotherRuntime:
         graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
         with pytest.raises(UsageError, match="the other Python cannot run the graph"):
             list(check_runtime(python, graph, [bundle.golden(None)]))
+
+
+class Strided(nn.Module):
+    """Reads samples; a convolution makes the tokens, so that their number is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(1, 16, 3, 2)
+        self.blocks = nn.Sequential(partial_bases.Block(), partial_bases.Block())
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.frames(samples[:, None]).transpose(1, 2))
+
+
+@extended
+def test_build_and_check_take_a_model_that_computes_its_output_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = ae.capture(
+        Strided().eval(),
+        tmp_path / "base.pt",
+        example_inputs={"samples": torch.randn(2, 20)},
+        axes={"samples": {0: "batch", 1: "samples"}},
+        lengths=["samples=5.."],
+    )
+    assert base.outputs[0].axes[1] not in {"samples", *range(100)}
+    adapter = random_of_kind("random", houlsby().with_widths(b=4), base.sites.map, base.fingerprint)
+    report = ae.check(ae.build(base, [adapter], tmp_path / "bundle"), against=base)
+    report.raise_for_failure()

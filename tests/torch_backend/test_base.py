@@ -376,6 +376,13 @@ def test_unsupported_modules_are_refused(module: nn.Module, message: str, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_lengths_are_tried_no_further_than_memory_allows(tmp_path: Path) -> None:
+    axes = {"x": {0: "batch", 1: "channels", 2: "height", 3: "width"}}
+    # the next factor would need 15 GB
+    with pytest.raises(BaseModelError, match=r"cannot run on example inputs.*\[2, 120, 160, 200\]"):
+        save_base(NoTensors(), {"x": torch.ones(1, 1, 1, 1)}, tmp_path / "model.pt", axes=axes)
+
+
 @pytest.mark.parametrize(
     ("module", "wanted", "expected"),
     [

@@ -5,7 +5,6 @@ A run of one set reads all weights for a few tokens; in a batch, all sets share 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden.golden_vectors import Case, case_of
 from adapter_export.dtypes import Weights
 from adapter_export.errors import RequestError
-from adapter_export.format.axes import length
+from adapter_export.format.axes import estimated_elements
 from adapter_export.format.manifest import BankRecord, InputRecord, Manifest
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.bank import RowLayout
@@ -36,7 +35,7 @@ def run_sets(bundle: OpenedBundle, case: Case, sets: Sequence[Weights]) -> list[
     bank = bundle.manifest.bank
     if bank is None or not _is_shared(bundle, bank, case):
         return None
-    outputs = sum(math.prod(length(axis, case.axes) for axis in record.axes) for record in bundle.manifest.outputs)
+    outputs = sum(estimated_elements(record, case.axes) for record in bundle.manifest.outputs)
     if outputs > _MOST_ELEMENTS:
         return None
     of_set = max(sum(tensor.nbytes for tensor in sets[0].values()), outputs * np.dtype(np.float32).itemsize)

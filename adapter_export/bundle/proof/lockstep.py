@@ -7,7 +7,6 @@ unchanged; the errors of its values are cumulative.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from adapter_export.bundle.golden.golden_vectors import Allowance, Case
 from adapter_export.bundle.proof.compare_arrays import absolute_difference, compare
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, same_bits
-from adapter_export.format.axes import length
+from adapter_export.format.axes import estimated_elements
 from adapter_export.format.check_report import Finding, Measurement, NodeRecord, WitnessRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget
@@ -68,7 +67,7 @@ class Lockstep:
     def _piece_bytes(self) -> int | None:
         """Size of pieces: small ones if the values of one piece may need more memory than the weights."""
         outputs = self.graph.bundle.manifest.base_outputs
-        largest = max(math.prod(length(axis, self.case.axes) for axis in record.axes) for record in outputs)
+        largest = max(estimated_elements(record, self.case.axes) for record in outputs)
         return _SMALL_PIECE if largest > _MOST_ELEMENTS else None
 
     @property

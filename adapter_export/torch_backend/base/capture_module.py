@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,12 +235,13 @@ def _computed(
 ) -> dict[str, Tensor]:
     """Return the inputs with the first lengths at which the module runs, with equal results in two runs."""
     failures: list[tuple[Exception, str]] = []
-    shapes: list[torch.Size] = []
+    shapes: list[list[int]] = []
     for factor in _FACTORS:
-        widened = _widened(inputs, axes, factor, wanted)
-        before, shapes = shapes, [tensor.shape for tensor in widened.values()]
-        if before == shapes or (before and max(shape.numel() for shape in shapes) > _LARGEST):
+        lengths = _run_lengths(inputs, axes, factor, wanted)
+        before, shapes = shapes, [_shape(tensor, axes[name], lengths) for name, tensor in inputs.items()]
+        if before == shapes or (before and max(map(math.prod, shapes)) > _LARGEST):
             break
+        widened = _resized(inputs, axes, lengths)
         try:
             # twice: a model that draws random numbers in `eval` mode has no reference
             first, second = (_run(module, structure, list(widened.values())) for _ in range(2))
@@ -303,11 +305,8 @@ def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) 
     )
 
 
-def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, Tensor]:
-    """Return copies of the inputs, repeated along dynamic axes of length 1, which torch would treat as constants.
-
-    Each has the wanted lengths and separate memory: torch treats one tensor given twice as the same input.
-    """
+def _run_lengths(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, int]:
+    """Return lengths of dynamic axes for a run: the wanted ones, and more than 1, which torch treats as a constant."""
     lengths: dict[str, int] = {}
     for name, places in axes.items():
         for place, axis in places.items():
@@ -328,21 +327,32 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted:
     for axis, own in wanted.items():
         inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the minimum may be a special case
         lengths[axis] = own.near(max(lengths.get(axis, 1), min(inner, own.maximum or inner)))
-    return _resized(inputs, axes, lengths)
+    return lengths
 
 
 def _resized(inputs: Mapping[str, Tensor], axes: AxisNames, lengths: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return copies of the inputs, cut or repeated to the lengths of their axes."""
+    """Return copies of the inputs, cut or repeated to the lengths of their axes.
+
+    Each has separate memory: torch treats one tensor given twice as the same input.
+    """
     resized = {}
     for name, tensor in inputs.items():
         copy = tensor.detach().clone()
-        for place, axis in axes[name].items():
-            parts = names_of(axis)
-            size = sum(lengths[one] for one in parts) if all(one in lengths for one in parts) else lengths.get(axis)
-            if size is not None:
+        for place, size in enumerate(_shape(tensor, axes[name], lengths)):
+            if size != copy.shape[place]:
                 copy = copy.index_select(place, torch.arange(size) % copy.shape[place])
         resized[name] = copy
     return resized
+
+
+def _shape(tensor: Tensor, axes: Mapping[int, str], lengths: Mapping[str, int]) -> list[int]:
+    """Return the shape of an input at lengths of its axes."""
+    shape = list(tensor.shape)
+    for place, axis in axes.items():
+        parts = names_of(axis)
+        total = sum(lengths[part] for part in parts) if all(part in lengths for part in parts) else lengths.get(axis)
+        shape[place] = shape[place] if total is None else total
+    return shape
 
 
 @contextmanager
