@@ -41,7 +41,7 @@ help:
 	@echo 'make demo-full   the same on all rows and layers, with a full check (five to ten minutes)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/project/serving-load.md (about fifteen minutes)'
-	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
+	@echo 'make zoo     take more than 220 architectures through the pipeline (twenty to thirty minutes on two cores)'
 	@echo 'make published  take published configurations through tasks, precisions and graph variants (an hour or two)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'

@@ -1,4 +1,4 @@
-"""Tiny models of more than two hundred architectures, by family."""
+"""Tiny models of more than 220 architectures, by family."""
 
 from __future__ import annotations
 

@@ -7,14 +7,17 @@ from functools import partial
 import partial_bases
 import small_bases
 import torch
+import transformers as hf
 from recipes import (
     EXPERTS,
     FIXED,
     GROUPED,
     LATENT,
+    SIZES,
     STATES,
     T5,
     TWO_STACKS,
+    WORDS,
     Model,
     Tensors,
     decoder,
@@ -38,6 +41,24 @@ def _series() -> Tensors:
     }
 
 
+def _moves() -> Tensors:
+    """Six moves of an agent."""
+    return {
+        **{name: torch.randn(2, 6, width) for name, width in MOVE_WIDTHS.items()},
+        "timesteps": torch.randint(0, 20, (2, 6)),
+        "attention_mask": torch.ones(2, 6, dtype=torch.int64),
+    }
+
+
+def _bert_to_bert() -> nn.Module:
+    reader = hf.BertConfig(**SIZES, **WORDS)
+    writer = hf.BertConfig(**SIZES, **WORDS, is_decoder=True, add_cross_attention=True, use_cache=False)
+    config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(reader, writer)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    return hf.EncoderDecoderModel(config)
+
+
+MOVE_WIDTHS = {"states": 5, "actions": 3, "rewards": 1, "returns_to_go": 1}
 SERIES = {"prediction_length": 4, "context_length": 17, "lags_sequence": [1, 7], "num_time_features": 1} | {
     name: value for name, value in TWO_STACKS.items() if name != "decoder_start_token_id"
 }
@@ -83,6 +104,15 @@ TEXTS = {
     "Perceiver": Model(6, partial_bases.BASES["perceiver"].make, values("values", 9, 12)),
     "T5 encoder": Model(4, partial(of_transformers, "t5", name="T5EncoderModel", **T5), words),
     "CLIP text": text(4, "clip_text_model"),
+    "SigLIP text": text(4, "siglip_text_model", name="SiglipTextModel"),
+    "CamemBERT": text(4, "camembert"),
+    "XLM-RoBERTa": text(4, "xlm-roberta"),
+    "Data2Vec text": text(4, "data2vec-text"),
+    "FlauBERT": text(4, "flaubert", emb_dim=16, n_layers=2, n_heads=2),
+    "LayoutLMv3": text(4, "layoutlmv3", hidden_size=24, coordinate_size=4, shape_size=4, visual_embed=False),
+    "Megatron-BERT": text(4, "megatron-bert"),
+    "Splinter": text(4, "splinter"),
+    "mT5 encoder": Model(4, partial(of_transformers, "mt5", name="MT5EncoderModel", **T5), words),
 }
 
 DECODERS = {
@@ -157,6 +187,29 @@ DECODERS = {
         mamba_dt_rank=4,
         use_mamba_kernels=False,
     ),
+    "Arcee": decoder(4, "arcee"),
+    "GLM": decoder(4, "glm", head_dim=8),
+    "Granite": decoder(4, "granite"),
+    "Helium": decoder(4, "helium", head_dim=8),
+    "OLMo": decoder(4, "olmo"),
+    "SmolLM3": decoder(4, "smollm3", no_rope_layer_interval=2),
+    "ImageGPT": text(4, "imagegpt", n_embd=16, n_layer=2, n_head=2, n_positions=40),
+    "Decision Transformer": Model(
+        4,
+        partial(
+            of_transformers,
+            "decision_transformer",
+            state_dim=5,
+            act_dim=3,
+            hidden_size=16,
+            max_ep_len=20,
+            n_layer=2,
+            n_head=2,
+            n_positions=60,
+        ),
+        _moves,
+        {name: {0: "batch", 1: "moves"} for name in (*MOVE_WIDTHS, "timesteps", "attention_mask")},
+    ),
 }
 
 STACKS = {
@@ -164,7 +217,12 @@ STACKS = {
     "UMT5": Model(10, partial(of_transformers, "umt5", **T5), two_texts),
     "LongT5": Model(10, partial(of_transformers, "longt5", **T5, local_radius=3), two_texts),
     "Switch Transformers": Model(10, partial(of_transformers, "switch_transformers", **T5, num_experts=2), two_texts),
+    "mT5": Model(10, partial(of_transformers, "mt5", **T5), two_texts),
     "BART": two_stacks("bart"),
+    "mBART": two_stacks("mbart"),
+    "Blenderbot": two_stacks("blenderbot"),
+    "Blenderbot small": two_stacks("blenderbot-small"),
+    "BERT to BERT": Model(10, _bert_to_bert, two_texts),
     "Marian": two_stacks("marian", decoder_vocab_size=50),
     "Pegasus": two_stacks("pegasus"),
     "M2M-100": two_stacks("m2m_100"),

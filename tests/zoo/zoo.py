@@ -1,4 +1,4 @@
-"""Tiny models of more than a hundred architectures, each through the whole pipeline.
+"""Tiny models of more than 220 architectures, each through the whole pipeline.
 
 The table is in docs/reference/architectures.md.
 
