@@ -31,7 +31,7 @@ def length(axis: Axis, lengths: Mapping[str, int]) -> int:
 def estimated_elements(record: OutputRecord, lengths: Mapping[str, int]) -> int:
     """Estimate the number of elements of an output from the lengths of the inputs.
 
-    A length that the model computes, such as frames from samples, counts as the longest of the inputs.
+    A length that the model computes, such as that of frames from samples, counts as the longest length of the inputs.
     """
     longest = max(lengths.values(), default=1)
     lengths = {**dict.fromkeys(axis_names([record]), longest), **lengths}

@@ -9,16 +9,14 @@ import partial_bases
 import small_bases
 import torch
 import transformers as hf
-from recipes import IMAGE, SIZES, TWO_STACKS, Model, image, of_transformers, values
+from recipes import IMAGE, LAYERS, SIZES, STACK_SIZES, Model, image, of_transformers, values
 from torch import nn
 
 
 def _table_transformer() -> nn.Module:
     backbone = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
-    stacks = {name: value for name, value in TWO_STACKS.items() if name != "decoder_start_token_id"}
-    return hf.TableTransformerForObjectDetection(
-        hf.TableTransformerConfig(backbone_config=backbone, num_queries=5, **stacks)
-    )
+    config = hf.TableTransformerConfig(backbone_config=backbone, num_queries=5, **STACK_SIZES)
+    return hf.TableTransformerForObjectDetection(config)
 
 
 def _detector(kind: str, backbone: hf.PreTrainedConfig, **settings: Any) -> nn.Module:
@@ -64,19 +62,24 @@ def _d_fine() -> nn.Module:
 
 
 def _vitpose() -> nn.Module:
-    sizes = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
-    backbone = hf.VitPoseBackboneConfig(**sizes, image_size=[32, 32], patch_size=[8, 8], mlp_ratio=2, out_indices=[2])
+    backbone = hf.VitPoseBackboneConfig(**LAYERS, image_size=[32, 32], patch_size=[8, 8], mlp_ratio=2, out_indices=[2])
     return hf.VitPoseForPoseEstimation(hf.VitPoseConfig(backbone_config=backbone, num_labels=5))
 
 
 def _sam() -> nn.Module:
-    vision = {name: value for name, value in SIZES.items() if name != "intermediate_size"} | IMAGE
-    vision |= {"window_size": 2, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 32, "num_pos_feats": 8}
-    masks = {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {
+        **LAYERS,
+        **IMAGE,
+        "window_size": 2,
+        "global_attn_indexes": [1],
+        "output_channels": 16,
+        "mlp_dim": 32,
+        "num_pos_feats": 8,
+    }
     config = hf.SamConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": 16, **IMAGE, "mask_input_channels": 4},
-        mask_decoder_config={**masks, "iou_head_hidden_dim": 16},
+        mask_decoder_config={**LAYERS, "mlp_dim": 32, "iou_head_hidden_dim": 16},
     )
     return hf.SamModel(config)
 
@@ -101,56 +104,12 @@ IMAGES = {
     "CLIP vision": image(4, "clip_vision_model"),
     "SigLIP vision": image(4, "siglip_vision_model"),
     "DPT": image(4, "dpt", backbone_out_indices=[0, 1, 1, 1], is_hybrid=False),
-    "Swin": image(
-        6,
-        "swin",
-        size=32,
-        embed_dim=8,
-        window_size=2,
-        depths=[1, 2],
-        num_heads=[2, 2],
-        num_attention_heads=None,
-        num_hidden_layers=None,
-    ),
-    "Swin v2": image(
-        6,
-        "swinv2",
-        size=32,
-        embed_dim=8,
-        window_size=2,
-        depths=[1, 2],
-        num_heads=[2, 2],
-        num_attention_heads=None,
-        num_hidden_layers=None,
-    ),
+    "Swin": Model(6, partial(of_transformers, "swin", **WINDOWS), values("pixel_values", 3, 32, 32)),
+    "Swin v2": Model(6, partial(of_transformers, "swinv2", **WINDOWS), values("pixel_values", 3, 32, 32)),
     "Hiera": Model(8, partial(partial_bases._hiera, 2, 2), values("pixel_values", 3, 64, 64)),
     "Hiera, depths 1 and 1": Model(4, partial(partial_bases._hiera, 1, 1), values("pixel_values", 3, 64, 64)),
-    "PVT v2": image(
-        8,
-        "pvt_v2",
-        size=32,
-        num_encoder_blocks=2,
-        depths=[2, 2],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-    ),
-    "SegFormer": image(
-        8,
-        "segformer",
-        size=32,
-        num_encoder_blocks=2,
-        depths=[2, 2],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-    ),
+    "PVT v2": image(8, "pvt_v2", sr_ratios=[2, 1], patch_sizes=[7, 3], **PYRAMID),
+    "SegFormer": image(8, "segformer", sr_ratios=[2, 1], patch_sizes=[7, 3], **PYRAMID),
     "PoolFormer": image(
         8,
         "poolformer",

@@ -11,7 +11,7 @@ from recipes import (
     GROUPED,
     IMAGE,
     SIZES,
-    TWO_STACKS,
+    STACK_SIZES,
     WORDS,
     Model,
     Tensors,
@@ -39,11 +39,6 @@ def _clip() -> nn.Module:
 
 def _images_and_words() -> Tensors:
     return {**words(), "pixel_values": torch.randn(2, 3, 16, 16)}
-
-
-def _llava_inputs() -> Tensors:
-    ids = torch.cat([torch.full((2, 16), 3), torch.randint(4, 50, (2, 7))], 1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 16, 16)}
 
 
 def _vilt() -> Model:
@@ -148,8 +143,7 @@ def _deit_to_trocr() -> nn.Module:
 
 
 def _donut() -> nn.Module:
-    stacks = {name: value for name, value in TWO_STACKS.items() if name != "decoder_start_token_id"}
-    writer = hf.MBartConfig(**WORDS, **stacks, is_decoder=True, add_cross_attention=True)
+    writer = hf.MBartConfig(**WORDS, **STACK_SIZES, is_decoder=True, add_cross_attention=True)
     return _seq2seq(hf.DonutSwinConfig(**WINDOWS), writer)
 
 
@@ -179,7 +173,7 @@ MORE = {
         partial(_after_image, 16),
     ),
     "Gemma 3 with images": Model(8, _gemma3, partial(_after_image, 4)),
-    "LLaVA": Model(8, _llava, _llava_inputs),
+    "LLaVA": Model(8, _llava, partial(_after_image, 16)),
     "ViLT": _vilt(),
     "BLIP text": text(4, "blip_text_model", name="BlipTextModel", encoder_hidden_size=16, is_decoder=False),
     "PatchTST": Model(

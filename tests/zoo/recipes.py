@@ -16,19 +16,20 @@ import torch
 import transformers as hf
 from torch import nn
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+LAYERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {**LAYERS, "intermediate_size": 32}
 WORDS = {"vocab_size": 50, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 IMAGE = {"image_size": 16, "patch_size": 4}
 CONVOLUTIONS = {"conv_dim": (8, 8), "conv_stride": (2, 2), "conv_kernel": (3, 3), "num_feat_extract_layers": 2} | {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
 }
-TWO_STACKS = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")} | {
+STACK_SIZES = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")} | {
     "d_model": 16,
     "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32,
-    "decoder_start_token_id": 1,
 }
+TWO_STACKS = {**STACK_SIZES, "decoder_start_token_id": 1}
 T5 = {
     "d_model": 16,
     "d_kv": 8,

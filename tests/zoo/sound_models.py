@@ -35,7 +35,6 @@ def _speecht5() -> nn.Module:
     return hf.SpeechT5ForSpeechToText(config)
 
 
-ENCODER = {name: value for name, value in TWO_STACKS.items() if name.startswith(("encoder", "d_model"))}
 SPEECH = {"num_mel_bins": 8, "max_source_positions": 10, **TWO_STACKS, **WORDS, "decoder_start_token_id": 1}
 
 SOUNDS = {

@@ -14,9 +14,9 @@ from recipes import (
     GROUPED,
     LATENT,
     SIZES,
+    STACK_SIZES,
     STATES,
     T5,
-    TWO_STACKS,
     WORDS,
     Model,
     Tensors,
@@ -59,9 +59,7 @@ def _bert_to_bert() -> nn.Module:
 
 
 MOVE_WIDTHS = {"states": 5, "actions": 3, "rewards": 1, "returns_to_go": 1}
-SERIES = {"prediction_length": 4, "context_length": 17, "lags_sequence": [1, 7], "num_time_features": 1} | {
-    name: value for name, value in TWO_STACKS.items() if name != "decoder_start_token_id"
-}
+SERIES = {"prediction_length": 4, "context_length": 17, "lags_sequence": [1, 7], "num_time_features": 1} | STACK_SIZES
 SMALL_WINDOW = {"global_attn_every_n_layers": 2, "local_attention": 4}
 LAST = {"cls_token_id": 1, "sep_token_id": 2}
 

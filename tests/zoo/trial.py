@@ -114,7 +114,7 @@ def _words(error: AdapterExportError, folder: Path) -> str:
     known = error.facts()
     text = known["what"] + (f"{FOUND}{known['found']}" if "found" in known else "")
     text = " ".join(text.replace(str(folder), "").split())
-    return text if len(text) <= 180 else f"{text[:179]}…"
+    return text if len(text) <= 180 else f"{text[:179].rpartition(' ')[0]} …"
 
 
 def _seen(base: ae.Base, module: nn.Module, sites: SiteMap) -> list[bool]:

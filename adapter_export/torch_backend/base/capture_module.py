@@ -68,29 +68,29 @@ def capture(
     given = _named_inputs(module, example_inputs)
     inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
-    wanted = _checked_lengths(names, lengths or {})
+    bounds = _checked_lengths(names, lengths or {})
     structure = pytree.tree_structure(given)
     trial = pristine(module)  # some models change their computation after a short text
     with settled(trial), captured_logs():
-        inputs = _computed(trial, structure, inputs, names, wanted)
-    program, shapes = _exported(module, inputs, structure, names, wanted)
-    other = _elsewhere(program, shapes, inputs, wanted)
+        inputs = _computed(trial, structure, inputs, names, bounds)
+    program, shapes = _exported(module, inputs, structure, names, bounds)
+    other = _elsewhere(program, shapes, inputs, bounds)
     if other:  # a branch on the length; the other branch may have expressible lengths, such as multiples of a block
         inputs = _resized(inputs, names, other)
         with suppress(BaseModelError):
-            again = _exported(module, inputs, structure, names, wanted)
-            program, shapes = again if not _elsewhere(*again, inputs, wanted) else (program, shapes)
+            again = _exported(module, inputs, structure, names, bounds)
+            program, shapes = again if not _elsewhere(*again, inputs, bounds) else (program, shapes)
     return program, shapes
 
 
 def _elsewhere(
-    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], wanted: Bounds
+    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], bounds: Bounds
 ) -> dict[str, int]:
     """Return another length for each axis whose lengths cannot be expressed; empty if there is no such axis."""
     sizes = {axis: inputs[name].shape[at] for name, shape in shapes.items() for at, axis in enumerate(shape)}
-    found = {axis: one for axis, one in facts_of(program, shapes).items() if one.lengths() is None}
-    others = {axis: one.another(sizes.get(axis, 1)) for axis, one in found.items()}
-    return {axis: other for axis, other in others.items() if other is not None and other in axis_lengths(axis, wanted)}
+    unclear = {axis: facts for axis, facts in facts_of(program, shapes).items() if facts.lengths() is None}
+    others = {axis: facts.another(sizes.get(axis, 1)) for axis, facts in unclear.items()}
+    return {axis: other for axis, other in others.items() if other is not None and other in axis_lengths(axis, bounds)}
 
 
 def facts_of(
@@ -101,8 +101,7 @@ def facts_of(
     `guards` are its conditions, if the program does not contain them. Errors as for `program_facts`.
     """
     signature = Signature(program, shapes)
-    own = list(program._guards_code) if guards is None else guards
-    return program_facts(shapes, signature.ranges(), own)
+    return program_facts(shapes, signature.ranges(), list(program._guards_code) if guards is None else guards)
 
 
 def live(module: nn.Module, example_inputs: Inputs) -> Run:
@@ -116,18 +115,18 @@ def live(module: nn.Module, example_inputs: Inputs) -> Run:
 
     def run(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
         # a fresh copy per run, as a model may change itself when it runs
-        own = pristine(untouched)
-        with settled(own):
-            found = own(**pytree.tree_unflatten([tensors[name] for name in names], structure))
-        return list(found.values())
+        fresh = pristine(untouched)
+        with settled(fresh):
+            outputs = fresh(**pytree.tree_unflatten([tensors[name] for name in names], structure))
+        return list(outputs.values())
 
     return run
 
 
 def _exported(
-    module: nn.Module, inputs: dict[str, Tensor], structure: Any, names: dict[str, dict[int, str]], wanted: Bounds
+    module: nn.Module, inputs: dict[str, Tensor], structure: Any, names: dict[str, dict[int, str]], bounds: Bounds
 ) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
-    fixed = {axis for axis, own in wanted.items() if own.fixed}
+    fixed = {axis for axis, allowed in bounds.items() if allowed.fixed}
     free = {
         name: {place: axis for place, axis in named.items() if not fixed.intersection(names_of(axis))}
         for name, named in names.items()
@@ -154,14 +153,15 @@ def _exported(
 
 
 def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) -> Bounds:
-    known = list(dict.fromkeys(one for places in names.values() for axis in places.values() for one in names_of(axis)))
-    unknown = sorted(set(lengths) - set(known))
+    axes = [axis for places in names.values() for axis in places.values()]
+    dynamic = list(dict.fromkeys(name for axis in axes for name in names_of(axis)))
+    unknown = sorted(set(lengths) - set(dynamic))
     if unknown:
         raise UsageError(
             "unknown dynamic axis",
             where=argument("lengths", option="axis"),
             found=quoted(unknown),
-            expected=quoted(known) or "no dynamic axis",
+            expected=quoted(dynamic) or "no dynamic axis",
         )
     return lengths
 
@@ -169,18 +169,18 @@ def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) ->
 def _named_inputs(module: nn.Module, example: Inputs) -> dict[str, Any]:
     """Return the inputs by name, in the order of `forward`."""
     parameters = inspect.signature(module.forward).parameters.values()
-    known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
-    inputs = example if isinstance(example, Mapping) else dict(zip(known, example, strict=False))
-    unknown = sorted(set(inputs) - set(known))
+    arguments = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+    inputs = example if isinstance(example, Mapping) else dict(zip(arguments, example, strict=False))
+    unknown = sorted(set(inputs) - set(arguments))
     if unknown or not inputs or len(inputs) != len(example):
         raise UsageError(
             "the example inputs do not match the arguments of the model",
             where=f"`{type(module).__name__}.forward`",
             found=", ".join(unknown) or number_of(len(example), "input"),
-            expected=f"some of {', '.join(known) or 'its arguments by name'}",
+            expected=f"some of {', '.join(arguments) or 'its arguments by name'}",
             fix="pass a dict of tensors by argument name",
         )
-    return {name: inputs[name] for name in known if name in inputs}
+    return {name: inputs[name] for name in arguments if name in inputs}
 
 
 def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -231,13 +231,13 @@ _LARGEST = 2**25
 
 
 def _computed(
-    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames, wanted: Bounds
+    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames, bounds: Bounds
 ) -> dict[str, Tensor]:
     """Return the inputs with the first lengths at which the module runs, with equal results in two runs."""
     failures: list[tuple[Exception, str]] = []
     shapes: list[list[int]] = []
     for factor in _FACTORS:
-        lengths = _run_lengths(inputs, axes, factor, wanted)
+        lengths = _run_lengths(inputs, axes, factor, bounds)
         before, shapes = shapes, [_shape(tensor, axes[name], lengths) for name, tensor in inputs.items()]
         if before == shapes or (before and max(map(math.prod, shapes)) > _LARGEST):
             break
@@ -305,8 +305,8 @@ def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) 
     )
 
 
-def _run_lengths(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, int]:
-    """Return lengths of dynamic axes for a run: the wanted ones, and more than 1, which torch treats as a constant."""
+def _run_lengths(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, bounds: Bounds) -> dict[str, int]:
+    """Return lengths of dynamic axes for a run: in bounds, and more than 1, which torch would treat as a constant."""
     lengths: dict[str, int] = {}
     for name, places in axes.items():
         for place, axis in places.items():
@@ -324,9 +324,10 @@ def _run_lengths(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wan
         axis: length if length > 1 else (index + 2) * (1 if axis in rows else factor)
         for index, (axis, length) in enumerate(lengths.items())
     }
-    for axis, own in wanted.items():
-        inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the minimum may be a special case
-        lengths[axis] = own.near(max(lengths.get(axis, 1), min(inner, own.maximum or inner)))
+    for axis, allowed in bounds.items():
+        # the minimum may be a special case
+        inner = allowed.minimum if allowed.fixed else allowed.minimum + allowed.multiple_of
+        lengths[axis] = allowed.near(max(lengths.get(axis, 1), min(inner, allowed.maximum or inner)))
     return lengths
 
 
