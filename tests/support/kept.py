@@ -123,7 +123,7 @@ def sources(root: Path, module: str) -> list[Path]:
     while parts:
         part = parts.pop()
         for file in [part] if part.is_file() else part.rglob("*"):
-            if file not in found and file.is_file() and file.suffix != ".pyc":
+            if file not in found and file.is_file() and file.parent.name != "__pycache__":
                 found.add(file)
                 parts += _imports(file, package, modules)
     return sorted(found)
